@@ -1,0 +1,143 @@
+"""The IDX format of MNIST and its relatives, read strictly.
+
+A file is two zero bytes, a type code (8: unsigned bytes), the number of dimensions, each dimension as a big-endian
+32-bit count, and then exactly as many bytes as their product says (http://yann.lecun.com/exdb/mnist).
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import lzma
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import BinaryIO, Literal, cast
+
+import torch
+from torch import Tensor
+
+from proxflow.data.images import ImageData
+from proxflow.errors import DataError
+
+Split = Literal["train", "test"]
+_PREFIXES: dict[Split, str] = {"train": "train", "test": "t10k"}
+_CHUNK = 1 << 20
+
+
+def file_names(split: Split) -> tuple[str, str]:
+    """The usual names of a split's image and label files, without a compression suffix."""
+    prefix = _PREFIXES[split]
+    return f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
+
+
+def read_idx(path: Path, dimensions: int, sha256: str | None = None) -> Tensor:
+    """Reads one IDX file of unsigned bytes; the suffixes .gz and .xz are decompressed.
+
+    Memory grows only with what the file really holds, never with what its header claims, and decompression stops one
+    byte behind the declared end.
+
+    Args:
+        path: The file.
+        dimensions: The number of dimensions it must have.
+        sha256: Checksum of the uncompressed file, if it is known.
+
+    Returns:
+        uint8, of the shape that the header declares.
+
+    Raises:
+        DataError: The file is missing, unreadable, not such an IDX file, truncated, too long, or has another checksum.
+    """
+    header_length = 4 + 4 * dimensions
+    try:
+        size = path.stat().st_size
+        with _open(path) as stream:
+            header = _read_up_to(stream, header_length)
+            shape = _parse_header(path, bytes(header), dimensions)
+            expected = math.prod(shape)
+            if path.suffix not in (".gz", ".xz") and size != header_length + expected:
+                raise _wrong_length(path, shape, header_length, f"{size - header_length}")
+            body = _read_up_to(stream, expected)
+            excess = len(body) == expected and stream.read(1) != b""
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); expected an intact IDX file") from error
+    if len(body) != expected or excess:
+        raise _wrong_length(path, shape, header_length, "more" if excess else f"{len(body)}")
+    if sha256 is not None:
+        digest = hashlib.sha256(header)
+        digest.update(body)
+        if digest.hexdigest() != sha256:
+            raise DataError(f"{path}: sha256 of the content is {digest.hexdigest()}, expected {sha256}; reinstall it")
+    return torch.frombuffer(body, dtype=torch.uint8).reshape(shape)
+
+
+def read_folder(folder: Path, split: Split) -> ImageData:
+    """Reads a split from a folder of IDX files named as MNIST's and Fashion-MNIST's, plain or with suffix .gz.
+
+    Args:
+        folder: Where the files lie, for example /usr/share/datasets/fashion-mnist. A split without a label file is a
+            set without classes.
+        split: "train" or "test".
+
+    Raises:
+        DataError: The image file is missing, or a file is not as expected.
+    """
+    image_name, label_name = file_names(split)
+    image_path = _find(folder, image_name)
+    if image_path is None:
+        present = sorted(entry.name for entry in folder.iterdir())
+        listing = ", ".join(present[:12]) + (", …" if len(present) > 12 else "") if present else "nothing"
+        raise DataError(f"{folder}: expected {image_name} or {image_name}.gz; the folder holds {listing}")
+    label_path = _find(folder, label_name)
+    images = read_idx(image_path, dimensions=3)
+    labels = None if label_path is None else read_idx(label_path, dimensions=1)
+    return assemble(folder.resolve().name, images, labels, str(folder))
+
+
+def assemble(name: str, images: Tensor, labels: Tensor | None, origin: str) -> ImageData:
+    """Makes a data set of the file contents: images (N, H, W) and labels (N,), both uint8."""
+    if labels is not None and len(labels) != len(images):
+        raise DataError(f"{origin}: {len(images)} images but {len(labels)} labels; expected as many of both")
+    return ImageData(name, images.unsqueeze(1), None if labels is None else labels.to(torch.int64))
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _open(path: Path) -> BinaryIO:
+    if path.suffix == ".gz":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if path.suffix == ".xz":
+        return cast(BinaryIO, lzma.open(path, "rb"))
+    return path.open("rb")
+
+
+def _read_up_to(stream: BinaryIO, length: int) -> bytearray:
+    content = bytearray()
+    while len(content) < length and (chunk := stream.read(min(_CHUNK, length - len(content)))):
+        content += chunk
+    return content
+
+
+def _parse_header(path: Path, header: bytes, dimensions: int) -> tuple[int, ...]:
+    magic = bytes((0, 0, 8, dimensions))
+    if header[:4] != magic:
+        raise DataError(
+            f"{path}: begins with bytes {header[:4].hex(' ') or 'none'}, expected {magic.hex(' ')} "
+            f"(IDX, unsigned bytes, {dimensions} dimensions)"
+        )
+    if len(header) != 4 + 4 * dimensions:
+        raise DataError(f"{path}: ends within its header of {4 + 4 * dimensions} bytes")
+    shape = cast(tuple[int, ...], struct.unpack(f">{dimensions}I", header[4:]))
+    if 0 in shape:
+        raise DataError(f"{path}: declares an empty array of shape {shape}; expected every dimension positive")
+    return shape
+
+
+def _wrong_length(path: Path, shape: tuple[int, ...], header_length: int, found: str) -> DataError:
+    return DataError(
+        f"{path}: has {found} bytes after its header of {header_length}, expected exactly {math.prod(shape)} "
+        f"for shape {shape}"
+    )
