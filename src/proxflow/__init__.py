@@ -1,0 +1,54 @@
+"""Proximal flow networks: generative models that improve a belief step by step, with any divergence.
+
+Names are loaded when first used, so that ``import proxflow`` and ``proxflow --help`` start at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from proxflow import data, metrics, nn
+    from proxflow.beliefs import Belief, Categorical, DiagonalGaussian
+    from proxflow.config import ModelConfig, TrainingConfig
+    from proxflow.divergences import KL, Divergence, FisherRao, ReverseKL, Wasserstein2
+    from proxflow.errors import ProxflowError
+    from proxflow.flows import BFN, GPFN, CategoricalEndpoints, DiscreteBFN, Flow, GaussianEndpoints
+    from proxflow.models import build, load
+    from proxflow.predictors import ClassPredictor, PointPredictor, Predictor
+    from proxflow.proximal import Proximal
+    from proxflow.samplers import Deterministic, Marginal, Multistep2, Sampler, Stochastic, sample
+    from proxflow.schedules import Cosine, Linear
+    from proxflow.solvers import NewtonSolver
+    from proxflow.training import fit
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "beliefs": ["Belief", "Categorical", "DiagonalGaussian"],
+    "config": ["ModelConfig", "TrainingConfig"],
+    "divergences": ["KL", "Divergence", "FisherRao", "ReverseKL", "Wasserstein2"],
+    "errors": ["ProxflowError"],
+    "flows": ["BFN", "GPFN", "CategoricalEndpoints", "DiscreteBFN", "Flow", "GaussianEndpoints"],
+    "models": ["build", "load"],
+    "predictors": ["ClassPredictor", "PointPredictor", "Predictor"],
+    "proximal": ["Proximal"],
+    "samplers": ["Deterministic", "Marginal", "Multistep2", "Sampler", "Stochastic", "sample"],
+    "schedules": ["Cosine", "Linear"],
+    "solvers": ["NewtonSolver"],
+    "training": ["fit"],
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(["__version__", "data", "metrics", "nn", *_HOME])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"proxflow.{_HOME[name]}"), name)
+    if name in ("data", "metrics", "nn"):
+        return import_module(f"proxflow.{name}")
+    raise AttributeError(f"module 'proxflow' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

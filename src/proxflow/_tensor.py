@@ -1,0 +1,217 @@
+"""Small tensor tools: randomness independent of the batch, broadcasting over events, stable special functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from proxflow.errors import ArgumentError
+
+_WORD = 0xFFFFFFFF
+
+
+def _philox(seed: int, first: Tensor, second: Tensor, third: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10 (Salmon et al., SC 2011) of the counter (first, second, third, 0), in int64 tensors of 32-bit words."""
+    key0, key1 = seed & _WORD, (seed >> 32) & _WORD
+    c0, c1, c2 = first, second, third
+    c3 = torch.zeros_like(first)
+    for _ in range(10):
+        product0, product2 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wraps around modulo 2^64, as it should
+        c0, c1, c2, c3 = (
+            ((product2 >> 32) & _WORD) ^ c1 ^ key0,
+            product2 & _WORD,
+            ((product0 >> 32) & _WORD) ^ c3 ^ key1,
+            product0 & _WORD,
+        )
+        key0, key1 = (key0 + 0x9E3779B9) & _WORD, (key1 + 0xBB67AE85) & _WORD
+    return c0, c1, c2, c3
+
+
+class SampleStreams:
+    """One random stream for each sample, a function of (seed, sample index) alone.
+
+    The n-th draw for sample i is the same whatever other samples share its batch, on any device and in any precision
+    (float32 draws are the rounded float64 ones). Drop-in for a :class:`torch.Generator` wherever this library takes one.
+
+    Args:
+        seed: Any integer; taken modulo 2^64.
+        indices: Index of each sample in the batch, integers (batch,), on the device of the draws.
+    """
+
+    def __init__(self, seed: int, indices: Tensor) -> None:
+        if indices.ndim != 1 or indices.is_floating_point():
+            raise ArgumentError(f"sample indices must be integers of shape (batch,), got {tuple(indices.shape)}")
+        self.seed = seed % 2**64
+        self.indices = indices.long()
+        self._draws = 0
+
+    def _words(self, shape: torch.Size) -> Tensor:
+        """Uniform 32-bit words, float64 in (0, 1), of the given shape (batch, …)."""
+        if shape[0] != len(self.indices):
+            raise ArgumentError(f"streams for {len(self.indices)} samples cannot fill a batch of {shape[0]}")
+        size = math.prod(shape[1:])
+        blocks = torch.arange(-(-size // 4), device=self.indices.device)
+        sample = self.indices[:, None]
+        # The high word of the index shares a counter word with the draw number: 2^16 of each are enough.
+        words = _philox(self.seed, blocks, sample & _WORD, ((sample >> 32) << 16) + self._draws)
+        self._draws += 1
+        return ((torch.stack(words, dim=-1).flatten(1).double() + 0.5) / 2**32)[:, :size]
+
+    def uniform(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        return self._words(shape).reshape(shape).to(dtype)
+
+    def normal(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        size = math.prod(shape[1:])
+        pairs = self._words(torch.Size([shape[0], size + size % 2])).reshape(shape[0], -1, 2)
+        radius, angle = (-2 * pairs[..., 0].log()).sqrt(), 2 * math.pi * pairs[..., 1]
+        both = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(1)  # Box–Muller
+        return both[:, :size].reshape(shape).to(dtype)
+
+
+Generator = torch.Generator | SampleStreams
+"""A source of randomness: torch's own, or streams that do not depend on the batch."""
+
+
+def randn(shape: torch.Size, generator: Generator, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Standard normal draws of the given shape."""
+    if isinstance(generator, SampleStreams):
+        return generator.normal(shape, dtype)
+    return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+
+
+def rand(shape: torch.Size, generator: Generator, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uniform draws from (0, 1) of the given shape."""
+    if isinstance(generator, SampleStreams):
+        return generator.uniform(shape, dtype)
+    return torch.rand(shape, generator=generator, dtype=dtype, device=device).clamp_(min=torch.finfo(dtype).tiny)
+
+
+def over_events(t: Tensor | float, like: Tensor) -> Tensor:
+    """Shape times or fractions, (batch,) or a scalar, so that they broadcast against ``like`` of shape (batch, …).
+
+    Raises:
+        ArgumentError: Neither a scalar nor one number for each example.
+    """
+    t = torch.as_tensor(t, dtype=like.dtype, device=like.device)
+    if t.ndim == 0:
+        return t
+    if t.ndim > 1 or t.shape[0] != like.shape[0]:
+        raise ArgumentError(f"expected a scalar or a tensor of shape ({like.shape[0]},), got shape {tuple(t.shape)}")
+    return t.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def sum_events(values: Tensor) -> Tensor:
+    """Sum over all dimensions but the first: (batch, …) → (batch,)."""
+    return values.flatten(1).sum(1) if values.ndim > 1 else values
+
+
+def mean_events(values: Tensor) -> Tensor:
+    """Mean over all dimensions but the first: (batch, …) → (batch,)."""
+    return values.flatten(1).mean(1) if values.ndim > 1 else values
+
+
+Function = Callable[[Tensor], Tensor]
+
+
+def _piecewise(near_zero: Tensor, x: Tensor, series: Function, elsewhere: Function) -> Tensor:
+    """``series(x)`` where ``near_zero``, else ``elsewhere(x)``.
+
+    Each function sees only its own part (0 and 1/4 stand in for the rest), so no overflow or 0/0 of the branch that is
+    not taken enters a gradient.
+    """
+    return torch.where(
+        near_zero,
+        series(torch.where(near_zero, x, torch.zeros_like(x))),
+        elsewhere(torch.where(near_zero, torch.full_like(x, 0.25), x)),
+    )
+
+
+def log_ratio(a: Tensor, b: Tensor) -> Tensor:
+    """log(a/b) for positive numbers, to full relative accuracy also where a ≈ b."""
+    gap = (a - b) / b
+    close = gap > -0.5
+    return torch.where(close, torch.where(close, gap, torch.zeros_like(gap)).log1p(), a.log() - b.log())
+
+
+def exp_excess(x: Tensor) -> Tensor:
+    """eˣ − 1 − x ≥ 0, to full relative accuracy also near 0; the divergences' values are sums of such terms."""
+
+    def series(u: Tensor) -> Tensor:
+        tail = torch.ones_like(u)
+        for n in range(10, 2, -1):
+            tail = 1 + u / n * tail
+        return u * u / 2 * tail
+
+    # The clamp changes no finite value (eˣ has overflowed by then) and makes the value at +∞ infinite, not NaN.
+    return _piecewise(x.abs() < 0.1, x, series, lambda u: torch.expm1(u) - u.clamp(max=1e3))
+
+
+def squared_arcsinh_sqrt(s: Tensor) -> Tensor:
+    """arcsinh(√s)² for s ≥ 0: smooth at 0, with finite gradients there."""
+    return _piecewise(
+        s < 1e-3,
+        s,
+        lambda u: u * (1 - u * (1 / 3 - u * (8 / 45 - u * 4 / 35))),
+        lambda u: torch.asinh(u.sqrt()).square(),
+    )
+
+
+def squared_arcsin_sqrt(s: Tensor) -> Tensor:
+    """arcsin(√s)² for 0 ≤ s < 1: smooth at 0, with finite gradients there."""
+    return _piecewise(
+        s < 1e-3,
+        s,
+        lambda u: u * (1 + u * (1 / 3 + u * (8 / 45 + u * 4 / 35))),
+        lambda u: torch.asin(u.sqrt()).square(),
+    )
+
+
+def sinh_ratio(fraction: Tensor, squared: Tensor) -> Tensor:
+    """sinh(f d)/sinh(d) for 0 ≤ f ≤ 1 given d², without overflow for large d and smooth at d = 0."""
+    f2 = fraction.square()
+
+    def ratio(d2: Tensor) -> Tensor:
+        d = d2.sqrt()
+        return torch.exp((fraction - 1) * d) * torch.expm1(-2 * fraction * d) / torch.expm1(-2 * d)
+
+    return _piecewise(
+        squared < 1e-3,
+        squared,
+        lambda d2: fraction * (1 + (f2 - 1) * d2 / 6 * (1 + (3 * f2 - 7) * d2 / 60)),
+        ratio,
+    )
+
+
+def sin_ratio(fraction: Tensor, squared: Tensor) -> Tensor:
+    """sin(f φ)/sin(φ) for 0 ≤ f ≤ 1 given φ² < π², smooth at φ = 0."""
+    f2 = fraction.square()
+    return _piecewise(
+        squared < 1e-3,
+        squared,
+        lambda a: fraction * (1 + (1 - f2) * a / 6 * (1 + (7 - 3 * f2) * a / 60)),
+        lambda a: (fraction * a.sqrt()).sin() / a.sqrt().sin(),
+    )
+
+
+def log_weighted_sum(log_a: Tensor, log_b: Tensor, weight_a: Tensor, weight_b: Tensor) -> Tensor:
+    """log(w_a eᵃ + w_b eᵇ) for weights ≥ 0, not both 0; either may be 0 and either logarithm −∞.
+
+    Unlike ``logaddexp(a + log w_a, b + log w_b)`` it has finite gradients in the weights where one is 0.
+    """
+    nothing = torch.full_like(log_a, -torch.inf)
+    anchor = torch.maximum(
+        torch.where(weight_a > 0, log_a, nothing), torch.where(weight_b > 0, log_b, nothing)
+    ).detach()
+    anchor = torch.where(anchor.isneginf(), torch.zeros_like(anchor), anchor)
+    # Only a term of weight 0 can exceed the anchor; the clamp keeps it from turning 0 · ∞ into NaN.
+    total = weight_a * (log_a - anchor).clamp(max=80).exp() + weight_b * (log_b - anchor).clamp(max=80).exp()
+    positive = total > 0
+    return torch.where(positive, anchor + torch.where(positive, total, torch.ones_like(total)).log(), nothing)
+
+
+def log_mix(log_p: Tensor, log_q: Tensor, fraction: Tensor) -> Tensor:
+    """log((1 − f) p + f q) from log p and log q, exact at f = 0 and f = 1."""
+    return log_weighted_sum(log_p, log_q, 1 - fraction, fraction)

@@ -1,0 +1,144 @@
+"""Configurations: plain dataclasses, written to and read from JSON, importable without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from proxflow.errors import ArgumentError, CheckpointError
+
+FlowName = Literal["gpfn-w2", "gpfn-kl", "gpfn-reverse-kl", "gpfn-fisher-rao", "bfn", "bfn-tuned"]
+SamplerName = Literal["deterministic", "stochastic", "marginal", "multistep2"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A flow and its U-Net, enough to rebuild the model from its weights.
+
+    Args:
+        flow: Which proximal flow: gpfn-* is the General Proximal Flow Network with the named divergence, bfn the
+            Bayesian Flow Network with the reference's settings, bfn-tuned the same with a σ₁ suited to MNIST.
+        channels: Width of the U-Net's first level.
+        multipliers: Width of each level over that of the first; each further level halves the resolution.
+        blocks: Residual blocks a level.
+        attention: Levels with self-attention, 0 the finest; none by default.
+        patch: Side of the space-to-depth stem; 1 for none.
+        dropout: Probability of dropping a feature in training.
+        sigma1: σ₁ of bfn-tuned, in units of data in [-1, 1]; the other flows do not use it.
+    """
+
+    flow: FlowName = "gpfn-w2"
+    channels: int = 32
+    multipliers: tuple[int, ...] = (1, 2)
+    blocks: int = 1
+    attention: tuple[int, ...] = ()
+    patch: int = 2
+    dropout: float = 0.0
+    sigma1: float = 0.3
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained: AdamW with warm-up and cosine decay, clipped gradients, averaged weights.
+
+    Args:
+        steps: Optimiser steps.
+        batch_size: Examples a step.
+        learning_rate: Peak of AdamW's rate.
+        warmup_steps: Steps over which the rate rises to its peak; it then falls to zero as a cosine.
+        weight_decay: AdamW's decay.
+        clip: Largest norm of the gradient.
+        ema: Decay of the averaged weights, which are the ones kept; it warms up with the steps.
+        seed: Seed of the initial weights, the order of the data, the times and the noise.
+        checkpoint_every: Steps between checkpoints.
+    """
+
+    steps: int = 10_000
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.999
+    seed: int = 0
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        at_least_one = ("steps", "batch_size", "checkpoint_every")
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise ArgumentError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.warmup_steps < 0 or self.weight_decay < 0 or not self.clip > 0:
+            raise ArgumentError("warmup_steps and weight_decay must not be negative, and clip must be positive")
+        if not 0 <= self.ema < 1:
+            raise ArgumentError(f"ema must lie in [0, 1), got {self.ema}")
+
+
+T = TypeVar("T")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON values."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def from_dict(kind: type[T], values: Any, where: str) -> T:
+    """A configuration of type ``kind`` from plain JSON values.
+
+    Raises:
+        CheckpointError: A name is missing or unknown, or a value has the wrong type; ``where`` names the file.
+    """
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{where}: expected an object with the fields of {kind.__name__}, got {values!r:.80}")
+    hints = get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - known):
+        raise CheckpointError(f"{where}: unknown field {unknown[0]!r} for {kind.__name__}; known are {sorted(known)}")
+    try:
+        return kind(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+    except (TypeError, ArgumentError) as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value in inner:
+            return value
+        raise CheckpointError(f"{where} must be one of {list(inner)}, got {value!r:.80}")
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in inner:
+            return None
+        return _convert(next(t for t in inner if t is not type(None)), value, where)
+    if origin is tuple:
+        if not isinstance(value, list) or len(value) > 64:
+            raise CheckpointError(f"{where} must be a short list, got {value!r:.80}")
+        return tuple(_convert(inner[0], item, where) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise CheckpointError(f"{where} must be of type {hint.__name__}, got {value!r:.80}")
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        CheckpointError: The file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable as JSON: {error}") from error
