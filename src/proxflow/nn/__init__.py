@@ -1,0 +1,5 @@
+"""Networks: tensors in, tensors out."""
+
+from proxflow.nn.unet import UNet
+
+__all__ = ["UNet"]

@@ -1,0 +1,219 @@
+"""Image networks: tensors in, tensors out.
+
+A network here knows nothing of beliefs, flows or divergences. It reads an image-shaped tensor and a time in [0, 1]
+and returns an image-shaped tensor; a :mod:`proxflow.predictors` member turns that into a predicted target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from proxflow.errors import ArgumentError
+
+
+class TimeEmbedding(nn.Module):
+    """Fourier features of the time followed by a two-layer perceptron.
+
+    Args:
+        width: Size of the embedding, even.
+
+    Shapes: ``t`` (batch,) in [0, 1] → (batch, width).
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        # Angular frequencies from π/2 (one slow sweep over [0, 1]) to 200π, geometrically spaced.
+        exponents = torch.linspace(math.log(math.pi / 2), math.log(200 * math.pi), width // 2)
+        self.register_buffer("frequencies", exponents.exp(), persistent=False)
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t[:, None] * self.frequencies
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+        embedded: Tensor = self.layers(waves.to(next(self.layers.parameters()).dtype))
+        return embedded
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(8, channels), channels)
+
+
+def _zero(layer: nn.Conv2d) -> nn.Conv2d:
+    """Start a residual branch at zero, so that a fresh network is the identity along its skips."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions with a time-dependent scale and shift between them."""
+
+    def __init__(self, inputs: int, outputs: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.enter = nn.Sequential(_norm(inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1))
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * outputs))
+        self.norm = _norm(outputs)
+        self.leave = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), _zero(nn.Conv2d(outputs, outputs, 3, padding=1)))
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        hidden = torch.addcmul(shift, self.norm(self.enter(x)), 1 + scale)
+        output: Tensor = self.skip(x) + self.leave(hidden)
+        return output
+
+
+class Attention(nn.Module):
+    """Self-attention over all pixels of a feature map, added to its input."""
+
+    def __init__(self, channels: int, head_channels: int = 32) -> None:
+        super().__init__()
+        self.heads = max(1, channels // head_channels)
+        if channels % self.heads:
+            raise ArgumentError(f"attention needs channels divisible by {self.heads} heads, got {channels} channels")
+        self.norm = _norm(channels)
+        self.project_in = nn.Conv2d(channels, 3 * channels, 1)
+        self.project_out = _zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        projected = self.project_in(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
+        query, key, value = projected.transpose(-1, -2).unbind(1)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        output: Tensor = x + self.project_out(mixed.transpose(-1, -2).reshape(batch, channels, height, width))
+        return output
+
+
+class Stage(nn.Module):
+    """A residual block, with attention after it or not."""
+
+    def __init__(self, inputs: int, outputs: int, width: int, dropout: float, attend: bool) -> None:
+        super().__init__()
+        self.block = ResidualBlock(inputs, outputs, width, dropout)
+        self.attention = Attention(outputs) if attend else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        output: Tensor = self.attention(self.block(x, embedding))
+        return output
+
+
+class Halve(nn.Conv2d):
+    """A convolution that halves the resolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, stride=2, padding=1)
+
+
+class Double(nn.Conv2d):
+    """A convolution at twice the resolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class UNet(nn.Module):
+    """A U-Net for images of any height, width and channel count.
+
+    Images whose sides do not divide by ``patch · 2^(levels − 1)`` are padded inside and cropped again.
+
+    Args:
+        in_channels: Channels of the images read.
+        out_channels: Channels returned; ``None`` for as many as are read.
+        channels: Width of the first level.
+        multipliers: Width of each level over that of the first; each further level halves the resolution.
+        blocks: Residual blocks a level on the way down (one more on the way up).
+        attention: Levels (0 is the finest) with self-attention; the middle of the network has it if any level has.
+        patch: Side of the space-to-depth stem: ``patch × patch`` pixels become channels, so that all convolutions
+            run at a ``patch``-th of the resolution. 1 for none.
+        dropout: Probability of dropping a feature in the residual blocks.
+
+    Shapes: ``x`` (batch, in_channels, height, width), ``t`` (batch,) or a scalar → (batch, out_channels, height, width).
+
+    Raises:
+        ArgumentError: An argument is out of range, or ``x`` has another number of dimensions or channels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int | None = None,
+        *,
+        channels: int = 32,
+        multipliers: Sequence[int] = (1, 2),
+        blocks: int = 2,
+        attention: Sequence[int] = (),
+        patch: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        out_channels = in_channels if out_channels is None else out_channels
+        for name, value in {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "channels": channels,
+            "blocks": blocks,
+            "patch": patch,
+        }.items():
+            if value < 1:
+                raise ArgumentError(f"UNet needs {name} ≥ 1, got {value}")
+        if not multipliers or min(multipliers) < 1:
+            raise ArgumentError(f"UNet needs at least one multiplier, each ≥ 1, got {tuple(multipliers)}")
+        if any(not 0 <= level < len(multipliers) for level in attention):
+            raise ArgumentError(f"attention names levels 0 to {len(multipliers) - 1}, got {tuple(attention)}")
+        if not 0 <= dropout < 1:
+            raise ArgumentError(f"UNet needs 0 ≤ dropout < 1, got {dropout}")
+        self.in_channels, self.out_channels, self.patch = in_channels, out_channels, patch
+        self.multiple = patch * 2 ** (len(multipliers) - 1)
+
+        width = 4 * channels
+        self.embed = TimeEmbedding(width)
+        self.stem = nn.Conv2d(in_channels * patch**2, channels, 3, padding=1)
+
+        size, skips = channels, [channels]
+        self.down = nn.ModuleList()
+        for level, multiplier in enumerate(multipliers):
+            if level:
+                self.down.append(Halve(size))
+                skips.append(size)
+            for _ in range(blocks):
+                self.down.append(Stage(size, channels * multiplier, width, dropout, level in attention))
+                size = channels * multiplier
+                skips.append(size)
+        self.enter = Stage(size, size, width, dropout, bool(attention))
+        self.leave = Stage(size, size, width, dropout, False)
+        self.up = nn.ModuleList()
+        for level, multiplier in reversed(list(enumerate(multipliers))):
+            for _ in range(blocks + 1):
+                self.up.append(Stage(size + skips.pop(), channels * multiplier, width, dropout, level in attention))
+                size = channels * multiplier
+            if level:
+                self.up.append(Double(size))
+        self.head = nn.Sequential(_norm(size), nn.SiLU(), _zero(nn.Conv2d(size, out_channels * patch**2, 3, padding=1)))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ArgumentError(f"UNet reads (batch, {self.in_channels}, height, width), got {tuple(x.shape)}")
+        height, width = x.shape[-2:]
+        embedding = self.embed(t.expand(x.shape[0]))
+        x = functional.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
+        hidden = self.stem(functional.pixel_unshuffle(x, self.patch))
+        skips = [hidden]
+        for layer in self.down:
+            hidden = layer(hidden, embedding) if isinstance(layer, Stage) else layer(hidden)
+            skips.append(hidden)
+        hidden = self.leave(self.enter(hidden, embedding), embedding)
+        for layer in self.up:
+            meets_skip = isinstance(layer, Stage)
+            hidden = layer(torch.cat([hidden, skips.pop()], dim=1), embedding) if meets_skip else layer(hidden)
+        output = functional.pixel_shuffle(self.head(hidden), self.patch)
+        return output[..., :height, :width]

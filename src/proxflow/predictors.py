@@ -1,0 +1,124 @@
+"""Predictors: a network's output as a predicted target.
+
+A predictor is a module ``(belief, t) -> belief``. The network inside reads and returns plain tensors.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+from proxflow._tensor import over_events
+from proxflow.beliefs import Belief, Categorical, DiagonalGaussian
+from proxflow.errors import ArgumentError
+from proxflow.schedules import GaussianPath
+
+Parameterisation = Literal["x", "epsilon", "v"]
+
+
+class HasPath(Protocol):
+    """Any flow: an object with the Gaussian path of its training beliefs, or ``None``."""
+
+    @property
+    def path(self) -> GaussianPath | None: ...
+
+
+class Predictor(nn.Module, ABC):
+    """A module that predicts the target distribution from a belief."""
+
+    @abstractmethod
+    def forward(self, belief: Any, t: Tensor) -> Belief:
+        """The predicted target for beliefs at times ``t`` (batch,)."""
+
+
+class PointPredictor(Predictor):
+    """Predicts a point x̂ for Gaussian beliefs; a target with standard deviation ``target_std`` around it.
+
+    With training beliefs μ = a x + b ε the network's output is, by ``parameterisation``:
+
+    ==========  =========================================  ==================
+    ``x``       x̂ itself
+    ``epsilon`` the noise ε̂                                x̂ = (μ − b ε̂)/a
+    ``v``       the velocity x̂ − ε̂ of the straight path    x̂ = (μ + b v̂)/(a + b)
+    ==========  =========================================  ==================
+
+    Args:
+        network: Module ``(mean, t) -> tensor`` of the mean's shape (batch, *event); t is (batch,).
+        flow: The flow it is trained for.
+        parameterisation: What the network's output means. The default suits barycentric flows.
+        clip: Range of the data (lowest, highest) that predictions are clipped to, or ``None``.
+        clip_in_training: Whether predictions in the loss are clipped as well, as the BFN reference does. Clipped values
+            pass no gradient.
+
+    Raises:
+        ArgumentError: Unknown parameterisation, an empty range, or a flow without a Gaussian path for ``epsilon``/``v``.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        flow: HasPath,
+        *,
+        parameterisation: Parameterisation = "v",
+        clip: tuple[float, float] | None = (-1.0, 1.0),
+        clip_in_training: bool = False,
+    ) -> None:
+        super().__init__()
+        if parameterisation not in get_args(Parameterisation):
+            raise ArgumentError(f"parameterisation is one of {get_args(Parameterisation)}, got {parameterisation!r}")
+        if flow.path is None and parameterisation != "x":
+            raise ArgumentError(f"{flow} has no Gaussian path for parameterisation {parameterisation!r}: use 'x'")
+        if clip is not None and not clip[0] < clip[1]:
+            raise ArgumentError(f"clip is (lowest, highest) with lowest < highest, got {clip}")
+        self.network, self.path, self.parameterisation = network, flow.path, parameterisation
+        self.clip, self.clip_in_training = clip, clip_in_training
+        self.target_std: float = getattr(getattr(flow, "endpoints", None), "target_std", 0.0)
+
+    def forward(self, belief: DiagonalGaussian, t: Tensor) -> DiagonalGaussian:
+        mean = belief.features()
+        output = self.network(mean, t).to(mean.dtype)
+        if output.shape != mean.shape:
+            raise ArgumentError(f"the network must keep the shape {tuple(mean.shape)}, returned {tuple(output.shape)}")
+        if self.parameterisation == "x" or self.path is None:
+            prediction = output
+        else:
+            a, b = (over_events(c, mean) for c in self.path.coefficients(t))
+            # Where a belief says nothing yet (a = 0; for BFN b = 0 too) the prediction is 0 or clipped, not NaN.
+            nothing = torch.finfo(mean.dtype).tiny
+            if self.parameterisation == "epsilon":
+                prediction = (mean - b * output) / a.clamp_min(nothing)
+            else:
+                prediction = (mean + b * output) / (a + b).clamp_min(nothing)
+        if self.clip is not None and (self.clip_in_training or not self.training):
+            prediction = prediction.clamp(*self.clip)
+        return DiagonalGaussian(prediction, prediction.new_full((), self.target_std))
+
+
+class ClassPredictor(Predictor):
+    """Predicts class probabilities for categorical beliefs.
+
+    For events with channels and space (C, H, W) the network reads (batch, C·K, H, W) and returns logits of that shape; for
+    other events (batch, *event, K). Two classes need one number each: the network reads the first class's 2θ − 1 without
+    a class dimension and returns its logit, in the shape of the event.
+
+    Args:
+        network: Module ``(features, t) -> tensor`` of the features' shape.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, belief: Categorical, t: Tensor) -> Categorical:
+        features = belief.features()
+        if belief.classes == 2:
+            logit = self.network(features, t).to(features.dtype)
+            return Categorical(torch.stack([logit, torch.zeros_like(logit)], dim=-1))
+        if features.ndim < 4:
+            return Categorical(self.network(features, t).to(features.dtype))
+        folded = features.movedim(-1, 2).flatten(1, 2)  # (batch, C, *space, K) → (batch, C·K, *space)
+        logits = self.network(folded, t).to(features.dtype)
+        return Categorical(logits.unflatten(1, (-1, belief.classes)).movedim(2, -1))

@@ -1,0 +1,134 @@
+"""Schedules: how far along its way a belief is at a time in [0, 1].
+
+A schedule gives its value, its derivative and the size of a step between two times. For Gaussian beliefs it also gives the
+coefficients (a, b) of the training beliefs μ_t = a(t) x + b(t) ε, from which network parameterisations, marginal-preserving
+noise and multistep integration follow for all of them alike.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from proxflow.errors import ArgumentError
+
+
+class GaussianPath(ABC):
+    """Means of the training beliefs given data x: μ_t = a(t) x + b(t) ε with ε standard normal."""
+
+    @abstractmethod
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(a, b) at times ``t``, each of the shape of ``t``."""
+
+
+class Schedule(GaussianPath):
+    """Barycentric schedule: the belief at time t is the fraction τ(t) of the way from the prior to the target.
+
+    As a Gaussian path (means on straight lines) it has a = τ and b = 1 − τ.
+    """
+
+    @abstractmethod
+    def remaining(self, t: Tensor) -> Tensor:
+        """1 − τ(t): 1 at t = 0, 0 at t = 1, decreasing; accurate near t = 1."""
+
+    def fraction(self, t: Tensor) -> Tensor:
+        """τ(t)."""
+        return 1 - self.remaining(t)
+
+    @abstractmethod
+    def derivative(self, t: Tensor) -> Tensor:
+        """τ'(t)."""
+
+    def step(self, t: Tensor, s: Tensor) -> Tensor:
+        """Fraction of the step from time t to s > t: (τ_s − τ_t)/(1 − τ_t), exactly 1 at s = 1."""
+        return 1 - self.remaining(s) / self.remaining(t)
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fraction(t), self.remaining(t)
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """τ(t) = t: with Wasserstein-2 this is rectified flow (2209.03003)."""
+
+    def remaining(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def derivative(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """τ(t) = sin²(πt/2): slow at both ends."""
+
+    def remaining(self, t: Tensor) -> Tensor:
+        # sin²(π(1−t)/2) rather than cos²(πt/2): exactly 0 at t = 1.
+        return torch.sin((1 - t) * (math.pi / 2)).square()
+
+    def derivative(self, t: Tensor) -> Tensor:
+        return math.pi / 2 * torch.sin(math.pi * t)
+
+
+@dataclass(frozen=True)
+class GaussianAccuracy(GaussianPath):
+    """Accuracy schedule of continuous Bayesian Flow Networks, β(t) = σ₁^{−2t} − 1 (2308.07037, eq. 72).
+
+    With γ = β/(1+β) = 1 − σ₁^{2t}, beliefs started at N(0, 1) have a = γ and b = √(γ(1−γ)).
+
+    Args:
+        sigma1: Standard deviation of the belief at t = 1, in units of the data, 0 < σ₁ < 1.
+    """
+
+    sigma1: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma1 < 1:
+            raise ArgumentError(f"sigma1 must lie between 0 and 1, got {self.sigma1}")
+
+    def gamma(self, t: Tensor) -> Tensor:
+        return -torch.expm1(2 * math.log(self.sigma1) * t)
+
+    def precision(self, t: Tensor) -> Tensor:
+        """Precision of the belief, 1 + β(t) = σ₁^{−2t}."""
+        return torch.exp(-2 * math.log(self.sigma1) * t)
+
+    def rate(self, t: Tensor) -> Tensor:
+        """β'(t)."""
+        return -2 * math.log(self.sigma1) * self.precision(t)
+
+    def accuracy(self, t: Tensor, s: Tensor) -> Tensor:
+        """α of the message between times t and s: β(s) − β(t)."""
+        return self.precision(t) * torch.expm1(-2 * math.log(self.sigma1) * (s - t))
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        gamma = self.gamma(t)
+        return gamma, (gamma / self.precision(t)).sqrt()
+
+
+@dataclass(frozen=True)
+class QuadraticAccuracy:
+    """Accuracy schedule of discrete Bayesian Flow Networks, β(t) = b² t² (2308.07037, eq. 181).
+
+    Args:
+        max_sqrt_beta: b = √β(1) > 0.
+    """
+
+    max_sqrt_beta: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not self.max_sqrt_beta > 0:
+            raise ArgumentError(f"max_sqrt_beta must be positive, got {self.max_sqrt_beta}")
+
+    def beta(self, t: Tensor) -> Tensor:
+        return (self.max_sqrt_beta * t).square()
+
+    def rate(self, t: Tensor) -> Tensor:
+        return 2 * self.max_sqrt_beta**2 * t
+
+    def accuracy(self, t: Tensor, s: Tensor) -> Tensor:
+        return self.max_sqrt_beta**2 * (s - t) * (s + t)

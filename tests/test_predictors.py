@@ -1,0 +1,110 @@
+"""Predictors: parameterisations undo each other, ranges are kept, wrong settings are refused."""
+
+import pytest
+import torch
+from test_flows import double, seeded
+
+from proxflow import (
+    BFN,
+    GPFN,
+    KL,
+    Categorical,
+    ClassPredictor,
+    DiagonalGaussian,
+    FisherRao,
+    GaussianEndpoints,
+    PointPredictor,
+)
+from proxflow.errors import ArgumentError
+
+
+class Says(torch.nn.Module):
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def forward(self, mean, t):
+        return self.output
+
+
+X = torch.rand(4, 3, generator=seeded(), dtype=torch.float64) * 2 - 1
+NOISE = torch.randn(4, 3, generator=seeded(1), dtype=torch.float64)
+TIMES = double([0.05, 0.3, 0.6, 0.95])
+
+
+@pytest.mark.parametrize("flow", [GPFN(), GPFN(KL(), endpoints=GaussianEndpoints(0.3)), BFN(0.05), BFN(1e-3)], ids=str)
+@pytest.mark.parametrize(("name", "output"), [("x", X), ("epsilon", NOISE), ("v", X - NOISE)])
+def test_a_perfect_output_gives_the_data(flow, name, output):
+    a, b = (c[:, None] for c in flow.path.coefficients(TIMES))
+    belief = DiagonalGaussian(a * X + b * NOISE, double(1.0))
+    predicted = PointPredictor(Says(output), flow, parameterisation=name)(belief, TIMES)
+    torch.testing.assert_close(predicted.mean, X, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("flow", [GPFN(), BFN(1e-3)], ids=str)
+@pytest.mark.parametrize("name", ["x", "epsilon", "v"])
+def test_finite_at_the_first_time_in_single_precision(flow, name):
+    mean = torch.zeros(2, 3) if isinstance(flow, BFN) else torch.randn(2, 3, generator=seeded())
+    predict = PointPredictor(Says(torch.ones(2, 3)), flow, parameterisation=name).eval()
+    predicted = predict(DiagonalGaussian(mean, torch.ones(())), torch.zeros(2))
+    assert predicted.mean.isfinite().all()
+    assert predicted.mean.dtype == torch.float32
+
+
+def test_clipping_in_evaluation_and_only_when_asked_in_training():
+    belief = DiagonalGaussian(torch.zeros(1, 2), torch.ones(()))
+    t = torch.full((1,), 0.5)
+    predict = PointPredictor(Says(torch.tensor([[3.0, -3.0]])), GPFN(), parameterisation="x")
+    assert predict.eval()(belief, t).mean.tolist() == [[1.0, -1.0]]
+    assert predict.train()(belief, t).mean.tolist() == [[3.0, -3.0]]
+    always = PointPredictor(Says(torch.tensor([[3.0, -3.0]])), GPFN(), parameterisation="x", clip_in_training=True)
+    assert always.train()(belief, t).mean.tolist() == [[1.0, -1.0]]
+
+
+def test_target_carries_the_flows_spread():
+    flow = GPFN(endpoints=GaussianEndpoints(0.25))
+    predicted = PointPredictor(Says(torch.zeros(1, 2)), flow)(
+        DiagonalGaussian(torch.zeros(1, 2), torch.ones(())), torch.zeros(1)
+    )
+    assert float(predicted.std.max()) == 0.25
+
+
+@pytest.mark.parametrize("event", [(5,), (2, 4, 3)])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_class_predictor_keeps_classes_and_places_apart(event, classes):
+    # A network that adds each entry's own number shows where every logit comes from.
+    seen = {}
+
+    class Network(torch.nn.Module):
+        def forward(self, features, t):
+            seen["shape"] = features.shape
+            return features
+
+    belief = Categorical(torch.randn(3, *event, classes, generator=seeded()))
+    predicted = ClassPredictor(Network())(belief, torch.zeros(3))
+    if classes == 2:
+        assert seen["shape"] == (3, *event)
+        torch.testing.assert_close(predicted.logits[..., 0], belief.features())
+    else:
+        assert seen["shape"] == ((3, *event, classes) if len(event) == 1 else (3, event[0] * classes, *event[1:]))
+        torch.testing.assert_close(predicted.logits, belief.features())
+
+
+@pytest.mark.parametrize(
+    ("settings", "flow", "message"),
+    [
+        ({"parameterisation": "score"}, GPFN(), "one of .*'v'.*got 'score'"),
+        ({"clip": (1.0, -1.0)}, GPFN(), "lowest < highest"),
+        ({}, GPFN(FisherRao()), "use 'x'"),
+    ],
+)
+def test_settings_refused(settings, flow, message):
+    with pytest.raises(ArgumentError, match=message):
+        PointPredictor(Says(X), flow, **settings)
+
+
+def test_network_that_changes_the_shape():
+    with pytest.raises(ArgumentError, match="must keep the shape"):
+        PointPredictor(Says(torch.zeros(2, 1)), GPFN())(
+            DiagonalGaussian(torch.zeros(2, 3), torch.ones(())), torch.zeros(2)
+        )
