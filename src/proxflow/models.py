@@ -1,0 +1,163 @@
+"""Models on disk: a folder with ``config.json`` and ``model.safetensors``, or the name of one that is shipped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from proxflow.config import ModelConfig, from_dict, read_json, to_dict
+from proxflow.divergences import KL, FisherRao, ReverseKL
+from proxflow.errors import ArgumentError, CheckpointError
+from proxflow.files import write_atomically, write_json
+from proxflow.flows import BFN, GPFN, Flow
+from proxflow.nn import UNet
+from proxflow.predictors import PointPredictor
+
+FORMAT = 1
+SHIPPED = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A predictor with the flow it belongs to and the shape of its events.
+
+    Args:
+        config: What it was built from.
+        shape: Shape of an event: (channels, height, width).
+        flow: Where beliefs start and how they move.
+        predictor: The network with its parameterisation.
+    """
+
+    config: ModelConfig
+    shape: tuple[int, ...]
+    flow: Flow[Any]
+    predictor: PointPredictor
+
+
+def build(config: ModelConfig, shape: tuple[int, ...]) -> Model:
+    """Build an untrained model for images of the given shape (channels, height, width), with values in [-1, 1].
+
+    Initial weights come from torch's global generator: seed it first.
+    """
+    if len(shape) != 3 or min(shape) < 1:
+        raise ArgumentError(f"image models need a shape (channels, height, width), got {tuple(shape)}")
+    network = UNet(
+        shape[0],
+        channels=config.channels,
+        multipliers=config.multipliers,
+        blocks=config.blocks,
+        attention=config.attention,
+        patch=config.patch,
+        dropout=config.dropout,
+    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    flow: Flow[Any]
+    if config.flow == "bfn":  # as the reference has it: noise prediction, clipped in the loss as well
+        flow = BFN(sigma1=1e-3)
+        predictor = PointPredictor(network, flow, parameterisation="epsilon", clip_in_training=True)
+    elif config.flow == "bfn-tuned":
+        flow = BFN(sigma1=config.sigma1)
+        predictor = PointPredictor(network, flow, parameterisation="x")
+    elif config.flow == "gpfn-kl":
+        flow = GPFN(KL())
+        predictor = PointPredictor(network, flow)
+    elif config.flow in ("gpfn-reverse-kl", "gpfn-fisher-rao"):
+        # No Gaussian path: spread or pace depend on how far each mean has to go.
+        flow = GPFN(ReverseKL() if config.flow == "gpfn-reverse-kl" else FisherRao())
+        predictor = PointPredictor(network, flow, parameterisation="x")
+    else:
+        flow = GPFN()
+        predictor = PointPredictor(network, flow)
+    return Model(config, tuple(shape), flow, predictor)
+
+
+def save(folder: Path, model: Model, weights: dict[str, Tensor], provenance: dict[str, Any]) -> None:
+    """Write a model folder, atomically file by file.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    write_atomically(folder / "model.safetensors", lambda path: save_file(tensors, path))
+    write_json(
+        folder / "config.json",
+        {"format": FORMAT, "model": to_dict(model.config), "shape": list(model.shape), "provenance": provenance},
+    )
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+
+
+def load(source: str | Path = "mnist", device: torch.device | str = "cpu") -> Model:
+    """Load a trained model by the name of a shipped one, or from a folder.
+
+    Raises:
+        CheckpointError: No such model, or its files are corrupt or do not belong together.
+    """
+    folder = SHIPPED / source if str(source) in shipped_models() else Path(source)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"no model {str(source)!r}: expected a folder with config.json and model.safetensors, or one of the shipped "
+            f"models: {', '.join(shipped_models()) or 'none'}"
+        )
+    path = folder / "config.json"
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: expected a model configuration of format {FORMAT}")
+    config = from_dict(ModelConfig, content.get("model"), str(path))
+    shape = content.get("shape")
+    if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and 1 <= n <= 4096 for n in shape)):
+        raise CheckpointError(f"{path}: shape must be [channels, height, width], got {json.dumps(shape)[:80]}")
+    try:
+        model = build(config, tuple(shape))
+    except (ValueError, RuntimeError, MemoryError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    load_weights(model.predictor, folder / "model.safetensors")
+    model.predictor.eval().to(device)
+    return model
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: The file is missing, truncated or corrupt, or holds values that are not finite.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: tensor {name!r} holds values that are not finite")
+    return tensors
+
+
+def load_weights(module: torch.nn.Module, path: Path) -> None:
+    """Fill a module with the tensors of a file.
+
+    Raises:
+        CheckpointError: The file is corrupt, or belongs to another architecture; the message names the difference.
+    """
+    tensors, wanted = read_tensors(path), module.state_dict()
+    missing, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    if missing or extra:
+        what = f"lacks {missing[0]!r}" if missing else f"has {extra[0]!r}, which the model does not"
+        raise CheckpointError(f"{path} belongs to another architecture: it {what}")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            raise CheckpointError(
+                f"{path} belongs to another architecture: {name!r} is {tuple(tensor.shape)}, "
+                f"the model's is {tuple(wanted[name].shape)}"
+            )
+    module.load_state_dict(tensors)

@@ -1,0 +1,261 @@
+"""Training: it learns, resumes bit for bit, refuses bad data, and leaves checkpoints that can be trusted."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from proxflow import GPFN, PointPredictor, TrainingConfig, fit, models, sample
+from proxflow.config import ModelConfig, from_dict, to_dict
+from proxflow.errors import ArgumentError, CheckpointError, DivergedError, OutputError
+from proxflow.training import learning_rate
+
+
+class Net(torch.nn.Module):
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(3, 64), torch.nn.SiLU(), torch.nn.Dropout(dropout), torch.nn.Linear(64, 64),
+            torch.nn.SiLU(), torch.nn.Linear(64, 2),
+        )  # fmt: skip
+
+    def forward(self, mean, t):
+        return self.layers(torch.cat([mean, t[:, None].to(mean.dtype)], dim=1))
+
+
+def model(dropout=0.0):
+    torch.manual_seed(0)
+    return PointPredictor(Net(dropout), GPFN(), clip=None)
+
+
+def points(number=512):
+    # Two tight clusters, at (1, 1) and (−1, −1).
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, (number, 1), generator=generator) * 2 - 1
+    return signs + 0.1 * torch.randn(number, 2, generator=generator)
+
+
+CONFIG = TrainingConfig(steps=200, batch_size=64, checkpoint_every=50, ema=0.9)
+
+
+def test_three_lines_learn_a_distribution():
+    config = TrainingConfig(steps=600, batch_size=256, ema=0.99, learning_rate=3e-3)
+    result = fit(GPFN(), model(), points(), config)
+    assert result.losses[-1] < 0.7 * result.losses[0]
+    samples = sample(result.predictor, GPFN(), (400, 2), steps=30)
+    same_side = samples[:, 0].sign() == samples[:, 1].sign()
+    assert float(same_side.float().mean()) > 0.95
+    assert 0.35 < float((samples[:, 0] > 0).float().mean()) < 0.65
+    assert float((samples.abs() - 1).abs().mean()) < 0.2
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_interrupted_and_resumed_is_the_same_bit_for_bit(tmp_path, dropout):
+    whole = fit(GPFN(), model(dropout), points(100), CONFIG)
+
+    class KilledError(Exception):
+        pass
+
+    def kill(predictor, step):
+        if step == 100:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fit(GPFN(), model(dropout), points(100), CONFIG, folder=tmp_path, on_checkpoint=kill)
+    torch.manual_seed(99)  # whatever else the process drew in between
+    resumed = fit(GPFN(), model(dropout), points(100), CONFIG, folder=tmp_path)
+    for name, value in whole.predictor.state_dict().items():
+        assert torch.equal(value, resumed.predictor.state_dict()[name]), name
+    assert resumed.losses == whole.losses
+
+
+def test_finished_run_is_not_trained_again(tmp_path):
+    first = fit(GPFN(), model(), points(), CONFIG, folder=tmp_path)
+    steps = []
+    again = fit(GPFN(), model(), points(), CONFIG, folder=tmp_path, on_checkpoint=lambda _, step: steps.append(step))
+    assert steps == []
+    assert torch.equal(first.predictor.network.layers[0].weight, again.predictor.network.layers[0].weight)
+
+
+def test_seed_decides(tmp_path):
+    one, two = (fit(GPFN(), model(), points(), CONFIG).losses for _ in range(2))
+    assert one == two
+    other = fit(GPFN(), model(), points(), from_dict(TrainingConfig, {**to_dict(CONFIG), "seed": 1}, "")).losses
+    assert other != one
+
+
+def test_learning_rate_warms_up_and_decays():
+    config = TrainingConfig(steps=1000, warmup_steps=100, learning_rate=1.0)
+    assert learning_rate(0, config) == pytest.approx(0.01)
+    assert learning_rate(99, config) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.099)))
+    assert learning_rate(500, config) == pytest.approx(0.5)
+    assert learning_rate(999, config) < 1e-5
+
+
+def test_images_in_bytes_are_scaled():
+    seen = []
+
+    class Spy(GPFN):
+        def loss(self, predict, x, generator, t=None):
+            seen.append(x)
+            return super().loss(predict, x, generator, t)
+
+    images = torch.tensor([[0, 255], [255, 0]], dtype=torch.uint8)
+    fit(Spy(), model(), images, TrainingConfig(steps=1, batch_size=8))
+    assert sorted(set(seen[0].flatten().tolist())) == [-1.0, 1.0]
+
+
+def test_every_example_is_seen_once_an_epoch():
+    seen = []
+
+    class Spy(GPFN):
+        def loss(self, predict, x, generator, t=None):
+            seen.append(x[:, 0])
+            return super().loss(predict, x, generator, t)
+
+    data = torch.arange(10.0)[:, None].expand(10, 2).clone()
+    fit(Spy(), model(), data, TrainingConfig(steps=10, batch_size=4))
+    order = torch.cat(seen)
+    for epoch in order.reshape(4, 10):
+        assert sorted(epoch.tolist()) == list(range(10))
+    assert not torch.equal(order[:10], order[10:20])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (torch.full((4, 2), math.nan), "4 of 4 training examples hold NaN"),
+        (torch.zeros(0, 2), "non-empty"),
+        (torch.zeros(4), "non-empty tensor"),
+        (torch.zeros(4, 2, dtype=torch.bool), "got torch.bool"),
+    ],
+)
+def test_bad_data_is_refused_before_work(tmp_path, data, message):
+    with pytest.raises(ArgumentError, match=message):
+        fit(GPFN(), model(), data, CONFIG, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_not_finite_keeps_the_checkpoint(tmp_path):
+    class Breaks(GPFN):
+        def loss(self, predict, x, generator, t=None):
+            Breaks.steps += 1
+            loss = super().loss(predict, x, generator, t)
+            return loss * math.nan if Breaks.steps > 120 else loss
+
+    Breaks.steps = 0
+    with pytest.raises(DivergedError, match=r"before step 150.*learning rate.*step 100 in .* is still good"):
+        fit(Breaks(), model(), points(), CONFIG, folder=tmp_path)
+    tensors = load_file(tmp_path / "checkpoint.safetensors")
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    resumed = fit(GPFN(), model(), points(), CONFIG, folder=tmp_path)
+    whole = fit(GPFN(), model(), points(), CONFIG)
+    assert resumed.losses == whole.losses
+
+
+def test_checkpoint_of_another_run_is_refused(tmp_path):
+    fit(GPFN(), model(), points(), CONFIG, folder=tmp_path)
+    other = from_dict(TrainingConfig, {**to_dict(CONFIG), "learning_rate": 0.5}, "")
+    with pytest.raises(CheckpointError, match=r"learning_rate = 0.002, not 0.5"):
+        fit(GPFN(), model(), points(), other, folder=tmp_path)
+    wider = PointPredictor(torch.nn.Linear(2, 2), GPFN())
+    with pytest.raises(CheckpointError, match="another architecture"):
+        fit(GPFN(), wider, points(), CONFIG, folder=tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.7, 0.999])
+def test_truncated_checkpoint_is_refused(tmp_path, kept):
+    fit(GPFN(), model(), points(), CONFIG, folder=tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        fit(GPFN(), model(), points(), CONFIG, folder=tmp_path)
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="cannot write to the folder"):
+        fit(GPFN(), model(), points(), CONFIG, folder=tmp_path / "file" / "below")
+
+
+class TestModels:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        torch.manual_seed(0)
+        built = models.build(ModelConfig(channels=8), (1, 12, 12))
+        for parameter in built.predictor.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+        models.save(tmp_path, built, built.predictor.state_dict(), {"data": "none"})
+        return tmp_path
+
+    def test_round_trip(self, folder):
+        loaded = models.load(folder)
+        torch.manual_seed(1)
+        assert loaded.shape == (1, 12, 12)
+        assert loaded.config == ModelConfig(channels=8)
+        weights = load_file(folder / "model.safetensors")
+        assert all(torch.equal(value, weights[name]) for name, value in loaded.predictor.state_dict().items())
+        assert not loaded.predictor.training
+
+    @pytest.mark.parametrize("flow", ["gpfn-w2", "gpfn-kl", "gpfn-reverse-kl", "gpfn-fisher-rao", "bfn", "bfn-tuned"])
+    def test_every_flow_builds_trains_and_samples(self, flow):
+        torch.manual_seed(0)
+        built = models.build(ModelConfig(flow=flow, channels=8), (1, 8, 8))
+        images = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8)
+        result = fit(built.flow, built.predictor, images, TrainingConfig(steps=3, batch_size=4))
+        samples = sample(result.predictor, built.flow, (2, *built.shape), steps=3, sampler="stochastic")
+        assert samples.isfinite().all()
+        assert samples.abs().max() <= 1
+
+    def test_unknown_model(self):
+        with pytest.raises(CheckpointError, match="no model 'nothing-here'"):
+            models.load("nothing-here")
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda c: c.update(format=99), "format 1"),
+            (lambda c: c.update(shape=[1, 12]), "shape must be"),
+            (lambda c: c["model"].update(flow="magic"), "flow must be one of"),
+            (lambda c: c["model"].update(channels="8"), "channels must be of type int"),
+            (lambda c: c["model"].update(channels=-1), "channels ≥ 1"),
+            (lambda c: c["model"].update(colour=1), "unknown field 'colour'"),
+            (lambda c: c["model"].update(channels=16), "another architecture"),
+            (lambda c: c["model"].update(blocks=2), "another architecture"),
+        ],
+    )
+    def test_bad_configuration(self, folder, change, message):
+        path = folder / "config.json"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match=message):
+            models.load(folder)
+
+    def test_corrupt_files(self, folder):
+        weights = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+        with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+            models.load(folder)
+        (folder / "config.json").write_text("{")
+        with pytest.raises(CheckpointError, match="not readable as JSON"):
+            models.load(folder)
+
+    def test_weights_that_are_not_finite(self, folder):
+        weights = load_file(folder / "model.safetensors")
+        weights[next(iter(weights))].fill_(math.nan)
+        save_file(weights, folder / "model.safetensors")
+        with pytest.raises(CheckpointError, match="not finite"):
+            models.load(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": 0}, {"batch_size": 0}, {"learning_rate": -1.0}, {"ema": 1.0}, {"clip": 0.0}, {"warmup_steps": -1}],
+)
+def test_training_settings_refused(change):
+    with pytest.raises(ArgumentError):
+        TrainingConfig(**change)
