@@ -1,0 +1,68 @@
+"""Sizes of the MNIST experiment, importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from proxflow.config import FlowName, ModelConfig, SamplerName, TrainingConfig
+
+PresetName = Literal["quick", "standard", "paper"]
+
+NFES = (1, 2, 4, 5, 10, 20, 50, 100)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything that fixes an experiment's result.
+
+    Args:
+        network: The U-Net that all flows share; its ``flow`` is replaced by each.
+        training: Steps, rate and seed, the same for all flows; its ``seed`` is replaced by each of ``seeds``.
+        samples: Samples a cell.
+        seeds: Seeds of training and sampling.
+        nfes: Numbers of network evaluations.
+        samplers: Samplers of each flow.
+        train_images: Number of training images, the first of MNIST's 60,000.
+        minutes: About how long it takes, for the reader, in words.
+    """
+
+    network: ModelConfig
+    training: TrainingConfig
+    samples: int
+    minutes: str
+    seeds: tuple[int, ...] = (0,)
+    nfes: tuple[int, ...] = NFES
+    train_images: int = 60_000
+    samplers: dict[FlowName, tuple[SamplerName, ...]] = field(
+        default_factory=lambda: {
+            "gpfn-w2": ("deterministic", "stochastic", "marginal", "multistep2"),
+            "bfn": ("deterministic", "stochastic"),
+            "bfn-tuned": ("deterministic", "stochastic", "multistep2"),
+        }
+    )
+
+
+PRESETS: dict[PresetName, Preset] = {
+    "quick": Preset(
+        network=ModelConfig(),
+        training=TrainingConfig(steps=1200, batch_size=64, checkpoint_every=100),
+        samples=256,
+        minutes="about 20 minutes on 2 processor cores",
+    ),
+    "standard": Preset(
+        network=ModelConfig(),
+        training=TrainingConfig(steps=3600, batch_size=64, checkpoint_every=200),
+        samples=1000,
+        minutes="about 80 minutes on 2 processor cores",
+    ),
+    "paper": Preset(
+        network=ModelConfig(channels=64, multipliers=(1, 2, 2), blocks=2, attention=(2,), patch=1),
+        training=TrainingConfig(
+            steps=47_000, batch_size=128, learning_rate=1e-3, warmup_steps=1000, ema=0.9995, checkpoint_every=1000
+        ),
+        samples=10_000,
+        minutes="for a GPU: hours",
+        seeds=(0, 1, 2),
+    ),
+}

@@ -1,0 +1,114 @@
+"""The MNIST experiment: whole, resumable, repeatable."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from proxflow.config import ModelConfig, TrainingConfig
+from proxflow.errors import OutputError
+from proxflow.experiments.mnist import Cell, cells_of, reproduce
+from proxflow.experiments.presets import NFES, PRESETS
+
+TINY = replace(
+    PRESETS["quick"],
+    network=ModelConfig(channels=8, patch=4),
+    training=TrainingConfig(steps=3, batch_size=8),
+    samples=20,
+    nfes=(1, 3),
+    train_images=100,
+    samplers={"gpfn-w2": ("deterministic", "multistep2"), "bfn": ("deterministic", "stochastic")},
+)
+CPU = torch.device("cpu")
+
+
+def run(out, said=None):
+    return reproduce("tiny", TINY, out, CPU, said.append if said is not None else lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    return out, run(out)
+
+
+def without_times(results):
+    text = json.loads(json.dumps(results))
+    for cell in text["cells"]:
+        cell.pop("sampling_seconds")
+    for training in text["training"].values():
+        training.pop("seconds")
+    return text
+
+
+def test_every_cell_has_the_promised_fields(finished):
+    out, results = finished
+    assert json.loads((out / "results.json").read_text()) == results
+    promised = {
+        "flow", "sampler", "nfe", "frechet", "floor", "precision", "recall", "diversity", "samples", "seed", "extractor",
+    }  # fmt: skip
+    assert len(results["cells"]) == len(cells_of(TINY)) == 8
+    for cell in results["cells"]:
+        assert promised <= set(cell)
+        assert cell["samples"] == 20
+        assert cell["floor"] > 0
+        kept = np.load(out / "cells" / f"{Cell(cell['flow'], cell['sampler'], cell['nfe'], 0).name}.npz")["images"]
+        assert kept.shape == (20, 28, 28, 1)
+        assert kept.dtype == np.uint8
+    assert {"config", "hardware", "versions"} <= set(results)
+    assert results["config"]["training"]["steps"] == 3
+    assert results["hardware"]["cores"] >= 1
+
+
+def test_flows_share_network_data_steps_and_seed(finished):
+    _, results = finished
+    gpfn, bfn = results["training"]["gpfn-w2-seed0"], results["training"]["bfn-seed0"]
+    assert gpfn["training"] == bfn["training"]
+    assert gpfn["data"] == bfn["data"]
+
+
+def test_an_interrupted_run_goes_on(finished, tmp_path, monkeypatch):
+    _, whole = finished
+    import proxflow.experiments.mnist as experiment
+
+    original, calls = experiment.evaluate_cell, []
+
+    def interrupt(*arguments):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(arguments)
+        original(*arguments)
+
+    monkeypatch.setattr(experiment, "evaluate_cell", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    monkeypatch.setattr(experiment, "evaluate_cell", original)
+    said = []
+    resumed = run(tmp_path, said)
+    assert not any("train" in line for line in said)
+    assert "5 cells" in said[-1]
+    assert without_times(resumed) == without_times(whole)
+
+
+def test_a_folder_of_another_run_is_refused(finished):
+    out, _ = finished
+    with pytest.raises(OutputError, match=r"other settings \(samples differs\)"):
+        reproduce("tiny", replace(TINY, samples=21), out, CPU, lambda _: None)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_compare_equals(name):
+    preset = PRESETS[name]
+    assert preset.nfes == NFES == (1, 2, 4, 5, 10, 20, 50, 100)
+    assert {"deterministic", "stochastic", "multistep2"} <= set(preset.samplers["gpfn-w2"])
+    assert {"deterministic", "stochastic"} <= set(preset.samplers["bfn"])
+
+
+def test_the_paper_preset_is_of_the_papers_size():
+    paper = PRESETS["paper"]
+    assert paper.samples == 10_000
+    assert len(paper.seeds) == 3
+    assert paper.train_images == 60_000
+    assert paper.training.steps * paper.training.batch_size >= 100 * 60_000
