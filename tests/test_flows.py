@@ -188,7 +188,8 @@ class TestBarycentric:
 
     def test_loss_is_that_of_the_velocity(self):
         # ‖x − x̂‖²/(1 − t)² with x̂ = μ + (1 − t) v̂ is ‖(x − ε) − v̂‖².
-        flow, x, t = GPFN(), torch.randn(4, 3, generator=seeded(), dtype=torch.float64), double([0.1, 0.4, 0.6, 0.9])
+        flow, t = GPFN(weight_floor=0.05), double([0.1, 0.4, 0.6, 0.9])
+        x = torch.randn(4, 3, generator=seeded(), dtype=torch.float64)
         noise = torch.randn(4, 3, generator=seeded(1), dtype=torch.float64)
         velocity = torch.randn(4, 3, generator=seeded(2), dtype=torch.float64)
 
@@ -226,7 +227,17 @@ def test_data_of_the_wrong_kind(flow, x, message):
         flow.loss(lambda belief, t: belief, x, seeded())
 
 
+def test_weight_of_errors_stops_growing_at_the_floor():
+    flow, x, t = GPFN(weight_floor=0.5), torch.zeros(3, 2, dtype=torch.float64), double([0.0, 0.5, 0.9])
+    loss = flow.loss(lambda belief, _: DiagonalGaussian(torch.ones_like(belief.mean), double(0.0)), x, seeded(), t)
+    torch.testing.assert_close(loss, double([1.0, 4.0, 4.0]))
+
+
 def test_settings_out_of_range():
+    with pytest.raises(ArgumentError, match="weight_floor"):
+        GPFN(weight_floor=0.0)
+    with pytest.raises(ArgumentError, match="simulated_steps"):
+        GPFN(simulated_steps=0)
     with pytest.raises(ArgumentError, match="target_std"):
         GaussianEndpoints(-1.0)
     with pytest.raises(ArgumentError, match="at least 2 classes"):

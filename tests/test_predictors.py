@@ -95,7 +95,7 @@ def test_class_predictor_keeps_classes_and_places_apart(event, classes):
     [
         ({"parameterisation": "score"}, GPFN(), "one of .*'v'.*got 'score'"),
         ({"clip": (1.0, -1.0)}, GPFN(), "lowest < highest"),
-        ({}, GPFN(FisherRao()), "use 'x'"),
+        ({"parameterisation": "v"}, GPFN(FisherRao()), "use 'x'"),
     ],
 )
 def test_settings_refused(settings, flow, message):

@@ -48,7 +48,7 @@ class Velocity(torch.nn.Module):
 
 def test_wasserstein_steps_are_rectified_flow_euler():
     # z ← z + (t' − t) v, written out by itself, over 50 steps.
-    model = PointPredictor(Velocity(), POINT, clip=None)
+    model = PointPredictor(Velocity(), POINT, parameterisation="v", clip=None)
     z = torch.randn(5, 3, generator=seeded(), dtype=torch.float64)
     for k in range(50):
         t = torch.full((5,), k / 50, dtype=torch.float64)

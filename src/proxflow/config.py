@@ -40,7 +40,7 @@ class ModelConfig:
     attention: tuple[int, ...] = ()
     patch: int = 2
     dropout: float = 0.0
-    sigma1: float = 0.3
+    sigma1: float = 0.7
 
 
 @dataclass(frozen=True)

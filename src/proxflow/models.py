@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from proxflow.config import ModelConfig, from_dict, read_json, to_dict
-from proxflow.divergences import KL, FisherRao, ReverseKL
+from proxflow.divergences import KL, FisherRao, ReverseKL, Wasserstein2
 from proxflow.errors import ArgumentError, CheckpointError
 from proxflow.files import write_atomically, write_json
 from proxflow.flows import BFN, GPFN, Flow
@@ -63,16 +63,15 @@ def build(config: ModelConfig, shape: tuple[int, ...]) -> Model:
         predictor = PointPredictor(network, flow, parameterisation="epsilon", clip_in_training=True)
     elif config.flow == "bfn-tuned":
         flow = BFN(sigma1=config.sigma1)
-        predictor = PointPredictor(network, flow, parameterisation="x")
-    elif config.flow == "gpfn-kl":
-        flow = GPFN(KL())
         predictor = PointPredictor(network, flow)
-    elif config.flow in ("gpfn-reverse-kl", "gpfn-fisher-rao"):
-        # No Gaussian path: spread or pace depend on how far each mean has to go.
-        flow = GPFN(ReverseKL() if config.flow == "gpfn-reverse-kl" else FisherRao())
-        predictor = PointPredictor(network, flow, parameterisation="x")
     else:
-        flow = GPFN()
+        geometry = {
+            "gpfn-w2": Wasserstein2(),
+            "gpfn-kl": KL(),
+            "gpfn-reverse-kl": ReverseKL(),
+            "gpfn-fisher-rao": FisherRao(),
+        }
+        flow = GPFN(geometry[config.flow])
         predictor = PointPredictor(network, flow)
     return Model(config, tuple(shape), flow, predictor)
 

@@ -48,7 +48,7 @@ class PointPredictor(Predictor):
     Args:
         network: Module ``(mean, t) -> tensor`` of the mean's shape (batch, *event); t is (batch,).
         flow: The flow it is trained for.
-        parameterisation: What the network's output means. The default suits barycentric flows.
+        parameterisation: What the network's output means.
         clip: Range of the data (lowest, highest) that predictions are clipped to, or ``None``.
         clip_in_training: Whether predictions in the loss are clipped as well, as the BFN reference does. Clipped values
             pass no gradient.
@@ -62,7 +62,7 @@ class PointPredictor(Predictor):
         network: nn.Module,
         flow: HasPath,
         *,
-        parameterisation: Parameterisation = "v",
+        parameterisation: Parameterisation = "x",
         clip: tuple[float, float] | None = (-1.0, 1.0),
         clip_in_training: bool = False,
     ) -> None:

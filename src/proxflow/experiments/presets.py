@@ -45,8 +45,8 @@ class Preset:
 
 PRESETS: dict[PresetName, Preset] = {
     "quick": Preset(
-        network=ModelConfig(),
-        training=TrainingConfig(steps=1200, batch_size=64, checkpoint_every=100),
+        network=ModelConfig(channels=16),
+        training=TrainingConfig(steps=2400, batch_size=64, checkpoint_every=100),
         samples=256,
         minutes="about 20 minutes on 2 processor cores",
     ),
