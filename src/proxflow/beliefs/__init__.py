@@ -1,0 +1,8 @@
+"""Beliefs: distributions over data, the state of a proximal flow."""
+
+from proxflow.beliefs.base import Belief
+from proxflow.beliefs.categorical import Categorical
+from proxflow.beliefs.full_gaussian import FullGaussian
+from proxflow.beliefs.gaussian import DiagonalGaussian
+
+__all__ = ["Belief", "Categorical", "DiagonalGaussian", "FullGaussian"]

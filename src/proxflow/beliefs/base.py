@@ -1,0 +1,87 @@
+"""What a belief is: a distribution over data, held by its parameters, one for each example of a batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from proxflow._tensor import Generator
+from proxflow.errors import ArgumentError
+
+
+class Belief(ABC):
+    """A batch of distributions over events.
+
+    Members are frozen dataclasses of tensors, batch first; a member is final, not to be derived from. Example i of every
+    tensor belongs to example i of the batch.
+    """
+
+    factorised: bool = False
+    """Whether the coordinates of an event are independent, so that :meth:`sites` may split them."""
+
+    @property
+    @abstractmethod
+    def batch_size(self) -> int:
+        """Number of examples."""
+
+    if TYPE_CHECKING:  # a property in some members, a field in others, which ABC cannot express
+
+        @property
+        def mean(self) -> Tensor:
+            """Expected event, (batch, *event); for categories their probabilities (batch, *event, classes)."""
+
+    @property
+    @abstractmethod
+    def mode(self) -> Tensor:
+        """Most probable event, (batch, *event)."""
+
+    @abstractmethod
+    def sample(self, generator: Generator) -> Tensor:
+        """Draw one event for each example, (batch, *event)."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log density (nats) of the events ``x`` (batch, *event) → (batch,).
+
+        Raises:
+            ArgumentError: ``x`` has another shape.
+        """
+
+    @abstractmethod
+    def coordinates(self) -> Tensor:
+        """Unconstrained coordinates, (batch, number): any real vector is a valid belief of the family."""
+
+    @abstractmethod
+    def at(self, coordinates: Tensor) -> Self:
+        """The belief of this family and shape with the given coordinates; inverse of :meth:`coordinates`."""
+
+    @abstractmethod
+    def features(self) -> Tensor:
+        """What a network reads, (batch, …)."""
+
+    def sites(self) -> Self:
+        """Each coordinate of each event as an example of its own, (batch · sites); only where ``factorised``."""
+        raise ArgumentError(f"{type(self).__name__} does not factorise over the coordinates of an event")
+
+    def unsites(self, sites: Self) -> Self:
+        """Inverse of :meth:`sites`, with the event shape of this belief."""
+        raise ArgumentError(f"{type(self).__name__} does not factorise over the coordinates of an event")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every parameter tensor, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Self:
+        """Apply ``fn`` to every tensor, e.g. ``belief.map(torch.Tensor.double)`` or ``belief.map(lambda a: a[:4])``."""
+        values: dict[str, Any] = {name: fn(tensor) for name, tensor in self.tensors().items()}
+        return type(self)(**values)
+
+    @staticmethod
+    def _check_event(x: Tensor, shape: torch.Size) -> None:
+        if x.shape != shape:
+            raise ArgumentError(f"expected events of shape {tuple(shape)}, got {tuple(x.shape)}")

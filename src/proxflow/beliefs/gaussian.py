@@ -1,0 +1,83 @@
+"""Gaussian beliefs with independent coordinates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from proxflow._tensor import Generator, randn, sum_events
+from proxflow.beliefs.base import Belief
+from proxflow.errors import ArgumentError
+
+
+@dataclass(frozen=True, eq=False)
+class DiagonalGaussian(Belief):
+    """N(mean, diag(std²)).
+
+    A standard deviation of 0 is a point mass: a valid target for Wasserstein-2, and infinitely far away for KL.
+
+    Args:
+        mean: (batch, *event), floating point.
+        std: Standard deviation ≥ 0 in the units of the data, broadcastable to the shape of ``mean``; held expanded to it
+            (a view, at no cost in memory).
+
+    Raises:
+        ArgumentError: The shapes do not fit, or a tensor is not floating point.
+    """
+
+    mean: Tensor
+    std: Tensor
+    factorised = True
+
+    def __post_init__(self) -> None:
+        if not (self.mean.is_floating_point() and self.std.is_floating_point()):
+            raise ArgumentError(f"a Gaussian needs floating-point tensors, got {self.mean.dtype} and {self.std.dtype}")
+        if self.mean.ndim == 0:
+            raise ArgumentError("a Gaussian's mean needs a batch dimension: (batch, *event)")
+        try:
+            std = self.std.expand(self.mean.shape)
+        except RuntimeError as error:
+            raise ArgumentError(
+                f"std of shape {tuple(self.std.shape)} does not broadcast to the mean's {tuple(self.mean.shape)}"
+            ) from error
+        # Expanded, so that example i of every tensor belongs to example i of the batch, as ``map`` promises.
+        object.__setattr__(self, "std", std)
+
+    @property
+    def batch_size(self) -> int:
+        return self.mean.shape[0]
+
+    @property
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def sample(self, generator: Generator) -> Tensor:
+        return self.mean + self.std * randn(self.mean.shape, generator, self.mean.dtype, self.mean.device)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        self._check_event(x, self.mean.shape)
+        z = (x - self.mean) / self.std
+        return sum_events(-0.5 * z.square() - self.std.log() - 0.5 * math.log(2 * math.pi))
+
+    def coordinates(self) -> Tensor:
+        """Means, then logarithms of the standard deviations, (batch, 2 · sites)."""
+        return torch.cat([self.mean.reshape(self.batch_size, -1), self.std.log().reshape(self.batch_size, -1)], dim=1)
+
+    def at(self, coordinates: Tensor) -> Self:
+        mean, log_std = coordinates.chunk(2, dim=1)
+        shape = (len(coordinates), *self.mean.shape[1:])
+        return type(self)(mean.reshape(shape), log_std.exp().reshape(shape))
+
+    def features(self) -> Tensor:
+        """The mean: along the flows' paths the standard deviation is a function of time alone."""
+        return self.mean
+
+    def sites(self) -> Self:
+        return type(self)(self.mean.reshape(-1), self.std.reshape(-1))
+
+    def unsites(self, sites: Self) -> Self:
+        return type(self)(sites.mean.reshape(self.mean.shape), sites.std.reshape(self.mean.shape))

@@ -1,0 +1,26 @@
+"""Divergences: what keeps a new belief near the old one."""
+
+from proxflow.divergences.alpha import Alpha
+from proxflow.divergences.base import Divergence, closed_form, has_closed_form, table_of_closed_forms, value
+from proxflow.divergences.fisher_rao import FisherRao
+from proxflow.divergences.hellinger import HellingerSquared
+from proxflow.divergences.jeffreys import Jeffreys
+from proxflow.divergences.kl import KL, ReverseKL
+from proxflow.divergences.renyi import Renyi
+from proxflow.divergences.wasserstein import Wasserstein2
+
+__all__ = [
+    "KL",
+    "Alpha",
+    "Divergence",
+    "FisherRao",
+    "HellingerSquared",
+    "Jeffreys",
+    "Renyi",
+    "ReverseKL",
+    "Wasserstein2",
+    "closed_form",
+    "has_closed_form",
+    "table_of_closed_forms",
+    "value",
+]

@@ -1,0 +1,132 @@
+"""What a divergence is, and the table of rules: one value and one closed-form step for each (divergence, family) pair.
+
+A member gives values and steps by registering rules, in its own file::
+
+    @dataclass(frozen=True)
+    class Aitchison(Divergence): ...
+
+    @value(Aitchison, Categorical)
+    def _(divergence, p, q): ...
+
+    @closed_form(Aitchison, Categorical)
+    def _(divergence, belief, target, over): ...
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from proxflow._tensor import over_events
+from proxflow.beliefs import Belief
+from proxflow.errors import ArgumentError, UnsupportedPairError
+
+B = TypeVar("B", bound=Belief)
+Rule = TypeVar("Rule", bound=Callable[..., Any])
+Pair = tuple[type["Divergence"], type[Belief]]
+
+VALUES: dict[Pair, Callable[[Any, Any, Any], Tensor]] = {}
+CLOSED_FORMS: dict[Pair, Callable[[Any, Any, Any, Callable[[Tensor], Tensor]], Any]] = {}
+
+
+def _register(table: dict[Pair, Any], divergence: type[Divergence], family: type[Belief]) -> Callable[[Rule], Rule]:
+    def add(rule: Rule) -> Rule:
+        if (divergence, family) in table:
+            raise ArgumentError(f"a rule for ({divergence.__name__}, {family.__name__}) is registered already")
+        table[divergence, family] = rule
+        return rule
+
+    return add
+
+
+def value(divergence: type[Divergence], family: type[Belief]) -> Callable[[Rule], Rule]:
+    """Register ``rule(divergence, p, q) -> (batch,)``, the divergence of two beliefs of one family."""
+    return _register(VALUES, divergence, family)
+
+
+def closed_form(divergence: type[Divergence], family: type[Belief]) -> Callable[[Rule], Rule]:
+    """Register ``rule(divergence, belief, target, over) -> belief``, the minimiser of the barycentric step.
+
+    ``over(tensor)`` is the step's fraction, shaped to broadcast against a parameter tensor (batch, …).
+    """
+    return _register(CLOSED_FORMS, divergence, family)
+
+
+class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered per family)
+    """How far one belief is from another: ≥ 0, and 0 only where they are equal.
+
+    Members are frozen dataclasses of their parameters. Two operations, both per example:
+
+    * ``divergence(p, q)``: the value, (batch,).
+    * ``divergence.interpolate(p, q, f)``: the barycentric proximal step argmin_r (1 − f) D(r, p) + f D(r, q), where a
+      closed form is known; :class:`proxflow.Proximal` with a solver does the others.
+    """
+
+    additive: bool = False
+    """Whether the value of a belief with independent coordinates is the sum of the values of its coordinates, so that a
+    solver may take each coordinate as a small problem of its own."""
+
+    composes: bool = False
+    """Whether steps toward a fixed target compose, 1 − f₁₂ = (1 − f₁)(1 − f₂) (semigroup), so that a training belief is
+    one step from the prior; flows simulate several steps where they do not."""
+
+    def __call__(self, p: B, q: B) -> Tensor:
+        """D(p, q) for each example, (batch,).
+
+        Raises:
+            UnsupportedPairError: No rule is known for this divergence and family.
+            ArgumentError: The beliefs differ in shape.
+        """
+        rule = _find(VALUES, self, p, q, "value")
+        result: Tensor = rule(self, p, q)
+        return result
+
+    def interpolate(self, p: B, q: B, fraction: Tensor | float) -> B:
+        """The belief at ``fraction`` (a scalar or (batch,), in [0, 1]) on the way from ``p`` to ``q``.
+
+        Raises:
+            UnsupportedPairError: No closed form is known for this divergence and family.
+            ArgumentError: The beliefs differ in shape, or the fraction is neither a scalar nor (batch,).
+        """
+        rule = _find(CLOSED_FORMS, self, p, q, "closed-form step")
+        result: B = rule(self, p, q, lambda like: over_events(fraction, like))
+        return result
+
+
+def has_closed_form(divergence: Divergence, belief: Belief) -> bool:
+    """Whether :meth:`Divergence.interpolate` knows this pair."""
+    return (type(divergence), type(belief)) in CLOSED_FORMS
+
+
+def check_pair(p: Belief, q: Belief) -> None:
+    """Refuse two beliefs of different families or shapes."""
+    if type(p) is not type(q):
+        raise UnsupportedPairError(f"both beliefs must be of one family, got {type(p).__name__} and {type(q).__name__}")
+    shapes, other_shapes = ([tuple(a.shape) for a in b.tensors().values()] for b in (p, q))
+    if shapes != other_shapes:
+        raise ArgumentError(f"both beliefs must have the same shapes, got {shapes} and {other_shapes}")
+
+
+def _find(table: dict[Pair, Any], divergence: Divergence, p: Belief, q: Belief, what: str) -> Any:
+    check_pair(p, q)
+    rule = table.get((type(divergence), type(p)))
+    if rule is not None:
+        return rule
+    name, family = type(divergence).__name__, type(p).__name__
+    families = sorted(f.__name__ for d, f in table if d is type(divergence))
+    divergences = sorted(d.__name__ for d, f in table if f is type(p))
+    message = (
+        f"no {what} is known for {name} on {family}. {name} has one on: {', '.join(families) or 'no family'}; "
+        f"{family} has one for: {', '.join(divergences) or 'no divergence'}."
+    )
+    if table is CLOSED_FORMS and (type(divergence), type(p)) in VALUES:
+        message += f" Its value is known: use Proximal({name}(…), solver=NewtonSolver())."
+    raise UnsupportedPairError(message)
+
+
+def table_of_closed_forms() -> list[tuple[str, str, bool]]:
+    """Every supported (divergence, family, has a closed-form step), sorted, for the documentation."""
+    return sorted((d.__name__, f.__name__, (d, f) in CLOSED_FORMS) for d, f in VALUES)

@@ -1,0 +1,25 @@
+"""Jeffreys' divergence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from proxflow.beliefs import Categorical, DiagonalGaussian, FullGaussian
+from proxflow.divergences.base import Divergence, value
+from proxflow.divergences.kl import KL
+
+
+@dataclass(frozen=True)
+class Jeffreys(Divergence):
+    """KL(p ‖ q) + KL(q ‖ p), in nats (Jeffreys, 1946). Its step needs a solver."""
+
+    additive = True
+
+
+@value(Jeffreys, DiagonalGaussian)
+@value(Jeffreys, FullGaussian)
+@value(Jeffreys, Categorical)
+def _(_: Jeffreys, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
+    return KL()(p, q) + KL()(q, p)

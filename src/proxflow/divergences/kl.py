@@ -1,0 +1,158 @@
+"""Kullback–Leibler divergence: in both directions.
+
+KL mixes natural parameters (precisions, or logarithms of probabilities), reverse KL mixes moments. Values are sums of terms
+eˣ − 1 − x ≥ 0, which neither cancel nor turn negative where the two beliefs are close.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from proxflow._tensor import exp_excess, log_mix, log_ratio, sum_events
+from proxflow.beliefs import Categorical, DiagonalGaussian, FullGaussian
+from proxflow.divergences.base import Divergence, closed_form, value
+
+Over = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class KL(Divergence):
+    """KL(p ‖ q) = E_p[log p − log q], in nats.
+
+    Its barycentric step is the normalised geometric mean p^{1−f} q^f.
+    """
+
+    additive = True
+    composes = True
+
+
+@dataclass(frozen=True)
+class ReverseKL(Divergence):
+    """KL(q ‖ p), in nats: the free belief of a proximal step is the second argument of KL.
+
+    Its barycentric step matches the moments of the mixture (1 − f) p + f q.
+    """
+
+    additive = True
+    composes = True
+
+
+def _kl_gaussian(p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
+    spread = exp_excess(2 * log_ratio(p.std, q.std))
+    return 0.5 * sum_events(spread + ((p.mean - q.mean) / q.std).square())
+
+
+def _kl_categorical(p: Categorical, q: Categorical) -> Tensor:
+    log_p, log_q = p.log_probs, q.log_probs
+    # Classes that p rules out contribute 0 to E_p[log p − log q], whatever q says.
+    gap = torch.where(log_p.isneginf(), torch.zeros_like(log_p), log_q - log_p)
+    close = gap.abs() < 1
+    # Σ (q − p) = 0 is added, so that no term is negative.
+    near = log_p.exp() * exp_excess(torch.where(close, gap, torch.zeros_like(gap)))
+    return sum_events(torch.where(close & ~log_p.isneginf(), near, log_q.exp() - log_p.exp() * (1 + gap)).sum(-1))
+
+
+def _kl_full(p: FullGaussian, q: FullGaussian) -> Tensor:
+    whitened = torch.linalg.solve_triangular(
+        q.scale_tril, torch.cat([p.scale_tril, (p.mean - q.mean)[..., None]], dim=2), upper=False
+    )
+    spread = exp_excess(2 * log_ratio(p.scale_tril.diagonal(dim1=1, dim2=2), q.scale_tril.diagonal(dim1=1, dim2=2)))
+    # The diagonal of L_q⁻¹ L_p is in ``spread``; below it are correlations, beside it the difference of the means.
+    return 0.5 * (spread.sum(1) + torch.cat([whitened.tril(-1)[..., :-1], whitened[..., -1:]], 2).square().sum((1, 2)))
+
+
+@value(KL, DiagonalGaussian)
+def _(_: KL, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
+    return _kl_gaussian(p, q)
+
+
+@value(ReverseKL, DiagonalGaussian)
+def _(_: ReverseKL, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
+    return _kl_gaussian(q, p)
+
+
+@value(KL, Categorical)
+def _(_: KL, p: Categorical, q: Categorical) -> Tensor:
+    return _kl_categorical(p, q)
+
+
+@value(ReverseKL, Categorical)
+def _(_: ReverseKL, p: Categorical, q: Categorical) -> Tensor:
+    return _kl_categorical(q, p)
+
+
+@value(KL, FullGaussian)
+def _(_: KL, p: FullGaussian, q: FullGaussian) -> Tensor:
+    return _kl_full(p, q)
+
+
+@value(ReverseKL, FullGaussian)
+def _(_: ReverseKL, p: FullGaussian, q: FullGaussian) -> Tensor:
+    return _kl_full(q, p)
+
+
+@closed_form(KL, DiagonalGaussian)
+def _(_: KL, belief: DiagonalGaussian, target: DiagonalGaussian, over: Over) -> DiagonalGaussian:
+    f = over(belief.mean)
+    # Precisions relative to the larger one, so that neither overflows: σ from 1e-4 to 1e4 stays exact in float32.
+    scale = torch.minimum(belief.std, target.std)
+    weight, target_weight = (1 - f) * (scale / belief.std).square(), f * (scale / target.std).square()
+    total = weight + target_weight
+    mean = weight / total * belief.mean + target_weight / total * target.mean
+    return DiagonalGaussian(mean, scale / total.sqrt())
+
+
+@closed_form(ReverseKL, DiagonalGaussian)
+def _(_: ReverseKL, belief: DiagonalGaussian, target: DiagonalGaussian, over: Over) -> DiagonalGaussian:
+    f = over(belief.mean)
+    # The law of total variance: no difference of large second moments.
+    spread = f * (1 - f) * (target.mean - belief.mean).square()
+    variance = (1 - f) * belief.std.square() + f * target.std.square() + spread
+    return DiagonalGaussian((1 - f) * belief.mean + f * target.mean, variance.sqrt())
+
+
+@closed_form(KL, Categorical)
+def _(_: KL, belief: Categorical, target: Categorical, over: Over) -> Categorical:
+    f = over(belief.logits)
+    log_p, log_q = belief.log_probs, target.log_probs
+    no_p, no_q = log_p.isneginf(), log_q.isneginf()
+    # At an end of the path the other belief has no say, whatever it rules out: 0 · (−∞) is 0 here.
+    ruled_out = (no_p & (f < 1)) | (no_q & (f > 0))
+    mixed = (1 - f) * log_p.masked_fill(no_p, 0) + f * log_q.masked_fill(no_q, 0)
+    return Categorical(mixed.masked_fill(ruled_out, -torch.inf).log_softmax(-1))
+
+
+@closed_form(ReverseKL, Categorical)
+def _(_: ReverseKL, belief: Categorical, target: Categorical, over: Over) -> Categorical:
+    return Categorical(log_mix(belief.log_probs, target.log_probs, over(belief.logits)))
+
+
+@closed_form(KL, FullGaussian)
+def _(_: KL, belief: FullGaussian, target: FullGaussian, over: Over) -> FullGaussian:
+    f = over(belief.mean)[..., None]
+    factor, target_factor = belief.scale_tril, target.scale_tril
+    # With W = L̂⁻¹ L the mixed precision is L⁻ᵀ B L⁻¹, B = (1 − f) I + f WᵀW. Cholesky of B with its rows and columns
+    # reversed gives B = U Uᵀ with U upper triangular, hence the new factor L U⁻ᵀ is lower triangular.
+    whitened = torch.linalg.solve_triangular(
+        target_factor, torch.cat([factor, (target.mean - belief.mean)[..., None]], dim=2), upper=False
+    )
+    ratio, shift = whitened[..., :-1], whitened[..., -1:]
+    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    mixed = (1 - f) * identity + f * ratio.mT @ ratio
+    upper = torch.linalg.cholesky(mixed.flip(1, 2)).flip(1, 2)
+    moved = torch.linalg.solve_triangular(upper, torch.cat([factor.mT, f * ratio.mT @ shift], dim=2), upper=True)
+    new_factor = moved[..., :-1].mT
+    return FullGaussian(belief.mean + (new_factor @ moved[..., -1:]).squeeze(-1), new_factor)
+
+
+@closed_form(ReverseKL, FullGaussian)
+def _(_: ReverseKL, belief: FullGaussian, target: FullGaussian, over: Over) -> FullGaussian:
+    f = over(belief.mean)
+    shift = (target.mean - belief.mean)[..., None]
+    mixed = (1 - f)[..., None] * belief.covariance + f[..., None] * target.covariance
+    spread = (f * (1 - f))[..., None] * shift @ shift.mT
+    return FullGaussian((1 - f) * belief.mean + f * target.mean, torch.linalg.cholesky(mixed + spread))
