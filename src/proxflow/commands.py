@@ -1,0 +1,331 @@
+"""What the command line does, one function a command."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from proxflow import data, imagefiles, metrics, models
+from proxflow.config import DeviceName, ModelConfig, SamplerName, TrainingConfig, read_json, to_dict
+from proxflow.errors import ArgumentError, CheckpointError, DataError, OutputError, ProxflowError
+from proxflow.experiments import mnist
+from proxflow.experiments.presets import PRESETS
+from proxflow.files import writable_folder, write_json
+from proxflow.models import Model
+from proxflow.options import Evaluate, Options, Reproduce, Sample, Train
+from proxflow.progress import bar
+from proxflow.samplers import sample
+from proxflow.training import fit
+
+
+def run(options: Options) -> None:
+    """Do what a command asks for.
+
+    Raises:
+        ProxflowError: Any error of the library; of this class itself when memory ran out.
+    """
+    try:
+        if not 0 <= options_seed(options) < 2**63:
+            raise ArgumentError(f"--seed must be at least 0 and below 2^63, got {options_seed(options)}")
+        match options:
+            case Sample():
+                run_sample(options)
+            case Train():
+                run_train(options)
+            case Evaluate():
+                run_evaluate(options)
+            case Reproduce():
+                run_reproduce(options)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ProxflowError(f"out of memory: {_out_of_memory(options)}") from error
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):  # torch has no class of its own for memory of the processor
+            raise
+        raise ProxflowError(f"out of memory: {_out_of_memory(options)}") from error
+
+
+def options_seed(options: Options) -> int:
+    return options.training.seed if isinstance(options, Train) else options.seed
+
+
+def _out_of_memory(options: Options) -> str:
+    match options:
+        case Reproduce():
+            return "free some on the device, or choose another --device; the same command then goes on"
+        case Train():
+            return f"lower --batch-size, now {options.training.batch_size}, or take a smaller network"
+        case _:
+            return f"lower --batch-size, now {options.batch_size}"
+
+
+def say(line: str) -> None:
+    """Print a line at once, also into a file or pipe."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def device_of(name: DeviceName) -> torch.device:
+    """The device of a name; ``auto`` is CUDA where there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ArgumentError(
+            "--device cuda: this machine has no CUDA device that PyTorch can use; give --device cpu or auto"
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+# sample ---------------------------------------------------------------------------------------------------------------
+
+
+def run_sample(options: Sample) -> None:
+    """Draw images and write them."""
+    _check_counts(options.n, options.steps, options.batch_size)
+    device = device_of(options.device)
+    model = models.load(options.model, device)
+    imagefiles.check_output(options.out, options.n, model.shape[0])
+    images = draw(model, options.n, options.steps, options.sampler, options.seed, options.batch_size)
+    imagefiles.write(options.out, mnist.to_channels_last(images))
+    say(f"{options.n} images, {options.steps} network evaluations each: {options.out}")
+
+
+def draw(model: Model, n: int, steps: int, sampler: SamplerName, seed: int, batch_size: int) -> Tensor:
+    """Sample with a progress bar: uint8 (n, channels, height, width)."""
+    with bar("sample", n, "images") as show:
+        events = sample(
+            model.predictor,
+            model.flow,
+            (n, *model.shape),
+            steps=steps,
+            sampler=sampler,
+            seed=seed,
+            batch_size=batch_size,
+            progress=show,
+        )
+    return data.to_bytes(events)
+
+
+def _check_counts(n: int, steps: int, batch_size: int, least: int = 1) -> None:
+    if n < least:
+        raise ArgumentError(f"--n must be at least {least}, got {n}")
+    if steps < 1:
+        raise ArgumentError(f"--steps, the number of network evaluations, must be at least 1, got {steps}")
+    if batch_size < 1:
+        raise ArgumentError(f"--batch-size must be at least 1, got {batch_size}")
+
+
+# train ----------------------------------------------------------------------------------------------------------------
+
+
+def run_train(options: Train) -> None:
+    """Train a model, or go on with one, and say where it is."""
+    for name, value in {**vars(options.training), **vars(options.network)}.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ArgumentError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
+    training = TrainingConfig(**vars(options.training))
+    config = ModelConfig(**vars(options.network))
+    device = device_of(options.device)
+    images = training_images(options.data)
+    shape = tuple(images.shape[1:])
+    torch.manual_seed(training.seed)
+    model = models.build(config, shape)
+    out = writable_folder(options.out)
+    _claim(out, config, training, images)
+    if _steps_done(out) == training.steps:
+        say(f"{out} holds this model, trained for all of its {training.steps} steps")
+        _say_how_to_sample(out)
+        return
+    say(
+        f"train: {config.flow} on {len(images)} images of {shape[1]} x {shape[2]}, {training.steps} steps of "
+        f"{training.batch_size}, on {device.type}; interrupt with Ctrl-C, the same command goes on"
+    )
+    provenance = {
+        "data": f"{len(images)} images of {options.data}",
+        "training": to_dict(training),
+        "hardware": mnist.hardware(device),
+        "versions": mnist.versions(),
+    }
+
+    def keep(averaged: nn.Module, step: int) -> None:
+        models.save(out, model, averaged.state_dict(), {**provenance, "steps": step})
+        if not sys.stderr.isatty():  # where no bar shows it
+            say(f"step {step} of {training.steps}: saved")
+
+    result = fit(model.flow, model.predictor, images, training, folder=out, device=device, on_checkpoint=keep)
+    finished = {"steps": training.steps, "seconds": round(result.seconds, 1), "losses": result.losses}
+    models.save(out, model, result.predictor.state_dict(), {**provenance, **finished})
+    (out / "checkpoint.safetensors").unlink(missing_ok=True)
+    say(f"trained in {result.seconds / 60:.1f} minutes, last loss {result.losses[-1]:.4g}: {out}")
+    _say_how_to_sample(out)
+
+
+def training_images(source: str) -> Tensor:
+    """uint8 images (number, channels, height, width) of a data set, a folder or an ``.npz`` file.
+
+    Raises:
+        DataError: There is nothing such, or it is corrupt.
+    """
+    path = Path(source)
+    if source == "mnist" or any(path.glob("train-images-idx3-ubyte*")):
+        return data.load(source, "train").images
+    if path.is_dir() or path.suffix.lower() == ".npz":
+        return read_images(path)
+    raise DataError(
+        f"no training data {source!r}: expected mnist, an existing folder of IDX files named as MNIST's or of PNG files, or "
+        "an .npz file"
+    )
+
+
+def read_images(path: Path) -> Tensor:
+    """uint8 images (number, channels, height, width) of an ``.npz`` file or a folder of PNG files."""
+    return torch.from_numpy(imagefiles.read(path)).permute(0, 3, 1, 2).contiguous()
+
+
+def _claim(out: Path, config: ModelConfig, training: TrainingConfig, images: Tensor) -> None:
+    """Write down what a folder is for, or refuse one that is for something else."""
+    path = out / "run.json"
+    wanted = {
+        **to_dict(config),
+        **to_dict(training),
+        "data": f"sha256 {hashlib.sha256(images.numpy().tobytes()).hexdigest()}, shape {list(images.shape)}",
+    }
+    del wanted["checkpoint_every"]  # changes nothing of the result
+    if not path.exists():
+        if (out / "config.json").exists():
+            raise OutputError(f"{out} holds a model that this command did not begin: choose another --out folder")
+        write_json(path, wanted)
+        return
+    held = read_json(path)
+    if not isinstance(held, dict):
+        raise CheckpointError(f"{path}: expected the settings of a training run, got {json.dumps(held):.80}")
+    for name, value in wanted.items():
+        if held.get(name) != value:
+            raise OutputError(
+                f"{out} holds a training run with {name} = {held.get(name)}, not {value}: choose another --out folder, or "
+                "remove this one to start over"
+            )
+
+
+def _steps_done(folder: Path) -> int | None:
+    """Steps that the model in a folder was trained for; ``None`` where there is no model yet."""
+    path = folder / "config.json"
+    match read_json(path) if path.exists() else None:
+        case {"provenance": {"steps": int(steps)}}:
+            return steps
+    return None
+
+
+def _say_how_to_sample(folder: Path) -> None:
+    say(f"draw from it: proxflow sample {folder}")
+
+
+# evaluate -------------------------------------------------------------------------------------------------------------
+
+LEAST = 4
+"""Images that precision and recall need: more than the three neighbours of their manifolds."""
+
+
+def run_evaluate(options: Evaluate) -> None:
+    """Score images against the test images, print and write the numbers."""
+    n = options.n if options.n is not None else 1000
+    _check_counts(n, options.steps, options.batch_size, LEAST)
+    if options.out is not None:
+        if options.out.suffix.lower() != ".json" or options.out.is_dir():
+            raise ArgumentError(f"--out must be a file ending in .json, got {str(options.out)!r}")
+        writable_folder(options.out.parent)
+    device = device_of(options.device)
+    extractor = metrics.mnist_features(device)
+    wanted = extractor.network.image_shape
+
+    made: Callable[[], Tensor]
+    record: dict[str, Any]
+    if options.images is not None:
+        images = read_images(options.images)[: options.n]
+        if len(images) < LEAST:
+            raise ArgumentError(f"{options.images}: evaluation needs at least {LEAST} images, got {len(images)}")
+        n, shape, made, title = len(images), tuple(images.shape[1:]), lambda: images, f"{options.images}"
+        record = {"flow": None, "sampler": None, "nfe": None, "images": str(options.images)}
+    else:
+        model = models.load(options.model, device)
+        shape = model.shape
+        made = lambda: draw(model, n, options.steps, options.sampler, options.seed, options.batch_size)  # noqa: E731
+        title = f"{options.model} ({model.config.flow}), {options.sampler}, {options.steps} evaluations, seed {options.seed}"
+        record = {
+            "flow": model.config.flow, "sampler": options.sampler, "nfe": options.steps, "model": options.model,
+        }  # fmt: skip
+    if shape != wanted:
+        raise ArgumentError(
+            f"the features are of {wanted[1]} x {wanted[2]} grey images, shape {wanted}; these images have shape {shape}"
+        )
+
+    training, test = data.load(options.data, "train").images, data.load(options.data, "test").images
+    if n > len(training):
+        raise ArgumentError(f"--n: {n} images cannot be compared with as many of {len(training)} real training images")
+    reference = metrics.Reference.of(extractor(test))
+    floor = mnist.floor(reference, extractor, training, n, options.seed)
+    scores = reference.score(extractor(made()))
+    record |= {
+        "seed": options.seed,
+        **asdict(scores),
+        "floor": floor.frechet,
+        "floor_precision": floor.precision,
+        "floor_recall": floor.recall,
+        "floor_diversity": floor.diversity,
+        "extractor": f"{extractor.name} {extractor.sha256[:12]}",
+        "reference": f"{len(test)} test images of {options.data}",
+    }
+    say(title)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for heading in ("these images", "real images", "best"):
+        table.add_column(heading, justify="right")
+    table.add_row("Fréchet distance", f"{scores.frechet:.2f}", f"{floor.frechet:.2f}", "0")
+    table.add_row("precision", f"{scores.precision:.3f}", f"{floor.precision:.3f}", "1")
+    table.add_row("recall", f"{scores.recall:.3f}", f"{floor.recall:.3f}", "1")
+    table.add_row("diversity", f"{scores.diversity:.3f}", f"{floor.diversity:.3f}", "1")
+    Console(file=sys.stdout, highlight=False, width=100).print(table)
+    say(f"{n} images, and {n} real training images, against {len(test)} test images of {options.data}")
+    say(f"features: {extractor.name}, {extractor.dimension} dimensions, sha256 {extractor.sha256}")
+    if options.out is not None:
+        write_json(options.out, {"cells": [record], "hardware": mnist.hardware(device), "versions": mnist.versions()})
+        say(f"written: {options.out}")
+
+
+# reproduce ------------------------------------------------------------------------------------------------------------
+
+
+def run_reproduce(options: Reproduce) -> None:
+    """Run an experiment, or what is missing of it, and write the report."""
+    preset = PRESETS[options.preset]
+    preset = replace(preset, seeds=tuple(options.seed + seed for seed in preset.seeds))
+    device = device_of(options.device)
+    out = options.out if options.out is not None else Path("runs") / f"{options.experiment}-{options.preset}"
+    writable_folder(out)
+    say(f"{options.experiment}, {options.preset}: {preset.minutes}; running on {device.type}, into {out}")
+    say("interrupt with Ctrl-C at any time: the same command goes on where it stopped")
+    from proxflow.experiments import report  # brings plotting, which no other command needs
+
+    results = mnist.reproduce(options.preset, preset, out, device, say)
+    files = report.write_report(out, results, device)
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("claim", "measured", "expected", "holds"):
+        table.add_column(heading, justify="left" if heading == "claim" else "right")
+    for claim in report.claims(results):
+        expected = "" if claim.threshold is None else f"{claim.relation} {claim.threshold:g}"
+        verdict = "" if claim.held is None else "yes" if claim.holds else "no"
+        table.add_row(claim.statement, f"{report.Summary.of(claim.values).mean:.3g}", expected, verdict)
+    Console(file=sys.stdout, highlight=False, width=100).print(table)
+    for path in (out / "results.json", *(file for file in files if file.suffix in (".md", ".html"))):
+        say(f"written: {path}")

@@ -1,0 +1,168 @@
+"""What can be asked on the command line: one dataclass a command, importable without torch.
+
+``--help`` prints these docstrings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from proxflow.config import DeviceName, ModelConfig, SamplerName, TrainingConfig
+from proxflow.experiments.presets import PRESETS, PresetName
+
+_MINUTES = "; ".join(f"{name}: {preset.minutes}" for name, preset in PRESETS.items())
+
+ModelSource = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw images from a trained model.
+
+    For example:
+        proxflow sample                                     64 digits in one picture, samples.png
+        proxflow sample --n 1000 --steps 5 --out few.npz    an array of 1000 images, 5 evaluations each
+        proxflow sample runs/mine --out pictures            a folder of PNG files, from a model of your own
+
+    Args:
+        model: Name of a model that comes with the package, or a model folder, as train and reproduce write them.
+        n: Number of images.
+        steps: Network evaluations spent on each image (NFE): fewer is faster, more is better.
+        sampler: deterministic: the proximal step toward the prediction. stochastic: toward a noisy draw around it.
+            marginal: replaces noise but keeps its amount. multistep2: second order, the best at few evaluations. The last
+            two need a flow with Gaussian paths: gpfn-w2, gpfn-kl, bfn or bfn-tuned.
+        seed: Number that fixes the images: image i depends on the seed and on i alone, whatever --n and --batch-size are.
+        out: Where to write. Ending .png: one picture, a grid. Ending .npz: key "images", uint8, N x H x W x C. No ending:
+            a folder of PNG files, 00000.png and so on.
+        batch_size: Images drawn at a time; lower it when memory runs out.
+        device: Where to compute; auto takes CUDA when there is one.
+    """
+
+    model: ModelSource = "mnist"
+    n: int = 64
+    steps: int = 20
+    sampler: SamplerName = "multistep2"
+    seed: int = 0
+    out: Path = Path("samples.png")
+    batch_size: int = 128
+    device: DeviceName = "auto"
+
+
+@dataclass(frozen=True)
+class NetworkOptions(ModelConfig):
+    """A flow and its U-Net."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions(TrainingConfig):
+    """How to train."""
+
+    def __post_init__(self) -> None:
+        """Nothing: ranges are checked after parsing, because the parser's messages would name its own internals."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model on MNIST or on images of your own.
+
+    Checkpoints are written on the way, and the model can be sampled from after the first. An interrupted training goes on
+    where it stopped when the same command is given again. 10,000 steps of the default network on MNIST take about 70
+    minutes on 2 processor cores.
+
+    For example:
+        proxflow train --out runs/mine
+        proxflow train --out runs/kl --flow gpfn-kl --steps 1000
+        proxflow train --out runs/own --data pictures --channels 64 --multipliers 1 2 2 --patch 1
+
+    Args:
+        out: Folder for the model and its checkpoint.
+        data: What to learn: mnist; a folder of IDX files named as MNIST's; a folder of PNG files of one size, grey or RGB;
+            or an .npz file with key "images", uint8, N x H x W x C.
+        network: Which flow, and the U-Net that predicts its targets.
+        training: How to train: AdamW with warm-up and cosine decay, clipped gradients, averaged weights.
+        device: Where to compute; auto takes CUDA when there is one.
+    """
+
+    out: Path
+    data: str = "mnist"
+    network: tyro.conf.OmitArgPrefixes[NetworkOptions] = NetworkOptions()
+    training: tyro.conf.OmitArgPrefixes[TrainingOptions] = TrainingOptions()
+    device: DeviceName = "auto"
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure how good the images of a model are, or images made elsewhere.
+
+    Prints the Fréchet distance, precision, recall and diversity against real test images, on the features of the digit
+    classifier that comes with the package, and beside them the same numbers of as many real training images: no model can
+    be expected to do better. Numbers are comparable at equal counts only.
+
+    For example:
+        proxflow evaluate --n 1000 --steps 20
+        proxflow evaluate runs/mine --sampler stochastic --out mine.json
+        proxflow evaluate --images few.npz
+
+    Args:
+        model: Name of a model that comes with the package, or a model folder, as train and reproduce write them.
+        n: Number of images drawn from the model; with --images, how many of them to take, the first ones.
+        steps: Network evaluations spent on each image (NFE).
+        sampler: How to sample; "proxflow sample --help" explains the choices.
+        seed: Number that fixes the images drawn, and which real training images are scored beside them.
+        images: Evaluate these and no model: an .npz file with key "images", uint8, N x H x W x C, or a folder of PNG
+            files.
+        data: What to compare with: mnist, or a folder of IDX files of 28 x 28 grey images.
+        out: File, ending in .json, for the numbers and their conditions.
+        batch_size: Images drawn at a time; lower it when memory runs out.
+        device: Where to compute; auto takes CUDA when there is one.
+    """
+
+    model: ModelSource = "mnist"
+    n: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1000; with --images, all of them)")
+    ] = None
+    steps: int = 20
+    sampler: SamplerName = "multistep2"
+    seed: int = 0
+    images: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: the model's)")] = None
+    data: str = "mnist"
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: only print)")] = None
+    batch_size: int = 128
+    device: DeviceName = "auto"
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Repeat an experiment of the paper: train, sample, evaluate, report.
+
+    mnist trains a proximal flow with Wasserstein-2 steps (gpfn-w2) and two Bayesian Flow Networks (bfn with the
+    reference's settings, bfn-tuned with the best found for MNIST) on one U-Net, with equal data, steps and seed. It
+    evaluates each with each of its samplers at 1 to 100 network evaluations and writes results.json, a Markdown and an
+    HTML report with pictures. An interrupted run goes on where it stopped when the same command is given again.
+
+    For example:
+        proxflow reproduce --preset quick
+        proxflow reproduce mnist --preset paper --device cuda --out runs/paper
+
+    Args:
+        experiment: Which experiment.
+        preset: How much to train and to sample.
+        out: Folder for models, results and report.
+        seed: Number that fixes initial weights, order of data and noise; a preset of several seeds counts up from it.
+        device: Where to compute; auto takes CUDA when there is one.
+    """
+
+    experiment: Annotated[Literal["mnist"], tyro.conf.Positional, tyro.conf.arg(metavar="[{mnist}]")] = "mnist"
+    preset: Annotated[PresetName, tyro.conf.arg(help_behavior_hint=f"({_MINUTES}; default: quick)")] = "quick"
+    out: Annotated[
+        Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: runs/EXPERIMENT-PRESET)")
+    ] = None
+    seed: int = 0
+    device: DeviceName = "auto"
+
+
+Options = Sample | Train | Evaluate | Reproduce

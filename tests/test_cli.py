@@ -1,0 +1,647 @@
+"""The command line: what it writes, and what it says to wrong input."""
+
+import json
+import math
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import proxflow
+from proxflow import commands, imagefiles, models
+from proxflow.cli import main
+from proxflow.config import ModelConfig
+from proxflow.nn import UNet
+
+TINY_WORDS = ("--channels", "8", "--multipliers", "1", "--patch", "4", "--device", "cpu")
+
+
+def save_model(folder, shape=(1, 28, 28), flow="gpfn-w2"):
+    torch.manual_seed(0)
+    model = models.build(ModelConfig(flow=flow, channels=8, multipliers=(1,), patch=4), shape)
+    folder.mkdir(parents=True, exist_ok=True)
+    models.save(folder, model, model.predictor.state_dict(), {})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command line in this process: (exit status, standard output, standard error)."""
+
+    def call(*words):
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as stop:
+            status = stop.code
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return status, captured.out, captured.err
+
+    return call
+
+
+def refused(result, *expected, status=2):
+    """Asserts one line that says what was wrong, and the exit status."""
+    found, _, err = result
+    assert found == status, err
+    assert err.startswith("proxflow: error: ")
+    assert err.count("\n") == 1
+    for text in expected:
+        assert text in err
+    return True
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Makes sampling and training fail, so that a refusal must have come before."""
+
+    def fail(*_, **__):
+        raise AssertionError("work was started")
+
+    monkeypatch.setattr(commands, "sample", fail)
+    monkeypatch.setattr(commands, "fit", fail)
+    monkeypatch.setattr(commands.mnist, "fit", fail)
+
+
+def noise(count, shape=(28, 28), channels=1, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape, channels), dtype=np.uint8)
+
+
+def write_idx(folder, train=80, test=60):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count in (("train", train), ("t10k", test)):
+        header = bytes((0, 0, 8, 3)) + np.array([count, 28, 28], ">u4").tobytes()
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(header + noise(count, seed=count).tobytes())
+    return folder
+
+
+# help -----------------------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_option_and_does_not_import_torch():
+    script = """
+import sys
+from proxflow.cli import main
+for words in [], ["sample"], ["train"], ["evaluate"], ["reproduce"]:
+    try:
+        main([*words, "--help"])
+    except SystemExit as stop:
+        assert stop.code == 0
+    print("=====")
+main(["--version"])
+heavy = {"torch", "numpy", "matplotlib", "PIL", "safetensors"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    top, sample, train, evaluate, reproduce, version = done.stdout.split("=====\n")
+    assert all(name in top for name in ("sample", "train", "evaluate", "reproduce", "--version", "Exit status"))
+    assert all(word in sample for word in ("--n", "--steps", "--sampler", "--seed", "--out", "multistep2", ".npz"))
+    assert all(word in train for word in ("--data", "--flow", "--learning-rate", "--batch-size", "gpfn-w2", "goes on"))
+    assert all(word in evaluate for word in ("--images", "Fréchet", "default: 1000"))
+    assert all(word in reproduce for word in ("quick", "standard", "paper", "2 processor", "goes on"))
+    for page in (sample, train, evaluate, reproduce):
+        assert "For example:\n    proxflow " in page
+        assert "None" not in page
+    assert version == f"proxflow {proxflow.__version__}\n"
+
+
+def test_words_that_do_not_parse_are_named(run):
+    for words, named in (
+        (["draw"], "draw"),
+        ([], "Missing subcommand"),
+        (["sample", "--sampler", "fast"], "multistep2"),
+        (["sample", "--steps", "many"], "--steps"),
+        (["sample", "--colour", "red"], "--colour"),
+        (["sample", "--device", "tpu"], "cuda"),
+        (["train"], "--out"),
+        (["train", "--out", "x", "--flow", "gan"], "gpfn-w2"),
+        (["reproduce", "cifar"], "mnist"),
+        (["reproduce", "--preset", "huge"], "standard"),
+    ):
+        status, _, err = run(*words)
+        assert status == 2
+        assert named in err
+
+
+# sample ---------------------------------------------------------------------------------------------------------------
+
+
+def test_sample_writes_a_grid(run, model, tmp_path):
+    status, out, err = run("sample", model, "--n", 7, "--steps", 2, "--out", tmp_path / "new" / "grid.png")
+    assert (status, err) == (0, "")
+    assert "grid.png" in out
+    with Image.open(tmp_path / "new" / "grid.png") as picture:
+        assert picture.mode == "L"
+        assert picture.size == (3 * 30 + 2, 3 * 30 + 2)
+
+
+def test_the_grid_holds_the_images_in_order(run, model, tmp_path):
+    run("sample", model, "--n", 5, "--steps", 1, "--out", tmp_path / "a.png")
+    run("sample", model, "--n", 5, "--steps", 1, "--out", tmp_path / "a.npz")
+    with Image.open(tmp_path / "a.png") as picture:
+        pixels = np.asarray(picture)
+    images = np.load(tmp_path / "a.npz")["images"]
+    assert (pixels[2:30, 32:60] == images[1, ..., 0]).all()
+    assert (pixels[32:60, 2:30] == images[3, ..., 0]).all()
+
+
+def test_sample_writes_an_array(run, model, tmp_path):
+    assert run("sample", model, "--n", 5, "--steps", 2, "--out", tmp_path / "few.npz")[0] == 0
+    with np.load(tmp_path / "few.npz") as arrays:
+        assert list(arrays) == ["images"]
+        assert arrays["images"].dtype == np.uint8
+        assert arrays["images"].shape == (5, 28, 28, 1)
+
+
+def test_sample_writes_a_folder_that_can_be_written_again(run, tmp_path):
+    colour = save_model(tmp_path / "colour", (3, 8, 12))
+    for _ in range(2):
+        assert run("sample", colour, "--n", 5, "--steps", 2, "--out", tmp_path / "pictures")[0] == 0
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == [f"{k:05d}.png" for k in range(5)]
+    run("sample", colour, "--n", 5, "--steps", 2, "--out", tmp_path / "array.npz")
+    assert (imagefiles.read(tmp_path / "pictures") == imagefiles.read(tmp_path / "array.npz")).all()
+    with Image.open(tmp_path / "pictures" / names[0]) as picture:
+        assert (picture.mode, picture.size) == ("RGB", (12, 8))
+    fewer = run("sample", colour, "--n", 3, "--steps", 2, "--out", tmp_path / "pictures")
+    assert refused(fewer, "00003.png", "empty")
+
+
+def test_images_depend_on_the_seed_alone(run, model, tmp_path):
+    def images(*words):
+        assert (
+            run("sample", model, "--steps", 3, "--sampler", "stochastic", "--out", tmp_path / "x.npz", *words)[0] == 0
+        )
+        return np.load(tmp_path / "x.npz")["images"]
+
+    whole = images("--n", 40, "--seed", 5)
+    assert (images("--n", 40, "--seed", 5, "--batch-size", 16) == whole).all()
+    assert (images("--n", 9, "--seed", 5) == whole[:9]).all()
+    assert (images("--n", 9, "--seed", 6) != whole[:9]).any()
+
+
+@pytest.mark.parametrize("flow", ["gpfn-w2", "bfn"])
+@pytest.mark.parametrize("sampler", ["deterministic", "stochastic", "marginal", "multistep2"])
+def test_steps_are_network_evaluations(run, tmp_path, monkeypatch, flow, sampler):
+    folder, calls = save_model(tmp_path / "m", (1, 8, 8), flow), []
+    forward = UNet.forward
+    monkeypatch.setattr(UNet, "forward", lambda self, x, t: calls.append(len(x)) or forward(self, x, t))
+    for steps in (1, 2, 5):
+        calls.clear()
+        words = ("--n", 16, "--steps", steps, "--sampler", sampler, "--out", tmp_path / "x.npz")
+        assert run("sample", folder, *words)[0] == 0
+        assert calls == [16] * steps
+
+
+def test_sample_refuses_before_it_works(run, model, tmp_path, no_work):
+    file = tmp_path / "file"
+    file.write_text("")
+    for words, expected in (
+        (["--n", 0], "--n must be at least 1, got 0"),
+        (["--steps", 0], "at least 1, got 0"),
+        (["--steps", -3], "at least 1, got -3"),
+        (["--batch-size", 0], "--batch-size"),
+        (["--seed", -1], "--seed"),
+        (["--seed", 2**63], "--seed"),
+        (["--out", tmp_path / "x.jpg"], ".npz"),
+        (["--out", tmp_path / "samples.v2"], ".npz"),
+        (["--out", file / "x.png"], "cannot write"),
+        (["--out", file / "folder"], "cannot write"),
+        (["--out", file], "cannot write"),
+    ):
+        assert refused(run("sample", model, *words), expected)
+    (tmp_path / "folder.png").mkdir()
+    assert refused(run("sample", model, "--out", tmp_path / "folder.png"), "is a folder")
+    assert refused(run("sample", "nonesuch"), "'nonesuch'", "config.json")
+
+
+def test_images_of_two_channels_fit_an_array_only(run, tmp_path):
+    folder = save_model(tmp_path / "m", (2, 8, 8))
+    assert refused(run("sample", folder, "--n", 2, "--out", tmp_path / "x.png"), "2", ".npz")
+    assert run("sample", folder, "--n", 2, "--steps", 1, "--out", tmp_path / "x.npz")[0] == 0
+
+
+def test_a_sampler_that_the_flow_cannot_use_is_refused(run, tmp_path):
+    folder = save_model(tmp_path / "m", (1, 8, 8), "gpfn-fisher-rao")
+    assert refused(run("sample", folder, "--n", 2, "--out", tmp_path / "x.npz"), "Deterministic")
+
+
+def test_damaged_models_are_refused(run, model, tmp_path, no_work):
+    config = json.loads((model / "config.json").read_text())
+    weights = (model / "model.safetensors").read_bytes()
+    tensors = load_file(model / "model.safetensors")
+    name = next(iter(tensors))
+
+    def damaged(config_text=None, content=weights, expected=""):
+        folder = tmp_path / "damaged"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(config) if config_text is None else config_text)
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        if content is not None:
+            (folder / "model.safetensors").write_bytes(content)
+        return refused(run("sample", folder, "--out", tmp_path / "x.png"), expected)
+
+    def saved(values):
+        save_file(values, tmp_path / "other.safetensors")
+        return (tmp_path / "other.safetensors").read_bytes()
+
+    assert damaged(content=None, expected="model.safetensors does not exist")
+    assert damaged(content=weights[: len(weights) // 2], expected="not a whole safetensors file")
+    assert damaged(content=weights[:5], expected="not a whole safetensors file")
+    assert damaged(content=b"", expected="not a whole safetensors file")
+    assert damaged(content=saved({**tensors, name: tensors[name] * math.nan}), expected="not finite")
+    assert damaged(content=saved({**tensors, name: tensors[name][None]}), expected="another architecture")
+    assert damaged(content=saved({k: v for k, v in tensors.items() if k != name}), expected=f"lacks '{name}'")
+    assert damaged("{", expected="config.json is not readable as JSON")
+    assert damaged("[]", expected="config.json")
+    assert damaged(json.dumps({**config, "format": 99}), expected="format")
+    assert damaged(json.dumps({**config, "shape": [1, 28]}), expected="[channels, height, width]")
+    assert damaged(json.dumps({**config, "model": {**config["model"], "flow": "gan"}}), expected="gpfn-w2")
+    assert damaged(json.dumps({**config, "model": {**config["model"], "colour": 1}}), expected="colour")
+    assert damaged(json.dumps({**config, "model": {**config["model"], "channels": "8"}}), expected="channels")
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_without_cuda_is_refused(run, model, no_work, tmp_path):
+    for words in (
+        ["sample", model],
+        ["train", "--out", tmp_path / "t"],
+        ["evaluate", model],
+        ["reproduce", "--out", tmp_path / "r"],
+    ):
+        assert refused(run(*words, "--device", "cuda"), "no CUDA device", "--device cpu")
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("[enforce] DefaultCPUAllocator: no"), MemoryError()]
+)
+def test_out_of_memory_says_what_to_lower(run, model, tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(commands, "sample", fail)
+    result = run("sample", model, "--batch-size", 64, "--out", tmp_path / "x.png")
+    assert refused(result, "lower --batch-size, now 64", status=1)
+
+
+def test_an_interrupt_is_no_traceback(run, model, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "sample", interrupt)
+    status, _, err = run("sample", model, "--out", tmp_path / "x.png")
+    assert status == 130
+    assert err == "proxflow: interrupted; give the same command again to go on\n"
+
+
+# train ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def arrays(tmp_path_factory):
+    path = tmp_path_factory.mktemp("arrays") / "own.npz"
+    imagefiles.write(path, noise(24, (8, 8), 3))
+    return path
+
+
+def test_train_then_sample(run, arrays, tmp_path):
+    words = ("train", "--out", tmp_path / "m", "--data", arrays, "--steps", 60, "--batch-size", 8, *TINY_WORDS)
+    status, out, err = run(*words)
+    assert (status, err) == (0, "")
+    assert f"proxflow sample {tmp_path / 'm'}" in out
+    provenance = json.loads((tmp_path / "m" / "config.json").read_text())["provenance"]
+    assert provenance["steps"] == provenance["training"]["steps"] == 60
+    assert len(provenance["losses"]) == 2
+    assert not (tmp_path / "m" / "checkpoint.safetensors").exists()
+    assert run("sample", tmp_path / "m", "--n", 3, "--steps", 1, "--out", tmp_path / "x.npz")[0] == 0
+    assert imagefiles.read(tmp_path / "x.npz").shape == (3, 8, 8, 3)
+
+    before = (tmp_path / "m" / "model.safetensors").read_bytes()
+    status, out, _ = run(*words)
+    assert status == 0
+    assert "trained for all of its 60 steps" in out
+    assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
+
+    assert refused(run(*words, "--learning-rate", 1e-4), "learning_rate = 0.002, not 0.0001", "--out")
+    assert refused(run(*words, "--flow", "gpfn-kl"), "flow = gpfn-w2, not gpfn-kl")
+    other = tmp_path / "other.npz"
+    imagefiles.write(other, noise(24, (8, 8), 3, seed=1))
+    assert refused(run(*words, "--data", other), "data = ")
+    assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
+
+
+def test_train_refuses_a_folder_with_another_model(run, arrays, tmp_path, no_work):
+    folder = save_model(tmp_path / "m")
+    assert refused(run("train", "--out", folder, "--data", arrays, *TINY_WORDS), "did not begin")
+
+
+def test_train_reads_idx_folders_and_picture_folders(run, tmp_path):
+    imagefiles.write(tmp_path / "pictures", noise(10, (9, 7)))
+    common = ("--steps", 1, "--batch-size", 4, *TINY_WORDS)
+    assert run("train", "--out", tmp_path / "a", "--data", tmp_path / "pictures", *common)[0] == 0
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["shape"] == [1, 9, 7]
+    assert run("train", "--out", tmp_path / "b", "--data", write_idx(tmp_path / "idx"), *common)[0] == 0
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["shape"] == [1, 28, 28]
+
+
+def test_train_refuses_wrong_numbers_before_it_works(run, arrays, tmp_path, no_work):
+    for words, expected in (
+        (["--steps", 0], "steps must be at least 1, got 0"),
+        (["--batch-size", 0], "batch_size"),
+        (["--checkpoint-every", 0], "checkpoint_every"),
+        (["--learning-rate", 0], "learning_rate"),
+        (["--learning-rate", "nan"], "--learning-rate must be a finite number, got nan"),
+        (["--weight-decay", "nan"], "--weight-decay"),
+        (["--clip", "inf"], "--clip"),
+        (["--clip", 0], "clip"),
+        (["--ema", 1], "ema"),
+        (["--seed", -1], "--seed"),
+        (["--channels", 0], "channels"),
+        (["--multipliers"], "multiplier"),
+        (["--blocks", 0], "blocks"),
+        (["--patch", 0], "patch"),
+        (["--attention", 5], "attention"),
+        (["--dropout", 1.5], "dropout"),
+    ):
+        assert refused(run("train", "--out", tmp_path / "m", "--data", arrays, *TINY_WORDS, *words), expected)
+    assert not (tmp_path / "m").exists()
+    (tmp_path / "file").write_text("")
+    result = run("train", "--out", tmp_path / "file" / "m", "--data", arrays, *TINY_WORDS)
+    assert refused(result, "cannot write to the folder")
+
+
+def test_damaged_data_are_refused(run, arrays, tmp_path, no_work):
+    def bad(source, *expected):
+        return refused(run("train", "--out", tmp_path / "m", "--data", source, *TINY_WORDS), *expected)
+
+    def array(name, **values):
+        np.savez(tmp_path / name, **values)
+        return tmp_path / name
+
+    def pictures(name, *images):
+        (tmp_path / name).mkdir()
+        for index, image in enumerate(images):
+            image.save(tmp_path / name / f"{index}.png")
+        return tmp_path / name
+
+    whole = arrays.read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 255
+    (tmp_path / "flipped.npz").write_bytes(flipped)
+    np.save(tmp_path / "single.npy", noise(3))
+    (tmp_path / "single.npy").rename(tmp_path / "single.npz")
+    assert bad(tmp_path / "nowhere", "no training data", "IDX", "PNG", ".npz")
+    assert bad(tmp_path / "nowhere.npz", "cannot be read")
+    assert bad(tmp_path / "cut.npz", "cannot be read", "intact")
+    assert bad(tmp_path / "flipped.npz", "cannot be read", "intact")
+    assert bad(tmp_path / "single.npz", "single array")
+    assert bad(array("key.npz", pictures=noise(3)), '"images"', "pictures")
+    assert bad(array("real.npz", images=np.full((3, 8, 8, 1), np.nan, np.float32)), "float32", "uint8")
+    assert bad(array("flat.npz", images=noise(3)[..., 0]), "(3, 28, 28)", "channels")
+    assert bad(array("none.npz", images=noise(0)), "not empty")
+    assert bad(array("object.npz", images=np.array([{}])), "cannot be read")  # would need a pickle
+
+    grey = Image.fromarray(noise(1, (8, 8))[0, ..., 0])
+    assert bad(pictures("nothing"), "holds no PNG files")
+    assert bad(pictures("sizes", grey, grey.resize((9, 9))), "1.png", "one shape")
+    assert bad(pictures("modes", grey.convert("RGBA")), "RGBA", "RGB")
+    cut = pictures("cut", grey) / "0.png"
+    cut.write_bytes(cut.read_bytes()[:-30])
+    assert bad(tmp_path / "cut", "0.png", "intact PNG")
+
+    idx = write_idx(tmp_path / "idx") / "train-images-idx3-ubyte"
+    idx.write_bytes(idx.read_bytes()[:-1])
+    assert bad(tmp_path / "idx", "train-images-idx3-ubyte", "expected exactly")
+
+
+def test_a_loss_that_is_not_finite_stops_training(run, arrays, tmp_path):
+    words = ("--steps", 50, "--batch-size", 4, "--learning-rate", 1e30, "--warmup-steps", 0)
+    result = run("train", "--out", tmp_path / "m", "--data", arrays, *words, *TINY_WORDS)
+    assert refused(result, "not finite", "lower the learning rate", status=1)
+
+
+def test_a_damaged_checkpoint_is_refused_and_left(run, arrays, tmp_path):
+    words = ("train", "--out", tmp_path / "m", "--data", arrays, "--steps", 60, "--batch-size", 4, *TINY_WORDS)
+    run(*words)
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    config["provenance"]["steps"] = 50  # as an interrupted training leaves it
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    checkpoint = tmp_path / "m" / "checkpoint.safetensors"
+    checkpoint.write_bytes(b"broken")
+    assert refused(run(*words), "checkpoint.safetensors is not a whole safetensors file")
+    assert checkpoint.read_bytes() == b"broken"
+
+
+def interrupt_when(ready, script, *words):
+    """Starts the command line in a process of its own, interrupts it, and returns its standard error."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, words)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while not ready() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, err
+    assert err == "proxflow: interrupted; give the same command again to go on\n"
+
+
+def test_an_interrupted_training_goes_on(run, arrays, tmp_path):
+    def words(folder):
+        fixed = ("--steps", 200, "--batch-size", 8, "--checkpoint-every", 50)
+        return ("train", "--out", tmp_path / folder, "--data", arrays, *fixed, *TINY_WORDS)
+
+    script = "import sys; from proxflow.cli import main; sys.exit(main(sys.argv[1:]))"
+    interrupt_when((tmp_path / "cut" / "config.json").exists, script, *words("cut"))
+    done = json.loads((tmp_path / "cut" / "config.json").read_text())["provenance"]["steps"]
+    assert 50 <= done < 200
+    assert run("sample", tmp_path / "cut", "--n", 2, "--steps", 1, "--out", tmp_path / "x.npz")[0] == 0
+
+    status, out, _ = run(*words("cut"))
+    assert status == 0
+    assert f"step {done} of" not in out
+    assert run(*words("whole"))[0] == 0
+    cut, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("cut", "whole"))
+    assert all(torch.equal(cut[name], whole[name]) for name in whole)
+
+
+# evaluate -------------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_a_model(run, model, tmp_path):
+    data, path = write_idx(tmp_path / "idx"), tmp_path / "new" / "scores.json"
+    words = ("evaluate", model, "--data", data, "--n", 20, "--steps", 2, "--sampler", "stochastic")
+    status, out, err = run(*words, "--seed", 3, "--out", path)
+    assert (status, err) == (0, "")
+    for word in ("Fréchet", "precision", "recall", "diversity", "mnist-classifier", "20 images", "60 test images"):
+        assert word in out
+    content = json.loads(path.read_text())
+    (cell,) = content["cells"]
+    assert {"frechet", "floor", "precision", "recall", "diversity", "extractor"} <= set(cell)
+    assert (cell["flow"], cell["sampler"], cell["nfe"], cell["seed"]) == ("gpfn-w2", "stochastic", 2, 3)
+    assert cell["samples"] == 20
+    assert {"hardware", "versions"} <= set(content)
+    # The real images are noise as the reference is; an untrained network's images are not.
+    assert cell["floor"] < cell["frechet"]
+    assert f"{cell['frechet']:.2f}" in out
+    assert f"{cell['floor']:.2f}" in out
+
+
+def test_evaluate_images_made_elsewhere(run, model, tmp_path):
+    data = write_idx(tmp_path / "idx")
+
+    def scores(*words):
+        status, _, err = run("evaluate", "--data", data, "--out", tmp_path / "s.json", *words)
+        assert (status, err) == (0, "")
+        return json.loads((tmp_path / "s.json").read_text())["cells"][0]
+
+    run("sample", model, "--n", 20, "--steps", 2, "--out", tmp_path / "x.npz")
+    run("sample", model, "--n", 20, "--steps", 2, "--out", tmp_path / "x")
+    own, array = scores(model, "--n", 20, "--steps", 2), scores("--images", tmp_path / "x.npz")
+    folder = scores("--images", tmp_path / "x")
+    for name in ("frechet", "floor", "precision", "recall", "diversity", "samples"):
+        assert array[name] == pytest.approx(own[name], rel=1e-5)
+        assert array[name] == folder[name]
+    assert scores("--images", tmp_path / "x.npz", "--n", 10)["samples"] == 10
+
+
+def test_evaluate_refuses_before_it_works(run, model, tmp_path, no_work):
+    data, file = write_idx(tmp_path / "idx"), tmp_path / "file"
+    file.write_text("")
+    imagefiles.write(tmp_path / "small.npz", noise(10, (8, 8)))
+    imagefiles.write(tmp_path / "few.npz", noise(3))
+    colour = save_model(tmp_path / "colour", (3, 28, 28))
+    for words, expected in (
+        ([model, "--n", 3], "--n must be at least 4"),
+        ([model, "--n", 81], "80 real training images"),
+        ([model, "--steps", 0], "at least 1"),
+        ([model, "--out", tmp_path / "scores.txt"], ".json"),
+        ([model, "--out", file / "scores.json"], "cannot write"),
+        ([colour], "(3, 28, 28)"),
+        (["--images", tmp_path / "small.npz"], "(1, 8, 8)"),
+        (["--images", tmp_path / "few.npz"], "at least 4 images"),
+        (["--images", tmp_path / "nowhere"], "no images"),
+        (["nonesuch"], "'nonesuch'"),
+    ):
+        assert refused(run("evaluate", "--data", data, *words), expected)
+    assert refused(run("evaluate", model, "--data", tmp_path / "nowhere"), "no data set")
+
+
+# reproduce ------------------------------------------------------------------------------------------------------------
+
+# Small enough for a test: 300 images of MNIST, tiny networks, few cells.
+SMALL = """
+import sys
+from proxflow import data
+from proxflow.config import ModelConfig, TrainingConfig
+from proxflow.experiments import presets
+
+whole = data.load
+def small(source, split):
+    found = whole(source, "test")
+    part = slice(0, 300) if split == "train" else slice(300, 500)
+    return data.ImageData(found.name, found.images[part], found.labels[part])
+data.load = small
+presets.PRESETS["quick"] = presets.Preset(
+    network=ModelConfig(channels=8, multipliers=(1,), patch=4),
+    training=TrainingConfig(steps=50, batch_size=8, checkpoint_every=50),
+    samples=32,
+    minutes="about a minute",
+    nfes=(5, 10, 20),
+    samplers={"gpfn-w2": ("deterministic", "stochastic", "multistep2"), "bfn": ("deterministic", "stochastic")},
+)
+"""
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    monkeypatch.setattr(proxflow.data, "load", proxflow.data.load)
+    monkeypatch.setitem(commands.PRESETS, "quick", commands.PRESETS["quick"])
+    (tmp_path / "small.py").write_text(SMALL)
+    runpy.run_path(str(tmp_path / "small.py"))
+
+
+def test_an_interrupted_reproduction_goes_on(run, small, tmp_path):
+    out = tmp_path / "run"
+    words = ("reproduce", "mnist", "--preset", "quick", "--out", out, "--device", "cpu")
+
+    def cells():
+        return list((out / "cells").glob("[!.]*.json"))
+
+    script = SMALL + "from proxflow.cli import main\nsys.exit(main(sys.argv[1:]))"
+    interrupt_when(lambda: len(cells()) >= 3, script, *words)
+    kept = {path: path.stat().st_mtime_ns for path in [*cells(), *out.glob("models/*/*")]}
+    assert 3 <= len(cells()) < 15
+    assert not (out / "results.json").exists()
+
+    status, said, err = run(*words)
+    assert (status, err) == (0, "")
+    assert "about a minute" in said
+    assert "same command goes on" in said
+    assert "train:" not in said
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+    results = json.loads((out / "results.json").read_text())
+    assert len(results["cells"]) == 15
+    needed = {"flow", "sampler", "nfe", "frechet", "floor", "precision", "recall", "diversity", "samples", "seed"}
+    assert all(needed | {"extractor"} <= set(cell) for cell in results["cells"])
+    assert {"config", "hardware", "versions"} <= set(results)
+    assert (out / "report.md").exists()
+    assert (out / "report.html").exists()
+    assert "report.html" in said
+    assert "Fréchet distance of bfn" in said
+
+    assert refused(run(*words, "--seed", 7), "other settings")
+    (out / "results.json").unlink()
+    (out / "cells" / "bfn-stochastic-nfe020-seed0.json").write_text("{")
+    assert refused(run(*words), "bfn-stochastic-nfe020-seed0.json")
+
+
+def test_reproduce_refuses_before_it_works(run, tmp_path, no_work):
+    (tmp_path / "file").write_text("")
+    assert refused(
+        run("reproduce", "--out", tmp_path / "file" / "run", "--device", "cpu"), "cannot write to the folder"
+    )
+    assert refused(run("reproduce", "--out", tmp_path / "run", "--seed", -1), "--seed")
+    assert not (tmp_path / "run").exists()
+
+
+def test_seeds_count_up_from_the_first(run, tmp_path, monkeypatch):
+    asked = []
+
+    def reproduce(*words):
+        asked.append(words)
+        raise OSError("a full disk")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands.mnist, "reproduce", reproduce)
+    assert refused(run("reproduce", "--preset", "paper", "--seed", 4, "--device", "cpu"), "a full disk", status=1)
+    name, preset, out, *_ = asked[0]
+    assert (name, preset.seeds, out) == ("paper", (4, 5, 6), Path("runs/mnist-paper"))
+
+
+def test_mnist_is_the_default_model_and_comes_with_the_package(run, tmp_path):
+    assert run("sample", "--n", 4, "--steps", 2, "--out", tmp_path / "x.npz")[0] == 0
+    images = imagefiles.read(tmp_path / "x.npz")
+    assert images.shape == (4, 28, 28, 1)
+    assert 10 < images.mean() < 100  # strokes on a black ground

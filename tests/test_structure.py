@@ -1,0 +1,143 @@
+"""How the package hangs together: imports run downward, start-up is light, and what is promised exists."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import proxflow
+
+SOURCE = Path(proxflow.__file__).parent
+
+# What each part may import, by first name below the package; docs/architecture.md shows the same as a picture.
+TENSORS = {"_tensor", "errors"}
+ALLOWED = {
+    "errors": set(),
+    "_tensor": {"errors"},
+    "config": {"errors"},
+    "files": {"errors"},
+    "progress": set(),
+    "schedules": {"errors"},
+    "nn": TENSORS,
+    "data": TENSORS,
+    "metrics": TENSORS,
+    "imagefiles": {"errors", "files"},
+    "beliefs": TENSORS,
+    "divergences": TENSORS | {"beliefs"},
+    "solvers": TENSORS | {"beliefs", "divergences"},
+    "proximal": TENSORS | {"beliefs", "divergences", "solvers"},
+    "flows": TENSORS | {"beliefs", "divergences", "solvers", "proximal", "schedules"},
+    "predictors": TENSORS | {"beliefs", "schedules"},
+    "samplers": TENSORS | {"beliefs", "schedules"},
+    "models": TENSORS | {"config", "files", "divergences", "flows", "nn", "predictors"},
+    "training": TENSORS | {"config", "files", "progress", "flows", "models"},
+}
+LIBRARY = set(ALLOWED)
+ALLOWED["experiments"] = LIBRARY | {"proxflow"}
+ALLOWED["options"] = {"config", "experiments"}  # of these only what imports without torch, see below
+ALLOWED["commands"] = LIBRARY | {"experiments", "options"}
+ALLOWED["cli"] = {"errors", "options", "commands", "proxflow"}
+# The package itself gives names out, and imports them when they are asked for.
+ALLOWED["proxflow"] = LIBRARY
+
+
+def part_of(path: Path) -> str:
+    relative = path.relative_to(SOURCE)
+    name = relative.parts[0].removesuffix(".py")
+    return "proxflow" if name == "__init__" else name
+
+
+def imported(path: Path) -> set[str]:
+    """Parts of the package that a file imports anywhere, function bodies included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            # "from proxflow import x" may mean the module x or a public name.
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            head, *rest = name.split(".")
+            if head == "proxflow":
+                part = rest[0] if rest else "proxflow"
+                found.add(proxflow._HOME.get(part, part))
+    return found
+
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_run_downward(path):
+    part = part_of(path)
+    assert part in ALLOWED, f"the new part {part!r} needs a place in the import order"
+    assert imported(path) <= ALLOWED[part] | {part}
+
+
+def test_the_order_has_no_cycle():
+    order, left = [], {part: below - {part, "proxflow"} for part, below in ALLOWED.items() if part != "proxflow"}
+    while left:
+        ready = [part for part, below in left.items() if below <= set(order)]
+        assert ready, f"a cycle among {sorted(left)}"
+        order += ready
+        left = {part: below for part, below in left.items() if part not in ready}
+    assert "flows" not in ALLOWED["samplers"]  # a trained predictor samples alone
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level modules, and parts of the package, that are loaded after running some code in a fresh process."""
+    script = code + "\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_is_light():
+    loaded = loaded_by("import proxflow")
+    assert not loaded & {"torch", "numpy", "matplotlib", "PIL", "tyro", "rich", "safetensors"}
+    assert {name for name in loaded if name.startswith("proxflow")} == {"proxflow"}
+
+
+def test_using_the_library_brings_no_plotting_command_line_or_data():
+    loaded = loaded_by("import proxflow\nproxflow.build, proxflow.load, proxflow.fit, proxflow.sample")
+    assert {"torch", "proxflow.training"} <= loaded
+    assert not loaded & {"matplotlib", "PIL", "tyro", "rich", "scipy"}
+    assert not loaded & {
+        "proxflow.cli",
+        "proxflow.commands",
+        "proxflow.experiments",
+        "proxflow.data",
+        "proxflow.metrics",
+    }
+
+
+def test_every_public_name_resolves():
+    assert {"GPFN", "BFN", "Wasserstein2", "sample", "fit", "load", "__version__"} <= set(proxflow.__all__)
+    for name in proxflow.__all__:
+        assert getattr(proxflow, name) is not None
+    assert dir(proxflow) == proxflow.__all__
+    with pytest.raises(AttributeError, match="nonesuch"):
+        proxflow.nonesuch  # noqa: B018
+
+
+def test_the_type_checker_sees_the_same_public_names():
+    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    seen = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("proxflow")
+        for alias in node.names
+    }
+    assert seen | {"__version__"} == set(proxflow.__all__)
+
+
+def test_nothing_catches_every_error():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler):
+                caught = ast.unparse(node.type) if node.type else ""
+                assert caught not in ("", "Exception"), f"{path}:{node.lineno}: catches everything"
