@@ -88,6 +88,7 @@ def reproduce(
     """
     writable_folder(out)
     config = json.loads(json.dumps({"preset": name, "dataset": dataset, **asdict(preset)}))
+    del config["minutes"]  # for the reader of --help; changes nothing of the result
     _claim(out / "config.json", config)
     training, test = data.load(dataset, "train"), data.load(dataset, "test")
     images = training.images[: preset.train_images]
