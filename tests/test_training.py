@@ -71,6 +71,28 @@ def test_interrupted_and_resumed_is_the_same_bit_for_bit(tmp_path, dropout):
     assert resumed.losses == whole.losses
 
 
+def test_resuming_a_network_in_another_memory_layout(tmp_path):
+    # Image networks are channels-last in memory, files are not; a fused optimiser minds the difference.
+    config = TrainingConfig(steps=100, batch_size=2, checkpoint_every=50)
+    images = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def train(**settings):
+        torch.manual_seed(0)
+        built = models.build(ModelConfig(channels=8), (1, 8, 8))
+        return fit(built.flow, built.predictor, images, config, **settings).predictor.state_dict()
+
+    def stop(predictor, step):
+        if step == 50:
+            raise KeyboardInterrupt
+
+    whole = train()
+    with pytest.raises(KeyboardInterrupt):
+        train(folder=tmp_path, on_checkpoint=stop)
+    resumed = train(folder=tmp_path)
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
 def test_finished_run_is_not_trained_again(tmp_path):
     first = fit(GPFN(), model(), points(), CONFIG, folder=tmp_path)
     steps = []

@@ -76,8 +76,8 @@ class TrainingConfig:
                 raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise ArgumentError(f"learning_rate must be positive, got {self.learning_rate}")
-        if self.warmup_steps < 0 or self.weight_decay < 0 or not self.clip > 0:
-            raise ArgumentError("warmup_steps and weight_decay must not be negative, and clip must be positive")
+        if self.warmup_steps < 0 or not 0 <= self.weight_decay < math.inf or not 0 < self.clip < math.inf:
+            raise ArgumentError("warmup_steps and weight_decay must not be negative, clip positive, and all finite")
         if not 0 <= self.ema < 1:
             raise ArgumentError(f"ema must lie in [0, 1), got {self.ema}")
 

@@ -240,11 +240,16 @@ class _Run:
             self.averaged.load_state_dict(_part(tensors, "averaged."))
             state = self.optimiser.state_dict()
             moments: dict[int, dict[str, Tensor]] = {}
+            parameters = list(self.predictor.parameters())
             for name, tensor in _part(tensors, "optimiser.").items():
                 index, kind = name.split(".", 1)
+                like = parameters[int(index)]
+                if tensor.shape == like.shape:
+                    # The fused optimiser pairs values by their place in memory: moments need the parameter's layout.
+                    tensor = torch.empty_like(like).copy_(tensor)
                 moments.setdefault(int(index), {})[kind] = tensor
             self.optimiser.load_state_dict({**state, "state": moments})
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, IndexError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{self.path} belongs to another architecture: {reason}") from error
 
