@@ -15,6 +15,7 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from proxflow import data, imagefiles, metrics, models
@@ -37,8 +38,9 @@ def run(options: Options) -> None:
         ProxflowError: Any error of the library; of this class itself when memory ran out.
     """
     try:
-        if not 0 <= options_seed(options) < 2**63:
-            raise ArgumentError(f"--seed must be at least 0 and below 2^63, got {options_seed(options)}")
+        seed = options.training.seed if isinstance(options, Train) else options.seed
+        if not 0 <= seed < 2**63:
+            raise ArgumentError(f"--seed must be at least 0 and below 2^63, got {seed}")
         match options:
             case Sample():
                 run_sample(options)
@@ -50,14 +52,12 @@ def run(options: Options) -> None:
                 run_reproduce(options)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ProxflowError(f"out of memory: {_out_of_memory(options)}") from error
+    except SafetensorError as error:  # from writing: whatever reads such files has an error of its own
+        raise OutputError(f"cannot write the weights: {error}") from error
     except RuntimeError as error:
         if "DefaultCPUAllocator" not in str(error):  # torch has no class of its own for memory of the processor
             raise
         raise ProxflowError(f"out of memory: {_out_of_memory(options)}") from error
-
-
-def options_seed(options: Options) -> int:
-    return options.training.seed if isinstance(options, Train) else options.seed
 
 
 def _out_of_memory(options: Options) -> str:

@@ -78,7 +78,7 @@ def write(path: Path, images: Array) -> None:
     """
     ending = path.suffix.lower()
     if ending == ".npz":
-        write_atomically(path, lambda temporary: np.savez_compressed(temporary, images=images))
+        write_atomically(path, lambda temporary: _write_array(temporary, images))
     elif ending == ".png":
         write_atomically(path, lambda temporary: _picture(grid(images)).save(temporary))
     else:
@@ -88,6 +88,11 @@ def write(path: Path, images: Array) -> None:
                 _picture(image).save(path / _name(index))
         except OSError as error:
             raise OutputError(f"cannot write to the folder {path}: {error.strerror or error}") from error
+
+
+def _write_array(path: Path, images: Array) -> None:
+    with path.open("wb") as file:  # to a name in capitals numpy would append an ending of its own
+        np.savez_compressed(file, images=images)
 
 
 def grid(images: Array) -> Array:

@@ -48,7 +48,7 @@ PRESETS: dict[PresetName, Preset] = {
         network=ModelConfig(channels=16),
         training=TrainingConfig(steps=2400, batch_size=64, checkpoint_every=100),
         samples=256,
-        minutes="about 20 minutes on 2 processor cores",
+        minutes="about 15 minutes on 2 processor cores",
     ),
     "standard": Preset(
         network=ModelConfig(),

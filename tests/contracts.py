@@ -1,0 +1,158 @@
+"""What every divergence and belief must satisfy: the lists of members, random beliefs, and the shared checks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from support import vectors
+from torch import Tensor
+
+from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian
+from proxflow.divergences import (
+    KL,
+    Alpha,
+    Divergence,
+    FisherRao,
+    HellingerSquared,
+    Jeffreys,
+    Renyi,
+    ReverseKL,
+    Wasserstein2,
+    has_closed_form,
+)
+from proxflow.divergences.base import VALUES
+from proxflow.solvers import NewtonSolver
+
+SOLVER = NewtonSolver()
+
+
+# Random beliefs ----------------------------------------------------------------------------------------------------
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def uniform(seed: int, *shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def diagonal_gaussian(seed: int, batch: int) -> DiagonalGaussian:
+    return DiagonalGaussian(normal(seed, batch, 2), (0.5 * normal(seed + 1000, batch, 2)).exp())
+
+
+def full_gaussian(seed: int, batch: int) -> FullGaussian:
+    factor = 0.5 * normal(seed, batch, 2, 2).tril(-1) + torch.diag_embed((0.5 * normal(seed + 1000, batch, 2)).exp())
+    return FullGaussian(normal(seed + 2000, batch, 2), factor)
+
+
+def categorical(seed: int, batch: int) -> Categorical:
+    return Categorical(normal(seed, batch, 2, 3))
+
+
+FAMILIES: dict[type[Belief], Callable[[int, int], Any]] = {
+    DiagonalGaussian: diagonal_gaussian,
+    FullGaussian: full_gaussian,
+    Categorical: categorical,
+}
+
+
+# The list of members: a divergence joins every contract by joining it ---------------------------------------------------
+
+DIVERGENCES: list[Divergence] = [
+    KL(),
+    ReverseKL(),
+    Wasserstein2(),
+    FisherRao(),
+    Jeffreys(),
+    Renyi(0.5),
+    Renyi(0.9),
+    Renyi(2.0),
+    HellingerSquared(),
+    Alpha(0.5),
+    Alpha(-0.5),
+    Alpha(3.0),
+]
+
+
+@dataclass(frozen=True)
+class Pair:
+    divergence: Divergence
+    family: type[Belief]
+
+    def __str__(self) -> str:
+        parameters = ",".join(map(str, vars(self.divergence).values()))
+        return f"{type(self.divergence).__name__}({parameters})-{self.family.__name__}"
+
+    @property
+    def closed(self) -> bool:
+        return has_closed_form(self.divergence, self.beliefs(1)[0])
+
+    def beliefs(self, batch: int, seed: int = 0) -> tuple[Any, Any, Tensor]:
+        """Two random beliefs, and a fraction for each example."""
+        draw = FAMILIES[self.family]
+        return draw(seed + 1, batch), draw(seed + 2, batch), 0.1 + 0.8 * uniform(seed + 3, batch)
+
+    def step(self, p: Any, q: Any, fraction: Tensor | float) -> Any:
+        """The step by closed form where there is one, else by the solver."""
+        if self.closed:
+            return self.divergence.interpolate(p, q, fraction)
+        return solve(self.divergence, p, q, fraction)
+
+    def objective(self, r: Any, p: Any, q: Any, fraction: Tensor | float) -> Tensor:
+        return (1 - fraction) * self.divergence(r, p) + fraction * self.divergence(r, q)
+
+
+def pairs(divergences: list[Divergence]) -> list[Pair]:
+    """Every pair with a known value, less the orders whose value is infinite for most Gaussians."""
+    return [
+        Pair(d, family)
+        for d in divergences
+        for family in FAMILIES
+        if (type(d), family) in VALUES and not (family is DiagonalGaussian and d in (Renyi(2.0), Alpha(3.0)))
+    ]
+
+
+def solve(divergence: Divergence, p: Any, q: Any, fraction: Tensor | float) -> Any:
+    return SOLVER(divergence, p, q, fraction).belief_or_raise()
+
+
+def distance(a: Belief, b: Belief) -> float:
+    """Largest difference of a parameter; of probabilities for categories, whose logits are not unique."""
+    if isinstance(a, Categorical) and isinstance(b, Categorical):
+        return float((a.probs - b.probs).abs().max())
+    return max(float((x - y).abs().max()) for x, y in zip(a.tensors().values(), b.tensors().values(), strict=True))
+
+
+# Recorded reference values -------------------------------------------------------------------------------------------
+
+_BY_NAME: dict[str, type[Divergence]] = {
+    re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(d).__name__).lower(): type(d) for d in DIVERGENCES
+}
+
+
+def divergence_named(key: str) -> Divergence:
+    """``wasserstein2``, ``renyi_0.5``, ``alpha_-0.5``, …"""
+    name, _, parameter = key.rpartition("_")
+    return _BY_NAME[key]() if key in _BY_NAME else _BY_NAME[name](float(parameter))  # type: ignore[call-arg]
+
+
+def recorded() -> dict[str, list[dict[str, Any]]]:
+    """Cases of prox.json, by family."""
+    content = json.loads((vectors() / "prox.json").read_text())
+    return {family: cases for family, cases in content.items() if isinstance(cases, list)}
+
+
+def belief_from(family: str, parameters: Any) -> Belief:
+    if family == "gaussian":
+        mean, std = (torch.tensor(a, dtype=torch.float64).reshape(1, -1) for a in parameters)
+        return DiagonalGaussian(mean, std)
+    if family == "categorical":
+        return Categorical.from_probs(torch.tensor([parameters], dtype=torch.float64))
+    mean, covariance = (torch.tensor([a], dtype=torch.float64) for a in parameters)
+    return FullGaussian.from_covariance(mean, covariance)

@@ -1,0 +1,711 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from decimal import Decimal, localcontext
+from typing import Any
+
+import contracts
+import numpy as np
+import pytest
+import torch
+from contracts import Pair, distance, normal, solve, uniform
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import integrate, linalg, optimize
+from torch import Tensor
+
+from proxflow import _tensor
+from proxflow._tensor import sum_events
+from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian
+from proxflow.divergences import (
+    KL,
+    Alpha,
+    Divergence,
+    FisherRao,
+    HellingerSquared,
+    Jeffreys,
+    Renyi,
+    ReverseKL,
+    Wasserstein2,
+    closed_form,
+    has_closed_form,
+    table_of_closed_forms,
+    value,
+)
+from proxflow.errors import ArgumentError, UnsupportedPairError
+
+
+# A member from outside the package: the class, its rules, and its place in the list are all it takes.
+@dataclass(frozen=True)
+class Aitchison(Divergence):
+    """Squared Aitchison distance: Euclidean between centred log-probabilities."""
+
+    additive = True
+    composes = True
+
+
+def _centred(belief: Categorical) -> Tensor:
+    return belief.logits - belief.logits.mean(-1, keepdim=True)
+
+
+@value(Aitchison, Categorical)
+def _(_: Aitchison, p: Categorical, q: Categorical) -> Tensor:
+    return sum_events((_centred(p) - _centred(q)).square())
+
+
+@closed_form(Aitchison, Categorical)
+def _(_: Aitchison, belief: Categorical, target: Categorical, over: Any) -> Categorical:
+    f = over(belief.logits)
+    return Categorical((1 - f) * _centred(belief) + f * _centred(target))
+
+
+PAIRS = contracts.pairs([*contracts.DIVERGENCES, Aitchison()])
+every_pair = pytest.mark.parametrize("pair", PAIRS, ids=str)
+closed_pairs = pytest.mark.parametrize("pair", [p for p in PAIRS if p.closed], ids=str)
+
+
+# Contracts of every pair ---------------------------------------------------------------------------------------------
+
+
+@every_pair
+def test_value_is_positive_and_zero_at_equality_alone(pair: Pair) -> None:
+    p, q, _ = pair.beliefs(64)
+    values = pair.divergence(p, q)
+    assert values.shape == (64,)
+    assert bool((values > 1e-4).all())
+    assert float(pair.divergence(p, p).abs().max()) < 1e-14
+    for eps in (1e-3, 1e-5, 1e-7):  # quadratic near equality, all the way down: no cancellation
+        near = p.at(p.coordinates() + eps * normal(9, 1, p.coordinates().shape[1]))
+        ratio = pair.divergence(p, near) / eps**2
+        wider = pair.divergence(p, p.at(p.coordinates() + 1e-2 * normal(9, 1, p.coordinates().shape[1]))) / 1e-4
+        torch.testing.assert_close(ratio, wider, rtol=0.2, atol=0)
+
+
+@every_pair
+def test_value_of_independent_coordinates_adds_up(pair: Pair) -> None:
+    if not pair.divergence.additive or not pair.family.factorised:
+        pytest.skip("not claimed")
+    p, q, _ = pair.beliefs(5)
+    per_site = pair.divergence(p.sites(), q.sites()).reshape(5, -1)
+    torch.testing.assert_close(pair.divergence(p, q), per_site.sum(1), rtol=1e-13, atol=0)
+
+
+@every_pair
+def test_examples_are_independent(pair: Pair) -> None:
+    p, q, f = pair.beliefs(4)
+    alone = pair.step(p.map(lambda a: a[2:3]), q.map(lambda a: a[2:3]), f[2:3])
+    assert distance(pair.step(p, q, f).map(lambda a: a[2:3]), alone) < 1e-13
+
+
+@every_pair
+def test_fraction_zero_and_one_give_the_ends(pair: Pair) -> None:
+    p, q, _ = pair.beliefs(4)
+    for fraction in (torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float64)):
+        moved = pair.step(p, q, fraction)
+        take = fraction == 1
+        assert distance(moved.map(lambda a: a[take]), q.map(lambda a: a[take])) < 1e-12
+        assert distance(moved.map(lambda a: a[~take]), p.map(lambda a: a[~take])) < 1e-12
+    assert distance(pair.step(p, q, 0.0), p) < 1e-12
+    assert distance(pair.step(p, q, 1), q) < 1e-12
+
+
+@every_pair
+def test_steps_compose_where_claimed(pair: Pair) -> None:
+    p, q, f = pair.beliefs(4)
+    g = 0.1 + 0.8 * uniform(5, 4)
+    twice = pair.step(pair.step(p, q, f), q, g)
+    once = pair.step(p, q, 1 - (1 - f) * (1 - g))
+    if pair.divergence.composes:
+        assert distance(twice, once) < 1e-12
+    else:  # the claim is not made lightly where it is not made: flows would then simulate for nothing
+        assert distance(twice, once) > 1e-5
+
+
+@every_pair
+def test_step_minimises_the_objective(pair: Pair) -> None:
+    p, q, f = pair.beliefs(4)
+    r = pair.step(p, q, f)
+    x = r.coordinates().detach().requires_grad_()
+    lowest = pair.objective(r.at(x), p, q, f)
+    (gradient,) = torch.autograd.grad(lowest.sum(), x)
+    assert float(gradient.abs().max()) < 1e-9
+    for size in (1e-3, 1e-2, 0.1, 1.0):
+        for seed in range(5):
+            other = pair.objective(r.at(x.detach() + size * normal(seed, *x.shape)), p, q, f)
+            assert bool((other > lowest).all()), size
+
+
+@closed_pairs
+def test_solver_agrees_with_closed_form(pair: Pair) -> None:
+    p, q, f = pair.beliefs(16)
+    assert distance(pair.divergence.interpolate(p, q, f), solve(pair.divergence, p, q, f)) < 1e-10
+
+
+@every_pair
+def test_envelope_gradient(pair: Pair) -> None:
+    """The gradient of the least objective in the data is that of the objective with the minimiser held fixed."""
+    p, q, f = pair.beliefs(3)
+    x, y = (b.coordinates().requires_grad_() for b in (p, q))
+    f = f.requires_grad_()
+    start, end = p.at(x), q.at(y)
+    r = pair.step(start, end, f)
+    through = torch.autograd.grad(pair.objective(r, start, end, f).sum(), (x, y, f), retain_graph=True)
+    fixed = torch.autograd.grad(pair.objective(r.map(Tensor.detach), start, end, f).sum(), (x, y, f))
+    for a, b in zip(through, fixed, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("equal", [False, True], ids=["apart", "equal"])
+@every_pair
+def test_gradients_match_finite_differences(pair: Pair, equal: bool) -> None:
+    p, q, f = pair.beliefs(1)
+    x, y = p.coordinates(), (p if equal else q).coordinates()
+    inputs = (x.requires_grad_(), y.requires_grad_(), f.requires_grad_())
+
+    def step(x: Tensor, y: Tensor, f: Tensor) -> Tensor:
+        return pair.step(p.at(x), q.at(y), f).coordinates()
+
+    assert torch.autograd.gradcheck(lambda x, y: pair.divergence(p.at(x), q.at(y)), inputs[:2], atol=1e-7)
+    assert torch.autograd.gradcheck(step, inputs, atol=1e-6)
+
+
+@every_pair
+def test_second_derivatives_match_finite_differences(pair: Pair) -> None:
+    """The solver's Hessians, at equality too."""
+    p, q, _ = pair.beliefs(1)
+    for target in (p, q):
+        x, y = p.coordinates().requires_grad_(), target.coordinates().requires_grad_()
+        assert torch.autograd.gradgradcheck(lambda x, y: pair.divergence(p.at(x), p.at(y)), (x, y), atol=1e-6)
+
+
+@every_pair
+def test_vmap(pair: Pair) -> None:
+    p, q, f = (_stack(a) for a in zip(*(pair.beliefs(3, seed) for seed in (0, 50)), strict=True))
+    torch.testing.assert_close(
+        torch.func.vmap(lambda a, b: pair.divergence(_belief(p, a), _belief(q, b)))(_tensors(p), _tensors(q)),
+        torch.stack([pair.divergence(_at(p, i), _at(q, i)) for i in range(2)]),
+    )
+    if pair.closed:
+        moved = torch.func.vmap(lambda a, b, f: _tensors(pair.divergence.interpolate(_belief(p, a), _belief(q, b), f)))(
+            _tensors(p), _tensors(q), f
+        )
+        for i in range(2):
+            expected = pair.divergence.interpolate(_at(p, i), _at(q, i), f[i])
+            for name, tensor in expected.tensors().items():
+                torch.testing.assert_close(moved[name][i], tensor)
+
+
+def _stack(items: tuple[Any, ...]) -> Any:
+    return torch.stack(items) if isinstance(items[0], Tensor) else items
+
+
+def _tensors(belief: Any) -> dict[str, Tensor]:
+    if isinstance(belief, tuple):
+        return {n: torch.stack([b.tensors()[n] for b in belief]) for n in belief[0].tensors()}
+    return dict(belief.tensors())
+
+
+def _belief(like: tuple[Any, ...], tensors: dict[str, Tensor]) -> Any:
+    return type(like[0])(**tensors)
+
+
+def _at(belief: tuple[Any, ...], i: int) -> Any:
+    return belief[i]
+
+
+COMPILED = [p for p in PAIRS if str(p) in ("Wasserstein2()-DiagonalGaussian", "FisherRao()-Categorical")]
+
+
+@pytest.mark.parametrize("pair", COMPILED, ids=str)
+def test_compiles_without_a_graph_break(pair: Pair) -> None:
+    p, q, f = pair.beliefs(3)
+
+    def both(p: Any, q: Any, f: Tensor) -> tuple[Tensor, Any]:
+        return pair.divergence(p, q), pair.divergence.interpolate(p, q, f).tensors()
+
+    values, moved = torch.compile(both, fullgraph=True, backend="aot_eager")(p, q, f)
+    torch.testing.assert_close(values, pair.divergence(p, q))
+    for name, tensor in pair.divergence.interpolate(p, q, f).tensors().items():
+        torch.testing.assert_close(moved[name], tensor)
+
+
+@every_pair
+def test_traces_without_looking_at_values(pair: Pair) -> None:
+    """Symbolic tensors refuse every branch on data, which is what breaks graphs and stalls accelerators."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    p, q, f = pair.beliefs(3)
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        a, b = (belief.map(mode.from_tensor) for belief in (p, q))
+        assert pair.divergence(a, b).shape == (3,)
+        if pair.closed:
+            assert pair.divergence.interpolate(a, b, mode.from_tensor(f)).batch_size == 3
+
+
+# Single precision ----------------------------------------------------------------------------------------------------
+
+
+def _extreme_gaussians(seed: int, batch: int) -> DiagonalGaussian:
+    """Standard deviations from 1e-4 to 1e4, means a thousand apart."""
+    mean = 1e3 * (uniform(seed, batch) - 0.5)
+    return DiagonalGaussian(mean, 10 ** (8 * uniform(seed + 1, batch) - 4)).map(lambda a: a.float().double())
+
+
+GAUSSIAN_PAIRS = [p for p in PAIRS if p.family is DiagonalGaussian]
+
+
+@pytest.mark.parametrize("pair", GAUSSIAN_PAIRS, ids=str)
+def test_single_precision_at_extreme_scales(pair: Pair) -> None:
+    p, q = _extreme_gaussians(1, 500), _extreme_gaussians(3, 500)
+    f = (0.01 + 0.98 * uniform(5, 500)).float().double()
+    exact = pair.divergence(p, q)
+    single = pair.divergence(p.map(Tensor.float), q.map(Tensor.float))
+    torch.testing.assert_close(single.double(), exact, rtol=2e-5, atol=1e-30)
+    if pair.closed:
+        moved = pair.divergence.interpolate(p, q, f)
+        rounded = pair.divergence.interpolate(p.map(Tensor.float), q.map(Tensor.float), f.float())
+        torch.testing.assert_close(rounded.std.double(), moved.std, rtol=2e-5, atol=0)
+        scale = torch.maximum(p.mean.abs(), q.mean.abs())
+        assert float(((rounded.mean.double() - moved.mean) / scale).abs().max()) < 2e-5
+
+
+@every_pair
+def test_single_precision_near_equality(pair: Pair) -> None:
+    """A thousandth apart: differences keep the precision that the parameters themselves allow, and stay positive."""
+    p, _, _ = pair.beliefs(200)
+    p = p.map(lambda a: a.float().double())
+    q = p.at(p.coordinates() + 1e-3 * normal(7, *p.coordinates().shape)).map(lambda a: a.float().double())
+    single = pair.divergence(p.map(Tensor.float), q.map(Tensor.float))
+    assert bool((single >= 0).all())
+    torch.testing.assert_close(single.double(), pair.divergence(p, q), rtol=5e-3, atol=1e-13)
+
+
+@pytest.mark.parametrize("pair", [p for p in PAIRS if p.family is not DiagonalGaussian], ids=str)
+def test_single_precision_of_the_other_families(pair: Pair) -> None:
+    p, q, f = (a.map(lambda x: x.float().double()) if isinstance(a, Belief) else a for a in pair.beliefs(100))
+    if pair.family is Categorical:
+        p, q = Categorical((10 * p.logits).float().double()), Categorical((10 * q.logits).float().double())
+    single = pair.divergence(p.map(Tensor.float), q.map(Tensor.float))
+    torch.testing.assert_close(single.double(), pair.divergence(p, q), rtol=1e-4, atol=1e-6)
+    if pair.closed:
+        rounded = pair.divergence.interpolate(p.map(Tensor.float), q.map(Tensor.float), f.float())
+        assert rounded.tensors().popitem()[1].dtype == torch.float32
+        assert distance(rounded.map(Tensor.double), pair.divergence.interpolate(p, q, f)) < 2e-5
+
+
+# Ruled-out classes and point masses ------------------------------------------------------------------------------------
+
+SURE = Categorical(torch.tensor([[0.0, -math.inf, -math.inf]], dtype=torch.float64))
+OTHER = Categorical(torch.tensor([[-math.inf, 0.0, 0.0]], dtype=torch.float64))
+OPEN = Categorical.from_probs(torch.tensor([[0.2, 0.3, 0.5]], dtype=torch.float64))
+
+
+def test_values_with_ruled_out_classes() -> None:
+    def number(d: Divergence, p: Categorical, q: Categorical) -> float:
+        return float(d(p, q))
+
+    assert number(KL(), SURE, OPEN) == pytest.approx(-math.log(0.2))
+    assert number(KL(), OPEN, SURE) == math.inf
+    assert number(ReverseKL(), OPEN, SURE) == pytest.approx(-math.log(0.2))
+    assert number(HellingerSquared(), OPEN, SURE) == pytest.approx(1 - math.sqrt(0.2))
+    assert number(HellingerSquared(), OTHER, SURE) == 1
+    assert number(FisherRao(), OTHER, SURE) == pytest.approx(math.pi**2)
+    assert number(FisherRao(), OPEN, SURE) == pytest.approx(4 * math.acos(math.sqrt(0.2)) ** 2)
+    assert number(Renyi(0.5), OPEN, SURE) == pytest.approx(-math.log(0.2))
+    assert number(Renyi(0.5), OTHER, SURE) == math.inf
+    assert number(Renyi(2.0), SURE, OPEN) == pytest.approx(-math.log(0.2))
+    assert number(Renyi(2.0), OPEN, SURE) == math.inf
+    assert number(Alpha(3.0), OPEN, SURE) == pytest.approx((1 / 0.2 - 1) / 2)
+    assert number(Alpha(3.0), SURE, OPEN) == math.inf
+    for d in (KL(), ReverseKL(), HellingerSquared(), FisherRao(), Alpha(0.5), Alpha(3.0), Renyi(0.5), Renyi(2.0)):
+        assert number(d, SURE, SURE) == 0, d
+
+
+@pytest.mark.parametrize(
+    "d", [KL(), ReverseKL(), FisherRao(), HellingerSquared(), Alpha(0.5), Alpha(3.0), Alpha(-3.0)], ids=str
+)
+def test_steps_toward_certainty(d: Divergence) -> None:
+    for fraction in (0.0, 0.3, 1.0):
+        moved = d.interpolate(OPEN, SURE, fraction).probs
+        assert bool(moved.isfinite().all())
+        assert float(moved.sum()) == pytest.approx(1)
+        if fraction in (0.0, 1.0):
+            torch.testing.assert_close(moved, (OPEN if fraction == 0 else SURE).probs)
+    logits = OPEN.logits.clone().requires_grad_()
+    f = torch.tensor([0.4], dtype=torch.float64, requires_grad=True)
+    d.interpolate(Categorical(logits), SURE, f).probs.square().sum().backward()
+    assert bool(logits.grad.isfinite().all())
+    assert bool(f.grad.isfinite().all())
+
+
+def test_hand_values() -> None:
+    """Reverse KL toward certainty is linear, KL lands at once, Fisher–Rao is the great circle."""
+    torch.testing.assert_close(ReverseKL().interpolate(OPEN, SURE, 0.5).probs, (OPEN.probs + SURE.probs) / 2)
+    torch.testing.assert_close(KL().interpolate(OPEN, SURE, 0.1).probs, SURE.probs)
+    angle = math.acos(math.sqrt(0.2))
+    share = (math.sin(0.5 * angle) * (math.sqrt(0.2) + 1) / math.sin(angle)) ** 2
+    assert float(FisherRao().interpolate(OPEN, SURE, 0.5).probs[0, 0]) == pytest.approx(share)
+
+
+def test_wasserstein_reaches_point_masses() -> None:
+    p = DiagonalGaussian(torch.zeros(1, 1), torch.ones(1, 1))
+    point = DiagonalGaussian(torch.full((1, 1), 2.0), torch.zeros(1, 1))
+    moved = Wasserstein2().interpolate(p, point, 0.25)
+    assert (float(moved.mean), float(moved.std)) == (0.5, 0.75)
+    assert float(Wasserstein2().interpolate(p, point, 1.0).std) == 0
+    assert float(Wasserstein2()(p, point)) == 5
+    assert float(KL()(p, point)) == math.inf
+    full = FullGaussian(torch.zeros(1, 2), torch.eye(2)[None])
+    line = FullGaussian(torch.zeros(1, 2), torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]))
+    assert float(Wasserstein2()(full, line)) == pytest.approx(4 - 2 * math.sqrt(2), rel=1e-6)
+    torch.testing.assert_close(Wasserstein2().interpolate(full, line, 1.0).covariance, line.covariance)
+
+
+def test_equal_spheres_have_smooth_bures_steps() -> None:
+    """Singular values meet, where the derivative of a singular value decomposition is infinite."""
+    spheres = FullGaussian(torch.zeros(2, 3, dtype=torch.float64), torch.eye(3, dtype=torch.float64).expand(2, 3, 3))
+    x = spheres.coordinates().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: Wasserstein2()(spheres.at(x), spheres), x, atol=1e-7)
+    assert torch.autograd.gradgradcheck(lambda x: Wasserstein2()(spheres.at(x), spheres), x, atol=1e-6)
+    assert torch.autograd.gradcheck(
+        lambda x: Wasserstein2().interpolate(spheres, spheres.at(x), 0.3).coordinates(), x, atol=1e-7
+    )
+
+
+# Independent oracles -----------------------------------------------------------------------------------------------------
+
+
+def _torch_distribution(belief: Any) -> torch.distributions.Distribution:
+    if isinstance(belief, DiagonalGaussian):
+        return torch.distributions.Independent(torch.distributions.Normal(belief.mean, belief.std), 1)
+    if isinstance(belief, FullGaussian):
+        return torch.distributions.MultivariateNormal(belief.mean, scale_tril=belief.scale_tril)
+    return torch.distributions.Independent(torch.distributions.Categorical(logits=belief.logits), 1)
+
+
+@pytest.mark.parametrize("family", list(contracts.FAMILIES))
+def test_kl_matches_torch_distributions(family: type[Belief]) -> None:
+    p, q, _ = Pair(KL(), family).beliefs(20)
+    forward = torch.distributions.kl_divergence(_torch_distribution(p), _torch_distribution(q))
+    backward = torch.distributions.kl_divergence(_torch_distribution(q), _torch_distribution(p))
+    torch.testing.assert_close(KL()(p, q), forward, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(ReverseKL()(p, q), backward, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(Jeffreys()(p, q), forward + backward, rtol=1e-11, atol=1e-12)
+
+
+def _gaussian_integral(p: DiagonalGaussian, q: DiagonalGaussian, s: float) -> float:
+    """∫ p^{1−s} q^s by quadrature."""
+    (m, n), (a, b) = (float(p.mean), float(q.mean)), (float(p.std), float(q.std))
+
+    def density(x: float) -> float:
+        log_p = -0.5 * ((x - m) / a) ** 2 - math.log(a) - 0.5 * math.log(2 * math.pi)
+        log_q = -0.5 * ((x - n) / b) ** 2 - math.log(b) - 0.5 * math.log(2 * math.pi)
+        return math.exp((1 - s) * log_p + s * log_q)
+
+    return float(integrate.quad(density, -80, 80, points=[m, n], limit=400, epsabs=1e-12)[0])
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.7, 0.8), (-3.0, 1.2), (0.01, 1.01), (0.0, 2.5)])
+def test_affinities_of_gaussians_match_quadrature(mean: float, std: float) -> None:
+    def gaussian(m: float, s: float) -> DiagonalGaussian:
+        return DiagonalGaussian(torch.tensor([[m]], dtype=torch.float64), torch.tensor([[s]], dtype=torch.float64))
+
+    p, q = gaussian(mean, std), gaussian(0.2, 1.0)
+    for order in (0.3, 0.5, 1.1):
+        expected = math.log(_gaussian_integral(p, q, 1 - order)) / (order - 1)
+        assert float(Renyi(order)(p, q)) == pytest.approx(expected, rel=1e-7)
+    assert float(HellingerSquared()(p, q)) == pytest.approx(1 - _gaussian_integral(p, q, 0.5), rel=1e-7)
+    for a in (-0.5, 0.0, 0.8):
+        expected = 4 / (1 - a**2) * (1 - _gaussian_integral(p, q, (1 + a) / 2))
+        assert float(Alpha(a)(p, q)) == pytest.approx(expected, rel=1e-7)
+
+
+def test_affinities_of_categories_match_their_definition() -> None:
+    p, q = (Categorical(normal(seed, 30, 5)) for seed in (1, 2))
+    a, b = p.probs.numpy(), q.probs.numpy()
+    for order in (0.5, 2.0, 7.0):
+        expected = np.log((a**order * b ** (1 - order)).sum(1)) / (order - 1)
+        np.testing.assert_allclose(Renyi(order)(p, q).numpy(), expected, rtol=1e-11)
+    np.testing.assert_allclose(HellingerSquared()(p, q).numpy(), 1 - np.sqrt(a * b).sum(1), rtol=1e-11)
+    for s in (-0.3, 0.8, 2.0):
+        expected = (1 - (a ** (1 - s) * b**s).sum(1)) / (s * (1 - s))
+        np.testing.assert_allclose(Alpha(2 * s - 1)(p, q).numpy(), expected, rtol=1e-10)
+
+
+def test_orders_approach_kl() -> None:
+    for family in (DiagonalGaussian, Categorical):
+        p, q, _ = Pair(KL(), family).beliefs(10)
+        for d, limit in ((Renyi(1 - 1e-7), KL()), (Alpha(-1 + 1e-7), KL()), (Alpha(1 - 1e-7), ReverseKL())):
+            torch.testing.assert_close(d(p, q), limit(p, q), rtol=1e-5, atol=1e-7)
+
+
+def test_bures_matches_matrix_square_roots() -> None:
+    p, q, f = Pair(Wasserstein2(), FullGaussian).beliefs(10)
+    moved, values = Wasserstein2().interpolate(p, q, f), Wasserstein2()(p, q)
+    for i in range(10):
+        a, b = p.covariance[i].numpy(), q.covariance[i].numpy()
+        root = linalg.sqrtm(a)
+        middle = linalg.sqrtm(root @ b @ root)
+        shift = float((p.mean[i] - q.mean[i]).square().sum())
+        assert float(values[i]) == pytest.approx(shift + np.trace(a + b - 2 * middle), rel=1e-9)
+        transport = np.linalg.inv(root) @ middle @ np.linalg.inv(root)
+        mixed = (1 - float(f[i])) * np.eye(2) + float(f[i]) * transport
+        np.testing.assert_allclose(moved.covariance[i].numpy(), mixed @ a @ mixed, rtol=1e-8, atol=1e-10)
+
+
+def test_full_and_diagonal_gaussians_agree() -> None:
+    p, q, f = Pair(KL(), DiagonalGaussian).beliefs(6)
+    full_p, full_q = (FullGaussian(b.mean, torch.diag_embed(b.std)) for b in (p, q))
+    for d in (KL(), ReverseKL(), Wasserstein2(), Jeffreys()):
+        torch.testing.assert_close(d(full_p, full_q), d(p, q))
+    for d in (KL(), Wasserstein2()):
+        moved, expected = d.interpolate(full_p, full_q, f), d.interpolate(p, q, f)
+        torch.testing.assert_close(moved.mean, expected.mean)
+        torch.testing.assert_close(moved.scale_tril, torch.diag_embed(expected.std))
+
+
+def test_fisher_rao_matches_the_integrated_metric() -> None:
+    """The length of the step's path in the metric (dμ² + 2 dσ²)/σ², and no shorter path through a detour."""
+    p = DiagonalGaussian(torch.tensor([0.3], dtype=torch.float64), torch.tensor([0.7], dtype=torch.float64))
+    q = DiagonalGaussian(torch.tensor([2.0], dtype=torch.float64), torch.tensor([1.5], dtype=torch.float64))
+    n = 20_001
+    f = torch.linspace(0, 1, n, dtype=torch.float64)
+    path = FisherRao().interpolate(p.map(lambda a: a.expand(n)), q.map(lambda a: a.expand(n)), f)
+    middle = (path.std[1:] + path.std[:-1]) / 2
+    steps = ((path.mean.diff().square() + 2 * path.std.diff().square()) / middle.square()).sqrt()
+    assert float(steps.sum() ** 2) == pytest.approx(float(FisherRao()(p, q)), rel=1e-7)
+    assert float(steps.max() / steps.min()) == pytest.approx(1, rel=1e-5)  # at constant speed
+    straight = Wasserstein2().interpolate(p.map(lambda a: a.expand(n)), q.map(lambda a: a.expand(n)), f)
+    middle = (straight.std[1:] + straight.std[:-1]) / 2
+    detour = ((straight.mean.diff().square() + 2 * straight.std.diff().square()) / middle.square()).sqrt().sum()
+    assert float(detour) > float(steps.sum())
+
+
+def test_steps_without_closed_form_match_scipy() -> None:
+    p, q = np.array([0.2, 0.3, 0.5]), np.array([0.6, 0.3, 0.1])
+    definitions = {
+        Renyi(2.0): lambda r, m: np.log((r**2 / m).sum()),
+        Renyi(0.5): lambda r, m: -2 * np.log(np.sqrt(r * m).sum()),
+        Jeffreys(): lambda r, m: ((r - m) * np.log(r / m)).sum(),
+    }
+    beliefs = [Categorical.from_probs(torch.tensor(a)[None]) for a in (p, q)]
+    for d, formula in definitions.items():
+
+        def objective(x: Any, formula: Any = formula) -> float:
+            r = np.exp(x - x.max()) / np.exp(x - x.max()).sum()
+            return float(0.6 * formula(r, p) + 0.4 * formula(r, q))
+
+        found = optimize.minimize(objective, np.zeros(3), method="BFGS", options={"gtol": 1e-10}).x
+        expected = np.exp(found) / np.exp(found).sum()
+        np.testing.assert_allclose(solve(d, *beliefs, 0.4).probs[0].numpy(), expected, atol=1e-6)
+
+
+CASES = contracts.recorded()
+KEYS = sorted({(family, key) for family, cases in CASES.items() for case in cases for key in case["divergence"]})
+
+
+@pytest.mark.parametrize(("family", "key"), KEYS)
+def test_recorded_values(family: str, key: str) -> None:
+    for case in CASES[family]:
+        if key in case["divergence"]:
+            p, q = (contracts.belief_from(family, case[name]) for name in ("belief", "target"))
+            recorded = case["divergence"][key]
+            assert float(contracts.divergence_named(key)(p, q)) == pytest.approx(recorded, rel=1e-9, abs=1e-9)
+
+
+# Properties --------------------------------------------------------------------------------------------------------------
+
+scales = st.floats(-2, 2).map(lambda x: 10.0**x)
+gaussians = st.tuples(st.floats(-50, 50), scales).map(
+    lambda c: DiagonalGaussian(torch.tensor([c[0]], dtype=torch.float64), torch.tensor([c[1]], dtype=torch.float64))
+)
+categories = st.lists(st.floats(-8, 8), min_size=3, max_size=3).map(
+    lambda c: Categorical(torch.tensor([c], dtype=torch.float64))
+)
+METRICS: list[tuple[Divergence, Any]] = [
+    (Wasserstein2(), gaussians),
+    (FisherRao(), gaussians),
+    (FisherRao(), categories),
+    (HellingerSquared(), gaussians),
+    (HellingerSquared(), categories),
+]
+
+
+@pytest.mark.parametrize(("d", "beliefs"), METRICS, ids=lambda a: str(a) if isinstance(a, Divergence) else "")
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_squared_distances_have_symmetric_roots_with_the_triangle_inequality(
+    d: Divergence, beliefs: Any, data: st.DataObject
+) -> None:
+    p, q, r = (data.draw(beliefs) for _ in range(3))
+    pq, qr, pr = (math.sqrt(float(d(a, b))) for a, b in ((p, q), (q, r), (p, r)))
+    assert math.sqrt(float(d(q, p))) == pytest.approx(pq, rel=1e-9, abs=1e-12)
+    assert pr <= pq + qr + 1e-9
+
+
+@pytest.mark.parametrize(("d", "beliefs"), METRICS[:3], ids=lambda a: str(a) if isinstance(a, Divergence) else "")
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), fraction=st.floats(0, 1))
+def test_geodesic_steps_move_at_constant_speed(
+    d: Divergence, beliefs: Any, data: st.DataObject, fraction: float
+) -> None:
+    p, q = data.draw(beliefs), data.draw(beliefs)
+    r = d.interpolate(p, q, fraction)
+    whole = math.sqrt(float(d(p, q)))
+    assert math.sqrt(float(d(p, r))) == pytest.approx(fraction * whole, rel=1e-6, abs=1e-7)
+    assert math.sqrt(float(d(r, q))) == pytest.approx((1 - fraction) * whole, rel=1e-6, abs=1e-7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(p=gaussians, q=gaussians, fraction=st.floats(0, 1))
+def test_gaussian_values_and_steps_are_equivariant(p: DiagonalGaussian, q: DiagonalGaussian, fraction: float) -> None:
+    """Moving and scaling the data moves and scales the steps; information does not see it, W₂² sees the scale squared."""
+
+    def moved(b: DiagonalGaussian) -> DiagonalGaussian:
+        return DiagonalGaussian(4 * b.mean + 8, 4 * b.std)
+
+    for d in (KL(), ReverseKL(), FisherRao(), Jeffreys(), Renyi(0.5), HellingerSquared(), Wasserstein2()):
+        factor = 16 if isinstance(d, Wasserstein2) else 1
+        torch.testing.assert_close(d(moved(p), moved(q)), factor * d(p, q), rtol=1e-8, atol=1e-11)
+        if has_closed_form(d, p):
+            assert distance(d.interpolate(moved(p), moved(q), fraction), moved(d.interpolate(p, q, fraction))) < 1e-9
+
+
+@settings(max_examples=60, deadline=None)
+@given(p=categories, q=categories, fraction=st.floats(0, 1), shift=st.floats(-100, 100))
+def test_categorical_values_and_steps_ignore_the_scale_of_logits(
+    p: Categorical, q: Categorical, fraction: float, shift: float
+) -> None:
+    for d in (KL(), ReverseKL(), FisherRao(), Jeffreys(), Renyi(0.5), HellingerSquared(), Alpha(0.5)):
+        other = Categorical(p.logits + shift)
+        torch.testing.assert_close(d(other, q), d(p, q), rtol=1e-8, atol=1e-11)
+        if has_closed_form(d, p):
+            torch.testing.assert_close(d.interpolate(other, q, fraction).probs, d.interpolate(p, q, fraction).probs)
+
+
+def test_infinite_renyi_divergences() -> None:
+    narrow = DiagonalGaussian(torch.zeros(1), torch.ones(1))
+    wide = DiagonalGaussian(torch.zeros(1), torch.full((1,), 2.0))
+    assert float(Renyi(2.0)(wide, narrow)) == math.inf
+    assert math.isfinite(float(Renyi(2.0)(narrow, wide)))
+    assert float(Alpha(-3.0)(wide, narrow)) == math.inf
+
+
+# Errors and the table ----------------------------------------------------------------------------------------------------
+
+
+def test_unsupported_pairs_name_what_exists() -> None:
+    p, q, _ = Pair(KL(), DiagonalGaussian).beliefs(2)
+    with pytest.raises(
+        UnsupportedPairError, match=r"no closed-form step.*Jeffreys.*DiagonalGaussian has one for: .*KL"
+    ):
+        Jeffreys().interpolate(p, q, 0.5)
+    with pytest.raises(UnsupportedPairError, match=r"solver=NewtonSolver\(\)"):
+        Jeffreys().interpolate(p, q, 0.5)
+    c, d, _ = Pair(KL(), Categorical).beliefs(2)
+    with pytest.raises(UnsupportedPairError, match="no value is known for Wasserstein2 on Categorical") as raised:
+        Wasserstein2()(c, d)
+    assert "DiagonalGaussian, FullGaussian" in str(raised.value)
+    assert "solver" not in str(raised.value)  # without a value a solver is of no use
+    with pytest.raises(UnsupportedPairError, match="one family"):
+        KL()(p, d)
+
+
+def test_a_rule_is_registered_once() -> None:
+    for table in (value, closed_form):
+        with pytest.raises(ArgumentError, match=r"\(KL, Categorical\) is registered already"):
+            table(KL, Categorical)(lambda *_: None)
+
+
+def test_beliefs_and_fractions_must_fit() -> None:
+    p, q, _ = Pair(KL(), DiagonalGaussian).beliefs(4)
+    with pytest.raises(ArgumentError, match="same shapes"):
+        KL()(p, q.map(lambda a: a[:2]))
+    for fraction in (torch.rand(3), torch.rand(4, 1), torch.rand(1)):
+        with pytest.raises(ArgumentError, match=r"scalar or a tensor of shape \(4,\)"):
+            KL().interpolate(p, q, fraction)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Renyi(1.0),
+        lambda: Renyi(-0.5),
+        lambda: Renyi(math.inf),
+        lambda: Alpha(1.0),
+        lambda: Alpha(-1.0),
+        lambda: Alpha(math.nan),
+    ],
+)
+def test_orders_out_of_range_are_refused(make: Any) -> None:
+    with pytest.raises(ArgumentError, match="KL"):
+        make()
+
+
+def test_table_of_closed_forms() -> None:
+    table = table_of_closed_forms()
+    assert table == sorted(table)
+    assert ("Wasserstein2", "FullGaussian", True) in table
+    assert ("Renyi", "Categorical", False) in table
+    assert {(type(p.divergence).__name__, p.family.__name__) for p in PAIRS} == {(d, f) for d, f, _ in table}
+
+
+# Numerical helpers -------------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(-30, 30))
+def test_exp_excess_is_accurate_everywhere(x: float) -> None:
+    with localcontext() as context:
+        context.prec = 60
+        exact = float(Decimal(x).exp() - 1 - Decimal(x))
+    assert float(_tensor.exp_excess(torch.tensor(x, dtype=torch.float64))) == pytest.approx(
+        exact, rel=1e-14, abs=1e-300
+    )
+
+
+def test_helpers_are_smooth_across_their_branches() -> None:
+    """Value and slope from both sides of each threshold, against double-double differences of the plain formula."""
+    f = torch.tensor(0.3, dtype=torch.float64)
+    cases: list[tuple[Any, Any, float]] = [
+        (_tensor.exp_excess, lambda x: math.expm1(x) - x, 0.1),
+        (_tensor.squared_arcsinh_sqrt, lambda s: math.asinh(math.sqrt(s)) ** 2, 1e-3),
+        (_tensor.squared_arcsin_sqrt, lambda s: math.asin(math.sqrt(s)) ** 2, 1e-3),
+        (lambda s: _tensor.sinh_ratio(f, s), lambda s: math.sinh(0.3 * math.sqrt(s)) / math.sinh(math.sqrt(s)), 1e-3),
+        (lambda s: _tensor.sin_ratio(f, s), lambda s: math.sin(0.3 * math.sqrt(s)) / math.sin(math.sqrt(s)), 1e-3),
+    ]
+    for function, plain, threshold in cases:
+        for x in (0.5 * threshold, 0.999 * threshold, 1.001 * threshold, 2 * threshold):
+            u = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+            y = function(u)
+            (slope,) = torch.autograd.grad(y, u)
+            assert float(y) == pytest.approx(plain(x), rel=1e-11)
+            h = 1e-3 * x
+            assert float(slope) == pytest.approx((plain(x + h) - plain(x - h)) / (2 * h), rel=1e-5)
+        zero = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        assert bool(torch.autograd.grad(function(zero), zero)[0].isfinite())
+
+
+def test_large_arguments_leave_no_nan_in_gradients() -> None:
+    """In single precision the series of the branch not taken overflows."""
+    for function in (_tensor.squared_arcsinh_sqrt, lambda s: _tensor.sinh_ratio(torch.tensor(0.5), s)):
+        s = torch.tensor([0.0, 1e-9, 1.0, 1e14], requires_grad=True)
+        (slope,) = torch.autograd.grad(function(s).sum(), s)
+        assert bool(slope.isfinite().all())
+
+
+def test_log_weighted_sum() -> None:
+    a, b = (
+        torch.tensor(x, dtype=torch.float64) for x in ([-1.0, -math.inf, -900.0, 3.0], [-2.0, -0.5, 0.0, -math.inf])
+    )
+    for fraction in (0.0, 0.25, 1.0):
+        f = torch.tensor(fraction, dtype=torch.float64, requires_grad=True)
+        mixed = _tensor.log_mix(a, b, f)
+        expected = torch.logaddexp(
+            a + math.log(1 - fraction) if fraction < 1 else a - math.inf,
+            b + (math.log(fraction) if fraction else -math.inf),
+        )
+        torch.testing.assert_close(mixed.detach(), expected)
+        (slope,) = torch.autograd.grad(mixed[0], f)
+        inside = (math.exp(-2) - math.exp(-1)) / float(mixed[0].exp())
+        assert float(slope) == pytest.approx(inside)
