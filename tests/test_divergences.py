@@ -104,8 +104,8 @@ def test_fraction_zero_and_one_give_the_ends(pair: Pair) -> None:
     for fraction in (torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float64)):
         moved = pair.step(p, q, fraction)
         take = fraction == 1
-        assert distance(moved.map(lambda a: a[take]), q.map(lambda a: a[take])) < 1e-12
-        assert distance(moved.map(lambda a: a[~take]), p.map(lambda a: a[~take])) < 1e-12
+        assert distance(moved.map(lambda a, take=take: a[take]), q.map(lambda a, take=take: a[take])) < 1e-12
+        assert distance(moved.map(lambda a, take=take: a[~take]), p.map(lambda a, take=take: a[~take])) < 1e-12
     assert distance(pair.step(p, q, 0.0), p) < 1e-12
     assert distance(pair.step(p, q, 1), q) < 1e-12
 
@@ -167,7 +167,8 @@ def test_gradients_match_finite_differences(pair: Pair, equal: bool) -> None:
         return pair.step(p.at(x), q.at(y), f).coordinates()
 
     assert torch.autograd.gradcheck(lambda x, y: pair.divergence(p.at(x), q.at(y)), inputs[:2], atol=1e-7)
-    assert torch.autograd.gradcheck(step, inputs, atol=1e-6)
+    # Along one random direction where every evaluation is a numerical solution.
+    assert torch.autograd.gradcheck(step, inputs, atol=1e-6, fast_mode=not pair.closed)
 
 
 @every_pair
@@ -654,7 +655,7 @@ def test_table_of_closed_forms() -> None:
 # Numerical helpers -------------------------------------------------------------------------------------------------------
 
 
-@given(st.floats(-30, 30))
+@given(st.floats(1e-9, 30) | st.floats(-30, -1e-9))
 def test_exp_excess_is_accurate_everywhere(x: float) -> None:
     with localcontext() as context:
         context.prec = 60
@@ -679,7 +680,7 @@ def test_helpers_are_smooth_across_their_branches() -> None:
             u = torch.tensor(x, dtype=torch.float64, requires_grad=True)
             y = function(u)
             (slope,) = torch.autograd.grad(y, u)
-            assert float(y) == pytest.approx(plain(x), rel=1e-11)
+            assert float(y.detach()) == pytest.approx(plain(x), rel=1e-11)
             h = 1e-3 * x
             assert float(slope) == pytest.approx((plain(x + h) - plain(x - h)) / (2 * h), rel=1e-5)
         zero = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -707,5 +708,5 @@ def test_log_weighted_sum() -> None:
         )
         torch.testing.assert_close(mixed.detach(), expected)
         (slope,) = torch.autograd.grad(mixed[0], f)
-        inside = (math.exp(-2) - math.exp(-1)) / float(mixed[0].exp())
+        inside = (math.exp(-2) - math.exp(-1)) / float(mixed[0].detach().exp())
         assert float(slope) == pytest.approx(inside)

@@ -262,11 +262,9 @@ class GPFN(Flow[Any]):
         dtype = x.dtype if x.is_floating_point() else t.dtype
         prior = self.prior(x.shape, generator, dtype, x.device)
         target = self.endpoints.target(x, prior)
-        if self.divergence.composes:
-            return self.proximal(prior, target, self.schedule.fraction(t))
+        steps = 1 if self.divergence.composes else self.simulated_steps
         belief: Belief = prior
-        times = [t * k / self.simulated_steps for k in range(self.simulated_steps + 1)]
-        for start, end in pairwise(times):
+        for start, end in pairwise(t * k / steps for k in range(steps + 1)):
             belief = self.proximal(belief, target, self.schedule.step(start, end))
         return belief
 

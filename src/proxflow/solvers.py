@@ -104,6 +104,8 @@ class NewtonSolver:
             ArgumentError: Something is not finite, shapes differ, or the fraction is out of range.
         """
         check_pair(belief, target)
+        if belief.batch_size == 0:
+            raise ArgumentError("a numerical step needs at least one example, got an empty batch")
         with_gradient = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(with_gradient):
             p, q = (b.map(lambda a: _usable_in_autograd(a).double()) for b in (belief, target))
@@ -388,8 +390,6 @@ def _usable_in_autograd(tensor: Tensor) -> Tensor:
 
 
 def _check_finite(belief: Belief, target: Belief) -> None:
-    if belief.batch_size == 0:
-        raise ArgumentError("a numerical step needs at least one example, got an empty batch")
     if not bool(belief.coordinates().isfinite().all()):
         raise ArgumentError(
             "a numerical step starts from a belief with finite coordinates: no NaN, no infinite parameter, no standard "

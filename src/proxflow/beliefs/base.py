@@ -65,7 +65,7 @@ class Belief(ABC):
         """What a network reads, (batch, …)."""
 
     def sites(self) -> Self:
-        """Each coordinate of each event as an example of its own, (batch · sites); only where ``factorised``."""
+        """Each coordinate of each event as an example of its own, (batch · sites, 1); only where ``factorised``."""
         raise ArgumentError(f"{type(self).__name__} does not factorise over the coordinates of an event")
 
     def unsites(self, sites: Self) -> Self:

@@ -87,7 +87,7 @@ class Categorical(Belief):
         return scaled[..., 0] if self.classes == 2 else scaled
 
     def sites(self) -> Self:
-        return type(self)(self.logits.reshape(-1, self.classes))
+        return type(self)(self.logits.reshape(-1, 1, self.classes))
 
     def unsites(self, sites: Self) -> Self:
         return type(self)(sites.logits.reshape(self.logits.shape))

@@ -77,7 +77,7 @@ class DiagonalGaussian(Belief):
         return self.mean
 
     def sites(self) -> Self:
-        return type(self)(self.mean.reshape(-1), self.std.reshape(-1))
+        return type(self)(self.mean.reshape(-1, 1), self.std.reshape(-1, 1))
 
     def unsites(self, sites: Self) -> Self:
         return type(self)(sites.mean.reshape(self.mean.shape), sites.std.reshape(self.mean.shape))

@@ -46,9 +46,9 @@ class Preset:
 PRESETS: dict[PresetName, Preset] = {
     "quick": Preset(
         network=ModelConfig(channels=16),
-        training=TrainingConfig(steps=2400, batch_size=64, checkpoint_every=100),
+        training=TrainingConfig(steps=1800, batch_size=64, checkpoint_every=100),
         samples=256,
-        minutes="about 15 minutes on 2 processor cores",
+        minutes="about 20 minutes on 2 processor cores",
     ),
     "standard": Preset(
         network=ModelConfig(),

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import contracts
+import pytest
+import torch
+from contracts import normal
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import integrate
+from torch import Tensor
+
+from proxflow._tensor import SampleStreams
+from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian
+from proxflow.errors import ArgumentError
+
+every_family = pytest.mark.parametrize("family", list(contracts.FAMILIES))
+
+
+def _draw(family: type[Belief], batch: int = 5) -> Any:
+    return contracts.FAMILIES[family](1, batch)
+
+
+# Contracts of every family -------------------------------------------------------------------------------------------
+
+
+@every_family
+def test_coordinates_and_back(family: type[Belief]) -> None:
+    belief = _draw(family)
+    assert belief.coordinates().ndim == 2
+    assert contracts.distance(belief.at(belief.coordinates()), belief) < 1e-14
+    x = 3 * normal(7, *belief.coordinates().shape)  # any real vector is a belief of the family
+    torch.testing.assert_close(belief.at(x).coordinates(), x, rtol=1e-12, atol=1e-12)
+    assert belief.at(x[:2]).batch_size == 2
+
+
+@every_family
+def test_log_prob_matches_torch_distributions(family: type[Belief]) -> None:
+    belief = _draw(family)
+    x = belief.sample(torch.Generator().manual_seed(0))
+    if isinstance(belief, DiagonalGaussian):
+        expected = torch.distributions.Normal(belief.mean, belief.std).log_prob(x).sum(1)
+    elif isinstance(belief, FullGaussian):
+        normal_ = torch.distributions.MultivariateNormal(belief.mean, covariance_matrix=belief.covariance)
+        expected = normal_.log_prob(x)
+    else:
+        expected = torch.distributions.Categorical(logits=belief.logits).log_prob(x).sum(1)
+    torch.testing.assert_close(belief.log_prob(x), expected)
+
+
+@every_family
+def test_samples_have_the_moments_of_the_belief(family: type[Belief]) -> None:
+    n = 40_000
+    one = _draw(family, 1)
+    many = one.map(lambda a: a.expand(n, *a.shape[1:]))
+    x = many.sample(torch.Generator().manual_seed(3))
+    assert x.shape[0] == n
+    if isinstance(one, Categorical):
+        shares = torch.nn.functional.one_hot(x, one.classes).double().mean(0)
+        sigma = (one.probs[0] * (1 - one.probs[0]) / n).sqrt()
+        assert bool(((shares - one.mean[0]).abs() < 5 * sigma).all())
+        joint = ((x[:, 0] == 0) & (x[:, 1] == 1)).double().mean()  # the coordinates are independent
+        assert float(joint) == pytest.approx(float(one.probs[0, 0, 0] * one.probs[0, 1, 1]), abs=0.01)
+        return
+    covariance = one.covariance[0] if isinstance(one, FullGaussian) else torch.diag(one.std[0].square())
+    spread = covariance.diagonal().sqrt()
+    assert bool(((x.mean(0) - one.mean[0]).abs() < 5 * spread / math.sqrt(n)).all())
+    error = (x.T.cov() - covariance).abs() / (spread[:, None] * spread)
+    assert float(error.max()) < 5 * math.sqrt(2 / n)
+
+
+@every_family
+def test_samples_depend_on_the_generator_alone(family: type[Belief]) -> None:
+    belief = _draw(family)
+
+    def draw(seed: int) -> Tensor:
+        return belief.sample(torch.Generator().manual_seed(seed))
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+    streams = belief.sample(SampleStreams(0, torch.arange(5)))
+    alone = belief.map(lambda a: a[3:4]).sample(SampleStreams(0, torch.tensor([3])))
+    torch.testing.assert_close(streams[3:4], alone)
+
+
+@every_family
+def test_sites_and_back(family: type[Belief]) -> None:
+    belief = _draw(family)
+    if not family.factorised:
+        for call in (belief.sites, lambda: belief.unsites(belief)):
+            with pytest.raises(ArgumentError, match="does not factorise"):
+                call()
+        return
+    sites = belief.sites()
+    assert sites.batch_size == 5 * 2
+    assert sites.sample(torch.Generator().manual_seed(0)).shape == (10, 1)
+    assert contracts.distance(belief.unsites(sites), belief) == 0
+    x = belief.sample(torch.Generator().manual_seed(0))
+    torch.testing.assert_close(sites.log_prob(x.reshape(-1, 1)).reshape(5, 2).sum(1), belief.log_prob(x))
+    assert sites.coordinates().shape[0] == 10
+
+
+@every_family
+def test_map_reaches_every_tensor(family: type[Belief]) -> None:
+    belief = _draw(family)
+    assert {a.dtype for a in belief.map(Tensor.float).tensors().values()} == {torch.float32}
+    part = belief.map(lambda a: a[1:3])
+    assert part.batch_size == 2
+    assert part.mean.shape[0] == belief.features()[1:3].shape[0] == 2
+    x = belief.sample(torch.Generator().manual_seed(0))
+    torch.testing.assert_close(part.log_prob(x[1:3]), belief.log_prob(x)[1:3])
+
+
+@every_family
+def test_events_of_another_shape_are_refused(family: type[Belief]) -> None:
+    belief = _draw(family)
+    x = belief.sample(torch.Generator().manual_seed(0))
+    for wrong in (x[:1], x[:, :1], x[..., None]):
+        with pytest.raises(ArgumentError, match="events of shape"):
+            belief.log_prob(wrong)
+
+
+@every_family
+def test_beliefs_are_immutable(family: type[Belief]) -> None:
+    belief = _draw(family)
+    with pytest.raises(AttributeError):
+        setattr(belief, next(iter(belief.tensors())), None)
+
+
+# Densities integrate to 1 ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (3.0, 0.05), (-2.0, 7.0)])
+def test_diagonal_gaussian_integrates_to_one(mean: float, std: float) -> None:
+    belief = DiagonalGaussian(torch.tensor([[mean]], dtype=torch.float64), torch.tensor([[std]], dtype=torch.float64))
+
+    def density(x: float) -> float:
+        return math.exp(float(belief.log_prob(torch.tensor([[x]], dtype=torch.float64))))
+
+    total = integrate.quad(density, mean - 12 * std, mean + 12 * std, points=[mean], limit=50)[0]
+    assert total == pytest.approx(1, abs=1e-8)
+
+
+def test_full_gaussian_integrates_to_one() -> None:
+    one = _draw(FullGaussian, 1)
+    reach = 9 * one.covariance[0].diagonal().sqrt()
+    axes = [torch.linspace(-1, 1, 400, dtype=torch.float64) * r + m for r, m in zip(reach, one.mean[0], strict=True)]
+    grid = torch.cartesian_prod(*axes)
+    density = one.map(lambda a: a.expand(len(grid), *a.shape[1:])).log_prob(grid).exp()
+    cell = math.prod(float(a[1] - a[0]) for a in axes)
+    assert float(density.sum() * cell) == pytest.approx(1, abs=1e-9)  # the rectangle rule is spectrally accurate here
+
+
+def test_categorical_sums_to_one() -> None:
+    one = _draw(Categorical, 1)
+    events = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    total = one.map(lambda a: a.expand(9, *a.shape[1:])).log_prob(events).exp().sum()
+    assert float(total) == pytest.approx(1, abs=1e-12)
+
+
+# Families one by one -------------------------------------------------------------------------------------------------------
+
+
+def test_std_broadcasts_to_the_mean() -> None:
+    mean = normal(1, 4, 3)
+    for std in (torch.tensor(2.0), torch.full((1, 1), 2.0), torch.full((4, 1), 2.0), torch.full((3,), 2.0)):
+        belief = DiagonalGaussian(mean, std)
+        assert belief.std.shape == (4, 3)
+        assert belief.map(lambda a: a[:2]).std.shape == (2, 3)
+    events = DiagonalGaussian(normal(2, 2, 3, 4, 5), torch.ones(1, 1, 1, 1))
+    assert events.coordinates().shape == (2, 120)
+    assert events.sites().batch_size == 120
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DiagonalGaussian(torch.zeros(2, 3), torch.ones(2, 4)),
+        lambda: DiagonalGaussian(torch.zeros(2, 1), torch.ones(2, 3)),
+        lambda: DiagonalGaussian(torch.zeros(2, 3), torch.ones(1, 2, 3)),
+        lambda: DiagonalGaussian(torch.zeros(()), torch.ones(())),
+        lambda: DiagonalGaussian(torch.zeros(2, dtype=torch.int64), torch.ones(2)),
+        lambda: DiagonalGaussian(torch.zeros(2), torch.ones(2, dtype=torch.int64)),
+        lambda: FullGaussian(torch.zeros(2, 3), torch.ones(2, 3)),
+        lambda: FullGaussian(torch.zeros(2, 3), torch.ones(2, 2, 2)),
+        lambda: FullGaussian(torch.zeros(3), torch.eye(3)),
+        lambda: FullGaussian(torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 3, 3)),
+        lambda: Categorical(torch.zeros(2, 1)),
+        lambda: Categorical(torch.zeros(2)),
+        lambda: Categorical(torch.zeros(2, 3, dtype=torch.int64)),
+    ],
+)
+def test_bad_shapes_and_types_are_refused(make: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"got|broadcast|batch dimension"):
+        make()
+
+
+def test_covariances_are_checked() -> None:
+    mean = torch.zeros(2, 2)
+    good = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+    belief = FullGaussian.from_covariance(mean, good.expand(2, 2, 2))
+    torch.testing.assert_close(belief.covariance, good.expand(2, 2, 2))
+    with pytest.raises(ArgumentError, match=r"positive definite; those of examples \[1\]"):
+        FullGaussian.from_covariance(mean, torch.stack([good, torch.tensor([[1.0, 2.0], [2.0, 1.0]])]))
+    with pytest.raises(ArgumentError, match="symmetric"):
+        FullGaussian.from_covariance(mean, torch.tensor([[1.0, 0.5], [0.0, 1.0]]).expand(2, 2, 2))
+    with pytest.raises(ArgumentError, match=r"\(batch, d, d\)"):
+        FullGaussian.from_covariance(mean, good)
+
+
+def test_categorical_probabilities() -> None:
+    probs = torch.tensor([[0.2, 0.3, 0.5], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    belief = Categorical.from_probs(probs)
+    torch.testing.assert_close(belief.probs, probs)
+    assert belief.log_prob(torch.tensor([2, 0])).tolist() == [pytest.approx(math.log(0.5)), -math.inf]
+    x = belief.map(lambda a: a.repeat_interleave(500, 0)).sample(torch.Generator().manual_seed(0))
+    assert bool((x[500:] == 1).all())  # a class ruled out is never drawn
+    with pytest.raises(ArgumentError, match="int64"):
+        belief.log_prob(torch.tensor([2.0, 0.0]))
+
+
+def test_categorical_features() -> None:
+    torch.testing.assert_close(
+        Categorical.from_probs(torch.tensor([[0.2, 0.3, 0.5]])).features(), torch.tensor([[-0.6, -0.4, 0.0]])
+    )
+    torch.testing.assert_close(Categorical.from_probs(torch.tensor([[0.2, 0.8]])).features(), torch.tensor([-0.6]))
+
+
+@given(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4))
+def test_large_logits_do_not_overflow(a: float, b: float) -> None:
+    belief = Categorical(torch.tensor([[a, b]]))
+    assert bool(belief.probs.isfinite().all())
+    assert float(belief.probs.sum()) == pytest.approx(1, abs=1e-6)
+    assert bool(belief.at(belief.coordinates()).log_probs.isfinite().all())
+
+
+def test_a_point_mass_samples_its_mean() -> None:
+    belief = DiagonalGaussian(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2))
+    assert torch.equal(belief.sample(torch.Generator().manual_seed(0)), belief.mean)
