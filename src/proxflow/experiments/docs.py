@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from proxflow import divergences
 from proxflow.config import read_json
 from proxflow.divergences import table_of_closed_forms
 from proxflow.errors import DataError, ProxflowError
@@ -98,11 +99,12 @@ def _conditions(run: dict[str, Any]) -> str:
 
 def closed_forms_block() -> str:
     """Markdown table of the registry: which divergence has a value and a closed-form step on which belief family."""
-    rules = table_of_closed_forms()
+    # Rules that a user's own divergences registered are no part of this documentation.
+    rules = [rule for rule in table_of_closed_forms() if rule[0] in divergences.__all__]
     families = sorted({family for _, family, _ in rules})
     known = {(divergence, family): "closed form" if closed else "solver" for divergence, family, closed in rules}
-    divergences = sorted({divergence for divergence, _, _ in rules})
-    rows = tuple((name, *(known.get((name, family), "–") for family in families)) for name in divergences)
+    names = sorted({divergence for divergence, _, _ in rules})
+    rows = tuple((name, *(known.get((name, family), "–") for family in families)) for name in names)
     return report.to_markdown([Table(("Divergence", *families), rows, 1 + len(families))])
 
 
