@@ -221,6 +221,15 @@ def test_categorical_probabilities() -> None:
         belief.log_prob(torch.tensor([2.0, 0.0]))
 
 
+def test_draws_that_round_to_one_choose_no_ruled_out_class() -> None:
+    class Ones(SampleStreams):
+        def uniform(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+            return torch.ones(shape, dtype=dtype)
+
+    belief = Categorical(torch.tensor([[-math.inf, 0.0], [0.0, -math.inf]]))
+    assert belief.sample(Ones(0, torch.arange(2))).tolist() == [1, 0]
+
+
 def test_categorical_features() -> None:
     torch.testing.assert_close(
         Categorical.from_probs(torch.tensor([[0.2, 0.3, 0.5]])).features(), torch.tensor([[-0.6, -0.4, 0.0]])

@@ -700,7 +700,8 @@ def test_large_arguments_leave_no_nan_in_gradients() -> None:
 
 def test_log_weighted_sum() -> None:
     a, b = (
-        torch.tensor(x, dtype=torch.float64) for x in ([-1.0, -math.inf, -900.0, 3.0], [-2.0, -0.5, 0.0, -math.inf])
+        torch.tensor(x, dtype=torch.float64)
+        for x in ([-1.0, -math.inf, -900.0, 0.0, 3.0], [-2.0, -0.5, 0.0, -900.0, -math.inf])
     )
     for fraction in (0.0, 0.25, 1.0):
         f = torch.tensor(fraction, dtype=torch.float64, requires_grad=True)

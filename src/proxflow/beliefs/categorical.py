@@ -65,7 +65,9 @@ class Categorical(Belief):
 
     def sample(self, generator: Generator) -> Tensor:
         uniform = rand(self.logits.shape, generator, self.logits.dtype, self.logits.device)
-        return (self.log_probs - (-uniform.log()).log()).argmax(-1)  # Gumbel-max
+        # Exponential draws, none exactly 0: in low precision a uniform draw may round to 1, and would then win always.
+        exponential = (-uniform.log()).clamp_min(torch.finfo(uniform.dtype).tiny)
+        return (self.log_probs - exponential.log()).argmax(-1)  # Gumbel-max
 
     def log_prob(self, x: Tensor) -> Tensor:
         self._check_event(x, self.logits.shape[:-1])
