@@ -82,7 +82,7 @@ def test_the_table_of_closed_forms_comes_from_the_registry():
 
 def fake_run(preset, scale):
     cell = {"precision": 0.5, "recall": 0.5, "diversity": 0.9, "samples": 64, "seed": 0, "floor": 1.25}
-    distances = {("gpfn-w2", "deterministic"): 2.0, ("bfn", "stochastic"): 30.0}
+    distances = {("gpfn-w2", "multistep2"): 2.0, ("bfn", "stochastic"): 30.0}
     return {
         "experiment": "mnist",
         "config": {"preset": preset, "dataset": "mnist", "training": {"steps": 1200, "batch_size": 64}},
@@ -102,14 +102,16 @@ def test_the_results_name_every_run_with_its_conditions():
     text = results_block([fake_run("quick", 20), fake_run("standard", 10)])
     standard, quick = text.split("### Preset quick")
     assert "### Preset standard" in standard
-    assert "| gpfn-w2 | deterministic | **2.00** | **1.00** |" in standard
+    assert "| gpfn-w2 | multistep2 | **2.00** | **1.00** |" in standard
     assert "| bfn | stochastic | 30.0 | 15.0 |" in standard
     assert "| real images | – | 1.25 | 1.25 |" in standard
     for part in (standard, quick):
-        assert re.search(r"over that of gpfn-w2 \(deterministic\), 20 NFE \| 15 \| ≥ [58] \| yes", part)
+        assert re.search(
+            r"over that of gpfn-w2 \(multistep2, the default sampler\), 20 NFE \| 15 \| ≥ [58] \| yes", part
+        )
         for condition in ("1,200 training steps", "seed 0", "64 samples", "0123456789ab", "1.25", "Some Processor"):
             assert condition in part
-    assert "| gpfn-w2 | deterministic |" not in quick
+    assert "| gpfn-w2 | multistep2 |" not in quick
     assert "No run" in results_block([])
 
 

@@ -281,7 +281,7 @@ def test_both_reports_hold_every_number(written):
 def test_best_of_a_column_stands_out(written):
     assert "| **4.00** |" in written["report.md"].decode()
     assert "<strong>4.00</strong>" in written["report.html"].decode()
-    assert "**4.00**" not in written["report.md"].decode()
+    assert "**4.80**" not in written["report.md"].decode()
 
 
 def test_claims_and_conditions_are_stated(written):
