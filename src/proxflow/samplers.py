@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,6 @@ class SamplingFlow(Protocol):
 Predict = Callable[[Any, Tensor], Any]
 Watch = Callable[[float, Belief, Belief], None]
 """Called at each evaluation with the time, the belief and the predicted target."""
-
-S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -127,48 +125,37 @@ class Sampler(ABC):
         return Samples(target.mode, nfe)
 
 
+class ProximalSampler(Sampler):
+    """Base of samplers that move the belief by the flow's own update."""
+
+    noisy: ClassVar[bool]
+    """Whether the message is a noisy draw around the predicted target."""
+
+    def init(self, flow: SamplingFlow, belief: Any, generator: Generator) -> tuple[Any, None]:
+        return belief, None
+
+    def step(
+        self, flow: SamplingFlow, belief: Any, target: Any, t: Tensor, s: Tensor, generator: Generator, state: None
+    ) -> tuple[Any, None]:
+        return flow.update(belief, target, t, s, generator if self.noisy else None), state
+
+
 @dataclass(frozen=True)
-class Deterministic(Sampler):
+class Deterministic(ProximalSampler):
     """The proximal step with the predicted target itself as message.
 
     For Wasserstein-2 with the linear schedule this is Euler's method on rectified flow's equation; for BFN it is the
     noise-free sampler.
     """
 
-    def init(self, flow: SamplingFlow, belief: Any, generator: Generator) -> tuple[Any, None]:
-        return belief, None
-
-    def step(
-        self,
-        flow: SamplingFlow,
-        belief: Any,
-        target: Any,
-        t: Tensor,
-        s: Tensor,
-        generator: Generator,
-        state: None,
-    ) -> tuple[Any, None]:
-        return flow.update(belief, target, t, s, None), state
+    noisy = False
 
 
 @dataclass(frozen=True)
-class Stochastic(Sampler):
+class Stochastic(ProximalSampler):
     """The proximal step with a noisy draw around the predicted target as message; BFN's own sampler (2308.07037)."""
 
-    def init(self, flow: SamplingFlow, belief: Any, generator: Generator) -> tuple[Any, None]:
-        return belief, None
-
-    def step(
-        self,
-        flow: SamplingFlow,
-        belief: Any,
-        target: Any,
-        t: Tensor,
-        s: Tensor,
-        generator: Generator,
-        state: None,
-    ) -> tuple[Any, None]:
-        return flow.update(belief, target, t, s, generator), state
+    noisy = True
 
 
 def _straight(path: GaussianPath, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
