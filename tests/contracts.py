@@ -12,7 +12,7 @@ import torch
 from support import vectors
 from torch import Tensor
 
-from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian
+from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture
 from proxflow.divergences import (
     KL,
     Alpha,
@@ -55,10 +55,16 @@ def categorical(seed: int, batch: int) -> Categorical:
     return Categorical(normal(seed, batch, 2, 3))
 
 
+def gaussian_mixture(seed: int, batch: int) -> GaussianMixture:
+    means, log_stds = normal(seed + 1000, batch, 2, 2), 0.3 * normal(seed + 2000, batch, 2, 2)
+    return GaussianMixture(0.5 * normal(seed, batch, 2), 1.5 * means, log_stds.exp())
+
+
 FAMILIES: dict[type[Belief], Callable[[int, int], Any]] = {
     DiagonalGaussian: diagonal_gaussian,
     FullGaussian: full_gaussian,
     Categorical: categorical,
+    GaussianMixture: gaussian_mixture,
 }
 
 
@@ -123,10 +129,12 @@ def solve(divergence: Divergence, p: Any, q: Any, fraction: Tensor | float) -> A
 
 
 def distance(a: Belief, b: Belief) -> float:
-    """Largest difference of a parameter; of probabilities for categories, whose logits are not unique."""
-    if isinstance(a, Categorical) and isinstance(b, Categorical):
-        return float((a.probs - b.probs).abs().max())
-    return max(float((x - y).abs().max()) for x, y in zip(a.tensors().values(), b.tensors().values(), strict=True))
+    """Largest difference of a parameter; of probabilities where the parameters are logits, which are not unique."""
+
+    def values(belief: Belief) -> list[Tensor]:
+        return [x.softmax(-1) if name == "logits" else x for name, x in belief.tensors().items()]
+
+    return max(float((x - y).abs().max()) for x, y in zip(values(a), values(b), strict=True))
 
 
 # Recorded reference values -------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from scipy import integrate
 from torch import Tensor
 
 from proxflow._tensor import SampleStreams
-from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian
+from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture
 from proxflow.errors import ArgumentError
 
 every_family = pytest.mark.parametrize("family", list(contracts.FAMILIES))
@@ -45,6 +45,10 @@ def test_log_prob_matches_torch_distributions(family: type[Belief]) -> None:
     elif isinstance(belief, FullGaussian):
         normal_ = torch.distributions.MultivariateNormal(belief.mean, covariance_matrix=belief.covariance)
         expected = normal_.log_prob(x)
+    elif isinstance(belief, GaussianMixture):
+        weights = torch.distributions.Categorical(logits=belief.logits)
+        parts = torch.distributions.Independent(torch.distributions.Normal(belief.means, belief.stds), 1)
+        expected = torch.distributions.MixtureSameFamily(weights, parts).log_prob(x)
     else:
         expected = torch.distributions.Categorical(logits=belief.logits).log_prob(x).sum(1)
     torch.testing.assert_close(belief.log_prob(x), expected)
@@ -64,11 +68,21 @@ def test_samples_have_the_moments_of_the_belief(family: type[Belief]) -> None:
         joint = ((x[:, 0] == 0) & (x[:, 1] == 1)).double().mean()  # the coordinates are independent
         assert float(joint) == pytest.approx(float(one.probs[0, 0, 0] * one.probs[0, 1, 1]), abs=0.01)
         return
-    covariance = one.covariance[0] if isinstance(one, FullGaussian) else torch.diag(one.std[0].square())
+    covariance = _covariance(one)
     spread = covariance.diagonal().sqrt()
     assert bool(((x.mean(0) - one.mean[0]).abs() < 5 * spread / math.sqrt(n)).all())
     error = (x.T.cov() - covariance).abs() / (spread[:, None] * spread)
-    assert float(error.max()) < 5 * math.sqrt(2 / n)
+    assert float(error.max()) < 5 * math.sqrt(2 / n) * (2 if isinstance(one, GaussianMixture) else 1)
+
+
+def _covariance(one: Any) -> Tensor:
+    if isinstance(one, FullGaussian):
+        return one.covariance[0]
+    if isinstance(one, GaussianMixture):  # within the components, and between them
+        weights, means, within = one.weights[0], one.means[0], torch.diag_embed(one.stds[0].square())
+        gaps = means - one.mean
+        return (weights[:, None, None] * (within + gaps[:, :, None] * gaps[:, None, :])).sum(0)
+    return torch.diag(one.std[0].square())
 
 
 @every_family
@@ -153,6 +167,14 @@ def test_full_gaussian_integrates_to_one() -> None:
     assert float(density.sum() * cell) == pytest.approx(1, abs=1e-9)  # the rectangle rule is spectrally accurate here
 
 
+def test_mixture_integrates_to_one() -> None:
+    one = _draw(GaussianMixture, 1)
+    axis = torch.linspace(-14, 14, 700, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    density = one.map(lambda a: a.expand(len(grid), *a.shape[1:])).log_prob(grid).exp()
+    assert float(density.sum() * (axis[1] - axis[0]) ** 2) == pytest.approx(1, abs=1e-9)
+
+
 def test_categorical_sums_to_one() -> None:
     one = _draw(Categorical, 1)
     events = torch.cartesian_prod(torch.arange(3), torch.arange(3))
@@ -187,6 +209,11 @@ def test_std_broadcasts_to_the_mean() -> None:
         lambda: FullGaussian(torch.zeros(2, 3), torch.ones(2, 2, 2)),
         lambda: FullGaussian(torch.zeros(3), torch.eye(3)),
         lambda: FullGaussian(torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 3, 3)),
+        lambda: GaussianMixture(torch.zeros(2, 3), torch.zeros(2, 4, 5), torch.ones(())),
+        lambda: GaussianMixture(torch.zeros(2), torch.zeros(2, 5), torch.ones(())),
+        lambda: GaussianMixture(torch.zeros(2, 0), torch.zeros(2, 0, 5), torch.ones(())),
+        lambda: GaussianMixture(torch.zeros(2, 3), torch.zeros(2, 3, 5), torch.ones(2, 3, 4)),
+        lambda: GaussianMixture(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int64), torch.ones(())),
         lambda: Categorical(torch.zeros(2, 1)),
         lambda: Categorical(torch.zeros(2)),
         lambda: Categorical(torch.zeros(2, 3, dtype=torch.int64)),
@@ -248,3 +275,50 @@ def test_large_logits_do_not_overflow(a: float, b: float) -> None:
 def test_a_point_mass_samples_its_mean() -> None:
     belief = DiagonalGaussian(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2))
     assert torch.equal(belief.sample(torch.Generator().manual_seed(0)), belief.mean)
+
+
+def _two_components(weights: list[float], means: list[float], std: float) -> GaussianMixture:
+    logits, centres = (torch.tensor([a], dtype=torch.float64) for a in (weights, means))
+    return GaussianMixture(logits.log(), centres, torch.tensor(std, dtype=torch.float64))
+
+
+def test_mode_of_a_mixture_is_its_highest_centre() -> None:
+    apart = _two_components([0.4, 0.6], [-5.0, 5.0], 1.0)
+    assert apart.mode.tolist() == [5.0]
+    assert _two_components([0.4, 0.3, 0.3], [-5.0, 4.9, 5.1], 1.0).mode.item() in (4.9, 5.1)  # neighbours add up
+    assert _two_components([0.3, 0.6, 0.1], [-5.0, 5.0, 5.0], 0.0).mode.tolist() == [5.0]  # point masses
+    spiky = GaussianMixture(torch.zeros(1, 2), torch.tensor([[0.0, 9.0]]), torch.tensor([[1.0, 0.1]]))
+    assert spiky.mode.tolist() == [9.0]
+    grid = torch.linspace(-8, 8, 160_001, dtype=torch.float64)
+    highest = grid[apart.map(lambda a: a.expand(len(grid), *a.shape[1:])).log_prob(grid).argmax()]
+    assert float(highest) == pytest.approx(5.0, abs=1e-3)
+
+
+def test_a_mixture_has_no_order_of_components() -> None:
+    belief = _draw(GaussianMixture)
+    swapped = belief.map(lambda a: a.flip(1))
+    x = belief.sample(torch.Generator().manual_seed(0))
+    torch.testing.assert_close(swapped.log_prob(x), belief.log_prob(x))
+    torch.testing.assert_close(swapped.mean, belief.mean)
+    torch.testing.assert_close(swapped.mode, belief.mode)
+    assert contracts.distance(swapped.at(swapped.coordinates()), swapped) < 1e-14
+    assert float((swapped.coordinates() - belief.coordinates()).abs().max()) > 0.1
+
+
+def test_mixtures_of_events_of_any_shape() -> None:
+    images = GaussianMixture(normal(1, 2, 3), normal(2, 2, 3, 1, 4, 4), torch.tensor(0.5, dtype=torch.float64))
+    x = images.sample(torch.Generator().manual_seed(0))
+    assert x.shape == images.mean.shape == images.mode.shape == (2, 1, 4, 4)
+    flat = GaussianMixture(images.logits, images.means.flatten(2), images.stds.flatten(2))
+    torch.testing.assert_close(images.log_prob(x), flat.log_prob(x.flatten(1)))
+    assert images.coordinates().shape == (2, 2 + 2 * 3 * 16)
+    assert images.features().shape == (2, 3 + 2 * 3 * 16)
+    one = GaussianMixture(torch.zeros(4, 1), torch.arange(4.0)[:, None], torch.ones(()))
+    torch.testing.assert_close(one.log_prob(one.mean), torch.full((4,), -0.5 * math.log(2 * math.pi)))
+    assert contracts.distance(one.at(one.coordinates()), one) == 0
+
+
+def test_log_density_of_a_mixture_far_away_does_not_underflow() -> None:
+    belief = GaussianMixture(torch.zeros(1, 2), torch.tensor([[-1.0, 1.0]]), torch.ones(()))
+    far = belief.log_prob(torch.tensor([200.0]))
+    assert float(far) == pytest.approx(-0.5 * 199**2 - math.log(2) - 0.5 * math.log(2 * math.pi), rel=1e-6)

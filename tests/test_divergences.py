@@ -385,7 +385,7 @@ def _torch_distribution(belief: Any) -> torch.distributions.Distribution:
     return torch.distributions.Independent(torch.distributions.Categorical(logits=belief.logits), 1)
 
 
-@pytest.mark.parametrize("family", list(contracts.FAMILIES))
+@pytest.mark.parametrize("family", [DiagonalGaussian, FullGaussian, Categorical])
 def test_kl_matches_torch_distributions(family: type[Belief]) -> None:
     p, q, _ = Pair(KL(), family).beliefs(20)
     forward = torch.distributions.kl_divergence(_torch_distribution(p), _torch_distribution(q))

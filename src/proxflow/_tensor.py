@@ -89,6 +89,14 @@ def rand(shape: torch.Size, generator: Generator, dtype: torch.dtype, device: to
     return torch.rand(shape, generator=generator, dtype=dtype, device=device).clamp_(min=torch.finfo(dtype).tiny)
 
 
+def gumbel_max(log_probs: Tensor, generator: Generator) -> Tensor:
+    """Draw a class index from log-probabilities (…, classes) → (…), by the Gumbel-max trick."""
+    uniform = rand(log_probs.shape, generator, log_probs.dtype, log_probs.device)
+    # Exponential draws, none exactly 0: in low precision a uniform draw may round to 1, and would then win always.
+    exponential = (-uniform.log()).clamp_min(torch.finfo(uniform.dtype).tiny)
+    return (log_probs - exponential.log()).argmax(-1)
+
+
 def over_events(t: Tensor | float, like: Tensor) -> Tensor:
     """Shape times or fractions, (batch,) or a scalar, so that they broadcast against ``like`` of shape (batch, …).
 

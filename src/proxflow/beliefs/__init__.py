@@ -4,5 +4,6 @@ from proxflow.beliefs.base import Belief
 from proxflow.beliefs.categorical import Categorical
 from proxflow.beliefs.full_gaussian import FullGaussian
 from proxflow.beliefs.gaussian import DiagonalGaussian
+from proxflow.beliefs.mixture import GaussianMixture
 
-__all__ = ["Belief", "Categorical", "DiagonalGaussian", "FullGaussian"]
+__all__ = ["Belief", "Categorical", "DiagonalGaussian", "FullGaussian", "GaussianMixture"]

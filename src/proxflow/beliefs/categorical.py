@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, rand, sum_events
+from proxflow._tensor import Generator, gumbel_max, sum_events
 from proxflow.beliefs.base import Belief
 from proxflow.errors import ArgumentError
 
@@ -64,10 +64,7 @@ class Categorical(Belief):
         return self.logits.argmax(-1)
 
     def sample(self, generator: Generator) -> Tensor:
-        uniform = rand(self.logits.shape, generator, self.logits.dtype, self.logits.device)
-        # Exponential draws, none exactly 0: in low precision a uniform draw may round to 1, and would then win always.
-        exponential = (-uniform.log()).clamp_min(torch.finfo(uniform.dtype).tiny)
-        return (self.log_probs - exponential.log()).argmax(-1)  # Gumbel-max
+        return gumbel_max(self.log_probs, generator)
 
     def log_prob(self, x: Tensor) -> Tensor:
         self._check_event(x, self.logits.shape[:-1])
