@@ -16,6 +16,7 @@ from proxflow import (
     CategoricalEndpoints,
     Cosine,
     DiagonalGaussian,
+    Diffusion,
     DiscreteBFN,
     FisherRao,
     GaussianEndpoints,
@@ -233,9 +234,43 @@ def test_weight_of_errors_stops_growing_at_the_floor():
     torch.testing.assert_close(loss, double([1.0, 4.0, 4.0]))
 
 
+class TestDiffusion:
+    def test_loss_is_the_squared_error_of_the_predicted_noise(self):
+        x, noise, t = double([[0.4, -0.7]]), double([[0.3, -1.2]]), double([0.35])
+
+        class Noise(torch.nn.Module):
+            def forward(self, mean, t):
+                return torch.tanh(mean)
+
+        flow = Diffusion(weight_floor=1e-9)
+        predict = PointPredictor(Noise(), flow, parameterisation="epsilon", clip=None)
+        a, b = math.sin(0.35 * math.pi / 2), math.cos(0.35 * math.pi / 2)
+        expected = (noise - torch.tanh(a * x + b * noise)).square().mean(1)
+        torch.testing.assert_close(flow.loss(predict, x, Recorded(noise), t), expected, rtol=1e-12, atol=0)
+
+    def test_belief_is_the_mean_of_the_path_with_the_spread_of_its_noise(self):
+        belief = Diffusion().belief(double([[1.0], [1.0]]), double([1.0, 1 / 3]), Recorded(double([[3.0], [2.0]])))
+        torch.testing.assert_close(belief.mean, double([[1.0], [0.5 + 2 * math.sqrt(0.75)]]))
+        torch.testing.assert_close(belief.std, double([[0.0], [math.sqrt(0.75)]]))
+
+    def test_update_with_a_message_is_bayes_rule(self):
+        # Precisions of x add: a²/b² from the belief and α from the message y ~ N(x̂, 1/α); the mean moves back by a'.
+        flow, t, s, draw = Diffusion(), double(0.3), double(0.6), double([[0.8]])
+        (a, b), (new_a, new_b) = (tuple(map(float, flow.path.coefficients(u))) for u in (t, s))
+        before, after = (a / b) ** 2, (new_a / new_b) ** 2
+        message = 1.5 + float(draw) / math.sqrt(after - before)
+        mean = (before * 0.7 / a + (after - before) * message) / after
+        belief, target = DiagonalGaussian(double([[0.7]]), double(b)), DiagonalGaussian(double([[1.5]]), double(0.0))
+        moved = flow.update(belief, target, t, s, Recorded(draw))
+        assert float(moved.mean) == pytest.approx(new_a * mean, rel=1e-12)
+        assert float(moved.std) == pytest.approx(new_b, rel=1e-12)
+
+
 def test_settings_out_of_range():
     with pytest.raises(ArgumentError, match="weight_floor"):
         GPFN(weight_floor=0.0)
+    with pytest.raises(ArgumentError, match="weight_floor"):
+        Diffusion(weight_floor=1.5)
     with pytest.raises(ArgumentError, match="simulated_steps"):
         GPFN(simulated_steps=0)
     with pytest.raises(ArgumentError, match="target_std"):

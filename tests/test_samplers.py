@@ -17,6 +17,7 @@ from proxflow import (
     CategoricalEndpoints,
     Cosine,
     Deterministic,
+    Diffusion,
     DiscreteBFN,
     FisherRao,
     GaussianEndpoints,
@@ -32,7 +33,14 @@ from proxflow.errors import ArgumentError
 from proxflow.samplers import SAMPLERS
 
 POINT = GPFN(endpoints=GaussianEndpoints(0.0))
-FLOWS = [POINT, GPFN(schedule=Cosine()), GPFN(KL(), endpoints=GaussianEndpoints(0.3)), BFN(0.05), BFN(1e-3)]
+FLOWS = [
+    POINT,
+    GPFN(schedule=Cosine()),
+    GPFN(KL(), endpoints=GaussianEndpoints(0.3)),
+    Diffusion(),
+    BFN(0.05),
+    BFN(1e-3),
+]
 
 
 class Velocity(torch.nn.Module):
@@ -91,8 +99,8 @@ def test_path_samplers_reach_the_data_distribution(sampler, flow):
     assert stats.kstest(((events - events.mean()) / events.std()).flatten().numpy(), "norm").pvalue > 1e-4
 
 
-def test_stochastic_bfn_reaches_the_data_distribution():
-    flow = BFN(0.05)
+@pytest.mark.parametrize("flow", [BFN(0.05), Diffusion()], ids=str)
+def test_bayesian_messages_reach_the_data_distribution(flow):
     events = Stochastic()(GaussianData(flow, 0.2, 0.5), flow, (20_000, 1), 400, seeded(), dtype=torch.float64).events
     assert float(events.mean()) == pytest.approx(0.2, abs=0.015)
     assert float(events.std()) == pytest.approx(0.5, rel=0.05)
@@ -164,7 +172,7 @@ def model():
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("flow", [GPFN(), BFN(0.05)], ids=str)
+@pytest.mark.parametrize("flow", [GPFN(), Diffusion(), BFN(0.05)], ids=str)
 def test_same_seed_same_samples_whatever_the_batch(model, flow, name):
     predict = PointPredictor(model, flow)
 

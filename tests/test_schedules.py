@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support import vectors
 
 from proxflow.errors import ArgumentError
-from proxflow.schedules import Cosine, GaussianAccuracy, Linear, QuadraticAccuracy
+from proxflow.schedules import Cosine, GaussianAccuracy, Linear, QuadraticAccuracy, VariancePreserving
 
 TIMES = st.floats(0, 0.999)
 
@@ -45,6 +45,13 @@ class TestBarycentric:
 
 def test_cosine_is_a_squared_sine():
     assert float(Cosine().fraction(tensor(1 / 3))) == pytest.approx(math.sin(math.pi / 6) ** 2, abs=1e-15)
+
+
+def test_the_variance_preserving_path_is_a_quarter_of_a_circle():
+    a, b = VariancePreserving().coefficients(tensor([0.0, 1 / 3, 0.5, 1.0]))
+    assert a.tolist() == pytest.approx([0, 0.5, math.sqrt(0.5), 1], abs=1e-15)
+    assert b.tolist() == pytest.approx([1, math.sqrt(0.75), math.sqrt(0.5), 0], abs=1e-15)
+    assert (float(a[0]), float(b[-1])) == (0, 0)
 
 
 def test_accuracies_of_the_reference():

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from proxflow.config import ModelConfig, TrainingConfig
     from proxflow.divergences import KL, Divergence, FisherRao, ReverseKL, Wasserstein2
     from proxflow.errors import ProxflowError
-    from proxflow.flows import BFN, GPFN, CategoricalEndpoints, DiscreteBFN, Flow, GaussianEndpoints
+    from proxflow.flows import BFN, GPFN, CategoricalEndpoints, Diffusion, DiscreteBFN, Flow, GaussianEndpoints
     from proxflow.models import build, load
     from proxflow.predictors import ClassPredictor, PointPredictor, Predictor
     from proxflow.proximal import Proximal
     from proxflow.samplers import Deterministic, Marginal, Multistep2, Sampler, Stochastic, sample
-    from proxflow.schedules import Cosine, Linear
+    from proxflow.schedules import Cosine, Linear, VariancePreserving
     from proxflow.solvers import NewtonSolver
     from proxflow.training import fit
 
@@ -28,12 +28,12 @@ _HOMES = {
     "config": ["ModelConfig", "TrainingConfig"],
     "divergences": ["KL", "Divergence", "FisherRao", "ReverseKL", "Wasserstein2"],
     "errors": ["ProxflowError"],
-    "flows": ["BFN", "GPFN", "CategoricalEndpoints", "DiscreteBFN", "Flow", "GaussianEndpoints"],
+    "flows": ["BFN", "GPFN", "CategoricalEndpoints", "Diffusion", "DiscreteBFN", "Flow", "GaussianEndpoints"],
     "models": ["build", "load"],
     "predictors": ["ClassPredictor", "PointPredictor", "Predictor"],
     "proximal": ["Proximal"],
     "samplers": ["Deterministic", "Marginal", "Multistep2", "Sampler", "Stochastic", "sample"],
-    "schedules": ["Cosine", "Linear"],
+    "schedules": ["Cosine", "Linear", "VariancePreserving"],
     "solvers": ["NewtonSolver"],
     "training": ["fit"],
 }

@@ -203,9 +203,10 @@ class PathSampler(Sampler):
             )
         mean = belief.mean
         a, b = flow.path.coefficients(torch.zeros((), dtype=torch.float64))
+        scale = float(a + b)
         # A prior with a drawn mean is the noise ε; a fixed one says nothing of it, so ε is drawn here.
-        noise = mean if float(a + b) > 0 else randn(mean.shape, generator, mean.dtype, mean.device)
-        return belief, (flow.path, noise, None)
+        y = mean / scale if scale > 0 else randn(mean.shape, generator, mean.dtype, mean.device)
+        return belief, (flow.path, y, None)
 
     def step(
         self, flow: SamplingFlow, belief: Any, target: Any, t: Tensor, s: Tensor, generator: Generator, state: Any

@@ -75,6 +75,18 @@ class Cosine(Schedule):
 
 
 @dataclass(frozen=True)
+class VariancePreserving(GaussianPath):
+    """Path of diffusion models, a² + b² = 1, with a(t) = sin(πt/2) and b(t) = cos(πt/2) (2102.09672, eq. 17, no offset).
+
+    Time runs from noise (0) to data (1), as everywhere here, and not the other way as in the literature on diffusion.
+    """
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        # sin(π(1−t)/2) rather than cos(πt/2): exactly 0 at t = 1.
+        return torch.sin(t * (math.pi / 2)), torch.sin((1 - t) * (math.pi / 2))
+
+
+@dataclass(frozen=True)
 class GaussianAccuracy(GaussianPath):
     """Accuracy schedule of continuous Bayesian Flow Networks, β(t) = σ₁^{−2t} − 1 (2308.07037, eq. 72).
 
