@@ -48,7 +48,7 @@ PRESETS: dict[PresetName, Preset] = {
         network=ModelConfig(channels=16),
         training=TrainingConfig(steps=1800, batch_size=64, checkpoint_every=100),
         samples=256,
-        minutes="about 20 minutes on 2 processor cores",
+        minutes="8 to 20 minutes on 2 processor cores",
     ),
     "standard": Preset(
         network=ModelConfig(),
