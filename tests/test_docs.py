@@ -68,6 +68,13 @@ def test_the_divergence_of_the_guide_works(tmp_path):
         assert (done.returncode, done.stdout) == (0, "5 3\n"), done.stderr
 
 
+def test_the_examples_of_likelihood_run(tmp_path):
+    page = (ROOT / "docs" / "likelihood.md").read_text(encoding="utf-8")
+    for number, code in enumerate(blocks(page, "python")):
+        (tmp_path / f"{number}.py").write_text(code, encoding="utf-8")
+        runpy.run_path(str(tmp_path / f"{number}.py"))
+
+
 def test_generated_parts_are_current():
     for path, text in rewritten(ROOT).items():
         assert path.read_text(encoding="utf-8") == text, "run: python -m proxflow.experiments.docs"

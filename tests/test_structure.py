@@ -29,6 +29,8 @@ ALLOWED = {
     "solvers": TENSORS | {"beliefs", "divergences"},
     "proximal": TENSORS | {"beliefs", "divergences", "solvers"},
     "flows": TENSORS | {"beliefs", "divergences", "solvers", "proximal", "schedules"},
+    "likelihood": TENSORS | {"beliefs", "divergences", "schedules", "flows"},
+    "exact": TENSORS | {"beliefs", "divergences", "schedules", "flows", "data"},
     "predictors": TENSORS | {"beliefs", "schedules"},
     "samplers": TENSORS | {"beliefs", "schedules"},
     "models": TENSORS | {"config", "files", "divergences", "flows", "nn", "predictors"},

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from proxflow.config import ModelConfig, TrainingConfig
     from proxflow.divergences import KL, Divergence, FisherRao, ReverseKL, Wasserstein2
     from proxflow.errors import ProxflowError
+    from proxflow.exact import ExactClasses
     from proxflow.flows import BFN, GPFN, CategoricalEndpoints, Diffusion, DiscreteBFN, Flow, GaussianEndpoints
+    from proxflow.likelihood import Nats, two_class_bound
     from proxflow.models import build, load
     from proxflow.predictors import ClassPredictor, PointPredictor, Predictor
     from proxflow.proximal import Proximal
@@ -28,7 +30,9 @@ _HOMES = {
     "config": ["ModelConfig", "TrainingConfig"],
     "divergences": ["KL", "Divergence", "FisherRao", "ReverseKL", "Wasserstein2"],
     "errors": ["ProxflowError"],
+    "exact": ["ExactClasses"],
     "flows": ["BFN", "GPFN", "CategoricalEndpoints", "Diffusion", "DiscreteBFN", "Flow", "GaussianEndpoints"],
+    "likelihood": ["Nats", "two_class_bound"],
     "models": ["build", "load"],
     "predictors": ["ClassPredictor", "PointPredictor", "Predictor"],
     "proximal": ["Proximal"],

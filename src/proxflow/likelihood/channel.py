@@ -1,0 +1,171 @@
+"""A bound of the likelihood of two-class flows on the simplex, from what their training beliefs tell of each coordinate.
+
+A flow with :class:`~proxflow.flows.CategoricalEndpoints` of two classes shows the network each coordinate x_i through a
+noisy channel x_i → θ_i(t), independent of the others and more informative as t grows. Any process with these marginals that
+the network's predictions can drive is a latent-variable model, and its negative evidence bound is a bound of −log p(x).
+With ρ = τ/(1 − τ), and ê_i the predicted probability of the true class, both geometries lead to
+
+    −log p(x) ≤ ∫₀¹ dq/(1 − q) E Σ_{i uncertain} cost_i,
+
+where q is the share of coordinates whose own belief is certain of its class; at τ = 1/2 all are, and nothing is left.
+
+* **Reverse KL** (the linear flow), q = ρ. A belief is uniform on the part of the segment it can reach: it says nothing of
+  its class, or all. So it is an erasure channel, the flow a masked diffusion, and cost = −log ê, as there (2406.07524).
+* **Fisher–Rao**, q = sin²(πρ/2). On the arc θ = (cos²ψ, sin²ψ) let s = (1 + ρ)(2ψ − π/2), a = πρ/2. Beliefs with
+  |s| ≥ π/2 − a are certain; for the others w = sin s / cos a is uniform on (−1, 1) for even classes, and the posterior of
+  class 1 given this belief alone is cos(a − s)/(cos(a − s) + cos(a + s)). These posteriors grow in convex order, so there
+  is one martingale diffusion that has them as marginals (Dupire, 1994), and Girsanov's theorem gives
+  cost = 2 (1 − ê)²/(1 − w²).
+
+The derivations are in docs/mathematics.md and docs/likelihood.md.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from proxflow._tensor import Generator, over_events, rand, sum_events
+from proxflow.beliefs import Categorical
+from proxflow.divergences import Divergence, FisherRao, ReverseKL
+from proxflow.errors import ArgumentError
+from proxflow.flows import GPFN, CategoricalEndpoints
+from proxflow.schedules import Schedule
+
+# How far, in nats of log-odds, the other coordinates may move a prediction away from what the coordinate's own belief says.
+# Any limit keeps the bound valid. An exact predictor rarely goes further, and then loses about e^−20 a coordinate; a network
+# that overlooks an almost certain belief would pay without limit.
+_FARTHEST_CONTEXT = 10.0
+
+# Share of the times that are drawn denser toward the end, where few coordinates are uncertain but count much: without any
+# the estimate has no variance.
+_LATE_SHARE = 0.1
+
+
+class _Channel(ABC):
+    """How much a training belief says of its own class."""
+
+    @abstractmethod
+    def ratio(self, uncertain: Tensor) -> Tensor:
+        """ρ = τ/(1 − τ) at which the share ``uncertain`` of the coordinates is not certain."""
+
+    @abstractmethod
+    def cost(self, own: Tensor, predicted: Tensor, ratio: Tensor) -> Tensor:
+        """Cost of each coordinate in nats, 0 where its belief is certain.
+
+        Args:
+            own: Log-odds log θ_x/θ_x' of the belief for the true class, (batch, *event).
+            predicted: The same of the prediction.
+            ratio: ρ, broadcastable to them.
+        """
+
+
+class _Erasure(_Channel):
+    def ratio(self, uncertain: Tensor) -> Tensor:
+        return 1 - uncertain
+
+    def cost(self, own: Tensor, predicted: Tensor, ratio: Tensor) -> Tensor:
+        # θ within [τ, 1 − τ] is reached by both classes alike, as its log-odds within ± log((1 − τ)/τ) = ± log 1/ρ.
+        return torch.where(own.abs() <= -ratio.log(), torch.nn.functional.softplus(-predicted), 0)
+
+
+class _Arc(_Channel):
+    def ratio(self, uncertain: Tensor) -> Tensor:
+        return 1 - torch.asin(uncertain.sqrt()) * (2 / math.pi)
+
+    def cost(self, own: Tensor, predicted: Tensor, ratio: Tensor) -> Tensor:
+        edge = (1 - ratio) * (math.pi / 2)
+        s = (1 + ratio) * 2 * torch.atan(torch.tanh(own / 4))  # 2ψ − π/2 is the Gudermannian of half the log-odds
+        uncertain = s.abs() < edge
+        s = torch.where(uncertain, s, 0)
+        this, other = torch.sin(edge + s), torch.sin(edge - s)  # densities of this belief for the true class, the other
+        alone = this.log() - other.log()
+        context = (predicted - alone).clamp(-_FARTHEST_CONTEXT, _FARTHEST_CONTEXT)
+        missed = torch.sigmoid(-alone - context)
+        cost = 2 * missed.square() * edge.sin().square() / (this * other)  # 1 − w² = this · other / cos²a
+        return torch.where(uncertain, cost, 0)
+
+
+_CHANNELS: dict[type[Divergence], _Channel] = {ReverseKL: _Erasure(), FisherRao: _Arc()}
+
+
+def _inverse(schedule: Schedule, fraction: Tensor) -> Tensor:
+    """The time t with τ(t) = ``fraction``, by bisection to the last bit of float64."""
+    low, high = torch.zeros_like(fraction), torch.ones_like(fraction)
+    for _ in range(60):
+        middle = (low + high) / 2
+        before = schedule.fraction(middle) < fraction
+        low, high = torch.where(before, middle, low), torch.where(before, high, middle)
+    return (low + high) / 2
+
+
+def _draw_uncertain(uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """A share 1 − q in (0, 1] from a uniform number, and its density, (1 − c) + c/(2 √(1 − q)) with c the late share."""
+    c = _LATE_SHARE
+    uniform = uniform.clamp_min(1e-12)  # keeps the square from underflow
+    root = 2 * uniform / (c + (c * c + 4 * (1 - c) * uniform).sqrt())
+    return root.square(), (1 - c) + c / (2 * root)
+
+
+def two_class_bound(
+    flow: GPFN,
+    predict: Callable[[Categorical, Tensor], Categorical],
+    x: Tensor,
+    generator: Generator,
+    *,
+    draws: int = 16,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Upper bound of −log p(x) for a flow between two classes, in nats per example.
+
+    An unbiased estimate of ∫ dq/(1 − q) E Σ_{i uncertain} cost_i (see the module) from ``draws`` times for each example.
+    With exact predictions its mean over the data is their entropy. Data that are not binary by nature are to be made so first
+    (thresholded, or drawn with the grey value as probability), and the number belongs to the binary data.
+
+    What a belief says with certainty costs nothing, whatever the network answers there. For Fisher–Rao a prediction's
+    log-odds are kept within ± 10 of those that the coordinate's own belief gives: a valid bound, too, for any predictor.
+    Its single costs have a heavy tail (almost certain beliefs of the wrong class), which the standard error shows.
+
+    Args:
+        flow: ``GPFN(ReverseKL(), …)`` or ``GPFN(FisherRao(), …)`` with ``CategoricalEndpoints(2)``, any schedule.
+        predict: Function of a belief and times (batch,) that returns the predicted classes.
+        x: Classes 0 and 1, int64 (batch, *event).
+        generator: Source of times and noise, on the device of ``x``. With :class:`~proxflow._tensor.SampleStreams` an
+            example's number does not depend on its batch.
+        draws: Evaluations of ``predict`` for each example, ≥ 1.
+        dtype: Precision of what ``predict`` is given. All else is in float64.
+
+    Returns:
+        Nats per example, (batch,), float64.
+
+    Raises:
+        ArgumentError: Another kind of flow, data that are not classes 0 and 1, or ``draws`` < 1.
+    """
+    channel = _CHANNELS.get(type(flow.divergence))
+    if channel is None or flow.endpoints != CategoricalEndpoints(2):
+        raise ArgumentError(
+            "two_class_bound knows GPFN with ReverseKL or FisherRao and CategoricalEndpoints(2), "
+            f"got {flow.divergence} and {flow.endpoints}"
+        )
+    flow.endpoints.check(x)
+    if x.numel() == 0 or int(x.min()) < 0 or int(x.max()) > 1:
+        raise ArgumentError("the data must be classes 0 and 1, and at least one of them")
+    if draws < 1:
+        raise ArgumentError(f"draws must be at least 1, got {draws}")
+    total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    toward = (2 * x - 1).to(torch.float64)
+    for k in range(draws):
+        uniform = (k + rand(torch.Size([len(x)]), generator, torch.float64, x.device)) / draws
+        uncertain, density = _draw_uncertain(uniform)
+        ratio = channel.ratio(uncertain)
+        t = _inverse(flow.schedule, ratio / (1 + ratio))
+        belief: Categorical = flow.belief(x, t, generator)  # type: ignore[assignment]
+        predicted = predict(belief.map(lambda a: a.to(dtype)), t.to(dtype)).logits.double()
+        own = toward * (belief.logits[..., 1] - belief.logits[..., 0])
+        cost = channel.cost(own, toward * (predicted[..., 1] - predicted[..., 0]), over_events(ratio, own))
+        total += sum_events(cost) / (uncertain * density)
+    return total / draws
