@@ -123,8 +123,8 @@ def two_class_bound(
     """Upper bound of −log p(x) for a flow between two classes, in nats per example.
 
     An unbiased estimate of ∫ dq/(1 − q) E Σ_{i uncertain} cost_i (see the module) from ``draws`` times for each example.
-    With exact predictions its mean over the data is their entropy. Data that are not binary by nature are to be made so first
-    (thresholded, or drawn with the grey value as probability), and the number belongs to the binary data.
+    With exact predictions its mean over the data is their entropy. Data that are not binary by nature are to be made so
+    first (thresholded, or drawn with the grey value as probability), and the number belongs to the binary data.
 
     What a belief says with certainty costs nothing, whatever the network answers there. For Fisher–Rao a prediction's
     log-odds are kept within ± 10 of those that the coordinate's own belief gives: a valid bound, too, for any predictor.
