@@ -12,7 +12,7 @@ import torch
 from support import vectors
 from torch import Tensor
 
-from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture
+from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture, Product
 from proxflow.divergences import (
     KL,
     Alpha,
@@ -24,8 +24,8 @@ from proxflow.divergences import (
     ReverseKL,
     Wasserstein2,
     has_closed_form,
+    has_value,
 )
-from proxflow.divergences.base import VALUES
 from proxflow.solvers import NewtonSolver
 
 SOLVER = NewtonSolver()
@@ -60,11 +60,17 @@ def gaussian_mixture(seed: int, batch: int) -> GaussianMixture:
     return GaussianMixture(0.5 * normal(seed, batch, 2), 1.5 * means, log_stds.exp())
 
 
+def product(seed: int, batch: int) -> Product:
+    """Mixed data: two numbers and a category."""
+    return Product((diagonal_gaussian(seed, batch), Categorical(normal(seed + 3000, batch, 1, 3))))
+
+
 FAMILIES: dict[type[Belief], Callable[[int, int], Any]] = {
     DiagonalGaussian: diagonal_gaussian,
     FullGaussian: full_gaussian,
     Categorical: categorical,
     GaussianMixture: gaussian_mixture,
+    Product: product,
 }
 
 
@@ -120,7 +126,8 @@ def pairs(divergences: list[Divergence]) -> list[Pair]:
         Pair(d, family)
         for d in divergences
         for family in FAMILIES
-        if (type(d), family) in VALUES and not (family is DiagonalGaussian and d in (Renyi(2.0), Alpha(3.0)))
+        if has_value(d, FAMILIES[family](0, 1))
+        and not (family in (DiagonalGaussian, Product) and d in (Renyi(2.0), Alpha(3.0)))
     ]
 
 
@@ -132,7 +139,7 @@ def distance(a: Belief, b: Belief) -> float:
     """Largest difference of a parameter; of probabilities where the parameters are logits, which are not unique."""
 
     def values(belief: Belief) -> list[Tensor]:
-        return [x.softmax(-1) if name == "logits" else x for name, x in belief.tensors().items()]
+        return [x.softmax(-1) if name.endswith("logits") else x for name, x in belief.tensors().items()]
 
     return max(float((x - y).abs().max()) for x, y in zip(values(a), values(b), strict=True))
 

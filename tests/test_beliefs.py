@@ -13,7 +13,7 @@ from scipy import integrate
 from torch import Tensor
 
 from proxflow._tensor import SampleStreams
-from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture
+from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture, Product
 from proxflow.errors import ArgumentError
 
 every_family = pytest.mark.parametrize("family", list(contracts.FAMILIES))
@@ -49,6 +49,10 @@ def test_log_prob_matches_torch_distributions(family: type[Belief]) -> None:
         weights = torch.distributions.Categorical(logits=belief.logits)
         parts = torch.distributions.Independent(torch.distributions.Normal(belief.means, belief.stds), 1)
         expected = torch.distributions.MixtureSameFamily(weights, parts).log_prob(x)
+    elif isinstance(belief, Product):
+        numbers, classes = belief.parts
+        expected = torch.distributions.Normal(numbers.mean, numbers.std).log_prob(x[:, :2]).sum(1)
+        expected += torch.distributions.Categorical(logits=classes.logits[:, 0]).log_prob(x[:, 2])
     else:
         expected = torch.distributions.Categorical(logits=belief.logits).log_prob(x).sum(1)
     torch.testing.assert_close(belief.log_prob(x), expected)
@@ -68,6 +72,8 @@ def test_samples_have_the_moments_of_the_belief(family: type[Belief]) -> None:
         joint = ((x[:, 0] == 0) & (x[:, 1] == 1)).double().mean()  # the coordinates are independent
         assert float(joint) == pytest.approx(float(one.probs[0, 0, 0] * one.probs[0, 1, 1]), abs=0.01)
         return
+    if isinstance(one, Product):  # a class as its indicators
+        x = torch.cat([x[:, :2], torch.nn.functional.one_hot(x[:, 2].long(), 3)], dim=1)
     covariance = _covariance(one)
     spread = covariance.diagonal().sqrt()
     assert bool(((x.mean(0) - one.mean[0]).abs() < 5 * spread / math.sqrt(n)).all())
@@ -82,6 +88,10 @@ def _covariance(one: Any) -> Tensor:
         weights, means, within = one.weights[0], one.means[0], torch.diag_embed(one.stds[0].square())
         gaps = means - one.mean
         return (weights[:, None, None] * (within + gaps[:, :, None] * gaps[:, None, :])).sum(0)
+    if isinstance(one, Product):  # nothing between the parts
+        numbers, classes = one.parts
+        probs = classes.probs[0, 0]
+        return torch.block_diag(_covariance(numbers), torch.diag(probs) - probs[:, None] * probs)
     return torch.diag(one.std[0].square())
 
 
@@ -322,3 +332,31 @@ def test_log_density_of_a_mixture_far_away_does_not_underflow() -> None:
     belief = GaussianMixture(torch.zeros(1, 2), torch.tensor([[-1.0, 1.0]]), torch.ones(()))
     far = belief.log_prob(torch.tensor([200.0]))
     assert float(far) == pytest.approx(-0.5 * 199**2 - math.log(2) - 0.5 * math.log(2 * math.pi), rel=1e-6)
+
+
+def test_rows_of_a_product() -> None:
+    images = DiagonalGaussian(normal(1, 4, 1, 2, 2).float(), torch.tensor(0.5))
+    labels = Categorical(normal(2, 4, 300).float())
+    belief = Product((images, labels))
+    rows = belief.sample(torch.Generator().manual_seed(0))
+    assert rows.shape == (4, 5)
+    assert rows.dtype == torch.float32
+    pixels, classes = belief.split(rows)
+    assert pixels.shape == (4, 1, 2, 2)
+    assert classes.dtype == torch.int64
+    assert classes.shape == (4,)
+    torch.testing.assert_close(belief.log_prob(rows), images.log_prob(pixels) + labels.log_prob(classes))
+    modes, likeliest = belief.split(belief.mode)
+    assert torch.equal(modes, images.mean)
+    assert torch.equal(likeliest, labels.mode)
+    assert belief.mean.shape == (4, 4 + 300)
+    assert belief.features().shape == (4, 4 + 300)
+    assert set(belief.tensors()) == {"0.mean", "0.std", "1.logits"}
+
+
+@pytest.mark.parametrize(
+    "parts", [(), (DiagonalGaussian(torch.zeros(2, 1), torch.ones(())), Categorical(torch.zeros(3, 2)))], ids=str
+)
+def test_parts_of_a_product_must_fit(parts: tuple[Belief, ...]) -> None:
+    with pytest.raises(ArgumentError, match="one batch size"):
+        Product(parts)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from proxflow import data, metrics, nn
-    from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture
+    from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture, Product
     from proxflow.config import ModelConfig, TrainingConfig
     from proxflow.divergences import KL, Divergence, FisherRao, ReverseKL, Wasserstein2
     from proxflow.errors import ProxflowError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "beliefs": ["Belief", "Categorical", "DiagonalGaussian", "FullGaussian", "GaussianMixture"],
+    "beliefs": ["Belief", "Categorical", "DiagonalGaussian", "FullGaussian", "GaussianMixture", "Product"],
     "config": ["ModelConfig", "TrainingConfig"],
     "divergences": ["KL", "Divergence", "FisherRao", "ReverseKL", "Wasserstein2"],
     "errors": ["ProxflowError"],

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from proxflow._tensor import Generator, mean_events, over_events, rand, randn
 from proxflow.beliefs import Belief, Categorical, DiagonalGaussian
-from proxflow.divergences import KL, Divergence, Wasserstein2
+from proxflow.divergences import KL, Divergence, Wasserstein2, steps_compose
 from proxflow.errors import ArgumentError
 from proxflow.proximal import Proximal
 from proxflow.schedules import GaussianAccuracy, GaussianPath, Linear, QuadraticAccuracy, Schedule, VariancePreserving
@@ -262,7 +262,7 @@ class GPFN(Flow[Any]):
         dtype = x.dtype if x.is_floating_point() else t.dtype
         prior = self.prior(x.shape, generator, dtype, x.device)
         target = self.endpoints.target(x, prior)
-        steps = 1 if self.divergence.composes else self.simulated_steps
+        steps = 1 if steps_compose(self.divergence, prior) else self.simulated_steps
         belief: Belief = prior
         for start, end in pairwise(t * k / steps for k in range(steps + 1)):
             belief = self.proximal(belief, target, self.schedule.step(start, end))

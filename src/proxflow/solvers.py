@@ -17,9 +17,9 @@ from typing import Generic, TypeVar, cast
 import torch
 from torch import Tensor
 
-from proxflow.beliefs import Belief
+from proxflow.beliefs import Belief, Product
 from proxflow.divergences import KL, Divergence, ReverseKL, has_closed_form
-from proxflow.divergences.base import check_pair
+from proxflow.divergences.base import check_pair, independent_parts
 from proxflow.errors import ArgumentError, ConvergenceError
 
 B = TypeVar("B", bound=Belief)
@@ -106,6 +106,8 @@ class NewtonSolver:
         check_pair(belief, target)
         if belief.batch_size == 0:
             raise ArgumentError("a numerical step needs at least one example, got an empty batch")
+        if parts := independent_parts(divergence, belief, target):
+            return cast(Solution[B], _together([self(divergence, p, q, fraction) for p, q in parts]))
         with_gradient = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(with_gradient):
             p, q = (b.map(lambda a: _usable_in_autograd(a).double()) for b in (belief, target))
@@ -371,7 +373,17 @@ def _landed(at_end: Tensor, problem: _Problem, minimiser: Belief) -> Belief:
         return torch.where(end_mask, torch.where(take_mask, end, start), solved)
 
     starts, ends = problem.belief.tensors(), problem.target.tensors()
-    return type(minimiser)(**{n: choose(a, starts[n], ends[n]) for n, a in minimiser.tensors().items()})
+    return minimiser.with_tensors({n: choose(a, starts[n], ends[n]) for n, a in minimiser.tensors().items()})
+
+
+def _together(solutions: list[Solution[Belief]]) -> Solution[Product]:
+    """The solution for a product from those for its parts: done when all are."""
+    return Solution(
+        Product(tuple(s.belief for s in solutions)),
+        torch.stack([s.converged for s in solutions]).all(0),
+        torch.stack([s.iterations for s in solutions]).amax(0),
+        torch.stack([s.residual for s in solutions]).amax(0),
+    )
 
 
 def _checked_fraction(fraction: Tensor | float, belief: Belief) -> Tensor:

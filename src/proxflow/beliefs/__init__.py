@@ -5,5 +5,6 @@ from proxflow.beliefs.categorical import Categorical
 from proxflow.beliefs.full_gaussian import FullGaussian
 from proxflow.beliefs.gaussian import DiagonalGaussian
 from proxflow.beliefs.mixture import GaussianMixture
+from proxflow.beliefs.product import Product
 
-__all__ = ["Belief", "Categorical", "DiagonalGaussian", "FullGaussian", "GaussianMixture"]
+__all__ = ["Belief", "Categorical", "DiagonalGaussian", "FullGaussian", "GaussianMixture", "Product"]

@@ -76,10 +76,14 @@ class Belief(ABC):
         """Every parameter tensor, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
 
+    def with_tensors(self, tensors: dict[str, Tensor]) -> Self:
+        """The belief of this family with the given parameter tensors; inverse of :meth:`tensors`."""
+        values: dict[str, Any] = tensors
+        return type(self)(**values)
+
     def map(self, fn: Callable[[Tensor], Tensor]) -> Self:
         """Apply ``fn`` to every tensor, e.g. ``belief.map(torch.Tensor.double)`` or ``belief.map(lambda a: a[:4])``."""
-        values: dict[str, Any] = {name: fn(tensor) for name, tensor in self.tensors().items()}
-        return type(self)(**values)
+        return self.with_tensors({name: fn(tensor) for name, tensor in self.tensors().items()})
 
     @staticmethod
     def _check_event(x: Tensor, shape: torch.Size) -> None:

@@ -1,7 +1,15 @@
 """Divergences: what keeps a new belief near the old one."""
 
 from proxflow.divergences.alpha import Alpha
-from proxflow.divergences.base import Divergence, closed_form, has_closed_form, table_of_closed_forms, value
+from proxflow.divergences.base import (
+    Divergence,
+    closed_form,
+    has_closed_form,
+    has_value,
+    steps_compose,
+    table_of_closed_forms,
+    value,
+)
 from proxflow.divergences.fisher_rao import FisherRao
 from proxflow.divergences.hellinger import HellingerSquared
 from proxflow.divergences.jeffreys import Jeffreys
@@ -21,6 +29,8 @@ __all__ = [
     "Wasserstein2",
     "closed_form",
     "has_closed_form",
+    "has_value",
+    "steps_compose",
     "table_of_closed_forms",
     "value",
 ]

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor
 
 from proxflow._tensor import over_events
-from proxflow.beliefs import Belief
+from proxflow.beliefs import Belief, Product
 from proxflow.errors import ArgumentError, UnsupportedPairError
 
 B = TypeVar("B", bound=Belief)
@@ -30,6 +31,7 @@ Pair = tuple[type["Divergence"], type[Belief]]
 
 VALUES: dict[Pair, Callable[[Any, Any, Any], Tensor]] = {}
 CLOSED_FORMS: dict[Pair, Callable[[Any, Any, Any, Callable[[Tensor], Tensor]], Any]] = {}
+CONDITIONS: dict[Pair, Callable[[Any], bool]] = {}
 
 
 def _register(table: dict[Pair, Any], divergence: type[Divergence], family: type[Belief]) -> Callable[[Rule], Rule]:
@@ -47,12 +49,18 @@ def value(divergence: type[Divergence], family: type[Belief]) -> Callable[[Rule]
     return _register(VALUES, divergence, family)
 
 
-def closed_form(divergence: type[Divergence], family: type[Belief]) -> Callable[[Rule], Rule]:
+def closed_form(
+    divergence: type[Divergence], family: type[Belief], *, when: Callable[[Any], bool] | None = None
+) -> Callable[[Rule], Rule]:
     """Register ``rule(divergence, belief, target, over) -> belief``, the minimiser of the barycentric step.
 
-    ``over(tensor)`` is the step's fraction, shaped to broadcast against a parameter tensor (batch, …).
+    ``over(tensor)`` is the step's fraction, shaped to broadcast against a parameter tensor (batch, …). Where only some
+    members of a class have a closed form, ``when(divergence)`` says which.
     """
-    return _register(CLOSED_FORMS, divergence, family)
+    register = _register(CLOSED_FORMS, divergence, family)
+    if when is not None:
+        CONDITIONS[divergence, family] = when
+    return register
 
 
 class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered per family)
@@ -69,9 +77,9 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
     """Whether the value of a belief with independent coordinates is the sum of the values of its coordinates, so that a
     solver may take each coordinate as a small problem of its own."""
 
-    composes: bool = False
+    composes: bool | tuple[type[Belief], ...] = False
     """Whether steps toward a fixed target compose, 1 − f₁₂ = (1 − f₁)(1 − f₂) (semigroup), so that a training belief is
-    one step from the prior; flows simulate several steps where they do not."""
+    one step from the prior; flows simulate several steps where they do not. Or the families on which they do."""
 
     def __call__(self, p: B, q: B) -> Tensor:
         """D(p, q) for each example, (batch,).
@@ -80,8 +88,10 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
             UnsupportedPairError: No rule is known for this divergence and family.
             ArgumentError: The beliefs differ in shape.
         """
-        rule = _find(VALUES, self, p, q, "value")
-        result: Tensor = rule(self, p, q)
+        check_pair(p, q)
+        if parts := independent_parts(self, p, q):
+            return torch.stack([self(a, b) for a, b in parts]).sum(0)
+        result: Tensor = _find(VALUES, self, p, "value")(self, p, q)
         return result
 
     def interpolate(self, p: B, q: B, fraction: Tensor | float) -> B:
@@ -91,38 +101,75 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
             UnsupportedPairError: No closed form is known for this divergence and family.
             ArgumentError: The beliefs differ in shape, or the fraction is neither a scalar nor (batch,).
         """
-        rule = _find(CLOSED_FORMS, self, p, q, "closed-form step")
+        check_pair(p, q)
+        if parts := independent_parts(self, p, q):
+            return cast(B, Product(tuple(self.interpolate(a, b, fraction) for a, b in parts)))
+        rule = _find(CLOSED_FORMS, self, p, "closed-form step")
         result: B = rule(self, p, q, lambda like: over_events(fraction, like))
         return result
 
 
+def independent_parts(divergence: Divergence, p: Belief, q: Belief) -> list[tuple[Belief, Belief]]:
+    """The pairs of parts over whose values a divergence adds up, for two products; else none.
+
+    A product needs no rules: values and steps of an additive divergence are those of the parts. A rule of its own for
+    :class:`proxflow.Product` comes first.
+    """
+    if not (isinstance(p, Product) and isinstance(q, Product) and divergence.additive):
+        return []
+    return [] if (type(divergence), Product) in VALUES else list(zip(p.parts, q.parts, strict=True))
+
+
+def has_value(divergence: Divergence, belief: Belief) -> bool:
+    """Whether the divergence's value is known on this belief's family."""
+    if parts := independent_parts(divergence, belief, belief):
+        return all(has_value(divergence, part) for part, _ in parts)
+    return (type(divergence), type(belief)) in VALUES
+
+
 def has_closed_form(divergence: Divergence, belief: Belief) -> bool:
     """Whether :meth:`Divergence.interpolate` knows this pair."""
-    return (type(divergence), type(belief)) in CLOSED_FORMS
+    if parts := independent_parts(divergence, belief, belief):
+        return all(has_closed_form(divergence, part) for part, _ in parts)
+    pair = (type(divergence), type(belief))
+    return pair in CLOSED_FORMS and (pair not in CONDITIONS or CONDITIONS[pair](divergence))
+
+
+def steps_compose(divergence: Divergence, belief: Belief) -> bool:
+    """Whether steps toward a fixed target compose on this belief's family, as :attr:`Divergence.composes` claims."""
+    if parts := independent_parts(divergence, belief, belief):
+        return all(steps_compose(divergence, part) for part, _ in parts)
+    claim = divergence.composes
+    return claim if isinstance(claim, bool) else type(belief) in claim
 
 
 def check_pair(p: Belief, q: Belief) -> None:
     """Refuse two beliefs of different families or shapes."""
     if type(p) is not type(q):
         raise UnsupportedPairError(f"both beliefs must be of one family, got {type(p).__name__} and {type(q).__name__}")
+    if isinstance(p, Product) and isinstance(q, Product):
+        for part, other in zip(p.parts, q.parts, strict=False):
+            check_pair(part, other)
     shapes, other_shapes = ([tuple(a.shape) for a in b.tensors().values()] for b in (p, q))
     if shapes != other_shapes:
         raise ArgumentError(f"both beliefs must have the same shapes, got {shapes} and {other_shapes}")
 
 
-def _find(table: dict[Pair, Any], divergence: Divergence, p: Belief, q: Belief, what: str) -> Any:
-    check_pair(p, q)
-    rule = table.get((type(divergence), type(p)))
-    if rule is not None:
-        return rule
-    name, family = type(divergence).__name__, type(p).__name__
-    families = sorted(f.__name__ for d, f in table if d is type(divergence))
-    divergences = sorted(d.__name__ for d, f in table if f is type(p))
+def _find(table: dict[Pair, Any], divergence: Divergence, belief: Belief, what: str) -> Any:
+    pair = (type(divergence), type(belief))
+    known = pair in table if table is VALUES else has_closed_form(divergence, belief)
+    if known:
+        return table[pair]
+    name, family = type(divergence).__name__, type(belief).__name__
+    families = sorted(f.__name__ for d, f in table if d is type(divergence) and f is not type(belief))
+    divergences = sorted(d.__name__ for d, f in table if f is type(belief) and d is not type(divergence))
     message = (
-        f"no {what} is known for {name} on {family}. {name} has one on: {', '.join(families) or 'no family'}; "
-        f"{family} has one for: {', '.join(divergences) or 'no divergence'}."
+        f"no {what} is known for {divergence if pair in table else name} on {family}. {name} has one on: "
+        f"{', '.join(families) or 'no family'}; {family} has one for: {', '.join(divergences) or 'no divergence'}."
     )
-    if table is CLOSED_FORMS and (type(divergence), type(p)) in VALUES:
+    if isinstance(belief, Product):
+        message += f" A product takes divergences that add up over independent parts, which {name} does not."
+    if table is CLOSED_FORMS and pair in VALUES:
         message += f" Its value is known: use Proximal({name}(…), solver=NewtonSolver())."
     raise UnsupportedPairError(message)
 
