@@ -250,8 +250,8 @@ def test_traces_without_looking_at_values(pair: Pair) -> None:
 
 def _extreme_gaussians(seed: int, batch: int) -> DiagonalGaussian:
     """Standard deviations from 1e-4 to 1e4, means a thousand apart."""
-    mean = 1e3 * (uniform(seed, batch) - 0.5)
-    return DiagonalGaussian(mean, 10 ** (8 * uniform(seed + 1, batch) - 4)).map(lambda a: a.float().double())
+    mean = 1e3 * (uniform(seed, batch, 2) - 0.5)
+    return DiagonalGaussian(mean, 10 ** (8 * uniform(seed + 1, batch, 2) - 4)).map(lambda a: a.float().double())
 
 
 GAUSSIAN_PAIRS = [p for p in PAIRS if p.family is DiagonalGaussian]

@@ -10,7 +10,16 @@ if TYPE_CHECKING:
     from proxflow import data, metrics, nn
     from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture, Product
     from proxflow.config import ModelConfig, TrainingConfig
-    from proxflow.divergences import KL, Divergence, FisherRao, ReverseKL, Wasserstein2
+    from proxflow.divergences import (
+        KL,
+        AnisotropicWasserstein2,
+        CoordinateMetric,
+        Divergence,
+        FisherRao,
+        FrequencyMetric,
+        ReverseKL,
+        Wasserstein2,
+    )
     from proxflow.errors import ProxflowError
     from proxflow.exact import ExactClasses
     from proxflow.flows import BFN, GPFN, CategoricalEndpoints, Diffusion, DiscreteBFN, Flow, GaussianEndpoints
@@ -28,7 +37,16 @@ __version__ = "0.1.0"
 _HOMES = {
     "beliefs": ["Belief", "Categorical", "DiagonalGaussian", "FullGaussian", "GaussianMixture", "Product"],
     "config": ["ModelConfig", "TrainingConfig"],
-    "divergences": ["KL", "Divergence", "FisherRao", "ReverseKL", "Wasserstein2"],
+    "divergences": [
+        "KL",
+        "AnisotropicWasserstein2",
+        "CoordinateMetric",
+        "Divergence",
+        "FisherRao",
+        "FrequencyMetric",
+        "ReverseKL",
+        "Wasserstein2",
+    ],
     "errors": ["ProxflowError"],
     "exact": ["ExactClasses"],
     "flows": ["BFN", "GPFN", "CategoricalEndpoints", "Diffusion", "DiscreteBFN", "Flow", "GaussianEndpoints"],

@@ -288,9 +288,7 @@ class _Problem:
         return self.map(lambda a: a[keep])
 
     def objective(self, x: Tensor) -> Tensor:
-        free = self.belief.at(x)
-        near, far = self.divergence(free, self.belief), self.divergence(free, self.target)
-        return (1 - self.fraction) * near + self.fraction * far
+        return self.divergence.objective(self.belief.at(x), self.belief, self.target, self.fraction)
 
     def derivatives(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Objective (batch,), gradient (batch, n) and Hessian (batch, n, n), detached."""

@@ -1,6 +1,7 @@
 """Divergences: what keeps a new belief near the old one."""
 
 from proxflow.divergences.alpha import Alpha
+from proxflow.divergences.anisotropic import AnisotropicWasserstein2
 from proxflow.divergences.base import (
     Divergence,
     closed_form,
@@ -11,6 +12,7 @@ from proxflow.divergences.base import (
     value,
 )
 from proxflow.divergences.fisher_rao import FisherRao
+from proxflow.divergences.ground import CoordinateMetric, FrequencyMetric, GroundMetric
 from proxflow.divergences.hellinger import HellingerSquared
 from proxflow.divergences.jeffreys import Jeffreys
 from proxflow.divergences.kl import KL, ReverseKL
@@ -20,8 +22,12 @@ from proxflow.divergences.wasserstein import Wasserstein2
 __all__ = [
     "KL",
     "Alpha",
+    "AnisotropicWasserstein2",
+    "CoordinateMetric",
     "Divergence",
     "FisherRao",
+    "FrequencyMetric",
+    "GroundMetric",
     "HellingerSquared",
     "Jeffreys",
     "Renyi",

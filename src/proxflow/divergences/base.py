@@ -108,6 +108,14 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
         result: B = rule(self, p, q, lambda like: over_events(fraction, like))
         return result
 
+    def objective(self, r: Any, p: Any, q: Any, fraction: Tensor) -> Tensor:
+        """What :meth:`interpolate` minimises over r, (1 − f) D(r, p) + f D(r, q), for each example; f is (batch,).
+
+        A divergence whose own step has another energy says so here, and the solver follows.
+        """
+        objective: Tensor = (1 - fraction) * self(r, p) + fraction * self(r, q)
+        return objective
+
 
 def independent_parts(divergence: Divergence, p: Belief, q: Belief) -> list[tuple[Belief, Belief]]:
     """The pairs of parts over whose values a divergence adds up, for two products; else none.

@@ -11,6 +11,8 @@ from torch import Tensor
 from proxflow._tensor import sum_events
 from proxflow.beliefs import DiagonalGaussian, FullGaussian
 from proxflow.divergences.base import Divergence, closed_form, value
+from proxflow.divergences.ground import GroundMetric
+from proxflow.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,42 @@ class Wasserstein2(Divergence):
     deviations move on straight lines, at constant speed (McCann, 1997; GPFN, 2603.00751). For full covariances it is the
     Bures metric: W₂² = |μ − μ'|² + min_Q ‖L − L'Q‖² over orthogonal Q, and the factors L and L'Q move on straight lines
     (Bhatia, Jain & Lim, 2019, §3).
+
+    With a ground metric M, moving mass from x to y costs ⟨x − y, M (x − y)⟩, and W₂² is the plain one of the beliefs seen
+    through M^½. Its barycentric step moves means on the same straight lines **whatever M is**: an energy and a divergence
+    in one metric agree on the way. To have the metric change the way, take :class:`AnisotropicWasserstein2`.
+
+    Args:
+        metric: M; ``None`` is the plain metric. Under a metric that mixes coordinates, a :class:`DiagonalGaussian` must
+            have one standard deviation for the whole event, or its optimal plan and its way leave the family: others are
+            refused; hold them as :class:`FullGaussian`. The standard deviation is known to be one number where it was
+            given as one (it broadcasts); else its values are looked at, which neither ``torch.compile`` nor ``vmap`` can.
     """
 
-    additive = True
+    metric: GroundMetric | None = None
     composes = True
+
+    @property
+    def additive(self) -> bool:  # type: ignore[override]
+        # A single coordinate does not know its own weight.
+        return self.metric is None
+
+
+def one_std(belief: DiagonalGaussian) -> Tensor:
+    """The standard deviation that all coordinates of an event share, (batch, 1, …).
+
+    Raises:
+        ArgumentError: They do not share one.
+    """
+    std = belief.std
+    first = std[(slice(None), *[slice(1)] * (std.ndim - 1))]
+    shared = all(size == 1 or stride == 0 for size, stride in zip(std.shape[1:], std.stride()[1:], strict=True))
+    if not shared and not bool((std == first).all()):
+        raise ArgumentError(
+            "under a metric that mixes coordinates a diagonal Gaussian needs one standard deviation for the whole event, "
+            "got several: hold it as a FullGaussian, or take a CoordinateMetric"
+        )
+    return first
 
 
 def _aligned(factor: Tensor, other: Tensor) -> Tensor:
@@ -45,31 +79,58 @@ def _aligned(factor: Tensor, other: Tensor) -> Tensor:
     return aligned
 
 
+def _scaled(metric: GroundMetric | None, x: Tensor) -> Tensor:
+    """√m ⊙ U x of events (batch, *event): plain distances there are those of the metric here."""
+    return x if metric is None else metric.weights(x).sqrt() * metric.modes(x)
+
+
+def _scaled_columns(metric: GroundMetric | None, factor: Tensor) -> Tensor:
+    """The same of every column of factors (batch, d, d)."""
+    if metric is None:
+        return factor
+    return _scaled(metric, factor.mT.flatten(0, 1)).reshape(factor.shape).mT
+
+
 @value(Wasserstein2, DiagonalGaussian)
-def _(_: Wasserstein2, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
-    return sum_events((p.mean - q.mean).square() + (p.std - q.std).square())
+def _(divergence: Wasserstein2, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
+    metric = divergence.metric
+    if metric is None or metric.coordinatewise:
+        return sum_events(_scaled(metric, p.mean - q.mean).square() + _scaled(metric, p.std - q.std).square())
+    spread = (one_std(p) - one_std(q)).square() * metric.mean_weight(p.mean)
+    return sum_events(_scaled(metric, p.mean - q.mean).square() + spread)
 
 
 @value(Wasserstein2, FullGaussian)
-def _(_: Wasserstein2, p: FullGaussian, q: FullGaussian) -> Tensor:
-    spread = (p.scale_tril - _aligned(p.scale_tril, q.scale_tril)).square().sum((1, 2))
-    return (p.mean - q.mean).square().sum(1) + spread
+def _(divergence: Wasserstein2, p: FullGaussian, q: FullGaussian) -> Tensor:
+    factor, other = (_scaled_columns(divergence.metric, b.scale_tril) for b in (p, q))
+    spread = (factor - _aligned(factor, other)).square().sum((1, 2))
+    return _scaled(divergence.metric, p.mean - q.mean).square().sum(1) + spread
 
 
 @closed_form(Wasserstein2, DiagonalGaussian)
 def _(
-    _: Wasserstein2, belief: DiagonalGaussian, target: DiagonalGaussian, over: Callable[[Tensor], Tensor]
+    divergence: Wasserstein2, belief: DiagonalGaussian, target: DiagonalGaussian, over: Callable[[Tensor], Tensor]
 ) -> DiagonalGaussian:
-    f = over(belief.mean)
+    f, metric = over(belief.mean), divergence.metric
+    std, to = belief.std, target.std
+    if metric is not None:
+        metric.modes(belief.mean)  # refuses events of another shape
+        if not metric.coordinatewise:
+            std, to = one_std(belief), one_std(target)
     # In products, not mean + f·(target − mean): exactly the target at f = 1.
-    return DiagonalGaussian((1 - f) * belief.mean + f * target.mean, (1 - f) * belief.std + f * target.std)
+    return DiagonalGaussian((1 - f) * belief.mean + f * target.mean, (1 - f) * std + f * to)
 
 
 @closed_form(Wasserstein2, FullGaussian)
-def _(_: Wasserstein2, belief: FullGaussian, target: FullGaussian, over: Callable[[Tensor], Tensor]) -> FullGaussian:
+def _(
+    divergence: Wasserstein2, belief: FullGaussian, target: FullGaussian, over: Callable[[Tensor], Tensor]
+) -> FullGaussian:
     f = over(belief.mean)
-    aligned = _aligned(belief.scale_tril, target.scale_tril)
-    moved = (1 - f)[..., None] * belief.scale_tril + f[..., None] * aligned
+    factor, other = (_scaled_columns(divergence.metric, b.scale_tril) for b in (belief, target))
+    moved = (1 - f)[..., None] * factor + f[..., None] * _aligned(factor, other)
+    if (metric := divergence.metric) is not None:
+        rows = moved.mT.flatten(0, 1)
+        moved = metric.events(rows / metric.weights(rows).sqrt()).reshape(moved.shape).mT
     # Any factor N of a covariance N Nᵀ becomes a Cholesky factor by turning it: Nᵀ = Q R, so N Nᵀ = Rᵀ R.
     upper = torch.linalg.qr(moved.mT).R
     signs = torch.where(upper.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0).to(upper)

@@ -1,0 +1,239 @@
+"""Wasserstein distances beyond the plain one, against scipy and direct formulas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from contracts import distance, normal, uniform
+from scipy import fft, linalg
+from torch import Tensor
+
+from proxflow import GPFN, DiagonalGaussian, PointPredictor, sample
+from proxflow.beliefs import FullGaussian
+from proxflow.divergences import AnisotropicWasserstein2, CoordinateMetric, FrequencyMetric, GroundMetric, Wasserstein2
+from proxflow.errors import ArgumentError
+
+HEIGHT, WIDTH = 3, 4
+METRICS = [FrequencyMetric(HEIGHT, WIDTH, 1.5), FrequencyMetric(HEIGHT, WIDTH, -0.7)]
+every_metric = pytest.mark.parametrize("metric", METRICS, ids=str)
+
+
+def dense(metric: FrequencyMetric) -> np.ndarray:
+    """(I − Δ)^s as a matrix, from the graph Laplacian of the grid of pixels, scaled to the trace of the identity."""
+
+    def path(n: int) -> np.ndarray:
+        edges = np.eye(n, k=1) + np.eye(n, k=-1)
+        return np.diag(edges.sum(1)) - edges
+
+    rows, columns = (
+        np.kron(path(metric.height), np.eye(metric.width)),
+        np.kron(np.eye(metric.height), path(metric.width)),
+    )
+    values, vectors = np.linalg.eigh(np.eye(len(rows)) + rows + columns)
+    power = vectors @ np.diag(values**metric.strength) @ vectors.T
+    return power * len(power) / np.trace(power)
+
+
+def isotropic(seed: int, batch: int, *event: int) -> DiagonalGaussian:
+    std = 0.2 + uniform(seed + 100, batch).reshape(batch, *[1] * len(event))
+    return DiagonalGaussian(normal(seed, batch, *event), std)
+
+
+def full(belief: DiagonalGaussian) -> FullGaussian:
+    return FullGaussian(belief.mean.flatten(1), torch.diag_embed(belief.std.flatten(1)))
+
+
+# Ground metrics --------------------------------------------------------------------------------------------------------
+
+
+def test_modes_are_the_cosine_transform_of_scipy() -> None:
+    x = normal(1, 2, 5, HEIGHT, WIDTH)
+    metric = METRICS[0]
+    np.testing.assert_allclose(metric.modes(x), fft.dctn(x.numpy(), axes=(-2, -1), norm="ortho"), atol=1e-14)
+    torch.testing.assert_close(metric.events(metric.modes(x)), x, rtol=0, atol=1e-14)
+    flat = x[:, 0].flatten(1)
+    torch.testing.assert_close(metric.modes(flat), metric.modes(x)[:, 0].flatten(1))
+    with torch.autocast("cpu", torch.bfloat16):  # a network's half precision does not reach beliefs
+        assert metric.modes(x.float()).dtype == torch.float32
+        torch.testing.assert_close(metric.events(metric.modes(x.float())), x.float(), rtol=0, atol=1e-6)
+
+
+@every_metric
+def test_frequency_metric_is_a_power_of_the_laplacian(metric: FrequencyMetric) -> None:
+    x = normal(1, 6, HEIGHT, WIDTH)
+    applied = metric.events(metric.weights(x) * metric.modes(x)).flatten(1)
+    np.testing.assert_allclose(applied, x.flatten(1).numpy() @ dense(metric), atol=1e-12)
+    assert float(metric.mean_weight(x)) == pytest.approx(1)
+    weights = metric.weights(x)
+    assert (weights[0, 0] == (weights.min() if metric.strength > 0 else weights.max())).item()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FrequencyMetric(0, 3),
+        lambda: FrequencyMetric(3, 3, float("nan")),
+        lambda: FrequencyMetric(3, 3, 51.0),
+        lambda: CoordinateMetric(()),
+        lambda: CoordinateMetric((1.0, 0.0)),
+        lambda: CoordinateMetric((1.0, float("inf"))),
+    ],
+)
+def test_metrics_out_of_range_are_refused(make: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"at least 1|positive|strength"):
+        make()
+
+
+@pytest.mark.parametrize("metric", [METRICS[0], CoordinateMetric((1.0,) * 12)], ids=str)
+def test_events_of_another_shape_are_refused(metric: GroundMetric) -> None:
+    p, q = isotropic(1, 2, 5, 2), isotropic(2, 2, 5, 2)
+    for d in (Wasserstein2(metric), AnisotropicWasserstein2(metric)):
+        for use in (lambda d=d: d(p, q), lambda d=d: d.interpolate(p, q, 0.5)):
+            with pytest.raises(ArgumentError, match="this metric is for"):
+                use()
+
+
+# Wasserstein-2 under a metric --------------------------------------------------------------------------------------------
+
+
+@every_metric
+def test_distance_and_geodesic_of_full_covariances_match_matrix_formulas(metric: FrequencyMetric) -> None:
+    """W₂² of the beliefs seen through M^½, and the way there and back."""
+    n, m = HEIGHT * WIDTH, dense(metric)
+    root = linalg.sqrtm(m)
+    p, q = (
+        FullGaussian.from_covariance(normal(s, 2, n), a @ a.mT + 0.1 * torch.eye(n).double())
+        for s, a in ((1, normal(11, 2, n, n)), (2, normal(12, 2, n, n)))
+    )
+    moved, values = Wasserstein2(metric).interpolate(p, q, 0.3), Wasserstein2(metric)(p, q)
+    for i in range(2):
+        a, b = (root @ x.covariance[i].numpy() @ root for x in (p, q))
+        half = linalg.sqrtm(a)
+        middle = linalg.sqrtm(half @ b @ half)
+        shift = (p.mean[i] - q.mean[i]).numpy()
+        assert float(values[i]) == pytest.approx(shift @ m @ shift + np.trace(a + b - 2 * middle), rel=1e-9)
+        mixed = 0.7 * np.eye(n) + 0.3 * np.linalg.inv(half) @ middle @ np.linalg.inv(half)
+        back = np.linalg.inv(root)
+        np.testing.assert_allclose(moved.covariance[i].numpy(), back @ mixed @ a @ mixed @ back, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(moved.mean, 0.7 * p.mean + 0.3 * q.mean)  # straight, whatever the metric
+
+
+@every_metric
+def test_one_standard_deviation_agrees_with_full_covariances(metric: FrequencyMetric) -> None:
+    p, q = isotropic(1, 3, HEIGHT, WIDTH), isotropic(2, 3, HEIGHT, WIDTH)
+    d, f = Wasserstein2(metric), uniform(3, 3)
+    torch.testing.assert_close(d(p, q), d(full(p), full(q)))
+    torch.testing.assert_close(AnisotropicWasserstein2(metric)(p, q), d(p, q))
+    moved = full(d.interpolate(p, q, f))
+    assert distance(moved, d.interpolate(full(p), full(q), f)) < 1e-12
+
+
+def test_several_standard_deviations_are_refused_where_the_metric_mixes_them() -> None:
+    p = DiagonalGaussian(normal(1, 2, HEIGHT, WIDTH), uniform(2, 2, HEIGHT, WIDTH))
+    q = isotropic(2, 2, HEIGHT, WIDTH)
+    for d in (Wasserstein2(METRICS[0]), AnisotropicWasserstein2(METRICS[0])):
+        for use in (lambda d=d: d(p, q), lambda d=d: d(q, p), lambda d=d: d.interpolate(p, q, 0.5)):
+            with pytest.raises(ArgumentError, match="FullGaussian"):
+                use()
+        spelt_out = DiagonalGaussian(q.mean, q.std.clone())  # equal numbers, though not held as one
+        torch.testing.assert_close(d(spelt_out, p.map(torch.ones_like)), d(q, p.map(torch.ones_like)))
+
+
+# Steps in another metric than the energy's -------------------------------------------------------------------------------
+
+
+@every_metric
+def test_anisotropic_step_is_the_gradient_flow_in_the_metric(metric: FrequencyMetric) -> None:
+    """dμ/ds = −M⁻¹ (μ − μ̂) for the time −ln(1 − f), by the matrix exponential."""
+    p, q = isotropic(1, 2, HEIGHT, WIDTH), isotropic(2, 2, HEIGHT, WIDTH)
+    moved = AnisotropicWasserstein2(metric).interpolate(p, q, 0.6)
+    kept = linalg.expm(np.log(0.4) * np.linalg.inv(dense(metric)))
+    expected = q.mean.flatten(1).numpy() + (p.mean - q.mean).flatten(1).numpy() @ kept
+    np.testing.assert_allclose(moved.mean.flatten(1), expected, atol=1e-12)
+    torch.testing.assert_close(moved.std, 0.4 * p.std + 0.6 * q.std)  # white noise has the mean weight, which is 1
+    whole = AnisotropicWasserstein2(metric).interpolate(p, q, 1.0)
+    assert distance(whole, q) < 1e-14
+
+
+def test_low_frequencies_move_first() -> None:
+    metric = FrequencyMetric(8, 8, 2.0)
+    p, q = (DiagonalGaussian(x, torch.ones((), dtype=torch.float64)) for x in (normal(1, 1, 8, 8), normal(2, 1, 8, 8)))
+    moved = AnisotropicWasserstein2(metric).interpolate(p, q, 0.3)
+    way = (metric.modes(moved.mean - p.mean) / metric.modes(q.mean - p.mean))[0]
+    assert float(way[0, 0]) > 0.9
+    assert float(way[-1, -1]) < 0.2
+    assert bool((way.diagonal().diff() < 0).all())
+    plain = AnisotropicWasserstein2(FrequencyMetric(8, 8, 0.0)).interpolate(p, q, 0.3)
+    assert distance(plain, Wasserstein2().interpolate(p, q, 0.3)) < 1e-14
+
+
+class Exact:
+    """E[x | μ] for white data x ~ N(0, 1) with a belief's mean μ = (1 − k) x + k ε in each mode, ε ~ N(0, 1)."""
+
+    def __init__(self, metric: FrequencyMetric) -> None:
+        self.metric = metric
+
+    def __call__(self, belief: DiagonalGaussian, t: Tensor) -> DiagonalGaussian:
+        modes = self.metric.modes(belief.mean)
+        k = (1 - t.reshape(-1, 1, 1).double()).pow(1 / self.metric.weights(modes))
+        x = self.metric.events((1 - k) / ((1 - k) ** 2 + k**2) * modes)
+        return DiagonalGaussian(x, x.new_full((), 0.02))
+
+
+def test_it_is_a_flow() -> None:
+    metric = FrequencyMetric(HEIGHT, WIDTH, 1.0)
+    flow = GPFN(AnisotropicWasserstein2(metric))
+    x, t = normal(1, 4, HEIGHT, WIDTH), uniform(2, 4)
+    direct = flow.belief(x, t, torch.Generator().manual_seed(0))
+    noise = flow.prior(x.shape, torch.Generator().manual_seed(0), torch.float64, x.device)
+    target = flow.endpoints.target(x, noise)
+    half = flow.update(noise, target, 0 * t, t / 2, None)
+    assert distance(flow.update(half, target, t / 2, t, None), direct) < 1e-13
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Conv2d(1, 1, 1)
+
+        def forward(self, mean: Tensor, t: Tensor) -> Tensor:
+            return self.layer(mean)
+
+    predictor = PointPredictor(Network(), flow)
+    images = torch.randn(4, 1, HEIGHT, WIDTH)
+    assert flow.loss(predictor, images, torch.Generator().manual_seed(0)).shape == (4,)
+    assert sample(predictor, flow, (3, 1, HEIGHT, WIDTH), steps=4, sampler="deterministic").shape == (
+        3,
+        1,
+        HEIGHT,
+        WIDTH,
+    )
+    # With the exact predictor, samples have the spread of the data: here 1 in every direction.
+    drawn = _drawn(flow, Exact(metric))
+    assert float(drawn.square().mean()) == pytest.approx(1, abs=0.05)
+
+
+def _drawn(flow: GPFN, predict: Any) -> Tensor:
+    from proxflow.samplers import Deterministic
+
+    generator = torch.Generator().manual_seed(0)
+    return Deterministic()(predict, flow, (400, HEIGHT, WIDTH), 100, generator, dtype=torch.float64).events
+
+
+def test_image_steps_compile_and_map() -> None:
+    d = AnisotropicWasserstein2(METRICS[0])
+    p, q = isotropic(1, 3, HEIGHT, WIDTH), isotropic(2, 3, HEIGHT, WIDTH)
+    f = uniform(3, 3)
+
+    def step(mean: Tensor, std: Tensor, to: Tensor, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a, b = DiagonalGaussian(mean, std), DiagonalGaussian(to, std)
+        moved = d.interpolate(a, b, f)
+        return moved.mean, moved.std, d(a, b)
+
+    arguments = (p.mean, p.std[:, :1, :1], q.mean, f)
+    expected = step(*arguments)
+    torch.testing.assert_close(torch.compile(step, fullgraph=True, backend="aot_eager")(*arguments), expected)
+    stacked = [torch.stack([a, a + 0.1]) for a in arguments]
+    torch.testing.assert_close(tuple(a[0] for a in torch.func.vmap(step)(*stacked)), expected)
