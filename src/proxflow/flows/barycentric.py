@@ -1,0 +1,206 @@
+"""Barycentric flows: proximal steps of any divergence, from a drawn prior to the data (2603.00751)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Generic
+
+import torch
+from torch import Tensor
+
+from proxflow._tensor import Generator, mean_events, rand, randn
+from proxflow.beliefs import Belief, Categorical, DiagonalGaussian
+from proxflow.divergences import KL, Divergence, Wasserstein2, steps_compose
+from proxflow.errors import ArgumentError
+from proxflow.flows.base import B, Flow, Predict, check_class_number, check_classes, check_real, draw_times
+from proxflow.proximal import Proximal
+from proxflow.schedules import GaussianPath, Linear, Schedule
+from proxflow.solvers import NewtonSolver
+
+
+class Endpoints(ABC, Generic[B]):
+    """The prior and the targets of a barycentric flow, and the proper score a prediction is trained with."""
+
+    @abstractmethod
+    def prior(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype, device: torch.device) -> B: ...
+
+    @abstractmethod
+    def target(self, x: Tensor, like: B) -> B:
+        """The belief that knows the data point."""
+
+    @abstractmethod
+    def draw(self, target: B, generator: Generator) -> B:
+        """A noisy message around a predicted target."""
+
+    @abstractmethod
+    def score(self, predicted: B, x: Tensor, weight: Tensor) -> Tensor:
+        """Loss of a prediction, (batch,), mean over coordinates; ``weight`` (batch,) is that of errors of real data."""
+
+    @abstractmethod
+    def check(self, x: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class GaussianEndpoints(Endpoints[DiagonalGaussian]):
+    """From N(μ₀, 1) with a drawn mean μ₀ ~ N(0, 1) to N(x, target_std²).
+
+    The score is the weighted squared error, W₂² between the point targets: its optimum is the conditional mean.
+
+    Args:
+        target_std: Standard deviation ≥ 0 of the target around the data, in units of the data; the scale of the noise in
+            stochastic messages.
+    """
+
+    target_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not self.target_std >= 0:
+            raise ArgumentError(f"target_std must not be negative, got {self.target_std}")
+
+    def prior(
+        self, shape: Sequence[int], generator: Generator, dtype: torch.dtype, device: torch.device
+    ) -> DiagonalGaussian:
+        mean = randn(torch.Size(shape), generator, dtype, device)
+        return DiagonalGaussian(mean, mean.new_ones(()))
+
+    def target(self, x: Tensor, like: DiagonalGaussian) -> DiagonalGaussian:
+        return DiagonalGaussian(x.to(like.mean.dtype), like.mean.new_full((), self.target_std))
+
+    def draw(self, target: DiagonalGaussian, generator: Generator) -> DiagonalGaussian:
+        return DiagonalGaussian(target.sample(generator), target.std)
+
+    def score(self, predicted: DiagonalGaussian, x: Tensor, weight: Tensor) -> Tensor:
+        return weight * mean_events((predicted.mean - x).square())
+
+    def check(self, x: Tensor) -> None:
+        check_real(x)
+
+
+@dataclass(frozen=True)
+class CategoricalEndpoints(Endpoints[Categorical]):
+    """From probabilities drawn uniformly from the simplex, Dirichlet(1), to certainty about a class.
+
+    The score is the log score −log θ̂_x in nats; its optimum is the posterior of the class.
+
+    Args:
+        classes: Number of classes, ≥ 2.
+    """
+
+    classes: int
+
+    def __post_init__(self) -> None:
+        check_class_number(self.classes)
+
+    def prior(
+        self, shape: Sequence[int], generator: Generator, dtype: torch.dtype, device: torch.device
+    ) -> Categorical:
+        uniform = rand(torch.Size([*shape, self.classes]), generator, dtype, device)
+        return Categorical((-uniform.log()).log().log_softmax(-1))  # normalised exponentials are Dirichlet(1)
+
+    def target(self, x: Tensor, like: Categorical) -> Categorical:
+        one_hot = torch.nn.functional.one_hot(x, self.classes)
+        return Categorical(one_hot.to(like.logits.dtype).log())
+
+    def draw(self, target: Categorical, generator: Generator) -> Categorical:
+        return self.target(target.sample(generator), target)
+
+    def score(self, predicted: Categorical, x: Tensor, weight: Tensor) -> Tensor:
+        return -mean_events(predicted.log_probs.gather(-1, x[..., None]).squeeze(-1))
+
+    def check(self, x: Tensor) -> None:
+        check_classes(x)
+
+
+@dataclass(frozen=True)
+class _StraightInPrecision(GaussianPath):
+    """Path of the mean when precisions mix (KL): fraction τρ̂/((1−τ) + τρ̂), with prior precision 1."""
+
+    schedule: Schedule
+    target_std: float
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        take, keep = self.schedule.fraction(t), self.schedule.remaining(t) * self.target_std**2
+        return take / (take + keep), keep / (take + keep)
+
+
+@dataclass(frozen=True)
+class GPFN(Flow[Any]):
+    """General Proximal Flow Network: barycentric proximal steps of any divergence (2603.00751).
+
+    With Wasserstein-2 and the linear schedule the means follow rectified flow exactly.
+
+    Args:
+        divergence: The geometry.
+        schedule: Fraction of the way at each time.
+        endpoints: Prior and targets; :class:`GaussianEndpoints` for real data, :class:`CategoricalEndpoints` for classes.
+        solver: Numerical solver for divergences without a closed-form step.
+        simulated_steps: Steps simulated to reach a training belief where steps do not compose.
+        weight_floor: In (0, 1]. Errors of the predicted data weigh (τ'/max(1 − τ, floor))²: toward 0 this is the velocity
+            loss of rectified flow, at 1 every time counts alike. Small networks learn more from early times.
+    """
+
+    divergence: Divergence = field(default_factory=Wasserstein2)
+    schedule: Schedule = field(default_factory=Linear)
+    endpoints: Endpoints[Any] = field(default_factory=GaussianEndpoints)
+    solver: NewtonSolver | None = None
+    simulated_steps: int = 8
+    weight_floor: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight_floor <= 1:
+            raise ArgumentError(f"weight_floor must lie in (0, 1], got {self.weight_floor}")
+        if self.simulated_steps < 1:
+            raise ArgumentError(f"simulated_steps must be at least 1, got {self.simulated_steps}")
+
+    @property
+    def proximal(self) -> Proximal:
+        return Proximal(self.divergence, self.solver)
+
+    @property
+    def path(self) -> GaussianPath | None:  # type: ignore[override]
+        if isinstance(self.endpoints, GaussianEndpoints):
+            if isinstance(self.divergence, Wasserstein2):
+                return self.schedule
+            if isinstance(self.divergence, KL):
+                return _StraightInPrecision(self.schedule, self.endpoints.target_std)
+        return None
+
+    def prior(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype, device: torch.device) -> Belief:
+        prior: Belief = self.endpoints.prior(shape, generator, dtype, device)
+        return prior
+
+    def belief(self, x: Tensor, t: Tensor, generator: Generator) -> Belief:
+        dtype = x.dtype if x.is_floating_point() else t.dtype
+        prior = self.prior(x.shape, generator, dtype, x.device)
+        target = self.endpoints.target(x, prior)
+        steps = 1 if steps_compose(self.divergence, prior) else self.simulated_steps
+        belief: Belief = prior
+        for start, end in pairwise(t * k / steps for k in range(steps + 1)):
+            belief = self.proximal(belief, target, self.schedule.step(start, end))
+        return belief
+
+    def update(self, belief: Any, target: Any, t: Tensor, s: Tensor, generator: Generator | None) -> Any:
+        message = target if generator is None else self.endpoints.draw(target, generator)
+        return self.proximal(belief, message, self.schedule.step(t, s))
+
+    def loss(self, predict: Predict, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
+        self.endpoints.check(x)
+        t = draw_times(len(x), generator, x.device) if t is None else t
+        predicted = predict(self.belief(x, t, generator), t)
+        weight = (self.schedule.derivative(t) / self.schedule.remaining(t).clamp_min(self.weight_floor)).square()
+        return self.endpoints.score(predicted, x, weight)
+
+    def times(self, nfe: int) -> list[float]:
+        # n steps end at t = 1, where the last one lands on its target: the prediction itself.
+        return [k / nfe for k in range(nfe)]
+
+    def belief_at(self, mean: Tensor, t: Tensor) -> DiagonalGaussian:
+        if self.path is None:
+            return super().belief_at(mean, t)
+        # The spread of a belief does not depend on where its mean is, for the geometries that have a path.
+        origin = DiagonalGaussian(mean.new_zeros([len(mean), *[1] * (mean.ndim - 1)]), mean.new_ones(()))
+        target = self.endpoints.target(origin.mean, origin)
+        return DiagonalGaussian(mean, self.proximal(origin, target, self.schedule.fraction(t)).std)

@@ -1,0 +1,34 @@
+"""Samplers: from noise to data, in a counted number of network evaluations.
+
+There is one loop, in :meth:`Sampler.__call__`. A sampler supplies two operations: ``init`` makes its state from the prior,
+``step`` moves belief and state from one time to the next with the newest prediction. The last prediction is the sample, so
+no step ever divides by the distance to t = 1.
+
+Two kinds:
+
+* **Proximal** samplers move the belief by the flow's own update. They work for every flow.
+* **Path** samplers know only that the training beliefs have means a(t) x + b(t) ε, and move the mean along that path. They
+  carry y = μ/(a + b), in which every Gaussian path is the straight line y = τ x + (1 − τ) ε with τ = a/(a + b), so one
+  formula, without a singularity at t = 0, serves rectified flow, BFN and diffusion alike.
+"""
+
+from proxflow.samplers.base import Predict, Sampler, Samples, SamplingFlow, Watch
+from proxflow.samplers.path import Marginal, Multistep2, PathSampler
+from proxflow.samplers.proximal import Deterministic, ProximalSampler, Stochastic
+from proxflow.samplers.registry import SAMPLERS, sample
+
+__all__ = [
+    "SAMPLERS",
+    "Deterministic",
+    "Marginal",
+    "Multistep2",
+    "PathSampler",
+    "Predict",
+    "ProximalSampler",
+    "Sampler",
+    "Samples",
+    "SamplingFlow",
+    "Stochastic",
+    "Watch",
+    "sample",
+]

@@ -1,0 +1,113 @@
+"""The one loop of all samplers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from proxflow._tensor import Generator
+from proxflow.beliefs import Belief, DiagonalGaussian
+from proxflow.errors import ArgumentError
+from proxflow.schedules import GaussianPath
+
+
+class SamplingFlow(Protocol):
+    """What a sampler asks of a flow; every :class:`proxflow.Flow` has it."""
+
+    @property
+    def path(self) -> GaussianPath | None: ...
+
+    def prior(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype, device: torch.device) -> Any: ...
+
+    def update(self, belief: Any, target: Any, t: Tensor, s: Tensor, generator: Generator | None) -> Any: ...
+
+    def times(self, nfe: int) -> list[float]: ...
+
+    def belief_at(self, mean: Tensor, t: Tensor) -> DiagonalGaussian: ...
+
+
+Predict = Callable[[Any, Tensor], Any]
+Watch = Callable[[float, Belief, Belief], None]
+"""Called at each evaluation with the time, the belief and the predicted target."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Result of a sampling run.
+
+    Args:
+        events: The samples, (batch, *event).
+        nfe: Network evaluations spent, as counted.
+    """
+
+    events: Tensor
+    nfe: int
+
+
+class Sampler(ABC):
+    """Base of all samplers; members are frozen dataclasses of their settings."""
+
+    @abstractmethod
+    def init(self, flow: SamplingFlow, belief: Any, generator: Generator) -> tuple[Any, Any]:
+        """First belief and state, from a belief drawn from the prior."""
+
+    @abstractmethod
+    def step(
+        self, flow: SamplingFlow, belief: Any, target: Any, t: Tensor, s: Tensor, generator: Generator, state: Any
+    ) -> tuple[Any, Any]:
+        """Belief and state at time ``s``, from those at ``t`` and the target predicted there."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        predict: Predict,
+        flow: SamplingFlow,
+        shape: Sequence[int],
+        nfe: int,
+        generator: Generator,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        times: Sequence[float] | None = None,
+        watch: Watch | None = None,
+    ) -> Samples:
+        """Draw samples with ``nfe`` evaluations of ``predict``.
+
+        Args:
+            predict: Function of a belief and times (batch,) that returns the predicted target.
+            flow: The flow that ``predict`` was trained for.
+            shape: Shape of the samples, (batch, *event).
+            nfe: Number of network evaluations, ≥ 1.
+            generator: Source of all randomness, on ``device``.
+            dtype: Precision of the belief.
+            device: Where to sample.
+            times: Times of the evaluations, increasing from 0; ``None`` takes the flow's own.
+            watch: Called at each evaluation.
+
+        Raises:
+            ArgumentError: ``nfe`` < 1, an empty shape, or times that do not increase from 0 within [0, 1].
+        """
+        if nfe < 1:
+            raise ArgumentError(f"the number of network evaluations must be at least 1, got {nfe}")
+        if not shape or min(shape) < 1:
+            raise ArgumentError(f"shape is (batch, *event), each at least 1, got {tuple(shape)}")
+        times = flow.times(nfe) if times is None else list(times)
+        if len(times) != nfe or times[0] != 0 or times[-1] > 1 or any(s <= t for t, s in pairwise(times)):
+            raise ArgumentError(f"times must be {nfe} numbers increasing from 0, at most 1, got {times}")
+        device = torch.device(device)
+        # Double precision on the host side of the schedule; one small transfer before the loop and none inside.
+        grid = torch.tensor(times, dtype=torch.float64, device=device)
+        belief, state = self.init(flow, flow.prior(shape, generator, dtype, device), generator)
+        for k in range(nfe):
+            target = predict(belief, grid[k].to(torch.float32 if dtype != torch.float64 else dtype).expand(shape[0]))
+            if watch is not None:
+                watch(times[k], belief, target)
+            if k + 1 < nfe:
+                belief, state = self.step(flow, belief, target, grid[k], grid[k + 1], generator, state)
+        return Samples(target.mode, nfe)

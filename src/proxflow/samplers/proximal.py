@@ -1,0 +1,44 @@
+"""Samplers that move the belief by the flow's own update, of every flow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from proxflow._tensor import Generator
+from proxflow.samplers.base import Sampler, SamplingFlow
+
+
+class ProximalSampler(Sampler):
+    """Base of samplers that move the belief by the flow's own update."""
+
+    noisy: ClassVar[bool]
+    """Whether the message is a noisy draw around the predicted target."""
+
+    def init(self, flow: SamplingFlow, belief: Any, generator: Generator) -> tuple[Any, None]:
+        return belief, None
+
+    def step(
+        self, flow: SamplingFlow, belief: Any, target: Any, t: Tensor, s: Tensor, generator: Generator, state: None
+    ) -> tuple[Any, None]:
+        return flow.update(belief, target, t, s, generator if self.noisy else None), state
+
+
+@dataclass(frozen=True)
+class Deterministic(ProximalSampler):
+    """The proximal step with the predicted target itself as message.
+
+    For Wasserstein-2 with the linear schedule this is Euler's method on rectified flow's equation; for BFN it is the
+    noise-free sampler.
+    """
+
+    noisy = False
+
+
+@dataclass(frozen=True)
+class Stochastic(ProximalSampler):
+    """The proximal step with a noisy draw around the predicted target as message; BFN's own sampler (2308.07037)."""
+
+    noisy = True

@@ -1,0 +1,89 @@
+"""The samplers by name, and drawing with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from proxflow._tensor import SampleStreams
+from proxflow.errors import ArgumentError
+from proxflow.samplers.base import Sampler, SamplingFlow, Watch
+from proxflow.samplers.path import Marginal, Multistep2
+from proxflow.samplers.proximal import Deterministic, Stochastic
+
+SAMPLERS: dict[str, Sampler] = {
+    "deterministic": Deterministic(),
+    "stochastic": Stochastic(),
+    "marginal": Marginal(),
+    "multistep2": Multistep2(),
+}
+"""Samplers by the name that the command line and results files use."""
+
+
+def sample(
+    model: nn.Module,
+    flow: SamplingFlow,
+    shape: Sequence[int],
+    *,
+    steps: int = 20,
+    sampler: Sampler | str = "multistep2",
+    seed: int = 0,
+    batch_size: int = 128,
+    first: int = 0,
+    watch: Watch | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Draw samples from a trained predictor; each depends on the seed and its index alone.
+
+    Args:
+        model: A predictor; its device and precision are used, and it is put into evaluation mode meanwhile.
+        flow: The flow it was trained for.
+        shape: (number of samples, *event).
+        steps: Network evaluations spent on each sample (NFE), ≥ 1.
+        sampler: A sampler or its name in :data:`SAMPLERS`.
+        seed: Seed of the samples.
+        batch_size: Samples drawn at a time, rounded up to a multiple of 16. A last, smaller batch is filled up with
+            samples that are thrown away: kernels take other paths, with other rounding, for odd batch sizes.
+        first: Index of the first sample.
+        watch: Called at each evaluation of each batch.
+        progress: Called with the number of samples finished, after each batch.
+
+    Returns:
+        The samples (number, *event) on the model's device.
+
+    Raises:
+        ArgumentError: An unknown sampler, or a number out of range.
+    """
+    if isinstance(sampler, str):
+        if sampler not in SAMPLERS:
+            raise ArgumentError(f"unknown sampler {sampler!r}; known are {', '.join(SAMPLERS)}")
+        sampler = SAMPLERS[sampler]
+    if not shape or min(shape) < 1 or batch_size < 1:
+        raise ArgumentError(f"shape and batch size must be at least 1, got {tuple(shape)} and {batch_size}")
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    dtype = parameter.dtype if parameter.dtype == torch.float64 else torch.float32
+    number, event = shape[0], tuple(shape[1:])
+
+    def whole(size: int) -> int:
+        return -(-size // 16) * 16
+
+    was_training = model.training
+    model.eval()
+    finished = []
+    try:
+        for start in range(0, number, whole(batch_size)):
+            wanted = min(whole(batch_size), number - start)
+            size = whole(wanted)
+            indices = torch.arange(first + start, first + start + size, device=parameter.device)
+            streams = SampleStreams(seed, indices)
+            result = sampler(
+                model, flow, (size, *event), steps, streams, dtype=dtype, device=parameter.device, watch=watch
+            )
+            finished.append(result.events[:wanted])
+            if progress is not None:
+                progress(start + wanted)
+    finally:
+        model.train(was_training)
+    return torch.cat(finished)
