@@ -448,7 +448,7 @@ def test_damaged_data_are_refused(run, arrays, tmp_path, no_work):
 def test_a_loss_that_is_not_finite_stops_training(run, arrays, tmp_path):
     words = ("--steps", 50, "--batch-size", 4, "--learning-rate", 1e30, "--warmup-steps", 0)
     result = run("train", "--out", tmp_path / "m", "--data", arrays, *words, *TINY_WORDS)
-    assert refused(result, "not finite", "lower the learning rate", status=1)
+    assert refused(result, "not finite", "Lower the learning rate", status=1)
 
 
 def test_a_damaged_checkpoint_is_refused_and_left(run, arrays, tmp_path):

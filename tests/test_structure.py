@@ -33,8 +33,11 @@ ALLOWED = {
     "exact": TENSORS | {"beliefs", "divergences", "schedules", "flows", "data"},
     "predictors": TENSORS | {"beliefs", "schedules"},
     "samplers": TENSORS | {"beliefs", "schedules"},
-    "models": TENSORS | {"config", "files", "divergences", "flows", "nn", "predictors"},
-    "training": TENSORS | {"config", "files", "progress", "flows", "models"},
+    "tracking": {"errors", "files"},
+    "processes": {"config", "errors"},
+    "checkpoints": {"config", "errors", "files", "processes"},
+    "models": TENSORS | {"config", "files", "checkpoints", "divergences", "flows", "nn", "predictors"},
+    "training": TENSORS | {"config", "checkpoints", "processes", "progress", "tracking", "flows"},
 }
 LIBRARY = set(ALLOWED)
 ALLOWED["experiments"] = LIBRARY | {"proxflow"}

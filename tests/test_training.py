@@ -2,14 +2,20 @@
 
 import json
 import math
+import os
+import shutil
+import signal
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from proxflow import GPFN, PointPredictor, TrainingConfig, fit, models, sample
+from proxflow import GPFN, PointPredictor, TrainingConfig, fit, models, sample, training
+from proxflow._tensor import SampleStreams
 from proxflow.config import ModelConfig, from_dict, to_dict
-from proxflow.errors import ArgumentError, CheckpointError, DivergedError, OutputError
+from proxflow.errors import ArgumentError, CheckpointError, DivergedError, MemoryLimitError, OutputError
+from proxflow.flows import draw_times
 from proxflow.training import learning_rate
 
 
@@ -160,21 +166,179 @@ def test_bad_data_is_refused_before_work(tmp_path, data, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_loss_that_is_not_finite_keeps_the_checkpoint(tmp_path):
-    class Breaks(GPFN):
-        def loss(self, predict, x, generator, t=None):
-            Breaks.steps += 1
-            loss = super().loss(predict, x, generator, t)
-            return loss * math.nan if Breaks.steps > 120 else loss
+class Breaks(GPFN):
+    """A flow whose loss, or only its gradient, is not finite at some calls."""
 
-    Breaks.steps = 0
-    with pytest.raises(DivergedError, match=r"before step 150.*learning rate.*step 100 in .* is still good"):
-        fit(Breaks(), model(), points(), CONFIG, folder=tmp_path)
-    tensors = load_file(tmp_path / "checkpoint.safetensors")
-    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    def __init__(self, *bad, value=math.nan, gradient_only=False):
+        super().__init__()
+        object.__setattr__(self, "bad", set(bad))
+        object.__setattr__(self, "calls", [])
+        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "gradient_only", gradient_only)
+
+    def loss(self, predict, x, generator, t=None):
+        self.calls.append(0)
+        loss = super().loss(predict, x, generator, t)
+        if len(self.calls) - 1 not in self.bad:
+            return loss
+        # √ at 0 is 0, and its derivative infinite.
+        return loss + (loss - loss.detach()).sqrt() if self.gradient_only else loss * self.value
+
+
+@pytest.mark.parametrize("gradient_only", [False, True])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_bad_step_changes_nothing_and_is_counted(value, gradient_only):
+    # A run whose steps 3 and 7 are bad ends where a run ends that never had them: all else is equal step by step.
+    config = TrainingConfig(steps=10, batch_size=64, ema=0.0, warmup_steps=0, learning_rate=1e-2)
+    seen = []
+    result = fit(Breaks(3, 7, value=value, gradient_only=gradient_only), model(), points(), config, track=seen.append)
+    assert result.skipped == 2
+    assert seen[-1]["skipped"] == 2
+    assert all(math.isfinite(number) for number in seen[-1].values())
+
+    by_hand = model().train()  # the same steps with torch alone
+    optimiser = torch.optim.AdamW(by_hand.parameters(), 1e-2, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    order = training._Order(512, config)
+    for step in set(range(10)) - {3, 7}:
+        key = training._mix(0, step)
+        t = draw_times(64, torch.Generator().manual_seed(key), torch.device("cpu"))
+        optimiser.param_groups[0]["lr"] = learning_rate(step, config)
+        optimiser.zero_grad()
+        GPFN().loss(by_hand, points()[order(step)], SampleStreams(key, torch.arange(64)), t).mean().backward()
+        torch.nn.utils.clip_grad_norm_(by_hand.parameters(), config.clip)
+        optimiser.step()
+    for one, other in zip(by_hand.parameters(), result.predictor.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-6)
+
+
+def test_too_many_bad_steps_stop_with_a_diagnosis_and_keep_the_checkpoint(tmp_path):
+    bad = Breaks(*range(120, 200))
+    with pytest.raises(
+        DivergedError,
+        match=r"in 30 of the 50 steps before step 150 .*in 30.*Lower the learning rate.*step 100 in .* good",
+    ):
+        fit(bad, model(), points(), CONFIG, folder=tmp_path)
     resumed = fit(GPFN(), model(), points(), CONFIG, folder=tmp_path)
     whole = fit(GPFN(), model(), points(), CONFIG)
     assert resumed.losses == whole.losses
+    for one, other in zip(whole.predictor.parameters(), resumed.predictor.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_checkpoint_after_bad_steps_is_finite(tmp_path):
+    # Ten bad steps are within the limit; the checkpoint lies within their stretch.
+    def stop(predictor, step):
+        assert all(value.isfinite().all() for value in predictor.state_dict().values())
+        if step == 30:
+            raise KeyboardInterrupt
+
+    config = replace(CONFIG, checkpoint_every=30)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Breaks(*range(20, 30)), model(), points(), config, folder=tmp_path, on_checkpoint=stop)
+    for path in tmp_path.rglob("*.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(path).values())
+    whole = fit(Breaks(*range(20, 30)), model(), points(), config)
+    resumed = fit(GPFN(), model(), points(), config, folder=tmp_path)
+    assert resumed.losses == whole.losses
+    assert resumed.skipped == whole.skipped == 10
+
+
+def test_buffers_that_are_not_finite_never_reach_a_checkpoint(tmp_path):
+    class Poisoned(Net):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, mean, t):
+            self.seen += math.nan
+            return super().forward(mean, t)
+
+    with pytest.raises(DivergedError, match=r"network.seen is not finite after step 50"):
+        fit(GPFN(), PointPredictor(Poisoned(), GPFN()), points(), CONFIG, folder=tmp_path)
+    assert not list(tmp_path.glob("checkpoints/step-*"))
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: no")]
+)
+def test_out_of_memory_names_sizes_to_try(error):
+    class Large(GPFN):
+        def loss(self, predict, x, generator, t=None):
+            raise error
+
+    with pytest.raises(
+        MemoryLimitError, match=r"32 examples at a time: try --accumulate 4 .* 16 at a time, or --batch-size 32"
+    ):
+        fit(Large(), model(), points(), replace(CONFIG, accumulate=2))
+    with pytest.raises(MemoryLimitError, match="smaller network"):
+        fit(Large(), model(), points(), replace(CONFIG, batch_size=1))
+
+
+def test_parts_of_a_batch_add_up_to_it():
+    whole, parted = (fit(GPFN(), model(), points(), replace(CONFIG, accumulate=n)) for n in (1, 5))
+    assert parted.losses == pytest.approx(whole.losses, rel=1e-4)
+    for one, other in zip(whole.predictor.parameters(), parted.predictor.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_bfloat16_trains_and_is_not_float32():
+    losses = [fit(GPFN(), model(), points(), replace(CONFIG, precision=name)).losses for name in ("bf16", "float32")]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_the_held_out_loss_is_measured_and_logged(tmp_path):
+    seen = []
+    fit(GPFN(), model(), points(), CONFIG, folder=tmp_path, held_out=points(64), track=seen.append)
+    found = {entry["step"]: entry["held_out_loss"] for entry in seen if "held_out_loss" in entry}
+    assert list(found) == [50, 100, 150, 200]
+    assert found[200] < found[50]
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert logged == seen
+    for entry in logged:
+        assert {"step", "seconds"} < set(entry)
+    with pytest.raises(ArgumentError, match="held-out data must be"):
+        fit(GPFN(), model(), points(), CONFIG, held_out=torch.zeros(3))
+
+
+def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path):
+    def stop(predictor, step):
+        if step == 150:
+            raise KeyboardInterrupt
+
+    def log(name):
+        entries = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in entry.items() if k != "seconds"} for entry in entries]
+
+    fit(GPFN(), model(), points(), CONFIG, folder=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(GPFN(), model(), points(), CONFIG, folder=tmp_path / "cut", on_checkpoint=stop)
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-00000150")  # the log is ahead of the checkpoints
+    with (tmp_path / "cut" / "log.jsonl").open("a") as file:
+        file.write('{"step": 151, "los')  # torn off by a kill
+    fit(GPFN(), model(), points(), CONFIG, folder=tmp_path / "cut")
+    assert log("cut") == log("whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops(tmp_path, number):
+    class Signals(GPFN):
+        def loss(self, predict, x, generator, t=None):
+            if len(calls) == 77:
+                os.kill(os.getpid(), number)
+            calls.append(0)
+            return super().loss(predict, x, generator, t)
+
+    calls, before = [], signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as stop:
+        fit(Signals(), model(), points(), CONFIG, folder=tmp_path)
+    if number == signal.SIGTERM:
+        assert stop.value.code == 143
+    assert len(calls) == 78
+    assert signal.getsignal(number) == before
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000050", "step-00000078"]
+    resumed = fit(GPFN(), model(), points(), CONFIG, folder=tmp_path)
+    assert resumed.losses == fit(GPFN(), model(), points(), CONFIG).losses
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path):
@@ -185,16 +349,6 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
     wider = PointPredictor(torch.nn.Linear(2, 2), GPFN())
     with pytest.raises(CheckpointError, match="another architecture"):
         fit(GPFN(), wider, points(), CONFIG, folder=tmp_path)
-
-
-@pytest.mark.parametrize("kept", [0.0, 0.3, 0.7, 0.999])
-def test_truncated_checkpoint_is_refused(tmp_path, kept):
-    fit(GPFN(), model(), points(), CONFIG, folder=tmp_path)
-    path = tmp_path / "checkpoint.safetensors"
-    content = path.read_bytes()
-    path.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
-        fit(GPFN(), model(), points(), CONFIG, folder=tmp_path)
 
 
 def test_folder_that_cannot_be_written(tmp_path):
@@ -276,7 +430,18 @@ class TestModels:
 
 @pytest.mark.parametrize(
     "change",
-    [{"steps": 0}, {"batch_size": 0}, {"learning_rate": -1.0}, {"ema": 1.0}, {"clip": 0.0}, {"warmup_steps": -1}],
+    [
+        {"steps": 0},
+        {"batch_size": 0},
+        {"learning_rate": -1.0},
+        {"ema": 1.0},
+        {"clip": 0.0},
+        {"warmup_steps": -1},
+        {"keep": 0},
+        {"accumulate": 0},
+        {"accumulate": 200},
+        {"skip_limit": -1},
+    ],
 )
 def test_training_settings_refused(change):
     with pytest.raises(ArgumentError):

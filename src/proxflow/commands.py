@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from proxflow import data, imagefiles, metrics, models
+from proxflow.checkpoints import remove_all
 from proxflow.config import DeviceName, ModelConfig, SamplerName, TrainingConfig, read_json, to_dict
 from proxflow.errors import ArgumentError, CheckpointError, DataError, OutputError, ProxflowError
 from proxflow.experiments import mnist
@@ -166,7 +167,7 @@ def run_train(options: Train) -> None:
     result = fit(model.flow, model.predictor, images, training, folder=out, device=device, on_checkpoint=keep)
     finished = {"steps": training.steps, "seconds": round(result.seconds, 1), "losses": result.losses}
     models.save(out, model, result.predictor.state_dict(), {**provenance, **finished})
-    (out / "checkpoint.safetensors").unlink(missing_ok=True)
+    remove_all(out)
     say(f"trained in {result.seconds / 60:.1f} minutes, last loss {result.losses[-1]:.4g}: {out}")
     _say_how_to_sample(out)
 
@@ -198,10 +199,9 @@ def _claim(out: Path, config: ModelConfig, training: TrainingConfig, images: Ten
     path = out / "run.json"
     wanted = {
         **to_dict(config),
-        **to_dict(training),
+        **training.decisive(),
         "data": f"sha256 {hashlib.sha256(images.numpy().tobytes()).hexdigest()}, shape {list(images.shape)}",
     }
-    del wanted["checkpoint_every"]  # changes nothing of the result
     if not path.exists():
         if (out / "config.json").exists():
             raise OutputError(f"{out} holds a model that this command did not begin: choose another --out folder")
@@ -210,6 +210,7 @@ def _claim(out: Path, config: ModelConfig, training: TrainingConfig, images: Ten
     held = read_json(path)
     if not isinstance(held, dict):
         raise CheckpointError(f"{path}: expected the settings of a training run, got {json.dumps(held):.80}")
+    held = {**to_dict(ModelConfig()), **to_dict(TrainingConfig()), **held}  # what was added later had its default
     for name, value in wanted.items():
         if held.get(name) != value:
             raise OutputError(

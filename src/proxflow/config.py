@@ -15,6 +15,8 @@ from proxflow.errors import ArgumentError, CheckpointError
 FlowName = Literal["gpfn-w2", "gpfn-kl", "gpfn-reverse-kl", "gpfn-fisher-rao", "bfn", "bfn-tuned"]
 SamplerName = Literal["deterministic", "stochastic", "marginal", "multistep2"]
 DeviceName = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "float32", "bf16"]
+Parallel = Literal["ddp", "fsdp"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,13 @@ class TrainingConfig:
         ema: Decay of the averaged weights, which are the ones kept; it warms up with the steps.
         seed: Seed of the initial weights, the order of the data, the times and the noise.
         checkpoint_every: Steps between checkpoints.
+        keep: How many of the newest checkpoints are kept; the best is kept besides.
+        skip_limit: How many of 50 steps may be skipped, because their loss or gradient was not finite, before training
+            stops.
+        precision: bf16 runs the network in bfloat16 autocast, float32 does not; auto is bf16 on CUDA, float32 elsewhere.
+        accumulate: Parts that the batch of a step is worked through in, one after the other: less memory, same result.
+        compile: Compile the network with torch.compile: slow to begin, then faster on accelerators.
+        parallel: With several processes, ddp keeps the whole network in each, fsdp a share of it.
     """
 
     steps: int = 10_000
@@ -68,9 +77,15 @@ class TrainingConfig:
     ema: float = 0.999
     seed: int = 0
     checkpoint_every: int = 500
+    keep: int = 2
+    skip_limit: int = 10
+    precision: Precision = "auto"
+    accumulate: int = 1
+    compile: bool = False
+    parallel: Parallel = "ddp"
 
     def __post_init__(self) -> None:
-        at_least_one = ("steps", "batch_size", "checkpoint_every")
+        at_least_one = ("steps", "batch_size", "checkpoint_every", "keep", "accumulate")
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -80,6 +95,15 @@ class TrainingConfig:
             raise ArgumentError("warmup_steps and weight_decay must not be negative, clip positive, and all finite")
         if not 0 <= self.ema < 1:
             raise ArgumentError(f"ema must lie in [0, 1), got {self.ema}")
+        if self.skip_limit < 0:
+            raise ArgumentError(f"skip_limit must not be negative, got {self.skip_limit}")
+        if self.accumulate > self.batch_size:
+            raise ArgumentError(f"a batch of {self.batch_size} cannot be worked through in {self.accumulate} parts")
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide what comes out, without those that only decide how it is worked out and kept."""
+        mechanics = {"checkpoint_every", "keep", "skip_limit", "accumulate", "compile", "parallel"}
+        return {name: value for name, value in to_dict(self).items() if name not in mechanics}
 
 
 T = TypeVar("T")

@@ -33,5 +33,9 @@ class DivergedError(ProxflowError, RuntimeError):
     """Training met a loss or gradient that is not finite."""
 
 
+class MemoryLimitError(ProxflowError, MemoryError):
+    """Memory ran out; the message names sizes to try."""
+
+
 class OutputError(ProxflowError, OSError):
     """A result could not be written."""

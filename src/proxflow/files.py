@@ -49,6 +49,16 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         raise
 
 
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's list of names to disk, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     write_atomically(path, lambda temporary: _write_text(temporary, text))

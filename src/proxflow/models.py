@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from proxflow.checkpoints import load_weights, write_tensors
 from proxflow.config import ModelConfig, from_dict, read_json, to_dict
 from proxflow.divergences import KL, FisherRao, ReverseKL, Wasserstein2
 from proxflow.errors import ArgumentError, CheckpointError
-from proxflow.files import write_atomically, write_json
+from proxflow.files import write_json
 from proxflow.flows import BFN, GPFN, Flow
 from proxflow.nn import UNet
 from proxflow.predictors import PointPredictor
@@ -82,8 +81,7 @@ def save(folder: Path, model: Model, weights: dict[str, Tensor], provenance: dic
     Raises:
         OutputError: The folder cannot be written.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    write_atomically(folder / "model.safetensors", lambda path: save_file(tensors, path))
+    write_tensors(folder / "model.safetensors", weights)
     write_json(
         folder / "config.json",
         {"format": FORMAT, "model": to_dict(model.config), "shape": list(model.shape), "provenance": provenance},
@@ -122,41 +120,3 @@ def load(source: str | Path = "mnist", device: torch.device | str = "cpu") -> Mo
     load_weights(model.predictor, folder / "model.safetensors")
     model.predictor.eval().to(device)
     return model
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file.
-
-    Raises:
-        CheckpointError: The file is missing, truncated or corrupt, or holds values that are not finite.
-    """
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise CheckpointError(f"{path}: tensor {name!r} holds values that are not finite")
-    return tensors
-
-
-def load_weights(module: torch.nn.Module, path: Path) -> None:
-    """Fill a module with the tensors of a file.
-
-    Raises:
-        CheckpointError: The file is corrupt, or belongs to another architecture; the message names the difference.
-    """
-    tensors, wanted = read_tensors(path), module.state_dict()
-    missing, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
-    if missing or extra:
-        what = f"lacks {missing[0]!r}" if missing else f"has {extra[0]!r}, which the model does not"
-        raise CheckpointError(f"{path} belongs to another architecture: it {what}")
-    for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
-            raise CheckpointError(
-                f"{path} belongs to another architecture: {name!r} is {tuple(tensor.shape)}, "
-                f"the model's is {tuple(wanted[name].shape)}"
-            )
-    module.load_state_dict(tensors)

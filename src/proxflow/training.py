@@ -1,33 +1,46 @@
-"""Training: one readable loop from data to averaged weights, with checkpoints that a killed run goes on from.
+"""Training: one readable loop from data to averaged weights, on one process or many, that loses nothing when it stops.
 
-All randomness of step k follows from (seed, k), so a resumed run draws what an uninterrupted one would have drawn.
+All randomness of step k follows from (seed, k), and the noise of an example from (seed, k, its index in the batch). So a
+resumed run draws what an uninterrupted one would have drawn, and many processes draw what one would.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from proxflow._tensor import SampleStreams
+from proxflow.checkpoints import Checkpoints, finite
 from proxflow.config import TrainingConfig, to_dict
-from proxflow.errors import ArgumentError, CheckpointError, DivergedError
-from proxflow.files import writable_folder, write_atomically
-from proxflow.flows import Flow
-from proxflow.models import read_tensors
+from proxflow.errors import ArgumentError, CheckpointError, DivergedError, MemoryLimitError
+from proxflow.flows import Flow, draw_times
+from proxflow.processes import Processes, alike, distribute, local, plain_copy, postponed, shard, whole
 from proxflow.progress import bar
+from proxflow.tracking import Log
 
 STRETCH = 50
 """Steps between looks at the loss; between them nothing waits for an accelerator."""
+
+HELD_OUT = 1024
+"""Held-out examples that a checkpoint's loss is measured on, at most."""
+
+_HELD_OUT_KEY = 2**62
+"""Stands for a step in the seed of the held-out loss; no run has as many."""
+
+_AGREE = 10
+"""Steps between the moments at which several processes agree whether one of them was told to stop."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +51,13 @@ class Result:
         predictor: The predictor with averaged (EMA) weights, in evaluation mode.
         losses: Mean training loss over each stretch of 50 steps.
         seconds: Time spent training, interrupted runs included.
+        skipped: Steps skipped because their loss or gradient was not finite.
     """
 
     predictor: nn.Module
     losses: list[float]
     seconds: float
+    skipped: int = 0
 
 
 def fit(
@@ -54,79 +69,124 @@ def fit(
     folder: Path | None = None,
     device: torch.device | str = "cpu",
     label: str = "train",
+    held_out: Tensor | None = None,
     on_checkpoint: Callable[[nn.Module, int], None] | None = None,
+    track: Callable[[dict[str, float]], None] | None = None,
 ) -> Result:
     """Train a predictor on a flow.
+
+    Under torchrun, or in any initialised process group, the processes share the batch of each step; every one of them
+    calls this with the same arguments.
 
     Args:
         flow: Makes the training beliefs and the loss.
         predictor: Trained in place; an averaged copy is returned.
         data: (number, *event): uint8 images, which are scaled to [-1, 1]; real numbers; or int64 class indices.
         config: How to train.
-        folder: Where the checkpoint is kept. If it holds one of the same configuration, training goes on from there.
-            ``None`` keeps nothing on disk.
-        device: Where to train; on CUDA the network runs in bfloat16 autocast.
+        folder: Where checkpoints are kept, see :mod:`proxflow.checkpoints`. If it holds some of the same configuration,
+            training goes on from the newest. ``None`` keeps nothing on disk.
+        device: Where to train.
         label: Name shown beside the progress bar.
+        held_out: Examples that are not trained on, of the form of ``data``. The averaged predictor's loss on them is
+            measured at each checkpoint, and decides which checkpoint is the best; without them the training loss does.
         on_checkpoint: Called with the averaged predictor and the number of steps done, after each checkpoint.
+        track: Called with numbers by name, ``step`` among them, each 50 steps and at each checkpoint.
 
     Returns:
         The averaged predictor and the history of the loss.
 
     Raises:
-        ArgumentError: Data of the wrong type or shape, or with values that are not finite.
+        ArgumentError: Data of the wrong type or shape, or with values that are not finite; a batch too small for the
+            processes.
         CheckpointError: The folder's checkpoint is corrupt or of another configuration.
-        DivergedError: The loss or its gradient is no longer finite. The last checkpoint is still good.
-        OutputError: The folder cannot be written.
+        DivergedError: More than ``skip_limit`` of 50 steps had a loss or gradient that is not finite. Such steps change
+            nothing, so the weights are those of the last good step.
+        MemoryLimitError: Memory ran out; the message names sizes to try.
+        OutputError: The folder cannot be written. Earlier checkpoints are still good.
+        KeyboardInterrupt: On SIGINT, after a checkpoint was written.
+        SystemExit: On SIGTERM, likewise, with status 143.
     """
-    _check(data)
-    device = torch.device(device)
+    _check(data, "training")
+    if held_out is not None:
+        _check(held_out, "held-out")
+    processes, device = Processes.current(), torch.device(device)
+    parts = _parts(config, processes)
+
     predictor.to(device).train()
+    alike(predictor, processes)
     averaged = copy.deepcopy(predictor).eval().requires_grad_(False)
+    sharded = config.parallel == "fsdp" and processes.size > 1
+    unsharded = copy.deepcopy(averaged).cpu() if sharded else averaged  # what weights are given out in
+    model = distribute(predictor, config.parallel, processes, device)
+    if sharded:
+        shard(averaged, processes, device)
     optimiser = torch.optim.AdamW(
         predictor.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
     )
-    run = _Run(predictor, averaged, optimiser, config, folder)
+    run = _Run(predictor, averaged, optimiser, config, folder, processes, track)
     run.resume()
+    if config.compile:
+        predictor.compile()
 
     data, order = data.to(device), _Order(len(data), config)
-    generator, total = torch.Generator(device), torch.zeros((), device=device)
-    started, saved = time.monotonic() - run.seconds, run.step
-    size = config.batch_size
-    with bar(label, config.steps * size, "images", run.step * size) as show:
+    generator, size = torch.Generator(device), config.batch_size
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+
+    def total_loss(network: nn.Module, examples: Tensor, t: Tensor, key: int, part: range) -> Tensor:
+        noise = SampleStreams(key, torch.arange(part.start, part.stop, device=device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            return flow.loss(network, _scaled(examples), noise, t[part.start : part.stop]).float().sum()
+
+    @torch.no_grad()
+    def held_out_loss() -> float | None:
+        if held_out is None:
+            return None
+        number = min(len(held_out), HELD_OUT) // processes.size * processes.size
+        key = _mix(config.seed, _HELD_OUT_KEY)
+        t, total = draw_times(number, generator.manual_seed(key), device), torch.zeros((), device=device)
+        for part in _split(processes.part(number), -(-number // processes.size // len(parts[0]))):
+            total += total_loss(averaged, held_out[part.start : part.stop].to(device), t, key, part)
+        return float(processes.add_up(total)) / number
+
+    with bar(label, config.steps * size, "images", run.step * size) as show, _signals() as told, _memory(config, parts):
         while run.step < config.steps:
             key = _mix(config.seed, run.step)
-            generator.manual_seed(key)
-            torch.manual_seed(key)  # for dropout, which takes no generator
+            indices, t = order(run.step), draw_times(size, generator.manual_seed(key), device)
+            rate = learning_rate(run.step, config)
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(run.step, config)
-            x = _scaled(data[order(run.step).to(device)])
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                loss = flow.loss(predictor, x, generator).mean()
+                group["lr"] = rate
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = nn.utils.clip_grad_norm_(predictor.parameters(), config.clip)
+            loss = torch.zeros((), device=device)
+            for number, part in enumerate(parts):
+                torch.manual_seed(_mix(key, processes.rank * len(parts) + number))  # dropout takes no generator
+                with postponed(model, last=number == len(parts) - 1):
+                    share = total_loss(model, data[indices[part.start : part.stop].to(device)], t, key, part) / size
+                    # Gradients are averaged over the processes, and shall be those of the mean over the whole batch.
+                    (share * processes.size).backward()  # type: ignore[no-untyped-call]
+                loss += share.detach()
+            processes.add_up(loss)
+            norm = whole(nn.utils.clip_grad_norm_(predictor.parameters(), config.clip))
+            optimiser.found_inf = run.guard(loss, norm)  # type: ignore[attr-defined]  # where set, step() changes nothing
             optimiser.step()
             _average(averaged, predictor, min(config.ema, (1 + run.step) / (10 + run.step)))
-            total += loss.detach() + 0 * norm  # a gradient that is not finite makes the total so too
             run.step += 1
-            if run.step % STRETCH == 0 or run.step == config.steps:
-                mean = float(total) / ((run.step - 1) % STRETCH + 1)
-                total.zero_()
-                if not math.isfinite(mean):
-                    kept = f"; the checkpoint of step {saved} in {folder} is still good" if folder and saved else ""
-                    raise DivergedError(
-                        f"the loss or its gradient was not finite in the {STRETCH} steps before step {run.step}: lower "
-                        f"the learning rate ({config.learning_rate}) or look at the data{kept}"
-                    )
-                run.losses.append(mean)
-                run.seconds = time.monotonic() - started
+
+            last = run.step == config.steps
+            if run.step % STRETCH == 0 or last:
+                run.look(rate)
                 show(run.step * size)
-                if run.step - saved >= config.checkpoint_every or run.step == config.steps:
-                    run.save()
-                    saved = run.step
-                    if on_checkpoint is not None:
-                        on_checkpoint(averaged, run.step)
-    return Result(averaged, run.losses, run.seconds)
+            if run.step % config.checkpoint_every == 0 or last:
+                run.save(held_out_loss())
+                if on_checkpoint is not None:
+                    on_checkpoint(plain_copy(averaged, unsharded).to(device) if sharded else averaged, run.step)
+            if processes.size == 1 or run.step % _AGREE == 0:
+                stop = processes.any(told.number is not None)
+                if stop:
+                    run.save(None)
+                    raise KeyboardInterrupt if told.number == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
+    return Result(
+        plain_copy(averaged, unsharded).to(device) if sharded else averaged, run.losses, run.seconds, run.skipped
+    )
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
@@ -137,7 +197,8 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 
 @torch.no_grad()
 def _average(averaged: nn.Module, predictor: nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(averaged.parameters()), list(predictor.parameters()), 1 - decay)
+    means, values = ([local(p) for p in module.parameters()] for module in (averaged, predictor))
+    torch._foreach_lerp_(means, values, 1 - decay)
     for mean, value in zip(averaged.buffers(), predictor.buffers(), strict=True):
         mean.copy_(value)
 
@@ -147,19 +208,83 @@ def _mix(seed: int, step: int) -> int:
     return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 1) % 2**63
 
 
-def _check(data: Tensor) -> None:
+def _check(data: Tensor, which: str) -> None:
     if data.ndim < 2 or len(data) == 0 or not (data.is_floating_point() or data.dtype in (torch.uint8, torch.int64)):
         raise ArgumentError(
-            "training data must be a non-empty tensor (number, *event) of uint8 images, real numbers or int64 classes, "
+            f"{which} data must be a non-empty tensor (number, *event) of uint8 images, real numbers or int64 classes, "
             f"got {data.dtype} {tuple(data.shape)}"
         )
     if data.is_floating_point() and not data.isfinite().all():
         bad = int((~data.isfinite()).flatten(1).any(1).sum())
-        raise ArgumentError(f"{bad} of {len(data)} training examples hold NaN or infinite values: remove or mend them")
+        raise ArgumentError(f"{bad} of {len(data)} {which} examples hold NaN or infinite values: remove or mend them")
+
+
+def _parts(config: TrainingConfig, processes: Processes) -> list[range]:
+    """The parts of a batch that this process works through, one after the other."""
+    if config.batch_size < processes.size * config.accumulate:
+        raise ArgumentError(
+            f"a batch of {config.batch_size} is too small for {processes.size} processes of {config.accumulate} parts "
+            "each: raise batch_size"
+        )
+    return _split(processes.part(config.batch_size), config.accumulate)
+
+
+def _split(indices: range, number: int) -> list[range]:
+    return [indices[len(indices) * k // number : len(indices) * (k + 1) // number] for k in range(number)]
 
 
 def _scaled(batch: Tensor) -> Tensor:
     return batch.float() / 127.5 - 1 if batch.dtype == torch.uint8 else batch
+
+
+@dataclass
+class _Told:
+    """What signal the process was sent."""
+
+    number: int | None = None
+
+
+@contextmanager
+def _signals() -> Iterator[_Told]:
+    """Note SIGTERM and SIGINT instead of dying of them at once; a second one acts as usual."""
+    told = _Told()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield told
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        told.number = number
+        signal.signal(number, before[number])
+
+    found = {int(number): signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _memory(config: TrainingConfig, parts: list[range]) -> Iterator[None]:
+    """Name sizes to try where memory runs out."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # Of the processor's memory torch has no class of its own.
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "DefaultCPUAllocator" not in str(error):
+            raise
+        at_once = max(map(len, parts))
+        if at_once == 1:
+            advice = "one example at a time is too much: take a smaller network, or smaller images"
+        else:
+            advice = (
+                f"try --accumulate {2 * config.accumulate} (accumulate in Python), which works through the same batch "
+                f"{-(-at_once // 2)} at a time, or --batch-size {max(1, config.batch_size // 2)}"
+            )
+        raise MemoryLimitError(f"out of memory with {at_once} examples at a time: {advice}") from error
 
 
 class _Order:
@@ -182,7 +307,7 @@ class _Order:
 
 
 class _Run:
-    """Everything that changes while training, and its checkpoint file."""
+    """Everything that changes while training, the guard over it, and its checkpoints."""
 
     def __init__(
         self,
@@ -191,68 +316,131 @@ class _Run:
         optimiser: torch.optim.AdamW,
         config: TrainingConfig,
         folder: Path | None,
+        processes: Processes,
+        track: Callable[[dict[str, float]], None] | None,
     ) -> None:
         self.predictor, self.averaged, self.optimiser, self.config = predictor, averaged, optimiser, config
-        self.path = writable_folder(folder) / "checkpoint.safetensors" if folder is not None else None
-        self.step, self.seconds, self.losses = 0, 0.0, list[float]()
+        self.processes, self.track = processes, track
+        self.checkpoints = Checkpoints(folder, config.keep, processes) if folder is not None else None
+        self.log = Log(folder / "log.jsonl") if folder is not None and processes.first else None
+        self.step, self.skipped, self.losses = 0, 0, list[float]()
+        self.saved, self.begun = 0, time.monotonic()
+        # Of this stretch: sums over good steps of loss, gradient norm and 1; bad losses; bad gradients of good losses.
+        self.tally = torch.zeros(5, device=next(predictor.parameters()).device)
+        for parameter in predictor.parameters():  # made now, so that a checkpoint has where to go
+            optimiser.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
-    def _tensors(self) -> dict[str, Tensor]:
+    @property
+    def seconds(self) -> float:
+        """Time spent so far, interrupted runs included."""
+        return time.monotonic() - self.begun
+
+    def guard(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """Count a step; 1 where its loss or gradient is not finite, else 0, on the device and without waiting for it."""
+        good_loss, good = loss.isfinite(), loss.isfinite() & norm.isfinite()
+        sums = torch.stack([loss, norm, torch.ones_like(loss)]).where(good, 0.0)
+        self.tally += torch.cat([sums, torch.stack([~good_loss, good_loss & ~good])])
+        return (~good).float()
+
+    def look(self, rate: float) -> None:
+        """Look at the stretch: record it, or stop if too many of its steps were bad.
+
+        Raises:
+            DivergedError: They were.
+        """
+        loss, norm, good, bad_losses, bad_gradients = self.tally.tolist()
+        bad = int(bad_losses + bad_gradients)
+        self.skipped += bad
+        self.tally.zero_()
+        if bad > self.config.skip_limit or not good:
+            raise DivergedError(self._diagnosis(bad, int(bad_losses), int(good) + bad, rate))
+        self.losses.append(loss / good)
+        self.record(loss=loss / good, gradient_norm=norm / good, learning_rate=rate, skipped=self.skipped)
+
+    def _diagnosis(self, bad: int, bad_losses: int, steps: int, rate: float) -> str:
+        which = [n for n, p in self.predictor.named_parameters() if p.grad is not None and not finite(local(p.grad))]
+        largest = max(float(local(p.detach()).abs().max()) for p in self.predictor.parameters() if local(p).numel())
+        kept = self.checkpoints.steps() if self.checkpoints is not None else []
+        return (
+            f"the loss or its gradient was not finite in {bad} of the {steps} steps before step {self.step} (the loss in "
+            f"{bad_losses}); these steps were skipped. Last learning rate {rate:.3g}, largest weight {largest:.3g}, "
+            + (f"last gradient not finite in {len(which)} parameters, {which[0]} the first. " if which else "")
+            + f"Lower the learning rate ({self.config.learning_rate}) or look at the data"
+            + (f"; the checkpoint of step {kept[-1]} in {self.checkpoints.folder} is still good" if kept else "")  # type: ignore[union-attr]
+        )
+
+    def record(self, **numbers: float) -> None:
+        """Log numbers of this step."""
+        entry = {"step": self.step, "seconds": round(self.seconds, 3), **numbers}
+        if self.log is not None:
+            self.log.write(entry)
+        if self.track is not None and self.processes.first:
+            self.track(entry)
+
+    def _state(self) -> dict[str, Tensor]:
         named = {f"predictor.{k}": v for k, v in self.predictor.state_dict().items()}
         named |= {f"averaged.{k}": v for k, v in self.averaged.state_dict().items()}
-        for index, moments in self.optimiser.state_dict()["state"].items():
-            named |= {f"optimiser.{index}.{k}": v for k, v in moments.items()}
+        for index, parameter in enumerate(self.predictor.parameters()):
+            named |= {f"optimiser.{index}.{k}": v for k, v in self.optimiser.state[parameter].items()}
         return named
 
-    def save(self) -> None:
-        if self.path is None:
+    def save(self, held_out: float | None) -> None:
+        """Write a checkpoint, unless this step has one.
+
+        Raises:
+            DivergedError: The state is not finite.
+            OutputError: It cannot be written; earlier ones are still good.
+        """
+        if held_out is not None:
+            self.record(held_out_loss=held_out)
+        if self.checkpoints is None or self.saved == self.step:
             return
+        state = self._state()
+        with self.processes.together():
+            bad = [name for name, tensor in state.items() if not finite(local(tensor))]
+            if bad:
+                raise DivergedError(f"{bad[0]} is not finite after step {self.step}: no checkpoint was written of it")
         progress = {
             "step": self.step,
             "seconds": round(self.seconds, 3),
+            "score": held_out,
+            "skipped": self.skipped,
             "losses": self.losses,
+            "tally": self.tally.tolist(),
             "training": to_dict(self.config),
         }
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self._tensors().items()}
-        metadata = {"progress": json.dumps(progress)}
-        write_atomically(self.path, lambda path: save_file(tensors, path, metadata=metadata))
+        self.checkpoints.save(self.step, state, progress)
+        self.saved = self.step
 
     def resume(self) -> None:
-        if self.path is None or not self.path.exists():
+        """Go on from the newest checkpoint, if there is one.
+
+        Raises:
+            CheckpointError: It is damaged, or of another configuration or architecture.
+        """
+        checkpoint = self.checkpoints.newest() if self.checkpoints is not None else None
+        if checkpoint is None:
             return
-        tensors = read_tensors(self.path)
+        progress, path = checkpoint.progress, checkpoint.path
         try:
-            with safe_open(self.path, framework="pt") as file:
-                progress = json.loads(file.metadata()["progress"])
-            self.step, self.seconds = int(progress["step"]), float(progress["seconds"])
-            self.losses, trained = [float(loss) for loss in progress["losses"]], progress["training"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{self.path} is not a checkpoint of this library: {error}") from error
-        wanted = to_dict(self.config)
-        differing = [k for k in wanted if k != "checkpoint_every" and trained.get(k) != wanted[k]]
-        if differing:
-            name = differing[0]
-            raise CheckpointError(
-                f"{self.path} was trained with {name} = {trained.get(name)}, not {wanted[name]}: choose another output "
-                "folder, or remove the checkpoint to start over"
-            )
-        try:
-            self.predictor.load_state_dict(_part(tensors, "predictor."))
-            self.averaged.load_state_dict(_part(tensors, "averaged."))
-            state = self.optimiser.state_dict()
-            moments: dict[int, dict[str, Tensor]] = {}
-            parameters = list(self.predictor.parameters())
-            for name, tensor in _part(tensors, "optimiser.").items():
-                index, kind = name.split(".", 1)
-                like = parameters[int(index)]
-                if tensor.shape == like.shape:
-                    # The fused optimiser pairs values by their place in memory: moments need the parameter's layout.
-                    tensor = torch.empty_like(like).copy_(tensor)
-                moments.setdefault(int(index), {})[kind] = tensor
-            self.optimiser.load_state_dict({**state, "state": moments})
-        except (RuntimeError, ValueError, KeyError, IndexError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{self.path} belongs to another architecture: {reason}") from error
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            self.step, seconds = int(progress["step"]), float(progress["seconds"])
+            self.losses = [float(loss) for loss in progress["losses"]]
+            self.skipped = int(progress.get("skipped", 0))
+            self.tally.copy_(torch.tensor(progress.get("tally", [0.0] * 5)))
+            trained = {**to_dict(TrainingConfig()), **progress["training"]}  # what was added later had its default
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is not a checkpoint of this library: {error}") from error
+        for name, wanted in self.config.decisive().items():
+            if trained.get(name) != wanted:
+                raise CheckpointError(
+                    f"{path} was trained with {name} = {trained.get(name)}, not {wanted}: choose another output folder, or "
+                    "remove the checkpoints to start over"
+                )
+        checkpoint.fill(self._state(), self.processes)
+        self.saved, self.begun = self.step, time.monotonic() - seconds
+        if self.log is not None:
+            self.log.forget_after(self.step)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 import proxflow
 from proxflow import data, metrics, models
+from proxflow.checkpoints import remove_all
 from proxflow.config import FlowName, SamplerName, read_json, to_dict
 from proxflow.errors import OutputError
 from proxflow.experiments.presets import Preset
@@ -174,7 +175,7 @@ def train_one(
         "versions": versions(),
     }
     models.save(folder, model, result.predictor.state_dict(), provenance)
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    remove_all(folder)
 
 
 def floor(

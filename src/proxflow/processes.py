@@ -1,0 +1,198 @@
+"""Processes that work together, as torchrun starts them; where it did not, one process alone.
+
+Everything here is the identity for one process, so that the code above reads the same for one and for many.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from proxflow.config import Parallel
+from proxflow.errors import ArgumentError, ProxflowError
+
+PATIENCE = timedelta(minutes=5)
+"""How long a process waits for the others before it fails."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """A group of processes, seen from one of them.
+
+    Args:
+        rank: Number of this process, from 0.
+        size: Number of processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> Processes:
+        """The group that this process is in."""
+        if distributed.is_available() and distributed.is_initialized():
+            return cls(distributed.get_rank(), distributed.get_world_size())
+        return cls()
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that prints and writes."""
+        return self.rank == 0
+
+    def part(self, number: int, multiple: int = 1) -> range:
+        """This process's share of ``number`` indices; shares are neighbouring, and begin at multiples of ``multiple``."""
+        blocks = -(-number // multiple)
+        start, stop = (min(number, multiple * (blocks * k // self.size)) for k in (self.rank, self.rank + 1))
+        return range(start, stop)
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes, in place."""
+        if self.size > 1:
+            distributed.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process; waits for all of them, but not for their accelerators."""
+        return bool(self.add_up(torch.tensor(int(flag)))) if self.size > 1 else flag
+
+    def gather(self, rows: Tensor, number: int, multiple: int = 1) -> Tensor:
+        """All rows, on the host, of which each process has those of its :meth:`part`."""
+        if self.size == 1:
+            return rows.cpu()
+        parts = [Processes(rank, self.size).part(number, multiple) for rank in range(self.size)]
+        padded = rows.new_zeros([max(map(len, parts)), *rows.shape[1:]], device="cpu")
+        padded[: len(rows)] = rows.cpu()
+        every = [torch.empty_like(padded) for _ in parts]
+        distributed.all_gather(every, padded)
+        return torch.cat([found[: len(part)] for found, part in zip(every, parts, strict=True)])
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that fails in every process when it fails in one, so that none waits for another in vain."""
+        failure: ProxflowError | None = None
+        try:
+            yield
+        except ProxflowError as error:
+            failure = error
+        if self.any(failure is not None):
+            raise failure or ProxflowError("another process failed; its message says why")
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[torch.device]:
+    """Join the processes that torchrun started, for as long as the block runs.
+
+    Args:
+        device: Where to compute; of several CUDA devices, each process takes its own.
+
+    Returns:
+        This process's device.
+
+    Raises:
+        ProxflowError: The other processes cannot be reached.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+        yield device
+        return
+    backend = "gloo"
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"  # what the host agrees on must not wait for the accelerator
+    try:
+        distributed.init_process_group(backend, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise ProxflowError(f"cannot join the other processes: {error}") from error
+    yield device
+    distributed.destroy_process_group()  # not after an error: it could wait for a process that has gone
+
+
+def alike(module: nn.Module, processes: Processes) -> None:
+    """Give every process the weights of the first."""
+    if processes.size > 1:
+        for tensor in (*module.parameters(), *module.buffers()):
+            distributed.broadcast(tensor.detach(), 0)
+
+
+def distribute(predictor: nn.Module, parallel: Parallel, processes: Processes, device: torch.device) -> nn.Module:
+    """A module that computes what the predictor does, and whose gradients are means over the processes.
+
+    Args:
+        predictor: Stays the owner of the parameters.
+        parallel: ``ddp`` keeps the whole network in each process; ``fsdp`` a share of every parameter, of its gradient
+            and of the optimiser's moments, and collects a block of the network only while it is used.
+        processes: The group.
+        device: Where the predictor is.
+
+    Raises:
+        ArgumentError: The predictor has parameters outside of modules, which cannot be sharded.
+    """
+    if processes.size == 1:
+        return predictor
+    if parallel == "ddp":
+        from torch.nn.parallel import DistributedDataParallel
+
+        return DistributedDataParallel(
+            predictor, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+        )
+    shard(predictor, processes, device)
+    return predictor
+
+
+def shard(predictor: nn.Module, processes: Processes, device: torch.device) -> None:
+    """Leave this process its share of every parameter (FSDP2), in place."""
+    if list(predictor.parameters(recurse=False)):
+        raise ArgumentError("a predictor with parameters of its own cannot be sharded: put them into a module")
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (processes.size,))
+    for parameter in predictor.parameters():
+        parameter.data = parameter.data.contiguous()  # shards are rows, in the usual layout
+    # The predictor itself speaks in beliefs, which the hooks of the sharding do not look into: its children are sharded.
+    for child in predictor.children():
+        if any(True for _ in child.parameters()):
+            for blocks in [m for m in child.modules() if isinstance(m, nn.ModuleList)]:
+                for block in blocks:
+                    if any(True for _ in block.parameters()):
+                        fully_shard(block, mesh=mesh)
+            fully_shard(child, mesh=mesh)
+
+
+def postponed(module: nn.Module, last: bool) -> Any:
+    """A context for one of several backward passes of a step: gradients meet those of other processes in the last."""
+    return nullcontext() if last else getattr(module, "no_sync", nullcontext)()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's rows of a sharded tensor; any other as it is."""
+    found: Tensor = getattr(tensor, "to_local", lambda: tensor)()
+    return found
+
+
+def rows_of(tensor: Tensor, processes: Processes) -> range:
+    """Which rows of the whole a sharded tensor's local part is."""
+    size = -(-tensor.shape[0] // processes.size)
+    start = min(tensor.shape[0], processes.rank * size)
+    return range(start, start + len(local(tensor)))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All rows of a sharded tensor, in every process; any other as it is."""
+    found: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
+    return found
+
+
+def plain_copy(module: nn.Module, like: nn.Module) -> nn.Module:
+    """The weights of a sharded module in a copy of ``like``, which is not sharded."""
+    copied = copy.deepcopy(like)
+    copied.load_state_dict({name: whole(tensor) for name, tensor in module.state_dict().items()})
+    return copied
