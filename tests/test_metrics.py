@@ -25,7 +25,7 @@ from proxflow.metrics import (
     precision_recall,
     real_floor,
 )
-from proxflow.metrics import manifolds as manifolds_module
+from proxflow.metrics import _pairs as pairs_module
 from proxflow.metrics.features import MNIST_WEIGHTS, DigitClassifier, accuracy, load_classifier
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -124,7 +124,8 @@ def test_precision_recall_agree_with_loops(seed: int, n: int, m: int, dimension:
 def test_results_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake = normal(70, 4, 1), normal(50, 4, 2, scale=0.8)
     whole = Reference.of(real).score(fake)
-    monkeypatch.setattr(manifolds_module, "_BLOCK_ELEMENTS", 7 * 50)
+    monkeypatch.setattr(pairs_module, "_ROWS", 7)
+    monkeypatch.setattr(pairs_module, "_COLUMNS", 11)
     blockwise = Reference.of(real).score(fake)
     assert blockwise.precision == whole.precision
     assert blockwise.recall == whole.recall

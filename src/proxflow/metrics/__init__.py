@@ -7,18 +7,33 @@ Typical use: ``extract = mnist_features()``; ``reference = Reference.of(extract(
 from __future__ import annotations
 
 from proxflow.metrics.features import FeatureExtractor, mnist_features
-from proxflow.metrics.frechet import GaussianStatistics, frechet_distance
-from proxflow.metrics.manifolds import diversity, precision_recall
+from proxflow.metrics.frechet import FeatureStatistics, GaussianStatistics, frechet_distance, gather_features
+from proxflow.metrics.kernel import KernelDistance, kernel_distance
+from proxflow.metrics.manifolds import density_coverage, diversity, nearest_distances, precision_recall
 from proxflow.metrics.scores import Reference, Scores, real_floor
+from proxflow.metrics.sliced import sliced_wasserstein
+from proxflow.metrics.uncertainty import Estimate, bootstrap, bootstrap_seeds
+from proxflow.metrics.vendi import vendi_score
 
 __all__ = [
+    "Estimate",
     "FeatureExtractor",
+    "FeatureStatistics",
     "GaussianStatistics",
+    "KernelDistance",
     "Reference",
     "Scores",
+    "bootstrap",
+    "bootstrap_seeds",
+    "density_coverage",
     "diversity",
     "frechet_distance",
+    "gather_features",
+    "kernel_distance",
     "mnist_features",
+    "nearest_distances",
     "precision_recall",
     "real_floor",
+    "sliced_wasserstein",
+    "vendi_score",
 ]

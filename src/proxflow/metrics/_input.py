@@ -1,22 +1,29 @@
-"""The check of features that all metrics share."""
+"""The check of features that all metrics share, and the blocks in which they go through them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from proxflow.errors import ArgumentError
 
-# Squares of larger values, summed over samples and dimensions, would leave the range of float64.
-_LARGEST = 1e100
+# The cubic kernel takes sixth powers, and its error their squares: larger values would leave the range of float64.
+_LARGEST = 1e20
+
+# Values held at a time beside the features: 64 MiB in float64.
+_BLOCK_ELEMENTS = 1 << 23
 
 
 def as_features(features: Tensor, name: str) -> Tensor:
-    """Returns features (N, D) as float64 on the CPU.
+    """Returns features (N, D) on the CPU, in float64 if they are so, otherwise in float32.
+
+    They are not copied where they are so already: sets may be large. Metrics compute in float64, block by block.
 
     Raises:
         ArgumentError: Not floating point, not of shape (N, D), fewer than two samples, or a value is NaN, infinite or
-            beyond 1e100.
+            beyond 1e20.
     """
     if not features.is_floating_point() or features.ndim != 2 or features.shape[1] == 0:
         raise ArgumentError(
@@ -25,14 +32,23 @@ def as_features(features: Tensor, name: str) -> Tensor:
         )
     if len(features) < 2:
         raise ArgumentError(f"{name} features must have at least 2 samples; got {len(features)}")
-    wide = features.detach().to("cpu", torch.float64)
-    bad = ~(wide.abs() <= _LARGEST).all(dim=1)
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    held = features.detach().to("cpu", dtype)
+    bad = torch.cat([~(block.abs() <= _LARGEST).all(dim=1) for _, block in row_blocks(held)])
     if bool(bad.any()):
         raise ArgumentError(
             f"{name} features must be finite and at most {_LARGEST:g} in size; "
             f"{int(bad.sum())} of {len(bad)} samples are not, the first at {int(bad.int().argmax())}"
         )
-    return wide
+    return held
+
+
+def row_blocks(features: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yields blocks of rows in float64, with the slice that they are."""
+    size = max(1, _BLOCK_ELEMENTS // features.shape[1])
+    for start in range(0, len(features), size):
+        rows = slice(start, min(start + size, len(features)))
+        yield rows, features[rows].to(torch.float64)
 
 
 def check_same_dimension(real: Tensor, fake: Tensor) -> None:

@@ -1,8 +1,8 @@
-"""Precision and recall on nearest-neighbour manifolds, and diversity, from pairwise feature distances."""
+"""Metrics of nearest neighbours and of pairwise distances: precision and recall, density and coverage, diversity, and the
+distance to the training set."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +10,8 @@ from torch import Tensor
 
 from proxflow.errors import ArgumentError
 from proxflow.metrics._input import as_features, check_same_dimension
-
-# Distances held at a time: 64 MiB in float64.
-_BLOCK_ELEMENTS = 1 << 23
+from proxflow.metrics._pairs import TIE, squared_distances
+from proxflow.metrics.uncertainty import Estimate, mean_estimate
 
 
 @dataclass(frozen=True)
@@ -20,51 +19,115 @@ class Manifold:
     """A feature set as a union of balls, each reaching to a sample's k-th nearest neighbour in the set.
 
     Args:
-        features: float64, (N, D).
-        radii: float64, (N,); 0 where a sample has k duplicates.
-        mean_distance: Mean distance over all pairs of different samples; 0 when all are the same.
+        features: (N, D).
+        neighbours: float64, (N, k): squared distances to the nearest k others, ascending; 0 for duplicates.
+        distances: float64, (N,): mean distance to the others.
     """
 
     features: Tensor
-    radii: Tensor
-    mean_distance: float
+    neighbours: Tensor
+    distances: Tensor
 
     @classmethod
     def of(cls, features: Tensor, k: int = 3, name: str = "the") -> Manifold:
-        """Computes radii and mean distance of features (N, D), N > k.
+        """Computes neighbours up to the k-th and mean distances of features (N, D), N > k.
 
         Raises:
             ArgumentError: The features are not finite or not of this form, or k is below 1 or at least N.
         """
-        wide = as_features(features, name)
-        count = len(wide)
+        held = as_features(features, name)
+        count = len(held)
         if not 1 <= k < count:
             raise ArgumentError(f"k must be at least 1 and below the number of {name} samples, {count}; got {k}")
-        radii, total = [], 0.0
-        for _, distances in _blocks(wide, wide):
-            # A sample is at distance exactly 0 from itself, so one smallest value is skipped.
-            radii.append(distances.topk(k + 1, dim=1, largest=False).values[:, -1])
-            total += float(distances.sum())
-        return cls(wide, torch.cat(radii), total / (count * (count - 1)))
+        nearest = torch.full((count, k + 1), torch.inf, dtype=torch.float64)
+        sums = torch.zeros(count, dtype=torch.float64)
+        for rows, columns, squares in squared_distances(held, held):
+            closest = squares.topk(min(k + 1, squares.shape[1]), dim=1, largest=False).values
+            nearest[rows] = torch.cat([nearest[rows], closest], dim=1).topk(k + 1, dim=1, largest=False).values
+            sums[rows] += squares.sqrt_().sum(dim=1)
+            del columns
+        # A sample is at distance exactly 0 from itself, so one smallest value is skipped.
+        return cls(held, nearest.sort(dim=1).values[:, 1:], sums / (count - 1))
+
+    @property
+    def mean_distance(self) -> float:
+        """Mean distance over all pairs of different samples; 0 when all are the same."""
+        return float(self.distances.mean())
+
+    def reach(self, k: int) -> Tensor:
+        """Squared radii of the balls that reach to the k-th neighbour, (N,), with a slack for rounding."""
+        return self.neighbours[:, k - 1] * (1.0 + TIE)
 
 
-def overlap(real: Manifold, fake: Manifold) -> tuple[float, float]:
-    """Precision and recall of two prepared sets; see :func:`precision_recall`."""
+@dataclass(frozen=True)
+class Overlap:
+    """How two manifolds overlap, each with the influences of the fake samples; see :func:`precision_recall`.
+
+    Args:
+        precision: Share of fake samples in a real ball.
+        recall: Share of real samples in a fake ball.
+        density: Mean number of real balls around a fake sample, over their neighbours.
+        coverage: Share of real balls with a fake sample.
+    """
+
+    precision: Estimate
+    recall: Estimate
+    density: Estimate
+    coverage: Estimate
+
+
+def overlap(real: Manifold, fake: Manifold, k: int, wide_k: int) -> Overlap:
+    """Precision and recall at k neighbours, density and coverage at wide_k, of two prepared sets.
+
+    Leaving out a fake sample uncovers the real samples that no other covers: that is its influence on recall and coverage.
+    The radii of the other balls are held.
+    """
     check_same_dimension(real.features, fake.features)
-    inside_real = 0
-    covered = torch.zeros(len(real.features), dtype=torch.bool)
-    for rows, distances in _blocks(fake.features, real.features):
-        inside_real += int((distances <= real.radii).any(dim=1).sum())
-        covered |= (distances <= fake.radii[rows, None]).any(dim=0)
-    return inside_real / len(fake.features), float(covered.to(torch.float64).mean())
+    n, m = len(real.features), len(fake.features)
+    inside = torch.zeros(m, dtype=torch.bool)
+    around = torch.zeros(m, dtype=torch.int64)
+    recalled, covered = _Covers(n), _Covers(n)
+    narrow, wide, own = real.reach(k), real.reach(wide_k), fake.reach(k)
+    for rows, columns, squares in squared_distances(real.features, fake.features):
+        inside[columns] |= (squares <= narrow[rows, None]).any(dim=0)
+        within = squares <= wide[rows, None]
+        around[columns] += within.sum(dim=0)
+        covered.add(rows, columns, within)
+        recalled.add(rows, columns, squares <= own[columns])
+    return Overlap(
+        precision=mean_estimate(inside),
+        recall=recalled.estimate(m),
+        density=mean_estimate(around.to(torch.float64) / wide_k),
+        coverage=covered.estimate(m),
+    )
 
 
-def spread(real: Manifold, fake: Manifold) -> float:
+class _Covers:
+    """For each real sample, by how many fake samples it is covered, and by which one when it is one."""
+
+    def __init__(self, count: int) -> None:
+        self.times = torch.zeros(count, dtype=torch.int64)
+        self.last = torch.zeros(count, dtype=torch.int64)
+
+    def add(self, rows: slice, columns: slice, covers: Tensor) -> None:
+        times = covers.sum(dim=1)
+        found, where = covers.max(dim=1)
+        self.last[rows] = torch.where(found, where + columns.start, self.last[rows])
+        self.times[rows] += times
+
+    def estimate(self, fakes: int) -> Estimate:
+        alone = torch.bincount(self.last[self.times == 1], minlength=fakes).to(torch.float64) / len(self.times)
+        share = float((self.times > 0).to(torch.float64).mean())
+        return Estimate(share, (fakes - 1) * (alone - alone.mean()))
+
+
+def spread(real: Manifold, fake: Manifold) -> Estimate:
     """Diversity of two prepared sets; see :func:`diversity`."""
     check_same_dimension(real.features, fake.features)
     if real.mean_distance == 0.0:
         raise ArgumentError("all real features are the same, so diversity has no scale; give different real samples")
-    return fake.mean_distance / real.mean_distance
+    mean = fake.mean_distance
+    return Estimate(mean / real.mean_distance, 2.0 * (fake.distances - mean) / real.mean_distance)
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
@@ -85,7 +148,28 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
     Raises:
         ArgumentError: Features are not finite, too few or of different dimension, or k is not positive.
     """
-    return overlap(Manifold.of(real, k, "real"), Manifold.of(fake, k, "fake"))
+    found = overlap(Manifold.of(real, k, "real"), Manifold.of(fake, k, "fake"), k, k)
+    return found.precision.value, found.recall.value
+
+
+def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float]:
+    """Density and coverage (Naeem et al., arXiv 2002.09797, equations 3 and 4).
+
+    Both look at the balls around real samples alone, so that outliers among the fake ones do no harm. Density is the mean
+    number of real balls that a fake sample lies in, over k: 1 in expectation for equal distributions, above it when samples
+    crowd where real ones do. Coverage is the share of real balls that hold a fake sample: about 1 − 2^(−k) for equal
+    distributions and counts, and growing with the number of fake samples. A ball contains its boundary.
+
+    Args:
+        real: Features (N, D), N > k.
+        fake: Features (M, D), M at least 2.
+        k: The neighbour that a ball reaches to.
+
+    Raises:
+        ArgumentError: Features are not finite, too few or of different dimension, or k is not positive.
+    """
+    found = overlap(Manifold.of(real, k, "real"), Manifold.of(fake, 1, "fake"), 1, k)
+    return found.density.value, found.coverage.value
 
 
 def diversity(real: Tensor, fake: Tensor) -> float:
@@ -101,13 +185,28 @@ def diversity(real: Tensor, fake: Tensor) -> float:
     Raises:
         ArgumentError: Features are not finite, too few or of different dimension, or all real ones are the same.
     """
-    return spread(Manifold.of(real, 1, "real"), Manifold.of(fake, 1, "fake"))
+    return spread(Manifold.of(real, 1, "real"), Manifold.of(fake, 1, "fake")).value
 
 
-def _blocks(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yields the Euclidean distances from blocks of rows of a to all of b, with the slice of those rows."""
-    size = max(1, _BLOCK_ELEMENTS // len(b))
-    for start in range(0, len(a), size):
-        rows = slice(start, min(start + size, len(a)))
-        # By differences, never by |a|² + |b|² − 2ab: duplicates must be at distance exactly 0.
-        yield rows, torch.cdist(a[rows], b, compute_mode="donot_use_mm_for_euclid_dist")
+def nearest_distances(training: Tensor, samples: Tensor) -> Tensor:
+    """Distance of each sample to its nearest neighbour in the training set: small where a model repeats what it has seen.
+
+    To be read beside the same distances of real samples that were held out of training: a model that has learned the
+    distribution is about as near, one that memorises is nearer.
+
+    Args:
+        training: Features (N, D), N at least 2.
+        samples: Features (M, D), M at least 2.
+
+    Returns:
+        float64, (M,); 0 for copies.
+
+    Raises:
+        ArgumentError: Features are not finite, too few or of different dimension.
+    """
+    held, own = as_features(training, "training"), as_features(samples, "sample")
+    check_same_dimension(held, own)
+    nearest = torch.full((len(own),), torch.inf, dtype=torch.float64)
+    for rows, _, squares in squared_distances(own, held):
+        nearest[rows] = torch.minimum(nearest[rows], squares.amin(dim=1))
+    return nearest.sqrt()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from proxflow.errors import ArgumentError
 from proxflow.metrics._input import as_features
-from proxflow.metrics.frechet import GaussianStatistics, frechet_distance
-from proxflow.metrics.manifolds import Manifold, overlap, spread
+from proxflow.metrics.frechet import GaussianStatistics, frechet_distance, frechet_estimate
+from proxflow.metrics.kernel import KernelSums, kernel_estimate
+from proxflow.metrics.manifolds import Manifold, nearest_distances, overlap, spread
+from proxflow.metrics.sliced import sliced_estimate
+from proxflow.metrics.uncertainty import Estimate, bootstrap, mean_estimate
+from proxflow.metrics.vendi import vendi_estimate
+
+COVERAGE_K = 5
+"""The neighbour that the balls of density and coverage reach to, as their authors advise."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,18 @@ class Scores:
         recall: Share of real samples within the samples' manifold.
         diversity: Mean pairwise distance relative to real samples; 1 as diverse, 0 collapsed.
         samples: The number of samples scored.
+        kid: Unbiased squared kernel distance, 0 at best; may be negative.
+        kid_error: Its standard error over samples and reference.
+        density: Mean number of real balls around a sample, over their neighbours; 1 at best.
+        coverage: Share of real balls that hold a sample.
+        vendi: Effective number of different samples.
+        sliced_wasserstein: Sliced 2-Wasserstein distance, 0 at best.
+        nearest: Mean distance to the nearest training sample; None without training features.
+        nearest_real: The same of the reference's held-out real samples: ``nearest`` well below it is memorisation.
+        accuracy: Share of class-conditional samples that a classifier puts in their class; None without labels.
+        intervals: By name of score, the 95 % bootstrap interval over samples; the reference is held. Without ``frechet``
+            when there are no more samples than dimensions.
+        errors: By name of score, the standard error of the same.
     """
 
     frechet: float
@@ -30,6 +49,17 @@ class Scores:
     recall: float
     diversity: float
     samples: int
+    kid: float
+    kid_error: float
+    density: float
+    coverage: float
+    vendi: float
+    sliced_wasserstein: float
+    nearest: float | None = None
+    nearest_real: float | None = None
+    accuracy: float | None = None
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,37 +68,89 @@ class Reference:
 
     Args:
         statistics: Mean and covariance of their features.
-        manifold: Their features, ball radii and mean pairwise distance.
-        k: The neighbour that the balls reach to.
+        manifold: Their features, distances to their neighbours and to each other.
+        kernel: Their part of the kernel distance.
+        k: The neighbour that the balls of precision and recall reach to.
+        training: Features of the training set, or None.
+        nearest_real: Mean distance of the real samples to their nearest training sample, or None.
     """
 
     statistics: GaussianStatistics
     manifold: Manifold
+    kernel: KernelSums
     k: int
+    training: Tensor | None = None
+    nearest_real: float | None = None
 
     @classmethod
-    def of(cls, features: Tensor, k: int = 3) -> Reference:
-        """Prepares real features (N, D), N > k, for example those of the MNIST test images.
+    def of(cls, features: Tensor, k: int = 3, training: Tensor | None = None) -> Reference:
+        """Prepares real features (N, D), N > k and N > 5, for example those of the MNIST test images.
+
+        Args:
+            features: Of real samples that no model was trained on.
+            k: The neighbour that the balls of precision and recall reach to.
+            training: Features of the set that models were trained on, (T, D), for the distance to the nearest of them.
 
         Raises:
             ArgumentError: The features are not finite or too few, or k is not positive.
         """
-        return cls(GaussianStatistics.of(features, "real"), Manifold.of(features, k, "real"), k)
+        if k < 1:
+            raise ArgumentError(f"k must be at least 1; got {k}")
+        manifold = Manifold.of(features, max(k, COVERAGE_K), "real")
+        nearest = None if training is None else float(nearest_distances(training, features).mean())
+        kernel = KernelSums.of(features, "real")
+        return cls(GaussianStatistics.of(features, "real"), manifold, kernel, k, training, nearest)
 
-    def score(self, features: Tensor) -> Scores:
+    def score(self, features: Tensor, hits: Tensor | None = None, seed: int = 0) -> Scores:
         """Scores samples by their features.
 
         Args:
             features: (M, D) of the same extractor, M > k.
+            hits: bool, (M,): whether a classifier puts each sample in its class, for class-conditional samples.
+            seed: Determines the bootstrap's draws.
 
         Raises:
             ArgumentError: The features are not finite, too few or of another dimension.
         """
-        statistics = GaussianStatistics.of(features, "sample")
-        frechet = frechet_distance(statistics, self.statistics)
-        manifold = Manifold.of(features, self.k, "sample")
-        precision, recall = overlap(self.manifold, manifold)
-        return Scores(frechet, precision, recall, spread(self.manifold, manifold), len(features))
+        held = as_features(features, "sample")
+        manifold = Manifold.of(held, self.k, "sample")
+        found = overlap(self.manifold, manifold, self.k, COVERAGE_K)
+        kid, kernel = kernel_estimate(self.kernel, KernelSums.of(held, "sample"))
+        estimates = {
+            "precision": found.precision,
+            "recall": found.recall,
+            "diversity": spread(self.manifold, manifold),
+            "kid": kernel,
+            "density": found.density,
+            "coverage": found.coverage,
+            "vendi": vendi_estimate(held),
+            "sliced_wasserstein": sliced_estimate(self.manifold.features, held),
+        }
+        if self.training is not None:
+            estimates["nearest"] = mean_estimate(nearest_distances(self.training, held))
+        if hits is not None:
+            estimates["accuracy"] = _hits_estimate(hits, len(held))
+        frechet = frechet_estimate(held, self.statistics)
+        if frechet is None:
+            distance = frechet_distance(GaussianStatistics.of(held, "sample"), self.statistics)
+        else:
+            distance = frechet.value
+            estimates["frechet"] = frechet
+        return Scores(
+            frechet=distance,
+            samples=len(held),
+            kid_error=kid.standard_error,
+            nearest_real=self.nearest_real,
+            intervals=bootstrap(estimates, seed),
+            errors={name: estimate.standard_error for name, estimate in estimates.items()},
+            **{name: estimate.value for name, estimate in estimates.items() if name != "frechet"},
+        )
+
+
+def _hits_estimate(hits: Tensor, count: int) -> Estimate:
+    if hits.dtype != torch.bool or hits.shape != (count,):
+        raise ArgumentError(f"hits must be bool of shape ({count},); got {hits.dtype} of shape {tuple(hits.shape)}")
+    return mean_estimate(hits)
 
 
 def real_floor(reference: Reference, features: Tensor, n: int, seed: int) -> Scores:
@@ -83,8 +165,8 @@ def real_floor(reference: Reference, features: Tensor, n: int, seed: int) -> Sco
     Raises:
         ArgumentError: n is not between 1 and N, or scoring refuses the samples.
     """
-    wide = as_features(features, "real")
-    if not 1 <= n <= len(wide):
-        raise ArgumentError(f"n must be from 1 to the number of real samples, {len(wide)}; got {n}")
-    order = torch.randperm(len(wide), generator=torch.Generator().manual_seed(seed))
-    return reference.score(wide[order[:n]])
+    held = as_features(features, "real")
+    if not 1 <= n <= len(held):
+        raise ArgumentError(f"n must be from 1 to the number of real samples, {len(held)}; got {n}")
+    order = torch.randperm(len(held), generator=torch.Generator().manual_seed(seed))
+    return reference.score(held[order[:n]])

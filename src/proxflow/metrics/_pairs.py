@@ -1,0 +1,62 @@
+"""All pairs of two feature sets, tile by tile, so that memory does not grow with the product of their sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from proxflow.metrics._input import row_blocks
+
+# A tile of pairs: 64 MiB in float64.
+_ROWS = 2048
+_COLUMNS = 4096
+
+# Squared distances below this share of the squared norms have lost digits to cancellation and are taken again by
+# differences. What is above it is right to about 1e-10, and ties are decided with a slack above that.
+_CANCELLED = 1e-5
+TIE = 1e-9
+
+Tile = tuple[slice, slice, Tensor]
+
+
+def inner_products(a: Tensor, b: Tensor) -> Iterator[Tile]:
+    """Yields rows of a (N, D), columns of b (M, D), and their inner products in float64."""
+    for rows, columns, left, right in _tiles(a, b):
+        yield rows, columns, left @ right.T
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Iterator[Tile]:
+    """Yields rows of a (N, D), columns of b (M, D), and their squared Euclidean distances in float64.
+
+    By |a|² + |b|² − 2ab about the mean of b, and by differences where that cancels: duplicates are at distance exactly 0.
+    """
+    centre = torch.zeros(b.shape[1], dtype=torch.float64)
+    for _, block in row_blocks(b):
+        centre += block.sum(dim=0) / len(b)
+    for rows, columns, left, right in _tiles(a, b):
+        x, y = left - centre, right - centre
+        norms = x.square().sum(dim=1, keepdim=True)
+        others = y.square().sum(dim=1)
+        squares = torch.addmm(others, x, y.T, alpha=-2.0).add_(norms)
+        close = squares < _CANCELLED * (norms + others.max())
+        count = int(close.sum())
+        if count * 16 > close.numel():
+            squares = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist").square_()
+        elif count:
+            i, j = close.nonzero(as_tuple=True)
+            step = max(1, _ROWS * _COLUMNS // left.shape[1])
+            for start in range(0, count, step):
+                part = slice(start, start + step)
+                squares[i[part], j[part]] = (left[i[part]] - right[j[part]]).square().sum(dim=1)
+        yield rows, columns, squares
+
+
+def _tiles(a: Tensor, b: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    for top in range(0, len(a), _ROWS):
+        rows = slice(top, min(top + _ROWS, len(a)))
+        left = a[rows].to(torch.float64)
+        for start in range(0, len(b), _COLUMNS):
+            columns = slice(start, min(start + _COLUMNS, len(b)))
+            yield rows, columns, left, b[columns].to(torch.float64)
