@@ -15,15 +15,19 @@ from torch import Tensor
 from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture, Product
 from proxflow.divergences import (
     KL,
+    MMD,
     Alpha,
     AnisotropicWasserstein2,
+    ChiSquared,
     CoordinateMetric,
     Divergence,
+    EnergyDistance,
     FisherRao,
     FrequencyMetric,
     HellingerSquared,
     Jeffreys,
     Renyi,
+    ReverseChiSquared,
     ReverseKL,
     Wasserstein2,
     has_closed_form,
@@ -68,6 +72,15 @@ def product(seed: int, batch: int) -> Product:
     return Product((diagonal_gaussian(seed, batch), Categorical(normal(seed + 3000, batch, 1, 3))))
 
 
+def alike(belief: Any) -> Any:
+    """Gaussians with standard deviations between 1 and 1.3: the ratio of any two variances is below 2."""
+    if isinstance(belief, Product):
+        return Product(tuple(map(alike, belief.parts)))
+    if not isinstance(belief, DiagonalGaussian):
+        return belief
+    return DiagonalGaussian(belief.mean, 1.15 + 0.15 * belief.std.log().tanh())
+
+
 FAMILIES: dict[type[Belief], Callable[[int, int], Any]] = {
     DiagonalGaussian: diagonal_gaussian,
     FullGaussian: full_gaussian,
@@ -95,6 +108,12 @@ DIVERGENCES: list[Divergence] = [
     Alpha(0.5),
     Alpha(-0.5),
     Alpha(3.0),
+    ChiSquared(),
+    ReverseChiSquared(),
+    MMD(),
+    MMD(1.0, torch.tensor([[1.0, 0.5, 0.1], [0.5, 1.0, 0.5], [0.1, 0.5, 1.0]])),
+    EnergyDistance(),
+    EnergyDistance((torch.arange(3.0) - torch.arange(3.0)[:, None]).abs()),
 ]
 
 
@@ -104,8 +123,24 @@ class Pair:
     family: type[Belief]
 
     def __str__(self) -> str:
-        parameters = ",".join(str(v) for v in vars(self.divergence).values() if v is not None)
+        parameters = ",".join(
+            "matrix" if isinstance(a, Tensor) else str(a)
+            for name, a in vars(self.divergence).items()
+            if not name.startswith("_") and a is not None
+        )
         return f"{type(self.divergence).__name__}({parameters})-{self.family.__name__}"
+
+    @property
+    def often_infinite(self) -> bool:
+        """Whether the value is infinite between Gaussians unless their spreads are alike: orders above 1."""
+        unlike = (Renyi(2.0), Alpha(3.0), ChiSquared(), ReverseChiSquared())
+        return self.family in (DiagonalGaussian, Product) and self.divergence in unlike
+
+    @property
+    def least_difference(self) -> float:
+        """Relative difference of parameters down to which the value keeps its relative accuracy, in double precision."""
+        # These are small differences of sums over components or determinants; their accuracy is absolute.
+        return 1e-6 if self.family in (FullGaussian, GaussianMixture) and isinstance(self.divergence, MMD) else 1e-7
 
     @property
     def closed(self) -> bool:
@@ -113,8 +148,10 @@ class Pair:
 
     def beliefs(self, batch: int, seed: int = 0) -> tuple[Any, Any, Tensor]:
         """Two random beliefs, and a fraction for each example."""
-        draw = FAMILIES[self.family]
-        return draw(seed + 1, batch), draw(seed + 2, batch), 0.1 + 0.8 * uniform(seed + 3, batch)
+        p, q = (FAMILIES[self.family](seed + n, batch) for n in (1, 2))
+        if self.often_infinite:
+            p, q = alike(p), alike(q)
+        return p, q, 0.1 + 0.8 * uniform(seed + 3, batch)
 
     def step(self, p: Any, q: Any, fraction: Tensor | float) -> Any:
         """The step by closed form where there is one, else by the solver."""
@@ -131,16 +168,16 @@ class Pair:
 def pairs(divergences: list[Divergence]) -> list[Pair]:
     """Every pair with a known value, less those that are defined on a part of the family only.
 
-    These are the orders whose value is infinite for most Gaussians, and metrics that mix coordinates, for which a diagonal
-    Gaussian must have one standard deviation for the whole event (its coordinates, which the contracts move, have many).
+    A matrix between classes concerns categories alone. Metrics that mix coordinates need a diagonal Gaussian with one
+    standard deviation for the whole event (its coordinates, which the contracts move, have many).
     """
-    partial = (Renyi(2.0), Alpha(3.0), Wasserstein2(FrequencyMetric(1, 2, 2.0)))
-    return [
-        Pair(d, family)
-        for d in divergences
-        for family in FAMILIES
-        if has_value(d, FAMILIES[family](0, 1)) and not (family in (DiagonalGaussian, Product) and d in partial)
-    ]
+
+    def concerns(divergence: Divergence, family: type[Belief]) -> bool:
+        matrix = any(isinstance(a, Tensor) for a in vars(divergence).values())
+        partial = family is DiagonalGaussian and divergence == Wasserstein2(FrequencyMetric(1, 2, 2.0))
+        return has_value(divergence, FAMILIES[family](0, 1)) and (family is Categorical or not matrix) and not partial
+
+    return [Pair(d, family) for d in divergences for family in FAMILIES if concerns(d, family)]
 
 
 def solve(divergence: Divergence, p: Any, q: Any, fraction: Tensor | float) -> Any:
@@ -148,9 +185,16 @@ def solve(divergence: Divergence, p: Any, q: Any, fraction: Tensor | float) -> A
 
 
 def distance(a: Belief, b: Belief) -> float:
-    """Largest difference of a parameter; of probabilities where the parameters are logits, which are not unique."""
+    """Largest difference of a parameter, where parameters differ without a difference of distributions in a standard form.
+
+    Probabilities instead of logits, and components in order.
+    """
 
     def values(belief: Belief) -> list[Tensor]:
+        if isinstance(belief, GaussianMixture):  # components in the order of their means' first coordinate
+            order = belief.means[..., 0].argsort(1)
+            ordered = [a.take_along_dim(order[..., None], 1) for a in (belief.means, belief.stds)]
+            return [belief.weights.take_along_dim(order, 1), *ordered]
         return [x.softmax(-1) if name.endswith("logits") else x for name, x in belief.tensors().items()]
 
     return max(float((x - y).abs().max()) for x, y in zip(values(a), values(b), strict=True))

@@ -11,26 +11,33 @@ from proxflow.divergences.base import (
     table_of_closed_forms,
     value,
 )
+from proxflow.divergences.chi_squared import ChiSquared, ReverseChiSquared
+from proxflow.divergences.energy_distance import EnergyDistance
 from proxflow.divergences.fisher_rao import FisherRao
 from proxflow.divergences.ground import CoordinateMetric, FrequencyMetric, GroundMetric
 from proxflow.divergences.hellinger import HellingerSquared
 from proxflow.divergences.jeffreys import Jeffreys
 from proxflow.divergences.kl import KL, ReverseKL
+from proxflow.divergences.mmd import MMD
 from proxflow.divergences.renyi import Renyi
 from proxflow.divergences.wasserstein import Wasserstein2
 
 __all__ = [
     "KL",
+    "MMD",
     "Alpha",
     "AnisotropicWasserstein2",
+    "ChiSquared",
     "CoordinateMetric",
     "Divergence",
+    "EnergyDistance",
     "FisherRao",
     "FrequencyMetric",
     "GroundMetric",
     "HellingerSquared",
     "Jeffreys",
     "Renyi",
+    "ReverseChiSquared",
     "ReverseKL",
     "Wasserstein2",
     "closed_form",
