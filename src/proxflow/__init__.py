@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         Wasserstein2,
     )
     from proxflow.errors import ProxflowError
-    from proxflow.exact import ExactClasses
+    from proxflow.exact import ExactClasses, ExactMean
     from proxflow.flows import BFN, GPFN, CategoricalEndpoints, Diffusion, DiscreteBFN, Flow, GaussianEndpoints
     from proxflow.likelihood import Nats, two_class_bound
     from proxflow.models import build, load
@@ -64,7 +64,7 @@ _HOMES = {
         "Wasserstein2",
     ],
     "errors": ["ProxflowError"],
-    "exact": ["ExactClasses"],
+    "exact": ["ExactClasses", "ExactMean"],
     "flows": ["BFN", "GPFN", "CategoricalEndpoints", "Diffusion", "DiscreteBFN", "Flow", "GaussianEndpoints"],
     "likelihood": ["Nats", "two_class_bound"],
     "models": ["build", "load"],

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from proxflow._tensor import over_events
-from proxflow.beliefs import Categorical
+from proxflow.beliefs import Categorical, DiagonalGaussian
+from proxflow.data import Law
 from proxflow.divergences import FisherRao, ReverseKL
 from proxflow.errors import ArgumentError
-from proxflow.flows import GPFN, CategoricalEndpoints, DiscreteBFN
+from proxflow.flows import GPFN, CategoricalEndpoints, DiscreteBFN, Flow
 
 
 def _log_likelihoods(flow: GPFN | DiscreteBFN, belief: Categorical, t: Tensor) -> Tensor:
@@ -109,3 +110,31 @@ class ExactClasses:
         weights = (of_event + self.probs.log().to(seen)).softmax(1)
         probs = torch.einsum("bm,msk->bsk", weights, one_hot.to(seen))
         return Categorical(probs.log().reshape(belief.logits.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class ExactMean:
+    """The conditional mean E[x | belief] of data with a known law, for flows whose beliefs have means μ = a x + b ε.
+
+    Args:
+        flow: Any flow with a Gaussian path: ``GPFN`` with Wasserstein-2 or KL, ``BFN``, ``Diffusion``.
+        law: The data's law.
+
+    Raises:
+        ArgumentError: The flow has no Gaussian path.
+    """
+
+    flow: Flow[Any]
+    law: Law
+
+    def __post_init__(self) -> None:
+        if self.flow.path is None:
+            raise ArgumentError(f"{self.flow} has no Gaussian path; exact class predictions are ExactClasses'")
+
+    def __call__(self, belief: DiagonalGaussian, t: Tensor) -> DiagonalGaussian:
+        a, b = self.flow.path.coefficients(t.double())  # type: ignore[union-attr]
+        nothing = (a + b) == 0  # a Bayesian flow's belief at t = 0 says nothing: b = 1 makes that so for any mean
+        mean = self.law.posterior_mean(belief.mean, a, torch.where(nothing, torch.ones_like(b), b))
+        return DiagonalGaussian(
+            mean, mean.new_full((), getattr(getattr(self.flow, "endpoints", None), "target_std", 0.0))
+        )

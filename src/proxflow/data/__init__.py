@@ -1,4 +1,4 @@
-"""Image data: the embedded MNIST, or any folder of IDX files."""
+"""Data: the embedded MNIST, any folder of IDX files as images, and toy sets whose law is known."""
 
 from __future__ import annotations
 
@@ -8,9 +8,22 @@ from typing import get_args
 from proxflow.data.idx import Split, read_folder
 from proxflow.data.images import ImageData, to_bytes, to_range
 from proxflow.data.mnist import load_mnist
+from proxflow.data.toy import Checkerboard, GaussianMixtureLaw, Law, Moons, Spirals, eight_gaussians
 from proxflow.errors import ArgumentError, DataError
 
-__all__ = ["ImageData", "Split", "load", "to_bytes", "to_range"]
+__all__ = [
+    "Checkerboard",
+    "GaussianMixtureLaw",
+    "ImageData",
+    "Law",
+    "Moons",
+    "Spirals",
+    "Split",
+    "eight_gaussians",
+    "load",
+    "to_bytes",
+    "to_range",
+]
 
 _EMBEDDED = {"mnist": load_mnist}
 
