@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from support import vectors
 
 from proxflow.errors import ArgumentError
-from proxflow.schedules import Cosine, GaussianAccuracy, Linear, QuadraticAccuracy, VariancePreserving
+from proxflow.schedules import Cosine, GaussianAccuracy, Linear, QuadraticAccuracy, Shifted, VariancePreserving
 
 TIMES = st.floats(0, 0.999)
 
@@ -19,7 +19,9 @@ def tensor(value):
     return torch.tensor(value, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=str)
+@pytest.mark.parametrize(
+    "schedule", [Linear(), Cosine(), Shifted((-3.0,)), Shifted((8.0, 6.5, 6.0)), Shifted((0.0, 1.0, -0.8))], ids=str
+)
 class TestBarycentric:
     def test_ends(self, schedule):
         assert float(schedule.fraction(tensor(0.0))) == 0
@@ -29,8 +31,9 @@ class TestBarycentric:
     @given(t=st.floats(0.01, 0.99))
     def test_derivative_against_finite_differences(self, schedule, t):
         h = 1e-6
+        assume(abs(t - 0.5) > h)  # where a table has its corner
         slope = (schedule.fraction(tensor(t + h)) - schedule.fraction(tensor(t - h))) / (2 * h)
-        assert float(schedule.derivative(tensor(t))) == pytest.approx(float(slope), abs=1e-8)
+        assert float(schedule.derivative(tensor(t))) == pytest.approx(float(slope), rel=1e-6, abs=1e-8)
 
     @given(times=st.tuples(TIMES, TIMES, TIMES))
     def test_steps_compose(self, schedule, times):
@@ -52,6 +55,38 @@ def test_the_variance_preserving_path_is_a_quarter_of_a_circle():
     assert a.tolist() == pytest.approx([0, 0.5, math.sqrt(0.5), 1], abs=1e-15)
     assert b.tolist() == pytest.approx([1, math.sqrt(0.75), math.sqrt(0.5), 0], abs=1e-15)
     assert (float(a[0]), float(b[-1])) == (0, 0)
+
+
+@given(t=st.floats(0.001, 0.999), shift=st.floats(-8, 8))
+def test_a_constant_shift_multiplies_the_odds(t, shift):
+    schedule = Shifted((shift,))
+    odds = float(schedule.fraction(tensor(t)) / schedule.remaining(tensor(t)))
+    assert odds == pytest.approx(math.exp(shift) * t / (1 - t), rel=1e-12)
+    assert float(Shifted((shift, shift, shift)).fraction(tensor(t))) == pytest.approx(
+        float(schedule.fraction(tensor(t))), rel=1e-12
+    )
+
+
+def test_a_shift_is_read_linearly_from_its_table():
+    schedule = Shifted((0.0, 1.0, -0.6))
+    times = tensor([0.25, 0.5, 0.875])
+    odds = schedule.fraction(times) / schedule.remaining(times) * (1 - times) / times
+    torch.testing.assert_close(odds.log(), tensor([0.5, 1.0, -0.2]))
+
+
+def test_small_steps_of_a_shifted_schedule_keep_their_digits_in_float32():
+    # The step from t = 0 is τ itself, here 1e-5 of the way: 1 minus a ratio would leave two digits.
+    schedule = Shifted((-8.0,))
+    t = torch.tensor([0.03, 0.3])
+    step = schedule.step(torch.zeros(2), t)
+    odds = math.exp(-8) * tensor([0.03, 0.3]) / tensor([0.97, 0.7])
+    torch.testing.assert_close(step.double(), odds / (1 + odds), rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize("table", [(), (math.nan,), (0.0, math.inf), (3.0, -3.0), (5.0, 5.0, 0.0, 0.0)])
+def test_shifts_without_a_schedule(table):
+    with pytest.raises(ArgumentError, match="log_odds"):
+        Shifted(table)
 
 
 def test_accuracies_of_the_reference():

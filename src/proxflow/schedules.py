@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -84,6 +85,63 @@ class VariancePreserving(GaussianPath):
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         # sin(π(1−t)/2) rather than cos(πt/2): exactly 0 at t = 1.
         return torch.sin(t * (math.pi / 2)), torch.sin((1 - t) * (math.pi / 2))
+
+
+@dataclass(frozen=True)
+class Shifted(Schedule):
+    """The linear schedule with its log-odds shifted: ln τ/(1 − τ) = ln t/(1 − t) + ℓ(t).
+
+    A constant ℓ is the timestep shift of large image models (2403.03206, eq. 23). Any schedule whose slope is finite and
+    positive at both ends has a bounded, smooth ℓ, so a short table of it states it accurately, also near the ends.
+
+    Args:
+        log_odds: ℓ at equally spaced times from 0 to 1, linear in between; one number for a constant.
+
+    Raises:
+        ArgumentError: The table is empty or not finite, or falls so steeply that τ would decrease.
+    """
+
+    log_odds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.log_odds or not all(map(math.isfinite, self.log_odds)):
+            raise ArgumentError(f"log_odds must be at least one finite number, got {self.log_odds}")
+        pieces = len(self.log_odds) - 1
+        for k, (left, right) in enumerate(pairwise(self.log_odds)):
+            # τ' > 0 where ℓ' > −1/(t(1 − t)), which within a piece is tightest at its point nearest to 1/2.
+            nearest = min(max(0.5, k / pieces), (k + 1) / pieces)
+            if (right - left) * pieces * nearest * (1 - nearest) <= -1:
+                raise ArgumentError(
+                    f"log_odds falls from {left:g} to {right:g} between t = {k / pieces:g} and {(k + 1) / pieces:g}, where "
+                    "the fraction would decrease: let it fall more slowly"
+                )
+
+    def _shift(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Factor e^ℓ of the odds, and ℓ', at times ``t``."""
+        table = torch.tensor(self.log_odds, dtype=t.dtype, device=t.device)
+        pieces = len(table) - 1
+        if pieces == 0:
+            return table[0].exp().expand(t.shape), torch.zeros_like(t)
+        index = (t.detach() * pieces).floor().clamp(0, pieces - 1).long()
+        left, right = table[index], table[index + 1]
+        return torch.lerp(left, right, t * pieces - index).exp(), pieces * (right - left)
+
+    def remaining(self, t: Tensor) -> Tensor:
+        factor, _ = self._shift(t)
+        return (1 - t) / (1 - t + factor * t)
+
+    def fraction(self, t: Tensor) -> Tensor:
+        factor, _ = self._shift(t)
+        return factor * t / (1 - t + factor * t)
+
+    def derivative(self, t: Tensor) -> Tensor:
+        factor, slope = self._shift(t)
+        return factor * (1 + slope * t * (1 - t)) / (1 - t + factor * t).square()
+
+    def step(self, t: Tensor, s: Tensor) -> Tensor:
+        # Not 1 minus a ratio: where τ is tiny for long, as for KL, that would keep no digit of the step.
+        before, after = self._shift(t)[0], self._shift(s)[0]
+        return (after * s * (1 - t) - before * t * (1 - s)) / ((1 - s + after * s) * (1 - t))
 
 
 @dataclass(frozen=True)
