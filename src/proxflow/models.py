@@ -17,7 +17,7 @@ from proxflow.errors import ArgumentError, CheckpointError
 from proxflow.files import write_json
 from proxflow.flows import BFN, GPFN, Flow
 from proxflow.nn import UNet
-from proxflow.predictors import PointPredictor
+from proxflow.predictors import PointPredictor, Predictor
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "weights"
@@ -37,7 +37,7 @@ class Model:
     config: ModelConfig
     shape: tuple[int, ...]
     flow: Flow[Any]
-    predictor: PointPredictor
+    predictor: Predictor
 
 
 def build(config: ModelConfig, shape: tuple[int, ...]) -> Model:
@@ -47,15 +47,7 @@ def build(config: ModelConfig, shape: tuple[int, ...]) -> Model:
     """
     if len(shape) != 3 or min(shape) < 1:
         raise ArgumentError(f"image models need a shape (channels, height, width), got {tuple(shape)}")
-    network = UNet(
-        shape[0],
-        channels=config.channels,
-        multipliers=config.multipliers,
-        blocks=config.blocks,
-        attention=config.attention,
-        patch=config.patch,
-        dropout=config.dropout,
-    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = unet(config, shape[0])
     flow: Flow[Any]
     if config.flow == "bfn":  # as the reference has it: noise prediction, clipped in the loss as well
         flow = BFN(sigma1=1e-3)
@@ -73,6 +65,20 @@ def build(config: ModelConfig, shape: tuple[int, ...]) -> Model:
         flow = GPFN(geometry[config.flow])
         predictor = PointPredictor(network, flow)
     return Model(config, tuple(shape), flow, predictor)
+
+
+def unet(config: ModelConfig, channels: int) -> UNet:
+    """The untrained U-Net of a configuration, for images of the given number of channels."""
+    network: UNet = UNet(
+        channels,
+        channels=config.channels,
+        multipliers=config.multipliers,
+        blocks=config.blocks,
+        attention=config.attention,
+        patch=config.patch,
+        dropout=config.dropout,
+    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def save(folder: Path, model: Model, weights: dict[str, Tensor], provenance: dict[str, Any]) -> None:

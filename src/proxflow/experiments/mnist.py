@@ -10,10 +10,11 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -21,9 +22,10 @@ from torch import Tensor
 
 import proxflow
 from proxflow import data, metrics, models
-from proxflow.checkpoints import remove_all
-from proxflow.config import FlowName, SamplerName, read_json, to_dict
-from proxflow.errors import OutputError
+from proxflow.checkpoints import load_weights, remove_all
+from proxflow.config import FlowName, SamplerName, TrainingConfig, read_json, to_dict
+from proxflow.data import to_bytes
+from proxflow.errors import DataError, OutputError
 from proxflow.experiments.presets import Preset
 from proxflow.files import writable_folder, write_atomically, write_json
 from proxflow.models import Model
@@ -46,7 +48,7 @@ class Cell:
         seed: Seed of training and sampling.
     """
 
-    flow: FlowName
+    flow: str
     sampler: SamplerName
     nfe: int
     seed: int
@@ -87,87 +89,146 @@ def reproduce(
         OutputError: The folder cannot be written, or holds a run of another configuration.
         DivergedError: Training broke down.
     """
-    writable_folder(out)
-    config = json.loads(json.dumps({"preset": name, "dataset": dataset, **asdict(preset)}))
-    del config["minutes"]  # for the reader of --help; changes nothing of the result
-    _claim(out / "config.json", config)
+    config = claim(out, {"preset": name, "dataset": dataset, **asdict(preset)})
     training, test = data.load(dataset, "train"), data.load(dataset, "test")
     images = training.images[: preset.train_images]
     shape = tuple(images.shape[1:])
 
-    for seed in preset.seeds:
-        for flow in preset.samplers:
-            train_one(out, preset, flow, seed, images, shape, device, say)
+    def contender(flow: FlowName) -> Contender:
+        return Contender(lambda: models.build(replace(preset.network, flow=flow), shape), images, images, test.images)
 
-    results_path = out / "results.json"
-    extractor = metrics.mnist_features(device)
-    todo = [cell for cell in cells_of(preset) if not (out / "cells" / f"{cell.name}.json").exists()]
-    if todo:
-        say(f"evaluate: {len(todo)} cells of {preset.samples} samples")
-        reference = metrics.Reference.of(extractor(test.images))
-        floors = {seed: asdict(floor(reference, extractor, images, preset.samples, seed)) for seed in preset.seeds}
-        with bar("evaluate", sum(cell.nfe for cell in todo) * preset.samples, "evaluations") as show:
-            spent = 0
-            for cell in todo:
-                model = models.load(out / "models" / f"{cell.flow}-seed{cell.seed}", device)
-                evaluate_cell(out, cell, model, preset, reference, extractor, floors[cell.seed])
-                spent += cell.nfe * preset.samples
-                show(spent)
-    records = [read_json(out / "cells" / f"{cell.name}.json") for cell in cells_of(preset)]
-    trained = {
-        f"{flow}-seed{seed}": read_json(out / "models" / f"{flow}-seed{seed}" / "config.json")["provenance"]
-        for seed in preset.seeds
-        for flow in preset.samplers
-    }
-    results = {
+    contenders: dict[str, Contender] = {flow: contender(flow) for flow in preset.samplers}
+    records = {
         "experiment": "mnist",
         "config": config,
-        "hardware": hardware(device),
-        "versions": versions(),
-        "extractor": {"name": extractor.name, "sha256": extractor.sha256, "dimension": extractor.dimension},
+        **run(out, contenders, cells_of(preset), preset.training, preset.samples, device, say),
         "reference": f"{len(test.images)} test images of {dataset}",
-        "training": trained,
-        "cells": records,
     }
-    write_json(results_path, results)
-    return results
+    write_json(out / "results.json", records)
+    return records
 
 
-def _claim(path: Path, config: dict[str, Any]) -> None:
-    """Write down what a folder holds, or refuse one that holds something else."""
+@dataclass(frozen=True)
+class Contender:
+    """A flow under trial: its model, what it learns from and what its samples are held against.
+
+    Args:
+        build: Makes the untrained model; initial weights come from torch's global generator.
+        data: What it is trained on, as :func:`proxflow.fit` takes it.
+        images: The same as images of bytes: the floor scores some of them.
+        test: Images of bytes that samples are compared with; contenders that are compared share one tensor.
+        to_images: From samples to images of bytes.
+    """
+
+    build: Callable[[], Model]
+    data: Tensor
+    images: Tensor
+    test: Tensor
+    to_images: Callable[[Tensor], Tensor] = to_bytes
+
+
+def claim(out: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Write down what a folder holds, or refuse one that holds something else.
+
+    Args:
+        out: The folder; made where there is none.
+        config: Name and settings of the preset.
+
+    Returns:
+        The settings as plain JSON values, without those that change nothing of the result.
+    """
+    writable_folder(out)
+    plain: dict[str, Any] = json.loads(json.dumps(config))
+    del plain["minutes"]  # for the reader of --help
+    path = out / "config.json"
     if path.exists():
         held = read_json(path)
-        for key in config:
-            if held.get(key) != config[key]:
+        for key in plain:
+            if held.get(key) != plain[key]:
                 raise OutputError(
-                    f"{path.parent} holds a run with other settings ({key} differs): choose another --out folder, or "
+                    f"{out} holds a run with other settings ({key} differs): choose another --out folder, or "
                     "remove this one"
                 )
     else:
-        write_json(path, config)
+        write_json(path, plain)
+    return plain
+
+
+def run(
+    out: Path,
+    contenders: Mapping[str, Contender],
+    cells: Sequence[Cell],
+    training: TrainingConfig,
+    samples: int,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train and evaluate what is missing of an experiment.
+
+    Args:
+        out: Folder for models and cells.
+        contenders: The flows by name.
+        cells: What to evaluate; a flow is trained with every seed that it has cells of.
+        training: Steps and rate, the same for all; its ``seed`` is replaced.
+        samples: Samples a cell.
+        device: Where to train and sample.
+        say: Called with a line at each stage.
+
+    Returns:
+        The records of all cells and trainings, with the conditions that they share.
+    """
+    trials = list(dict.fromkeys((cell.flow, cell.seed) for cell in cells))
+    for flow, seed in trials:
+        train_one(out, flow, contenders[flow], replace(training, seed=seed), device, say)
+    extractor = metrics.mnist_features(device)
+    todo = [cell for cell in cells if not (out / "cells" / f"{cell.name}.json").exists()]
+    if todo:
+        say(f"evaluate: {len(todo)} cells of {samples} samples")
+        judges: dict[tuple[int, int], tuple[metrics.Reference, dict[str, Any]]] = {}
+        with bar("evaluate", sum(cell.nfe for cell in todo) * samples, "evaluations") as show:
+            spent = 0
+            for cell in todo:
+                contender = contenders[cell.flow]
+                key = (id(contender.test), cell.seed)
+                if key not in judges:
+                    reference = metrics.Reference.of(extractor(contender.test))
+                    real = floor(reference, extractor, contender.images, samples, cell.seed)
+                    judges[key] = reference, asdict(real)
+                evaluate_cell(out, cell, contender, samples, extractor, *judges[key], device)
+                spent += cell.nfe * samples
+                show(spent)
+    return {
+        "hardware": hardware(device),
+        "versions": versions(),
+        "extractor": {"name": extractor.name, "sha256": extractor.sha256, "dimension": extractor.dimension},
+        "training": {
+            f"{flow}-seed{seed}": read_json(out / "models" / f"{flow}-seed{seed}" / "config.json")["provenance"]
+            for flow, seed in trials
+        },
+        "cells": [read_json(out / "cells" / f"{cell.name}.json") for cell in cells],
+    }
 
 
 def train_one(
     out: Path,
-    preset: Preset,
-    flow: FlowName,
-    seed: int,
-    images: Tensor,
-    shape: tuple[int, ...],
+    flow: str,
+    contender: Contender,
+    training: TrainingConfig,
     device: torch.device,
     say: Callable[[str], None],
 ) -> None:
     """Train one flow unless its model is there."""
-    folder = out / "models" / f"{flow}-seed{seed}"
+    folder = out / "models" / f"{flow}-seed{training.seed}"
     if (folder / "config.json").exists():
         return
-    torch.manual_seed(seed)  # the same initial weights for every flow
-    model = models.build(replace(preset.network, flow=flow), shape)
-    training = replace(preset.training, seed=seed)
-    say(f"train: {flow}, seed {seed}, {training.steps} steps of {training.batch_size} images")
-    result = fit(model.flow, model.predictor, images, training, folder=folder, device=device, label=f"train {flow}")
+    torch.manual_seed(training.seed)  # the same initial weights for every flow
+    model = contender.build()
+    say(f"train: {flow}, seed {training.seed}, {training.steps} steps of {training.batch_size} images")
+    result = fit(
+        model.flow, model.predictor, contender.data, training, folder=folder, device=device, label=f"train {flow}"
+    )
     provenance = {
-        "data": f"{len(images)} training images",
+        "data": f"{len(contender.data)} training images",
         "training": to_dict(training),
         "seconds": round(result.seconds, 1),
         "losses": [round(loss, 6) for loss in result.losses],
@@ -176,6 +237,18 @@ def train_one(
     }
     models.save(folder, model, result.predictor.state_dict(), provenance)
     remove_all(folder)
+
+
+def trained(out: Path, flow: str, seed: int, contender: Contender, device: torch.device) -> Model:
+    """The model of a flow as :func:`train_one` left it.
+
+    Raises:
+        CheckpointError: It is missing or corrupt.
+    """
+    model = contender.build()
+    load_weights(model.predictor, out / "models" / f"{flow}-seed{seed}" / "model.safetensors")
+    model.predictor.eval().to(device)
+    return model
 
 
 def floor(
@@ -189,25 +262,27 @@ def floor(
 def evaluate_cell(
     out: Path,
     cell: Cell,
-    model: Model,
-    preset: Preset,
-    reference: metrics.Reference,
+    contender: Contender,
+    number: int,
     extractor: metrics.FeatureExtractor,
+    reference: metrics.Reference,
     floor_scores: dict[str, Any],
+    device: torch.device,
 ) -> None:
     """Sample and score one cell, and write its record and its first images."""
+    model = trained(out, cell.flow, cell.seed, contender, device)
     started = time.monotonic()
     samples = sample(
         model.predictor,
         model.flow,
-        (preset.samples, *model.shape),
+        (number, *model.shape),
         steps=cell.nfe,
         sampler=cell.sampler,
         seed=cell.seed,
         batch_size=256,
     )
     seconds = time.monotonic() - started
-    images = data.to_bytes(samples).cpu()
+    images = contender.to_images(samples).cpu()
     scores = reference.score(extractor(images))
     folder = writable_folder(out / "cells")
     write_atomically(
@@ -223,6 +298,20 @@ def evaluate_cell(
         "sampling_seconds": round(seconds, 2),
     }
     write_json(folder / f"{cell.name}.json", record)
+
+
+def kept_images(out: Path, cell: Cell) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The images kept of a cell, (N, H, W)."""
+    path = out / "cells" / f"{cell.name}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            images: np.ndarray[Any, np.dtype[np.uint8]] = content["images"]
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise DataError(
+            f"{path} does not hold the images of this cell ({error}): remove {cell.name}.json beside it and run the "
+            "experiment again, which makes both anew"
+        ) from error
+    return images[..., 0]
 
 
 def to_channels_last(images: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:

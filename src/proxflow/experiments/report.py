@@ -13,17 +13,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 from PIL import Image
 
 from proxflow import models
 from proxflow.config import FlowName, SamplerName
-from proxflow.errors import DataError
 from proxflow.experiments import pictures
-from proxflow.experiments.mnist import Cell
+from proxflow.experiments.mnist import Cell, kept_images
 from proxflow.experiments.pictures import Evolution, Grey, Line, Row, Section
 from proxflow.files import write_text
 
@@ -637,20 +634,6 @@ def _chart(out: Path, board: Scoreboard, dataset: str) -> Picture:
         f"Fréchet distance of {_sample_counts(board)} samples against network evaluations, both axes logarithmic. The "
         "dashed line is the distance of as many real images.",
     )
-
-
-def kept_images(out: Path, cell: Cell) -> Grey:
-    """The images kept of a cell, (N, H, W)."""
-    path = out / "cells" / f"{cell.name}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            images: Grey = content["images"]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise DataError(
-            f"{path} does not hold the images of this cell ({error}): remove {cell.name}.json beside it and run the "
-            "experiment again, which makes both anew"
-        ) from error
-    return images[..., 0]
 
 
 def _samples(out: Path, board: Scoreboard, seed: int) -> Picture:

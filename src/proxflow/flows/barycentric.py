@@ -186,12 +186,15 @@ class GPFN(Flow[Any]):
         message = target if generator is None else self.endpoints.draw(target, generator)
         return self.proximal(belief, message, self.schedule.step(t, s))
 
+    def weight(self, t: Tensor) -> Tensor:
+        """Weight of the squared error of predicted data at times ``t``."""
+        return (self.schedule.derivative(t) / self.schedule.remaining(t).clamp_min(self.weight_floor)).square()
+
     def loss(self, predict: Predict, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
         self.endpoints.check(x)
         t = draw_times(len(x), generator, x.device) if t is None else t
         predicted = predict(self.belief(x, t, generator), t)
-        weight = (self.schedule.derivative(t) / self.schedule.remaining(t).clamp_min(self.weight_floor)).square()
-        return self.endpoints.score(predicted, x, weight)
+        return self.endpoints.score(predicted, x, self.weight(t))
 
     def times(self, nfe: int) -> list[float]:
         # n steps end at t = 1, where the last one lands on its target: the prediction itself.
