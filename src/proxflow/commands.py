@@ -248,7 +248,7 @@ def run_evaluate(options: Evaluate) -> None:
         writable_folder(options.out.parent)
     device = device_of(options.device)
     extractor = metrics.mnist_features(device)
-    wanted = extractor.network.image_shape
+    wanted = extractor.image_shape or ()
 
     made: Callable[[], Tensor]
     record: dict[str, Any]
@@ -267,9 +267,7 @@ def run_evaluate(options: Evaluate) -> None:
             "flow": model.config.flow, "sampler": options.sampler, "nfe": options.steps, "model": options.model,
         }  # fmt: skip
     if shape != wanted:
-        raise ArgumentError(
-            f"the features are of {wanted[1]} x {wanted[2]} grey images, shape {wanted}; these images have shape {shape}"
-        )
+        raise ArgumentError(f"{extractor.name} takes images of shape {wanted}; these images have shape {shape}")
 
     training, test = data.load(options.data, "train").images, data.load(options.data, "test").images
     if n > len(training):

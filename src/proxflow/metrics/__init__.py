@@ -6,8 +6,16 @@ Typical use: ``extract = mnist_features()``; ``reference = Reference.of(extract(
 
 from __future__ import annotations
 
-from proxflow.metrics.features import FeatureExtractor, mnist_features
+from proxflow.metrics.features import (
+    FeatureExtractor,
+    class_hits,
+    load_classifier,
+    mnist_features,
+    pixel_features,
+    weights_sha256,
+)
 from proxflow.metrics.frechet import FeatureStatistics, GaussianStatistics, frechet_distance, gather_features
+from proxflow.metrics.inception import inception_features
 from proxflow.metrics.kernel import KernelDistance, kernel_distance
 from proxflow.metrics.manifolds import density_coverage, diversity, nearest_distances, precision_recall
 from proxflow.metrics.scores import Reference, Scores, real_floor
@@ -25,15 +33,20 @@ __all__ = [
     "Scores",
     "bootstrap",
     "bootstrap_seeds",
+    "class_hits",
     "density_coverage",
     "diversity",
     "frechet_distance",
     "gather_features",
+    "inception_features",
     "kernel_distance",
+    "load_classifier",
     "mnist_features",
     "nearest_distances",
+    "pixel_features",
     "precision_recall",
     "real_floor",
     "sliced_wasserstein",
     "vendi_score",
+    "weights_sha256",
 ]

@@ -1,13 +1,15 @@
-"""Features of images: the penultimate layer of a small digit classifier, shipped with the package.
+"""Features of images: of a small digit classifier shipped with the package, of any network, or the pixels themselves.
 
 Distances between image sets are only comparable on one extractor, so it carries its name and the sha256 of its
-weights. Trained by ``python -m proxflow.experiments.train_classifier``.
+weights. The classifier was trained by ``python -m proxflow.experiments.train_classifier``.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,53 +68,112 @@ def _convolution(inputs: int, outputs: int, stride: int = 1, padding: int = 1) -
     )
 
 
+def _to_range(images: Tensor) -> Tensor:
+    # The same map as in training; written here because metrics stand apart from data.
+    return images.to(torch.float32) / 127.5 - 1.0
+
+
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """A named, fixed map of images to feature vectors.
+    """A named, fixed map of images to feature vectors; made by :meth:`of`, or by a function of this package.
 
     Args:
         name: For reports; numbers on different extractors are not comparable.
-        sha256: Checksum of the weight file, for the same reason.
-        network: Values in [-1, 1] of shape (N, 1, 28, 28) → features (N, D), by its method ``features``.
+        sha256: Checksum of the weights, for the same reason.
+        network: In evaluation mode; takes what ``transform`` gives, (N, …), and returns features, (N, D).
+        dimension: D, the number of features.
+        image_shape: (C, H, W) of the images; None where the network takes any.
+        transform: Makes uint8 images the network's input; the default is x / 127.5 − 1, the range of the models.
     """
 
     name: str
     sha256: str
-    network: DigitClassifier
+    network: nn.Module
+    dimension: int
+    image_shape: tuple[int, int, int] | None = None
+    transform: Callable[[Tensor], Tensor] = _to_range
 
-    @property
-    def dimension(self) -> int:
-        """D, the number of features."""
-        return self.network.dimension
+    @classmethod
+    def of(
+        cls,
+        network: nn.Module,
+        name: str,
+        image_shape: tuple[int, int, int],
+        transform: Callable[[Tensor], Tensor] = _to_range,
+    ) -> FeatureExtractor:
+        """An extractor of your own: any network, called ``name`` in reports, with the checksum of its present weights.
+
+        The name should say what the checksum cannot: which layer is read, and what ``transform`` does.
+
+        Args:
+            network: Takes what ``transform`` gives of images and returns (N, D); in evaluation mode.
+            name: Not empty.
+            image_shape: (C, H, W) of the images.
+            transform: Makes uint8 images (N, C, H, W) the network's input.
+
+        Raises:
+            ArgumentError: The network is in training mode, or returns something else than (N, D), or the name is empty.
+        """
+        if not name:
+            raise ArgumentError("name must not be empty: it says in reports which features these are")
+        if network.training:
+            raise ArgumentError(
+                f"the network of {name} is in training mode, where an image's features depend on its batch; call its eval()"
+            )
+        extractor = cls(name, weights_sha256(network), network, 0, image_shape, transform)
+        found = extractor._run(torch.zeros(2, *image_shape, dtype=torch.uint8))
+        if found.ndim != 2 or len(found) != 2 or found.shape[1] == 0 or not found.is_floating_point():
+            raise ArgumentError(
+                f"the network of {name} must return floating-point features of shape (N, D); for 2 images it returned "
+                f"{found.dtype} of shape {tuple(found.shape)}"
+            )
+        return cls(name, extractor.sha256, network, found.shape[1], image_shape, transform)
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor, batch_size: int = 500) -> Tensor:
+    def __call__(self, images: Tensor, batch_size: int = 500, dtype: torch.dtype = torch.float64) -> Tensor:
         """Computes the features block by block, on the device of the network.
 
         Args:
-            images: uint8, (N, 1, 28, 28), N at least 1, on any device. Models' values are clamped and quantised
+            images: uint8, (N, C, H, W), N at least 1, on any device. Models' values are clamped and quantised
                 first (:func:`proxflow.data.to_bytes`), so that nothing invisible counts.
             batch_size: Images per block; bounds the memory, changes results by rounding only.
+            dtype: Of the result. Networks compute in float32, so float32 loses nothing and takes half the memory.
 
         Returns:
-            float64 on the CPU, (N, D).
+            On the CPU, (N, D).
 
         Raises:
             ArgumentError: The images have another type or shape, or the batch size is not positive.
         """
         if images.dtype != torch.uint8:
             raise ArgumentError(f"images must be uint8 (proxflow.data.to_bytes makes them so); got {images.dtype}")
-        shape = self.network.image_shape
-        if images.ndim != 4 or images.shape[1:] != shape or len(images) == 0:
+        shape = self.image_shape or tuple(images.shape[1:])
+        if images.ndim != 4 or images.shape[1:] != shape or images.numel() == 0:
+            wanted = "N, C, H, W" if self.image_shape is None else ", ".join(map(str, ("N", *shape)))
             raise ArgumentError(
-                f"{self.name} takes images of shape (N, {', '.join(map(str, shape))}) with N at least 1; "
-                f"got {tuple(images.shape)}"
+                f"{self.name} takes images of shape ({wanted}) with N at least 1; got {tuple(images.shape)}"
             )
         if batch_size < 1:
             raise ArgumentError(f"batch_size must be at least 1; got {batch_size}")
-        device = next(self.network.parameters()).device
-        blocks = [self.network.features(_to_range(block.to(device))) for block in torch.split(images, batch_size)]
-        return torch.cat([block.cpu() for block in blocks]).to(torch.float64)
+        features = torch.empty(len(images), self.dimension, dtype=dtype)
+        for start in range(0, len(images), batch_size):
+            features[start : start + batch_size] = self._run(images[start : start + batch_size]).cpu()
+        return features
+
+    @torch.inference_mode()
+    def _run(self, images: Tensor) -> Tensor:
+        held = next(itertools.chain(self.network.parameters(), self.network.buffers()), None)
+        features: Tensor = self.network(self.transform(images if held is None else images.to(held.device)))
+        return features
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """Checksum of all parameters and buffers: of their names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def mnist_features(device: torch.device | str = "cpu") -> FeatureExtractor:
@@ -121,17 +182,59 @@ def mnist_features(device: torch.device | str = "cpu") -> FeatureExtractor:
     Raises:
         CheckpointError: The shipped weights are missing or damaged.
     """
-    network = load_classifier()
-    return FeatureExtractor("mnist-classifier", MNIST_WEIGHTS_SHA256, network.to(device))
+    body = load_classifier().body.to(device)
+    return FeatureExtractor(
+        "mnist-classifier", MNIST_WEIGHTS_SHA256, body, DigitClassifier.dimension, DigitClassifier.image_shape
+    )
+
+
+def pixel_features(image_shape: tuple[int, int, int]) -> FeatureExtractor:
+    """Raw pixels in [-1, 1] as features, C·H·W of them: no network, and no notion of what an image shows.
+
+    Args:
+        image_shape: (C, H, W).
+    """
+    return FeatureExtractor.of(nn.Flatten().eval(), "pixels", image_shape)
+
+
+def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of images (uint8, (N, 1, 28, 28)) whose most probable class is their label (int64, (N,))."""
+    return int(class_hits(classifier, images, labels).sum()) / len(labels)
 
 
 @torch.inference_mode()
-def accuracy(classifier: DigitClassifier, images: Tensor, labels: Tensor) -> float:
-    """Share of images (uint8, (N, 1, 28, 28)) whose most probable class is their label (int64, (N,))."""
-    hits = 0
-    for block, truth in zip(torch.split(images, 500), torch.split(labels, 500), strict=True):
-        hits += int((classifier(_to_range(block)).argmax(dim=1) == truth).sum())
-    return hits / len(labels)
+def class_hits(
+    classifier: nn.Module, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor] = _to_range
+) -> Tensor:
+    """Whether each image's most probable class is its label: their mean is the accuracy of class-conditional samples.
+
+    Args:
+        classifier: Takes what ``transform`` gives of images and returns logits (N, classes); in evaluation mode.
+        images: uint8, (N, C, H, W).
+        labels: int64, (N,): the classes that the samples were drawn for.
+        transform: Makes uint8 images the classifier's input.
+
+    Returns:
+        bool, (N,).
+
+    Raises:
+        ArgumentError: The labels are of another type or number than the images, or none of the classifier's classes.
+    """
+    if labels.dtype != torch.int64 or labels.shape != (len(images),):
+        raise ArgumentError(
+            f"labels must be int64 of shape ({len(images)},), one an image; got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}"
+        )
+    hits = torch.empty(len(images), dtype=torch.bool)
+    for start in range(0, len(images), 500):
+        logits = classifier(transform(images[start : start + 500]))
+        part = labels[start : start + 500]
+        if int(part.min()) < 0 or int(part.max()) >= logits.shape[1]:
+            raise ArgumentError(
+                f"labels must be classes from 0 to {logits.shape[1] - 1}; got {torch.unique(part).tolist()}"
+            )
+        hits[start : start + 500] = logits.argmax(dim=1).cpu() == part
+    return hits
 
 
 def load_classifier(path: Path = MNIST_WEIGHTS, sha256: str = MNIST_WEIGHTS_SHA256) -> DigitClassifier:
@@ -157,8 +260,3 @@ def load_classifier(path: Path = MNIST_WEIGHTS, sha256: str = MNIST_WEIGHTS_SHA2
     except (SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{path}: does not hold the weights of this classifier ({error})") from error
     return classifier.eval().requires_grad_(False)
-
-
-def _to_range(images: Tensor) -> Tensor:
-    # The same map as in training; written here because metrics stand apart from data.
-    return images.to(torch.float32) / 127.5 - 1.0
