@@ -18,6 +18,7 @@ from proxflow.divergences import (
     MMD,
     Alpha,
     AnisotropicWasserstein2,
+    Bregman,
     ChiSquared,
     CoordinateMetric,
     Divergence,
@@ -27,6 +28,7 @@ from proxflow.divergences import (
     HellingerSquared,
     Jeffreys,
     Renyi,
+    ReverseBregman,
     ReverseChiSquared,
     ReverseKL,
     Wasserstein2,
@@ -92,12 +94,43 @@ FAMILIES: dict[type[Belief], Callable[[int, int], Any]] = {
 
 # The list of members: a divergence joins every contract by joining it ---------------------------------------------------
 
-DIVERGENCES: list[Divergence] = [
+
+def squared_norm(x: Tensor) -> Tensor:
+    return x.square().sum(-1)
+
+
+def half(y: Tensor) -> Tensor:
+    return y / 2
+
+
+def negative_entropy(x: Tensor) -> Tensor:
+    return -torch.special.entr(x).sum(-1)
+
+
+def softmax(y: Tensor) -> Tensor:
+    return y.softmax(-1)
+
+
+def cubic(x: Tensor) -> Tensor:
+    return (x.pow(3) + x.square()).sum(-1)
+
+
+def barrier(x: Tensor) -> Tensor:
+    """ln cosh of the mean, minus the logarithm of the standard deviation."""
+    mean, std = x.unbind(-1)
+    return torch.logaddexp(mean, -mean) - std.log()
+
+
+Member = Divergence | tuple[Any, ...]
+"""A divergence, or (divergence, family, …) where it is one on these families alone."""
+
+DIVERGENCES: list[Member] = [
     KL(),
     ReverseKL(),
     Wasserstein2(),
     Wasserstein2(CoordinateMetric((0.5, 2.0))),
-    Wasserstein2(FrequencyMetric(1, 2, 2.0)),
+    # Of diagonal Gaussians it takes those with one standard deviation alone, which the contracts do not keep to.
+    (Wasserstein2(FrequencyMetric(1, 2, 2.0)), FullGaussian),
     AnisotropicWasserstein2(CoordinateMetric((0.5, 2.0))),
     FisherRao(),
     Jeffreys(),
@@ -111,9 +144,16 @@ DIVERGENCES: list[Divergence] = [
     ChiSquared(),
     ReverseChiSquared(),
     MMD(),
-    MMD(1.0, torch.tensor([[1.0, 0.5, 0.1], [0.5, 1.0, 0.5], [0.1, 0.5, 1.0]])),
+    (MMD(1.0, torch.tensor([[1.0, 0.5, 0.1], [0.5, 1.0, 0.5], [0.1, 0.5, 1.0]])), Categorical),
     EnergyDistance(),
-    EnergyDistance((torch.arange(3.0) - torch.arange(3.0)[:, None]).abs()),
+    (EnergyDistance((torch.arange(3.0) - torch.arange(3.0)[:, None]).abs()), Categorical),
+    Bregman(squared_norm, half),
+    (Bregman(negative_entropy, softmax), Categorical),
+    (Bregman(cubic), Categorical),
+    (Bregman(barrier), DiagonalGaussian),
+    ReverseBregman(squared_norm),
+    (ReverseBregman(negative_entropy), Categorical),
+    (ReverseBregman(barrier), DiagonalGaussian),
 ]
 
 
@@ -124,7 +164,7 @@ class Pair:
 
     def __str__(self) -> str:
         parameters = ",".join(
-            "matrix" if isinstance(a, Tensor) else str(a)
+            "matrix" if isinstance(a, Tensor) else getattr(a, "__name__", str(a))
             for name, a in vars(self.divergence).items()
             if not name.startswith("_") and a is not None
         )
@@ -139,8 +179,9 @@ class Pair:
     @property
     def least_difference(self) -> float:
         """Relative difference of parameters down to which the value keeps its relative accuracy, in double precision."""
-        # These are small differences of sums over components or determinants; their accuracy is absolute.
-        return 1e-6 if self.family in (FullGaussian, GaussianMixture) and isinstance(self.divergence, MMD) else 1e-7
+        # These are small differences of sums, of determinants, and of any function's values; their accuracy is absolute.
+        absolute = self.family in (FullGaussian, GaussianMixture) and isinstance(self.divergence, MMD)
+        return 1e-6 if absolute or isinstance(self.divergence, Bregman | ReverseBregman) else 1e-7
 
     @property
     def closed(self) -> bool:
@@ -165,19 +206,10 @@ class Pair:
         return (1 - fraction) * self.divergence(r, p) + fraction * self.divergence(r, q)
 
 
-def pairs(divergences: list[Divergence]) -> list[Pair]:
-    """Every pair with a known value, less those that are defined on a part of the family only.
-
-    A matrix between classes concerns categories alone. Metrics that mix coordinates need a diagonal Gaussian with one
-    standard deviation for the whole event (its coordinates, which the contracts move, have many).
-    """
-
-    def concerns(divergence: Divergence, family: type[Belief]) -> bool:
-        matrix = any(isinstance(a, Tensor) for a in vars(divergence).values())
-        partial = family is DiagonalGaussian and divergence == Wasserstein2(FrequencyMetric(1, 2, 2.0))
-        return has_value(divergence, FAMILIES[family](0, 1)) and (family is Categorical or not matrix) and not partial
-
-    return [Pair(d, family) for d in divergences for family in FAMILIES if concerns(d, family)]
+def pairs(members: list[Member]) -> list[Pair]:
+    """Every pair with a known value."""
+    entries = [m if isinstance(m, tuple) else (m, *FAMILIES) for m in members]
+    return [Pair(d, family) for d, *families in entries for family in families if has_value(d, FAMILIES[family](0, 1))]
 
 
 def solve(divergence: Divergence, p: Any, q: Any, fraction: Tensor | float) -> Any:
@@ -203,7 +235,8 @@ def distance(a: Belief, b: Belief) -> float:
 # Recorded reference values -------------------------------------------------------------------------------------------
 
 _BY_NAME: dict[str, type[Divergence]] = {
-    re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(d).__name__).lower(): type(d) for d in DIVERGENCES
+    re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(pair.divergence).__name__).lower(): type(pair.divergence)
+    for pair in pairs(DIVERGENCES)
 }
 
 

@@ -22,6 +22,7 @@ from proxflow.divergences import (
     KL,
     MMD,
     Alpha,
+    Bregman,
     ChiSquared,
     Divergence,
     EnergyDistance,
@@ -29,6 +30,7 @@ from proxflow.divergences import (
     HellingerSquared,
     Jeffreys,
     Renyi,
+    ReverseBregman,
     ReverseChiSquared,
     ReverseKL,
     Wasserstein2,
@@ -560,6 +562,48 @@ def test_energy_and_mmd_of_categories_match_their_definition() -> None:
     assert float(EnergyDistance(levels)(p.sites(), q.sites())[0]) == pytest.approx(expected, rel=1e-9)
 
 
+def test_bregman_divergences_of_well_known_functions() -> None:
+    c, d, f = Pair(KL(), Categorical).beliefs(10)
+    entropy = Bregman(contracts.negative_entropy, contracts.softmax)
+    torch.testing.assert_close(entropy(c, d), KL()(c, d))
+    torch.testing.assert_close(ReverseBregman(contracts.negative_entropy)(c, d), KL()(d, c))
+    assert distance(entropy.interpolate(c, d, f), KL().interpolate(c, d, f)) < 1e-12
+    p, q, f = Pair(KL(), DiagonalGaussian).beliefs(10)
+    norm = Bregman(contracts.squared_norm, contracts.half)
+    torch.testing.assert_close(norm(p, q), Wasserstein2()(p, q))
+    assert distance(norm.interpolate(p, q, f), Wasserstein2().interpolate(p, q, f)) < 1e-12
+    # −ln σ gives the Itakura–Saito distance of the standard deviations.
+    ratio = p.std / q.std
+    means = contracts.barrier(torch.stack([p.mean, torch.ones_like(p.mean)], -1))
+    means = means - contracts.barrier(torch.stack([q.mean, torch.ones_like(q.mean)], -1))
+    expected = means - q.mean.tanh() * (p.mean - q.mean) + ratio - ratio.log() - 1
+    torch.testing.assert_close(Bregman(contracts.barrier)(p, q), expected.sum(1))
+    # With the second argument free the step is the plain mean, whatever the function.
+    for potential in (contracts.barrier, contracts.squared_norm):
+        moved = ReverseBregman(potential).interpolate(p, q, 0.25)
+        torch.testing.assert_close(moved.mean, 0.75 * p.mean + 0.25 * q.mean)
+        torch.testing.assert_close(moved.std, 0.75 * p.std + 0.25 * q.std)
+
+
+def test_bregman_divergences_at_the_edge_of_the_family() -> None:
+    entropy = Bregman(contracts.negative_entropy, contracts.softmax)
+    assert float(entropy(SURE, SURE)) == 0
+    assert float(entropy(SURE, OPEN)) == pytest.approx(-math.log(0.2))
+    assert float(entropy(OPEN, SURE)) == math.inf
+    for fraction, expected in ((0.0, OPEN), (0.5, SURE), (1.0, SURE)):
+        assert distance(entropy.interpolate(OPEN, SURE, fraction), expected) < 1e-12
+    torch.testing.assert_close(
+        ReverseBregman(contracts.negative_entropy).interpolate(OPEN, SURE, 0.5).probs, (OPEN.probs + SURE.probs) / 2
+    )
+
+
+def test_a_potential_of_the_wrong_shape_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"numbers \(…\): from \(1, 3\) it made \(1, 3\)"):
+        Bregman(torch.square)(OPEN, OPEN)
+    with pytest.raises(UnsupportedPairError, match=r"Its value is known: use Proximal\(Bregman"):
+        Bregman(contracts.negative_entropy).interpolate(OPEN, OPEN, 0.5)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -802,12 +846,19 @@ def test_orders_out_of_range_are_refused(make: Any) -> None:
 def test_table_of_closed_forms() -> None:
     table = table_of_closed_forms()
     assert table == sorted(table)
-    assert ("Wasserstein2", "FullGaussian", True) in table
-    assert ("Renyi", "Categorical", False) in table
-    contracted = {(type(p.divergence).__name__, p.family.__name__, p.closed) for p in PAIRS if p.family is not Product}
-    assert contracted <= set(table)
-    own = {row for row in table if row[0] in divergences.__all__}
-    assert own <= contracted  # no pair of the package escapes the contracts
+    assert ("Wasserstein2", "FullGaussian", "closed form") in table
+    assert ("Renyi", "Categorical", "solver") in table
+    assert ("Bregman", "Categorical", "closed form or solver") in table
+    contracted: dict[tuple[str, str], set[str]] = {}
+    for pair in PAIRS:
+        if pair.family is not Product:  # which takes the rules of its parts
+            names = type(pair.divergence).__name__, pair.family.__name__
+            contracted.setdefault(names, set()).add("closed form" if pair.closed else "solver")
+    rows = {(divergence, family): how for divergence, family, how in table}
+    for names, found in contracted.items():
+        assert " or ".join(sorted(found)) == rows[names], names
+    own = {names for names in rows if names[0] in divergences.__all__}
+    assert own <= contracted.keys()  # no pair of the package escapes the contracts
 
 
 # Numerical helpers -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from proxflow.divergences.base import (
     table_of_closed_forms,
     value,
 )
+from proxflow.divergences.bregman import Bregman, ReverseBregman
 from proxflow.divergences.chi_squared import ChiSquared, ReverseChiSquared
 from proxflow.divergences.energy_distance import EnergyDistance
 from proxflow.divergences.fisher_rao import FisherRao
@@ -27,6 +28,7 @@ __all__ = [
     "MMD",
     "Alpha",
     "AnisotropicWasserstein2",
+    "Bregman",
     "ChiSquared",
     "CoordinateMetric",
     "Divergence",
@@ -37,6 +39,7 @@ __all__ = [
     "HellingerSquared",
     "Jeffreys",
     "Renyi",
+    "ReverseBregman",
     "ReverseChiSquared",
     "ReverseKL",
     "Wasserstein2",

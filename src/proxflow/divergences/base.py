@@ -182,6 +182,12 @@ def _find(table: dict[Pair, Any], divergence: Divergence, belief: Belief, what: 
     raise UnsupportedPairError(message)
 
 
-def table_of_closed_forms() -> list[tuple[str, str, bool]]:
-    """Every supported (divergence, family, has a closed-form step), sorted, for the documentation."""
-    return sorted((d.__name__, f.__name__, (d, f) in CLOSED_FORMS) for d, f in VALUES)
+def table_of_closed_forms() -> list[tuple[str, str, str]]:
+    """Every supported (divergence, family, how its step is taken), sorted, for the documentation."""
+
+    def how(pair: Pair) -> str:
+        if pair in CONDITIONS:
+            return "closed form or solver"
+        return "closed form" if pair in CLOSED_FORMS else "solver"
+
+    return sorted((d.__name__, f.__name__, how((d, f))) for d, f in VALUES)

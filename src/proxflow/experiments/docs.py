@@ -102,7 +102,7 @@ def closed_forms_block() -> str:
     # Rules that a user's own divergences registered are no part of this documentation.
     rules = [rule for rule in table_of_closed_forms() if rule[0] in divergences.__all__]
     families = sorted({family for _, family, _ in rules})
-    known = {(divergence, family): "closed form" if closed else "solver" for divergence, family, closed in rules}
+    known = {(divergence, family): how for divergence, family, how in rules}
     names = sorted({divergence for divergence, _, _ in rules})
     rows = tuple((name, *(known.get((name, family), "–") for family in families)) for name in names)
     return report.to_markdown([Table(("Divergence", *families), rows, 1 + len(families))])
