@@ -141,6 +141,9 @@ class NewtonSolver:
         """The lowest minimum met from several starts, for each example."""
         with torch.no_grad():
             problem = problem.map(torch.Tensor.detach)
+            pieces = problem.pieces()
+            if len(pieces) > 1:
+                return _Search.joined([self._search(piece) for piece in pieces])
             starts = _starts(problem)
             count, batch = len(starts), problem.belief.batch_size
             found = self._descend(problem.map(lambda a: a.repeat(count, *[1] * (a.ndim - 1))), torch.cat(starts))
@@ -190,7 +193,7 @@ def _advance(problem: _Problem, state: _State, axes: _Axes) -> _State:
     step = axes.step(gradient, state.damping, state.stretch)
     step = step / (step.abs() / state.reach).amax(1, keepdim=True).clamp_min(1)
     trial = state.at(x + step, *problem.derivatives(x + step))
-    predicted = -(gradient * step).sum(1) - 0.5 * (step * (hessian @ step[..., None]).squeeze(-1)).sum(1)
+    predicted = -(gradient * step).sum(1) - 0.5 * (step * _applied(hessian, step)).sum(1)
     rounding = 64 * torch.finfo(x.dtype).eps * value.abs()
     drop = value - trial.value
     accepted = trial.usable() & (drop >= 1e-4 * predicted.clamp_min(0) - rounding)
@@ -254,6 +257,10 @@ class _Search:
         none = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         return cls(x.clone(), infinite.clone(), none.bool(), none, infinite)
 
+    @classmethod
+    def joined(cls, parts: list[_Search]) -> _Search:
+        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
     def map(self, fn: Callable[[Tensor], Tensor]) -> _Search:
         return _Search(*(fn(getattr(self, f.name)) for f in fields(self)))
 
@@ -284,8 +291,18 @@ class _Problem:
         """
         return 2 + (self.belief.coordinates() - self.target.coordinates()).abs().nan_to_num(0, 0)
 
-    def take(self, keep: Tensor) -> _Problem:
+    def take(self, keep: Tensor | slice) -> _Problem:
         return self.map(lambda a: a[keep])
+
+    def pieces(self) -> list[_Problem]:
+        """The batch in pieces that fit a processor's cache; an accelerator takes it whole.
+
+        Tensors of this size are also too small for torch to share out over threads, which costs more than it gives in the
+        many small operations of an iteration, and very much where other work keeps the processor busy.
+        """
+        batch, number = self.belief.coordinates().shape
+        size = max(1, 2**14 // (3 * number**2)) if self.fraction.device.type == "cpu" else batch
+        return [self.take(slice(first, first + size)) for first in range(0, batch, size)]
 
     def objective(self, x: Tensor) -> Tensor:
         return self.divergence.objective(self.belief.at(x), self.belief, self.target, self.fraction)
@@ -313,8 +330,8 @@ class _Axes:
     def of(cls, hessian: Tensor) -> _Axes:
         diagonal = hessian.diagonal(dim1=1, dim2=2).abs().sqrt()
         scale = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal))
-        curvature, vectors = torch.linalg.eigh(hessian / scale[:, :, None] / scale[:, None, :])
-        return cls(scale, curvature, vectors)
+        scaled = hessian / scale[:, :, None] / scale[:, None, :]
+        return cls(scale, *(_eigh_of_pairs(scaled) if scaled.shape[1] == 2 else torch.linalg.eigh(scaled)))
 
     @property
     def convex(self) -> Tensor:
@@ -327,8 +344,23 @@ class _Axes:
             curvature = torch.where(self.curvature < -1e-6, curvature / stretch[:, None], curvature)
         if damping is not None:
             curvature = curvature + damping[:, None]
-        along = self.vectors.mT @ (gradient / self.scale)[..., None] / curvature[..., None]
-        return -(self.vectors @ along).squeeze(-1) / self.scale
+        along = _applied(self.vectors.mT, gradient / self.scale) / curvature
+        return -_applied(self.vectors, along) / self.scale
+
+
+def _eigh_of_pairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, smaller first, and eigenvectors of symmetric matrices (batch, 2, 2), by Jacobi's rotation."""
+    a, b, c = matrix[:, 0, 0], matrix[:, 0, 1], matrix[:, 1, 1]
+    middle, half = (a + c) / 2, (a - c) / 2
+    radius, angle = torch.hypot(half, b), torch.atan2(b, half) / 2
+    cos, sin = angle.cos(), angle.sin()
+    vectors = torch.stack([torch.stack([-sin, cos], dim=1), torch.stack([cos, sin], dim=1)], dim=2)
+    return torch.stack([middle - radius, middle + radius], dim=1), vectors
+
+
+def _applied(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Matrices (batch, n, n) times vectors (batch, n): in the open, as a library's product starts threads for each."""
+    return (matrix * vector[:, None, :]).sum(2)
 
 
 def _attached(problem: _Problem, x: Tensor) -> Tensor:
@@ -351,8 +383,9 @@ def _starts(problem: _Problem) -> list[Tensor]:
     between = [torch.lerp(belief, target, w) for w in (0.25, 0.5, 0.75)]
     between += [
         guess.interpolate(problem.belief, problem.target, problem.fraction).coordinates()
+        # Not with the closed form of the problem itself: the two are there to check each other.
         for guess in (KL(), ReverseKL())
-        if has_closed_form(guess, problem.belief)
+        if guess != problem.divergence and has_closed_form(guess, problem.belief)
     ]
     candidates = torch.stack(between)
     values = torch.stack([problem.objective(x) for x in between])
