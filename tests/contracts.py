@@ -12,7 +12,7 @@ import torch
 from support import vectors
 from torch import Tensor
 
-from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture, Product
+from proxflow.beliefs import Belief, Binned, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture, Product
 from proxflow.divergences import (
     KL,
     MMD,
@@ -64,6 +64,10 @@ def categorical(seed: int, batch: int) -> Categorical:
     return Categorical(normal(seed, batch, 2, 3))
 
 
+def binned(seed: int, batch: int) -> Binned:
+    return Binned(normal(seed, batch, 2, 3))
+
+
 def gaussian_mixture(seed: int, batch: int) -> GaussianMixture:
     means, log_stds = normal(seed + 1000, batch, 2, 2), 0.3 * normal(seed + 2000, batch, 2, 2)
     return GaussianMixture(0.5 * normal(seed, batch, 2), 1.5 * means, log_stds.exp())
@@ -87,6 +91,7 @@ FAMILIES: dict[type[Belief], Callable[[int, int], Any]] = {
     DiagonalGaussian: diagonal_gaussian,
     FullGaussian: full_gaussian,
     Categorical: categorical,
+    Binned: binned,
     GaussianMixture: gaussian_mixture,
     Product: product,
 }

@@ -14,13 +14,16 @@ def vectors() -> Path:
 
 
 class Recorded(SampleStreams):
-    """A source of normal draws that gives recorded ones, in order."""
+    """A source of draws that gives recorded ones, in order."""
 
     def __init__(self, *draws: torch.Tensor) -> None:
         super().__init__(0, torch.arange(1))
         self.draws = list(draws)
 
     def normal(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        return self.draws.pop(0).reshape(shape).to(dtype)
+
+    def uniform(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         return self.draws.pop(0).reshape(shape).to(dtype)
 
 

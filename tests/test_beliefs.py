@@ -13,7 +13,7 @@ from scipy import integrate
 from torch import Tensor
 
 from proxflow._tensor import SampleStreams
-from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture, Product
+from proxflow.beliefs import Belief, Binned, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture, Product
 from proxflow.errors import ArgumentError
 
 every_family = pytest.mark.parametrize("family", list(contracts.FAMILIES))
@@ -53,6 +53,10 @@ def test_log_prob_matches_torch_distributions(family: type[Belief]) -> None:
         numbers, classes = belief.parts
         expected = torch.distributions.Normal(numbers.mean, numbers.std).log_prob(x[:, :2]).sum(1)
         expected += torch.distributions.Categorical(logits=classes.logits[:, 0]).log_prob(x[:, 2])
+    elif isinstance(belief, Binned):
+        expected = (
+            torch.distributions.Categorical(logits=belief.logits).log_prob((1.5 * (x + 1) - 0.5).round()).sum(1)
+        )  # three bins
     else:
         expected = torch.distributions.Categorical(logits=belief.logits).log_prob(x).sum(1)
     torch.testing.assert_close(belief.log_prob(x), expected)
@@ -88,6 +92,8 @@ def _covariance(one: Any) -> Tensor:
         weights, means, within = one.weights[0], one.means[0], torch.diag_embed(one.stds[0].square())
         gaps = means - one.mean
         return (weights[:, None, None] * (within + gaps[:, :, None] * gaps[:, None, :])).sum(0)
+    if isinstance(one, Binned):
+        return torch.diag((one.probs[0] * (one.centres - one.mean[0][:, None]).square()).sum(-1))
     if isinstance(one, Product):  # nothing between the parts
         numbers, classes = one.parts
         probs = classes.probs[0, 0]

@@ -62,16 +62,16 @@ class TestContinuousBFN:
         return BFN(math.sqrt(case["min_variance"]))
 
     def test_training_belief(self, case, flow):
-        belief = flow.belief(double(case["x"]), double(case["t"])[:, 0], Recorded(double(case["noise"])))
+        belief = flow.belief(double(case["x"]), double(case["t"]).flatten(1)[:, 0], Recorded(double(case["noise"])))
         torch.testing.assert_close(belief.mean, double(case["mean"]), rtol=0, atol=1e-10)
 
     def test_prediction_and_continuous_time_loss(self, case, flow):
         predict = PointPredictor(ReferenceNetwork(), flow, parameterisation="epsilon", clip_in_training=True)
-        x, t = double(case["x"]), double(case["t"])[:, 0]
+        x, t = double(case["x"]), double(case["t"]).flatten(1)[:, 0]
         belief = flow.belief(x, t, Recorded(double(case["noise"])))
         torch.testing.assert_close(predict(belief, t).mean, double(case["x_hat"]), rtol=0, atol=1e-10)
         loss = flow.loss(predict, x, Recorded(double(case["noise"])), t)
-        torch.testing.assert_close(loss, double(case["loss_continuous"]).mean(1), rtol=0, atol=1e-10)
+        torch.testing.assert_close(loss, double(case["loss_continuous"]).flatten(1).mean(1), rtol=0, atol=1e-10)
 
     def test_update_is_bayes_rule(self, flow):
         # Conjugate update of N(μ, 1/ρ) with an observation of precision α, written with moments.
@@ -105,14 +105,16 @@ class TestDiscreteBFN:
         return Categorical(2 * torch.sin(k * (belief.probs + t.reshape(-1, 1, 1))))
 
     def test_training_belief(self, case, flow):
-        belief = flow.belief(torch.tensor(case["x"]), double(case["t"])[:, 0], Recorded(double(case["noise"])))
+        belief = flow.belief(
+            torch.tensor(case["x"]), double(case["t"]).flatten(1)[:, 0], Recorded(double(case["noise"]))
+        )
         torch.testing.assert_close(belief.probs, double(case["theta"]), rtol=0, atol=1e-10)
 
     def test_continuous_time_loss(self, case, flow):
         loss = flow.loss(
-            self.predict, torch.tensor(case["x"]), Recorded(double(case["noise"])), double(case["t"])[:, 0]
+            self.predict, torch.tensor(case["x"]), Recorded(double(case["noise"])), double(case["t"]).flatten(1)[:, 0]
         )
-        torch.testing.assert_close(loss, double(case["loss_continuous"]).mean(1), rtol=0, atol=1e-10)
+        torch.testing.assert_close(loss, double(case["loss_continuous"]).flatten(1).mean(1), rtol=0, atol=1e-10)
 
     def test_update_multiplies_probabilities(self, flow):
         belief = Categorical(torch.randn(2, 3, flow.classes, generator=seeded(), dtype=torch.float64))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from proxflow import data, metrics, nn
-    from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture, Product
+    from proxflow.beliefs import Belief, Binned, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture, Product
     from proxflow.config import ModelConfig, TrainingConfig
     from proxflow.divergences import (
         KL,
@@ -32,10 +32,20 @@ if TYPE_CHECKING:
     )
     from proxflow.errors import ProxflowError
     from proxflow.exact import ExactClasses, ExactMean
-    from proxflow.flows import BFN, GPFN, CategoricalEndpoints, Diffusion, DiscreteBFN, Flow, GaussianEndpoints
+    from proxflow.flows import (
+        BFN,
+        GPFN,
+        CategoricalEndpoints,
+        Diffusion,
+        DiscreteBFN,
+        DiscretisedBFN,
+        Flow,
+        GaussianEndpoints,
+        Readout,
+    )
     from proxflow.likelihood import Nats, two_class_bound
     from proxflow.models import build, load
-    from proxflow.predictors import ClassPredictor, PointPredictor, Predictor
+    from proxflow.predictors import BinnedPredictor, ClassPredictor, PointPredictor, Predictor
     from proxflow.proximal import Proximal
     from proxflow.samplers import Deterministic, Marginal, Multistep2, Sampler, Stochastic, sample
     from proxflow.schedules import Cosine, Linear, VariancePreserving
@@ -45,7 +55,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "beliefs": ["Belief", "Categorical", "DiagonalGaussian", "FullGaussian", "GaussianMixture", "Product"],
+    "beliefs": ["Belief", "Binned", "Categorical", "DiagonalGaussian", "FullGaussian", "GaussianMixture", "Product"],
     "config": ["ModelConfig", "TrainingConfig"],
     "divergences": [
         "KL",
@@ -69,10 +79,20 @@ _HOMES = {
     ],
     "errors": ["ProxflowError"],
     "exact": ["ExactClasses", "ExactMean"],
-    "flows": ["BFN", "GPFN", "CategoricalEndpoints", "Diffusion", "DiscreteBFN", "Flow", "GaussianEndpoints"],
+    "flows": [
+        "BFN",
+        "GPFN",
+        "CategoricalEndpoints",
+        "Diffusion",
+        "DiscreteBFN",
+        "DiscretisedBFN",
+        "Flow",
+        "GaussianEndpoints",
+        "Readout",
+    ],
     "likelihood": ["Nats", "two_class_bound"],
     "models": ["build", "load"],
-    "predictors": ["ClassPredictor", "PointPredictor", "Predictor"],
+    "predictors": ["BinnedPredictor", "ClassPredictor", "PointPredictor", "Predictor"],
     "proximal": ["Proximal"],
     "samplers": ["Deterministic", "Marginal", "Multistep2", "Sampler", "Stochastic", "sample"],
     "schedules": ["Cosine", "Linear", "VariancePreserving"],

@@ -220,6 +220,18 @@ def log_weighted_sum(log_a: Tensor, log_b: Tensor, weight_a: Tensor, weight_b: T
     return torch.where(positive, anchor + torch.where(positive, total, torch.ones_like(total)).log(), nothing)
 
 
+def log_difference(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """log(eᵃ − eᵇ) for a > b; b may be −∞."""
+    gap = log_b - log_a
+    # log1p where e^gap is small, log(−expm1) where it is near 1: either alone loses half of the digits somewhere.
+    near = gap > -0.69
+    return log_a + torch.where(
+        near,
+        torch.where(near, -torch.expm1(gap), torch.ones_like(gap)).log(),
+        torch.where(near, torch.zeros_like(gap), -gap.exp()).log1p(),
+    )
+
+
 def log_mix(log_p: Tensor, log_q: Tensor, fraction: Tensor) -> Tensor:
     """log((1 − f) p + f q) from log p and log q, exact at f = 0 and f = 1."""
     return log_weighted_sum(log_p, log_q, 1 - fraction, fraction)

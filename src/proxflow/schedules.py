@@ -202,3 +202,22 @@ class QuadraticAccuracy:
 
     def accuracy(self, t: Tensor, s: Tensor) -> Tensor:
         return self.max_sqrt_beta**2 * (s - t) * (s + t)
+
+
+@dataclass(frozen=True)
+class LogitPath(GaussianPath):
+    """Path of the log-probabilities of discrete Bayesian Flow Networks (2404.15766, §5): z = β (K e_x − 1) + √(βK) ε.
+
+    Up to a constant the logits of a training belief are Gaussian around the data K e_x − 1, with a = β and b = √(βK).
+
+    Args:
+        accuracies: β(t).
+        classes: Number of classes K.
+    """
+
+    accuracies: QuadraticAccuracy
+    classes: int
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        beta = self.accuracies.beta(t)
+        return beta, (beta * self.classes).sqrt()

@@ -2,26 +2,29 @@
 
 A flow says three things. Its **prior** over beliefs; the **training belief** at time t given data x; and the **update**
 that moves a belief from time t to s with a predicted target. Barycentric flows (:class:`GPFN`) move by a proximal step of
-any divergence, Bayesian flows (:class:`BFN`, :class:`DiscreteBFN`) by Bayes' rule, which is the proximal step of KL with
-the energy E(p; y) = E_{x~p}[−log S(y|x; α)].
+any divergence, Bayesian flows (:class:`BFN`, :class:`DiscretisedBFN`, :class:`DiscreteBFN`) by Bayes' rule, which is the
+proximal step of KL with the energy E(p; y) = E_{x~p}[−log S(y|x; α)].
 
 A flow knows no network: ``predict`` in its loss is any function ``(belief, t) -> belief``, an exact one included.
 """
 
 from proxflow.flows.barycentric import GPFN, CategoricalEndpoints, Endpoints, GaussianEndpoints
 from proxflow.flows.base import Flow, Predict, draw_times
-from proxflow.flows.bayesian import BFN, DiscreteBFN
+from proxflow.flows.bayesian import BFN, BayesianFlow, DiscreteBFN, DiscretisedBFN, Readout
 from proxflow.flows.diffusion import Diffusion
 
 __all__ = [
     "BFN",
     "GPFN",
+    "BayesianFlow",
     "CategoricalEndpoints",
     "Diffusion",
     "DiscreteBFN",
+    "DiscretisedBFN",
     "Endpoints",
     "Flow",
     "GaussianEndpoints",
     "Predict",
+    "Readout",
     "draw_times",
 ]

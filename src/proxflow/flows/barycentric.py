@@ -200,10 +200,10 @@ class GPFN(Flow[Any]):
         # n steps end at t = 1, where the last one lands on its target: the prediction itself.
         return [k / nfe for k in range(nfe)]
 
-    def belief_at(self, mean: Tensor, t: Tensor) -> DiagonalGaussian:
+    def belief_at(self, latent: Tensor, t: Tensor) -> DiagonalGaussian:
         if self.path is None:
-            return super().belief_at(mean, t)
-        # The spread of a belief does not depend on where its mean is, for the geometries that have a path.
-        origin = DiagonalGaussian(mean.new_zeros([len(mean), *[1] * (mean.ndim - 1)]), mean.new_ones(()))
+            raise ArgumentError(f"{self} has no Gaussian path: use a proximal sampler")
+        # The spread of a belief does not depend on where its latent is, for the geometries that have a path.
+        origin = DiagonalGaussian(latent.new_zeros([len(latent), *[1] * (latent.ndim - 1)]), latent.new_ones(()))
         target = self.endpoints.target(origin.mean, origin)
-        return DiagonalGaussian(mean, self.proximal(origin, target, self.schedule.fraction(t)).std)
+        return DiagonalGaussian(latent, self.proximal(origin, target, self.schedule.fraction(t)).std)

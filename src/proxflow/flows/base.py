@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from proxflow._tensor import Generator, rand
-from proxflow.beliefs import Belief, DiagonalGaussian
+from proxflow.beliefs import Belief
 from proxflow.errors import ArgumentError
 from proxflow.schedules import GaussianPath
 
@@ -61,8 +61,20 @@ class Flow(ABC, Generic[B]):
         The prediction at the last of them is the sample.
         """
 
-    def belief_at(self, mean: Tensor, t: Tensor) -> DiagonalGaussian:
-        """The Gaussian belief with a given mean at time ``t``, for samplers that work on the path of means."""
+    @property
+    def latent_path(self) -> GaussianPath | None:
+        """Coefficients of the path a u(x) + b ε that path samplers move on; ``None`` where there is none.
+
+        Along it run the means of Gaussian beliefs, with u(x) = x, and the logits of discrete Bayesian ones.
+        """
+        return self.path
+
+    def latent_data(self, target: B) -> Tensor:
+        """u of a predicted target, where :attr:`latent_path` leads."""
+        return target.mean
+
+    def belief_at(self, latent: Tensor, t: Tensor) -> B:
+        """The belief with a given point of :attr:`latent_path` at time ``t``."""
         raise ArgumentError(f"{self} has no Gaussian path: use a proximal sampler")
 
 

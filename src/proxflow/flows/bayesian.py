@@ -1,36 +1,84 @@
-"""Bayesian flows: from one fixed belief by Bayes' rule, which is the proximal step of KL (2308.07037)."""
+"""Bayesian flows: from one fixed belief by Bayes' rule, which is the proximal step of KL (2308.07037).
+
+A sender shows noisy messages y ~ S(·|x; α) of the data, a receiver, who predicts the data from its belief, expects
+R(·) = E_{x̂ ~ prediction} S(·|x̂; α). What a message costs is KL(S ‖ R), in n messages or in the limit of infinitely many;
+what remains to be said at t = 1 is the reconstruction loss. Their sum bounds −log p(x), see :mod:`proxflow.likelihood`.
+Real numbers, numbers in bins and classes differ in what is predicted and in how it is shown.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, mean_events, over_events, randn
-from proxflow.beliefs import Categorical, DiagonalGaussian
-from proxflow.flows.base import Flow, Predict, check_class_number, check_classes, check_real, draw_times
-from proxflow.schedules import GaussianAccuracy, QuadraticAccuracy
+from proxflow._tensor import Generator, log_difference, mean_events, over_events, randn
+from proxflow.beliefs import Binned, Categorical, DiagonalGaussian, bin_centre, bin_of, gaussian_bin_log_prob
+from proxflow.errors import ArgumentError
+from proxflow.flows.base import B, Flow, Predict, check_class_number, check_classes, check_real, draw_times
+from proxflow.schedules import GaussianAccuracy, LogitPath, QuadraticAccuracy
 
 
-def _bayesian_times(nfe: int) -> list[float]:
-    """n − 1 updates and a last prediction at t = 1: the reference sampler's n + 1 for n updates, counted as spent."""
-    return [k / (nfe - 1) for k in range(nfe)] if nfe > 1 else [0.0]
+class BayesianFlow(Flow[B]):
+    """What Bayesian flows of all three data types have in common: their losses are parts of one bound of −log p(x)."""
+
+    @abstractmethod
+    def n_step_loss(
+        self, predict: Predict, x: Tensor, generator: Generator, steps: int, t: Tensor | None = None, *, draws: int = 10
+    ) -> Tensor:
+        """Loss of sending ``steps`` messages, from one of them for each example, (batch,), nats per coordinate.
+
+        n KL(S ‖ R) of the message of accuracy β(t + 1/n) − β(t), an unbiased estimate of the sum over all n when its time is
+        drawn. As n grows it becomes :meth:`loss`.
+
+        Args:
+            predict: Function of a belief and times (batch,) that returns the predicted target.
+            x: Data (batch, *event).
+            generator: Source of the times, of the beliefs' noise and of the messages.
+            steps: Number n of messages, ≥ 1.
+            t: Times (batch,) before the message, k/n with k = 0 … n − 1; ``None`` draws them.
+            draws: Messages that estimate the divergence where it has no closed form, ≥ 1.
+
+        Raises:
+            ArgumentError: ``x`` has the wrong type, or a number is out of range.
+        """
+
+    @abstractmethod
+    def reconstruction_loss(self, predict: Predict, x: Tensor, generator: Generator) -> Tensor:
+        """−log p(x | belief at t = 1) of each example, (batch,), nats per coordinate.
+
+        Args:
+            predict: Function of a belief and times (batch,) that returns the predicted target.
+            x: Data (batch, *event).
+            generator: Source of the beliefs' noise.
+
+        Raises:
+            ArgumentError: ``x`` has the wrong type.
+        """
+
+    def times(self, nfe: int) -> list[float]:
+        # n − 1 updates and a last prediction at t = 1: the reference sampler's n + 1 for n updates, counted as spent.
+        return [k / (nfe - 1) for k in range(nfe)] if nfe > 1 else [0.0]
+
+    @staticmethod
+    def _step_times(x: Tensor, generator: Generator, steps: int, t: Tensor | None, draws: int) -> tuple[Tensor, Tensor]:
+        """Times before and after the messages, (batch,) each."""
+        if steps < 1 or draws < 1:
+            raise ArgumentError(f"steps and draws must be at least 1, got {steps} and {draws}")
+        t = draw_times(len(x), generator, x.device) if t is None else t
+        # Rounded up a little before the floor: k/n times n may fall just short of k.
+        k = (t.double() * steps + 1e-4).floor().clamp(0, steps - 1)
+        return (k / steps).to(t.dtype), ((k + 1) / steps).to(t.dtype)
 
 
-@dataclass(frozen=True)
-class BFN(Flow[DiagonalGaussian]):
-    """Bayesian Flow Network for continuous data (2308.07037, §4).
+class _GaussianBayesianFlow(BayesianFlow[DiagonalGaussian]):
+    """Beliefs N(μ, 1/ρ) about real numbers, begun at N(0, 1); messages y ~ N(x, 1/α)."""
 
-    The prior is N(0, 1), fixed; messages are y ~ N(x, 1/α); the update is Bayes' rule.
-
-    Args:
-        sigma1: Standard deviation of the belief at t = 1. The reference uses √1e-3 in its code's default and
-            σ₁² = 1e-6 for fine data.
-    """
-
-    sigma1: float = 1e-3
+    sigma1: float
 
     @property
     def path(self) -> GaussianAccuracy:  # type: ignore[override]
@@ -47,36 +95,169 @@ class BFN(Flow[DiagonalGaussian]):
         return DiagonalGaussian(mean, mean.new_ones(()))
 
     def belief(self, x: Tensor, t: Tensor, generator: Generator) -> DiagonalGaussian:
+        x = self._sent(x)
         a, b = (over_events(c, x) for c in self.path.coefficients(t))
         return self.belief_at(a * x + b * randn(x.shape, generator, x.dtype, x.device), t)
 
-    def belief_at(self, mean: Tensor, t: Tensor) -> DiagonalGaussian:
-        return DiagonalGaussian(mean, over_events(self.path.precision(t).rsqrt(), mean))
+    def belief_at(self, latent: Tensor, t: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian(latent, over_events(self.path.precision(t).rsqrt(), latent))
 
     def update(
-        self, belief: DiagonalGaussian, target: DiagonalGaussian, t: Tensor, s: Tensor, generator: Generator | None
+        self, belief: DiagonalGaussian, target: Any, t: Tensor, s: Tensor, generator: Generator | None
     ) -> DiagonalGaussian:
         alpha = self.path.accuracy(t, s).to(belief.mean.dtype)
-        message = target.mean
-        if generator is not None:
+        if generator is None:
+            message = target.mean
+        else:
+            message = self._drawn(target, generator)
             message = message + alpha.rsqrt() * randn(message.shape, generator, message.dtype, message.device)
         precision = belief.std.reciprocal().square()
         total = precision + alpha
         return DiagonalGaussian(belief.mean + alpha / total * (message - belief.mean), total.rsqrt())
 
     def loss(self, predict: Predict, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
-        """Continuous-time loss −ln σ₁ σ₁^{−2t} (x − x̂)², nats per dimension (2308.07037, eq. 101)."""
+        """Continuous-time loss −ln σ₁ σ₁^{−2t} (x − x̂)², nats per coordinate (2308.07037, eq. 101).
+
+        x̂ is the mean of the prediction, for bins Σ p_k c_k.
+        """
         check_real(x)
         t = draw_times(len(x), generator, x.device) if t is None else t
         predicted = predict(self.belief(x, t, generator), t)
-        return 0.5 * self.path.rate(t) * mean_events((x - predicted.mean).square())
+        return 0.5 * self.path.rate(t) * mean_events((self._sent(x) - predicted.mean).square())
 
-    def times(self, nfe: int) -> list[float]:
-        return _bayesian_times(nfe)
+    def _sent(self, x: Tensor) -> Tensor:
+        """What is sent of the data."""
+        return x
+
+    @abstractmethod
+    def _drawn(self, target: Any, generator: Generator) -> Tensor:
+        """An event drawn from a prediction, around which the sampler's message is."""
 
 
 @dataclass(frozen=True)
-class DiscreteBFN(Flow[Categorical]):
+class Readout:
+    """How a :class:`BFN` reads data out at t = 1: the mass of N(x̂, std²) in equal bins of [−1, 1].
+
+    Args:
+        bins: Number of bins, ≥ 2, one for each value that the data can have: 256 for 8-bit images.
+        std: Standard deviation > 0 in units of the data; ``None`` is σ₁.
+        density_below: See :func:`proxflow.beliefs.gaussian_bin_log_prob`; 0 is exact, the reference has 1e-5.
+    """
+
+    bins: int = 256
+    std: float | None = None
+    density_below: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_bins(self.bins)
+        if self.std is not None and not self.std > 0:
+            raise ArgumentError(f"std of the readout must be positive, got {self.std}")
+
+
+def _check_bins(bins: int) -> None:
+    if bins < 2:
+        raise ArgumentError(f"discretised data need at least 2 bins, got {bins}")
+
+
+@dataclass(frozen=True)
+class BFN(_GaussianBayesianFlow):
+    """Bayesian Flow Network for continuous data (2308.07037, §4).
+
+    The prior is N(0, 1), fixed; messages are y ~ N(x, 1/α); the update is Bayes' rule.
+
+    Args:
+        sigma1: Standard deviation of the belief at t = 1. The reference uses √1e-3 in its code's default and
+            σ₁² = 1e-6 for fine data.
+        readout: How data are read out at t = 1, for the reconstruction loss.
+    """
+
+    sigma1: float = 1e-3
+    readout: Readout = field(default_factory=Readout)
+
+    def _drawn(self, target: DiagonalGaussian, generator: Generator) -> Tensor:
+        return target.mean  # the reference's output distribution is a point, whatever spread a target carries
+
+    def n_step_loss(
+        self, predict: Predict, x: Tensor, generator: Generator, steps: int, t: Tensor | None = None, *, draws: int = 10
+    ) -> Tensor:
+        """n α/2 (x − x̂)², nats per coordinate (2308.07037, eq. 95): sender and receiver are Gaussians of one spread."""
+        check_real(x)
+        t, s = self._step_times(x, generator, steps, t, draws)
+        predicted = predict(self.belief(x, t, generator), t)
+        return 0.5 * steps * self.path.accuracy(t, s) * mean_events((x - predicted.mean).square())
+
+    def reconstruction_loss(self, predict: Predict, x: Tensor, generator: Generator) -> Tensor:
+        check_real(x)
+        t = torch.ones(len(x), dtype=x.dtype, device=x.device)
+        mean = predict(self.belief(x, t, generator), t).mean
+        std = mean.new_full((), self.sigma1 if self.readout.std is None else self.readout.std)
+        return -mean_events(gaussian_bin_log_prob(x, mean, std, self.readout.bins, self.readout.density_below))
+
+
+@dataclass(frozen=True)
+class DiscretisedBFN(_GaussianBayesianFlow):
+    """Bayesian Flow Network for discretised data: real numbers that come in K equal bins of [−1, 1] (2308.07037, §5).
+
+    Beliefs and messages are those of :class:`BFN`. The prediction is a distribution over the bins (:class:`Binned`, from a
+    :class:`BinnedPredictor`), the sampler's message is around a centre drawn from it, and the last output is the most
+    probable bin's centre. Data are moved to their bin's centre before anything is done with them.
+
+    Args:
+        bins: Number of bins K ≥ 2.
+        sigma1: Standard deviation of the belief at t = 1.
+    """
+
+    bins: int
+    sigma1: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _check_bins(self.bins)
+
+    def _sent(self, x: Tensor) -> Tensor:
+        return bin_centre(bin_of(x, self.bins), self.bins, x.dtype)
+
+    def _drawn(self, target: Binned, generator: Generator) -> Tensor:
+        return target.sample(generator)
+
+    def n_step_loss(
+        self, predict: Predict, x: Tensor, generator: Generator, steps: int, t: Tensor | None = None, *, draws: int = 10
+    ) -> Tensor:
+        """n E_y [log N(y; x, 1/α) − log Σ_k p_k N(y; c_k, 1/α)], nats per coordinate (2308.07037, eq. 110–113).
+
+        Each coordinate has a message of its own, one number, so there is one way only to mix (see :class:`DiscreteBFN`).
+        """
+        check_real(x)
+        t, s = self._step_times(x, generator, steps, t, draws)
+        predicted = predict(self.belief(x, t, generator), t)
+        log_probs = self._binned(predicted).log_probs
+        # Distances of centres from the true one, exactly 0 at that one: so its term is log p_x whatever α is.
+        index = bin_of(x, self.bins)[..., None]
+        steps_off = torch.arange(self.bins, device=x.device) - index
+        root = over_events(self.path.accuracy(t, s).sqrt(), log_probs)
+        away = steps_off.to(log_probs.dtype) * (2 / self.bins) * root
+        total = torch.zeros_like(log_probs[..., 0])
+        for _ in range(draws):
+            # With y = x + ε/√α: log N(y; c_k, 1/α) − log N(y; x, 1/α) = ε²/2 − (away_k − ε)²/2.
+            noise = randn(x.shape, generator, log_probs.dtype, x.device)[..., None]
+            total = total - torch.logsumexp(log_probs - 0.5 * away * (away - 2 * noise), dim=-1)
+        return steps * mean_events(total / draws)
+
+    def reconstruction_loss(self, predict: Predict, x: Tensor, generator: Generator) -> Tensor:
+        check_real(x)
+        t = torch.ones(len(x), dtype=x.dtype, device=x.device)
+        log_probs = self._binned(predict(self.belief(x, t, generator), t)).log_probs
+        return -mean_events(log_probs.gather(-1, bin_of(x, self.bins)[..., None]).squeeze(-1))
+
+    def _binned(self, predicted: Any) -> Binned:
+        if not isinstance(predicted, Binned) or predicted.bins != self.bins:
+            raise ArgumentError(
+                f"this loss needs probabilities of {self.bins} bins, as a BinnedPredictor gives them, got {predicted!r:.80}"
+            )
+        return predicted
+
+
+@dataclass(frozen=True)
+class DiscreteBFN(BayesianFlow[Categorical]):
     """Bayesian Flow Network for discrete data (2308.07037, §6).
 
     The prior is uniform, fixed; messages are y ~ N(α(K e_x − 1), αK I); the update adds them to the log-probabilities.
@@ -99,6 +280,16 @@ class DiscreteBFN(Flow[Categorical]):
     @property
     def accuracies(self) -> QuadraticAccuracy:
         return QuadraticAccuracy(self.max_sqrt_beta)
+
+    @property
+    def latent_path(self) -> LogitPath:
+        return LogitPath(self.accuracies, self.classes)
+
+    def latent_data(self, target: Categorical) -> Tensor:
+        return self.classes * target.probs - 1
+
+    def belief_at(self, latent: Tensor, t: Tensor) -> Categorical:
+        return Categorical(latent.log_softmax(-1))
 
     def prior(
         self,
@@ -138,5 +329,52 @@ class DiscreteBFN(Flow[Categorical]):
         gap = (one_hot - predicted.probs).square().sum(-1)
         return 0.5 * self.classes * self.accuracies.rate(t) * mean_events(gap)
 
-    def times(self, nfe: int) -> list[float]:
-        return _bayesian_times(nfe)
+    def n_step_loss(
+        self,
+        predict: Predict,
+        x: Tensor,
+        generator: Generator,
+        steps: int,
+        t: Tensor | None = None,
+        *,
+        draws: int = 10,
+        mixture: Literal["joint", "coordinates"] = "joint",
+    ) -> Tensor:
+        """n E_y [log S(y|x; α) − log Σ_k ê_k S(y|k; α)], nats per coordinate of the event (2308.07037, eq. 189).
+
+        A message is a vector of K numbers, and the receiver expects one class or another: the mixture is one of whole
+        vectors, Σ_k ê_k Π_j N(y_j). All in log space; what is common to all S(y|k) cancels and leaves
+        −log Σ_k ê_k exp(y_k − y_x).
+
+        Args:
+            mixture: ``"coordinates"`` mixes each of the K numbers by itself, Π_j Σ_k ê_k N(y_j), as the public reference
+                implementation does. That is the divergence of another receiver, who forgets that the K numbers speak of
+                one class; the sampler draws no messages from it.
+        """
+        check_classes(x)
+        if mixture not in ("joint", "coordinates"):
+            raise ArgumentError(f"mixture is 'joint' or 'coordinates', got {mixture!r}")
+        t, s = self._step_times(x, generator, steps, t, draws)
+        log_probs = predict(self.belief(x, t, generator), t).log_probs
+        own = torch.nn.functional.one_hot(x, self.classes).bool()
+        scale = self.classes * over_events(self.accuracies.accuracy(t, s), log_probs)  # αK, the variance of a message
+        total = torch.zeros_like(log_probs[..., 0])
+        for _ in range(draws):
+            noise = scale.sqrt() * randn(log_probs.shape, generator, log_probs.dtype, log_probs.device)
+            if mixture == "joint":
+                # y_k − y_x without its cancelling parts: −αK + √(αK)(ε_k − ε_x), and exactly 0 for k = x.
+                ahead = noise - noise.gather(-1, x[..., None]) - scale
+                total = total - torch.logsumexp(log_probs + torch.where(own, 0, ahead), dim=-1)
+            else:
+                # For y_j there are two Gaussians only, that of class j and that of all others, their means αK apart.
+                others = log_difference(torch.zeros_like(log_probs), log_probs)
+                right, wrong = torch.where(own, log_probs, others), torch.where(own, others, log_probs)
+                odds = torch.where(own, -noise, noise) - scale / 2
+                total = total - torch.logsumexp(torch.stack([right, wrong + odds]), dim=0).sum(-1)
+        return steps * mean_events(total / draws)
+
+    def reconstruction_loss(self, predict: Predict, x: Tensor, generator: Generator) -> Tensor:
+        check_classes(x)
+        t = torch.ones(len(x), device=x.device)
+        log_probs = predict(self.belief(x, t, generator), t).log_probs
+        return -mean_events(log_probs.gather(-1, x[..., None]).squeeze(-1))

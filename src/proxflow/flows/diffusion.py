@@ -53,8 +53,8 @@ class Diffusion(Flow[DiagonalGaussian]):
         a, b = (over_events(c, x) for c in self.path.coefficients(t))
         return DiagonalGaussian(a * x + b * randn(x.shape, generator, x.dtype, x.device), b)
 
-    def belief_at(self, mean: Tensor, t: Tensor) -> DiagonalGaussian:
-        return DiagonalGaussian(mean, over_events(self.path.coefficients(t)[1], mean))
+    def belief_at(self, latent: Tensor, t: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian(latent, over_events(self.path.coefficients(t)[1], latent))
 
     def update(
         self, belief: DiagonalGaussian, target: DiagonalGaussian, t: Tensor, s: Tensor, generator: Generator | None

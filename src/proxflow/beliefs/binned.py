@@ -1,0 +1,164 @@
+"""Beliefs about discretised data: for every coordinate of an event, probabilities of equal bins of [−1, 1]."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from proxflow._tensor import Generator, gumbel_max, log_difference, sum_events
+from proxflow.beliefs.base import Belief
+from proxflow.errors import ArgumentError
+
+
+def bin_of(x: Tensor, bins: int) -> Tensor:
+    """Index of the bin of [−1, 1] that holds ``x``, int64 of its shape; the end bins hold all that lies beyond.
+
+    Bin k reaches from −1 + 2k/K to −1 + 2(k+1)/K.
+    """
+    return ((x / 2 + 0.5) * bins).floor().clamp(0, bins - 1).long()
+
+
+def bin_centre(index: Tensor, bins: int, dtype: torch.dtype) -> Tensor:
+    """Centre −1 + (2k + 1)/K of bin k, of the shape of ``index``."""
+    return 2 * ((index.to(dtype) + 0.5) / bins) - 1
+
+
+def _log_mass(low: Tensor, high: Tensor) -> Tensor:
+    """log(Φ(high) − Φ(low)) for low < high, either possibly infinite, to full accuracy in both tails."""
+    # Of an interval above 0 take the mirror image: there Φ is small, and its logarithm says all.
+    mirror = low + high > 0
+    low, high = torch.where(mirror, -high, low), torch.where(mirror, -low, high)
+    return log_difference(torch.special.log_ndtr(high), torch.special.log_ndtr(low))
+
+
+def gaussian_bin_log_prob(x: Tensor, mean: Tensor, std: Tensor, bins: int, density_below: float = 0.0) -> Tensor:
+    """Log-probability (nats) of the bin that holds ``x`` under N(mean, std²), of their broadcast shape.
+
+    The end bins take the tails' mass. Computed in double precision and in log space: exact however small it is.
+
+    Args:
+        x: Data in [−1, 1].
+        mean: Mean of the Gaussian.
+        std: Its standard deviation, > 0.
+        bins: Number of bins K.
+        density_below: Where the probability is smaller than this, take the density at the bin's centre times its width
+            instead. The BFN reference does so below 1e-5 (2308.07037, its public code), which is not normalised.
+    """
+    index, mean64, std64 = bin_of(x, bins), mean.double(), std.double()
+    low, high = (((index + side).double() * (2 / bins) - 1 - mean64) / std64 for side in (0, 1))
+    # Finite, yet so far out that no mass lies beyond: the gradients stay finite, which at ±∞ they are not.
+    far = torch.full_like(low, 1e100)
+    exact = _log_mass(torch.where(index == 0, -far, low), torch.where(index == bins - 1, far, high))
+    if density_below > 0:
+        z = (bin_centre(index, bins, torch.float64) - mean64) / std64
+        density = -0.5 * z.square() - std64.log() - 0.5 * math.log(2 * math.pi) + math.log(2 / bins)
+        exact = torch.where(exact < math.log(density_below), density, exact)
+    return exact.to(torch.promote_types(mean.dtype, std.dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Binned(Belief):
+    """Independent distributions over K equal bins of [−1, 1], the output of a BFN for discretised data (2308.07037, §5).
+
+    Its events are the centres c_k = −1 + (2k + 1)/K, k = 0 … K − 1.
+
+    Args:
+        logits: Log-probabilities of the bins up to a constant, (batch, *event, K), K ≥ 2. −∞ is a bin ruled out.
+
+    Raises:
+        ArgumentError: Wrong number of dimensions or bins, or not floating point.
+    """
+
+    logits: Tensor
+    factorised = True
+
+    def __post_init__(self) -> None:
+        if not self.logits.is_floating_point() or self.logits.ndim < 2 or self.logits.shape[-1] < 2:
+            raise ArgumentError(
+                "a binned belief needs floating-point logits (batch, *event, bins) with at least 2 bins, "
+                f"got {self.logits.dtype} {tuple(self.logits.shape)}"
+            )
+
+    @classmethod
+    def of_gaussian(cls, mean: Tensor, std: Tensor, bins: int) -> Self:
+        """The mass of N(mean, std²) in each bin, its tails in the end bins.
+
+        In double precision (what is left of a difference of distribution functions in single is too little), then rounded.
+
+        Args:
+            mean: (batch, *event).
+            std: Standard deviation > 0, of the same shape.
+            bins: Number of bins ≥ 2.
+        """
+        mean64, std64 = mean.double()[..., None], std.double()[..., None]
+        inner = torch.arange(1, bins, dtype=torch.float64, device=mean.device) * (2 / bins) - 1
+        z = (inner - mean64) / std64
+        below, above = torch.special.log_ndtr(z), torch.special.log_ndtr(-z)
+        left = z[..., :-1] + z[..., 1:] <= 0  # there the lower tail is the small one
+        middle = log_difference(
+            torch.where(left, below[..., 1:], above[..., :-1]), torch.where(left, below[..., :-1], above[..., 1:])
+        )
+        return cls(torch.cat([below[..., :1], middle, above[..., -1:]], dim=-1).to(mean.dtype))
+
+    @property
+    def batch_size(self) -> int:
+        return self.logits.shape[0]
+
+    @property
+    def bins(self) -> int:
+        return self.logits.shape[-1]
+
+    @property
+    def centres(self) -> Tensor:
+        """c_k, (K,)."""
+        return bin_centre(torch.arange(self.bins, device=self.logits.device), self.bins, self.logits.dtype)
+
+    @property
+    def log_probs(self) -> Tensor:
+        return self.logits.log_softmax(-1)
+
+    @property
+    def probs(self) -> Tensor:
+        return self.logits.softmax(-1)
+
+    @property
+    def mean(self) -> Tensor:
+        """Σ p_k c_k, (batch, *event)."""
+        return (self.probs * self.centres).sum(-1)
+
+    @property
+    def mode(self) -> Tensor:
+        """Centre of the most probable bin, (batch, *event)."""
+        return bin_centre(self.logits.argmax(-1), self.bins, self.logits.dtype)
+
+    def sample(self, generator: Generator) -> Tensor:
+        return bin_centre(gumbel_max(self.log_probs, generator), self.bins, self.logits.dtype)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-probability (nats) of the bins that hold ``x`` (batch, *event), real numbers, → (batch,)."""
+        self._check_event(x, self.logits.shape[:-1])
+        if not x.is_floating_point():
+            raise ArgumentError(f"events of a binned belief are real numbers in [-1, 1], got {x.dtype}")
+        return sum_events(self.log_probs.gather(-1, bin_of(x, self.bins)[..., None]).squeeze(-1))
+
+    def coordinates(self) -> Tensor:
+        """Log-odds against the last bin, (batch, sites · (K − 1)); infinite where a bin is ruled out."""
+        return (self.logits[..., :-1] - self.logits[..., -1:]).reshape(self.batch_size, -1)
+
+    def at(self, coordinates: Tensor) -> Self:
+        free = coordinates.reshape(len(coordinates), *self.logits.shape[1:-1], self.bins - 1)
+        return type(self)(torch.cat([free, torch.zeros_like(free[..., :1])], dim=-1).log_softmax(-1))
+
+    def features(self) -> Tensor:
+        """The mean, as a network reads it of other beliefs about real data."""
+        return self.mean
+
+    def sites(self) -> Self:
+        return type(self)(self.logits.reshape(-1, 1, self.bins))
+
+    def unsites(self, sites: Self) -> Self:
+        return type(self)(sites.logits.reshape(self.logits.shape))
