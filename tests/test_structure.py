@@ -27,6 +27,7 @@ ALLOWED = {
     "beliefs": TENSORS,
     "divergences": TENSORS | {"beliefs"},
     "solvers": TENSORS | {"beliefs", "divergences"},
+    "moments": TENSORS | {"beliefs", "divergences", "solvers"},
     "proximal": TENSORS | {"beliefs", "divergences", "solvers"},
     "flows": TENSORS | {"beliefs", "divergences", "solvers", "proximal", "schedules"},
     "likelihood": TENSORS | {"beliefs", "divergences", "schedules", "flows"},

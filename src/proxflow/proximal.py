@@ -14,7 +14,7 @@ from torch import Tensor
 
 from proxflow.beliefs import Belief
 from proxflow.divergences import Divergence
-from proxflow.solvers import NewtonSolver
+from proxflow.solvers import Solver
 
 B = TypeVar("B", bound=Belief)
 
@@ -30,7 +30,7 @@ class Proximal:
     """
 
     divergence: Divergence
-    solver: NewtonSolver | None = None
+    solver: Solver | None = None
 
     def __call__(self, belief: B, message: B, fraction: Tensor | float) -> B:
         """The step from ``belief`` toward ``message`` by ``fraction`` (a scalar or (batch,), in [0, 1]).

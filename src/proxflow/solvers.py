@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Generic, TypeVar, cast
+from typing import Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -58,6 +58,13 @@ class Solution(Generic[B]):
                 "targets away from point masses and ruled-out classes."
             )
         return self.belief
+
+
+class Solver(Protocol):
+    """What minimises a proximal step numerically: :class:`NewtonSolver`, or a faster method for the pairs it knows."""
+
+    def __call__(self, divergence: Divergence, belief: B, target: B, fraction: Tensor | float) -> Solution[B]:
+        """Minimise (1 − f) D(r, belief) + f D(r, target) over beliefs r of the family."""
 
 
 @dataclass(frozen=True)

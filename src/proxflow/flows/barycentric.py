@@ -18,7 +18,7 @@ from proxflow.errors import ArgumentError
 from proxflow.flows.base import B, Flow, Predict, check_class_number, check_classes, check_real, draw_times
 from proxflow.proximal import Proximal
 from proxflow.schedules import GaussianPath, Linear, Schedule
-from proxflow.solvers import NewtonSolver
+from proxflow.solvers import Solver
 
 
 class Endpoints(ABC, Generic[B]):
@@ -145,7 +145,7 @@ class GPFN(Flow[Any]):
     divergence: Divergence = field(default_factory=Wasserstein2)
     schedule: Schedule = field(default_factory=Linear)
     endpoints: Endpoints[Any] = field(default_factory=GaussianEndpoints)
-    solver: NewtonSolver | None = None
+    solver: Solver | None = None
     simulated_steps: int = 8
     weight_floor: float = 0.3
 
