@@ -517,6 +517,27 @@ def test_evaluate_a_model(run, model, tmp_path):
     assert (cell["flow"], cell["sampler"], cell["nfe"], cell["seed"]) == ("gpfn-w2", "stochastic", 2, 3)
     assert cell["samples"] == 20
     assert {"hardware", "versions"} <= set(content)
+    # Every score has its standard error, interval and floor, and the record says what it was measured under.
+    for name in ("kid", "precision", "recall", "density", "coverage", "diversity", "vendi", "sliced_wasserstein"):
+        assert math.isfinite(cell[name])
+        assert math.isfinite(cell[f"floor_{name}"])
+        assert cell["intervals"][name][0] <= cell["intervals"][name][1]
+        assert cell["errors"][name] >= 0.0
+    assert cell["nearest_real"] == cell["floor_nearest"] > 0.0
+    assert cell["kid_error"] > 0.0
+    assert cell["accuracy"] is None
+    assert {len(cell[f"{name}_sha256"]) for name in ("extractor", "reference", "training")} == {64}
+    assert (cell["dimension"], cell["neighbours"]) == (64, 3)
+    for word in (
+        "KID",
+        "density",
+        "coverage",
+        "Vendi",
+        "sliced Wasserstein",
+        "nearest training image",
+        "95 % interval",
+    ):
+        assert word in out
     # The real images are noise as the reference is; an untrained network's images are not.
     assert cell["floor"] < cell["frechet"]
     assert f"{cell['frechet']:.2f}" in out
@@ -561,6 +582,136 @@ def test_evaluate_refuses_before_it_works(run, model, tmp_path, no_work):
     ):
         assert refused(run("evaluate", "--data", data, *words), expected)
     assert refused(run("evaluate", model, "--data", tmp_path / "nowhere"), "no data set")
+
+
+def test_evaluate_tabulates_like_beside_like(run, model, tmp_path):
+    data = write_idx(tmp_path / "idx")
+    for name, seed in (("a", 1), ("b", 2)):
+        imagefiles.write(tmp_path / f"{name}.npz", noise(20, seed=seed))
+    imagefiles.write(tmp_path / "pictures", noise(20, seed=1))
+    words = ("evaluate", "--data", data)
+
+    first = run(*words, tmp_path / "a.npz", "--out", tmp_path / "a.json")
+    second = run(*words, tmp_path / "b.npz", "--out", tmp_path / "b.json")
+    drawn = run(*words, model, "--n", 20, "--steps", 1, "--out", tmp_path / "model.json")
+    assert (first[0], second[0], drawn[0]) == (0, 0, 0)
+    a, b, own = (json.loads((tmp_path / f"{name}.json").read_text())["cells"][0] for name in ("a", "b", "model"))
+
+    out = tmp_path / "all.json"
+    status, shown, err = run(
+        *words,
+        tmp_path / "a.npz",
+        tmp_path / "pictures",
+        model,
+        tmp_path / "b.json",
+        "--n",
+        20,
+        "--steps",
+        1,
+        "--out",
+        out,
+    )
+    assert (status, err) == (0, "")
+    cells = json.loads(out.read_text())["cells"]
+    assert [cell["frechet"] for cell in cells] == pytest.approx([a["frechet"], a["frechet"], own["frechet"]], rel=1e-9)
+    for cell in (a, b, own):
+        assert (
+            f"{cell['frechet']:.2f} ±{cell['errors']['frechet']:.2f}" in shown if "frechet" in cell["errors"] else True
+        )
+        assert f"{cell['coverage']:.3f} ±{cell['errors']['coverage']:.3f}" in shown
+        assert f"{cell['floor']:.2f}" in shown
+
+    # Results alone, without evaluating anything.
+    status, shown, err = run("evaluate", tmp_path / "a.json", tmp_path / "b.json", "--data", tmp_path / "nowhere")
+    assert (status, err) == (0, "")
+    assert f"{b['recall']:.3f} ±" in shown
+    # --images is one more source.
+    status, shown, _ = run(*words, "--images", tmp_path / "a.npz", tmp_path / "b.npz")
+    assert status == 0
+    assert f"{b['frechet']:.2f}" in shown
+
+
+def test_evaluate_refuses_to_tabulate_unlike_with_unlike(run, model, tmp_path, no_work):
+    data, other = write_idx(tmp_path / "idx"), write_idx(tmp_path / "other", train=90, test=61)
+    imagefiles.write(tmp_path / "a.npz", noise(20, seed=1))
+    imagefiles.write(tmp_path / "few.npz", noise(10, seed=1))
+    for name, words in (
+        ("like", ("--data", data)),
+        ("reference", ("--data", other)),
+        ("pixels", ("--data", data, "--extractor", "pixels")),
+        ("few", ("--data", data, "--n", 10)),
+    ):
+        assert run("evaluate", tmp_path / "a.npz", *words, "--out", tmp_path / f"{name}.json")[0] == 0
+    like = tmp_path / "like.json"
+    for name, told in (
+        ("reference", ("reference", "61 test images", "reference_sha256")),
+        ("pixels", ("extractor: mnist-classifier and pixels", "sha256: 953281188c15 and e3b0c44298fc")),
+        ("few", ("samples: 20 and 10",)),
+    ):
+        unlike = tmp_path / f"{name}.json"
+        assert refused(run("evaluate", like, unlike), "cannot stand in one table", "like.json", unlike.name, *told)
+        # The same beside images yet to be drawn: refused before they are.
+        assert refused(run("evaluate", model, unlike, "--data", data, "--n", 20), "cannot stand in one", unlike.name)
+    assert refused(run("evaluate", tmp_path / "a.npz", tmp_path / "few.npz", "--data", data), "20 and 10", "--n 10")
+    assert refused(run("evaluate", model, tmp_path / "a.npz", "--data", data), "samples: 1000 and 20")
+
+
+def test_evaluate_reads_what_experiments_wrote_and_shows_intervals_over_seeds(run, tmp_path):
+    cell = {"flow": "bfn", "sampler": "stochastic", "nfe": 5, "samples": 500, "precision": 0.5, "recall": 0.25}
+    cells = [{**cell, "seed": seed, "frechet": 10.0 + seed, "diversity": 0.9, "floor": 1.25} for seed in (0, 1, 2)]
+    cells = [{**cell, "extractor": "mnist-classifier 953281188c15"} for cell in cells]
+    content = {
+        "reference": "10000 test images of mnist",
+        "cells": cells,
+        "extractor": {"sha256": "953281188c15" + "0" * 52},
+    }
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content))
+    status, out, err = run("evaluate", path)
+    assert (status, err) == (0, "")
+    for text in ("bfn stochastic NFE 5", "over 3 seeds", "11.00", "10.00 to 12.00", "1.25"):
+        assert text in " ".join(out.split())
+    kept = Path(__file__).parent.parent / "results" / "mnist-quick" / "results.json"
+    status, out, err = run("evaluate", kept)
+    assert (status, err) == (0, "")
+    assert f"{json.loads(kept.read_text())['cells'][0]['frechet']:.2f}" in out
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[]", "holds no results"),
+        ('{"cells": []}', "holds no results"),
+        ('{"cells": [3]}', "no record"),
+        ('{"cells": [{"frechet": 1.0, "samples": 5}]}', "does not state its extractor"),
+        ('{"cells": [{"extractor": "mnist 12", "samples": 5, "reference": "r"}]}', "does not state its extractor"),
+        ("{", "results.json"),
+    ],
+)
+def test_evaluate_refuses_files_that_are_no_results(run, tmp_path, content, told):
+    (tmp_path / "results.json").write_text(content)
+    assert refused(run("evaluate", tmp_path / "results.json"), told)
+
+
+def test_evaluate_judges_labels_and_takes_other_features(run, tmp_path):
+    data = write_idx(tmp_path / "idx")
+    digits = proxflow.data.load("mnist", "test")
+    images = digits.images[:40].permute(0, 2, 3, 1).numpy()
+    labels = digits.labels[:40].numpy().copy()
+    labels[:10] = (labels[:10] + 1) % 10
+    np.savez(tmp_path / "labelled.npz", images=images, labels=labels)
+    words = ("evaluate", tmp_path / "labelled.npz", "--data", data, "--out", tmp_path / "s.json")
+    assert run(*words)[0] == 0
+    assert json.loads((tmp_path / "s.json").read_text())["cells"][0]["accuracy"] == 0.75
+    assert run(*words, "--extractor", "pixels")[0] == 0
+    cell = json.loads((tmp_path / "s.json").read_text())["cells"][0]
+    assert (cell["accuracy"], cell["dimension"]) == (0.75, 784)
+    assert "frechet" not in cell["intervals"]  # fewer images than pixels
+
+    np.savez(tmp_path / "labelled.npz", images=images, labels=labels[:-1])
+    assert refused(run(*words), "labels", "40 images")
+    assert refused(run(*words, "--extractor", "inception"), "weights", "safetensors")
+    assert refused(run(*words, "--inception-weights", tmp_path / "x"), "--extractor inception")
 
 
 # reproduce ------------------------------------------------------------------------------------------------------------

@@ -6,8 +6,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from rich.table import Table
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from proxflow import data, imagefiles, metrics, models
+from proxflow import data, evaluation, imagefiles, metrics, models
 from proxflow.checkpoints import remove_all
 from proxflow.config import DeviceName, ModelConfig, SamplerName, TrainingConfig, read_json, to_dict
 from proxflow.errors import ArgumentError, CheckpointError, DataError, OutputError, ProxflowError
@@ -247,59 +246,101 @@ def run_evaluate(options: Evaluate) -> None:
             raise ArgumentError(f"--out must be a file ending in .json, got {str(options.out)!r}")
         writable_folder(options.out.parent)
     device = device_of(options.device)
-    extractor = metrics.mnist_features(device)
-    wanted = extractor.image_shape or ()
-
-    made: Callable[[], Tensor]
-    record: dict[str, Any]
-    if options.images is not None:
-        images = read_images(options.images)[: options.n]
-        if len(images) < LEAST:
-            raise ArgumentError(f"{options.images}: evaluation needs at least {LEAST} images, got {len(images)}")
-        n, shape, made, title = len(images), tuple(images.shape[1:]), lambda: images, f"{options.images}"
-        record = {"flow": None, "sampler": None, "nfe": None, "images": str(options.images)}
-    else:
-        model = models.load(options.model, device)
-        shape = model.shape
-        made = lambda: draw(model, n, options.steps, options.sampler, options.seed, options.batch_size)  # noqa: E731
-        title = f"{options.model} ({model.config.flow}), {options.sampler}, {options.steps} evaluations, seed {options.seed}"
-        record = {
-            "flow": model.config.flow, "sampler": options.sampler, "nfe": options.steps, "model": options.model,
-        }  # fmt: skip
-    if shape != wanted:
-        raise ArgumentError(f"{extractor.name} takes images of shape {wanted}; these images have shape {shape}")
+    named = [str(options.images), *options.sources] if options.images is not None else [*options.sources]
+    named = named or ["mnist"]
+    earlier: dict[str, dict[str, Any]] = {}
+    for path in (Path(name) for name in named if name.lower().endswith(".json")):
+        earlier |= evaluation.read_records(path)
+    fresh = [name for name in named if not name.lower().endswith(".json")]
+    if not fresh:
+        evaluation.show_all(earlier)
+        return
 
     training, test = data.load(options.data, "train").images, data.load(options.data, "test").images
-    if n > len(training):
-        raise ArgumentError(f"--n: {n} images cannot be compared with as many of {len(training)} real training images")
-    reference = metrics.Reference.of(extractor(test))
-    floor = mnist.floor(reference, extractor, training, n, options.seed)
-    scores = reference.score(extractor(made()))
-    record |= {
-        "seed": options.seed,
-        **asdict(scores),
-        "floor": floor.frechet,
-        "floor_precision": floor.precision,
-        "floor_recall": floor.recall,
-        "floor_diversity": floor.diversity,
-        "extractor": f"{extractor.name} {extractor.sha256[:12]}",
-        "reference": f"{len(test)} test images of {options.data}",
-    }
-    say(title)
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("")
-    for heading in ("these images", "real images", "best"):
-        table.add_column(heading, justify="right")
-    table.add_row("Fréchet distance", f"{scores.frechet:.2f}", f"{floor.frechet:.2f}", "0")
-    table.add_row("precision", f"{scores.precision:.3f}", f"{floor.precision:.3f}", "1")
-    table.add_row("recall", f"{scores.recall:.3f}", f"{floor.recall:.3f}", "1")
-    table.add_row("diversity", f"{scores.diversity:.3f}", f"{floor.diversity:.3f}", "1")
-    Console(file=sys.stdout, highlight=False, width=100).print(table)
-    say(f"{n} images, and {n} real training images, against {len(test)} test images of {options.data}")
+    extractor = _extractor(options, tuple(test.shape[1:]), device)
+    sources, counts = [], {}
+    for name in fresh:
+        path = Path(name)
+        is_images = options.images is not None and name == str(options.images)
+        folder_of_images = path.is_dir() and not (path / "config.json").exists() and any(path.glob("*.[pP][nN][gG]"))
+        if is_images or folder_of_images or path.suffix.lower() == ".npz":
+            source, counts[name], shape = _images_source(path, options)
+        else:
+            model = models.load(name, device)
+            source, counts[name], shape = _model_source(model, name, n, options), n, model.shape
+        if extractor.image_shape not in (None, shape):
+            raise ArgumentError(
+                f"{extractor.name} takes images of shape {extractor.image_shape}; those of {name} have shape {shape}"
+            )
+        sources.append(source)
+    count = counts[fresh[0]]
+    for name, other in counts.items():
+        if other != count:
+            raise ArgumentError(
+                f"{fresh[0]} and {name} cannot stand in one table, because they were not measured alike: samples: {count} "
+                f"and {other}. Give --n {min(count, other)}"
+            )
+    if count > len(training):
+        raise ArgumentError(
+            f"--n: {count} images cannot be compared with as many of {len(training)} real training images"
+        )
+
+    judge = evaluation.Judge.of(extractor, training, test, options.data)
+    for title, record in earlier.items():  # before the long work of sampling
+        ours = metrics.Conditions.of({**judge.identity, "samples": count})
+        metrics.check_comparable({title: metrics.Conditions.of(record, title), fresh[0]: ours})
+    floor = judge.floor(count, options.seed)
+    records = {source.title: judge.record(source, floor, options.seed) for source in sources}
+    if len(records) + len(earlier) == 1:
+        ((title, record),) = records.items()
+        say(title)
+        evaluation.show_one(record)
+    else:
+        evaluation.show_all({**records, **earlier})
+    reference = f"{len(test)} test images of {options.data}"
+    say(f"{count} images, and {count} real training images, against {reference}; ± is one standard error")
     say(f"features: {extractor.name}, {extractor.dimension} dimensions, sha256 {extractor.sha256}")
     if options.out is not None:
-        write_json(options.out, {"cells": [record], "hardware": mnist.hardware(device), "versions": mnist.versions()})
+        held = {"cells": [*records.values()], "hardware": mnist.hardware(device), "versions": mnist.versions()}
+        write_json(options.out, held)
         say(f"written: {options.out}")
+
+
+def _extractor(options: Evaluate, shape: tuple[int, ...], device: torch.device) -> metrics.FeatureExtractor:
+    if options.inception_weights is not None and options.extractor != "inception":
+        raise ArgumentError("--inception-weights are for --extractor inception")
+    match options.extractor:
+        case "mnist":
+            return metrics.mnist_features(device)
+        case "pixels":
+            return metrics.pixel_features((shape[0], shape[1], shape[2]))
+        case "inception":
+            return metrics.inception_features(options.inception_weights, device)
+
+
+def _images_source(path: Path, options: Evaluate) -> tuple[evaluation.Source, int, tuple[int, ...]]:
+    whole = read_images(path)
+    labels = imagefiles.read_labels(path, len(whole))
+    images = whole[: options.n]
+    if len(images) < LEAST:
+        raise ArgumentError(f"{path}: evaluation needs at least {LEAST} images, got {len(images)}")
+    shape = tuple(images.shape[1:])
+    if labels is not None and shape != metrics.mnist_features().image_shape:
+        labels = None  # the classifier that could judge them is of digits
+    origin = {"flow": None, "sampler": None, "nfe": None, "images": str(path)}
+    held = None if labels is None else torch.from_numpy(labels)[: len(images)]
+    return evaluation.Source(str(path), lambda: images, held, origin), len(images), shape
+
+
+def _model_source(model: Model, name: str, n: int, options: Evaluate) -> evaluation.Source:
+    origin = {"flow": model.config.flow, "sampler": options.sampler, "nfe": options.steps, "model": name}
+    title = f"{name} ({model.config.flow}), {options.sampler}, {options.steps} evaluations, seed {options.seed}"
+    return evaluation.Source(
+        title,
+        lambda: draw(model, n, options.steps, options.sampler, options.seed, options.batch_size),
+        None,
+        origin,
+    )
 
 
 # reproduce ------------------------------------------------------------------------------------------------------------

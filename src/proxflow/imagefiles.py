@@ -137,6 +137,34 @@ def read(path: Path) -> Array:
     return images
 
 
+def read_labels(path: Path, count: int) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+    """The classes that the images of an ``.npz`` file were drawn for, key ``labels``; ``None`` where it has none.
+
+    Args:
+        path: As :func:`read` takes it, and has read it.
+        count: Number of its images.
+
+    Raises:
+        DataError: They are no whole numbers, or not as many as the images.
+    """
+    if path.is_dir():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if "labels" not in arrays:
+                return None
+            labels = arrays["labels"]
+    except _UNREADABLE as error:
+        raise DataError(f"{path}: cannot be read ({error}); expected an intact .npz file") from error
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+        raise DataError(
+            f'{path}: "labels" is {labels.dtype} of shape {labels.shape}; expected whole numbers, one for each of the '
+            f"{count} images"
+        )
+    whole: np.ndarray[Any, np.dtype[np.int64]] = labels.astype(np.int64)
+    return whole
+
+
 def _read_folder(folder: Path) -> Array:
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png")

@@ -98,38 +98,53 @@ class Train:
 class Evaluate:
     """Measure how good the images of a model are, or images made elsewhere.
 
-    Prints the Fréchet distance, precision, recall and diversity against real test images, on the features of the digit
-    classifier that comes with the package, and beside them the same numbers of as many real training images: no model can
-    be expected to do better. Numbers are comparable at equal counts only.
+    Prints the Fréchet distance, KID, precision, recall, density, coverage, diversity, the Vendi score, the sliced
+    Wasserstein distance, the distance to the nearest training image and, where images have labels, a classifier's accuracy
+    on them. Each has a standard error and a 95 % interval, and beside it the same number of as many real training images:
+    no model can be expected to do better. Features come from the digit classifier in the package unless you choose others.
+
+    Several models, sets of images or files of earlier results make one table. What was not measured alike, on the same
+    features, with the same reference and equally many images, is refused: such numbers do not compare.
 
     For example:
         proxflow evaluate --n 1000 --steps 20
         proxflow evaluate runs/mine --sampler stochastic --out mine.json
         proxflow evaluate --images few.npz
+        proxflow evaluate first.npz second.npz mine.json
 
     Args:
-        model: Name of a model that comes with the package, or a model folder, as train and reproduce write them.
-        n: Number of images drawn from the model; with --images, how many of them to take, the first ones.
+        sources: What to evaluate, one or several: the name of a model that comes with the package, or a model folder, as
+            train and reproduce write them; images, in an .npz file with key "images", uint8, N x H x W x C, and perhaps
+            "labels", N classes, or in a folder of PNG files; or results that evaluate or reproduce wrote, ending in .json.
+        n: Number of images drawn from a model, or taken of images made elsewhere, the first ones.
         steps: Network evaluations spent on each image (NFE).
         sampler: How to sample; "proxflow sample --help" explains the choices.
         seed: Number that fixes the images drawn, and which real training images are scored beside them.
-        images: Evaluate these and no model: an .npz file with key "images", uint8, N x H x W x C, or a folder of PNG
-            files.
-        data: What to compare with: mnist, or a folder of IDX files of 28 x 28 grey images.
+        images: Evaluate these: the same as to name them first.
+        data: What to compare with: mnist, or a folder of IDX files.
+        extractor: mnist: a digit classifier's penultimate layer, for 28 x 28 grey images. pixels: the images themselves.
+            inception: the network of standard FID, whose weights are not in the package.
+        inception_weights: File of those weights, ending in .safetensors.
         out: File, ending in .json, for the numbers and their conditions.
         batch_size: Images drawn at a time; lower it when memory runs out.
         device: Where to compute; auto takes CUDA when there is one.
     """
 
-    model: ModelSource = "mnist"
-    n: Annotated[
-        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1000; with --images, all of them)")
-    ] = None
+    sources: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="[MODEL|IMAGES|RESULTS ...]", help_behavior_hint="(default: mnist)"),
+    ] = ()
+    n: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1000; of images, all)")] = None
     steps: int = 20
     sampler: SamplerName = "multistep2"
     seed: int = 0
     images: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: the model's)")] = None
     data: str = "mnist"
+    extractor: Literal["mnist", "pixels", "inception"] = "mnist"
+    inception_weights: Annotated[
+        Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(needed for inception)")
+    ] = None
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: only print)")] = None
     batch_size: int = 128
     device: DeviceName = "auto"

@@ -6,6 +6,7 @@ Typical use: ``extract = mnist_features()``; ``reference = Reference.of(extract(
 
 from __future__ import annotations
 
+from proxflow.metrics.comparison import Conditions, check_comparable
 from proxflow.metrics.features import (
     FeatureExtractor,
     class_hits,
@@ -24,6 +25,7 @@ from proxflow.metrics.uncertainty import Estimate, bootstrap, bootstrap_seeds
 from proxflow.metrics.vendi import vendi_score
 
 __all__ = [
+    "Conditions",
     "Estimate",
     "FeatureExtractor",
     "FeatureStatistics",
@@ -33,6 +35,7 @@ __all__ = [
     "Scores",
     "bootstrap",
     "bootstrap_seeds",
+    "check_comparable",
     "class_hits",
     "density_coverage",
     "diversity",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -169,4 +169,5 @@ def real_floor(reference: Reference, features: Tensor, n: int, seed: int) -> Sco
     if not 1 <= n <= len(held):
         raise ArgumentError(f"n must be from 1 to the number of real samples, {len(held)}; got {n}")
     order = torch.randperm(len(held), generator=torch.Generator().manual_seed(seed))
-    return reference.score(held[order[:n]])
+    # They may be training samples themselves, whose nearest is no baseline: ``Reference.nearest_real`` is.
+    return replace(reference, training=None, nearest_real=None).score(held[order[:n]])
