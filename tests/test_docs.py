@@ -70,9 +70,8 @@ def test_the_divergence_of_the_guide_works(tmp_path):
 
 def test_the_examples_of_likelihood_run(tmp_path):
     page = (ROOT / "docs" / "likelihood.md").read_text(encoding="utf-8")
-    for number, code in enumerate(blocks(page, "python")):
-        (tmp_path / f"{number}.py").write_text(code, encoding="utf-8")
-        runpy.run_path(str(tmp_path / f"{number}.py"))
+    (tmp_path / "page.py").write_text("\n".join(blocks(page, "python")), encoding="utf-8")
+    runpy.run_path(str(tmp_path / "page.py"))
 
 
 def test_generated_parts_are_current():

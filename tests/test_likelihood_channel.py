@@ -12,7 +12,9 @@ from proxflow import GPFN, KL, Categorical, CategoricalEndpoints, Cosine, ExactC
 from proxflow._tensor import SampleStreams
 from proxflow.errors import ArgumentError
 from proxflow.likelihood import Nats, two_class_bound
-from proxflow.likelihood.channel import _Arc, _draw_uncertain, _inverse
+from proxflow.likelihood._times import fraction_at, time_of
+from proxflow.likelihood.channel import _Arc, _draw_uncertain
+from proxflow.schedules import GaussianAccuracy, VariancePreserving
 
 
 def flow_of(divergence, schedule=None):
@@ -158,10 +160,10 @@ def test_times_are_drawn_from_their_density():
     assert _draw_uncertain(double([0.0, 1.0]))[0].tolist() == pytest.approx([0, 1], abs=1e-9)
 
 
-def test_schedules_are_inverted():
-    fraction = torch.linspace(0, 1, 11, dtype=torch.float64)
-    for schedule in (Linear(), Cosine()):
-        torch.testing.assert_close(schedule.fraction(_inverse(schedule, fraction)), fraction)
+@pytest.mark.parametrize("path", [Linear(), Cosine(), GaussianAccuracy(0.01), VariancePreserving()], ids=str)
+def test_paths_are_inverted(path):
+    t = torch.linspace(0, 0.999, 12, dtype=torch.float64)
+    torch.testing.assert_close(time_of(path, fraction_at(path, t)), t, rtol=1e-9, atol=1e-12)
 
 
 # Predictions of networks ----------------------------------------------------------------------------------------------

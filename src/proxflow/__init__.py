@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         GaussianEndpoints,
         Readout,
     )
-    from proxflow.likelihood import Nats, two_class_bound
+    from proxflow.likelihood import Nats, OdeLikelihood, ode_log_likelihood, two_class_bound
     from proxflow.models import build, load
     from proxflow.predictors import BinnedPredictor, ClassPredictor, PointPredictor, Predictor
     from proxflow.proximal import Proximal
@@ -90,7 +90,7 @@ _HOMES = {
         "GaussianEndpoints",
         "Readout",
     ],
-    "likelihood": ["Nats", "two_class_bound"],
+    "likelihood": ["Nats", "OdeLikelihood", "ode_log_likelihood", "two_class_bound"],
     "models": ["build", "load"],
     "predictors": ["BinnedPredictor", "ClassPredictor", "PointPredictor", "Predictor"],
     "proximal": ["Proximal"],

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from proxflow.data.idx import Split, read_folder
-from proxflow.data.images import ImageData, to_bytes, to_range
+from proxflow.data.images import ImageData, dequantise, to_bytes, to_range
 from proxflow.data.mnist import load_mnist
 from proxflow.data.toy import Checkerboard, GaussianMixtureLaw, Law, Moons, Spirals, eight_gaussians
 from proxflow.errors import ArgumentError, DataError
@@ -19,6 +19,7 @@ __all__ = [
     "Moons",
     "Spirals",
     "Split",
+    "dequantise",
     "eight_gaussians",
     "load",
     "to_bytes",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from proxflow._tensor import Generator, rand
 from proxflow.errors import ArgumentError
 
 
@@ -85,3 +86,22 @@ def to_bytes(values: Tensor) -> Tensor:
     # Half-precision formats have fewer than 256 levels near ±1, so the arithmetic is in at least float32.
     wide = values.to(torch.promote_types(values.dtype, torch.float32))
     return ((wide.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+def dequantise(images: Tensor, generator: Generator) -> Tensor:
+    """Uniform dequantisation: bytes in the models' range, with noise uniform over each byte's own bin of width 1/127.5.
+
+    For any density p, log P(bytes) ≥ E log p(dequantised) − d ln 127.5, with d the coordinates of an image (1511.01844).
+
+    Args:
+        images: uint8 (batch, …).
+        generator: Source of the noise, on the images' device.
+
+    Returns:
+        float32, the same shape, in [−1 − 1/255, 1 + 1/255].
+
+    Raises:
+        ArgumentError: The images are not uint8.
+    """
+    values = to_range(images)
+    return values + (rand(values.shape, generator, values.dtype, values.device) - 0.5) / 127.5

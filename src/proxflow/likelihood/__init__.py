@@ -2,5 +2,6 @@
 
 from proxflow.likelihood.channel import two_class_bound
 from proxflow.likelihood.nats import Nats
+from proxflow.likelihood.ode import OdeLikelihood, ode_log_likelihood
 
-__all__ = ["Nats", "two_class_bound"]
+__all__ = ["Nats", "OdeLikelihood", "ode_log_likelihood", "two_class_bound"]

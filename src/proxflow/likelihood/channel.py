@@ -34,7 +34,7 @@ from proxflow.beliefs import Categorical
 from proxflow.divergences import Divergence, FisherRao, ReverseKL
 from proxflow.errors import ArgumentError
 from proxflow.flows import GPFN, CategoricalEndpoints
-from proxflow.schedules import Schedule
+from proxflow.likelihood._times import time_of
 
 # How far, in nats of log-odds, the other coordinates may move a prediction away from what the coordinate's own belief says.
 # Any limit keeps the bound valid. An exact predictor rarely goes further, and then loses about e^−20 a coordinate; a network
@@ -91,16 +91,6 @@ class _Arc(_Channel):
 
 
 _CHANNELS: dict[type[Divergence], _Channel] = {ReverseKL: _Erasure(), FisherRao: _Arc()}
-
-
-def _inverse(schedule: Schedule, fraction: Tensor) -> Tensor:
-    """The time t with τ(t) = ``fraction``, by bisection to the last bit of float64."""
-    low, high = torch.zeros_like(fraction), torch.ones_like(fraction)
-    for _ in range(60):
-        middle = (low + high) / 2
-        before = schedule.fraction(middle) < fraction
-        low, high = torch.where(before, middle, low), torch.where(before, high, middle)
-    return (low + high) / 2
 
 
 def _draw_uncertain(uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,7 +152,7 @@ def two_class_bound(
         uniform = (k + rand(torch.Size([len(x)]), generator, torch.float64, x.device)) / draws
         uncertain, density = _draw_uncertain(uniform)
         ratio = channel.ratio(uncertain)
-        t = _inverse(flow.schedule, ratio / (1 + ratio))
+        t = time_of(flow.schedule, ratio / (1 + ratio))
         belief: Categorical = flow.belief(x, t, generator)  # type: ignore[assignment]
         predicted = predict(belief.map(lambda a: a.to(dtype)), t.to(dtype)).logits.double()
         own = toward * (belief.logits[..., 1] - belief.logits[..., 0])
