@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         ReverseKL,
         Wasserstein2,
     )
+    from proxflow.energies import Energy, Potential, TargetEnergy
     from proxflow.errors import ProxflowError
     from proxflow.exact import ExactClasses, ExactMean
     from proxflow.flows import (
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from proxflow.proximal import Proximal
     from proxflow.samplers import Deterministic, Marginal, Multistep2, Sampler, Stochastic, sample
     from proxflow.schedules import Cosine, Linear, VariancePreserving
-    from proxflow.solvers import NewtonSolver
+    from proxflow.solvers import NewtonSolver, QuasiNewtonSolver
     from proxflow.training import fit
 
 __version__ = "0.1.0"
@@ -77,6 +78,7 @@ _HOMES = {
         "ReverseKL",
         "Wasserstein2",
     ],
+    "energies": ["Energy", "Potential", "TargetEnergy"],
     "errors": ["ProxflowError"],
     "exact": ["ExactClasses", "ExactMean"],
     "flows": [
@@ -96,7 +98,7 @@ _HOMES = {
     "proximal": ["Proximal"],
     "samplers": ["Deterministic", "Marginal", "Multistep2", "Sampler", "Stochastic", "sample"],
     "schedules": ["Cosine", "Linear", "VariancePreserving"],
-    "solvers": ["NewtonSolver"],
+    "solvers": ["NewtonSolver", "QuasiNewtonSolver"],
     "training": ["fit"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -1,44 +1,74 @@
 """The proximal step: how a belief moves.
 
-    p' = argmin_p  (1 − f) D(p, belief) + f D(p, message)                         (barycentric energy, GPFN 2603.00751)
+    p' = argmin_p  E(p; message) + D(p, belief)/η = argmin_p  (1 − f) D(p, belief) + f E(p; message),   η = f/(1 − f)
 
-which is argmin E(p; m) + D(p, belief)/η with the energy E = D(·, m) and η = f/(1 − f).
+With the barycentric energy E = D(·, message) this is (1 − f) D(p, belief) + f D(p, message) (GPFN, 2603.00751).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from proxflow.beliefs import Belief
-from proxflow.divergences import Divergence
-from proxflow.solvers import Solver
+from proxflow.divergences import Divergence, mixed_step
+from proxflow.energies import Energy, TargetEnergy
+from proxflow.errors import UnsupportedPairError
+from proxflow.solvers import CoordinateSolver, Solver
 
 B = TypeVar("B", bound=Belief)
 
 
 @dataclass(frozen=True)
 class Proximal:
-    """The barycentric proximal operator of a divergence.
+    """The proximal operator of a divergence and an energy.
 
     Args:
-        divergence: What keeps the new belief near the old one, and near the message.
+        divergence: What keeps the new belief near the old one.
         solver: ``None`` takes the closed form and refuses pairs without one; a solver minimises numerically. It is never
             chosen silently: an iterative solve inside a sampling loop is a cost its user should have asked for.
+        energy: What pulls the belief; ``None`` is the divergence's own, D(·, message), which has most closed forms.
     """
 
     divergence: Divergence
     solver: Solver | None = None
+    energy: Energy | None = None
 
-    def __call__(self, belief: B, message: B, fraction: Tensor | float) -> B:
-        """The step from ``belief`` toward ``message`` by ``fraction`` (a scalar or (batch,), in [0, 1]).
+    def __call__(self, belief: B, message: Any, fraction: Tensor | float) -> B:
+        """The step from ``belief`` by ``fraction`` f (a scalar or (batch,), in [0, 1]), which is the step size f/(1 − f).
+
+        Args:
+            belief: Where the step starts.
+            message: What the energy reads: the target belief for barycentric energies.
+            fraction: f. A step size η is the fraction η/(1 + η); f = 1 minimises the energy alone.
 
         Raises:
             UnsupportedPairError: No closed form is known and no solver was given.
             ConvergenceError: The solver did not converge for some example.
         """
-        if self.solver is None:
-            return self.divergence.interpolate(belief, message, fraction)
-        return self.solver(self.divergence, belief, message, fraction).belief_or_raise()
+        energy = self.energy
+        if isinstance(energy, TargetEnergy) and energy.divergence == self.divergence and self.divergence.barycentric:
+            energy = None
+        if self.solver is not None and energy is None:
+            solved: B = self.solver(self.divergence, belief, message, fraction).belief_or_raise()
+            return solved
+        if isinstance(self.solver, CoordinateSolver):
+            return self.solver(self.divergence, belief, message, fraction, energy).belief_or_raise()
+        if self.solver is not None:
+            raise UnsupportedPairError(
+                f"{type(self.solver).__name__} solves steps toward a target alone: for the energy {energy} take "
+                "NewtonSolver() or QuasiNewtonSolver()"
+            )
+        if energy is None:
+            moved: B = self.divergence.interpolate(belief, message, fraction)
+            return moved
+        if isinstance(energy, TargetEnergy):
+            mixed: B = mixed_step(self.divergence, energy.divergence, belief, message, fraction)
+            return mixed
+        raise UnsupportedPairError(
+            f"no closed form is known for a step with {self.divergence} and the energy {energy}; closed forms are known for "
+            "TargetEnergy alone. A solver takes any energy: Proximal(…, solver=NewtonSolver()), or QuasiNewtonSolver() "
+            "where the coordinates are many"
+        )

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from proxflow._tensor import over_events, sum_events
 from proxflow.beliefs import DiagonalGaussian
-from proxflow.divergences.base import Divergence, closed_form, value
+from proxflow.divergences.base import Divergence, closed_form, mixed_form, value
 from proxflow.divergences.ground import GroundMetric
 from proxflow.divergences.wasserstein import Wasserstein2, one_std
 
@@ -35,6 +36,7 @@ class AnisotropicWasserstein2(Divergence):
 
     metric: GroundMetric
     composes = True
+    barycentric = False
 
     def objective(self, r: Any, p: Any, q: Any, fraction: Tensor) -> Tensor:
         """Σ_ω (1 − f)^{1/m_ω} W₂²(r, p)_ω + (1 − (1 − f)^{1/m_ω}) W₂²(r, q)_ω, (batch,).
@@ -78,3 +80,31 @@ def _(
     return DiagonalGaussian(
         divergence.metric.events(keep * mean + (1 - keep) * to_mean), keep_std * std + (1 - keep_std) * to_std
     )
+
+
+@mixed_form(Wasserstein2, Wasserstein2, DiagonalGaussian)
+def _(
+    divergence: Wasserstein2,
+    energy: Wasserstein2,
+    belief: DiagonalGaussian,
+    target: DiagonalGaussian,
+    over: Callable[[Tensor], Tensor],
+) -> DiagonalGaussian | None:
+    """Each mode by its own fraction, η e_ω/(η e_ω + m_ω), with the weights m of the divergence and e of the energy."""
+    metrics = [d.metric for d in (divergence, energy) if d.metric is not None]
+    if not metrics or not metrics[0].commutes_with(metrics[-1]):
+        return None
+    basis = metrics[0]
+    one = torch.ones((), dtype=belief.mean.dtype, device=belief.mean.device)
+    f = over(belief.mean)
+
+    def mixed(weights: list[Tensor], start: Tensor, end: Tensor) -> Tensor:
+        keep, take = (1 - f) * weights[0], f * weights[1]
+        return (keep * start + take * end) / (keep + take)
+
+    weights = [one if d.metric is None else d.metric.weights(belief.mean) for d in (divergence, energy)]
+    modes = mixed(weights, basis.modes(belief.mean), basis.modes(target.mean))
+    if basis.coordinatewise:
+        return DiagonalGaussian(modes, mixed(weights, belief.std, target.std))
+    means = [one if d.metric is None else d.metric.mean_weight(belief.mean) for d in (divergence, energy)]
+    return DiagonalGaussian(basis.events(modes), mixed(means, one_std(belief), one_std(target)))

@@ -32,6 +32,7 @@ Pair = tuple[type["Divergence"], type[Belief]]
 VALUES: dict[Pair, Callable[[Any, Any, Any], Tensor]] = {}
 CLOSED_FORMS: dict[Pair, Callable[[Any, Any, Any, Callable[[Tensor], Tensor]], Any]] = {}
 CONDITIONS: dict[Pair, Callable[[Any], bool]] = {}
+MIXED: dict[tuple[type[Divergence], type[Divergence], type[Belief]], Callable[..., Any]] = {}
 
 
 def _register(table: dict[Pair, Any], divergence: type[Divergence], family: type[Belief]) -> Callable[[Rule], Rule]:
@@ -63,6 +64,42 @@ def closed_form(
     return register
 
 
+def mixed_form(divergence: type[Divergence], energy: type[Divergence], family: type[Belief]) -> Callable[[Rule], Rule]:
+    """Register ``rule(divergence, energy, belief, target, over) -> belief | None``, a step with another energy.
+
+    It is argmin_r (1 − f) D(r, belief) + f E(r, target); ``None`` where these two members have no closed form.
+    """
+
+    def add(rule: Rule) -> Rule:
+        if (divergence, energy, family) in MIXED:
+            names = f"({divergence.__name__}, {energy.__name__}, {family.__name__})"
+            raise ArgumentError(f"a mixed rule for {names} is registered already")
+        MIXED[divergence, energy, family] = rule
+        return rule
+
+    return add
+
+
+def mixed_step(divergence: Divergence, energy: Divergence, belief: B, target: B, fraction: Tensor | float) -> B:
+    """argmin_r (1 − f) D(r, belief) + f E(r, target), where a closed form is known.
+
+    Raises:
+        UnsupportedPairError: None is known.
+        ArgumentError: The beliefs differ in shape, or the fraction is neither a scalar nor (batch,).
+    """
+    check_pair(belief, target)
+    rule = MIXED.get((type(divergence), type(energy), type(belief)))
+    found = rule and rule(divergence, energy, belief, target, lambda like: over_events(fraction, like))
+    if found:
+        return cast(B, found)
+    known = sorted(f"{d.__name__} with the energy of {e.__name__} on {f.__name__}" for d, e, f in MIXED)
+    raise UnsupportedPairError(
+        f"no closed-form step is known for {divergence} with the energy of {energy} on {type(belief).__name__}. Known are "
+        f"those of a divergence with itself as the energy, and for some members: {', '.join(known)}. A solver takes any "
+        "pair with values: Proximal(…, energy=…, solver=NewtonSolver())."
+    )
+
+
 class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered per family)
     """How far one belief is from another: ≥ 0, and 0 only where they are equal.
 
@@ -80,6 +117,9 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
     composes: bool | tuple[type[Belief], ...] = False
     """Whether steps toward a fixed target compose, 1 − f₁₂ = (1 − f₁)(1 − f₂) (semigroup), so that a training belief is
     one step from the prior; flows simulate several steps where they do not. Or the families on which they do."""
+
+    barycentric: bool = True
+    """Whether the step toward a target has the divergence from it as its energy; :meth:`objective` says what else."""
 
     def __call__(self, p: B, q: B) -> Tensor:
         """D(p, q) for each example, (batch,).

@@ -38,6 +38,10 @@ class GroundMetric(ABC):
     def weights(self, like: Tensor) -> Tensor:
         """m_ω > 0 for modes of events (batch, *event), broadcastable to them; of the precision and device of ``like``."""
 
+    @abstractmethod
+    def commutes_with(self, other: GroundMetric) -> bool:
+        """Whether another metric has the same modes."""
+
     def mean_weight(self, like: Tensor) -> Tensor:
         """tr M / d, a scalar: the weight of a noise that is the same in every direction."""
         # Leading dimensions of an event (channels) repeat the weights, which leaves their mean as it is.
@@ -62,6 +66,9 @@ class CoordinateMetric(GroundMetric):
         object.__setattr__(self, "coordinates", tuple(float(w) for w in self.coordinates))
         if not self.coordinates or not all(0 < w < math.inf for w in self.coordinates):
             raise ArgumentError(f"a metric needs weights that are positive and finite, got {self.coordinates}")
+
+    def commutes_with(self, other: GroundMetric) -> bool:
+        return isinstance(other, CoordinateMetric)
 
     def modes(self, x: Tensor) -> Tensor:
         if math.prod(x.shape[1:]) != len(self.coordinates):
@@ -107,6 +114,9 @@ class FrequencyMetric(GroundMetric):
             raise ArgumentError(f"images have a height and width of at least 1, got {self.height} × {self.width}")
         if not abs(self.strength) <= 50:
             raise ArgumentError(f"strength must lie in [−50, 50], got {self.strength}")
+
+    def commutes_with(self, other: GroundMetric) -> bool:
+        return isinstance(other, FrequencyMetric) and (other.height, other.width) == (self.height, self.width)
 
     def modes(self, x: Tensor) -> Tensor:
         return self._transform(x, lambda matrix: matrix)

@@ -14,6 +14,7 @@ from torch import Tensor
 from proxflow._tensor import Generator, mean_events, rand, randn
 from proxflow.beliefs import Belief, Categorical, DiagonalGaussian
 from proxflow.divergences import KL, Divergence, Wasserstein2, steps_compose
+from proxflow.energies import Energy
 from proxflow.errors import ArgumentError
 from proxflow.flows.base import B, Flow, Predict, check_class_number, check_classes, check_real, draw_times
 from proxflow.proximal import Proximal
@@ -138,6 +139,9 @@ class GPFN(Flow[Any]):
         endpoints: Prior and targets; :class:`GaussianEndpoints` for real data, :class:`CategoricalEndpoints` for classes.
         solver: Numerical solver for divergences without a closed-form step.
         simulated_steps: Steps simulated to reach a training belief where steps do not compose.
+        energy: What pulls a belief in each step, with the target as its message; ``None`` is the divergence from the target.
+            To guide a trained flow, sample from ``dataclasses.replace(flow, energy=…, solver=…)``. It leaves the Gaussian
+            path, so proximal samplers alone serve it.
         weight_floor: In (0, 1]. Errors of the predicted data weigh (τ'/max(1 − τ, floor))²: toward 0 this is the velocity
             loss of rectified flow, at 1 every time counts alike. Small networks learn more from early times.
     """
@@ -148,6 +152,7 @@ class GPFN(Flow[Any]):
     solver: Solver | None = None
     simulated_steps: int = 8
     weight_floor: float = 0.3
+    energy: Energy | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.weight_floor <= 1:
@@ -157,11 +162,11 @@ class GPFN(Flow[Any]):
 
     @property
     def proximal(self) -> Proximal:
-        return Proximal(self.divergence, self.solver)
+        return Proximal(self.divergence, self.solver, self.energy)
 
     @property
     def path(self) -> GaussianPath | None:  # type: ignore[override]
-        if isinstance(self.endpoints, GaussianEndpoints):
+        if isinstance(self.endpoints, GaussianEndpoints) and self.energy is None:
             if isinstance(self.divergence, Wasserstein2):
                 return self.schedule
             if isinstance(self.divergence, KL):
@@ -176,7 +181,7 @@ class GPFN(Flow[Any]):
         dtype = x.dtype if x.is_floating_point() else t.dtype
         prior = self.prior(x.shape, generator, dtype, x.device)
         target = self.endpoints.target(x, prior)
-        steps = 1 if steps_compose(self.divergence, prior) else self.simulated_steps
+        steps = 1 if self.energy is None and steps_compose(self.divergence, prior) else self.simulated_steps
         belief: Belief = prior
         for start, end in pairwise(t * k / steps for k in range(steps + 1)):
             belief = self.proximal(belief, target, self.schedule.step(start, end))
