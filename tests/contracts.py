@@ -27,6 +27,7 @@ from proxflow.divergences import (
     FrequencyMetric,
     HellingerSquared,
     Jeffreys,
+    PerPart,
     Renyi,
     ReverseBregman,
     ReverseChiSquared,
@@ -159,6 +160,8 @@ DIVERGENCES: list[Member] = [
     ReverseBregman(squared_norm),
     (ReverseBregman(negative_entropy), Categorical),
     (ReverseBregman(barrier), DiagonalGaussian),
+    PerPart((Wasserstein2(), FisherRao())),
+    PerPart((EnergyDistance(), KL())),
 ]
 
 

@@ -29,6 +29,7 @@ from proxflow.divergences import (
     FisherRao,
     HellingerSquared,
     Jeffreys,
+    PerPart,
     Renyi,
     ReverseBregman,
     ReverseChiSquared,
@@ -765,6 +766,13 @@ def test_products_add_up_what_adds_up() -> None:
         torch.testing.assert_close(divergence(p, q), divergence(a, c) + divergence(b, d))
     numbers, classes = KL().interpolate(p, q, f).parts
     assert distance(numbers, KL().interpolate(a, c, f)) == distance(classes, KL().interpolate(b, d, f)) == 0
+    separate = PerPart((Wasserstein2(), FisherRao()))
+    torch.testing.assert_close(separate(p, q), Wasserstein2()(a, c) + FisherRao()(b, d))
+    assert distance(separate.interpolate(p, q, f).parts[0], Wasserstein2().interpolate(a, c, f)) == 0
+    with pytest.raises(ArgumentError, match="each of 3 parts, the product has 2"):
+        PerPart((KL(), KL(), KL()))(p, q)
+    with pytest.raises(UnsupportedPairError, match="no value is known for PerPart"):
+        separate(a, c)
     with pytest.raises(UnsupportedPairError, match="Wasserstein2 on Categorical"):
         Wasserstein2()(p, q)
     with pytest.raises(UnsupportedPairError, match="add up over independent parts, which Whole does not"):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         FrequencyMetric,
         HellingerSquared,
         Jeffreys,
+        PerPart,
         Renyi,
         ReverseBregman,
         ReverseChiSquared,
@@ -42,11 +43,12 @@ if TYPE_CHECKING:
         DiscretisedBFN,
         Flow,
         GaussianEndpoints,
+        ProductEndpoints,
         Readout,
     )
     from proxflow.likelihood import Nats, OdeLikelihood, ode_log_likelihood, two_class_bound
     from proxflow.models import build, load
-    from proxflow.predictors import BinnedPredictor, ClassPredictor, PointPredictor, Predictor
+    from proxflow.predictors import BinnedPredictor, ClassPredictor, PointPredictor, Predictor, ProductPredictor
     from proxflow.proximal import Proximal
     from proxflow.samplers import Deterministic, Marginal, Multistep2, Sampler, Stochastic, sample
     from proxflow.schedules import Cosine, Linear, VariancePreserving
@@ -72,6 +74,7 @@ _HOMES = {
         "FrequencyMetric",
         "HellingerSquared",
         "Jeffreys",
+        "PerPart",
         "Renyi",
         "ReverseBregman",
         "ReverseChiSquared",
@@ -90,11 +93,12 @@ _HOMES = {
         "DiscretisedBFN",
         "Flow",
         "GaussianEndpoints",
+        "ProductEndpoints",
         "Readout",
     ],
     "likelihood": ["Nats", "OdeLikelihood", "ode_log_likelihood", "two_class_bound"],
     "models": ["build", "load"],
-    "predictors": ["BinnedPredictor", "ClassPredictor", "PointPredictor", "Predictor"],
+    "predictors": ["BinnedPredictor", "ClassPredictor", "PointPredictor", "Predictor", "ProductPredictor"],
     "proximal": ["Proximal"],
     "samplers": ["Deterministic", "Marginal", "Multistep2", "Sampler", "Stochastic", "sample"],
     "schedules": ["Cosine", "Linear", "VariancePreserving"],

@@ -22,6 +22,7 @@ from proxflow.divergences.hellinger import HellingerSquared
 from proxflow.divergences.jeffreys import Jeffreys
 from proxflow.divergences.kl import KL, ReverseKL
 from proxflow.divergences.mmd import MMD
+from proxflow.divergences.per_part import PerPart
 from proxflow.divergences.renyi import Renyi
 from proxflow.divergences.wasserstein import Wasserstein2
 
@@ -40,6 +41,7 @@ __all__ = [
     "GroundMetric",
     "HellingerSquared",
     "Jeffreys",
+    "PerPart",
     "Renyi",
     "ReverseBregman",
     "ReverseChiSquared",

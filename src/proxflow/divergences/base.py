@@ -130,7 +130,7 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
         """
         check_pair(p, q)
         if parts := independent_parts(self, p, q):
-            return torch.stack([self(a, b) for a, b in parts]).sum(0)
+            return torch.stack([d(a, b) for d, a, b in parts]).sum(0)
         result: Tensor = _find(VALUES, self, p, "value")(self, p, q)
         return result
 
@@ -143,10 +143,14 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
         """
         check_pair(p, q)
         if parts := independent_parts(self, p, q):
-            return cast(B, Product(tuple(self.interpolate(a, b, fraction) for a, b in parts)))
+            return cast(B, Product(tuple(d.interpolate(a, b, fraction) for d, a, b in parts)))
         rule = _find(CLOSED_FORMS, self, p, "closed-form step")
         result: B = rule(self, p, q, lambda like: over_events(fraction, like))
         return result
+
+    def over_parts(self, number: int) -> list[Divergence]:
+        """The divergence of each part of a product, over which this one adds up; empty where it does not."""
+        return [self] * number if self.additive else []
 
     def objective(self, r: Any, p: Any, q: Any, fraction: Tensor) -> Tensor:
         """What :meth:`interpolate` minimises over r, (1 − f) D(r, p) + f D(r, q), for each example; f is (batch,).
@@ -157,28 +161,29 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
         return objective
 
 
-def independent_parts(divergence: Divergence, p: Belief, q: Belief) -> list[tuple[Belief, Belief]]:
-    """The pairs of parts over whose values a divergence adds up, for two products; else none.
+def independent_parts(divergence: Divergence, p: Belief, q: Belief) -> list[tuple[Divergence, Belief, Belief]]:
+    """For two products what their divergence adds up over, a divergence and a pair for each part; else nothing.
 
-    A product needs no rules: values and steps of an additive divergence are those of the parts. A rule of its own for
-    :class:`proxflow.Product` comes first.
+    A product needs no rules: values and steps are those of the parts. A rule of its own for :class:`proxflow.Product`
+    comes first.
     """
-    if not (isinstance(p, Product) and isinstance(q, Product) and divergence.additive):
+    if not (isinstance(p, Product) and isinstance(q, Product)) or (type(divergence), Product) in VALUES:
         return []
-    return [] if (type(divergence), Product) in VALUES else list(zip(p.parts, q.parts, strict=True))
+    own = divergence.over_parts(len(p.parts))
+    return list(zip(own, p.parts, q.parts, strict=True)) if own else []
 
 
 def has_value(divergence: Divergence, belief: Belief) -> bool:
     """Whether the divergence's value is known on this belief's family."""
     if parts := independent_parts(divergence, belief, belief):
-        return all(has_value(divergence, part) for part, _ in parts)
+        return all(has_value(d, part) for d, part, _ in parts)
     return (type(divergence), type(belief)) in VALUES
 
 
 def has_closed_form(divergence: Divergence, belief: Belief) -> bool:
     """Whether :meth:`Divergence.interpolate` knows this pair."""
     if parts := independent_parts(divergence, belief, belief):
-        return all(has_closed_form(divergence, part) for part, _ in parts)
+        return all(has_closed_form(d, part) for d, part, _ in parts)
     pair = (type(divergence), type(belief))
     return pair in CLOSED_FORMS and (pair not in CONDITIONS or CONDITIONS[pair](divergence))
 
@@ -186,7 +191,7 @@ def has_closed_form(divergence: Divergence, belief: Belief) -> bool:
 def steps_compose(divergence: Divergence, belief: Belief) -> bool:
     """Whether steps toward a fixed target compose on this belief's family, as :attr:`Divergence.composes` claims."""
     if parts := independent_parts(divergence, belief, belief):
-        return all(steps_compose(divergence, part) for part, _ in parts)
+        return all(steps_compose(d, part) for d, part, _ in parts)
     claim = divergence.composes
     return claim if isinstance(claim, bool) else type(belief) in claim
 

@@ -8,7 +8,7 @@ proximal step of KL with the energy E(p; y) = E_{x~p}[−log S(y|x; α)].
 A flow knows no network: ``predict`` in its loss is any function ``(belief, t) -> belief``, an exact one included.
 """
 
-from proxflow.flows.barycentric import GPFN, CategoricalEndpoints, Endpoints, GaussianEndpoints
+from proxflow.flows.barycentric import GPFN, CategoricalEndpoints, Endpoints, GaussianEndpoints, ProductEndpoints
 from proxflow.flows.base import Flow, Predict, draw_times
 from proxflow.flows.bayesian import BFN, BayesianFlow, DiscreteBFN, DiscretisedBFN, Readout
 from proxflow.flows.diffusion import Diffusion
@@ -25,6 +25,7 @@ __all__ = [
     "Flow",
     "GaussianEndpoints",
     "Predict",
+    "ProductEndpoints",
     "Readout",
     "draw_times",
 ]

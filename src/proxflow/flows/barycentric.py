@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from proxflow._tensor import Generator, mean_events, rand, randn
-from proxflow.beliefs import Belief, Categorical, DiagonalGaussian
+from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, Product
 from proxflow.divergences import KL, Divergence, Wasserstein2, steps_compose
 from proxflow.energies import Energy
 from proxflow.errors import ArgumentError
@@ -116,6 +116,58 @@ class CategoricalEndpoints(Endpoints[Categorical]):
 
 
 @dataclass(frozen=True)
+class ProductEndpoints(Endpoints[Product]):
+    """Mixed data: rows of a table (batch, columns), some columns numbers and some class indices, as floating point.
+
+    Each group of columns begins and ends as its own endpoints say, independently; what depends on what is for the network
+    to learn. The score is the sum of the parts' scores, each weighted by its share of the columns.
+
+    Args:
+        parts: Endpoints and number of columns of each group, in the order of the columns, e.g.
+            ``((GaussianEndpoints(), 2), (CategoricalEndpoints(5), 1))``.
+
+    Raises:
+        ArgumentError: No parts, or one without columns.
+    """
+
+    parts: tuple[tuple[Endpoints[Any], int], ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts or any(columns < 1 for _, columns in self.parts):
+            raise ArgumentError(f"mixed data need parts of at least one column each, got {self.parts}")
+
+    @property
+    def columns(self) -> int:
+        return sum(columns for _, columns in self.parts)
+
+    def prior(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype, device: torch.device) -> Product:
+        if tuple(shape[1:]) != (self.columns,):
+            raise ArgumentError(f"mixed data here are rows of {self.columns} columns, got events of {tuple(shape[1:])}")
+        return Product(tuple(part.prior((shape[0], n), generator, dtype, device) for part, n in self.parts))
+
+    def target(self, x: Tensor, like: Product) -> Product:
+        events = zip(self.parts, like.split(x), like.parts, strict=True)
+        return Product(tuple(part.target(event, start) for (part, _), event, start in events))
+
+    def draw(self, target: Product, generator: Generator) -> Product:
+        return Product(tuple(part.draw(p, generator) for (part, _), p in zip(self.parts, target.parts, strict=True)))
+
+    def score(self, predicted: Product, x: Tensor, weight: Tensor) -> Tensor:
+        events = zip(self.parts, predicted.parts, predicted.split(x), strict=True)
+        return sum(
+            (n / self.columns * part.score(p, event, weight) for (part, n), p, event in events),
+            torch.zeros_like(weight),
+        )
+
+    def check(self, x: Tensor) -> None:
+        if not x.is_floating_point() or x.ndim != 2 or x.shape[1] != self.columns:
+            raise ArgumentError(
+                f"this flow's data are rows (batch, {self.columns}) of floating point, numbers and class indices, "
+                f"got {x.dtype} {tuple(x.shape)}"
+            )
+
+
+@dataclass(frozen=True)
 class _StraightInPrecision(GaussianPath):
     """Path of the mean when precisions mix (KL): fraction τρ̂/((1−τ) + τρ̂), with prior precision 1."""
 
@@ -136,7 +188,8 @@ class GPFN(Flow[Any]):
     Args:
         divergence: The geometry.
         schedule: Fraction of the way at each time.
-        endpoints: Prior and targets; :class:`GaussianEndpoints` for real data, :class:`CategoricalEndpoints` for classes.
+        endpoints: Prior and targets; :class:`GaussianEndpoints` for real data, :class:`CategoricalEndpoints` for classes,
+            :class:`ProductEndpoints` for both side by side.
         solver: Numerical solver for divergences without a closed-form step.
         simulated_steps: Steps simulated to reach a training belief where steps do not compose.
         energy: What pulls a belief in each step, with the target as its message; ``None`` is the divergence from the target.

@@ -235,7 +235,7 @@ class CoordinateSolver(ABC):
         if belief.batch_size == 0:
             raise ArgumentError("a numerical step needs at least one example, got an empty batch")
         if energy is None and (parts := independent_parts(divergence, belief, message)):
-            return cast(Solution[B], _together([self(divergence, p, q, fraction) for p, q in parts]))
+            return cast(Solution[B], _together([self(d, p, q, fraction) for d, p, q in parts]))
         with_gradient = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(with_gradient):
             p = belief.map(lambda a: _usable_in_autograd(a).double())

@@ -1,0 +1,29 @@
+"""A divergence of its own for each part of a product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from proxflow.divergences.base import Divergence
+from proxflow.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class PerPart(Divergence):
+    """Σ_i D_i(p_i, q_i) on products of beliefs: mixed data, where numbers and categories want geometries of their own.
+
+    ``PerPart((Wasserstein2(), FisherRao()))`` moves numbers as rectified flow does and categories on great circles. Its
+    values and steps are those of the parts, and steps compose where they do in every part.
+
+    Args:
+        parts: A divergence for each part of the products it is for.
+    """
+
+    parts: tuple[Divergence, ...]
+
+    def over_parts(self, number: int) -> list[Divergence]:
+        if number != len(self.parts):
+            raise ArgumentError(
+                f"{self} has a divergence for each of {len(self.parts)} parts, the product has {number}"
+            )
+        return list(self.parts)
