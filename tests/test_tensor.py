@@ -1,6 +1,7 @@
 """Randomness that depends on seed and sample index alone, and the stable special functions."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from proxflow._tensor import SampleStreams, _philox, over_events, rand, randn
+from proxflow._tensor import BatchRows, SampleStreams, _philox, over_events, rand, randn
 from proxflow.errors import ArgumentError
 
 
@@ -46,6 +47,21 @@ def test_streams_do_not_depend_on_the_batch(seed, indices, size):
         alone = SampleStreams(seed, torch.tensor([index]))
         assert torch.equal(alone.normal(torch.Size([1, size]), torch.float64)[0], first[row])
         assert torch.equal(alone.normal(torch.Size([1, size]), torch.float64)[0], second[row])
+
+
+@pytest.mark.parametrize("cuts", [(0, 7), (0, 3, 7), (0, 1, 2, 7)])
+def test_rows_of_a_batch_do_not_depend_on_how_it_is_shared_out(cuts):
+    whole = torch.Generator().manual_seed(5)
+    expected = [torch.randn(7, 2, 3, generator=whole), torch.rand(7, 2, generator=whole)]
+    parts = []
+    for start, stop in pairwise(cuts):
+        rows = BatchRows(torch.Generator().manual_seed(5), 7, range(start, stop))
+        shapes = [torch.Size([stop - start, 2, 3]), torch.Size([stop - start, 2])]
+        parts.append([rows.normal(shapes[0], torch.float32), rows.uniform(shapes[1], torch.float32)])
+    for number, tensor in enumerate(expected):
+        assert torch.equal(torch.cat([part[number] for part in parts]), tensor)
+    with pytest.raises(ArgumentError, match="3 rows cannot fill a batch of 2"):
+        BatchRows(whole, 7, range(2, 5)).normal(torch.Size([2, 1]), torch.float32)
 
 
 def test_streams_are_normal_and_independent():

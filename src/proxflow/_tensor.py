@@ -71,6 +71,36 @@ class SampleStreams:
         return both[:, :size].reshape(shape).to(dtype)
 
 
+class BatchRows(SampleStreams):
+    """The draws for some rows of a batch, out of draws for all of it from one torch generator.
+
+    However a batch is shared out over parts and processes, each row gets the same numbers. The numbers of the other rows are
+    drawn and dropped, which costs a training step a tenth of what streams cost.
+
+    Args:
+        generator: Seeded alike for every part of the batch, and used for nothing else meanwhile.
+        batch: Rows of the whole batch.
+        rows: The rows wanted.
+    """
+
+    def __init__(self, generator: torch.Generator, batch: int, rows: range) -> None:
+        super().__init__(generator.initial_seed(), torch.arange(rows.start, rows.stop, device=generator.device))
+        self.generator, self.batch, self.rows = generator, batch, rows
+
+    def _whole(self, shape: torch.Size) -> list[int]:
+        if shape[0] != len(self.rows):
+            raise ArgumentError(f"{len(self.rows)} rows cannot fill a batch of {shape[0]}")
+        return [self.batch, *shape[1:]]
+
+    def uniform(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        drawn = rand(torch.Size(self._whole(shape)), self.generator, dtype, self.generator.device)
+        return drawn[self.rows.start : self.rows.stop]
+
+    def normal(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        drawn = randn(torch.Size(self._whole(shape)), self.generator, dtype, self.generator.device)
+        return drawn[self.rows.start : self.rows.stop]
+
+
 Generator = torch.Generator | SampleStreams
 """A source of randomness: torch's own, or streams that do not depend on the batch."""
 

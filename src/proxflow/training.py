@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxflow._tensor import SampleStreams
+from proxflow._tensor import BatchRows
 from proxflow.checkpoints import Checkpoints, finite
 from proxflow.config import TrainingConfig, to_dict
 from proxflow.errors import ArgumentError, CheckpointError, DivergedError, MemoryLimitError
@@ -36,8 +36,8 @@ STRETCH = 50
 HELD_OUT = 1024
 """Held-out examples that a checkpoint's loss is measured on, at most."""
 
-_HELD_OUT_KEY = 2**62
-"""Stands for a step in the seed of the held-out loss; no run has as many."""
+_HELD_OUT_KEY, _NOISE_KEY = 2**62, 2**61
+"""Stand for a step in the seeds of the held-out loss and of the noise; no run has as many."""
 
 _AGREE = 10
 """Steps between the moments at which several processes agree whether one of them was told to stop."""
@@ -129,11 +129,11 @@ def fit(
         predictor.compile()
 
     data, order = data.to(device), _Order(len(data), config)
-    generator, size = torch.Generator(device), config.batch_size
+    generator, source, size = torch.Generator(device), torch.Generator(device), config.batch_size
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
 
     def total_loss(network: nn.Module, examples: Tensor, t: Tensor, key: int, part: range) -> Tensor:
-        noise = SampleStreams(key, torch.arange(part.start, part.stop, device=device))
+        noise = BatchRows(source.manual_seed(_mix(key, _NOISE_KEY)), len(t), part)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             return flow.loss(network, _scaled(examples), noise, t[part.start : part.stop]).float().sum()
 
