@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,13 @@ from torch import Tensor, nn
 from proxflow import data, evaluation, imagefiles, metrics, models
 from proxflow.checkpoints import remove_all
 from proxflow.config import DeviceName, ModelConfig, SamplerName, TrainingConfig, read_json, to_dict
-from proxflow.errors import ArgumentError, CheckpointError, DataError, OutputError, ProxflowError
+from proxflow.errors import ArgumentError, CheckpointError, DataError, MemoryLimitError, OutputError, ProxflowError
 from proxflow.experiments import mnist
 from proxflow.experiments.presets import PRESETS
 from proxflow.files import writable_folder, write_json
 from proxflow.models import Model
 from proxflow.options import Evaluate, Options, Reproduce, Sample, Train
+from proxflow.processes import Processes, joined
 from proxflow.progress import bar
 from proxflow.samplers import sample
 from proxflow.training import fit
@@ -41,15 +44,18 @@ def run(options: Options) -> None:
         seed = options.training.seed if isinstance(options, Train) else options.seed
         if not 0 <= seed < 2**63:
             raise ArgumentError(f"--seed must be at least 0 and below 2^63, got {seed}")
-        match options:
-            case Sample():
-                run_sample(options)
-            case Train():
-                run_train(options)
-            case Evaluate():
-                run_evaluate(options)
-            case Reproduce():
-                run_reproduce(options)
+        with joined(device_of(options.device)) as device:
+            match options:
+                case Sample():
+                    run_sample(options, device)
+                case Train():
+                    run_train(options, device)
+                case Evaluate():
+                    run_evaluate(options, device)
+                case Reproduce():
+                    run_reproduce(options, device)
+    except MemoryLimitError:
+        raise
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ProxflowError(f"out of memory: {_out_of_memory(options)}") from error
     except SafetensorError as error:  # from writing: whatever reads such files has an error of its own
@@ -67,13 +73,22 @@ def _out_of_memory(options: Options) -> str:
         case Train():
             return f"lower --batch-size, now {options.training.batch_size}, or take a smaller network"
         case _:
-            return f"lower --batch-size, now {options.batch_size}"
+            return f"lower --batch-size, now {options.batch_size}: try --batch-size {max(1, options.batch_size // 2)}"
 
 
 def say(line: str) -> None:
-    """Print a line at once, also into a file or pipe."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    """Print a line at once, also into a file or pipe; of several processes, the first one does."""
+    if Processes.current().first:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
+@contextmanager
+def first_alone() -> Iterator[bool]:
+    """A block in which only the first of several processes is to write; all of them fail where it does."""
+    processes = Processes.current()
+    with processes.together():
+        yield processes.first
 
 
 def device_of(name: DeviceName) -> torch.device:
@@ -90,31 +105,40 @@ def device_of(name: DeviceName) -> torch.device:
 # sample ---------------------------------------------------------------------------------------------------------------
 
 
-def run_sample(options: Sample) -> None:
+def run_sample(options: Sample, device: torch.device) -> None:
     """Draw images and write them."""
     _check_counts(options.n, options.steps, options.batch_size)
-    device = device_of(options.device)
     model = models.load(options.model, device)
-    imagefiles.check_output(options.out, options.n, model.shape[0])
+    with first_alone() as writing:
+        if writing:
+            imagefiles.check_output(options.out, options.n, model.shape[0])
     images = draw(model, options.n, options.steps, options.sampler, options.seed, options.batch_size)
-    imagefiles.write(options.out, mnist.to_channels_last(images))
+    with first_alone() as writing:
+        if writing:
+            imagefiles.write(options.out, mnist.to_channels_last(images))
     say(f"{options.n} images, {options.steps} network evaluations each: {options.out}")
 
 
 def draw(model: Model, n: int, steps: int, sampler: SamplerName, seed: int, batch_size: int) -> Tensor:
-    """Sample with a progress bar: uint8 (n, channels, height, width)."""
-    with bar("sample", n, "images") as show:
-        events = sample(
-            model.predictor,
-            model.flow,
-            (n, *model.shape),
-            steps=steps,
-            sampler=sampler,
-            seed=seed,
-            batch_size=batch_size,
-            progress=show,
-        )
-    return data.to_bytes(events)
+    """Sample with a progress bar: uint8 (n, channels, height, width), in every process; each of them draws its share."""
+    processes = Processes.current()
+    # Shares begin where batches may: sampling works in multiples of 16 images.
+    mine = processes.part(n, 16)
+    events = torch.zeros(0, *model.shape)
+    with bar("sample", len(mine), "images") as show:
+        if mine:
+            events = sample(
+                model.predictor,
+                model.flow,
+                (len(mine), *model.shape),
+                steps=steps,
+                sampler=sampler,
+                seed=seed,
+                batch_size=batch_size,
+                first=mine.start,
+                progress=show,
+            )
+    return processes.gather(data.to_bytes(events), n, 16)
 
 
 def _check_counts(n: int, steps: int, batch_size: int, least: int = 1) -> None:
@@ -129,27 +153,28 @@ def _check_counts(n: int, steps: int, batch_size: int, least: int = 1) -> None:
 # train ----------------------------------------------------------------------------------------------------------------
 
 
-def run_train(options: Train) -> None:
+def run_train(options: Train, device: torch.device) -> None:
     """Train a model, or go on with one, and say where it is."""
     for name, value in {**vars(options.training), **vars(options.network)}.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ArgumentError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
     training = TrainingConfig(**vars(options.training))
     config = ModelConfig(**vars(options.network))
-    device = device_of(options.device)
     images = training_images(options.data)
     shape = tuple(images.shape[1:])
     torch.manual_seed(training.seed)
     model = models.build(config, shape)
-    out = writable_folder(options.out)
-    _claim(out, config, training, images)
+    out = options.out
+    with first_alone() as writing:
+        if writing:
+            _claim(writable_folder(out), config, training, images)
     if _steps_done(out) == training.steps:
         say(f"{out} holds this model, trained for all of its {training.steps} steps")
         _say_how_to_sample(out)
         return
     say(
         f"train: {config.flow} on {len(images)} images of {shape[1]} x {shape[2]}, {training.steps} steps of "
-        f"{training.batch_size}, on {device.type}; interrupt with Ctrl-C, the same command goes on"
+        f"{training.batch_size}, on {_where(device)}; interrupt with Ctrl-C, the same command goes on"
     )
     provenance = {
         "data": f"{len(images)} images of {options.data}",
@@ -159,16 +184,25 @@ def run_train(options: Train) -> None:
     }
 
     def keep(averaged: nn.Module, step: int) -> None:
-        models.save(out, model, averaged.state_dict(), {**provenance, "steps": step})
+        with first_alone() as writing:
+            if writing:
+                models.save(out, model, averaged.state_dict(), {**provenance, "steps": step})
         if not sys.stderr.isatty():  # where no bar shows it
             say(f"step {step} of {training.steps}: saved")
 
     result = fit(model.flow, model.predictor, images, training, folder=out, device=device, on_checkpoint=keep)
     finished = {"steps": training.steps, "seconds": round(result.seconds, 1), "losses": result.losses}
-    models.save(out, model, result.predictor.state_dict(), {**provenance, **finished})
-    remove_all(out)
+    with first_alone() as writing:
+        if writing:
+            models.save(out, model, result.predictor.state_dict(), {**provenance, **finished})
+            remove_all(out)
     say(f"trained in {result.seconds / 60:.1f} minutes, last loss {result.losses[-1]:.4g}: {out}")
     _say_how_to_sample(out)
+
+
+def _where(device: torch.device) -> str:
+    size = Processes.current().size
+    return device.type if size == 1 else f"{device.type}, {size} processes"
 
 
 def training_images(source: str) -> Tensor:
@@ -237,23 +271,25 @@ LEAST = 4
 """Images that precision and recall need: more than the three neighbours of their manifolds."""
 
 
-def run_evaluate(options: Evaluate) -> None:
+def run_evaluate(options: Evaluate, device: torch.device) -> None:
     """Score images against the test images, print and write the numbers."""
     n = options.n if options.n is not None else 1000
     _check_counts(n, options.steps, options.batch_size, LEAST)
     if options.out is not None:
         if options.out.suffix.lower() != ".json" or options.out.is_dir():
             raise ArgumentError(f"--out must be a file ending in .json, got {str(options.out)!r}")
-        writable_folder(options.out.parent)
-    device = device_of(options.device)
+        with first_alone() as writing:
+            if writing:
+                writable_folder(options.out.parent)
     named = [str(options.images), *options.sources] if options.images is not None else [*options.sources]
     named = named or ["mnist"]
     earlier: dict[str, dict[str, Any]] = {}
     for path in (Path(name) for name in named if name.lower().endswith(".json")):
         earlier |= evaluation.read_records(path)
     fresh = [name for name in named if not name.lower().endswith(".json")]
-    if not fresh:
+    if not fresh and Processes.current().first:
         evaluation.show_all(earlier)
+    if not fresh:
         return
 
     training, test = data.load(options.data, "train").images, data.load(options.data, "test").images
@@ -291,6 +327,8 @@ def run_evaluate(options: Evaluate) -> None:
         metrics.check_comparable({title: metrics.Conditions.of(record, title), fresh[0]: ours})
     floor = judge.floor(count, options.seed)
     records = {source.title: judge.record(source, floor, options.seed) for source in sources}
+    if not Processes.current().first:
+        return  # it has done its share of the images and of their features
     if len(records) + len(earlier) == 1:
         ((title, record),) = records.items()
         say(title)
@@ -346,11 +384,14 @@ def _model_source(model: Model, name: str, n: int, options: Evaluate) -> evaluat
 # reproduce ------------------------------------------------------------------------------------------------------------
 
 
-def run_reproduce(options: Reproduce) -> None:
+def run_reproduce(options: Reproduce, device: torch.device) -> None:
     """Run an experiment, or what is missing of it, and write the report."""
+    if Processes.current().size > 1:
+        raise ArgumentError(
+            "reproduce runs on one process: start it without torchrun; train, sample and evaluate run on many"
+        )
     preset = PRESETS[options.preset]
     preset = replace(preset, seeds=tuple(options.seed + seed for seed in preset.seeds))
-    device = device_of(options.device)
     out = options.out if options.out is not None else Path("runs") / f"{options.experiment}-{options.preset}"
     writable_folder(out)
     say(f"{options.experiment}, {options.preset}: {preset.minutes}; running on {device.type}, into {out}")

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +19,7 @@ from proxflow import metrics
 from proxflow.config import read_json
 from proxflow.errors import DataError
 from proxflow.metrics import FeatureExtractor, Reference, Scores
+from proxflow.processes import Processes
 
 Record = dict[str, Any]
 
@@ -76,8 +78,8 @@ class Judge:
     @classmethod
     def of(cls, extractor: FeatureExtractor, training: Tensor, test: Tensor, name: str) -> Judge:
         """Prepares the test images of a data set as the reference, with its training images beside it."""
-        known = extractor(training)
-        reference = Reference.of(extractor(test), training=known)
+        known = features(extractor, training)
+        reference = Reference.of(features(extractor, test), training=known)
         identity = {
             "extractor": f"{extractor.name} {extractor.sha256[:12]}",
             "extractor_sha256": extractor.sha256,
@@ -99,7 +101,7 @@ class Judge:
         images, hits = source.images(), None
         if source.labels is not None:
             hits = metrics.class_hits(metrics.load_classifier(), images, source.labels)
-        scores = self.reference.score(self.extractor(images), hits, seed)
+        scores = self.reference.score(features(self.extractor, images), hits, seed)
         floors = {
             f"floor_{name}": getattr(floor, name) for name in ROWS if name not in ("frechet", "nearest", "accuracy")
         }
@@ -112,6 +114,16 @@ class Judge:
             "floor_nearest": scores.nearest_real,
             **self.identity,
         }
+
+
+def features(extractor: FeatureExtractor, images: Tensor) -> Tensor:
+    """Features of all images, in every process; each of them works out its share, in blocks that do not depend on it."""
+    processes, block = Processes.current(), 500
+    mine = processes.part(len(images), block)
+    found = torch.zeros(0, extractor.dimension, dtype=torch.float64)
+    if mine:
+        found = extractor(images[mine.start : mine.stop], block)
+    return processes.gather(found, len(images), block)
 
 
 def _images_sha256(images: Tensor) -> str:

@@ -14,7 +14,7 @@ from proxflow.checkpoints import load_weights, write_tensors
 from proxflow.config import ModelConfig, from_dict, read_json, to_dict
 from proxflow.divergences import KL, FisherRao, ReverseKL, Wasserstein2
 from proxflow.errors import ArgumentError, CheckpointError
-from proxflow.files import write_json
+from proxflow.files import writable_folder, write_json
 from proxflow.flows import BFN, GPFN, Flow
 from proxflow.nn import UNet
 from proxflow.predictors import PointPredictor, Predictor
@@ -87,7 +87,7 @@ def save(folder: Path, model: Model, weights: dict[str, Tensor], provenance: dic
     Raises:
         OutputError: The folder cannot be written.
     """
-    write_tensors(folder / "model.safetensors", weights)
+    write_tensors(writable_folder(folder) / "model.safetensors", weights)
     write_json(
         folder / "config.json",
         {"format": FORMAT, "model": to_dict(model.config), "shape": list(model.shape), "provenance": provenance},

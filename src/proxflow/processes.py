@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from torch import Tensor, distributed, nn
 from proxflow.config import Parallel
 from proxflow.errors import ArgumentError, ProxflowError
 
-PATIENCE = timedelta(minutes=5)
-"""How long a process waits for the others before it fails."""
+JOINING, PATIENCE = timedelta(minutes=1), timedelta(minutes=5)
+"""How long a process waits for the others to appear, and later to do their part, before it fails."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,16 @@ def joined(device: torch.device) -> Iterator[torch.device]:
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"  # what the host agrees on must not wait for the accelerator
     try:
-        distributed.init_process_group(backend, timeout=PATIENCE)
+        distributed.init_process_group(backend, timeout=JOINING)
+        distributed.distributed_c10d._set_pg_timeout(PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise ProxflowError(f"cannot join the other processes: {error}") from error
-    yield device
+    try:
+        yield device
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):  # gloo's own are of no class
+            raise
+        raise ProxflowError(f"another process has gone or does not answer: {str(error).splitlines()[0]}") from error
     distributed.destroy_process_group()  # not after an error: it could wait for a process that has gone
 
 
@@ -140,9 +147,11 @@ def distribute(predictor: nn.Module, parallel: Parallel, processes: Processes, d
     if parallel == "ddp":
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(
-            predictor, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
-        )
+        # Buffers are alike from the start; PyTorch 2.13 calls this argument deprecated and older ones know no other.
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            return DistributedDataParallel(
+                predictor, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+            )
     shard(predictor, processes, device)
     return predictor
 
@@ -154,6 +163,8 @@ def shard(predictor: nn.Module, processes: Processes, device: torch.device) -> N
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # It warns of networks that return views, of which harm comes only from changing the output in place: none does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     mesh = init_device_mesh(device.type, (processes.size,))
     for parameter in predictor.parameters():
         parameter.data = parameter.data.contiguous()  # shards are rows, in the usual layout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ def bar(label: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[
         unit: What is counted, e.g. ``images``.
         done: Amount finished before, which does not count for the rate.
     """
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":  # of torchrun's processes, the first one shows
         yield lambda _: None
         return
     from rich.console import Console
