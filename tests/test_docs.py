@@ -74,6 +74,17 @@ def test_the_examples_of_likelihood_run(tmp_path):
     runpy.run_path(str(tmp_path / "page.py"))
 
 
+def test_the_examples_of_evaluation_run(tmp_path):
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (tmp_path / "evaluation.py").write_text("\n".join(blocks(page, "python")), encoding="utf-8")
+    names = runpy.run_path(str(tmp_path / "evaluation.py"))
+    assert names["seen"].count == 500
+    assert names["distance"] == pytest.approx(names["scores"].frechet, rel=1e-6)
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("proxflow ")]
+    assert {type(_parse(words)).__name__ for words in commands} == {"Evaluate"}
+
+
 def test_generated_parts_are_current():
     for path, text in rewritten(ROOT).items():
         assert path.read_text(encoding="utf-8") == text, "run: python -m proxflow.experiments.docs"

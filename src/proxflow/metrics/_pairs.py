@@ -32,9 +32,7 @@ def squared_distances(a: Tensor, b: Tensor) -> Iterator[Tile]:
 
     By |a|² + |b|² − 2ab about the mean of b, and by differences where that cancels: duplicates are at distance exactly 0.
     """
-    centre = torch.zeros(b.shape[1], dtype=torch.float64)
-    for _, block in row_blocks(b):
-        centre += block.sum(dim=0) / len(b)
+    centre = _mean(b)
     for rows, columns, left, right in _tiles(a, b):
         x, y = left - centre, right - centre
         norms = x.square().sum(dim=1, keepdim=True)
@@ -51,6 +49,35 @@ def squared_distances(a: Tensor, b: Tensor) -> Iterator[Tile]:
                 part = slice(start, start + step)
                 squares[i[part], j[part]] = (left[i[part]] - right[j[part]]).square().sum(dim=1)
         yield rows, columns, squares
+
+
+def nearest(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distance of each row of a (N, D) to the nearest row of b (M, D), float64, (N,); 0 for duplicates.
+
+    The nearest is found by products alone, and its distance then taken by differences.
+    """
+    centre = _mean(b)
+    best = torch.full((len(a),), torch.inf, dtype=torch.float64)
+    index = torch.zeros(len(a), dtype=torch.int64)
+    for rows, columns, left, right in _tiles(a, b):
+        y = right - centre
+        # |x − y|² less |x|², which does not change which one is least.
+        relative = torch.addmm(y.square().sum(dim=1), left - centre, y.T, alpha=-2.0)
+        found, where = relative.min(dim=1)
+        better = found < best[rows]
+        best[rows] = torch.where(better, found, best[rows])
+        index[rows] = torch.where(better, where + columns.start, index[rows])
+    squares = torch.empty_like(best)
+    for rows, block in row_blocks(a):
+        squares[rows] = (block - b[index[rows]].to(torch.float64)).square().sum(dim=1)
+    return squares
+
+
+def _mean(features: Tensor) -> Tensor:
+    mean = torch.zeros(features.shape[1], dtype=torch.float64)
+    for _, block in row_blocks(features):
+        mean += block.sum(dim=0) / len(features)
+    return mean
 
 
 def _tiles(a: Tensor, b: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:

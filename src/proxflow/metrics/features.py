@@ -130,7 +130,7 @@ class FeatureExtractor:
         return cls(name, extractor.sha256, network, found.shape[1], image_shape, transform)
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor, batch_size: int = 500, dtype: torch.dtype = torch.float64) -> Tensor:
+    def __call__(self, images: Tensor, batch_size: int = 100, dtype: torch.dtype = torch.float64) -> Tensor:
         """Computes the features block by block, on the device of the network.
 
         Args:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from proxflow.errors import ArgumentError
 from proxflow.metrics._input import as_features, check_same_dimension
-from proxflow.metrics._pairs import TIE, squared_distances
+from proxflow.metrics._pairs import TIE, nearest, squared_distances
 from proxflow.metrics.uncertainty import Estimate, mean_estimate
 
 
@@ -39,15 +39,14 @@ class Manifold:
         count = len(held)
         if not 1 <= k < count:
             raise ArgumentError(f"k must be at least 1 and below the number of {name} samples, {count}; got {k}")
-        nearest = torch.full((count, k + 1), torch.inf, dtype=torch.float64)
+        closest = torch.full((count, k + 1), torch.inf, dtype=torch.float64)
         sums = torch.zeros(count, dtype=torch.float64)
-        for rows, columns, squares in squared_distances(held, held):
-            closest = squares.topk(min(k + 1, squares.shape[1]), dim=1, largest=False).values
-            nearest[rows] = torch.cat([nearest[rows], closest], dim=1).topk(k + 1, dim=1, largest=False).values
+        for rows, _, squares in squared_distances(held, held):
+            found = squares.topk(min(k + 1, squares.shape[1]), dim=1, largest=False).values
+            closest[rows] = torch.cat([closest[rows], found], dim=1).topk(k + 1, dim=1, largest=False).values
             sums[rows] += squares.sqrt_().sum(dim=1)
-            del columns
         # A sample is at distance exactly 0 from itself, so one smallest value is skipped.
-        return cls(held, nearest.sort(dim=1).values[:, 1:], sums / (count - 1))
+        return cls(held, closest.sort(dim=1).values[:, 1:], sums / (count - 1))
 
     @property
     def mean_distance(self) -> float:
@@ -206,7 +205,4 @@ def nearest_distances(training: Tensor, samples: Tensor) -> Tensor:
     """
     held, own = as_features(training, "training"), as_features(samples, "sample")
     check_same_dimension(held, own)
-    nearest = torch.full((len(own),), torch.inf, dtype=torch.float64)
-    for rows, _, squares in squared_distances(own, held):
-        nearest[rows] = torch.minimum(nearest[rows], squares.amin(dim=1))
-    return nearest.sqrt()
+    return nearest(own, held).sqrt()
