@@ -27,6 +27,7 @@ from proxflow.divergences import (
     FrequencyMetric,
     HellingerSquared,
     Jeffreys,
+    MixtureWasserstein2,
     PerPart,
     Renyi,
     ReverseBregman,
@@ -149,6 +150,7 @@ DIVERGENCES: list[Member] = [
     Alpha(3.0),
     ChiSquared(),
     ReverseChiSquared(),
+    MixtureWasserstein2(),
     MMD(),
     (MMD(1.0, torch.tensor([[1.0, 0.5, 0.1], [0.5, 1.0, 0.5], [0.1, 0.5, 1.0]])), Categorical),
     EnergyDistance(),
@@ -183,6 +185,16 @@ class Pair:
         """Whether the value is infinite between Gaussians unless their spreads are alike: orders above 1."""
         unlike = (Renyi(2.0), Alpha(3.0), ChiSquared(), ReverseChiSquared())
         return self.family in (DiagonalGaussian, Product) and self.divergence in unlike
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the value is smooth; transport of discrete weights is not: it grows like their difference."""
+        return not isinstance(self.divergence, MixtureWasserstein2)
+
+    @property
+    def traces(self) -> bool:
+        """Whether values and steps are tensor operations all through; plans of POT are found on the host."""
+        return not isinstance(self.divergence, MixtureWasserstein2)
 
     @property
     def least_difference(self) -> float:
@@ -229,6 +241,14 @@ def distance(a: Belief, b: Belief) -> float:
 
     Probabilities instead of logits, and components in order.
     """
+
+    if isinstance(a, GaussianMixture) and isinstance(b, GaussianMixture) and a.components != b.components:
+        # Components may be split or have no weight; as distributions they are compared by their densities.
+        points = 1.5 * normal(0, 40, *a.means.shape[2:]).to(a.means)
+        return max(
+            float((a.log_prob(x).exp() - b.log_prob(x).exp()).abs().max())
+            for x in (point.expand_as(a.mean) for point in points)
+        )
 
     def values(belief: Belief) -> list[Tensor]:
         if isinstance(belief, GaussianMixture):  # components in the order of their means' first coordinate

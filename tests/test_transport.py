@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from contracts import distance, normal, uniform
-from scipy import fft, linalg
+from scipy import fft, linalg, optimize
 from torch import Tensor
 
 from proxflow import GPFN, DiagonalGaussian, PointPredictor, sample
-from proxflow.beliefs import FullGaussian
-from proxflow.divergences import AnisotropicWasserstein2, CoordinateMetric, FrequencyMetric, GroundMetric, Wasserstein2
-from proxflow.errors import ArgumentError
+from proxflow.beliefs import FullGaussian, GaussianMixture
+from proxflow.divergences import (
+    AnisotropicWasserstein2,
+    CoordinateMetric,
+    FrequencyMetric,
+    GroundMetric,
+    MixtureWasserstein2,
+    Wasserstein2,
+)
+from proxflow.errors import ArgumentError, MissingPackageError
 
 HEIGHT, WIDTH = 3, 4
 METRICS = [FrequencyMetric(HEIGHT, WIDTH, 1.5), FrequencyMetric(HEIGHT, WIDTH, -0.7)]
@@ -237,3 +245,76 @@ def test_image_steps_compile_and_map() -> None:
     torch.testing.assert_close(torch.compile(step, fullgraph=True, backend="aot_eager")(*arguments), expected)
     stacked = [torch.stack([a, a + 0.1]) for a in arguments]
     torch.testing.assert_close(tuple(a[0] for a in torch.func.vmap(step)(*stacked)), expected)
+
+
+# Mixtures ----------------------------------------------------------------------------------------------------------------
+
+
+def mixture(seed: int, batch: int, components: int, *event: int) -> GaussianMixture:
+    means, stds = normal(seed, batch, components, *event), 0.2 + uniform(seed + 1, batch, components, *event)
+    return GaussianMixture(normal(seed + 2, batch, components), 2 * means, stds)
+
+
+def _linear_programme(costs: np.ndarray, start: np.ndarray, end: np.ndarray) -> optimize.OptimizeResult:
+    """Transport as a linear programme in all entries of the plan."""
+    n, m = costs.shape
+    equal = np.concatenate([np.kron(np.eye(n), np.ones(m)), np.kron(np.ones(n), np.eye(m))])
+    return optimize.linprog(costs.ravel(), A_eq=equal, b_eq=np.concatenate([start, end]), method="highs")
+
+
+def test_mixture_distance_is_the_linear_programme_over_pairs_of_components() -> None:
+    p, q = mixture(1, 5, 3, 2), mixture(7, 5, 4, 2)
+    values = MixtureWasserstein2()(p, q)
+    for i in range(5):
+        costs = np.array(
+            [[float(Wasserstein2()(_component(p, i, j), _component(q, i, k))) for k in range(4)] for j in range(3)]
+        )
+        best = _linear_programme(costs, p.weights[i].numpy(), q.weights[i].numpy())
+        assert float(values[i]) == pytest.approx(best.fun, rel=1e-9)
+
+
+def _component(belief: GaussianMixture, i: int, k: int) -> DiagonalGaussian:
+    return DiagonalGaussian(belief.means[i, k][None], belief.stds[i, k][None])
+
+
+def test_mixture_steps_are_geodesics_with_few_components() -> None:
+    d, p, q = MixtureWasserstein2(), mixture(1, 6, 3, 2), mixture(7, 6, 4, 2)
+    f = uniform(3, 6)
+    r = d.interpolate(p, q, f)
+    assert r.components == 3 + 4 - 1
+    whole = d(p, q).sqrt()
+    torch.testing.assert_close(d(p, r).sqrt(), f * whole)
+    torch.testing.assert_close(d(r, q).sqrt(), (1 - f) * whole)
+    torch.testing.assert_close(r.mean, (1 - f[:, None]) * p.mean + f[:, None] * q.mean)
+    single = [mixture(s, 6, 1, 2) for s in (1, 7)]
+    a, b = (DiagonalGaussian(m.means[:, 0], m.stds[:, 0]) for m in single)
+    torch.testing.assert_close(d(*single), Wasserstein2()(a, b))
+    torch.testing.assert_close(d.interpolate(*single, f).means[:, 0], Wasserstein2().interpolate(a, b, f).mean)
+
+
+def test_mixture_distance_has_exact_gradients() -> None:
+    """In weights too, by the potentials of the plan; a component may have no weight."""
+    p, q = mixture(1, 2, 3, 2), mixture(7, 2, 2, 2)
+    inputs = [a.requires_grad_() for b in (p, q) for a in (b.logits, b.means, b.stds.clone())]
+
+    def value(*tensors: Tensor) -> Tensor:
+        return MixtureWasserstein2()(GaussianMixture(*tensors[:3]), GaussianMixture(*tensors[3:]))
+
+    assert torch.autograd.gradcheck(value, inputs, atol=1e-7)
+    means = p.means.detach().clone().requires_grad_()
+    moved = MixtureWasserstein2().interpolate(GaussianMixture(p.logits, means, p.stds), q, 0.25)
+    (slope,) = torch.autograd.grad((moved.weights.detach()[..., None] * moved.means).sum(), means)
+    torch.testing.assert_close(slope, 0.75 * p.weights.detach()[..., None].expand_as(slope))
+    without = GaussianMixture(torch.tensor([[0.0, -torch.inf, 1.0]] * 2).double(), p.means.detach(), p.stds.detach())
+    rest = GaussianMixture(without.logits[:, ::2], without.means[:, ::2], without.stds[:, ::2])
+    torch.testing.assert_close(MixtureWasserstein2()(without, q), MixtureWasserstein2()(rest, q))
+    assert bool(MixtureWasserstein2().interpolate(without, q, 0.5).sample(torch.Generator()).isfinite().all())
+
+
+def test_transport_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = mixture(1, 2, 3, 2)
+    with pytest.raises(ArgumentError, match="batch size"):
+        MixtureWasserstein2()(p, mixture(1, 3, 3, 2))
+    monkeypatch.setitem(sys.modules, "ot", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'proxflow\[transport\]'"):
+        MixtureWasserstein2()(p, p)

@@ -21,6 +21,10 @@ class CheckpointError(ProxflowError, ValueError):
     """A weight file or model folder is missing, corrupt, or belongs to another architecture."""
 
 
+class MissingPackageError(ProxflowError, ImportError):
+    """A part of the library needs a package that is not installed."""
+
+
 class UnsupportedPairError(ProxflowError, TypeError):
     """No rule is known for this divergence and belief family."""
 

@@ -21,6 +21,7 @@ from proxflow.divergences.ground import CoordinateMetric, FrequencyMetric, Groun
 from proxflow.divergences.hellinger import HellingerSquared
 from proxflow.divergences.jeffreys import Jeffreys
 from proxflow.divergences.kl import KL, ReverseKL
+from proxflow.divergences.mixture_wasserstein import MixtureWasserstein2
 from proxflow.divergences.mmd import MMD
 from proxflow.divergences.per_part import PerPart
 from proxflow.divergences.renyi import Renyi
@@ -41,6 +42,7 @@ __all__ = [
     "GroundMetric",
     "HellingerSquared",
     "Jeffreys",
+    "MixtureWasserstein2",
     "PerPart",
     "Renyi",
     "ReverseBregman",

@@ -121,6 +121,9 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
     barycentric: bool = True
     """Whether the step toward a target has the divergence from it as its energy; :meth:`objective` says what else."""
 
+    same_sizes: bool = True
+    """Whether two beliefs must have the same shapes; if not, the batch and the family are all they must share."""
+
     def __call__(self, p: B, q: B) -> Tensor:
         """D(p, q) for each example, (batch,).
 
@@ -128,7 +131,7 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
             UnsupportedPairError: No rule is known for this divergence and family.
             ArgumentError: The beliefs differ in shape.
         """
-        check_pair(p, q)
+        check_pair(p, q, same_sizes=self.same_sizes)
         if parts := independent_parts(self, p, q):
             return torch.stack([d(a, b) for d, a, b in parts]).sum(0)
         result: Tensor = _find(VALUES, self, p, "value")(self, p, q)
@@ -141,7 +144,7 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
             UnsupportedPairError: No closed form is known for this divergence and family.
             ArgumentError: The beliefs differ in shape, or the fraction is neither a scalar nor (batch,).
         """
-        check_pair(p, q)
+        check_pair(p, q, same_sizes=self.same_sizes)
         if parts := independent_parts(self, p, q):
             return cast(B, Product(tuple(d.interpolate(a, b, fraction) for d, a, b in parts)))
         rule = _find(CLOSED_FORMS, self, p, "closed-form step")
@@ -196,13 +199,17 @@ def steps_compose(divergence: Divergence, belief: Belief) -> bool:
     return claim if isinstance(claim, bool) else type(belief) in claim
 
 
-def check_pair(p: Belief, q: Belief) -> None:
-    """Refuse two beliefs of different families or shapes."""
+def check_pair(p: Belief, q: Belief, *, same_sizes: bool = True) -> None:
+    """Refuse two beliefs of different families or shapes; or of different families or batch sizes alone."""
     if type(p) is not type(q):
         raise UnsupportedPairError(f"both beliefs must be of one family, got {type(p).__name__} and {type(q).__name__}")
     if isinstance(p, Product) and isinstance(q, Product):
         for part, other in zip(p.parts, q.parts, strict=False):
             check_pair(part, other)
+    if not same_sizes:
+        if p.batch_size != q.batch_size:
+            raise ArgumentError(f"both beliefs must have one batch size, got {p.batch_size} and {q.batch_size}")
+        return
     shapes, other_shapes = ([tuple(a.shape) for a in b.tensors().values()] for b in (p, q))
     if shapes != other_shapes:
         raise ArgumentError(f"both beliefs must have the same shapes, got {shapes} and {other_shapes}")
