@@ -158,8 +158,8 @@ def test_discrete_flows_sample_classes():
         for sampler in (Deterministic(), Stochastic()):
             events = sampler(predict, flow, (4, 3), 10, seeded(), dtype=torch.float64).events
             assert torch.equal(events, x.expand(4, 3))
-        with pytest.raises(ArgumentError, match="use Deterministic or Stochastic"):
-            Multistep2()(predict, flow, (4, 3), 10, seeded())
+    with pytest.raises(ArgumentError, match="use Deterministic or Stochastic"):
+        Multistep2()(predict, flow, (4, 3), 10, seeded())
 
 
 @pytest.fixture(scope="module")

@@ -127,6 +127,11 @@ def gumbel_max(log_probs: Tensor, generator: Generator) -> Tensor:
     return (log_probs - exponential.log()).argmax(-1)
 
 
+def one_hot(classes: Tensor, number: int, dtype: torch.dtype) -> Tensor:
+    """e_x for class indices (…) → (…, number), unchecked: torch's own looks at the values, and so waits for the device."""
+    return (classes[..., None] == torch.arange(number, device=classes.device)).to(dtype)
+
+
 def over_events(t: Tensor | float, like: Tensor) -> Tensor:
     """Shape times or fractions, (batch,) or a scalar, so that they broadcast against ``like`` of shape (batch, …).
 

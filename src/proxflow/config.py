@@ -13,7 +13,16 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from proxflow.errors import ArgumentError, CheckpointError
 
 FlowName = Literal["gpfn-w2", "gpfn-kl", "gpfn-reverse-kl", "gpfn-fisher-rao", "bfn", "bfn-tuned"]
-SamplerName = Literal["deterministic", "stochastic", "marginal", "multistep2"]
+SamplerName = Literal[
+    "deterministic",
+    "stochastic",
+    "marginal",
+    "multistep2",
+    "bfn-solver1",
+    "bfn-solver2",
+    "sde-bfn-solver1",
+    "sde-bfn-solver2",
+]
 DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bf16"]
 Parallel = Literal["ddp", "fsdp"]

@@ -46,6 +46,10 @@ _STYLES: dict[SamplerName, dict[str, Any]] = {
     "stochastic": {"linestyle": "--", "marker": "s", "markersize": 9, "markerfacecolor": "none"},
     "marginal": {"linestyle": ":", "marker": "^", "markersize": 7},
     "multistep2": {"linestyle": "-.", "marker": "D", "markersize": 6, "markerfacecolor": "none"},
+    "bfn-solver1": {"linestyle": (0, (1, 1)), "marker": "v", "markersize": 6},
+    "bfn-solver2": {"linestyle": (0, (5, 1)), "marker": "P", "markersize": 6},
+    "sde-bfn-solver1": {"linestyle": (0, (3, 1, 1, 1)), "marker": "X", "markersize": 6},
+    "sde-bfn-solver2": {"linestyle": (0, (3, 1, 1, 1, 1, 1)), "marker": "*", "markersize": 8},
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, mean_events, rand, randn
+from proxflow._tensor import Generator, mean_events, one_hot, rand, randn
 from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, Product
 from proxflow.divergences import KL, Divergence, Wasserstein2, steps_compose
 from proxflow.energies import Energy
@@ -102,11 +102,10 @@ class CategoricalEndpoints(Endpoints[Categorical]):
         return Categorical((-uniform.log()).log().log_softmax(-1))  # normalised exponentials are Dirichlet(1)
 
     def target(self, x: Tensor, like: Categorical) -> Categorical:
-        one_hot = torch.nn.functional.one_hot(x, self.classes)
-        return Categorical(one_hot.to(like.logits.dtype).log())
+        return Categorical(torch.nn.functional.one_hot(x, self.classes).to(like.logits.dtype).log())
 
     def draw(self, target: Categorical, generator: Generator) -> Categorical:
-        return self.target(target.sample(generator), target)
+        return Categorical(one_hot(target.sample(generator), self.classes, target.logits.dtype).log())
 
     def score(self, predicted: Categorical, x: Tensor, weight: Tensor) -> Tensor:
         return -mean_events(predicted.log_probs.gather(-1, x[..., None]).squeeze(-1))

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, log_difference, mean_events, over_events, randn
+from proxflow._tensor import Generator, log_difference, mean_events, one_hot, over_events, randn
 from proxflow.beliefs import Binned, Categorical, DiagonalGaussian, bin_centre, bin_of, gaussian_bin_log_prob
 from proxflow.errors import ArgumentError
 from proxflow.flows.base import B, Flow, Predict, check_class_number, check_classes, check_real, draw_times
@@ -308,15 +308,15 @@ class DiscreteBFN(BayesianFlow[Categorical]):
         return mean + (alpha * self.classes).sqrt() * randn(probs.shape, generator, probs.dtype, probs.device)
 
     def belief(self, x: Tensor, t: Tensor, generator: Generator) -> Categorical:
-        one_hot = torch.nn.functional.one_hot(x, self.classes).to(t.dtype)
-        return Categorical(self._message(one_hot, self.accuracies.beta(t), generator).log_softmax(-1))
+        certain = torch.nn.functional.one_hot(x, self.classes).to(t.dtype)
+        return Categorical(self._message(certain, self.accuracies.beta(t), generator).log_softmax(-1))
 
     def update(
         self, belief: Categorical, target: Categorical, t: Tensor, s: Tensor, generator: Generator | None
     ) -> Categorical:
         probs = target.probs
         if generator is not None:
-            probs = torch.nn.functional.one_hot(target.sample(generator), self.classes).to(probs.dtype)
+            probs = one_hot(target.sample(generator), self.classes, probs.dtype)
         message = self._message(probs, self.accuracies.accuracy(t, s), generator)
         return Categorical((belief.logits + message).log_softmax(-1))
 
@@ -325,8 +325,8 @@ class DiscreteBFN(BayesianFlow[Categorical]):
         check_classes(x)
         t = draw_times(len(x), generator, x.device) if t is None else t
         predicted = predict(self.belief(x, t, generator), t)
-        one_hot = torch.nn.functional.one_hot(x, self.classes).to(predicted.logits.dtype)
-        gap = (one_hot - predicted.probs).square().sum(-1)
+        certain = torch.nn.functional.one_hot(x, self.classes).to(predicted.logits.dtype)
+        gap = (certain - predicted.probs).square().sum(-1)
         return 0.5 * self.classes * self.accuracies.rate(t) * mean_events(gap)
 
     def n_step_loss(

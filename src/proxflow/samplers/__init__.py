@@ -7,18 +7,21 @@ no step ever divides by the distance to t = 1.
 Two kinds:
 
 * **Proximal** samplers move the belief by the flow's own update. They work for every flow.
-* **Path** samplers know only that the training beliefs have means a(t) x + b(t) ε, and move the mean along that path. They
-  carry y = μ/(a + b), in which every Gaussian path is the straight line y = τ x + (1 − τ) ε with τ = a/(a + b), so one
-  formula, without a singularity at t = 0, serves rectified flow, BFN and diffusion alike.
+* **Path** samplers know only that the training beliefs have means a(t) x + b(t) ε (or, of discrete Bayesian flows, logits
+  a(t) (K e_x − 1) + b(t) ε) and move along that path. They carry y = μ/(a + b), in which every Gaussian path is the straight
+  line y = τ x + (1 − τ) ε with τ = a/(a + b), so one formula, without a singularity at t = 0, serves rectified flow, BFN and
+  diffusion alike.
 """
 
 from proxflow.samplers.base import Predict, Sampler, Samples, SamplingFlow, Watch
+from proxflow.samplers.bfn_solver import BFNSolver
 from proxflow.samplers.path import Marginal, Multistep2, PathSampler
 from proxflow.samplers.proximal import Deterministic, ProximalSampler, Stochastic
 from proxflow.samplers.registry import SAMPLERS, sample
 
 __all__ = [
     "SAMPLERS",
+    "BFNSolver",
     "Deterministic",
     "Marginal",
     "Multistep2",

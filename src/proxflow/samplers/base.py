@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from proxflow._tensor import Generator
-from proxflow.beliefs import Belief, DiagonalGaussian
+from proxflow.beliefs import Belief
 from proxflow.errors import ArgumentError
 from proxflow.schedules import GaussianPath
 
@@ -21,7 +21,9 @@ class SamplingFlow(Protocol):
     """What a sampler asks of a flow; every :class:`proxflow.Flow` has it."""
 
     @property
-    def path(self) -> GaussianPath | None: ...
+    def latent_path(self) -> GaussianPath | None: ...
+
+    def latent_data(self, target: Any) -> Tensor: ...
 
     def prior(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype, device: torch.device) -> Any: ...
 
@@ -29,7 +31,7 @@ class SamplingFlow(Protocol):
 
     def times(self, nfe: int) -> list[float]: ...
 
-    def belief_at(self, mean: Tensor, t: Tensor) -> DiagonalGaussian: ...
+    def belief_at(self, latent: Tensor, t: Tensor) -> Any: ...
 
 
 Predict = Callable[[Any, Tensor], Any]
@@ -63,6 +65,10 @@ class Sampler(ABC):
     ) -> tuple[Any, Any]:
         """Belief and state at time ``s``, from those at ``t`` and the target predicted there."""
 
+    def times(self, flow: SamplingFlow, nfe: int) -> list[float]:
+        """Times of ``nfe`` evaluations, increasing from 0: the flow's own, unless a sampler knows better."""
+        return flow.times(nfe)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -87,7 +93,7 @@ class Sampler(ABC):
             generator: Source of all randomness, on ``device``.
             dtype: Precision of the belief.
             device: Where to sample.
-            times: Times of the evaluations, increasing from 0; ``None`` takes the flow's own.
+            times: Times of the evaluations, increasing from 0; ``None`` takes :meth:`times`.
             watch: Called at each evaluation.
 
         Raises:
@@ -97,7 +103,7 @@ class Sampler(ABC):
             raise ArgumentError(f"the number of network evaluations must be at least 1, got {nfe}")
         if not shape or min(shape) < 1:
             raise ArgumentError(f"shape is (batch, *event), each at least 1, got {tuple(shape)}")
-        times = flow.times(nfe) if times is None else list(times)
+        times = self.times(flow, nfe) if times is None else list(times)
         if len(times) != nfe or times[0] != 0 or times[-1] > 1 or any(s <= t for t, s in pairwise(times)):
             raise ArgumentError(f"times must be {nfe} numbers increasing from 0, at most 1, got {times}")
         device = torch.device(device)

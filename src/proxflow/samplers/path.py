@@ -1,4 +1,4 @@
-"""Samplers that move the mean along the Gaussian path of the training beliefs."""
+"""Samplers that move along the Gaussian path of the training beliefs: of their means, or of their logits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from proxflow._tensor import Generator, randn
-from proxflow.beliefs import DiagonalGaussian
+from proxflow.beliefs import Categorical, DiagonalGaussian
 from proxflow.errors import ArgumentError
 from proxflow.samplers.base import Sampler, SamplingFlow
 from proxflow.schedules import GaussianPath
@@ -30,7 +30,10 @@ def _straight(path: GaussianPath, t: Tensor, like: Tensor) -> tuple[Tensor, Tens
 
 
 class PathSampler(Sampler):
-    """Base of samplers that move the mean along the Gaussian path of the training beliefs."""
+    """Base of samplers that move along the flow's :attr:`~proxflow.Flow.latent_path`.
+
+    For Gaussian beliefs these are means a x + b ε, for discrete Bayesian flows logits a (K e_x − 1) + b ε.
+    """
 
     @abstractmethod
     def move(
@@ -46,7 +49,7 @@ class PathSampler(Sampler):
 
         Args:
             y: Straight coordinate τ x + (1 − τ) ε.
-            x: Predicted data.
+            x: Predicted data, or K ê − 1.
             tau: (τ, 1 − τ) now.
             new: (τ, 1 − τ) at the new time.
             generator: Source of fresh noise.
@@ -54,17 +57,18 @@ class PathSampler(Sampler):
         """
 
     def init(self, flow: SamplingFlow, belief: Any, generator: Generator) -> tuple[Any, Any]:
-        if flow.path is None or not isinstance(belief, DiagonalGaussian):
+        path = flow.latent_path
+        if path is None or not isinstance(belief, DiagonalGaussian | Categorical):
             raise ArgumentError(
-                f"{type(self).__name__} needs Gaussian beliefs whose means follow a(t) x + b(t) ε, which {flow} has not: "
+                f"{type(self).__name__} needs beliefs whose means or logits follow a(t) x + b(t) ε, which {flow} has not: "
                 "use Deterministic or Stochastic"
             )
-        mean = belief.mean
-        a, b = flow.path.coefficients(torch.zeros((), dtype=torch.float64))
+        latent = belief.mean if isinstance(belief, DiagonalGaussian) else belief.logits
+        a, b = path.coefficients(torch.zeros((), dtype=torch.float64))
         scale = float(a + b)
-        # A prior with a drawn mean is the noise ε; a fixed one says nothing of it, so ε is drawn here.
-        y = mean / scale if scale > 0 else randn(mean.shape, generator, mean.dtype, mean.device)
-        return belief, (flow.path, y, None)
+        # A drawn prior is the noise ε; a fixed one says nothing of it, so ε is drawn here.
+        y = latent / scale if scale > 0 else randn(latent.shape, generator, latent.dtype, latent.device)
+        return belief, (path, y, None)
 
     def step(
         self, flow: SamplingFlow, belief: Any, target: Any, t: Tensor, s: Tensor, generator: Generator, state: Any
@@ -72,7 +76,7 @@ class PathSampler(Sampler):
         path, y, memory = state
         tau, rest, _ = _straight(path, t, y)
         new_tau, new_rest, scale = _straight(path, s, y)
-        y, memory = self.move(y, target.mean, (tau, rest), (new_tau, new_rest), generator, memory)
+        y, memory = self.move(y, flow.latent_data(target), (tau, rest), (new_tau, new_rest), generator, memory)
         return flow.belief_at(scale * y, s), (path, y, memory)
 
 

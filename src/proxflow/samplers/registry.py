@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from proxflow._tensor import SampleStreams
 from proxflow.errors import ArgumentError
 from proxflow.samplers.base import Sampler, SamplingFlow, Watch
+from proxflow.samplers.bfn_solver import BFNSolver
 from proxflow.samplers.path import Marginal, Multistep2
 from proxflow.samplers.proximal import Deterministic, Stochastic
 
@@ -18,8 +19,15 @@ SAMPLERS: dict[str, Sampler] = {
     "stochastic": Stochastic(),
     "marginal": Marginal(),
     "multistep2": Multistep2(),
+    "bfn-solver1": BFNSolver(1),
+    "bfn-solver2": BFNSolver(2),
+    "sde-bfn-solver1": BFNSolver(1, 1.0),
+    "sde-bfn-solver2": BFNSolver(2, 1.0),
 }
-"""Samplers by the name that the command line and results files use."""
+"""Samplers by the name that the command line and results files use. A sampler that joins here joins all contract tests.
+
+``config.SamplerName`` repeats the names for those who must not load torch; a test holds both together.
+"""
 
 
 def sample(

@@ -1,0 +1,76 @@
+"""BFN-Solver: first and second order, without and with fresh noise, for Gaussian and for categorical beliefs (2404.15766).
+
+The paper's solvers in this library's terms. With the path a u(x) + b ε, of means (u = x) or of logits (u = K e_x − 1), the
+step of a constant prediction is exact, with κ = 0 for the equation without noise and κ = 1 for that with it:
+
+    first order     z' = (b'/b) z + (a' − a b'/b) x̂                      BFN-Solver1, BFN-Solver++1; Marginal(0)
+                    z' = (a b'²/(a' b²)) z + (g²/a') x̂ + (b'/a') g ξ     SDE-BFN-Solver1; Marginal(1), BFN's own sampler
+
+with g² = a'² − (a b'/b)². The second order puts x̂ + w (h/h₋) (x̂ − x̂₋) in place of x̂, with x̂₋ and h₋ of the last step.
+Steps h are those of the logarithm of the signal-to-noise ratio, ln(a/b), for means (BFN-Solver++2, SDE-BFN-Solver++2), and
+those of t, which is proportional to a/b, for logits. w is ½, but with noise on logits it is (2t' + t)/(3(t' + t)), the exact
+integral of a straight line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from proxflow._tensor import Generator
+from proxflow.beliefs import Categorical
+from proxflow.errors import ArgumentError
+from proxflow.samplers.base import SamplingFlow
+from proxflow.samplers.path import Marginal, PathSampler
+
+
+@dataclass(frozen=True)
+class BFNSolver(PathSampler):
+    """A solver of the BFN-Solver family (2404.15766), one evaluation a step.
+
+    It evaluates at t = k/n, and the prediction at (n − 1)/n is the sample, as the paper's does; where the paper begins at a
+    small time η with pure noise, this begins at η = 0. It serves every flow whose means or logits follow a Gaussian path.
+
+    Args:
+        order: 1 or 2.
+        kappa: Share of the noise replaced at each step, in [0, 1]: 0 solves the ordinary equation, 1 the stochastic one.
+    """
+
+    order: Literal[1, 2] = 2
+    kappa: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2):
+            raise ArgumentError(f"the order is 1 or 2, got {self.order}")
+        Marginal(self.kappa)  # refuses a share out of range
+
+    def times(self, flow: SamplingFlow, nfe: int) -> list[float]:
+        return [k / nfe for k in range(nfe)]
+
+    def init(self, flow: SamplingFlow, belief: Any, generator: Generator) -> tuple[Any, Any]:
+        belief, (path, y, _) = super().init(flow, belief, generator)
+        return belief, (path, y, (isinstance(belief, Categorical), None, None))
+
+    def move(
+        self,
+        y: Tensor,
+        x: Tensor,
+        tau: tuple[Tensor, Tensor],
+        new: tuple[Tensor, Tensor],
+        generator: Generator,
+        memory: tuple[bool, Tensor | None, Tensor | None],
+    ) -> tuple[Tensor, tuple[bool, Tensor, Tensor]]:
+        logits, last_x, last_h = memory
+        ratio, new_ratio = tau[0] / tau[1], new[0] / new[1]
+        h = new_ratio - ratio if logits else (new_ratio / ratio).log()
+        ahead = x
+        if self.order == 2 and last_x is not None and last_h is not None:
+            weight = (2 * new_ratio + ratio) / (3 * (new_ratio + ratio)) if logits and self.kappa > 0 else 0.5
+            # From t = 0 the logarithm's step is infinite, and so is one to the end of a path without noise there.
+            slope = torch.where(h.isfinite() & last_h.isfinite(), weight * h / last_h, torch.zeros_like(h))
+            ahead = x + slope * (x - last_x)
+        moved, _ = Marginal(self.kappa).move(y, ahead, tau, new, generator, None)
+        return moved, (logits, x, h)
