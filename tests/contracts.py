@@ -89,13 +89,64 @@ def alike(belief: Any) -> Any:
     return DiagonalGaussian(belief.mean, 1.15 + 0.15 * belief.std.log().tanh())
 
 
-FAMILIES: dict[type[Belief], Callable[[int, int], Any]] = {
-    DiagonalGaussian: diagonal_gaussian,
-    FullGaussian: full_gaussian,
-    Categorical: categorical,
-    Binned: binned,
-    GaussianMixture: gaussian_mixture,
-    Product: product,
+class SideBySide(torch.distributions.Distribution):
+    """Independent laws of one column of numbers each."""
+
+    def __init__(self, *columns: torch.distributions.Distribution) -> None:
+        super().__init__(validate_args=False)
+        self.columns = columns
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return torch.stack([law.log_prob(a) for law, a in zip(self.columns, x.unbind(1), strict=True)]).sum(0)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        return torch.stack([law.sample(sample_shape).double() for law in self.columns], dim=-1)
+
+
+def _sites(law: torch.distributions.Distribution) -> torch.distributions.Distribution:
+    return torch.distributions.Independent(law, 1)
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to draw beliefs (seed, batch), and an independent account of their law.
+
+    ``law(belief)`` is a distribution over ``events(x)``, which are the belief's events x unless something is given.
+    """
+
+    draw: Callable[[int, int], Any]
+    law: Callable[[Any], torch.distributions.Distribution]
+    events: Callable[[Tensor], Tensor] = lambda x: x
+
+    def __call__(self, seed: int, batch: int) -> Any:
+        return self.draw(seed, batch)
+
+
+def _mixture_law(belief: GaussianMixture) -> torch.distributions.Distribution:
+    parts = _sites(torch.distributions.Normal(belief.means, belief.stds))
+    return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(logits=belief.logits), parts)
+
+
+def _product_law(belief: Product) -> torch.distributions.Distribution:
+    numbers, classes = belief.parts
+    columns = [torch.distributions.Normal(numbers.mean[:, i], numbers.std[:, i]) for i in range(2)]
+    return SideBySide(*columns, torch.distributions.Categorical(logits=classes.logits[:, 0]))
+
+
+# A family joins every contract by joining this list.
+FAMILIES: dict[type[Belief], Family] = {
+    DiagonalGaussian: Family(diagonal_gaussian, lambda b: _sites(torch.distributions.Normal(b.mean, b.std))),
+    FullGaussian: Family(
+        full_gaussian, lambda b: torch.distributions.MultivariateNormal(b.mean, scale_tril=b.scale_tril)
+    ),
+    Categorical: Family(categorical, lambda b: _sites(torch.distributions.Categorical(logits=b.logits))),
+    Binned: Family(  # numbers of three bins, from their centres
+        binned,
+        lambda b: _sites(torch.distributions.Categorical(logits=b.logits)),
+        lambda x: (1.5 * (x + 1) - 0.5).round().long(),
+    ),
+    GaussianMixture: Family(gaussian_mixture, _mixture_law),
+    Product: Family(product, _product_law),
 }
 
 
@@ -252,8 +303,9 @@ def distance(a: Belief, b: Belief) -> float:
 
     def values(belief: Belief) -> list[Tensor]:
         if isinstance(belief, GaussianMixture):  # components in the order of their means' first coordinate
-            order = belief.means[..., 0].argsort(1)
-            ordered = [a.take_along_dim(order[..., None], 1) for a in (belief.means, belief.stds)]
+            means, stds = (a.reshape(*a.shape[:2], -1) for a in (belief.means, belief.stds))
+            order = means[..., 0].argsort(1)
+            ordered = [a.take_along_dim(order[..., None], 1) for a in (means, stds)]
             return [belief.weights.take_along_dim(order, 1), *ordered]
         return [x.softmax(-1) if name.endswith("logits") else x for name, x in belief.tensors().items()]
 
