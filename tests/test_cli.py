@@ -20,6 +20,7 @@ import proxflow
 from proxflow import commands, imagefiles, models
 from proxflow.cli import main
 from proxflow.config import ModelConfig
+from proxflow.experiments import geometry
 from proxflow.nn import UNet
 
 TINY_WORDS = ("--channels", "8", "--multipliers", "1", "--patch", "4", "--device", "cpu")
@@ -116,7 +117,7 @@ assert not heavy, heavy
     assert all(word in sample for word in ("--n", "--steps", "--sampler", "--seed", "--out", "multistep2", ".npz"))
     assert all(word in train for word in ("--data", "--flow", "--learning-rate", "--batch-size", "gpfn-w2", "goes on"))
     assert all(word in evaluate for word in ("--images", "Fréchet", "default: 1000"))
-    assert all(word in reproduce for word in ("quick", "standard", "paper", "2 processor", "goes on"))
+    assert all(word in reproduce for word in ("quick", "standard", "paper", "2 processor", "goes on", "geometry"))
     for page in (sample, train, evaluate, reproduce):
         assert "For example:\n    proxflow " in page
         assert "None" not in page
@@ -804,6 +805,43 @@ def test_seeds_count_up_from_the_first(run, tmp_path, monkeypatch):
     assert refused(run("reproduce", "--preset", "paper", "--seed", 4, "--device", "cpu"), "a full disk", status=1)
     name, preset, out, *_ = asked[0]
     assert (name, preset.seeds, out) == ("paper", (4, 5, 6), Path("runs/mnist-paper"))
+
+
+def test_geometry_is_an_experiment_of_its_own(run, tmp_path, monkeypatch):
+    asked = []
+
+    def reproduce(*words):
+        asked.append(words)
+        raise OSError("a full disk")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(geometry, "reproduce", reproduce)
+    words = ("reproduce", "geometry", "--preset", "quick", "--seed", 4, "--device", "cpu")
+    assert refused(run(*words), "a full disk", status=1)
+    name, preset, out, *_ = asked[0]
+    assert (name, preset.seeds, preset.further_seeds, out) == ("quick", (4,), (5,), Path("runs/geometry-quick"))
+    assert refused(run("reproduce", "geometry", "--preset", "paper"), "presets quick and standard")
+
+
+def test_the_geometry_study_ends_with_its_verdicts(run, tmp_path, monkeypatch):
+    from proxflow.experiments import geometry_report
+
+    results = {
+        "cells": [
+            {"flow": flow, "sampler": "deterministic", "nfe": 5, "seed": seed, "frechet": distance}
+            for flow, distances in {"kl": (9.0,), "w2-as-kl": (8.0,), "w2": (4.0, 5.0)}.items()
+            for seed, distance in enumerate(distances)
+        ],
+        "pairs": [{"flow": "kl", "control": "w2-as-kl", "geometry": "kl", "matched": False, "apart": []}],
+        "paths": {"kl": {"unexplained": [0.0]}},
+    }
+    monkeypatch.setattr(geometry, "reproduce", lambda *words: results)
+    monkeypatch.setattr(geometry_report, "write_report", lambda out, results: [out / "report.md", out / "pairs.png"])
+    status, said, err = run("reproduce", "geometry", "--out", tmp_path, "--device", "cpu")
+    assert (status, err) == (0, "")
+    assert "kl against w2-as-kl, deterministic" in said
+    assert f"written: {tmp_path / 'report.md'}" in said
+    assert "pairs.png" not in said
 
 
 def test_mnist_is_the_default_model_and_comes_with_the_package(run, tmp_path):

@@ -24,7 +24,7 @@ from proxflow.checkpoints import remove_all
 from proxflow.config import DeviceName, ModelConfig, SamplerName, TrainingConfig, read_json, to_dict
 from proxflow.errors import ArgumentError, CheckpointError, DataError, MemoryLimitError, OutputError, ProxflowError
 from proxflow.experiments import mnist
-from proxflow.experiments.presets import PRESETS
+from proxflow.experiments.presets import GEOMETRY_PRESETS, PRESETS
 from proxflow.files import writable_folder, write_json
 from proxflow.models import Model
 from proxflow.options import Evaluate, Options, Reproduce, Sample, Train
@@ -390,14 +390,24 @@ def run_reproduce(options: Reproduce, device: torch.device) -> None:
         raise ArgumentError(
             "reproduce runs on one process: start it without torchrun; train, sample and evaluate run on many"
         )
-    preset = PRESETS[options.preset]
-    preset = replace(preset, seeds=tuple(options.seed + seed for seed in preset.seeds))
+    if options.experiment == "geometry" and options.preset not in GEOMETRY_PRESETS:
+        raise ArgumentError(f"geometry has the presets {' and '.join(GEOMETRY_PRESETS)}, got --preset {options.preset}")
     out = options.out if options.out is not None else Path("runs") / f"{options.experiment}-{options.preset}"
     writable_folder(out)
-    say(f"{options.experiment}, {options.preset}: {preset.minutes}; running on {device.type}, into {out}")
+    minutes = (GEOMETRY_PRESETS if options.experiment == "geometry" else PRESETS)[options.preset].minutes
+    say(f"{options.experiment}, {options.preset}: {minutes}; running on {device.type}, into {out}")
     say("interrupt with Ctrl-C at any time: the same command goes on where it stopped")
+    files = (reproduce_geometry if options.experiment == "geometry" else reproduce_mnist)(options, out, device)
+    for path in (out / "results.json", *(file for file in files if file.suffix in (".md", ".html"))):
+        say(f"written: {path}")
+
+
+def reproduce_mnist(options: Reproduce, out: Path, device: torch.device) -> list[Path]:
+    """The paper's experiment; the files of its report."""
     from proxflow.experiments import report  # brings plotting, which no other command needs
 
+    preset = PRESETS[options.preset]
+    preset = replace(preset, seeds=tuple(options.seed + seed for seed in preset.seeds))
     results = mnist.reproduce(options.preset, preset, out, device, say)
     files = report.write_report(out, results, device)
     table = Table(box=box.SIMPLE_HEAD)
@@ -408,5 +418,20 @@ def run_reproduce(options: Reproduce, device: torch.device) -> None:
         verdict = "" if claim.held is None else "yes" if claim.holds else "no"
         table.add_row(claim.statement, f"{report.Summary.of(claim.values).mean:.3g}", expected, verdict)
     Console(file=sys.stdout, highlight=False, width=100).print(table)
-    for path in (out / "results.json", *(file for file in files if file.suffix in (".md", ".html"))):
-        say(f"written: {path}")
+    return files
+
+
+def reproduce_geometry(options: Reproduce, out: Path, device: torch.device) -> list[Path]:
+    """The study of geometries; the files of its report."""
+    from proxflow.experiments import geometry, geometry_report  # brings plotting, which no other command needs
+
+    preset = GEOMETRY_PRESETS[options.preset]
+    seeds, further = (
+        tuple(options.seed + seed for seed in counted) for counted in (preset.seeds, preset.further_seeds)
+    )
+    preset = replace(preset, seeds=seeds, further_seeds=further)
+    results = geometry.reproduce(options.preset, preset, out, device, say)
+    files = geometry_report.write_report(out, results)
+    for verdict in geometry_report.verdicts(results):
+        say(f"- {verdict.sentence}")
+    return files

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from proxflow.config import DeviceName, ModelConfig, SamplerName, TrainingConfig
-from proxflow.experiments.presets import PRESETS, PresetName
+from proxflow.experiments.presets import GEOMETRY_PRESETS, PRESETS, ExperimentName, PresetName
 
-_MINUTES = "; ".join(f"{name}: {preset.minutes}" for name, preset in PRESETS.items())
+_MINUTES = "; ".join(
+    [f"{name}: {preset.minutes}" for name, preset in PRESETS.items()]
+    + [f"geometry {name}: {preset.minutes}" for name, preset in GEOMETRY_PRESETS.items()]
+)
 
 ModelSource = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")]
 
@@ -157,11 +160,18 @@ class Reproduce:
     mnist trains a proximal flow with Wasserstein-2 steps (gpfn-w2) and two Bayesian Flow Networks (bfn with the
     reference's settings, bfn-tuned with the best found for MNIST) on one U-Net, with equal data, steps and seed. It
     evaluates each with each of its samplers at 1 to 100 network evaluations and writes results.json, a Markdown and an
-    HTML report with pictures. An interrupted run goes on where it stopped when the same command is given again.
+    HTML report with pictures.
+
+    geometry trains that U-Net under six divergences, and on binary images under three, each beside a control that has its
+    schedule but not its geometry, and says which differences are the geometry's. It has
+    the presets quick and standard.
+
+    An interrupted run goes on where it stopped when the same command is given again.
 
     For example:
         proxflow reproduce --preset quick
         proxflow reproduce mnist --preset paper --device cuda --out runs/paper
+        proxflow reproduce geometry --preset quick
 
     Args:
         experiment: Which experiment.
@@ -171,7 +181,7 @@ class Reproduce:
         device: Where to compute; auto takes CUDA when there is one.
     """
 
-    experiment: Annotated[Literal["mnist"], tyro.conf.Positional, tyro.conf.arg(metavar="[{mnist}]")] = "mnist"
+    experiment: Annotated[ExperimentName, tyro.conf.Positional, tyro.conf.arg(metavar="[{mnist,geometry}]")] = "mnist"
     preset: Annotated[PresetName, tyro.conf.arg(help_behavior_hint=f"({_MINUTES}; default: quick)")] = "quick"
     out: Annotated[
         Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: runs/EXPERIMENT-PRESET)")

@@ -5,7 +5,7 @@ Grids are put together pixel by pixel, each image pixel a whole square, so that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from PIL import Image, ImageDraw, ImageFont
 
 from proxflow.beliefs import Belief
-from proxflow.config import FlowName, SamplerName
+from proxflow.config import SamplerName
 from proxflow.data import to_bytes
 from proxflow.files import write_atomically
 from proxflow.models import Model
@@ -32,7 +32,7 @@ Grey = np.ndarray[Any, np.dtype[np.uint8]]
 """Grey images of bytes, (N, H, W), or one of them, (H, W)."""
 
 # Of Okabe and Ito's colours, which readers with any kind of colour vision tell apart.
-_COLOURS: dict[FlowName, str] = {
+_COLOURS: dict[str, str] = {
     "gpfn-w2": "#0072B2",
     "bfn": "#D55E00",
     "bfn-tuned": "#009E73",
@@ -41,7 +41,7 @@ _COLOURS: dict[FlowName, str] = {
     "gpfn-fisher-rao": "#56B4E9",
 }
 # Line, and marker in open and filled shapes of different size, so that lines that coincide are both seen.
-_STYLES: dict[SamplerName, dict[str, Any]] = {
+_STYLES: dict[str, dict[str, Any]] = {
     "deterministic": {"linestyle": "-", "marker": "o", "markersize": 5},
     "stochastic": {"linestyle": "--", "marker": "s", "markersize": 9, "markerfacecolor": "none"},
     "marginal": {"linestyle": ":", "marker": "^", "markersize": 7},
@@ -69,12 +69,20 @@ class Line:
         points: (NFE, mean, lowest, highest) over the seeds, by rising NFE.
     """
 
-    flow: FlowName
-    sampler: SamplerName
+    flow: str
+    sampler: str
     points: tuple[tuple[int, float, float, float], ...]
 
 
-def write_chart(path: Path, lines: Sequence[Line], floor: tuple[float, float, float], title: str) -> None:
+def write_chart(
+    path: Path,
+    lines: Sequence[Line],
+    floor: tuple[float, float, float],
+    title: str,
+    colours: Mapping[str, str] = _COLOURS,
+    styles: Mapping[str, dict[str, Any]] = _STYLES,
+    headings: tuple[str, str] = ("Flow", "Sampler"),
+) -> None:
     """Write the chart of Fréchet distance against NFE, both logarithmic, as PNG.
 
     Args:
@@ -82,6 +90,9 @@ def write_chart(path: Path, lines: Sequence[Line], floor: tuple[float, float, fl
         lines: The lines; a band between lowest and highest shows where there are several seeds.
         floor: Mean, lowest and highest distance of real images.
         title: Heading.
+        colours: Of the lines, by their flow.
+        styles: Of the lines, by their sampler.
+        headings: Of the two legends, of colours and of styles.
     """
     with matplotlib.style.context("default"), matplotlib.rc_context({"font.size": 12.0}):
         figure = Figure(figsize=(10, 6), dpi=140)
@@ -93,9 +104,9 @@ def write_chart(path: Path, lines: Sequence[Line], floor: tuple[float, float, fl
         axes.set_ylabel("Fréchet distance (lower is better)")
         for line in lines:
             nfes, means, lows, highs = zip(*line.points, strict=True)
-            axes.plot(nfes, means, color=_COLOURS[line.flow], linewidth=1.8, **_STYLES[line.sampler])
+            axes.plot(nfes, means, color=colours[line.flow], linewidth=1.8, **styles[line.sampler])
             if lows != highs:
-                axes.fill_between(nfes, lows, highs, color=_COLOURS[line.flow], alpha=0.15, linewidth=0)
+                axes.fill_between(nfes, lows, highs, color=colours[line.flow], alpha=0.15, linewidth=0)
         axes.axhline(floor[0], color="black", linestyle=_FLOOR, linewidth=1.2)
         if floor[1] != floor[2]:
             axes.axhspan(floor[1], floor[2], color="black", alpha=0.1, linewidth=0)
@@ -112,10 +123,14 @@ def write_chart(path: Path, lines: Sequence[Line], floor: tuple[float, float, fl
 
         flows = dict.fromkeys(line.flow for line in lines)
         samplers = dict.fromkeys(line.sampler for line in lines)
-        by_colour = [Line2D([], [], color=_COLOURS[flow], linewidth=5, label=flow) for flow in flows]
-        by_style = [Line2D([], [], color="0.25", label=sampler, **_STYLES[sampler]) for sampler in samplers]
+        by_colour = [Line2D([], [], color=colours[flow], linewidth=5, label=flow) for flow in flows]
+        by_style = [Line2D([], [], color="0.25", label=sampler, **styles[sampler]) for sampler in samplers]
         real = [Line2D([], [], color="black", linestyle=_FLOOR, linewidth=1.2, label="as many\nreal images")]
-        for heading, handles, height in (("Flow", by_colour, 1.0), ("Sampler", by_style, 0.6), ("Floor", real, 0.25)):
+        for heading, handles, height in (
+            (headings[0], by_colour, 1.0),
+            (headings[1], by_style, 0.6),
+            ("Floor", real, 0.25),
+        ):
             legend = Legend(
                 axes,
                 handles,
@@ -129,6 +144,40 @@ def write_chart(path: Path, lines: Sequence[Line], floor: tuple[float, float, fl
                 handlelength=3.0,
             )
             axes.add_artist(legend)
+        write_atomically(path, lambda temporary: figure.savefig(temporary, metadata={"Software": None}))
+
+
+def write_paths(
+    path: Path,
+    paths: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]],
+    colours: Mapping[str, str],
+) -> None:
+    """Write how the means of flows go over time, and what no schedule explains of it, as PNG.
+
+    Args:
+        path: The file.
+        paths: (times, fraction of the way, root mean square of the rest) by the flow's name.
+        colours: Of the lines, by the same names.
+    """
+    with matplotlib.style.context("default"), matplotlib.rc_context({"font.size": 12.0}):
+        figure = Figure(figsize=(10, 4.4), dpi=140)
+        FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2)
+        left.plot([0, 1], [0, 1], color=colours["w2"], linewidth=1.2, linestyle=_FLOOR, label="w2")
+        for k, (name, (times, fraction, rest)) in enumerate(paths.items()):
+            # Of different width, so that lines that coincide are both seen.
+            look: dict[str, Any] = {"color": colours[name], "linewidth": 4.5 - 0.7 * k, "alpha": 0.85}
+            left.plot(times, fraction, label=name, **look)
+            right.plot(times, rest, **look)
+        left.set(title="how far the mean has gone", xlabel="time", ylabel="part of the way")
+        right.set(title="what no schedule explains", xlabel="time", ylabel="part of the way, root mean square")
+        for axes in (left, right):
+            axes.grid(color="0.88", linewidth=0.8)
+            axes.set_axisbelow(True)
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
+        figure.tight_layout(rect=(0, 0, 0.85, 1))
+        figure.legend(*left.get_legend_handles_labels(), frameon=False, loc="center right")
         write_atomically(path, lambda temporary: figure.savefig(temporary, metadata={"Software": None}))
 
 

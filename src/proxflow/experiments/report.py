@@ -73,7 +73,7 @@ class Summary:
         return f"{form(self.mean)} ({form(self.low)}–{form(self.high)})"
 
 
-def _distance(value: float) -> str:
+def distance(value: float) -> str:
     """A Fréchet distance, or a ratio of two, with about three digits."""
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
@@ -139,7 +139,7 @@ class Scoreboard:
         found = [(summary.mean, sampler) for summary, sampler in scored if summary is not None]
         return min(found, key=lambda pair: pair[0])[1]
 
-    def nearest_nfe(self, flow: FlowName, wanted: int) -> int:
+    def nearest_nfe(self, flow: str, wanted: int) -> int:
         """The NFE with cells of a flow that is nearest to ``wanted``."""
         found = sorted({int(c["nfe"]) for c in self.cells if c["flow"] == flow})
         return min(found, key=lambda nfe: abs(nfe - wanted))
@@ -237,7 +237,7 @@ def claims(results: dict[str, Any]) -> list[Claim]:
         measured = [measure(board, seed) for seed in board.seeds]
         values = tuple(value for value in measured if value is not None)
         if values:
-            value = Summary.of(values).text(_distance)
+            value = Summary.of(values).text(distance)
             found.append(Claim(name, statement, sentence.format(value=value), values, relation, threshold))
 
     add(
@@ -470,7 +470,8 @@ def _listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
-def _dataset(results: dict[str, Any]) -> str:
+def dataset_of(results: dict[str, Any]) -> str:
+    """Name of the data set, for texts."""
     name = str(results["config"]["dataset"])
     return "MNIST" if name == "mnist" else name
 
@@ -483,7 +484,7 @@ def _opening(results: dict[str, Any], board: Scoreboard, found: Sequence[Claim])
     """What was compared, and what came out."""
     training = results["config"]["training"]
     compared = (
-        f"All were trained on the same images of {_dataset(results)}, with the same network, for {training['steps']:,} "
+        f"All were trained on the same images of {dataset_of(results)}, with the same network, for {training['steps']:,} "
         f"steps of {training['batch_size']} images, and then sampled with equal numbers of network evaluations (NFE)."
     )
     blocks: list[Block] = [Paragraph(" ".join([*(f"{flow} is the {_FLOWS[flow]}." for flow in board.flows), compared]))]
@@ -508,26 +509,28 @@ def _expected(claim: Claim) -> str:
     return "–" if claim.threshold is None else f"{claim.relation} {claim.threshold:g}"
 
 
-def _frechet_table(board: Scoreboard) -> Table:
+def frechet_table(board: Scoreboard) -> Table:
+    """Fréchet distance of every flow and sampler, a column for each NFE."""
     columns = []
     for nfe in board.nfes:
         summaries = [board.over_seeds(flow, sampler, nfe) for flow, sampler in board.rows]
-        best = _distance(min(summary.mean for summary in summaries if summary is not None))
-        texts = ["–" if summary is None else summary.text(_distance) for summary in summaries]
+        best = distance(min(summary.mean for summary in summaries if summary is not None))
+        texts = ["–" if summary is None else summary.text(distance) for summary in summaries]
         columns.append(
             [
-                Strong(text) if summary is not None and _distance(summary.mean) == best else text
+                Strong(text) if summary is not None and distance(summary.mean) == best else text
                 for summary, text in zip(summaries, texts, strict=True)
             ]
         )
     rows: list[tuple[str | Strong, ...]] = [
         (*row, *entries) for row, entries in zip(board.rows, zip(*columns, strict=True), strict=True)
     ]
-    rows.append(("real images", "–", *[board.floor("floor").text(_distance)] * len(board.nfes)))
+    rows.append(("real images", "–", *[board.floor("floor").text(distance)] * len(board.nfes)))
     return Table(("Flow", "Sampler", *(f"{nfe} NFE" for nfe in board.nfes)), tuple(rows), 2)
 
 
-def _quality_table(board: Scoreboard) -> Table:
+def quality_table(board: Scoreboard) -> Table:
+    """Precision, recall and diversity of every flow and sampler at some NFE."""
     wanted = [nfe for nfe in (5, EVALUATIONS, 100) if nfe in board.nfes] or board.nfes[-1:]
     scores: tuple[Score, ...] = ("precision", "recall", "diversity")
 
@@ -571,18 +574,20 @@ def _hardware(described: dict[str, Any]) -> str:
     return ", ".join([*names, f"cores {described['cores']}", f"threads {described['threads']}", described["system"]])
 
 
-def _conditions(results: dict[str, Any], board: Scoreboard, parameters: int) -> Table:
+def conditions(results: dict[str, Any], board: Scoreboard, parameters: int) -> Table:
+    """What the numbers were measured with."""
     config, extractor, trained = results["config"], results["extractor"], results["training"]
     network, training = config["network"], config["training"]
-    seconds = [
-        f"{flow} {Summary.of([trained[f'{flow}-seed{seed}']['seconds'] for seed in board.seeds]).text('{:.0f}'.format)}"
+    times = {
+        flow: [trained[key]["seconds"] for seed in board.seeds if (key := f"{flow}-seed{seed}") in trained]
         for flow in board.flows
-    ]
+    }
+    seconds = [f"{flow} {Summary.of(values).text('{:.0f}'.format)}" for flow, values in times.items()]
     levels = ", ".join(str(network["channels"] * multiplier) for multiplier in network["multipliers"])
     attention = ", ".join(str(level) for level in network["attention"]) or "none"
     rows = [
         ("Preset", config["preset"]),
-        ("Data", f"{_dataset(results)}, {_listed(sorted({record['data'] for record in trained.values()}))}"),
+        ("Data", f"{dataset_of(results)}, {_listed(sorted({record['data'] for record in trained.values()}))}"),
         ("Network", f"U-Net, {parameters:,} parameters"),
         ("Channels at each level", levels),
         ("Residual blocks a level", str(network["blocks"])),
@@ -758,7 +763,7 @@ def write_report(out: Path, results: dict[str, Any], device: torch.device) -> li
         OutputError: A file cannot be written.
     """
     board = Scoreboard(tuple(results["cells"]))
-    dataset, seed = _dataset(results), board.seeds[0]
+    dataset, seed = dataset_of(results), board.seeds[0]
     evolutions: dict[FlowName, Evolution] = {}
     parameters = 0
     for flow in board.flows:
@@ -770,18 +775,18 @@ def write_report(out: Path, results: dict[str, Any], device: torch.device) -> li
         *_opening(results, board, claims(results)),
         Heading(2, "Fréchet distance against evaluations"),
         _chart(out, board, dataset),
-        _frechet_table(board),
+        frechet_table(board),
         Heading(2, "Samples"),
         _samples(out, board, seed),
         *_grids(out, board, seed),
         Heading(2, "From beliefs to samples"),
         *_beliefs(out, evolutions),
         Heading(2, "Precision, recall and diversity"),
-        _quality_table(board),
+        quality_table(board),
         Heading(2, "How to read this"),
         _reading(board),
         Heading(2, "Conditions"),
-        _conditions(results, board, parameters),
+        conditions(results, board, parameters),
     ]
     write_text(out / "report.md", to_markdown(blocks))
     write_text(out / "report.html", to_html(blocks, out))
