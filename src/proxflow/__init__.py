@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from proxflow.models import build, load
     from proxflow.predictors import BinnedPredictor, ClassPredictor, PointPredictor, Predictor, ProductPredictor
     from proxflow.proximal import Proximal
-    from proxflow.samplers import BFNSolver, Deterministic, Marginal, Multistep2, Sampler, Stochastic, sample
+    from proxflow.samplers import BFNSolver, Deterministic, Marginal, Midpoint, Multistep2, Sampler, Stochastic, sample
     from proxflow.schedules import Cosine, Linear, VariancePreserving
     from proxflow.solvers import NewtonSolver, QuasiNewtonSolver
     from proxflow.training import fit
@@ -102,7 +102,7 @@ _HOMES = {
     "models": ["build", "load"],
     "predictors": ["BinnedPredictor", "ClassPredictor", "PointPredictor", "Predictor", "ProductPredictor"],
     "proximal": ["Proximal"],
-    "samplers": ["BFNSolver", "Deterministic", "Marginal", "Multistep2", "Sampler", "Stochastic", "sample"],
+    "samplers": ["BFNSolver", "Deterministic", "Marginal", "Midpoint", "Multistep2", "Sampler", "Stochastic", "sample"],
     "schedules": ["Cosine", "Linear", "VariancePreserving"],
     "solvers": ["NewtonSolver", "QuasiNewtonSolver"],
     "training": ["fit"],

@@ -18,6 +18,7 @@ SamplerName = Literal[
     "stochastic",
     "marginal",
     "multistep2",
+    "midpoint",
     "bfn-solver1",
     "bfn-solver2",
     "sde-bfn-solver1",

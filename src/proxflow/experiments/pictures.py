@@ -46,6 +46,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     "stochastic": {"linestyle": "--", "marker": "s", "markersize": 9, "markerfacecolor": "none"},
     "marginal": {"linestyle": ":", "marker": "^", "markersize": 7},
     "multistep2": {"linestyle": "-.", "marker": "D", "markersize": 6, "markerfacecolor": "none"},
+    "midpoint": {"linestyle": (0, (8, 2)), "marker": "h", "markersize": 7, "markerfacecolor": "none"},
     "bfn-solver1": {"linestyle": (0, (1, 1)), "marker": "v", "markersize": 6},
     "bfn-solver2": {"linestyle": (0, (5, 1)), "marker": "P", "markersize": 6},
     "sde-bfn-solver1": {"linestyle": (0, (3, 1, 1, 1)), "marker": "X", "markersize": 6},

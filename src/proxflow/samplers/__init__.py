@@ -15,6 +15,7 @@ Two kinds:
 
 from proxflow.samplers.base import Predict, Sampler, Samples, SamplingFlow, Watch
 from proxflow.samplers.bfn_solver import BFNSolver
+from proxflow.samplers.midpoint import Midpoint
 from proxflow.samplers.path import Marginal, Multistep2, PathSampler
 from proxflow.samplers.proximal import Deterministic, ProximalSampler, Stochastic
 from proxflow.samplers.registry import SAMPLERS, sample
@@ -24,6 +25,7 @@ __all__ = [
     "BFNSolver",
     "Deterministic",
     "Marginal",
+    "Midpoint",
     "Multistep2",
     "PathSampler",
     "Predict",

@@ -11,6 +11,7 @@ from proxflow._tensor import SampleStreams
 from proxflow.errors import ArgumentError
 from proxflow.samplers.base import Sampler, SamplingFlow, Watch
 from proxflow.samplers.bfn_solver import BFNSolver
+from proxflow.samplers.midpoint import Midpoint
 from proxflow.samplers.path import Marginal, Multistep2
 from proxflow.samplers.proximal import Deterministic, Stochastic
 
@@ -19,6 +20,7 @@ SAMPLERS: dict[str, Sampler] = {
     "stochastic": Stochastic(),
     "marginal": Marginal(),
     "multistep2": Multistep2(),
+    "midpoint": Midpoint(),
     "bfn-solver1": BFNSolver(1),
     "bfn-solver2": BFNSolver(2),
     "sde-bfn-solver1": BFNSolver(1, 1.0),
