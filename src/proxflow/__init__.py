@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         ProductEndpoints,
         Readout,
     )
-    from proxflow.likelihood import Nats, OdeLikelihood, ode_log_likelihood, two_class_bound
+    from proxflow.likelihood import Nats, OdeLikelihood, bayesian_bound, ode_log_likelihood, two_class_bound
     from proxflow.models import build, load
     from proxflow.predictors import BinnedPredictor, ClassPredictor, PointPredictor, Predictor, ProductPredictor
     from proxflow.proximal import Proximal
@@ -98,7 +98,7 @@ _HOMES = {
         "ProductEndpoints",
         "Readout",
     ],
-    "likelihood": ["Nats", "OdeLikelihood", "ode_log_likelihood", "two_class_bound"],
+    "likelihood": ["Nats", "OdeLikelihood", "bayesian_bound", "ode_log_likelihood", "two_class_bound"],
     "models": ["build", "load"],
     "predictors": ["BinnedPredictor", "ClassPredictor", "PointPredictor", "Predictor", "ProductPredictor"],
     "proximal": ["Proximal"],

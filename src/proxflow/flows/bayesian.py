@@ -180,7 +180,7 @@ class BFN(_GaussianBayesianFlow):
     def n_step_loss(
         self, predict: Predict, x: Tensor, generator: Generator, steps: int, t: Tensor | None = None, *, draws: int = 10
     ) -> Tensor:
-        """n α/2 (x − x̂)², nats per coordinate (2308.07037, eq. 95): sender and receiver are Gaussians of one spread."""
+        """n α/2 (x − x̂)², nats per coordinate (2308.07037, §4): sender and receiver are Gaussians of one spread."""
         check_real(x)
         t, s = self._step_times(x, generator, steps, t, draws)
         predicted = predict(self.belief(x, t, generator), t)
@@ -222,7 +222,7 @@ class DiscretisedBFN(_GaussianBayesianFlow):
     def n_step_loss(
         self, predict: Predict, x: Tensor, generator: Generator, steps: int, t: Tensor | None = None, *, draws: int = 10
     ) -> Tensor:
-        """n E_y [log N(y; x, 1/α) − log Σ_k p_k N(y; c_k, 1/α)], nats per coordinate (2308.07037, eq. 110–113).
+        """n E_y [log N(y; x, 1/α) − log Σ_k p_k N(y; c_k, 1/α)], nats per coordinate (2308.07037, §5).
 
         Each coordinate has a message of its own, one number, so there is one way only to mix (see :class:`DiscreteBFN`).
         """
@@ -340,7 +340,7 @@ class DiscreteBFN(BayesianFlow[Categorical]):
         draws: int = 10,
         mixture: Literal["joint", "coordinates"] = "joint",
     ) -> Tensor:
-        """n E_y [log S(y|x; α) − log Σ_k ê_k S(y|k; α)], nats per coordinate of the event (2308.07037, eq. 189).
+        """n E_y [log S(y|x; α) − log Σ_k ê_k S(y|k; α)], nats per coordinate of the event (2308.07037, §6).
 
         A message is a vector of K numbers, and the receiver expects one class or another: the mixture is one of whole
         vectors, Σ_k ê_k Π_j N(y_j). All in log space; what is common to all S(y|k) cancels and leaves

@@ -1,7 +1,8 @@
 """Likelihood: what a flow says of data, in nats, exactly where it can be computed and as a bound where it cannot."""
 
+from proxflow.likelihood.bayesian import bayesian_bound
 from proxflow.likelihood.channel import two_class_bound
 from proxflow.likelihood.nats import Nats
 from proxflow.likelihood.ode import OdeLikelihood, ode_log_likelihood
 
-__all__ = ["Nats", "OdeLikelihood", "ode_log_likelihood", "two_class_bound"]
+__all__ = ["Nats", "OdeLikelihood", "bayesian_bound", "ode_log_likelihood", "two_class_bound"]
