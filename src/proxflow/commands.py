@@ -321,10 +321,11 @@ def run_evaluate(options: Evaluate, device: torch.device) -> None:
             f"--n: {count} images cannot be compared with as many of {len(training)} real training images"
         )
 
-    judge = evaluation.Judge.of(extractor, training, test, options.data)
-    for title, record in earlier.items():  # before the long work of sampling
-        ours = metrics.Conditions.of({**judge.identity, "samples": count})
+    identity = evaluation.identity_of(extractor, training, test, options.data)
+    for title, record in earlier.items():
+        ours = metrics.Conditions.of({**identity, "samples": count})
         metrics.check_comparable({title: metrics.Conditions.of(record, title), fresh[0]: ours})
+    judge = evaluation.Judge.of(extractor, training, test, options.data)
     floor = judge.floor(count, options.seed)
     records = {source.title: judge.record(source, floor, options.seed) for source in sources}
     if not Processes.current().first:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -38,6 +39,9 @@ ROWS = {
     "accuracy": ("classifier accuracy", ".3f", "1"),
 }
 _SCALES = {"kid": 1000.0}
+NEIGHBOURS = 3
+"""The neighbour that the balls of precision and recall reach to."""
+
 _COLUMNS = 4
 """Results beside each other in one table."""
 
@@ -67,7 +71,7 @@ class Judge:
         extractor: The feature extractor.
         reference: Of the test images.
         training: Features of the training images, which the floor is drawn from.
-        identity: The conditions, as they are written into records.
+        identity: The conditions, as :func:`identity_of` gives them.
     """
 
     extractor: FeatureExtractor
@@ -79,18 +83,8 @@ class Judge:
     def of(cls, extractor: FeatureExtractor, training: Tensor, test: Tensor, name: str) -> Judge:
         """Prepares the test images of a data set as the reference, with its training images beside it."""
         known = features(extractor, training)
-        reference = Reference.of(features(extractor, test), training=known)
-        identity = {
-            "extractor": f"{extractor.name} {extractor.sha256[:12]}",
-            "extractor_sha256": extractor.sha256,
-            "dimension": extractor.dimension,
-            "reference": f"{len(test)} test images of {name}",
-            "reference_sha256": _images_sha256(test),
-            "training": f"{len(training)} training images of {name}",
-            "training_sha256": _images_sha256(training),
-            "neighbours": reference.k,
-        }
-        return cls(extractor, reference, known, identity)
+        reference = Reference.of(features(extractor, test), NEIGHBOURS, known)
+        return cls(extractor, reference, known, identity_of(extractor, training, test, name))
 
     def floor(self, count: int, seed: int) -> Scores:
         """What as many training images score; their nearest training image is themselves, so that is left out."""
@@ -102,28 +96,41 @@ class Judge:
         if source.labels is not None:
             hits = metrics.class_hits(metrics.load_classifier(), images, source.labels)
         scores = self.reference.score(features(self.extractor, images), hits, seed)
-        floors = {
-            f"floor_{name}": getattr(floor, name) for name in ROWS if name not in ("frechet", "nearest", "accuracy")
-        }
         return {
             **source.origin,
             "seed": seed,
             **asdict(scores),
-            "floor": floor.frechet,
-            **floors,
+            **floor.as_floor(),
             "floor_nearest": scores.nearest_real,
             **self.identity,
         }
 
 
 def features(extractor: FeatureExtractor, images: Tensor) -> Tensor:
-    """Features of all images, in every process; each of them works out its share, in blocks that do not depend on it."""
-    processes, block = Processes.current(), 500
+    """Features of all images, in every process; each of them works out its share, in blocks that do not depend on it.
+
+    In float32: networks compute in it, so nothing is lost, and large sets take half the memory.
+    """
+    processes, block = Processes.current(), 100
     mine = processes.part(len(images), block)
-    found = torch.zeros(0, extractor.dimension, dtype=torch.float64)
+    found = torch.zeros(0, extractor.dimension)
     if mine:
-        found = extractor(images[mine.start : mine.stop], block)
+        found = extractor(images[mine.start : mine.stop], block, torch.float32)
     return processes.gather(found, len(images), block)
+
+
+def identity_of(extractor: FeatureExtractor, training: Tensor, test: Tensor, name: str) -> Record:
+    """What records say of an extractor and of the data set that they were measured with; computes no features."""
+    return {
+        "extractor": f"{extractor.name} {extractor.sha256[:12]}",
+        "extractor_sha256": extractor.sha256,
+        "dimension": extractor.dimension,
+        "reference": f"{len(test)} test images of {name}",
+        "reference_sha256": _images_sha256(test),
+        "training": f"{len(training)} training images of {name}",
+        "training_sha256": _images_sha256(training),
+        "neighbours": NEIGHBOURS,
+    }
 
 
 def _images_sha256(images: Tensor) -> str:
@@ -187,7 +194,11 @@ def show_all(records: Mapping[str, Mapping[str, Any]]) -> None:
         DataError: One does not state its conditions.
     """
     metrics.check_comparable({title: metrics.Conditions.of(record, title) for title, record in records.items()})
-    items = list(records.items())
+    shared = os.path.commonprefix(list(records))
+    shared = shared[: shared.rfind(": ") + 1]  # the file that all are from, when it is one
+    items = [(title.removeprefix(shared).strip(), record) for title, record in records.items()]
+    if shared:
+        sys.stdout.write(shared + "\n")
     for start in range(0, len(items), _COLUMNS):
         part = items[start : start + _COLUMNS]
         table = Table(box=box.SIMPLE_HEAD)

@@ -193,7 +193,7 @@ def run(
                 if key not in judges:
                     reference = metrics.Reference.of(extractor(contender.test))
                     real = floor(reference, extractor, contender.images, samples, cell.seed)
-                    judges[key] = reference, asdict(real)
+                    judges[key] = reference, real.as_floor()
                 evaluate_cell(out, cell, contender, samples, extractor, *judges[key], device)
                 spent += cell.nfe * samples
                 show(spent)
@@ -291,9 +291,7 @@ def evaluate_cell(
     record = {
         **asdict(cell),
         **asdict(scores),
-        "floor": floor_scores["frechet"],
-        "floor_precision": floor_scores["precision"],
-        "floor_recall": floor_scores["recall"],
+        **floor_scores,
         "extractor": f"{extractor.name} {extractor.sha256[:12]}",
         "sampling_seconds": round(seconds, 2),
     }

@@ -61,6 +61,14 @@ class Scores:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
 
+    def as_floor(self) -> dict[str, float]:
+        """These scores of real samples as they stand in the records of others: ``floor``, ``floor_precision`` and so on."""
+        held = {name: getattr(self, name) for name in _FLOORS}
+        return {"floor": self.frechet, **{f"floor_{name}": value for name, value in held.items()}}
+
+
+_FLOORS = ("kid", "precision", "recall", "density", "coverage", "diversity", "vendi", "sliced_wasserstein")
+
 
 @dataclass(frozen=True)
 class Reference:
