@@ -1,0 +1,1 @@
+"""Measurements beside the package: against other libraries (``benchmarks.peers``), and of the sampling loop alone."""

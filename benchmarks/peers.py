@@ -1,0 +1,301 @@
+"""This library beside its peers, on the same network, data order, optimiser, budget and metric code.
+
+``python -m benchmarks.peers --out FILE.json [--preset quick]``. Every system runs in processes of its own, with its own
+interpreter if ``--python SYSTEM=PATH`` says so. Pieces are kept in a folder; given again, the command does what is missing.
+docs/peers.md says what was given to each system and what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.systems import SYSTEMS
+from benchmarks.tasks import TASKS
+from proxflow.config import read_json
+from proxflow.experiments.mnist import hardware, versions
+from proxflow.experiments.presets import NFES
+from proxflow.files import write_json
+
+ROOT = Path(__file__).parent.parent
+OURS = "proxflow gpfn-w2"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes of a run.
+
+    Args:
+        steps: Training steps on each task.
+        samples: Samples a cell on each task.
+        seeds: Seeds on each task.
+        far: Evaluations from which on a system spends them with its best sampler at 20 alone.
+        repeats: Paired repetitions of each timing.
+        chunk: Training steps a repetition.
+    """
+
+    steps: dict[str, int]
+    samples: dict[str, int]
+    seeds: dict[str, tuple[int, ...]]
+    far: int = 50
+    repeats: int = 5
+    chunk: dict[str, int] = field(default_factory=lambda: {"mnist": 20, "toy": 300})
+
+
+PRESETS = {
+    "smoke": Preset(
+        {"mnist": 2, "toy": 20}, {"mnist": 96, "toy": 256}, {"mnist": (0,), "toy": (0,)}, 5, 2, {"mnist": 2, "toy": 5}
+    ),
+    "quick": Preset({"mnist": 1000, "toy": 3000}, {"mnist": 384, "toy": 8192}, {"mnist": (0,), "toy": (0, 1, 2)}),
+    "standard": Preset(
+        {"mnist": 10_000, "toy": 10_000}, {"mnist": 5000, "toy": 20_000}, {"mnist": (0, 1, 2), "toy": (0, 1, 2, 3, 4)}
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where the pieces lie, and which interpreter each system has."""
+
+    folder: Path
+    preset: Preset
+    pythons: dict[str, str]
+    say: Callable[[str], None]
+
+    def command(self, job: dict[str, Any]) -> list[str]:
+        python = self.pythons.get(job["system"], sys.executable)
+        return [python, "-m", "benchmarks.worker", json.dumps(job)]
+
+    def environment(self) -> dict[str, str]:
+        paths = [str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+
+    def work(self, **job: Any) -> dict[str, Any]:
+        """Run a job in a process of its own, and give its answer."""
+        done = subprocess.run(
+            self.command(job), cwd=ROOT, env=self.environment(), capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise SystemExit(f"{job['system']}: {job['job']} on {job['task']} failed\n{done.stderr[-4000:]}")
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return answer
+
+    def piece(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A piece from its file, made first if it is not there."""
+        path = self.folder / f"{name.replace(' ', '_')}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, make())
+        found: dict[str, Any] = read_json(path)
+        return found
+
+    @contextmanager
+    def server(self, system: str, task: str) -> Iterator[Callable[[str], dict[str, Any]]]:
+        """A process that stays, for timings that take turns."""
+        job = {"job": "serve", "system": system, "task": task, "seed": 0}
+        process = subprocess.Popen(
+            self.command(job), cwd=ROOT, env=self.environment(), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+        def ask(line: str) -> dict[str, Any]:
+            if process.stdin is None or process.stdout is None:
+                raise SystemExit("the process has no pipes")
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            while answer := process.stdout.readline():
+                if answer.startswith("{"):
+                    found: dict[str, Any] = json.loads(answer)
+                    return found
+            raise SystemExit(f"{system} on {task} ended at {line!r}")
+
+        try:
+            yield ask
+        finally:
+            if process.stdin is not None:
+                process.stdin.close()
+            process.wait()
+
+
+# Quality ------------------------------------------------------------------------------------------------------------
+
+
+def weights(run: Run, task: str, seed: int, system: str) -> Path:
+    """The trained weights of a system's objective, trained by the first system that has it."""
+    objective = SYSTEMS[system].objective
+    folder = run.folder / "models" / f"{task}-{objective.replace(' ', '_')}-seed{seed}"
+
+    def train() -> dict[str, Any]:
+        run.say(f"train: {objective} on {task}, seed {seed}")
+        return run.work(
+            job="train", system=system, task=task, seed=seed, steps=run.preset.steps[task], folder=str(folder)
+        )
+
+    folder.mkdir(parents=True, exist_ok=True)
+    run.piece(f"models/{folder.name}/training", train)
+    return folder / "weights.safetensors"
+
+
+def samplers(run: Run, task: str, system: str) -> list[str]:
+    """Names of a system's samplers."""
+    found = run.piece(f"samplers/{system}", lambda: run.work(job="samplers", system=system, task=task, seed=0))
+    names: list[str] = found["names"]
+    return names
+
+
+def cells(run: Run, task: str, seed: int, system: str) -> list[dict[str, Any]]:
+    """All cells of one trained system: every sampler at few evaluations, the best of these also at many."""
+    if twin := SYSTEMS[system].twin:
+        names = samplers(run, task, system)
+        return [{**cell, "system": system} for cell in cells(run, task, seed, twin) if cell["sampler"] in names]
+    trained = weights(run, task, seed, system)
+
+    def sample(names: list[str], nfes: list[int]) -> list[dict[str, Any]]:
+        wanted = [
+            {
+                "sampler": name,
+                "nfe": nfe,
+                "path": str(run.folder / "cells" / f"{task}-seed{seed}-{system}-{name}-{nfe}.json".replace(" ", "_")),
+            }
+            for name in names
+            for nfe in nfes
+        ]
+        (run.folder / "cells").mkdir(parents=True, exist_ok=True)
+        if not all(Path(cell["path"]).exists() for cell in wanted):
+            run.say(f"sample: {system} on {task}, seed {seed}, at {nfes[0]} to {nfes[-1]} evaluations")
+            run.work(
+                job="sample", system=system, task=task, seed=seed, weights=str(trained),
+                samples=run.preset.samples[task], cells=wanted,
+            )  # fmt: skip
+        return [read_json(Path(cell["path"])) for cell in wanted if Path(cell["path"]).exists()]
+
+    near = [nfe for nfe in NFES if nfe < run.preset.far]
+    found = sample(samplers(run, task, system), near)
+    metric = TASKS[task].metric
+    best = min((cell for cell in found if cell["nfe"] == near[-1]), key=lambda cell: cell[metric])
+    return found + sample([best["sampler"]], [nfe for nfe in NFES if nfe >= run.preset.far])
+
+
+# Cost ---------------------------------------------------------------------------------------------------------------
+
+
+def cost(run: Run, task: str, system: str) -> dict[str, Any]:
+    """Paired timings of a system and ours, in turns, and its sampling loops over bare network calls."""
+    names = samplers(run, task, system)
+
+    def measure() -> dict[str, Any]:
+        run.say(f"time: {system} on {task}")
+        ratios, rates, chunk = [], [], run.preset.chunk[task]
+        # Two of ours where the system is ours, so that its ratio shows how far such timings scatter.
+        with run.server(OURS, task) as ours, run.server(system, task) as theirs:
+            ours("train 2"), theirs("train 2")
+            for k in range(run.preset.repeats):
+                pair = [ours, theirs] if k % 2 == 0 else [theirs, ours]  # neither always goes first
+                seconds = {ask: ask(f"train {chunk}")["seconds"] for ask in pair}
+                ratios.append(seconds[theirs] / seconds[ours])
+                rates.append(chunk / seconds[theirs])
+            overheads = {name: theirs(f"overhead {name} 8") for name in names}
+        return {"train_steps_ratios": ratios, "steps_per_second": rates, "overheads": overheads}
+
+    found = run.piece(f"cost/{task}-{system}", measure)
+
+    def memory() -> dict[str, Any]:
+        run.say(f"memory: {system} on {task}")
+        answers = [run.work(job="memory", system=system, task=task, seed=0) for _ in range(2)]
+        return {"bytes": [answer["bytes"] for answer in answers], "versions": answers[0]["versions"]}
+
+    return {**found, **run.piece(f"memory/{task}-{system}", memory)}
+
+
+def rows(run: Run, task: str) -> list[dict[str, Any]]:
+    """Every cell with its conditions and costs; the mean over seeds where there are several."""
+    metric, preset = TASKS[task].metric, run.preset
+    found = {system: [cells(run, task, seed, system) for seed in preset.seeds[task]] for system in SYSTEMS}
+    floor = TASKS[task].floor(preset.samples[task])
+    costs = {system: cost(run, task, system) for system in SYSTEMS}
+    least = min(costs[OURS]["bytes"])
+    table = []
+    for system, by_seed in found.items():
+        measured: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for cell in (cell for cells_of_seed in by_seed for cell in cells_of_seed):
+            measured.setdefault((cell["sampler"], cell["nfe"]), []).append(cell)
+        for (sampler, nfe), group in measured.items():
+            values, overhead = [cell[metric] for cell in group], costs[system]["overheads"][sampler]
+            table.append(
+                {
+                    "system": system,
+                    "sampler": sampler,
+                    "nfe": nfe,
+                    "evaluations": group[0]["evaluations"],
+                    metric: statistics.mean(values),
+                    "floor": floor,
+                    "train_steps_ratio": statistics.median(costs[system]["train_steps_ratios"]),
+                    "sampler_overhead": overhead["ratio"],
+                    "peak_memory_ratio": least / min(costs[system]["bytes"]),
+                    "runs": {
+                        metric: values,
+                        "seeds": [cell["seed"] for cell in group],
+                        "train_steps_ratio": costs[system]["train_steps_ratios"],
+                        "sampler_overhead": overhead["ratios"],
+                        "peak_memory_bytes": costs[system]["bytes"],
+                    },
+                }
+            )
+    return table
+
+
+def results(run: Run, name: str) -> dict[str, Any]:
+    """The whole comparison, as it is written to the results file."""
+    parts = {"rows": rows(run, "mnist"), "toy_rows": rows(run, "toy")}
+    extractor = TASKS["mnist"].extractor  # type: ignore[attr-defined]
+    libraries: dict[str, str] = {}
+    for system in SYSTEMS:
+        libraries |= cost(run, "mnist", system)["versions"]
+    return {
+        "experiment": "peers",
+        "config": {"preset": name, **json.loads(json.dumps(asdict(run.preset))), "nfes": NFES},
+        "objectives": {system: kind.objective for system, kind in SYSTEMS.items()},
+        "hardware": {**hardware(torch.device("cpu")), "threads": 1},
+        "versions": {**versions(), **libraries},
+        "extractor": {"name": extractor.name, "sha256": extractor.sha256, "dimension": extractor.dimension},
+        "reference": "10000 test images of mnist",
+        **parts,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="JSON file of the results")
+    parser.add_argument("--preset", choices=PRESETS, default="quick")
+    parser.add_argument("--work", type=Path, help="folder of the pieces (default: runs/peers-PRESET)")
+    parser.add_argument(
+        "--python", action="append", default=[], metavar="SYSTEM=PATH", help="interpreter of one system; repeatable"
+    )
+    options = parser.parse_args()
+    pythons = dict(item.split("=", 1) for item in options.python)
+    if unknown := set(pythons) - set(SYSTEMS):
+        parser.error(f"unknown system {unknown.pop()!r}; known are {', '.join(SYSTEMS)}")
+
+    def say(text: str) -> None:
+        print(re.sub(r"\s+", " ", text), flush=True)
+
+    torch.set_num_threads(1)
+    folder = (options.work or Path("runs") / f"peers-{options.preset}").resolve()
+    write_json(options.out, results(Run(folder, PRESETS[options.preset], pythons, say), options.preset))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

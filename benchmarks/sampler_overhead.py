@@ -1,0 +1,90 @@
+"""Time of a sampling run over as many bare network calls: ``python -m benchmarks.sampler_overhead [--device cuda]``.
+
+The U-Net of the quick preset at batch 64, where a run of N steps should cost at most 2 % more than N calls; and a tiny network,
+which shows what a step costs by itself. Runs and bare calls take turns; the median of the ratios is printed. On a processor
+the time is that of the process (one thread), which other programs do not change; on a GPU it is the clock's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.tasks import TASKS
+from proxflow import BFN, GPFN, PointPredictor
+from proxflow.errors import ArgumentError
+from proxflow.samplers import SAMPLERS, Sampler
+
+
+class Scale(nn.Module):
+    """The least network there is."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return 0.5 * x
+
+
+@torch.no_grad()
+def compare(
+    sampler: Sampler, predictor: PointPredictor, flow: GPFN | BFN, shape: tuple[int, ...], nfe: int, repeats: int
+) -> tuple[list[float], float]:
+    """Ratios of a run to as many bare calls, and the median of what a step costs beside its call, in µs."""
+    device = next(iter(predictor.parameters()), torch.zeros(())).device
+    generator, network = torch.Generator(device).manual_seed(0), predictor.network
+    x, t = torch.randn(shape, device=device), torch.full((shape[0],), 0.5, device=device)
+
+    def seconds(work: Callable[[], object]) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            work()
+            torch.cuda.synchronize()
+            return time.perf_counter() - started
+        started = time.process_time()
+        work()
+        return time.process_time() - started
+
+    def run() -> None:
+        sampler(predictor, flow, shape, nfe, generator, device=device)
+
+    def bare() -> None:
+        for _ in range(nfe):
+            network(x, t)
+
+    run(), bare()
+    pairs = []
+    for k in range(repeats):
+        first, second = (run, bare) if k % 2 == 0 else (bare, run)  # neither always goes first
+        times = {first: seconds(first), second: seconds(second)}
+        pairs.append((times[run], times[bare]))
+    extra = statistics.median((whole - calls) / nfe * 1e6 for whole, calls in pairs)
+    return [whole / calls for whole, calls in pairs], extra
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sampler_overhead")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--nfe", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=9)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    task = TASKS["mnist"]
+    print(f"{'flow':8} {'sampler':16} {'U-Net, ratio':>14} {'(range)':>17} {'bare step, µs':>14}")
+    for flow in (GPFN(), BFN(task.sigma1)):
+        unet, scale = (PointPredictor(network, flow).eval().to(options.device) for network in (task.network(), Scale()))
+        for name, sampler in SAMPLERS.items():
+            try:
+                ratios, _ = compare(sampler, unet, flow, (64, *task.shape), options.nfe, options.repeats)
+                _, extra = compare(sampler, scale, flow, (64, 2), 100, options.repeats)
+            except ArgumentError:
+                continue  # a sampler that this flow has no use for
+            spread = f"({min(ratios):.3f}–{max(ratios):.3f})"
+            print(f"{type(flow).__name__:8} {name:16} {statistics.median(ratios):14.4f} {spread:>17} {extra:14.0f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The comparison with peers: each system does what it says, and the tables say what the file holds."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.systems import SYSTEMS
+from benchmarks.tasks import TASKS
+from proxflow.errors import ArgumentError
+from proxflow.experiments import peers
+
+ROOT = Path(__file__).parent.parent
+NEEDS = {
+    "flow_matching": "flow_matching",
+    "torchcfm": "torchcfm",
+    "torchcfm-ot": "torchcfm",
+    "azula": "azula",
+    "diffusers flow": "diffusers",
+    "diffusers epsilon": "diffusers",
+}
+TOY = TASKS["toy"]
+
+
+def system(name):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    return SYSTEMS[name](TOY)
+
+
+class Bent(torch.nn.Module):
+    """A network in closed form that counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.calls = torch.nn.Parameter(torch.tensor(0.7)), 0
+
+    def forward(self, x, t):
+        self.calls += 1
+        return torch.sin(2 * self.scale * x + t.reshape(-1, 1))
+
+
+def loss(name, count):
+    made = system(name)
+    torch.manual_seed(3)
+    return made.loss(made.model(Bent()), TOY.data()[:count], torch.Generator(), torch.rand(count)).detach()
+
+
+def test_systems_of_one_objective_minimise_the_same_number():
+    assert {kind.objective for kind in SYSTEMS.values()} < set(SYSTEMS) | {"velocity", "velocity-ot"}
+    flow_matching, torchcfm, diffusers = (loss(n, 4000) for n in ("flow_matching", "torchcfm", "diffusers flow"))
+    torch.testing.assert_close(flow_matching, torchcfm)
+    # The levels of the third are multiples of 1/1000.
+    assert float(diffusers.mean()) == pytest.approx(float(flow_matching.mean()), rel=1e-3)
+    assert float(loss("torchcfm-ot", 256).mean()) < 0.7 * float(loss("torchcfm", 256).mean())  # its ways are short
+
+
+@pytest.mark.parametrize("sampler", ["euler", "midpoint"])
+def test_twins_draw_the_same_samples(sampler):
+    assert SYSTEMS["torchcfm"].twin == "flow_matching"
+    one, other = (
+        system(name).samplers()[sampler](Bent(), (5, 2), 8, torch.Generator().manual_seed(1)).detach()
+        for name in ("torchcfm", "flow_matching")
+    )
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@torch.no_grad()
+def test_no_sampler_spends_more_than_it_is_given(name):
+    made = system(name)
+    for sampler, draw in made.samplers().items():
+        for nfe in (1, 2, 5, 20):
+            network = Bent()
+            model = made.model(network).eval()
+            try:
+                samples = draw(model, (3, 2), nfe, torch.Generator().manual_seed(1))
+            except ArgumentError:
+                assert nfe < 4, sampler
+                continue
+            assert nfe - 3 <= network.calls <= nfe, sampler
+            assert samples.shape == (3, 2)
+            assert samples.isfinite().all(), sampler
+
+
+def test_eight_gaussians_are_scored_by_the_distance_of_what_moved():
+    points = TOY.draw(4000, 2)
+    assert TOY.score(points) == pytest.approx(0, abs=1e-6)  # they are the very points it compares with
+    # A shift by v moves the projection on u by ⟨u, v⟩, whose square is on average |v|²/2.
+    assert TOY.score(points + torch.tensor([0.3, 0.4])) == pytest.approx(0.5 / math.sqrt(2), rel=1e-5)
+    assert 0 < TOY.floor(4000) < 0.1
+    assert TOY.data().var(0).tolist() == pytest.approx([1.01, 1.01], rel=0.02)
+
+
+def test_a_worker_trains_and_samples_what_it_is_told(tmp_path):
+    job = {"system": "proxflow gpfn-w2", "task": "toy", "seed": 0}
+
+    def work(**more):
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.worker", json.dumps({**job, **more})],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return json.loads(done.stdout.splitlines()[-1])
+
+    assert work(job="train", steps=2, folder=str(tmp_path))["seconds"] > 0
+    cells = [{"sampler": "multistep2", "nfe": 3, "path": str(tmp_path / "cell.json")}]
+    work(job="sample", weights=str(tmp_path / "weights.safetensors"), samples=64, cells=cells)
+    record = json.loads((tmp_path / "cell.json").read_text())
+    assert (record["evaluations"], record["nfe"], record["sampler"]) == (3, 3, "multistep2")
+    assert record["sliced_wasserstein"] > 0
+
+
+def fake_results():
+    def row(name, sampler, nfe, frechet, ratio):
+        return {
+            "system": name, "sampler": sampler, "nfe": nfe, "evaluations": nfe, "frechet": frechet, "floor": 0.5,
+            "sliced_wasserstein": frechet / 100, "train_steps_ratio": ratio, "sampler_overhead": 1.01,
+            "peak_memory_ratio": 0.9, "runs": {"train_steps_ratio": [ratio - 0.1, ratio, ratio + 0.1]},
+        }  # fmt: skip
+
+    rows = [
+        row(name, sampler, nfe, scale * worse / nfe, ratio)
+        for name, scale, ratio in (("proxflow gpfn-w2", 40, 1.0), ("peer", 44, 0.93))
+        for sampler, worse in (("plain", 2), ("better", 1))
+        for nfe in (4, 10, 20)
+    ]
+    rows[-1]["frechet"] = 1.0  # the peer's better sampler wins at 20
+    return {
+        "config": {
+            "preset": "quick",
+            "steps": {"mnist": 1000, "toy": 3000},
+            "samples": {"mnist": 384, "toy": 8192},
+            "seeds": {"mnist": [0], "toy": [0, 1]},
+        },
+        "hardware": {"processor": "Some Processor"},
+        "versions": {"torch": "2.13.0", "azula": "0.11.1"},
+        "extractor": {"name": "mnist-classifier", "sha256": "0123456789abcdef"},
+        "reference": "10000 test images of mnist",
+        "rows": rows,
+        "toy_rows": rows,
+    }
+
+
+def test_the_tables_name_winners_and_losses():
+    text = peers.full_block(fake_results())
+    assert "| proxflow gpfn-w2 | **10.0 better** | **4.00 better** | 2.00 better |" in text
+    assert "| peer | 11.0 better | 4.40 better | **1.00 better** |" in text
+    assert (
+        "At 4 evaluations proxflow gpfn-w2 (better, 10.0) is no worse than the best peer, peer (better, 11.0)." in text
+    )
+    assert "At 20 evaluations proxflow gpfn-w2 (better, 2.00) is worse than the best peer, peer (better, 1.00)." in text
+    assert "Training is slower than peer (0.93)." in text
+    assert "costs +1.0% over its network calls" in text
+    for condition in ("1,000 training steps", "384 samples", "0123456789ab", "azula 0.11.1", "Some Processor", "0.50"):
+        assert condition in text
+    assert "| peer | 0.93 (0.83–1.03) | 1.010–1.010 | 0.90 |" in text
+    short = peers.summary_block(fake_results())
+    assert "is worse than the best peer" in short
+    assert "| peer | 11.0 better |" in short
