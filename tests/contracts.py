@@ -33,6 +33,7 @@ from proxflow.divergences import (
     ReverseBregman,
     ReverseChiSquared,
     ReverseKL,
+    SinkhornDivergence,
     Wasserstein2,
     has_closed_form,
     has_value,
@@ -202,6 +203,8 @@ DIVERGENCES: list[Member] = [
     ChiSquared(),
     ReverseChiSquared(),
     MixtureWasserstein2(),
+    (SinkhornDivergence(), DiagonalGaussian),
+    (SinkhornDivergence(0.7, torch.tensor([[0.0, 1.0, 2.5], [1.0, 0.0, 1.2], [2.5, 1.2, 0.0]]), 8), Categorical),
     MMD(),
     (MMD(1.0, torch.tensor([[1.0, 0.5, 0.1], [0.5, 1.0, 0.5], [0.1, 0.5, 1.0]])), Categorical),
     EnergyDistance(),
@@ -252,6 +255,7 @@ class Pair:
         """Relative difference of parameters down to which the value keeps its relative accuracy, in double precision."""
         # These are small differences of sums, of determinants, and of any function's values; their accuracy is absolute.
         absolute = self.family in (FullGaussian, GaussianMixture) and isinstance(self.divergence, MMD)
+        absolute |= self.family is Categorical and isinstance(self.divergence, SinkhornDivergence)
         return 1e-6 if absolute or isinstance(self.divergence, Bregman | ReverseBregman) else 1e-7
 
     @property

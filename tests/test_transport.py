@@ -13,13 +13,14 @@ from scipy import fft, linalg, optimize
 from torch import Tensor
 
 from proxflow import GPFN, DiagonalGaussian, PointPredictor, sample
-from proxflow.beliefs import FullGaussian, GaussianMixture
+from proxflow.beliefs import Categorical, FullGaussian, GaussianMixture
 from proxflow.divergences import (
     AnisotropicWasserstein2,
     CoordinateMetric,
     FrequencyMetric,
     GroundMetric,
     MixtureWasserstein2,
+    SinkhornDivergence,
     Wasserstein2,
 )
 from proxflow.errors import ArgumentError, MissingPackageError
@@ -318,3 +319,70 @@ def test_transport_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ot", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'proxflow\[transport\]'"):
         MixtureWasserstein2()(p, p)
+
+
+# Entropic transport --------------------------------------------------------------------------------------------------------
+
+
+def _regularised(costs: np.ndarray, start: np.ndarray, end: np.ndarray, epsilon: float) -> float:
+    """⟨π, c⟩ + ε KL(π ‖ p ⊗ q) of POT's plan."""
+    import ot
+
+    plan = ot.sinkhorn(start, end, costs, epsilon, method="sinkhorn_log", stopThr=1e-14, numItermax=20_000)
+    used = plan > 0
+    return float((plan * costs).sum() + epsilon * (plan[used] * np.log(plan[used] / np.outer(start, end)[used])).sum())
+
+
+def _sinkhorn_divergence(costs: np.ndarray, start: np.ndarray, end: np.ndarray, epsilon: float) -> float:
+    across, near, far = (_regularised(costs, *ab, epsilon) for ab in ((start, end), (start, start), (end, end)))
+    return across - (near + far) / 2
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 3.0])
+def test_sinkhorn_divergence_of_categories_matches_pot(epsilon: float) -> None:
+    locations = normal(5, 4, 2)
+    cost = torch.cdist(locations, locations)
+    p, q = (Categorical(normal(s, 3, 1, 4)) for s in (1, 2))
+    values = SinkhornDivergence(epsilon, cost)(p, q)
+    levels = SinkhornDivergence(4 * epsilon)(p, q)
+    steps = np.subtract.outer(np.arange(4), np.arange(4)).astype(float) ** 2
+    for i in range(3):
+        a, b = p.probs[i, 0].numpy(), q.probs[i, 0].numpy()
+        assert float(values[i]) == pytest.approx(_sinkhorn_divergence(cost.numpy(), a, b, epsilon), abs=1e-9)
+        assert float(levels[i]) == pytest.approx(_sinkhorn_divergence(steps, a, b, 4 * epsilon), abs=1e-9)
+
+
+def test_sinkhorn_divergence_of_gaussians_matches_transport_on_a_grid() -> None:
+    grid = np.linspace(-10, 10, 161)
+    costs = np.subtract.outer(grid, grid) ** 2
+    for mean, std, epsilon in ((0.5, 1.3, 2.0), (-1.0, 0.6, 5.0)):
+        p, q = (
+            DiagonalGaussian(torch.tensor([[m]], dtype=torch.float64), torch.tensor([[s]], dtype=torch.float64))
+            for m, s in ((0.0, 1.0), (mean, std))
+        )
+        weights = [np.exp(-0.5 * ((grid - float(b.mean)) / float(b.std)) ** 2) for b in (p, q)]
+        expected = _sinkhorn_divergence(costs, *(w / w.sum() for w in weights), epsilon)
+        assert float(SinkhornDivergence(epsilon)(p, q)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_sinkhorn_divergence_between_its_limits() -> None:
+    p = DiagonalGaussian(normal(1, 6, 2), 0.2 + uniform(2, 6, 2))
+    q = DiagonalGaussian(normal(3, 6, 2), 0.2 + uniform(4, 6, 2))
+    torch.testing.assert_close(SinkhornDivergence(1e-9)(p, q), Wasserstein2()(p, q), rtol=1e-7, atol=0)
+    torch.testing.assert_close(SinkhornDivergence(1e9)(p, q), (p.mean - q.mean).square().sum(1), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SinkhornDivergence(0.0),
+        lambda: SinkhornDivergence(float("nan")),
+        lambda: SinkhornDivergence(1.0, torch.eye(3)[:2]),
+        lambda: SinkhornDivergence(1.0, torch.tensor([[0.0, 1.0], [2.0, 0.0]])),
+        lambda: SinkhornDivergence(1.0, None, 0),
+        lambda: SinkhornDivergence(1.0, torch.eye(3))(Categorical(torch.zeros(1, 2)), Categorical(torch.zeros(1, 2))),
+    ],
+)
+def test_sinkhorn_settings_out_of_range_are_refused(make: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"epsilon|symmetric|iterations|classes"):
+        make()

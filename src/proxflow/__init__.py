@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         ReverseBregman,
         ReverseChiSquared,
         ReverseKL,
+        SinkhornDivergence,
         Wasserstein2,
     )
     from proxflow.energies import Energy, Potential, TargetEnergy
@@ -81,6 +82,7 @@ _HOMES = {
         "ReverseBregman",
         "ReverseChiSquared",
         "ReverseKL",
+        "SinkhornDivergence",
         "Wasserstein2",
     ],
     "energies": ["Energy", "Potential", "TargetEnergy"],

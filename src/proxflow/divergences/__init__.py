@@ -25,6 +25,7 @@ from proxflow.divergences.mixture_wasserstein import MixtureWasserstein2
 from proxflow.divergences.mmd import MMD
 from proxflow.divergences.per_part import PerPart
 from proxflow.divergences.renyi import Renyi
+from proxflow.divergences.sinkhorn import SinkhornDivergence
 from proxflow.divergences.wasserstein import Wasserstein2
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "ReverseBregman",
     "ReverseChiSquared",
     "ReverseKL",
+    "SinkhornDivergence",
     "Wasserstein2",
     "closed_form",
     "has_closed_form",
