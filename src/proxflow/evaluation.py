@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -194,11 +193,11 @@ def show_all(records: Mapping[str, Mapping[str, Any]]) -> None:
         DataError: One does not state its conditions.
     """
     metrics.check_comparable({title: metrics.Conditions.of(record, title) for title, record in records.items()})
-    shared = os.path.commonprefix(list(records))
-    shared = shared[: shared.rfind(": ") + 1]  # the file that all are from, when it is one
-    items = [(title.removeprefix(shared).strip(), record) for title, record in records.items()]
-    if shared:
-        sys.stdout.write(shared + "\n")
+    files = {title.rpartition(": ")[0] for title in records}
+    shared = f"{files.pop()}: " if len(files) == 1 else ""
+    items = [(title.removeprefix(shared), record) for title, record in records.items()]
+    if shared.strip(": "):
+        sys.stdout.write(f"{shared}\n")
     for start in range(0, len(items), _COLUMNS):
         part = items[start : start + _COLUMNS]
         table = Table(box=box.SIMPLE_HEAD)
