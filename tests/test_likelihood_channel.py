@@ -62,12 +62,34 @@ def test_one_bit_by_quadrature(p):
     rho = 2 * a / math.pi
     own = 2 * torch.tan((s / (1 + rho) + math.pi / 2) / 2).log()
     predicted = math.log(p / (1 - p)) + (density[1] / density[0]).log()
-    expected = sum(
-        prior * density[x] * _Arc().cost(sign * own, sign * predicted, rho)
-        for x, prior, sign in ((0, 1 - p, -1), (1, p, 1))
-    )
-    bound = float((weights / root[:, 0]) @ (root.square() * expected) @ weights)
-    assert bound == pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p), abs=1e-3)
+    # For each class the bound is −log p of that class, exactly: the model is the mixture with the prior p.
+    for x, prior, sign in ((0, 1 - p, -1), (1, p, 1)):
+        expected = density[x] * _Arc().cost(sign * own, sign * predicted, rho)
+        bound = float((weights / root[:, 0]) @ (root.square() * expected) @ weights)
+        assert bound == pytest.approx(-math.log(prior), rel=2e-3)
+
+
+def test_any_predictor_of_the_masked_flow_against_all_orders():
+    # The linear flow's bound is the mean over all orders of revealing, here summed over all sets of masked coordinates.
+    flow, x = flow_of(ReverseKL()), torch.tensor([[0, 1, 1]]).expand(20_000, 3)
+
+    def log_odds(seen):  # of class 1, from what is seen: 0 where masked, else ±1
+        return 0.7 * seen @ double([[0.0, 1.0, -0.5], [0.3, 0.0, 2.0], [-1.0, 0.4, 0.0]]) - 0.2
+
+    def predict(belief, t):
+        tau = t[:, None]
+        theta = belief.probs[..., 1]
+        odds = log_odds((theta > 1 - tau).double() - (theta < tau).double())
+        return Categorical(torch.stack([torch.zeros_like(odds), odds], dim=-1))
+
+    toward, total = double([-1.0, 1.0, 1.0]), 0.0
+    for mask in torch.cartesian_prod(*[torch.arange(2)] * 3)[1:].double():
+        masked = int(mask.sum())
+        cost = torch.nn.functional.softplus(-toward * log_odds(toward * (1 - mask)))
+        total += float((mask * cost).sum()) / (masked * math.comb(3, masked))
+    nats = Nats(two_class_bound(flow, predict, x, seeded(), draws=4, dtype=torch.float64), 3)
+    assert nats.standard_error < 0.02
+    assert nats.mean == pytest.approx(total, abs=4 * nats.standard_error)
 
 
 # The pieces: what a training belief says alone ------------------------------------------------------------------------
