@@ -47,6 +47,13 @@ class ReferenceNetwork(torch.nn.Module):
         return 0.5 * torch.tanh(0.7 * mean + 0.3 * t) - 0.2 * t
 
 
+def same_probabilities(belief, recorded):
+    """Of two classes the reference keeps the probability of the first alone."""
+    expected = double(recorded)
+    found = belief.probs if expected.numel() == belief.probs.numel() else belief.probs[..., 0]
+    torch.testing.assert_close(found.reshape(expected.shape), expected, rtol=0, atol=1e-10)
+
+
 @pytest.fixture(scope="module")
 def recorded():
     return json.loads((vectors() / "bfn.json").read_text())
@@ -108,7 +115,7 @@ class TestDiscreteBFN:
         belief = flow.belief(
             torch.tensor(case["x"]), double(case["t"]).flatten(1)[:, 0], Recorded(double(case["noise"]))
         )
-        torch.testing.assert_close(belief.probs, double(case["theta"]), rtol=0, atol=1e-10)
+        same_probabilities(belief, case["theta"])
 
     def test_continuous_time_loss(self, case, flow):
         loss = flow.loss(
