@@ -21,6 +21,7 @@ from proxflow.divergences import (
     Bregman,
     ChiSquared,
     CoordinateMetric,
+    DiscreteWasserstein2,
     Divergence,
     EnergyDistance,
     FisherRao,
@@ -203,6 +204,7 @@ DIVERGENCES: list[Member] = [
     ChiSquared(),
     ReverseChiSquared(),
     MixtureWasserstein2(),
+    DiscreteWasserstein2(torch.tensor([0.0, 2.0, 0.7])),
     (SinkhornDivergence(), DiagonalGaussian),
     (SinkhornDivergence(0.7, torch.tensor([[0.0, 1.0, 2.5], [1.0, 0.0, 1.2], [2.5, 1.2, 0.0]]), 8), Categorical),
     MMD(),
@@ -243,7 +245,12 @@ class Pair:
     @property
     def smooth(self) -> bool:
         """Whether the value is smooth; transport of discrete weights is not: it grows like their difference."""
-        return not isinstance(self.divergence, MixtureWasserstein2)
+        return not isinstance(self.divergence, MixtureWasserstein2 | DiscreteWasserstein2)
+
+    @property
+    def has_step(self) -> bool:
+        """Whether there is a step, by formula or by the solver, which needs an objective that is not piecewise linear."""
+        return not isinstance(self.divergence, DiscreteWasserstein2)
 
     @property
     def traces(self) -> bool:

@@ -72,6 +72,7 @@ PAIRS = contracts.pairs([*contracts.DIVERGENCES, Aitchison()])
 every_pair = pytest.mark.parametrize("pair", PAIRS, ids=str)
 # Contracts of smooth functions, and of tensor operations all through; contracts.py says which members are neither.
 smooth_pairs = pytest.mark.parametrize("pair", [p for p in PAIRS if p.smooth], ids=str)
+stepped_pairs = pytest.mark.parametrize("pair", [p for p in PAIRS if p.has_step], ids=str)
 traced_pairs = pytest.mark.parametrize("pair", [p for p in PAIRS if p.traces], ids=str)
 closed_pairs = pytest.mark.parametrize("pair", [p for p in PAIRS if p.closed and p.smooth], ids=str)
 
@@ -104,14 +105,14 @@ def test_value_of_independent_coordinates_adds_up(pair: Pair) -> None:
     torch.testing.assert_close(pair.divergence(p, q), per_site.sum(1), rtol=1e-13, atol=0)
 
 
-@every_pair
+@stepped_pairs
 def test_examples_are_independent(pair: Pair) -> None:
     p, q, f = pair.beliefs(4)
     alone = pair.step(p.map(lambda a: a[2:3]), q.map(lambda a: a[2:3]), f[2:3])
     assert distance(pair.step(p, q, f).map(lambda a: a[2:3]), alone) < 1e-13
 
 
-@every_pair
+@stepped_pairs
 def test_fraction_zero_and_one_give_the_ends(pair: Pair) -> None:
     p, q, _ = pair.beliefs(4)
     for fraction in (torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float64)):
@@ -123,7 +124,7 @@ def test_fraction_zero_and_one_give_the_ends(pair: Pair) -> None:
     assert distance(pair.step(p, q, 1), q) < 1e-12
 
 
-@every_pair
+@stepped_pairs
 def test_steps_compose_where_claimed(pair: Pair) -> None:
     p, q, f = pair.beliefs(4)
     g = 0.1 + 0.8 * uniform(5, 4)
@@ -135,7 +136,7 @@ def test_steps_compose_where_claimed(pair: Pair) -> None:
         assert distance(twice, once) > 1e-5
 
 
-@every_pair
+@stepped_pairs
 def test_step_minimises_the_objective(pair: Pair) -> None:
     p, q, f = pair.beliefs(4)
     r = pair.step(p, q, f)
@@ -156,7 +157,7 @@ def test_solver_agrees_with_closed_form(pair: Pair) -> None:
     assert distance(pair.divergence.interpolate(p, q, f), solve(pair.divergence, p, q, f)) < 1e-10
 
 
-@every_pair
+@stepped_pairs
 def test_envelope_gradient(pair: Pair) -> None:
     """The gradient of the least objective in the data is that of the objective with the minimiser held fixed."""
     p, q, f = pair.beliefs(3)

@@ -17,6 +17,7 @@ from proxflow.beliefs import Categorical, FullGaussian, GaussianMixture
 from proxflow.divergences import (
     AnisotropicWasserstein2,
     CoordinateMetric,
+    DiscreteWasserstein2,
     FrequencyMetric,
     GroundMetric,
     MixtureWasserstein2,
@@ -386,3 +387,42 @@ def test_sinkhorn_divergence_between_its_limits() -> None:
 def test_sinkhorn_settings_out_of_range_are_refused(make: Any) -> None:
     with pytest.raises(ArgumentError, match=r"epsilon|symmetric|iterations|classes"):
         make()
+
+
+# Categories at points ------------------------------------------------------------------------------------------------------
+
+
+def test_categories_at_points_match_the_linear_programme() -> None:
+    line, plane = normal(1, 5), normal(2, 5, 2)
+    p, q = (Categorical(normal(s, 3, 1, 5)) for s in (3, 4))
+    for points in (line, plane, line[:, None]):
+        values = DiscreteWasserstein2(points)(p, q)
+        at = points.reshape(5, -1).numpy()
+        costs = ((at[:, None] - at) ** 2).sum(2)
+        for i in range(3):
+            best = _linear_programme(costs, p.probs[i, 0].numpy(), q.probs[i, 0].numpy())
+            assert float(values[i]) == pytest.approx(best.fun, rel=1e-8)
+    sure = (
+        Categorical(torch.tensor([[[0.0, -torch.inf, -torch.inf]]])),
+        Categorical(torch.tensor([[[-torch.inf, 0, 0]]])),
+    )
+    assert float(DiscreteWasserstein2(torch.tensor([0.0, 3.0, 1.0]))(*sure)) == pytest.approx(5)
+    gap = SinkhornDivergence(0.02, (line[:, None] - line).square(), 2000)(p, q) - DiscreteWasserstein2(line)(p, q)
+    assert float(gap.abs().max()) < 0.03
+
+
+@pytest.mark.parametrize("points", [normal(1, 4), normal(1, 4, 2)], ids=["line", "plane"])
+def test_categories_at_points_have_exact_gradients(points: Tensor) -> None:
+    x, y = (normal(s, 2, 2, 4).requires_grad_() for s in (2, 3))
+    d = DiscreteWasserstein2(points)
+    assert torch.autograd.gradcheck(lambda x, y: d(Categorical(x), Categorical(y)), (x, y), atol=1e-7)
+
+
+def test_points_out_of_range_are_refused() -> None:
+    bad = [torch.zeros(3), torch.arange(3), torch.tensor([0.0, torch.nan]), torch.zeros(2, 2, 2), torch.zeros(1)]
+    for points in bad:
+        with pytest.raises(ArgumentError, match="point"):
+            DiscreteWasserstein2(points)
+    p = Categorical(torch.zeros(1, 2))
+    with pytest.raises(ArgumentError, match="3 classes, the beliefs have 2"):
+        DiscreteWasserstein2(torch.arange(3.0))(p, p)

@@ -15,6 +15,7 @@ from proxflow.divergences.base import (
 )
 from proxflow.divergences.bregman import Bregman, ReverseBregman
 from proxflow.divergences.chi_squared import ChiSquared, ReverseChiSquared
+from proxflow.divergences.discrete_wasserstein import DiscreteWasserstein2
 from proxflow.divergences.energy_distance import EnergyDistance
 from proxflow.divergences.fisher_rao import FisherRao
 from proxflow.divergences.ground import CoordinateMetric, FrequencyMetric, GroundMetric
@@ -36,6 +37,7 @@ __all__ = [
     "Bregman",
     "ChiSquared",
     "CoordinateMetric",
+    "DiscreteWasserstein2",
     "Divergence",
     "EnergyDistance",
     "FisherRao",
