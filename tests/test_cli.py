@@ -833,7 +833,9 @@ def test_the_geometry_study_ends_with_its_verdicts(run, tmp_path, monkeypatch):
             for flow, distances in {"kl": (9.0,), "w2-as-kl": (8.0,), "w2": (4.0, 5.0)}.items()
             for seed, distance in enumerate(distances)
         ],
-        "pairs": [{"flow": "kl", "control": "w2-as-kl", "geometry": "kl", "matched": False, "apart": []}],
+        "pairs": [
+            {"flow": "kl", "control": "w2-as-kl", "geometry": "kl", "matched": False, "weights": 0.1, "apart": []}
+        ],
         "paths": {"kl": {"unexplained": [0.0]}},
     }
     monkeypatch.setattr(geometry, "reproduce", lambda *words: results)

@@ -96,14 +96,25 @@ def test_the_nearest_fraction_is_the_best_in_mean_square(pixels):
     assert found.fraction[0] == pytest.approx(float(slope[0]), rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["reverse-kl", "kl-matched"])
-def test_some_flows_ask_the_network_what_wasserstein_does(paths, name):
+@pytest.mark.parametrize(("name", "control"), [("reverse-kl", "w2"), ("kl", "w2-as-kl"), ("kl-rematched", "w2")])
+def test_some_flows_ask_the_network_what_wasserstein_does(paths, name, control):
     flows = gaussian_flows({**paths, "renyi": paths["fisher-rao"]})
+    flows["kl-rematched"] = replace(GEOMETRIES["kl"], schedule=inverse_of(schedule_of(paths["kl"])))
     x = torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(1)) * 2 - 1
     t = torch.linspace(0.05, 0.95, 6)
-    ours, theirs = (flows[n].belief(x, t, torch.Generator().manual_seed(2)).mean for n in (name, "w2"))
+    ours, theirs = (flows[n].belief(x, t, torch.Generator().manual_seed(2)).mean for n in (name, control))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
     assert torch.equal(flows[name].weight(t), flows["w2"].weight(t))
+
+
+def test_tabulated_beliefs_are_those_of_simulated_steps(pixels):
+    flow, x = GEOMETRIES["renyi"], pixels[:2]
+    for t in (0.05, 0.3, 0.6, 0.9):
+        times = tensor(t).expand(len(x))
+        read = flow.belief(x, times, torch.Generator().manual_seed(3))
+        simulated = GPFN.belief(flow, x, times, torch.Generator().manual_seed(3))
+        torch.testing.assert_close(read.mean, simulated.mean, rtol=0, atol=5e-3)
+        torch.testing.assert_close(read.std, simulated.std, rtol=0, atol=5e-3)
 
 
 # Capacities -----------------------------------------------------------------------------------------------------------
@@ -205,6 +216,9 @@ def test_flows_that_are_the_same_function_give_the_same_samples(finished):
         if pair["geometry"] in ("reverse-kl", "kl"):
             assert {entry["nfe"] for entry in pair["apart"]} == {1, 2}
             assert max(entry["pixels"] for entry in pair["apart"]) < 0.1, pair["flow"]
+            assert pair["weights"] < 1e-3
+    assert results["pairs"][0]["flow"] == "reverse-kl"
+    assert results["pairs"][0]["weights"] == 0  # its beliefs are computed by the very same operations
 
 
 def test_what_is_there_is_not_done_again(finished):
@@ -257,7 +271,7 @@ def fake(flow, control, unexplained, seeds, geometry="fisher-rao", matched=False
         for seed, value in enumerate(values)
         for nfe in (5, 10)
     ]
-    pair = {"flow": flow, "control": control, "geometry": geometry, "matched": matched, "apart": []}
+    pair = {"flow": flow, "control": control, "geometry": geometry, "matched": matched, "weights": 0.1, "apart": []}
     return {"cells": cells, "pairs": [pair], "paths": {geometry: {"unexplained": [0.0, unexplained]}}}
 
 

@@ -71,6 +71,7 @@ class Verdict:
         unexplained: Largest root mean square of what no schedule explains of the way that beliefs have gone; ``None`` where
             it is not measured, on the simplex.
         schedule: Fréchet distance of the control over that of w2, by NFE; empty where the control is w2 or binary-bfn.
+        weights: Largest difference between weights of the two networks after the same training.
         pixels: Mean absolute difference of the pixels of samples that began at the same noise, by NFE.
     """
 
@@ -83,6 +84,7 @@ class Verdict:
     noise: float | None
     unexplained: float | None
     schedule: dict[int, float]
+    weights: float
     pixels: dict[int, float]
 
     @property
@@ -121,11 +123,16 @@ class Verdict:
                 outcome += " This part is the geometry's."
         if self.same_beliefs:
             cause = "Its beliefs are those of its control up to rounding, so that nothing is left to the geometry."
+            if self.weights == 0:
+                cause += " The same training left the same network, to the last bit."
         elif self.unexplained is None:
             cause = "Both tell the network equally much of each pixel at every time."
         else:
             cause = f"No schedule explains up to {self.unexplained:.1%} of the way that its beliefs have gone."
         words = [f"{self.flow} against {self.control}, {self.sampler}: {cause} {outcome}"]
+        if self.pixels:
+            low, high = min(self.pixels.values()), max(self.pixels.values())
+            words.append(f"From the same noise their samples differ by {low:.1f} to {high:.1f} of 255 a pixel.")
         if self.schedule:
             low, high = min(self.schedule.values()), max(self.schedule.values())
             words.append(
@@ -136,10 +143,18 @@ class Verdict:
 
 
 def noise_of(board: Scoreboard, flow: str, sampler: str) -> float | None:
-    """The largest ratio between the Fréchet distances of two seeds of a flow, over all NFE; ``None`` with one seed."""
+    """Factor within which a ratio of two Fréchet distances may be noise; ``None`` with one seed.
+
+    The larger of two: the largest ratio between seeds of a flow at any NFE, and what the bootstrap over its samples allows,
+    exp(1.96 √2 e) with e the largest relative standard error of a distance.
+    """
+    cells = [c for c in board.cells if (c["flow"], c["sampler"]) == (flow, sampler)]
+    if len({c["seed"] for c in cells}) < 2:
+        return None
+    errors = [c["errors"]["frechet"] / c["frechet"] for c in cells if "frechet" in c.get("errors", {})]
     summaries = [board.over_seeds(flow, sampler, nfe) for nfe in board.nfes]
-    ratios = [s.high / s.low for s in summaries if s is not None and s.low > 0]
-    return max(ratios) if ratios and max(ratios) > 1 else None
+    ratios = [s.high / s.low for s in summaries if s is not None]
+    return max(*ratios, math.exp(1.96 * math.sqrt(2) * max(errors, default=0.0)))
 
 
 def verdicts(results: dict[str, Any]) -> list[Verdict]:
@@ -176,6 +191,7 @@ def verdicts(results: dict[str, Any]) -> list[Verdict]:
                 noise_of(board, origin, sampler),
                 None if binary else max(results["paths"][pair["geometry"]]["unexplained"]),
                 ratios(control, origin, sampler) if control != origin else {},
+                pair["weights"],
                 {entry["nfe"]: entry["pixels"] for entry in pair["apart"] if entry["sampler"] == sampler},
             )
         )
@@ -321,8 +337,9 @@ _READING = Bullets(
         beliefs, which is all that the network reads: nearest in mean square over pixels of the data and draws of the prior.
         On two classes they are matched by the capacity of what a belief tells of its own pixel.""",
         """Flow and control share initial weights, order of the data, noise and the weight of errors at each time. Their
-        numbers are therefore closer than those of two seeds, and the noise given here, the largest ratio between seeds of w2
-        (on binary images of binary-bfn), is an upper estimate.""",
+        numbers are therefore closer than those of two runs apart. The noise given here is an upper estimate for them: the
+        largest ratio between seeds of w2 (on binary images of binary-bfn) or what the bootstrap over samples allows (95 %),
+        whichever is larger.""",
         """Ratios above 1 are worse than the control. Bold ratios exceed the noise.""",
         """deterministic: the proximal step with the predicted target itself as message. stochastic: with a noisy draw around
         it. multistep2: second order along the path of means, for flows that have one. NFE counts every evaluation of the

@@ -233,6 +233,10 @@ class GPFN(Flow[Any]):
         dtype = x.dtype if x.is_floating_point() else t.dtype
         prior = self.prior(x.shape, generator, dtype, x.device)
         target = self.endpoints.target(x, prior)
+        return self.walk(prior, target, t)
+
+    def walk(self, prior: Belief, target: Belief, t: Tensor) -> Belief:
+        """The belief at times ``t`` (batch,) on the way from ``prior`` to ``target``."""
         steps = 1 if self.energy is None and steps_compose(self.divergence, prior) else self.simulated_steps
         belief: Belief = prior
         for start, end in pairwise(t * k / steps for k in range(steps + 1)):
