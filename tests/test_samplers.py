@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from proxflow import (
 )
 from proxflow.beliefs import Categorical
 from proxflow.errors import ArgumentError
-from proxflow.samplers import SAMPLERS
+from proxflow.samplers import SAMPLERS, PathSampler
 
 POINT = GPFN(endpoints=GaussianEndpoints(0.0))
 FLOWS = [
@@ -77,12 +78,25 @@ def test_reference_bfn_sampler_and_its_count():
     assert not noise.draws  # n updates used all n draws, and the last evaluation none
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+# A member from outside the package: the class, and its place in the list, are all it takes to join the contracts.
+@dataclass(frozen=True)
+class Held(PathSampler):
+    """Holds the prediction and the noise that it leaves fixed over a step."""
+
+    def move(self, y, x, tau, new, generator, memory):
+        decay = new[1] / tau[1]
+        return decay * y + (1 - decay) * x, memory
+
+
+MEMBERS = {**SAMPLERS, "held": Held()}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
 @pytest.mark.parametrize("nfe", [1, 2, 3, 20])
 @pytest.mark.parametrize("flow", FLOWS, ids=str)
 def test_evaluations_are_counted_truly(flow, name, nfe):
     predict = GaussianData(flow, 0.2, 0.5)
-    samples = SAMPLERS[name](predict, flow, (2, 3), nfe, seeded())
+    samples = MEMBERS[name](predict, flow, (2, 3), nfe, seeded())
     assert predict.calls == nfe == samples.nfe
     assert samples.events.shape == (2, 3)
     assert samples.events.isfinite().all()
@@ -171,20 +185,21 @@ def model():
     return network
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", MEMBERS)
 @pytest.mark.parametrize("flow", [GPFN(), Diffusion(), BFN(0.05)], ids=str)
 def test_same_seed_same_samples_whatever_the_batch(model, flow, name):
     predict = PointPredictor(model, flow)
+    sampler = name if name in SAMPLERS else MEMBERS[name]
 
     def draw(n, **settings):
-        return sample(predict, flow, (n, 1, 14, 14), steps=4, sampler=name, seed=3, **settings)
+        return sample(predict, flow, (n, 1, 14, 14), steps=4, sampler=sampler, seed=3, **settings)
 
     together = draw(40, batch_size=64)
     assert torch.equal(together, draw(40, batch_size=16))
     assert torch.equal(together, draw(40, batch_size=1))
     assert torch.equal(together[:7], draw(7))
     assert torch.equal(together[20:], draw(20, first=20))
-    other = sample(predict, flow, (40, 1, 14, 14), steps=4, sampler=name, seed=4)
+    other = sample(predict, flow, (40, 1, 14, 14), steps=4, sampler=sampler, seed=4)
     assert torch.equal(together, other) == (name == "deterministic" and isinstance(flow, BFN))
 
 
