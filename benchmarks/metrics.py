@@ -7,8 +7,8 @@ wall seconds are longer where the machine has other work.
 
 ``python benchmarks/metrics.py memory [samples] [dimension] [rows] [threads]``: all metrics of two sets of features,
 50,000 × 2,048 by default, in float32. Peak memory is that of the whole process so far, PyTorch and both sets included
-(ru_maxrss). Metrics of pairs take an hour of one core at that size, and no more memory for more pairs than for a tile of
-2,048 × 4,096: ``rows`` above 0 takes them of so many samples only.
+(ru_maxrss). Metrics of pairs take long at that size, and no more memory for more pairs than for a tile of 2,048 × 4,096:
+``rows`` above 0 takes them of so many samples only.
 """
 
 import resource

@@ -323,6 +323,16 @@ def test_influences_are_derivatives_by_the_weight_of_a_sample(name):
         assert change == pytest.approx(float(influences[j]), rel=1e-3, abs=1e-3 * float(influences.std()))
 
 
+def test_samples_of_length_zero_have_their_influence_on_the_vendi_score():
+    fake = normal(10, 3, 7)
+    fake[:2] = 0.0
+    many = fake.repeat(3000, 1)
+    influences = vendi_estimate(fake).influences
+    for j in (0, 5):
+        change = (vendi_score(torch.cat([many, fake[j : j + 1]])) - vendi_score(many)) * (len(many) + 1)
+        assert change == pytest.approx(float(influences[j]), rel=1e-2)
+
+
 def test_bootstrap_of_a_mean_is_normal():
     values = normal(400, 1, 1)[:, 0].exp()
     estimate = Estimate(float(values.mean()), values - values.mean())
