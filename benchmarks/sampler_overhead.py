@@ -1,8 +1,8 @@
 """Time of a sampling run over as many bare network calls: ``python -m benchmarks.sampler_overhead [--device cuda]``.
 
 The U-Net of the quick preset at batch 64, where a run of N steps should cost at most 2 % more than N calls; and a tiny
-network, which shows what a step costs by itself. Runs and bare calls take turns; the median of the ratios is printed. On a processor
-the time is that of the process (one thread), which other programs do not change; on a GPU it is the clock's.
+network, which shows what a step costs by itself. Runs and bare calls take turns; the median of the ratios is printed. On a
+processor the time is that of the process (one thread), which other programs do not change; on a GPU it is the clock's.
 """
 
 from __future__ import annotations
