@@ -51,8 +51,8 @@ class BFNSolver(PathSampler):
         return [k / nfe for k in range(nfe)]
 
     def init(self, flow: SamplingFlow, belief: Any, generator: Generator) -> tuple[Any, Any]:
-        belief, (path, y, _) = super().init(flow, belief, generator)
-        return belief, (path, y, (isinstance(belief, Categorical), None, None))
+        belief, (path, y, _, now) = super().init(flow, belief, generator)
+        return belief, (path, y, (isinstance(belief, Categorical), None, None), now)
 
     def move(
         self,

@@ -20,13 +20,10 @@ def _straight(path: GaussianPath, t: Tensor, like: Tensor) -> tuple[Tensor, Tens
     """Fraction τ = a/(a+b), 1 − τ, and a + b at time ``t``, in the precision of the belief."""
     a, b = path.coefficients(t)
     # Both vanish for BFN at t = 0; there the straight coordinate is all noise.
-    total = (a + b).clamp_min(torch.finfo(torch.float64).tiny)
-    tau = a / total
-    return (
-        tau.to(like.dtype),
-        torch.where(a == 0, torch.ones_like(tau), b / total).to(like.dtype),
-        (a + b).to(like.dtype),
-    )
+    scale = a + b
+    total = scale.clamp_min(torch.finfo(torch.float64).tiny)
+    rest = torch.where(a == 0, torch.ones_like(a), b / total)
+    return (a / total).to(like.dtype), rest.to(like.dtype), scale.to(like.dtype)
 
 
 class PathSampler(Sampler):
@@ -68,16 +65,17 @@ class PathSampler(Sampler):
         scale = float(a + b)
         # A drawn prior is the noise ε; a fixed one says nothing of it, so ε is drawn here.
         y = latent / scale if scale > 0 else randn(latent.shape, generator, latent.dtype, latent.device)
-        return belief, (path, y, None)
+        return belief, (path, y, None, None)
 
     def step(
         self, flow: SamplingFlow, belief: Any, target: Any, t: Tensor, s: Tensor, generator: Generator, state: Any
     ) -> tuple[Any, Any]:
-        path, y, memory = state
-        tau, rest, _ = _straight(path, t, y)
-        new_tau, new_rest, scale = _straight(path, s, y)
-        y, memory = self.move(y, flow.latent_data(target), (tau, rest), (new_tau, new_rest), generator, memory)
-        return flow.belief_at(scale * y, s), (path, y, memory)
+        path, y, memory, now = state
+        # On scalars an operation costs as much as on a batch of points, so each time's are computed once.
+        now = _straight(path, t, y) if now is None else now
+        new = _straight(path, s, y)
+        y, memory = self.move(y, flow.latent_data(target), now[:2], new[:2], generator, memory)
+        return flow.belief_at(new[2] * y, s), (path, y, memory, new)
 
 
 @dataclass(frozen=True)
