@@ -158,7 +158,7 @@ def fit(
             optimiser.zero_grad()
             loss = torch.zeros((), device=device)
             for number, part in enumerate(parts):
-                torch.manual_seed(_mix(key, processes.rank * len(parts) + number))  # dropout takes no generator
+                _seed_dropout(_mix(key, processes.rank * len(parts) + number), device)
                 with postponed(model, last=number == len(parts) - 1):
                     share = total_loss(model, data[indices[part.start : part.stop].to(device)], t, key, part) / size
                     # Gradients are averaged over the processes, and shall be those of the mean over the whole batch.
@@ -206,6 +206,13 @@ def _average(averaged: nn.Module, predictor: nn.Module, decay: float) -> None:
 def _mix(seed: int, step: int) -> int:
     """A seed for one step; unlike seed + step, the steps of neighbouring seeds share none."""
     return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 1) % 2**63
+
+
+def _seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed torch's own generators, since dropout takes none; ``torch.manual_seed`` would seed all devices, and is slow."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _check(data: Tensor, which: str) -> None:

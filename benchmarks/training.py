@@ -1,0 +1,77 @@
+"""Overhead of the training engine over a bare loop, per step, on one process.
+
+    python benchmarks/training.py [--channels 32] [--batch-size 64] [--steps 100]
+
+Both train the same network on the same images by the same flow. The bare loop draws a batch and its noise, and does what
+must be done: forward, backward, clipping, fused AdamW, averaged weights. The engine besides derives each example's noise
+from (seed, step, index), skips steps that are not finite, schedules the learning rate, listens to signals, and logs.
+A step of one and a step of the other take turns, so that whatever else the machine does meets both alike; what is compared
+is their processor time.
+"""
+
+import argparse
+import copy
+import itertools
+import statistics
+import time
+
+import torch
+
+import proxflow
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--channels", type=int, default=32)
+parser.add_argument("--batch-size", type=int, default=64)
+parser.add_argument("--steps", type=int, default=100)
+options = parser.parse_args()
+torch.set_num_threads(1)
+
+IMAGES = torch.randint(0, 256, (1000, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return proxflow.build(proxflow.ModelConfig(channels=options.channels), (1, 28, 28)).predictor
+
+
+class Bare:
+    """A training loop with nothing to spare, a step at a call."""
+
+    def __init__(self) -> None:
+        self.flow, self.predictor = proxflow.GPFN(), network().train()
+        self.averaged = copy.deepcopy(self.predictor).eval()
+        self.optimiser = torch.optim.AdamW(self.predictor.parameters(), 2e-3, betas=(0.9, 0.98), fused=True)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self) -> None:
+        picked = torch.randint(len(IMAGES), (options.batch_size,), generator=self.generator)
+        x = IMAGES[picked].float() / 127.5 - 1
+        self.optimiser.zero_grad()
+        self.flow.loss(self.predictor, x, self.generator).mean().backward()
+        torch.nn.utils.clip_grad_norm_(self.predictor.parameters(), 1.0)
+        self.optimiser.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.predictor.parameters()), 0.001)
+
+
+class Paired(proxflow.GPFN):
+    """Between two steps of the engine, takes one of the bare loop, and notes the processor time of both."""
+
+    def loss(self, predict, x, generator, t=None):
+        arrived = time.process_time()
+        with torch.enable_grad():
+            BARE()
+        left = time.process_time()
+        NOTES.append((arrived, left))
+        return super().loss(predict, x, generator, t)
+
+
+BARE, NOTES = Bare(), []
+proxflow.fit(Paired(), network(), IMAGES, proxflow.TrainingConfig(steps=options.steps, batch_size=options.batch_size))
+notes = NOTES[3:]  # the first steps find memory
+engine = [after[0] - before[1] for before, after in itertools.pairwise(notes)]
+bare = [left - arrived for arrived, left in notes[1:]]
+overhead = statistics.median(ours - theirs for ours, theirs in zip(engine, bare, strict=True))
+typical = statistics.median(bare)
+print(f"bare loop {1e3 * typical:.2f} ms a step, median of {len(bare)}")
+print(f"engine    {1e3 * overhead:+.2f} ms a step, median of the pairs' differences: {100 * overhead / typical:+.2f} %")
