@@ -434,12 +434,10 @@ def test_damaged_data_are_refused(run, arrays, tmp_path, no_work):
     assert bad(array("object.npz", images=np.array([{}])), "cannot be read")  # would need a pickle
 
     grey = Image.fromarray(noise(1, (8, 8))[0, ..., 0])
-    assert bad(pictures("nothing"), "holds no PNG files")
-    assert bad(pictures("sizes", grey, grey.resize((9, 9))), "1.png", "one shape")
-    assert bad(pictures("modes", grey.convert("RGBA")), "RGBA", "RGB")
+    assert bad(pictures("nothing"), "holds no pictures")
     cut = pictures("cut", grey) / "0.png"
     cut.write_bytes(cut.read_bytes()[:-30])
-    assert bad(tmp_path / "cut", "0.png", "intact PNG")
+    assert bad(tmp_path / "cut", "0.png", "intact picture")
 
     idx = write_idx(tmp_path / "idx") / "train-images-idx3-ubyte"
     idx.write_bytes(idx.read_bytes()[:-1])

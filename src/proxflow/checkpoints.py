@@ -177,13 +177,6 @@ class Checkpoints:
             if step != best:
                 _remove(self.path(step))
 
-    def best(self) -> Checkpoint | None:
-        """The checkpoint of the lowest score among those kept."""
-        steps = self.steps()
-        if not steps:
-            return None
-        return Checkpoint(self.path(min(steps, key=lambda step: (_score(self.path(step)), -step))))
-
 
 class Checkpoint:
     """A whole checkpoint, open for reading.
@@ -285,18 +278,34 @@ def _other_shape(where: str, name: str, found: tuple[int, ...], wanted: tuple[in
     return CheckpointError(f"{where} belongs to another architecture: {name!r} is {found}, the model's is {wanted}")
 
 
+def refuse_other_weights(module: torch.nn.Module, path: Path) -> None:
+    """Refuse a file whose tensors have other names or shapes than a module's, by its header alone.
+
+    Raises:
+        CheckpointError: The file is corrupt, or belongs to another architecture; the message names the difference.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    refuse_difference(str(path), set(found), set(wanted))
+    for name, shape in found.items():
+        if shape != wanted[name]:
+            raise _other_shape(str(path), name, shape, wanted[name])
+
+
 def load_weights(module: torch.nn.Module, path: Path) -> None:
     """Fill a module with the tensors of a file.
 
     Raises:
         CheckpointError: The file is corrupt, or belongs to another architecture; the message names the difference.
     """
-    tensors, wanted = read_tensors(path), module.state_dict()
-    refuse_difference(str(path), set(tensors), set(wanted))
-    for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
-            raise _other_shape(str(path), name, tuple(tensor.shape), tuple(wanted[name].shape))
-    module.load_state_dict(tensors)
+    refuse_other_weights(module, path)
+    module.load_state_dict(read_tensors(path))
 
 
 def remove_all(folder: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich import box
@@ -28,9 +28,11 @@ from proxflow.experiments.presets import GEOMETRY_PRESETS, PRESETS
 from proxflow.files import writable_folder, write_json
 from proxflow.models import Model
 from proxflow.options import Evaluate, Options, Reproduce, Sample, Train
+from proxflow.predictors import Predictor
 from proxflow.processes import Processes, joined
 from proxflow.progress import bar
 from proxflow.samplers import sample
+from proxflow.tracking import TensorBoard
 from proxflow.training import fit
 
 
@@ -153,6 +155,10 @@ def _check_counts(n: int, steps: int, batch_size: int, least: int = 1) -> None:
 # train ----------------------------------------------------------------------------------------------------------------
 
 
+_GRID_STEPS = 10
+"""Network evaluations for each of the pictures drawn while training."""
+
+
 def run_train(options: Train, device: torch.device) -> None:
     """Train a model, or go on with one, and say where it is."""
     for name, value in {**vars(options.training), **vars(options.network)}.items():
@@ -160,14 +166,14 @@ def run_train(options: Train, device: torch.device) -> None:
             raise ArgumentError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
     training = TrainingConfig(**vars(options.training))
     config = ModelConfig(**vars(options.network))
-    images = training_images(options.data)
+    images, held_out = training_images(options)
     shape = tuple(images.shape[1:])
     torch.manual_seed(training.seed)
     model = models.build(config, shape)
     out = options.out
     with first_alone() as writing:
         if writing:
-            _claim(writable_folder(out), config, training, images)
+            _claim(writable_folder(out), config, training, images, options.held_out)
     if _steps_done(out) == training.steps:
         say(f"{out} holds this model, trained for all of its {training.steps} steps")
         _say_how_to_sample(out)
@@ -178,20 +184,59 @@ def run_train(options: Train, device: torch.device) -> None:
     )
     provenance = {
         "data": f"{len(images)} images of {options.data}",
+        "held_out": 0 if held_out is None else len(held_out),
         "training": to_dict(training),
         "hardware": mnist.hardware(device),
         "versions": mnist.versions(),
     }
 
+    first, board = Processes.current().first, None
+    if options.tensorboard and first:
+        board = TensorBoard(out / "tensorboard")
+    best = _held_out_loss(out / "best")
+    latest = math.inf
+
+    def track(entry: dict[str, float]) -> None:
+        nonlocal latest
+        latest = entry.get("held_out_loss", latest)
+        if board is not None:
+            board.numbers(entry)
+
     def keep(averaged: nn.Module, step: int) -> None:
+        nonlocal best
+        weights, origin = averaged.state_dict(), {**provenance, "steps": step}
         with first_alone() as writing:
             if writing:
-                models.save(out, model, averaged.state_dict(), {**provenance, "steps": step})
+                models.save(out, model, weights, origin)
+            if writing and latest < best:
+                best = latest
+                models.save(out / "best", model, weights, {**origin, "held_out_loss": best})
+        if options.grid and shape[0] in (1, 3):
+            present = Model(config, shape, model.flow, cast(Predictor, averaged))
+            drawn = draw(present, options.grid, _GRID_STEPS, "deterministic", training.seed, training.batch_size)
+            pictures = mnist.to_channels_last(drawn)
+            with first_alone() as writing:
+                if writing:
+                    imagefiles.write(writable_folder(out / "samples") / f"step-{step:08d}.png", pictures)
+            if board is not None:
+                board.picture("samples", imagefiles.grid(pictures), step)
         if not sys.stderr.isatty():  # where no bar shows it
             say(f"step {step} of {training.steps}: saved")
 
-    result = fit(model.flow, model.predictor, images, training, folder=out, device=device, on_checkpoint=keep)
+    result = fit(
+        model.flow,
+        model.predictor,
+        images,
+        training,
+        folder=out,
+        device=device,
+        held_out=held_out,
+        on_checkpoint=keep,
+        track=track,
+    )
     finished = {"steps": training.steps, "seconds": round(result.seconds, 1), "losses": result.losses}
+    if latest < math.inf:
+        finished["held_out_loss"] = latest
     with first_alone() as writing:
         if writing:
             models.save(out, model, result.predictor.state_dict(), {**provenance, **finished})
@@ -205,21 +250,48 @@ def _where(device: torch.device) -> str:
     return device.type if size == 1 else f"{device.type}, {size} processes"
 
 
-def training_images(source: str) -> Tensor:
-    """uint8 images (number, channels, height, width) of a data set, a folder or an ``.npz`` file.
+def _held_out_loss(folder: Path) -> float:
+    """The held-out loss of the model in a folder; infinite where there is none."""
+    path = folder / "config.json"
+    match read_json(path) if path.exists() else None:
+        case {"provenance": {"held_out_loss": float(loss)}}:
+            return loss
+    return math.inf
+
+
+def training_images(options: Train) -> tuple[Tensor, Tensor | None]:
+    """uint8 images (number, channels, height, width) to train on and held-out ones, of what the options name.
 
     Raises:
+        ArgumentError: The share to hold out is no share, or leaves nothing.
         DataError: There is nothing such, or it is corrupt.
     """
-    path = Path(source)
-    if source == "mnist" or any(path.glob("train-images-idx3-ubyte*")):
-        return data.load(source, "train").images
-    if path.is_dir() or path.suffix.lower() == ".npz":
-        return read_images(path)
-    raise DataError(
-        f"no training data {source!r}: expected mnist, an existing folder of IDX files named as MNIST's or of PNG files, or "
-        "an .npz file"
-    )
+    if not 0 <= options.held_out < 1:
+        raise ArgumentError(f"--held-out must lie in [0, 1), got {options.held_out}")
+    if options.grid < 0:
+        raise ArgumentError(f"--grid must not be negative, got {options.grid}")
+    path = Path(options.data)
+    idx = options.data == "mnist" or any(path.glob("train-images-idx3-ubyte*"))
+    if options.size is not None and (idx or not path.is_dir()):
+        raise ArgumentError(f"--size is for folders of pictures; {options.data} has a size of its own")
+    if idx:
+        tested = options.data == "mnist" or any(path.glob("t10k-images-idx3-ubyte*"))
+        held_out = data.load(options.data, "test").images if tested and options.held_out else None
+        return data.load(options.data, "train").images, held_out
+    if path.is_dir():
+        images = data.read_pictures(path, options.size)
+    elif path.suffix.lower() == ".npz":
+        images = read_images(path)
+    else:
+        raise DataError(
+            f"no training data {options.data!r}: expected mnist, an existing folder of IDX files named as MNIST's or of "
+            "pictures (PNG, JPEG and others), or an .npz file"
+        )
+    number = int(options.held_out * len(images))
+    if number < Processes.current().size:
+        return images, None  # so few images are all needed
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.training.seed))
+    return images[order[number:].sort().values], images[order[:number]]
 
 
 def read_images(path: Path) -> Tensor:
@@ -227,12 +299,13 @@ def read_images(path: Path) -> Tensor:
     return torch.from_numpy(imagefiles.read(path)).permute(0, 3, 1, 2).contiguous()
 
 
-def _claim(out: Path, config: ModelConfig, training: TrainingConfig, images: Tensor) -> None:
+def _claim(out: Path, config: ModelConfig, training: TrainingConfig, images: Tensor, held_out: float) -> None:
     """Write down what a folder is for, or refuse one that is for something else."""
     path = out / "run.json"
     wanted = {
         **to_dict(config),
         **training.decisive(),
+        "held_out": held_out,
         "data": f"sha256 {hashlib.sha256(images.numpy().tobytes()).hexdigest()}, shape {list(images.shape)}",
     }
     if not path.exists():
@@ -243,7 +316,12 @@ def _claim(out: Path, config: ModelConfig, training: TrainingConfig, images: Ten
     held = read_json(path)
     if not isinstance(held, dict):
         raise CheckpointError(f"{path}: expected the settings of a training run, got {json.dumps(held):.80}")
-    held = {**to_dict(ModelConfig()), **to_dict(TrainingConfig()), **held}  # what was added later had its default
+    held = {
+        **to_dict(ModelConfig()),
+        **to_dict(TrainingConfig()),
+        "held_out": 0.0,
+        **held,
+    }  # what was added later had its default
     for name, value in wanted.items():
         if held.get(name) != value:
             raise OutputError(

@@ -54,6 +54,16 @@ class ModelConfig:
     dropout: float = 0.0
     sigma1: float = 0.7
 
+    def __post_init__(self) -> None:
+        """Refuse sizes beyond any use: a file may claim them. The network itself is stricter."""
+        for name, most in (("channels", 4096), ("blocks", 64), ("patch", 64)):
+            if getattr(self, name) > most:
+                raise ArgumentError(f"{name} must be at most {most}, got {getattr(self, name)}")
+        if len(self.multipliers) > 8 or len(self.attention) > 8 or max(self.multipliers, default=1) > 64:
+            raise ArgumentError(f"expected at most 8 levels of at most 64 times the width, got {self.multipliers}")
+        if not 0 < self.sigma1 < math.inf:
+            raise ArgumentError(f"sigma1 must be positive and finite, got {self.sigma1}")
+
 
 @dataclass(frozen=True)
 class TrainingConfig:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from proxflow.checkpoints import load_weights, write_tensors
+from proxflow.checkpoints import load_weights, refuse_other_weights, write_tensors
 from proxflow.config import ModelConfig, from_dict, read_json, to_dict
 from proxflow.divergences import KL, FisherRao, ReverseKL, Wasserstein2
-from proxflow.errors import ArgumentError, CheckpointError
-from proxflow.files import writable_folder, write_json
+from proxflow.errors import ArgumentError, CheckpointError, OutputError
+from proxflow.files import writable_folder, write_json, write_text
 from proxflow.flows import BFN, GPFN, Flow
 from proxflow.nn import UNet
 from proxflow.predictors import PointPredictor, Predictor
@@ -32,12 +34,96 @@ class Model:
         shape: Shape of an event: (channels, height, width).
         flow: Where beliefs start and how they move.
         predictor: The network with its parameterisation.
+        provenance: How its weights were got, as they were saved with them.
     """
 
     config: ModelConfig
     shape: tuple[int, ...]
     flow: Flow[Any]
     predictor: Predictor
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def save_pretrained(self, save_directory: str | Path, *, results: Sequence[dict[str, Any]] = ()) -> None:
+        """Write weights, configuration and a model card (README.md) into a folder.
+
+        Args:
+            save_directory: The folder; :meth:`from_pretrained` and :func:`load` read it.
+            results: Records of ``proxflow evaluate --out``, its ``cells``, for the card.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        folder = Path(save_directory)
+        save(folder, self, self.predictor.state_dict(), self.provenance)
+        write_text(folder / "README.md", card(self, results))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> Model:
+        """Load a model from a folder, which needs no network, or from the Hugging Face Hub; never from a pickle.
+
+        Args:
+            pretrained_model_name_or_path: A folder, the name of a shipped model, or ``owner/name`` on the Hub.
+            revision: Branch, tag or commit on the Hub.
+            cache_dir: Where downloads are kept.
+            token: For private models.
+            local_files_only: Whether to take only what was downloaded before.
+            device: Where the model goes.
+
+        Raises:
+            ArgumentError: It is on the Hub, and huggingface_hub is not installed.
+            CheckpointError: No such model, or its files are corrupt or do not belong together.
+        """
+        source = str(pretrained_model_name_or_path)
+        if source in shipped_models() or Path(source).is_dir() or source.count("/") != 1:
+            return load(source, device)
+        hub = _hub()
+        try:
+            folder = hub.snapshot_download(
+                source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only,
+                allow_patterns=_FILES,
+            )  # fmt: skip
+        except (OSError, ValueError, hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError) as error:
+            raise CheckpointError(
+                f"no model {source!r}: neither a folder nor to be had from the Hub ({error})"
+            ) from error
+        return load(folder, device)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload a proxflow model",
+        results: Sequence[dict[str, Any]] = (),
+    ) -> str:
+        """Upload weights, configuration and model card to the Hugging Face Hub; gives the address of the commit.
+
+        Raises:
+            ArgumentError: huggingface_hub is not installed.
+            OutputError: The Hub refuses it, or cannot be reached.
+        """
+        hub = _hub()
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, results=results)
+            try:
+                api = hub.HfApi(token=token)
+                made = api.create_repo(repo_id, private=private, exist_ok=True)
+                commit = api.upload_folder(
+                    repo_id=made.repo_id, folder_path=folder, commit_message=commit_message, allow_patterns=_FILES
+                )
+            except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+                raise OutputError(f"cannot upload to {repo_id!r}: {error}") from error
+        return str(commit)
 
 
 def build(config: ModelConfig, shape: tuple[int, ...]) -> Model:
@@ -94,6 +180,77 @@ def save(folder: Path, model: Model, weights: dict[str, Tensor], provenance: dic
     )
 
 
+_FILES = ["config.json", "model.safetensors", "README.md"]
+"""Of a model folder, what is shared: nothing that could hold a pickle."""
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ArgumentError("huggingface_hub is not installed: pip install 'proxflow[hub]'") from None
+    return huggingface_hub
+
+
+def card(model: Model, results: Sequence[dict[str, Any]] = ()) -> str:
+    """A model card in Markdown: what the model is, how to use it, how it was trained, and what it scores."""
+    channels, height, width = model.shape
+    known = model.provenance
+    trained = known.get("training", {})
+    lines = [
+        "---",
+        "library_name: proxflow",
+        "pipeline_tag: unconditional-image-generation",
+        "tags: [proxflow, generative-model, proximal-flow]",
+        "---",
+        "",
+        f"# {model.config.flow}, {height} × {width} images of {channels} channels",
+        "",
+        "A proximal flow network: it begins with a vague belief about an image and improves it step by step.",
+        "",
+        "```python",
+        "from proxflow.models import Model",
+        "import proxflow",
+        "",
+        'model = Model.from_pretrained("THIS MODEL")',
+        "images = proxflow.sample(model.predictor, model.flow, (64, *model.shape), steps=20, seed=0)",
+        "```",
+        "",
+        "## How it was trained",
+        "",
+        *[
+            f"- {name}: {known[name]}"
+            for name in ("data", "held_out", "steps", "seconds", "held_out_loss")
+            if name in known
+        ],
+        *[f"- {name}: {value}" for name, value in trained.items() if name not in known],
+        *[f"- {name}: {value}" for part in ("hardware", "versions") for name, value in known.get(part, {}).items()],
+        "",
+        "Network: " + ", ".join(f"{name} {value}" for name, value in to_dict(model.config).items()) + ".",
+        "",
+        "## Results",
+        "",
+    ]
+    if not results:
+        return "\n".join([*lines, "None were measured. `proxflow evaluate` measures them.", ""])
+    shown = [name for name in _SCORES if any(isinstance(record.get(name), (int, float)) for record in results)]
+    lines += ["| " + " | ".join(("sampler", "evaluations", "seed", *shown)) + " |", "|" + " --- |" * (3 + len(shown))]
+    for record in results:
+        numbers = [f"{record[name]:.4g}" if record.get(name) is not None else "–" for name in shown]
+        lines.append(
+            "| " + " | ".join((*(str(record.get(k, "–")) for k in ("sampler", "nfe", "seed")), *numbers)) + " |"
+        )
+    conditions = dict.fromkeys(
+        f"{record.get('samples', '?')} images against {record.get('reference', 'an unnamed reference')}, features "
+        f"{record.get('extractor', 'unnamed')}"
+        for record in results
+    )
+    return "\n".join([*lines, "", "Measured by `proxflow evaluate`: " + "; ".join(conditions) + ".", ""])
+
+
+_SCORES = ("frechet", "floor", "kid", "precision", "recall", "density", "coverage", "diversity")
+
+
 def shipped_models() -> list[str]:
     """Names of the models that come with the package."""
     return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
@@ -119,10 +276,18 @@ def load(source: str | Path = "mnist", device: torch.device | str = "cpu") -> Mo
     shape = content.get("shape")
     if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and 1 <= n <= 4096 for n in shape)):
         raise CheckpointError(f"{path}: shape must be [channels, height, width], got {json.dumps(shape)[:80]}")
+    provenance = content.get("provenance", {})
+    if not isinstance(provenance, dict):
+        raise CheckpointError(f"{path}: provenance must be an object, got {json.dumps(provenance):.80}")
     try:
+        with torch.device("meta"):  # without memory: a wrong configuration may claim any amount
+            outline = build(config, tuple(shape))
+        refuse_other_weights(outline.predictor, folder / "model.safetensors")
         model = build(config, tuple(shape))
     except (ValueError, RuntimeError, MemoryError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"{path}: {error}") from error
     load_weights(model.predictor, folder / "model.safetensors")
     model.predictor.eval().to(device)
-    return model
+    return replace(model, provenance=provenance)

@@ -60,6 +60,9 @@ class Sample:
 class NetworkOptions(ModelConfig):
     """A flow and its U-Net."""
 
+    def __post_init__(self) -> None:
+        """Nothing, as for :class:`TrainingOptions`."""
+
 
 @dataclass(frozen=True)
 class TrainingOptions(TrainingConfig):
@@ -80,12 +83,19 @@ class Train:
     For example:
         proxflow train --out runs/mine
         proxflow train --out runs/kl --flow gpfn-kl --steps 1000
-        proxflow train --out runs/own --data pictures --channels 64 --multipliers 1 2 2 --patch 1
+        proxflow train --out runs/own --data pictures --size 32 --channels 64 --multipliers 1 2 2 --patch 1
+        torchrun --standalone --nproc-per-node 8 -m proxflow.cli train --out runs/many --batch-size 1024
 
     Args:
-        out: Folder for the model and its checkpoint.
-        data: What to learn: mnist; a folder of IDX files named as MNIST's; a folder of PNG files of one size, grey or RGB;
-            or an .npz file with key "images", uint8, N x H x W x C.
+        out: Folder for the model, its checkpoints, the log (log.jsonl) and pictures drawn on the way (samples).
+        data: What to learn: mnist; a folder of IDX files named as MNIST's; a folder of pictures (PNG, JPEG, WebP, BMP, TIFF)
+            of any size, grey or colour, with folders in it or not; or an .npz file with key "images", uint8,
+            N x H x W x C.
+        size: Side of the squares that the pictures of a folder are brought to, by scaling and cutting out the middle.
+        held_out: Share of the images that is not trained on; the loss on them chooses the model kept in the folder "best".
+            IDX data sets have test images of their own, which are taken for it.
+        grid: Images drawn at each checkpoint, into the folder "samples"; 0 for none.
+        tensorboard: Write for TensorBoard, too, into the folder "tensorboard"; needs the extra of this name.
         network: Which flow, and the U-Net that predicts its targets.
         training: How to train: AdamW with warm-up and cosine decay, clipped gradients, averaged weights.
         device: Where to compute; auto takes CUDA when there is one.
@@ -93,6 +103,13 @@ class Train:
 
     out: Path
     data: str = "mnist"
+    size: Annotated[
+        int | None,
+        tyro.conf.arg(metavar="INT", help_behavior_hint="(default: their own, or the smallest side, at most 64)"),
+    ] = None
+    held_out: float = 0.05
+    grid: int = 16
+    tensorboard: bool = False
     network: tyro.conf.OmitArgPrefixes[NetworkOptions] = NetworkOptions()
     training: tyro.conf.OmitArgPrefixes[TrainingOptions] = TrainingOptions()
     device: DeviceName = "auto"

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from proxflow.errors import OutputError
-from proxflow.files import write_text
+from proxflow.errors import ArgumentError, OutputError
+from proxflow.files import writable_folder, write_text
 
 
 class Log:
@@ -37,6 +37,37 @@ class Log:
         if self.path.exists():
             kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
             write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+
+class TensorBoard:
+    """Writes numbers and pictures for TensorBoard.
+
+    Args:
+        folder: Where its event files go.
+
+    Raises:
+        ArgumentError: TensorBoard is not installed.
+        OutputError: The folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ArgumentError("TensorBoard is not installed: pip install 'proxflow[tensorboard]'") from None
+        self.writer = SummaryWriter(writable_folder(folder))
+
+    def numbers(self, entry: dict[str, float]) -> None:
+        """Write the numbers of an entry of the log."""
+        for name, value in entry.items():
+            if name != "step":
+                self.writer.add_scalar(name, value, int(entry["step"]))
+        self.writer.flush()
+
+    def picture(self, name: str, pixels: Any, step: int) -> None:
+        """Write a picture, (height, width, channels) of bytes."""
+        self.writer.add_image(name, pixels, step, dataformats="HWC")
+        self.writer.flush()
 
 
 def _step(line: str) -> float:

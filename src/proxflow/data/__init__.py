@@ -8,6 +8,7 @@ from typing import get_args
 from proxflow.data.idx import Split, read_folder
 from proxflow.data.images import ImageData, dequantise, to_bytes, to_range
 from proxflow.data.mnist import load_mnist
+from proxflow.data.pictures import read_pictures
 from proxflow.data.toy import Checkerboard, GaussianMixtureLaw, Law, Moons, Spirals, eight_gaussians
 from proxflow.errors import ArgumentError, DataError
 
@@ -22,6 +23,7 @@ __all__ = [
     "dequantise",
     "eight_gaussians",
     "load",
+    "read_pictures",
     "to_bytes",
     "to_range",
 ]
