@@ -289,9 +289,14 @@ class Pair:
 
 
 def pairs(members: list[Member]) -> list[Pair]:
-    """Every pair with a known value."""
+    """Every pair with a known value; of products, which take the rules of their parts, some for all."""
     entries = [m if isinstance(m, tuple) else (m, *FAMILIES) for m in members]
-    return [Pair(d, family) for d, *families in entries for family in families if has_value(d, FAMILIES[family](0, 1))]
+
+    def held(divergence: Divergence, family: type[Belief]) -> bool:
+        some = family is not Product or isinstance(divergence, KL | FisherRao | Jeffreys | PerPart)
+        return some and has_value(divergence, FAMILIES[family](0, 1))
+
+    return [Pair(d, family) for d, *families in entries for family in families if held(d, family)]
 
 
 def solve(divergence: Divergence, p: Any, q: Any, fraction: Tensor | float) -> Any:
