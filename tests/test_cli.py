@@ -818,7 +818,7 @@ def test_geometry_is_an_experiment_of_its_own(run, tmp_path, monkeypatch):
     words = ("reproduce", "geometry", "--preset", "quick", "--seed", 4, "--device", "cpu")
     assert refused(run(*words), "a full disk", status=1)
     name, preset, out, *_ = asked[0]
-    assert (name, preset.seeds, preset.further_seeds, out) == ("quick", (4,), (5,), Path("runs/geometry-quick"))
+    assert (name, preset.seeds, preset.further_seeds, out) == ("quick", (4,), (5, 6), Path("runs/geometry-quick"))
     assert refused(run("reproduce", "geometry", "--preset", "paper"), "presets quick and standard")
 
 

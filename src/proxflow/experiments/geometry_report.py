@@ -119,6 +119,8 @@ class Verdict:
             outcome = f"{measured}: beyond the noise (a factor of {self.noise:.2f}) it is {listed}."
             if self.same_beliefs:
                 outcome += " As the beliefs are the same, this is the chance of training and not the geometry's doing."
+            elif self.unexplained is None:
+                outcome += " This part is the geometry's, with the prior, the loss and the sampler that go with it."
             else:
                 outcome += " This part is the geometry's."
         if self.same_beliefs:
@@ -198,12 +200,19 @@ def verdicts(results: dict[str, Any]) -> list[Verdict]:
     return found
 
 
+def _over(board: Scoreboard, flow: str, sampler: str, nfe: int, seeds: Sequence[int]) -> Summary | None:
+    values = [board.one(flow, sampler, nfe, seed) for seed in sorted(set(seeds))]
+    found = [value for value in values if value is not None]
+    return Summary.of(found) if found else None
+
+
 def _decomposition(board: Scoreboard, found: Sequence[Verdict]) -> Table:
-    """Fréchet distance of each flow, of its control, and their ratio."""
+    """Fréchet distance of each flow, of its control with the same seeds, and their ratio."""
     rows: list[tuple[str | Strong, ...]] = []
     for verdict in found:
+        seeds = [cell["seed"] for cell in board.cells if cell["flow"] == verdict.flow]
         for name, text in ((verdict.flow, "flow"), (verdict.control, "control")):
-            summaries = [board.over_seeds(name, verdict.sampler, nfe) for nfe in board.nfes]
+            summaries = [_over(board, name, verdict.sampler, nfe, seeds) for nfe in board.nfes]
             rows.append((name, text, *("–" if s is None else s.text(distance) for s in summaries)))
         ratios = [verdict.ratios.get(nfe) for nfe in board.nfes]
         rows.append(

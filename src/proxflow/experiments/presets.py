@@ -90,7 +90,7 @@ class GeometryPreset:
     samples: int
     minutes: str
     seeds: tuple[int, ...] = (0,)
-    further_seeds: tuple[int, ...] = (1,)
+    further_seeds: tuple[int, ...] = (1, 2)
     nfes: tuple[int, ...] = (2, 4, 5, 10, 20, 50)
     likelihood_images: int = 500
     train_images: int = 60_000
