@@ -116,7 +116,7 @@ assert not heavy, heavy
     assert all(name in top for name in ("sample", "train", "evaluate", "reproduce", "--version", "Exit status"))
     assert all(word in sample for word in ("--n", "--steps", "--sampler", "--seed", "--out", "multistep2", ".npz"))
     assert all(word in train for word in ("--data", "--flow", "--learning-rate", "--batch-size", "gpfn-w2", "goes on"))
-    assert all(word in evaluate for word in ("--images", "Fréchet", "default: 1000"))
+    assert all(word in evaluate for word in ("--images", "Fréchet", "1000; of images, all"))
     assert all(word in reproduce for word in ("quick", "standard", "paper", "2 processor", "goes on", "geometry"))
     for page in (sample, train, evaluate, reproduce):
         assert "For example:\n    proxflow " in page
@@ -323,6 +323,16 @@ def test_an_interrupt_is_no_traceback(run, model, tmp_path, monkeypatch):
     status, _, err = run("sample", model, "--out", tmp_path / "x.png")
     assert status == 130
     assert err == "proxflow: interrupted; give the same command again to go on\n"
+
+
+def test_a_termination_is_no_traceback(run, arrays, tmp_path, monkeypatch):
+    def terminate(*_, **__):
+        raise SystemExit(143)
+
+    monkeypatch.setattr(commands, "fit", terminate)
+    status, _, err = run("train", "--out", tmp_path / "m", "--data", arrays, *TINY_WORDS)
+    assert status == 143
+    assert err == "proxflow: terminated; give the same command again to go on\n"
 
 
 # train ----------------------------------------------------------------------------------------------------------------

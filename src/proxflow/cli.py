@@ -13,15 +13,15 @@ import proxflow
 from proxflow.errors import ArgumentError, CheckpointError, DataError, OutputError, ProxflowError
 from proxflow.options import Evaluate, Options, Reproduce, Sample, Train
 
-WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
-"""Exit statuses: arguments or files are not as expected; the work itself failed; stopped by the user."""
+WRONG_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+"""Exit statuses: arguments or files are not as expected; the work itself failed; stopped by SIGINT; by SIGTERM."""
 
 _DESCRIPTION = """Proximal flow networks: generative models that improve a belief step by step.
 
 Begin with "proxflow sample", which draws digits from the model that comes with the package, or with "proxflow reproduce",
 which repeats the paper's experiment. "proxflow COMMAND --help" explains a command; "proxflow --version" prints the version.
 
-Exit status: 0 done; 1 the work failed; 2 wrong arguments or files; 130 interrupted."""
+Exit status: 0 done; 1 the work failed; 2 wrong arguments or files; 130 interrupted; 143 terminated."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"error: {error}", FAILED)
     except KeyboardInterrupt:
         return _fail("interrupted; give the same command again to go on", INTERRUPTED)
+    except SystemExit as stop:
+        if stop.code != TERMINATED:
+            raise
+        return _fail("terminated; give the same command again to go on", TERMINATED)
     except BrokenPipeError:  # whoever read our output has gone; Python would complain again when it closes it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
