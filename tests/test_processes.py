@@ -151,6 +151,12 @@ def test_a_batch_too_small_for_the_processes_is_refused():
         assert found.startswith("ArgumentError: a batch of 2 is too small for 3 processes")
 
 
+def test_too_few_held_out_examples_are_refused(monkeypatch):
+    monkeypatch.setattr(Processes, "current", classmethod(lambda cls: cls(0, 3)))
+    with pytest.raises(ArgumentError, match="2 held-out examples are too few for 3 processes"):
+        train(CONFIG, held_out=points()[:2])
+
+
 def fail_in_one():
     processes = Processes.current()
     with processes.together():

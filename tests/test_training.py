@@ -287,6 +287,22 @@ def test_bfloat16_trains_and_is_not_float32():
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
+def test_compiling_changes_nothing_of_the_result(tmp_path, monkeypatch):
+    compiled, really = [], torch.nn.Module.compile
+
+    def traced(module):  # the tracing of torch.compile, without a compiler behind it
+        compiled.append(module)
+        really(module, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    config = TrainingConfig(steps=20, batch_size=64, checkpoint_every=10)
+    plain = fit(GPFN(), model(), points(), config)
+    traced_run = fit(GPFN(), model(), points(), replace(config, compile=True), folder=tmp_path)
+    assert len(compiled) == 1
+    assert traced_run.losses == plain.losses
+    assert fit(GPFN(), model(), points(), config, folder=tmp_path).losses == plain.losses  # names are the same
+
+
 def test_the_held_out_loss_is_measured_and_logged(tmp_path):
     seen = []
     fit(GPFN(), model(), points(), CONFIG, folder=tmp_path, held_out=points(64), track=seen.append)

@@ -111,6 +111,8 @@ def fit(
         _check(held_out, "held-out")
     processes, device = Processes.current(), torch.device(device)
     parts = _parts(config, processes)
+    if held_out is not None and len(held_out) < processes.size:
+        raise ArgumentError(f"{len(held_out)} held-out examples are too few for {processes.size} processes")
 
     predictor.to(device).train()
     alike(predictor, processes)
