@@ -325,6 +325,18 @@ def test_an_interrupt_is_no_traceback(run, model, tmp_path, monkeypatch):
     assert err == "proxflow: interrupted; give the same command again to go on\n"
 
 
+def test_a_network_that_cannot_be_compiled_is_no_traceback(run, arrays, tmp_path, monkeypatch):
+    from torch._inductor.exc import CppCompileError
+
+    def fail(*_, **__):
+        raise CppCompileError(["g++"], "no such instruction\n" * 100)
+
+    monkeypatch.setattr(commands, "fit", fail)
+    result = run("train", "--out", tmp_path / "m", "--data", arrays, "--compile", *TINY_WORDS)
+    assert refused(result, "cannot be compiled here, leave out --compile", status=1)
+    assert len(result[2]) < 400
+
+
 def test_a_termination_is_no_traceback(run, arrays, tmp_path, monkeypatch):
     def terminate(*_, **__):
         raise SystemExit(143)

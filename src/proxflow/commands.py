@@ -63,6 +63,9 @@ def run(options: Options) -> None:
     except SafetensorError as error:  # from writing: whatever reads such files has an error of its own
         raise OutputError(f"cannot write the weights: {error}") from error
     except RuntimeError as error:
+        if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            reason = " ".join(str(error).split())[:200]
+            raise ProxflowError(f"the network cannot be compiled here, leave out --compile: {reason}") from error
         if "DefaultCPUAllocator" not in str(error):  # torch has no class of its own for memory of the processor
             raise
         raise ProxflowError(f"out of memory: {_out_of_memory(options)}") from error
