@@ -300,6 +300,20 @@ def test_a_control_that_is_w2_has_no_schedule_of_its_own():
     assert "Its schedule alone" not in verdict.sentence
 
 
+def test_bounds_are_told_apart_only_beyond_their_error():
+    def bounds(**nats):
+        flows = {"binary-bfn": 97.0, "binary-linear": nats["own"], "binary-linear-matched": nats["matched"]}
+        common = {"seed": 0, "standard_error": 1.0, "images": 10, "draws": 2}
+        return {"likelihood": [{"flow": flow, "nats": value, **common} for flow, value in flows.items()]}
+
+    _, table, bullets = geometry_report._likelihood(bounds(own=112.0, matched=111.0))
+    assert ("binary-linear", "112.00", "1.00", "0") in table.rows
+    assert "-1.00 ± 1.41 nats, within the error" in bullets.items[0]
+    assert "+14.00 ± 1.41 nats, the work of the geometry" in bullets.items[0]
+    *_, bullets = geometry_report._likelihood(bounds(own=112.0, matched=106.0))
+    assert "-6.00 ± 1.41 nats, the work of the schedule" in bullets.items[0]
+
+
 def test_the_study_predicts_points(paths):
     preset = GEOMETRY_PRESETS["quick"]
     images = torch.zeros(4, 1, 28, 28, dtype=torch.uint8)

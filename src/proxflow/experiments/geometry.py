@@ -120,6 +120,9 @@ REMATCHED = ("fisher-rao", "anisotropic")
 """Geometries that are trained on the schedule nearest to Wasserstein-2 as well. Not KL, which on its matched schedule is
 Wasserstein-2 itself, nor Rényi, whose path depends on the number of steps, so that no one schedule matches all."""
 
+REPEATED = ("w2", "binary-bfn", *(f"{name}-matched" for name in REMATCHED))
+"""Flows that are trained with further seeds: those that all others are held against, and those that most resemble w2."""
+
 SIMPLEX: dict[str, Divergence] = {"linear": ReverseKL(), "fisher": FisherRao()}
 """The divergences between two classes, by the names of their flows."""
 
@@ -371,7 +374,7 @@ def cells_of(preset: GeometryPreset) -> list[Cell]:
     return [
         Cell(name, sampler, nfe, seed)
         for name in names
-        for seed in (*preset.seeds, *(preset.further_seeds if name in ("w2", "binary-bfn") else ()))
+        for seed in (*preset.seeds, *(preset.further_seeds if name in REPEATED else ()))
         for sampler in samplers_of(name)
         for nfe in preset.nfes
     ]

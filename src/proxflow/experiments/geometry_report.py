@@ -194,7 +194,8 @@ def verdicts(results: dict[str, Any]) -> list[Verdict]:
                 None if binary else max(results["paths"][pair["geometry"]]["unexplained"]),
                 ratios(control, origin, sampler) if control != origin else {},
                 pair["weights"],
-                {entry["nfe"]: entry["pixels"] for entry in pair["apart"] if entry["sampler"] == sampler},
+                # Bayesian flows draw other noise than flows with a drawn prior: those samples have nothing in common.
+                {e["nfe"]: e["pixels"] for e in pair["apart"] if e["sampler"] == sampler and not binary},
             )
         )
     return found
@@ -289,7 +290,8 @@ def _samples(out: Path, board: Scoreboard, found: Sequence[Verdict], seed: int) 
         file,
         "Strips of samples, each flow above its control",
         f"The first {_STRIP} samples of each flow and, below, of its control, from the same noise, seed {seed}. Where two "
-        "rows show the same images, the geometry does nothing that its schedule does not.",
+        "rows show the same images, the geometry does nothing that its schedule does not. On binary images the control "
+        "draws noise of another kind.",
     )
 
 
@@ -313,9 +315,9 @@ def _likelihood(results: dict[str, Any]) -> list[Block]:
         if {flow, f"{flow}-matched", "binary-bfn"} <= set(first):
             own, matched, bfn = (first[name] for name in (flow, f"{flow}-matched", "binary-bfn"))
             words.append(
-                f"{flow}: giving it the capacities of binary-bfn in training changes its bound by "
-                f"{_gap(matched, own)}, which is the schedule's; what then separates it from binary-bfn is "
-                f"{_gap(matched, bfn)}, which is the geometry's and that of the two bounds."
+                f"{flow}: training on the schedule with the capacities of binary-bfn changes its bound by "
+                f"{_gap(matched, own, 'the schedule')}. What then separates it from binary-bfn is "
+                f"{_gap(matched, bfn, 'the geometry, or of how tight the two bounds are')}."
             )
     count, draws = bounds[0]["images"], bounds[0]["draws"]
     return [
@@ -330,10 +332,11 @@ def _likelihood(results: dict[str, Any]) -> list[Block]:
     ]
 
 
-def _gap(a: dict[str, Any], b: dict[str, Any]) -> str:
+def _gap(a: dict[str, Any], b: dict[str, Any], cause: str) -> str:
     """Difference of two bounds with its standard error, as if the images were drawn apart: an upper estimate."""
-    error = math.hypot(a["standard_error"], b["standard_error"])
-    return f"{a['nats'] - b['nats']:+.2f} ± {error:.2f} nats"
+    gap, error = a["nats"] - b["nats"], math.hypot(a["standard_error"], b["standard_error"])
+    outcome = f"the work of {cause}" if abs(gap) > 1.96 * error else "within the error"
+    return f"{gap:+.2f} ± {error:.2f} nats, {outcome}"
 
 
 def _part(results: dict[str, Any], binary: bool) -> Scoreboard:

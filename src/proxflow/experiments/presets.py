@@ -79,7 +79,7 @@ class GeometryPreset:
         samples: Samples a cell.
         minutes: About how long it takes, for the reader, in words.
         seeds: Seeds of training and sampling.
-        further_seeds: More of them for the flows that all others are held against, which tell the noise of a difference.
+        further_seeds: More of them for some flows, those that all others are held against among them: they tell the noise.
         nfes: Numbers of network evaluations.
         likelihood_images: Test images whose likelihood is bounded.
         train_images: Number of training images, the first of MNIST's 60,000.
@@ -101,13 +101,13 @@ GEOMETRY_PRESETS: dict[PresetName, GeometryPreset] = {
         network=ModelConfig(channels=16),
         training=TrainingConfig(steps=1200, batch_size=64, checkpoint_every=100),
         samples=256,
-        minutes="about 2 hours on 2 processor cores",
+        minutes="about 40 minutes on 2 processor cores",
     ),
     "standard": GeometryPreset(
         network=ModelConfig(),
         training=TrainingConfig(steps=2400, batch_size=64, checkpoint_every=100),
         samples=500,
-        minutes="about 8 hours on 2 processor cores",
+        minutes="about 10 hours on 2 processor cores",
         seeds=(0, 1, 2),
         further_seeds=(),
         likelihood_images=2000,
