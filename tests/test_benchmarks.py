@@ -163,3 +163,13 @@ def test_the_tables_name_winners_and_losses():
     short = peers.summary_block(fake_results())
     assert "is worse than the best peer" in short
     assert "| peer | 11.0 better |" in short
+
+
+def test_the_kept_results_have_what_the_table_needs():
+    kept = json.loads((ROOT / "results" / "peers" / "results.json").read_text())
+    for row in kept["rows"]:
+        assert row["evaluations"] <= row["nfe"]
+        costs = {"train_steps_ratio", "sampler_overhead", "peak_memory_ratio"}
+        assert {"system", "sampler", "nfe", "frechet", "floor", "runs"} | costs <= set(row)
+    assert {row["system"] for row in kept["rows"]} == set(SYSTEMS)
+    assert kept["hardware"]["processor"]

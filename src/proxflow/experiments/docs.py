@@ -14,7 +14,7 @@ from proxflow import divergences
 from proxflow.config import read_json
 from proxflow.divergences import table_of_closed_forms
 from proxflow.errors import DataError, ProxflowError
-from proxflow.experiments import report
+from proxflow.experiments import peers, report
 from proxflow.experiments.presets import PRESETS
 from proxflow.experiments.report import Block, Heading, Paragraph, Scoreboard, Strong, Summary, Table
 from proxflow.files import write_text
@@ -128,19 +128,19 @@ def rewritten(root: Path) -> dict[Path, str]:
     Raises:
         DataError: A page is missing or has no place for its part.
     """
-    parts = {
-        "README.md": ("results", results_block(results_of(root / "results"))),
-        "docs/mathematics.md": ("closed-forms", closed_forms_block()),
-    }
-    pages = {}
-    for name, (part, content) in parts.items():
+    parts = [
+        ("README.md", "results", results_block(results_of(root / "results"))),
+        ("docs/mathematics.md", "closed-forms", closed_forms_block()),
+        ("docs/peers.md", "peers", peers.full_block(read_json(root / "results" / "peers" / "results.json"))),
+    ]
+    pages: dict[Path, str] = {}
+    for name, part, content in parts:
+        page = root / name
         try:
-            text = (root / name).read_text(encoding="utf-8")
+            text = pages[page] if page in pages else page.read_text(encoding="utf-8")
         except OSError as error:
-            raise DataError(
-                f"{root / name} cannot be read ({error}): run this in the root of the repository"
-            ) from error
-        pages[root / name] = with_block(text, part, content)
+            raise DataError(f"{page} cannot be read ({error}): run this in the root of the repository") from error
+        pages[page] = with_block(text, part, content)
     return pages
 
 
