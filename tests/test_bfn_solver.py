@@ -149,9 +149,8 @@ def test_first_order_with_noise_is_the_update_of_bayes_rule():
     belief = flow.belief_at(double([[0.2, -0.4]]), t)
     target = DiagonalGaussian(double([[0.5, -0.3]]), double(0.0))
     sampler, (a, b) = BFNSolver(1, 1.0), flow.path.coefficients(t)
-    moved, _ = sampler.step(
-        flow, belief, target, t, s, Recorded(draw), (flow.path, belief.mean / (a + b), (False, None, None))
-    )
+    state = (flow.path, belief.mean / (a + b), (False, None, None), None)
+    moved, _ = sampler.step(flow, belief, target, t, s, Recorded(draw), state)
     updated, _ = Stochastic().step(flow, belief, target, t, s, Recorded(draw), None)
     torch.testing.assert_close(moved.mean, updated.mean, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(moved.std, updated.std, rtol=1e-12, atol=1e-12)

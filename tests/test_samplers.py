@@ -29,7 +29,7 @@ from proxflow import (
     nn,
     sample,
 )
-from proxflow.beliefs import Categorical
+from proxflow.beliefs import Categorical, DiagonalGaussian
 from proxflow.errors import ArgumentError
 from proxflow.samplers import SAMPLERS, PathSampler
 
@@ -111,6 +111,19 @@ def test_path_samplers_reach_the_data_distribution(sampler, flow):
     assert float(events.mean()) == pytest.approx(0.2, abs=0.015)
     assert float(events.std()) == pytest.approx(0.5, rel=0.05)
     assert stats.kstest(((events - events.mean()) / events.std()).flatten().numpy(), "norm").pvalue > 1e-4
+
+
+@pytest.mark.parametrize("flow", [GPFN(), Diffusion()], ids=str)
+def test_a_multistep_that_lands_on_its_target_lands_on_the_newest_prediction(flow):
+    # The paths end without noise at t = 1, where the step in −ln(1 − τ) is infinite.
+    seen: list[torch.Tensor] = []
+
+    def predict(belief, t):
+        seen.append(belief.mean)
+        return DiagonalGaussian(torch.full_like(belief.mean, float(len(seen))), belief.mean.new_zeros(()))
+
+    Multistep2()(predict, flow, (2, 3), 4, seeded(), times=[0.0, 0.4, 0.8, 1.0])
+    torch.testing.assert_close(seen[-1], torch.full((2, 3), 3.0))
 
 
 @pytest.mark.parametrize("flow", [BFN(0.05), Diffusion()], ids=str)

@@ -128,10 +128,12 @@ def rewritten(root: Path) -> dict[Path, str]:
     Raises:
         DataError: A page is missing or has no place for its part.
     """
+    beside_peers = read_json(root / "results" / "peers" / "results.json")
     parts = [
         ("README.md", "results", results_block(results_of(root / "results"))),
+        ("README.md", "peers", peers.summary_block(beside_peers)),
         ("docs/mathematics.md", "closed-forms", closed_forms_block()),
-        ("docs/peers.md", "peers", peers.full_block(read_json(root / "results" / "peers" / "results.json"))),
+        ("docs/peers.md", "peers", peers.full_block(beside_peers)),
     ]
     pages: dict[Path, str] = {}
     for name, part, content in parts:

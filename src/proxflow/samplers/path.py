@@ -132,8 +132,10 @@ class Multistep2(PathSampler):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         decay = new[1] / tau[1]
         h = -decay.log()
-        moved = decay * y + (1 - decay) * x
+        moved = torch.lerp(x, y, decay)
         if memory is not None:
             last_x, last_h = memory
-            moved = moved + (h + torch.expm1(-h)) / last_h * (x - last_x)
+            # A step that lands on the target (h = ∞) lands on the newest prediction, whatever its slope was.
+            bend = torch.where(new[1] > 0, h + torch.expm1(-h), 0)
+            moved = torch.addcmul(moved, bend / last_h, x - last_x)
         return moved, (x, h)
