@@ -95,7 +95,9 @@ def test_any_predictor_of_the_masked_flow_against_all_orders():
 # The pieces: what a training belief says alone ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("divergence", "certain"), [(ReverseKL(), lambda r: r), (FisherRao(), None)], ids=["ReverseKL", "FisherRao"])
+@pytest.mark.parametrize(
+    ("divergence", "certain"), [(ReverseKL(), lambda r: r), (FisherRao(), None)], ids=["ReverseKL", "FisherRao"]
+)
 @pytest.mark.parametrize("t", [0.1, 0.3, 0.45])
 def test_training_beliefs_are_the_channel(divergence, certain, t):
     certain = certain or (lambda r: math.sin(math.pi * r / 2) ** 2)
