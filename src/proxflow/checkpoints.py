@@ -25,7 +25,7 @@ from torch import Tensor
 
 from proxflow.config import read_json
 from proxflow.errors import CheckpointError, OutputError
-from proxflow.files import flush_folder, writable_folder, write_atomically
+from proxflow.files import flush_folder, uninterrupted, writable_folder, write_atomically
 from proxflow.processes import Processes, local, rows_of
 
 FORMAT = 2
@@ -36,6 +36,7 @@ _NAME = re.compile(r"step-(\d{8,})")
 _PIECE = re.compile(r"state-\d{5,}-of-\d{5,}\.safetensors")
 
 
+@uninterrupted()
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file.
 
@@ -54,6 +55,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+@uninterrupted()
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically.
 
@@ -207,6 +209,7 @@ class Checkpoint:
         self.pieces = [path / name for name in pieces]
 
     @classmethod
+    @uninterrupted()
     def of_file(cls, path: Path) -> Checkpoint:
         """A checkpoint of format 1: one file, which holds its progress as metadata."""
         read_tensors(path)
@@ -220,6 +223,7 @@ class Checkpoint:
         return checkpoint
 
     @torch.no_grad()
+    @uninterrupted()
     def fill(self, state: Mapping[str, Tensor], processes: Processes) -> None:
         """Copy what was saved into tensors of the same names and shapes, of sharded ones into this process's rows.
 
@@ -278,6 +282,7 @@ def _other_shape(where: str, name: str, found: tuple[int, ...], wanted: tuple[in
     return CheckpointError(f"{where} belongs to another architecture: {name!r} is {found}, the model's is {wanted}")
 
 
+@uninterrupted()
 def refuse_other_weights(module: torch.nn.Module, path: Path) -> None:
     """Refuse a file whose tensors have other names or shapes than a module's, by its header alone.
 

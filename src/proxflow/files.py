@@ -4,11 +4,35 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from proxflow.errors import OutputError
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let an interrupt (SIGINT) wait for the end of the block; also a decorator, ``@uninterrupted()``.
+
+    The safetensors library takes an interrupt within its work for a corrupt file.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield  # only the main thread may handle signals, and here nobody does
+        return
+    waiting: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if waiting:
+            before(*waiting[0])
 
 
 def writable_folder(folder: Path) -> Path:
