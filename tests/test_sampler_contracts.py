@@ -164,17 +164,18 @@ def test_a_step_compiles_into_one_graph(name, setting):
     sampler, flow, indices = SAMPLERS[name], setting.flow, torch.arange(4)
     prior = flow.prior((4, *EVENT), SampleStreams(0, indices), torch.float32, torch.device("cpu"))
     belief, state = sampler.init(flow, prior, SampleStreams(1, indices))
-    grid = torch.tensor([0.0, 0.2, 0.5], dtype=torch.float64)
-    targets = [setting.predict()(belief, t.float().expand(4)) for t in grid[:2]]
+    times = [0.0, 0.2, 0.5]
+    plan = sampler.plan(flow, belief, times, torch.device("cpu"))
+    targets = [setting.predict()(belief, torch.full((4,), t)) for t in times[:2]]
 
-    def two_steps(indices, grid):  # two, so that the second has a memory
+    def two_steps(indices):  # two, so that the second has a memory
         streams, moved, memory = Given(2, indices), belief, state
         for k in (0, 1):
-            moved, memory = sampler.step(flow, moved, targets[k], grid[k], grid[k + 1], streams, memory)
+            moved, memory = sampler.step(flow, moved, targets[k], plan[k], plan[k + 1], streams, memory)
         return list(moved.tensors().values())
 
     compiled = torch.compile(two_steps, fullgraph=True, backend="aot_eager")
-    for found, expected in zip(compiled(indices, grid), two_steps(indices, grid), strict=True):
+    for found, expected in zip(compiled(indices), two_steps(indices), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 

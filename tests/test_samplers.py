@@ -113,8 +113,10 @@ def test_path_samplers_reach_the_data_distribution(sampler, flow):
     assert stats.kstest(((events - events.mean()) / events.std()).flatten().numpy(), "norm").pvalue > 1e-4
 
 
+@pytest.mark.parametrize("times", [[0.0, 0.4, 1.0], [0.0, 0.4, 0.8, 1.0]], ids=len)
+@pytest.mark.parametrize("sampler", [s for s in SAMPLERS.values() if isinstance(s, PathSampler)], ids=str)
 @pytest.mark.parametrize("flow", [GPFN(), Diffusion()], ids=str)
-def test_a_multistep_that_lands_on_its_target_lands_on_the_newest_prediction(flow):
+def test_a_step_that_lands_on_its_target_lands_on_the_newest_prediction(flow, sampler, times):
     # The paths end without noise at t = 1, where the step in −ln(1 − τ) is infinite.
     seen: list[torch.Tensor] = []
 
@@ -122,8 +124,8 @@ def test_a_multistep_that_lands_on_its_target_lands_on_the_newest_prediction(flo
         seen.append(belief.mean)
         return DiagonalGaussian(torch.full_like(belief.mean, float(len(seen))), belief.mean.new_zeros(()))
 
-    Multistep2()(predict, flow, (2, 3), 4, seeded(), times=[0.0, 0.4, 0.8, 1.0])
-    torch.testing.assert_close(seen[-1], torch.full((2, 3), 3.0))
+    sampler(predict, flow, (2, 3), len(times), seeded(), times=times)
+    torch.testing.assert_close(seen[-1], torch.full((2, 3), len(times) - 1.0))
 
 
 @pytest.mark.parametrize("flow", [BFN(0.05), Diffusion()], ids=str)

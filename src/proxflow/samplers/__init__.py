@@ -1,8 +1,8 @@
 """Samplers: from noise to data, in a counted number of network evaluations.
 
 There is one loop, in :meth:`Sampler.__call__`. A sampler supplies two operations: ``init`` makes its state from the prior,
-``step`` moves belief and state from one time to the next with the newest prediction. The last prediction is the sample, so
-no step ever divides by the distance to t = 1.
+``step`` moves belief and state from one time to the next with the newest prediction. What a step needs of the schedule is in
+``plan``, made before the loop. The last prediction is the sample, so no step ever divides by the distance to t = 1.
 
 Two kinds:
 

@@ -61,9 +61,16 @@ class Sampler(ABC):
 
     @abstractmethod
     def step(
-        self, flow: SamplingFlow, belief: Any, target: Any, t: Tensor, s: Tensor, generator: Generator, state: Any
+        self, flow: SamplingFlow, belief: Any, target: Any, t: Any, s: Any, generator: Generator, state: Any
     ) -> tuple[Any, Any]:
-        """Belief and state at time ``s``, from those at ``t`` and the target predicted there."""
+        """Belief and state at time ``s``, from those at ``t`` and the target predicted there; times as in :meth:`plan`."""
+
+    def plan(self, flow: SamplingFlow, belief: Any, times: Sequence[float], device: torch.device) -> Sequence[Any]:
+        """What :meth:`step` is to know of each time, one entry a time, computed for all of them before the loop.
+
+        Here the times themselves, float64 scalars on ``device``. ``belief`` is the first one.
+        """
+        return torch.tensor(times, dtype=torch.float64, device=device).unbind()
 
     def times(self, flow: SamplingFlow, nfe: int) -> list[float]:
         """Times of ``nfe`` evaluations, increasing from 0: the flow's own, unless a sampler knows better."""
@@ -107,13 +114,15 @@ class Sampler(ABC):
         if len(times) != nfe or times[0] != 0 or times[-1] > 1 or any(s <= t for t, s in pairwise(times)):
             raise ArgumentError(f"times must be {nfe} numbers increasing from 0, at most 1, got {times}")
         device = torch.device(device)
-        # Double precision on the host side of the schedule; one small transfer before the loop and none inside.
-        grid = torch.tensor(times, dtype=torch.float64, device=device)
         belief, state = self.init(flow, flow.prior(shape, generator, dtype, device), generator)
+        # The schedule's arithmetic and its transfers are before the loop: inside, each scalar would cost what a batch does.
+        plan = self.plan(flow, belief, times, device)
+        asked = torch.tensor(times, dtype=torch.promote_types(dtype, torch.float32), device=device)[:, None]
+        asked_at = asked.expand(nfe, shape[0]).unbind()
         for k in range(nfe):
-            target = predict(belief, grid[k].to(torch.float32 if dtype != torch.float64 else dtype).expand(shape[0]))
+            target = predict(belief, asked_at[k])
             if watch is not None:
                 watch(times[k], belief, target)
             if k + 1 < nfe:
-                belief, state = self.step(flow, belief, target, grid[k], grid[k + 1], generator, state)
+                belief, state = self.step(flow, belief, target, plan[k], plan[k + 1], generator, state)
         return Samples(target.mode, nfe)

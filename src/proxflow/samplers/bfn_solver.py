@@ -14,17 +14,17 @@ integral of a straight line.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from proxflow._tensor import Generator
 from proxflow.beliefs import Categorical
 from proxflow.errors import ArgumentError
 from proxflow.samplers.base import SamplingFlow
-from proxflow.samplers.path import Marginal, PathSampler
+from proxflow.samplers.path import Marginal, PathSampler, extrapolate
 
 
 @dataclass(frozen=True)
@@ -51,26 +51,29 @@ class BFNSolver(PathSampler):
         return [k / nfe for k in range(nfe)]
 
     def init(self, flow: SamplingFlow, belief: Any, generator: Generator) -> tuple[Any, Any]:
-        belief, (path, y, _, now) = super().init(flow, belief, generator)
-        return belief, (path, y, (isinstance(belief, Categorical), None, None), now)
+        belief, (y, _) = super().init(flow, belief, generator)
+        return belief, (y, (isinstance(belief, Categorical), None, None))
 
     def move(
         self,
         y: Tensor,
         x: Tensor,
-        tau: tuple[Tensor, Tensor],
-        new: tuple[Tensor, Tensor],
+        tau: tuple[float, float],
+        new: tuple[float, float],
         generator: Generator,
-        memory: tuple[bool, Tensor | None, Tensor | None],
-    ) -> tuple[Tensor, tuple[bool, Tensor, Tensor]]:
+        memory: tuple[bool, Tensor | None, float | None],
+    ) -> tuple[Tensor, tuple[bool, Tensor, float]]:
         logits, last_x, last_h = memory
-        ratio, new_ratio = tau[0] / tau[1], new[0] / new[1]
-        h = new_ratio - ratio if logits else (new_ratio / ratio).log()
+        ratio, new_ratio = (taken / left if left > 0 else math.inf for taken, left in (tau, new))
+        h = new_ratio - ratio if logits else _log(new_ratio) - _log(ratio)
         ahead = x
-        if self.order == 2 and last_x is not None and last_h is not None:
+        # From t = 0 the logarithm's step is infinite, and so is one to the end of a path without noise there.
+        if self.order == 2 and last_x is not None and last_h is not None and math.isfinite(h) and math.isfinite(last_h):
             weight = (2 * new_ratio + ratio) / (3 * (new_ratio + ratio)) if logits and self.kappa > 0 else 0.5
-            # From t = 0 the logarithm's step is infinite, and so is one to the end of a path without noise there.
-            slope = torch.where(h.isfinite() & last_h.isfinite(), weight * h / last_h, torch.zeros_like(h))
-            ahead = x + slope * (x - last_x)
+            ahead = extrapolate(last_x, x, weight * h / last_h)
         moved, _ = Marginal(self.kappa).move(y, ahead, tau, new, generator, None)
         return moved, (logits, x, h)
+
+
+def _log(x: float) -> float:
+    return math.log(x) if x > 0 else -math.inf

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from proxflow._tensor import Generator
-from proxflow.samplers.path import PathSampler
+from proxflow.samplers.path import PathSampler, log_step
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,16 @@ class Midpoint(PathSampler):
         self,
         y: Tensor,
         x: Tensor,
-        tau: tuple[Tensor, Tensor],
-        new: tuple[Tensor, Tensor],
+        tau: tuple[float, float],
+        new: tuple[float, float],
         generator: Generator,
-        memory: tuple[Tensor, Tensor, Tensor] | None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+        memory: tuple[Tensor, Tensor, float] | None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, float] | None]:
         if memory is None:
-            decay = new[1] / tau[1]
-            return decay * y + (1 - decay) * x, (y, x, tau[1])
+            return torch.lerp(x, y, new[1] / tau[1]), (y, x, tau[1])
         start, first_x, rest = memory
-        decay = new[1] / rest
-        h, g = -decay.log(), (rest / tau[1]).log()
-        moved = decay * start + (1 - decay) * first_x + (h + torch.expm1(-h)) / g * (x - first_x)
-        return moved, None
+        h, g, ahead = log_step(rest, new[1]), log_step(rest, tau[1]), x
+        # A step that lands on the target (h = ∞) lands on the newest prediction.
+        if math.isfinite(h):
+            ahead = torch.lerp(first_x, x, (-h / math.expm1(-h) - 1) / g)
+        return torch.lerp(ahead, start, new[1] / rest), None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,14 +18,32 @@ from proxflow.samplers.base import Sampler, SamplingFlow
 from proxflow.schedules import GaussianPath
 
 
-def _straight(path: GaussianPath, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Fraction τ = a/(a+b), 1 − τ, and a + b at time ``t``, in the precision of the belief."""
-    a, b = path.coefficients(t)
-    # Both vanish for BFN at t = 0; there the straight coordinate is all noise.
-    scale = a + b
-    total = scale.clamp_min(torch.finfo(torch.float64).tiny)
-    rest = torch.where(a == 0, torch.ones_like(a), b / total)
-    return (a / total).to(like.dtype), rest.to(like.dtype), scale.to(like.dtype)
+class Point(NamedTuple):
+    """What a path sampler knows of a time before the loop begins.
+
+    Args:
+        time: The time, a float64 scalar on the device.
+        taken: τ = a/(a + b).
+        left: 1 − τ.
+        scale: a + b.
+        std: Standard deviation of Gaussian beliefs there, which broadcasts against their means; else ``None``.
+    """
+
+    time: Tensor
+    taken: float
+    left: float
+    scale: float
+    std: Tensor | None
+
+
+def log_step(left: float, new_left: float) -> float:
+    """Length h of a step in u = −ln(1 − τ), ∞ for one that lands on the target."""
+    return math.log(left / new_left) if new_left > 0 else math.inf
+
+
+def extrapolate(last: Tensor, x: Tensor, slope: float) -> Tensor:
+    """x + slope (x − last), in one pass."""
+    return torch.lerp(last, x, 1 + slope) if slope else x
 
 
 class PathSampler(Sampler):
@@ -37,8 +57,8 @@ class PathSampler(Sampler):
         self,
         y: Tensor,
         x: Tensor,
-        tau: tuple[Tensor, Tensor],
-        new: tuple[Tensor, Tensor],
+        tau: tuple[float, float],
+        new: tuple[float, float],
         generator: Generator,
         memory: Any,
     ) -> tuple[Tensor, Any]:
@@ -54,28 +74,45 @@ class PathSampler(Sampler):
         """
 
     def init(self, flow: SamplingFlow, belief: Any, generator: Generator) -> tuple[Any, Any]:
+        path = self._path(flow, belief)
+        latent = belief.mean if isinstance(belief, DiagonalGaussian) else belief.logits
+        a, b = path.coefficients(torch.zeros((), dtype=torch.float64))
+        scale = float(a + b)
+        # A drawn prior is the noise ε; a fixed one says nothing of it, so ε is drawn here.
+        y = latent / scale if scale > 0 else randn(latent.shape, generator, latent.dtype, latent.device)
+        return belief, (y, None)
+
+    def plan(self, flow: SamplingFlow, belief: Any, times: Sequence[float], device: torch.device) -> Sequence[Point]:
+        # Numbers, so that a step does its arithmetic on the host and a device sees nothing but passes over the batch.
+        a, b = self._path(flow, belief).coefficients(torch.tensor(times, dtype=torch.float64))
+        # Both vanish for BFN at t = 0; there the straight coordinate is all noise.
+        total = (a + b).clamp_min(torch.finfo(torch.float64).tiny)
+        left = torch.where(a == 0, torch.ones_like(a), b / total)
+        grid = torch.tensor(times, dtype=torch.float64, device=device)
+        stds: Sequence[Tensor | None] = [None] * len(times)
+        if isinstance(belief, DiagonalGaussian):
+            # The spread depends on time alone, so one example a time has it.
+            stds = flow.belief_at(belief.mean.new_zeros([len(times), *[1] * (belief.mean.ndim - 1)]), grid).std.unbind()
+        return list(map(Point, grid.unbind(), (a / total).tolist(), left.tolist(), (a + b).tolist(), stds))
+
+    def step(
+        self, flow: SamplingFlow, belief: Any, target: Any, t: Point, s: Point, generator: Generator, state: Any
+    ) -> tuple[Any, Any]:
+        y, memory = state
+        x = flow.latent_data(target)
+        y, memory = self.move(y, x, (t.taken, t.left), (s.taken, s.left), generator, memory)
+        latent = y if s.scale == 1 else s.scale * y
+        moved = flow.belief_at(latent, s.time) if s.std is None else DiagonalGaussian(latent, s.std)
+        return moved, (y, memory)
+
+    def _path(self, flow: SamplingFlow, belief: Any) -> GaussianPath:
         path = flow.latent_path
         if path is None or not isinstance(belief, DiagonalGaussian | Categorical):
             raise ArgumentError(
                 f"{type(self).__name__} needs beliefs whose means or logits follow a(t) x + b(t) ε, which {flow} has not: "
                 "use Deterministic or Stochastic"
             )
-        latent = belief.mean if isinstance(belief, DiagonalGaussian) else belief.logits
-        a, b = path.coefficients(torch.zeros((), dtype=torch.float64))
-        scale = float(a + b)
-        # A drawn prior is the noise ε; a fixed one says nothing of it, so ε is drawn here.
-        y = latent / scale if scale > 0 else randn(latent.shape, generator, latent.dtype, latent.device)
-        return belief, (path, y, None, None)
-
-    def step(
-        self, flow: SamplingFlow, belief: Any, target: Any, t: Tensor, s: Tensor, generator: Generator, state: Any
-    ) -> tuple[Any, Any]:
-        path, y, memory, now = state
-        # On scalars an operation costs as much as on a batch of points, so each time's are computed once.
-        now = _straight(path, t, y) if now is None else now
-        new = _straight(path, s, y)
-        y, memory = self.move(y, flow.latent_data(target), now[:2], new[:2], generator, memory)
-        return flow.belief_at(new[2] * y, s), (path, y, memory, new)
+        return path
 
 
 @dataclass(frozen=True)
@@ -98,19 +135,20 @@ class Marginal(PathSampler):
         self,
         y: Tensor,
         x: Tensor,
-        tau: tuple[Tensor, Tensor],
-        new: tuple[Tensor, Tensor],
+        tau: tuple[float, float],
+        new: tuple[float, float],
         generator: Generator,
         memory: None,
     ) -> tuple[Tensor, None]:
-        noise = (y - tau[0] * x) / tau[1]
         ratio = tau[0] * new[1] / (new[0] * tau[1])
-        fresh = self.kappa * new[1] * (1 - ratio.square()).clamp_min(0).sqrt()
-        kept = (new[1].square() - fresh.square()).clamp_min(0).sqrt()
-        y = new[0] * x + kept * noise
+        replaced = max(1 - ratio**2, 0.0)
+        # With ε̂ = (y − τ x̂)/(1 − τ) written out, y' is a sum of three tensors.
+        keep = new[1] * math.sqrt(1 - self.kappa**2 * replaced) / tau[1]
+        moved = torch.add(keep * y, x, alpha=new[0] - keep * tau[0])
         if self.kappa > 0:
-            y = y + fresh * randn(y.shape, generator, y.dtype, y.device)
-        return y, memory
+            fresh = self.kappa * new[1] * math.sqrt(replaced)
+            moved = moved.add_(randn(y.shape, generator, y.dtype, y.device), alpha=fresh)
+        return moved, memory
 
 
 @dataclass(frozen=True)
@@ -118,24 +156,22 @@ class Multistep2(PathSampler):
     """Second-order exponential multistep, one evaluation a step (in the manner of DPM-Solver++, 2211.01095).
 
     In u = −ln(1 − τ) the step of a constant prediction is exact: y' = e^{−h} y + (1 − e^{−h}) x̂. The prediction's slope in
-    u, from the last two evaluations, adds (h − 1 + e^{−h})(x̂_k − x̂_{k−1})/h_{k−1}.
+    u, from the last two evaluations, adds (h − 1 + e^{−h})(x̂_k − x̂_{k−1})/h_{k−1}, as if x̂ were the prediction
+    x̂_k + (h/(1 − e^{−h}) − 1)(x̂_k − x̂_{k−1})/h_{k−1}.
     """
 
     def move(
         self,
         y: Tensor,
         x: Tensor,
-        tau: tuple[Tensor, Tensor],
-        new: tuple[Tensor, Tensor],
+        tau: tuple[float, float],
+        new: tuple[float, float],
         generator: Generator,
-        memory: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        decay = new[1] / tau[1]
-        h = -decay.log()
-        moved = torch.lerp(x, y, decay)
-        if memory is not None:
+        memory: tuple[Tensor, float] | None,
+    ) -> tuple[Tensor, tuple[Tensor, float]]:
+        h, ahead = log_step(tau[1], new[1]), x
+        # A step that lands on the target (h = ∞) lands on the newest prediction, whatever its slope was.
+        if memory is not None and math.isfinite(h):
             last_x, last_h = memory
-            # A step that lands on the target (h = ∞) lands on the newest prediction, whatever its slope was.
-            bend = torch.where(new[1] > 0, h + torch.expm1(-h), 0)
-            moved = torch.addcmul(moved, bend / last_h, x - last_x)
-        return moved, (x, h)
+            ahead = extrapolate(last_x, x, (-h / math.expm1(-h) - 1) / last_h)
+        return torch.lerp(ahead, y, new[1] / tau[1]), (x, h)
