@@ -38,8 +38,9 @@ ALLOWED = {
     "tracking": {"errors", "files"},
     "processes": {"config", "errors"},
     "checkpoints": {"config", "errors", "files", "processes"},
-    "models": TENSORS | {"config", "files", "checkpoints", "divergences", "flows", "nn", "predictors"},
-    "training": TENSORS | {"config", "checkpoints", "processes", "progress", "tracking", "flows"},
+    "models": TENSORS | {"config", "files", "checkpoints", "divergences", "flows", "nn", "predictors", "schedules"},
+    "objectives": TENSORS | {"beliefs", "flows"},
+    "training": TENSORS | {"config", "checkpoints", "processes", "progress", "tracking", "flows", "objectives"},
 }
 LIBRARY = set(ALLOWED)
 ALLOWED["experiments"] = LIBRARY | {"proxflow"}

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     )
     from proxflow.likelihood import Nats, OdeLikelihood, bayesian_bound, ode_log_likelihood, two_class_bound
     from proxflow.models import build, load
+    from proxflow.objectives import DistributionMatching, Objective, StudentAndCritic
     from proxflow.predictors import BinnedPredictor, ClassPredictor, PointPredictor, Predictor, ProductPredictor
     from proxflow.proximal import Proximal
     from proxflow.samplers import BFNSolver, Deterministic, Marginal, Midpoint, Multistep2, Sampler, Stochastic, sample
@@ -104,6 +105,7 @@ _HOMES = {
     ],
     "likelihood": ["Nats", "OdeLikelihood", "bayesian_bound", "ode_log_likelihood", "two_class_bound"],
     "models": ["build", "load"],
+    "objectives": ["DistributionMatching", "Objective", "StudentAndCritic"],
     "predictors": ["BinnedPredictor", "ClassPredictor", "PointPredictor", "Predictor", "ProductPredictor"],
     "proximal": ["Proximal"],
     "samplers": ["BFNSolver", "Deterministic", "Marginal", "Midpoint", "Multistep2", "Sampler", "Stochastic", "sample"],

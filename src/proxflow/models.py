@@ -20,6 +20,7 @@ from proxflow.files import writable_folder, write_json, write_text
 from proxflow.flows import BFN, GPFN, Flow
 from proxflow.nn import UNet
 from proxflow.predictors import PointPredictor, Predictor
+from proxflow.schedules import Linear
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "weights"
@@ -148,7 +149,7 @@ def build(config: ModelConfig, shape: tuple[int, ...]) -> Model:
             "gpfn-reverse-kl": ReverseKL(),
             "gpfn-fisher-rao": FisherRao(),
         }
-        flow = GPFN(geometry[config.flow])
+        flow = GPFN(geometry[config.flow], Linear(config.final))
         predictor = PointPredictor(network, flow)
     return Model(config, tuple(shape), flow, predictor)
 

@@ -34,7 +34,7 @@ class Schedule(GaussianPath):
 
     @abstractmethod
     def remaining(self, t: Tensor) -> Tensor:
-        """1 − τ(t): 1 at t = 0, 0 at t = 1, decreasing; accurate near t = 1."""
+        """1 − τ(t): 1 at t = 0, decreasing, 0 at t = 1 unless the way ends before the target; accurate near t = 1."""
 
     def fraction(self, t: Tensor) -> Tensor:
         """τ(t)."""
@@ -45,7 +45,7 @@ class Schedule(GaussianPath):
         """τ'(t)."""
 
     def step(self, t: Tensor, s: Tensor) -> Tensor:
-        """Fraction of the step from time t to s > t: (τ_s − τ_t)/(1 − τ_t), exactly 1 at s = 1."""
+        """Fraction of the step from time t to s > t: (τ_s − τ_t)/(1 − τ_t), exactly 1 where τ_s = 1."""
         return 1 - self.remaining(s) / self.remaining(t)
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,13 +54,27 @@ class Schedule(GaussianPath):
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """τ(t) = t: with Wasserstein-2 this is rectified flow (2209.03003)."""
+    """τ(t) = final · t: with Wasserstein-2 and ``final`` 1 this is rectified flow (2209.03003).
+
+    Args:
+        final: In (0, 1]. Below 1 a belief stops on its way, as a Bayesian Flow Network's does at its σ₁, and the last
+            prediction goes the rest of it: training and sampling spend nothing on beliefs that already tell everything.
+
+    Raises:
+        ArgumentError: ``final`` is out of range.
+    """
+
+    final: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.final <= 1:
+            raise ArgumentError(f"final must lie in (0, 1], got {self.final}")
 
     def remaining(self, t: Tensor) -> Tensor:
-        return 1 - t
+        return 1 - self.final * t
 
     def derivative(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
+        return torch.full_like(t, self.final)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from proxflow._tensor import BatchRows
 from proxflow.checkpoints import Checkpoints, finite
 from proxflow.config import TrainingConfig, to_dict
 from proxflow.errors import ArgumentError, CheckpointError, DivergedError, MemoryLimitError
-from proxflow.flows import Flow, draw_times
+from proxflow.flows import draw_times
+from proxflow.objectives import Objective
 from proxflow.processes import Processes, alike, distribute, local, plain_copy, postponed, shard, whole
 from proxflow.progress import bar
 from proxflow.tracking import Log
@@ -61,7 +62,7 @@ class Result:
 
 
 def fit(
-    flow: Flow[Any],
+    flow: Objective,
     predictor: nn.Module,
     data: Tensor,
     config: TrainingConfig,
@@ -79,8 +80,9 @@ def fit(
     calls this with the same arguments.
 
     Args:
-        flow: Makes the training beliefs and the loss.
-        predictor: Trained in place; an averaged copy is returned.
+        flow: Makes the training beliefs and the loss; or another objective, see :mod:`proxflow.objectives`.
+        predictor: Trained in place; an averaged copy is returned. If it has a method ``learning_rates``, this gives lists
+            of parameters with factors of the learning rate; the gradient of each list is clipped by itself.
         data: (number, *event): uint8 images, which are scaled to [-1, 1]; real numbers; or int64 class indices.
         config: How to train.
         folder: Where checkpoints are kept, see :mod:`proxflow.checkpoints`. If it holds some of the same configuration,
@@ -123,7 +125,7 @@ def fit(
     if sharded:
         shard(averaged, processes, device)
     optimiser = torch.optim.AdamW(
-        predictor.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
+        _groups(predictor), config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
     )
     run = _Run(predictor, averaged, optimiser, config, folder, processes, track)
     run.resume()
@@ -156,7 +158,7 @@ def fit(
             indices, t = order(run.step), draw_times(size, generator.manual_seed(key), device)
             rate = learning_rate(run.step, config)
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["factor"]
             optimiser.zero_grad()
             loss = torch.zeros((), device=device)
             for number, part in enumerate(parts):
@@ -167,7 +169,8 @@ def fit(
                     (share * processes.size).backward()  # type: ignore[no-untyped-call]
                 loss += share.detach()
             processes.add_up(loss)
-            norm = whole(nn.utils.clip_grad_norm_(predictor.parameters(), config.clip))
+            norms = [whole(nn.utils.clip_grad_norm_(group["params"], config.clip)) for group in optimiser.param_groups]
+            norm = torch.stack(norms).sum() if len(norms) > 1 else norms[0]
             optimiser.found_inf = run.guard(loss, norm)  # type: ignore[attr-defined]  # where set, step() changes nothing
             optimiser.step()
             _average(averaged, predictor, min(config.ema, (1 + run.step) / (10 + run.step)))
@@ -195,6 +198,13 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     """Linear warm-up to the peak, then half a cosine to zero at the last step."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
     return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+def _groups(predictor: nn.Module) -> list[dict[str, Any]]:
+    """Parameters that are clipped together and share a learning rate, a factor of the configured one."""
+    rates = getattr(predictor, "learning_rates", None)
+    pairs = [(list(predictor.parameters()), 1.0)] if rates is None else rates()
+    return [{"params": parameters, "factor": factor} for parameters, factor in pairs]
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ class Flow(ABC, Generic[B]):
 
     path: GaussianPath | None
     """Coefficients of the training beliefs' means where they are Gaussian around a x, else ``None``."""
+
+    passes: ClassVar[float] = 3.0
+    """Network passes an example in a training step: one forward, and a backward that is counted as two."""
 
     @abstractmethod
     def prior(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype, device: torch.device) -> B:

@@ -1,0 +1,10 @@
+"""Objectives: losses that train a predictor for few evaluations, in place of the flow's own.
+
+An objective has ``loss(predict, x, generator, t)`` like a flow, so :func:`proxflow.fit` takes it where it takes a flow, and
+``passes``, what a training step costs.
+"""
+
+from proxflow.objectives.base import Objective
+from proxflow.objectives.distribution_matching import DistributionMatching, StudentAndCritic
+
+__all__ = ["DistributionMatching", "Objective", "StudentAndCritic"]

@@ -1,0 +1,172 @@
+"""Objectives that train for few evaluations, against laws that are known."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import proxflow
+from proxflow import GPFN, DistributionMatching, PointPredictor, StudentAndCritic, TrainingConfig
+from proxflow.beliefs import DiagonalGaussian
+from proxflow.errors import ArgumentError
+from proxflow.flows import BFN
+from proxflow.schedules import Linear
+from proxflow.training import fit
+
+
+class Perceptron(nn.Module):
+    """A small network of points and times."""
+
+    def __init__(self, size: int, width: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(size + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, size)
+        )
+
+    def forward(self, mean, t):
+        return self.layers(torch.cat([mean, t[:, None].to(mean.dtype)], dim=1))
+
+
+class GaussianMean(nn.Module):
+    """The exact prediction for data N(centre, spread²) under rectified flow's beliefs, with both as parameters."""
+
+    def __init__(self, centre: float, spread: float) -> None:
+        super().__init__()
+        self.centre = nn.Parameter(torch.tensor(centre, dtype=torch.float64))
+        self.spread = nn.Parameter(torch.tensor(spread, dtype=torch.float64))
+
+    def forward(self, belief, t):
+        a = t.to(belief.mean.dtype)[:, None]
+        variance = (a * self.spread).square() + (1 - a).square()
+        gain = a * self.spread.square() / variance
+        return DiagonalGaussian(self.centre + gain * (belief.mean - a * self.centre), belief.mean.new_zeros(()))
+
+
+class Affine(nn.Module):
+    """Draws centre + spread · (what the belief's mean is)."""
+
+    def __init__(self, centre: float, spread: float) -> None:
+        super().__init__()
+        self.centre = nn.Parameter(torch.tensor(centre, dtype=torch.float64))
+        self.spread = nn.Parameter(torch.tensor(spread, dtype=torch.float64))
+
+    def forward(self, belief, t):
+        return DiagonalGaussian(self.centre + self.spread * belief.mean, belief.mean.new_zeros(()))
+
+
+class Pair(nn.Module):
+    """A student of one form and a critic of another."""
+
+    def __init__(self, student, critic):
+        super().__init__()
+        self.student, self.critic = student, critic
+
+    def forward(self, belief, t, *, critic=False):
+        return (self.critic if critic else self.student)(belief, t)
+
+
+def gradients(pair, t=None, teacher=(1.0, 0.5), batch=4096):
+    objective = DistributionMatching(GPFN(), GaussianMean(*teacher).requires_grad_(False), first_share=1.0)
+    x = torch.zeros(batch, 1, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    objective.loss(pair, x, generator, t).mean().backward()
+    return pair
+
+
+@pytest.mark.parametrize("centre", [-0.5, 0.8, 1.0, 2.5])
+def test_a_student_of_the_right_spread_is_drawn_to_the_right_centre(centre):
+    pair = gradients(Pair(Affine(centre, 0.5), GaussianMean(centre, 0.5)))
+    slope = float(pair.student.centre.grad)
+    if centre == 1.0:
+        assert slope == pytest.approx(0, abs=1e-12)
+    else:
+        assert math.copysign(1, slope) == math.copysign(1, centre - 1.0)
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.3, 0.5, 0.9])
+def test_a_student_of_the_right_centre_is_drawn_to_the_right_spread(spread):
+    pair = gradients(Pair(Affine(1.0, spread), GaussianMean(1.0, spread)))
+    slope = float(pair.student.spread.grad)
+    if spread == 0.5:
+        assert slope == pytest.approx(0, abs=1e-12)
+    else:
+        assert math.copysign(1, slope) == math.copysign(1, spread - 0.5)
+
+
+def test_the_gradient_is_that_of_the_divergence_between_the_laws_of_beliefs():
+    """At one time, with equal spreads, prediction and score differ by the same amount everywhere: d KL/d centre over it."""
+    t, centre, spread = 0.4, 0.2, 0.5
+    batch = 200_000
+    pair = Pair(Affine(centre, spread), GaussianMean(centre, spread))
+    gradients(pair, torch.full([batch], t, dtype=torch.float64), batch=batch)
+    # KL of N(a m, v) from N(a, v) with v = a² s² + b² has the slope a² (m − 1)/v; predictions differ by b²/a of the scores,
+    # and reach the centre through a: slope · b²/a². What remains is the mean of 1/|x̂ − q̂| over draws, by quadrature.
+    a, b = t, 1 - t
+    variance = (a * spread) ** 2 + b**2
+    slope = a**2 * (centre - 1) / variance * b**2 / a**2
+    nodes = torch.linspace(-8, 8, 1601, dtype=torch.float64)
+    weights = torch.softmax(-nodes.square() / 2, 0)
+    x = centre + spread * nodes[:, None]
+    belief = a * x + b * nodes[None, :]
+    prediction = 1.0 + a * spread**2 / variance * (belief - a)
+    inverse = (1 / (x - prediction).abs().clamp_min(1e-3) * weights[:, None] * weights[None, :]).sum()
+    assert float(pair.student.centre.grad) == pytest.approx(slope * float(inverse), rel=0.03)
+
+
+def test_only_the_critic_learns_from_the_critics_loss_and_only_the_student_from_the_difference():
+    # A critic that is right about the student and a student that is not right: the critic's expected gradient vanishes.
+    right = gradients(Pair(Affine(0.0, 0.5), GaussianMean(0.0, 0.5)), batch=200_000)
+    assert abs(float(right.critic.centre.grad)) < 0.02
+    assert abs(float(right.student.centre.grad)) > 0.1
+    # A critic that says what the teacher says: the student has nothing to follow, whatever it draws.
+    same = gradients(Pair(Affine(0.0, 0.5), GaussianMean(1.0, 0.5)))
+    assert float(same.student.centre.grad) == 0
+    assert abs(float(same.critic.centre.grad)) > 0.1
+
+
+def two_clusters(number, generator):
+    centres = torch.tensor([[-0.7, 0.0], [0.7, 0.3]])
+    picked = torch.randint(2, (number,), generator=generator)
+    return centres[picked] + 0.1 * torch.randn(number, 2, generator=generator)
+
+
+def test_one_evaluation_of_a_student_draws_from_both_clusters():
+    torch.manual_seed(0)
+    flow, data = GPFN(schedule=Linear(0.9)), two_clusters(4096, torch.Generator().manual_seed(1))
+    teacher = PointPredictor(Perceptron(2), flow, clip=None)
+    quick = {"batch_size": 256, "warmup_steps": 20, "ema": 0.98, "clip": 10.0}
+    teacher = fit(flow, teacher, data, TrainingConfig(steps=600, learning_rate=5e-3, **quick)).predictor
+    objective = DistributionMatching(flow, teacher, first_share=1.0)
+    result = fit(objective, StudentAndCritic(teacher), data, TrainingConfig(steps=600, learning_rate=2e-3, **quick))
+    drawn, blurred = (
+        proxflow.sample(model, flow, (1000, 2), steps=1, seed=0) for model in (result.predictor.student, teacher)
+    )
+
+    def share_near(points):
+        near = torch.cdist(points, torch.tensor([[-0.7, 0.0], [0.7, 0.3]])) < 0.35
+        return near.float().mean(0)
+
+    assert share_near(drawn).min() > 0.3
+    assert share_near(drawn).sum() > 0.7
+    assert share_near(blurred).sum() < 0.2
+
+
+def test_settings_out_of_range_are_refused():
+    with pytest.raises(ArgumentError, match="first_share"):
+        DistributionMatching(GPFN(), lambda belief, t: belief, first_share=1.5)
+    with pytest.raises(ArgumentError, match="latest"):
+        DistributionMatching(GPFN(), lambda belief, t: belief, latest=-0.1)
+    with pytest.raises(ArgumentError, match="fixed belief"):
+        DistributionMatching(BFN(), lambda belief, t: belief)
+    with pytest.raises(ArgumentError, match="student_rate"):
+        StudentAndCritic(nn.Linear(1, 1), 0)
+
+
+def test_beliefs_that_are_not_gaussian_are_refused():
+    flow = GPFN(proxflow.ReverseKL(), endpoints=proxflow.CategoricalEndpoints(3))
+    predictor = proxflow.ClassPredictor(Perceptron(3))
+    with pytest.raises(ArgumentError, match="Gaussian"):
+        DistributionMatching(flow, predictor).loss(
+            StudentAndCritic(predictor), torch.zeros(4, dtype=torch.int64), torch.Generator().manual_seed(0)
+        )
