@@ -383,6 +383,28 @@ def test_train_then_sample(run, arrays, tmp_path):
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
 
 
+def test_a_student_learns_from_a_teacher(run, arrays, tmp_path):
+    common = ("--data", arrays, "--steps", 3, "--batch-size", 4, "--device", "cpu")
+    assert run("train", "--out", tmp_path / "t", *common, *TINY_WORDS)[0] == 0
+    words = ("train", "--out", tmp_path / "s", "--teacher", tmp_path / "t", *common)
+    status, out, err = run(*words)
+    assert (status, err) == (0, "")
+    assert f"after {tmp_path / 't'}" in out
+    teacher, student = (load_file(tmp_path / name / "model.safetensors") for name in "ts")
+    assert teacher.keys() == student.keys()  # of the same network, without the critic
+    assert any((teacher[name] != student[name]).any() for name in teacher)
+    assert json.loads((tmp_path / "s" / "config.json").read_text())["provenance"]["method"] == "distribution-matching"
+    assert not (tmp_path / "s" / "best").exists()
+    assert run("sample", tmp_path / "s", "--steps", 1, "--n", 2, "--out", tmp_path / "x.npz")[0] == 0
+
+    assert "trained for all of its 3 steps" in run(*words)[1]
+    assert run("train", "--out", tmp_path / "u", *common, "--seed", 1, *TINY_WORDS)[0] == 0
+    assert refused(run(*words, "--teacher", tmp_path / "u"), "teacher = sha256")
+    assert refused(run(*words, "--channels", 8), "leave out the options of the network")
+    assert refused(run(*words, "--teacher", "nobody"), "no model 'nobody'")
+    assert refused(run(*words, "--data", "mnist"), "alike")
+
+
 def test_train_refuses_a_folder_with_another_model(run, arrays, tmp_path, no_work):
     folder = save_model(tmp_path / "m")
     assert refused(run("train", "--out", folder, "--data", arrays, *TINY_WORDS), "did not begin")

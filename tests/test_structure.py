@@ -40,6 +40,7 @@ ALLOWED = {
     "checkpoints": {"config", "errors", "files", "processes"},
     "models": TENSORS | {"config", "files", "checkpoints", "divergences", "flows", "nn", "predictors", "schedules"},
     "objectives": TENSORS | {"beliefs", "flows"},
+    "lessons": {"config", "errors", "models", "objectives"},
     "training": TENSORS | {"config", "checkpoints", "processes", "progress", "tracking", "flows", "objectives"},
 }
 LIBRARY = set(ALLOWED)

@@ -26,6 +26,7 @@ from proxflow.errors import ArgumentError, CheckpointError, DataError, MemoryLim
 from proxflow.experiments import mnist
 from proxflow.experiments.presets import GEOMETRY_PRESETS, PRESETS
 from proxflow.files import writable_folder, write_json
+from proxflow.lessons import lesson
 from proxflow.models import Model
 from proxflow.options import Evaluate, Options, Reproduce, Sample, Train
 from proxflow.predictors import Predictor
@@ -169,20 +170,31 @@ def run_train(options: Train, device: torch.device) -> None:
             raise ArgumentError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
     training = TrainingConfig(**vars(options.training))
     config = ModelConfig(**vars(options.network))
+    teacher = None if options.teacher is None else models.load(options.teacher, device)
+    if teacher is not None:
+        if config != ModelConfig():
+            raise ArgumentError(
+                "a student has the flow and network of its teacher: leave out the options of the network"
+            )
+        config = teacher.config
     images, held_out = training_images(options)
     shape = tuple(images.shape[1:])
     torch.manual_seed(training.seed)
     model = models.build(config, shape)
+    if teacher is not None:
+        held_out = None  # a student's loss says how far it is from its teacher, not how good it is
+    learning = lesson("flow" if teacher is None else "distribution-matching", model, teacher)
     out = options.out
     with first_alone() as writing:
         if writing:
-            _claim(writable_folder(out), config, training, images, options.held_out)
+            _claim(writable_folder(out), config, training, images, options.held_out, teacher)
     if _steps_done(out) == training.steps:
         say(f"{out} holds this model, trained for all of its {training.steps} steps")
         _say_how_to_sample(out)
         return
+    source = "" if teacher is None else f" after {options.teacher}"
     say(
-        f"train: {config.flow} on {len(images)} images of {shape[1]} x {shape[2]}, {training.steps} steps of "
+        f"train: {config.flow}{source} on {len(images)} images of {shape[1]} x {shape[2]}, {training.steps} steps of "
         f"{training.batch_size}, on {_where(device)}; interrupt with Ctrl-C, the same command goes on"
     )
     provenance = {
@@ -191,6 +203,7 @@ def run_train(options: Train, device: torch.device) -> None:
         "training": to_dict(training),
         "hardware": mnist.hardware(device),
         "versions": mnist.versions(),
+        **({} if teacher is None else {"teacher": options.teacher, "method": "distribution-matching"}),
     }
 
     first, board = Processes.current().first, None
@@ -207,7 +220,8 @@ def run_train(options: Train, device: torch.device) -> None:
 
     def keep(averaged: nn.Module, step: int) -> None:
         nonlocal best
-        weights, origin = averaged.state_dict(), {**provenance, "steps": step}
+        present = learning.kept(averaged)
+        weights, origin = present.state_dict(), {**provenance, "steps": step}
         with first_alone() as writing:
             if writing:
                 models.save(out, model, weights, origin)
@@ -215,8 +229,9 @@ def run_train(options: Train, device: torch.device) -> None:
                 best = latest
                 models.save(out / "best", model, weights, {**origin, "held_out_loss": best})
         if options.grid and shape[0] in (1, 3):
-            present = Model(config, shape, model.flow, cast(Predictor, averaged))
-            drawn = draw(present, options.grid, _GRID_STEPS, "deterministic", training.seed, training.batch_size)
+            painter = Model(config, shape, model.flow, cast(Predictor, present))
+            evaluations = _GRID_STEPS if teacher is None else 1
+            drawn = draw(painter, options.grid, evaluations, "deterministic", training.seed, training.batch_size)
             pictures = mnist.to_channels_last(drawn)
             with first_alone() as writing:
                 if writing:
@@ -227,8 +242,8 @@ def run_train(options: Train, device: torch.device) -> None:
             say(f"step {step} of {training.steps}: saved")
 
     result = fit(
-        model.flow,
-        model.predictor,
+        learning.objective,
+        learning.module,
         images,
         training,
         folder=out,
@@ -242,7 +257,7 @@ def run_train(options: Train, device: torch.device) -> None:
         finished["held_out_loss"] = latest
     with first_alone() as writing:
         if writing:
-            models.save(out, model, result.predictor.state_dict(), {**provenance, **finished})
+            models.save(out, model, learning.kept(result.predictor).state_dict(), {**provenance, **finished})
             remove_all(out)
     say(f"trained in {result.seconds / 60:.1f} minutes, last loss {result.losses[-1]:.4g}: {out}")
     _say_how_to_sample(out)
@@ -302,7 +317,9 @@ def read_images(path: Path) -> Tensor:
     return torch.from_numpy(imagefiles.read(path)).permute(0, 3, 1, 2).contiguous()
 
 
-def _claim(out: Path, config: ModelConfig, training: TrainingConfig, images: Tensor, held_out: float) -> None:
+def _claim(
+    out: Path, config: ModelConfig, training: TrainingConfig, images: Tensor, held_out: float, teacher: Model | None
+) -> None:
     """Write down what a folder is for, or refuse one that is for something else."""
     path = out / "run.json"
     wanted = {
@@ -310,6 +327,7 @@ def _claim(out: Path, config: ModelConfig, training: TrainingConfig, images: Ten
         **training.decisive(),
         "held_out": held_out,
         "data": f"sha256 {hashlib.sha256(images.numpy().tobytes()).hexdigest()}, shape {list(images.shape)}",
+        "teacher": None if teacher is None else _digest(teacher.predictor),
     }
     if not path.exists():
         if (out / "config.json").exists():
@@ -323,6 +341,7 @@ def _claim(out: Path, config: ModelConfig, training: TrainingConfig, images: Ten
         **to_dict(ModelConfig()),
         **to_dict(TrainingConfig()),
         "held_out": 0.0,
+        "teacher": None,
         **held,
     }  # what was added later had its default
     for name, value in wanted.items():
@@ -331,6 +350,12 @@ def _claim(out: Path, config: ModelConfig, training: TrainingConfig, images: Ten
                 f"{out} holds a training run with {name} = {held.get(name)}, not {value}: choose another --out folder, or "
                 "remove this one to start over"
             )
+
+
+def _digest(module: nn.Module) -> str:
+    """What tells the weights of one module from those of another."""
+    content = b"".join(tensor.cpu().numpy().tobytes() for tensor in module.state_dict().values())
+    return f"sha256 {hashlib.sha256(content).hexdigest()}"
 
 
 def _steps_done(folder: Path) -> int | None:

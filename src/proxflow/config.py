@@ -24,6 +24,7 @@ SamplerName = Literal[
     "sde-bfn-solver1",
     "sde-bfn-solver2",
 ]
+MethodName = Literal["flow", "distribution-matching"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bf16"]
 Parallel = Literal["ddp", "fsdp"]

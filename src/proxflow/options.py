@@ -84,6 +84,7 @@ class Train:
         proxflow train --out runs/mine
         proxflow train --out runs/kl --flow gpfn-kl --steps 1000
         proxflow train --out runs/own --data pictures --size 32 --channels 64 --multipliers 1 2 2 --patch 1
+        proxflow train --out runs/few --teacher runs/mine --steps 800 --learning-rate 1e-3
         torchrun --standalone --nproc-per-node 8 -m proxflow.cli train --out runs/many --batch-size 1024
 
     Args:
@@ -95,6 +96,8 @@ class Train:
         held_out: Share of the images that is not trained on; the loss on them chooses the model kept in the folder "best".
             IDX data sets have test images of their own, which are taken for it.
         grid: Images drawn at each checkpoint, into the folder "samples"; 0 for none.
+        teacher: A trained model, by name or folder, to make a student of, which draws good images with one to four
+            evaluations (distribution matching). It has the teacher's flow and network, whose options are not given again.
         tensorboard: Write for TensorBoard, too, into the folder "tensorboard"; needs the extra of this name.
         network: Which flow, and the U-Net that predicts its targets.
         training: How to train: AdamW with warm-up and cosine decay, clipped gradients, averaged weights.
@@ -109,6 +112,9 @@ class Train:
     ] = None
     held_out: float = 0.05
     grid: int = 16
+    teacher: Annotated[
+        str | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: none, the flow's own loss)")
+    ] = None
     tensorboard: bool = False
     network: tyro.conf.OmitArgPrefixes[NetworkOptions] = NetworkOptions()
     training: tyro.conf.OmitArgPrefixes[TrainingOptions] = TrainingOptions()

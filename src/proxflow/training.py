@@ -81,8 +81,8 @@ def fit(
 
     Args:
         flow: Makes the training beliefs and the loss; or another objective, see :mod:`proxflow.objectives`.
-        predictor: Trained in place; an averaged copy is returned. If it has a method ``learning_rates``, this gives lists
-            of parameters with factors of the learning rate; the gradient of each list is clipped by itself.
+        predictor: Trained in place; an averaged copy is returned. If it has a method ``parameter_groups``, this gives
+            AdamW's groups, with ``factor`` for that of the learning rate; the gradient of each group is clipped by itself.
         data: (number, *event): uint8 images, which are scaled to [-1, 1]; real numbers; or int64 class indices.
         config: How to train.
         folder: Where checkpoints are kept, see :mod:`proxflow.checkpoints`. If it holds some of the same configuration,
@@ -201,10 +201,10 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 
 
 def _groups(predictor: nn.Module) -> list[dict[str, Any]]:
-    """Parameters that are clipped together and share a learning rate, a factor of the configured one."""
-    rates = getattr(predictor, "learning_rates", None)
-    pairs = [(list(predictor.parameters()), 1.0)] if rates is None else rates()
-    return [{"params": parameters, "factor": factor} for parameters, factor in pairs]
+    """Parameters that share settings of the optimiser and are clipped together; ``factor`` is that of the learning rate."""
+    own = getattr(predictor, "parameter_groups", None)
+    groups: list[dict[str, Any]] = [{"params": list(predictor.parameters())}] if own is None else own()
+    return [{"factor": 1.0, **group} for group in groups]
 
 
 @torch.no_grad()

@@ -36,9 +36,10 @@ class StudentAndCritic(nn.Module):
     def forward(self, belief: Any, t: Tensor, *, critic: bool = False) -> Any:
         return (self.critic if critic else self.student)(belief, t)
 
-    def learning_rates(self) -> list[tuple[list[nn.Parameter], float]]:
-        """Parameters with their learning rates, as factors of the configured one."""
-        return [(list(self.student.parameters()), self.student_rate), (list(self.critic.parameters()), 1.0)]
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for :func:`proxflow.fit`: little momentum, as the two follow each other."""
+        rates = {self.student: self.student_rate, self.critic: 1.0}
+        return [{"params": list(m.parameters()), "factor": f, "betas": (0.5, 0.98)} for m, f in rates.items()]
 
 
 @dataclass(frozen=True)

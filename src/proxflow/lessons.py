@@ -1,0 +1,56 @@
+"""Lessons: what a model learns by, its flow's own loss or an objective for few evaluations, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import nn
+
+from proxflow.config import MethodName
+from proxflow.errors import ArgumentError
+from proxflow.models import Model
+from proxflow.objectives import DistributionMatching, Objective, StudentAndCritic
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What :func:`proxflow.fit` is given, and what of its result is the model.
+
+    Args:
+        objective: The loss.
+        module: What is trained.
+        kept: From the trained module to the predictor that is kept.
+    """
+
+    objective: Objective
+    module: nn.Module
+    kept: Callable[[nn.Module], nn.Module]
+
+
+def lesson(method: MethodName, model: Model, teacher: Model | None = None) -> Lesson:
+    """The lesson of a name.
+
+    Args:
+        method: flow: the flow's own loss. distribution-matching: :class:`proxflow.DistributionMatching` from a teacher, with
+            the teacher's weights to begin with.
+        model: The model to train, untrained.
+        teacher: A trained model of the same configuration, for methods that need one.
+
+    Raises:
+        ArgumentError: A teacher is missing, not needed, or of another configuration.
+    """
+    if method == "flow":
+        if teacher is not None:
+            raise ArgumentError("a flow's own loss needs no teacher: choose the method distribution-matching")
+        return Lesson(model.flow, model.predictor, lambda module: module)
+    if teacher is None:
+        raise ArgumentError(f"{method} learns from a trained model: name a teacher")
+    if teacher.config != model.config or teacher.shape != model.shape:
+        raise ArgumentError(
+            f"teacher and student must be alike: {teacher.config} {teacher.shape}, {model.config} {model.shape}"
+        )
+    guide = teacher.predictor.eval().requires_grad_(False)
+    objective = DistributionMatching(model.flow, guide)
+    return Lesson(objective, StudentAndCritic(guide), lambda module: cast(Any, module).student)
