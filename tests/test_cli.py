@@ -1,5 +1,6 @@
 """The command line: what it writes, and what it says to wrong input."""
 
+import hashlib
 import json
 import math
 import runpy
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from support import needs_fashion_mnist
 
 import proxflow
 from proxflow import commands, imagefiles, models
@@ -83,6 +85,13 @@ def no_work(monkeypatch):
 
 def noise(count, shape=(28, 28), channels=1, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, *shape, channels), dtype=np.uint8)
+
+
+def pretend_fashion_mnist(folder, monkeypatch):
+    """Makes the images in a folder pass for those of Fashion-MNIST, by their checksums."""
+    for name in ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte"):
+        checksum = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        monkeypatch.setitem(proxflow.data.fashion_mnist.SHA256, name, checksum)
 
 
 def write_idx(folder, train=80, test=60):
@@ -419,6 +428,24 @@ def test_train_reads_idx_folders_and_picture_folders(run, tmp_path):
     assert json.loads((tmp_path / "b" / "config.json").read_text())["shape"] == [1, 28, 28]
 
 
+def test_fashion_mnist_by_name_is_asked_for_where_it_is_not_installed(run, model, tmp_path, monkeypatch, no_work):
+    monkeypatch.setattr(proxflow.data.fashion_mnist, "FOLDER", tmp_path / "nowhere")
+    for words in (("train", "--out", tmp_path / "a"), ("evaluate", model)):
+        told = ("not installed", "apt-get install dataset-fashion-mnist", "give the folder")
+        assert refused(run(*words, "--data", "fashion-mnist"), *told)
+    words = ("train", "--out", tmp_path / "a", "--data", "fashion-mnist", "--size", 28)
+    assert refused(run(*words), "fashion-mnist has a size of its own")
+
+
+@needs_fashion_mnist
+def test_train_on_fashion_mnist_by_name(run, tmp_path):
+    words = ("--data", "fashion-mnist", "--steps", 1, "--batch-size", 4, *TINY_WORDS)
+    assert run("train", "--out", tmp_path / "a", *words)[0] == 0
+    held = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert held["provenance"]["data"] == "60000 images of fashion-mnist"
+    assert held["shape"] == [1, 28, 28]
+
+
 def test_train_refuses_wrong_numbers_before_it_works(run, arrays, tmp_path, no_work):
     for words, expected in (
         (["--steps", 0], "steps must be at least 1, got 0"),
@@ -682,6 +709,7 @@ def test_evaluate_refuses_to_tabulate_unlike_with_unlike(run, model, tmp_path, n
         ("like", ("--data", data)),
         ("reference", ("--data", other)),
         ("pixels", ("--data", data, "--extractor", "pixels")),
+        ("clothes", ("--data", data, "--extractor", "fashion-mnist")),
         ("few", ("--data", data, "--n", 10)),
     ):
         assert run("evaluate", tmp_path / "a.npz", *words, "--out", tmp_path / f"{name}.json")[0] == 0
@@ -690,6 +718,7 @@ def test_evaluate_refuses_to_tabulate_unlike_with_unlike(run, model, tmp_path, n
     for name, told in (
         ("reference", ("reference", "61 test images", "reference_sha256")),
         ("pixels", ("extractor: mnist-classifier and pixels", "sha256: 953281188c15 and e3b0c44298fc")),
+        ("clothes", ("extractor: mnist-classifier and fashion-mnist-classifier", "sha256: 953281188c15 and")),
         ("few", ("samples: 20 and 10",)),
     ):
         unlike = tmp_path / f"{name}.json"
@@ -756,6 +785,38 @@ def test_evaluate_judges_labels_and_takes_other_features(run, tmp_path):
     assert refused(run(*words), "labels", "40 images")
     assert refused(run(*words, "--extractor", "inception"), "weights", "safetensors")
     assert refused(run(*words, "--inception-weights", tmp_path / "x"), "--extractor inception")
+
+
+def test_evaluate_takes_the_classifier_of_the_data(run, tmp_path, monkeypatch):
+    data = write_idx(tmp_path / "idx")
+    images = proxflow.data.load("mnist", "test").images[:40]
+    labels = proxflow.metrics.load_classifier("fashion-mnist")(images / 127.5 - 1.0).argmax(1)
+    np.savez(tmp_path / "x.npz", images=images.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
+
+    def cell(*words):
+        words = ("evaluate", tmp_path / "x.npz", "--data", data, *words, "--out", tmp_path / "s.json")
+        status, out, err = run(*words)
+        assert (status, err) == (0, "")
+        (found,) = json.loads((tmp_path / "s.json").read_text())["cells"]
+        return found, out
+
+    digits, clothes = (f"{w.name} {w.sha256[:12]}" for w in proxflow.metrics.CLASSIFIERS.values())
+    plain, _ = cell()
+    assert (plain["extractor"], plain["classifier"]) == (digits, digits)
+    assert plain["accuracy"] < 0.5
+    asked, _ = cell("--extractor", "fashion-mnist")
+    assert (asked["extractor"], asked["classifier"], asked["accuracy"]) == (clothes, clothes, 1.0)
+
+    pretend_fashion_mnist(data, monkeypatch)
+    own, out = cell()
+    named = {"reference": "60 test images of fashion-mnist", "training": "80 training images of fashion-mnist"}
+    assert own == {**asked, **named}  # without asking, and whatever the folder is called
+    assert "features: fashion-mnist-classifier, 64 dimensions" in out
+    pixels, _ = cell("--extractor", "pixels")
+    assert (pixels["classifier"], pixels["accuracy"]) == (clothes, 1.0)
+    # Features of digits are still there for who asks, and never beside those of clothes.
+    assert cell("--extractor", "mnist")[0]["extractor"] == digits
+    assert cell("--extractor", "mnist")[0]["classifier"] == clothes
 
 
 # reproduce ------------------------------------------------------------------------------------------------------------

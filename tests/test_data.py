@@ -14,8 +14,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import needs_fashion_mnist
 
-from proxflow.data import ImageData, load, to_bytes, to_range
+from proxflow.data import ImageData, fashion_mnist, load, recognise, to_bytes, to_range
 from proxflow.data.idx import read_idx
 from proxflow.data.mnist import load_mnist
 from proxflow.errors import ArgumentError, DataError
@@ -75,6 +76,58 @@ def test_checksum_is_of_the_uncompressed_content(tmp_path: Path) -> None:
         read_idx(path, 3, hashlib.sha256(GOOD[:-1] + b"\xff").hexdigest())
 
 
+# Fashion-MNIST ------------------------------------------------------------------------------------------------------
+
+
+@needs_fashion_mnist
+@pytest.mark.parametrize(
+    ("split", "count", "first_labels", "mean"),
+    [("train", 60_000, [9, 0, 0, 3, 0], 72.940352), ("test", 10_000, [9, 2, 1, 1, 6], 73.146567)],
+)
+def test_fashion_mnist_is_complete(split: str, count: int, first_labels: list[int], mean: float) -> None:
+    data = load("fashion-mnist", split)  # type: ignore[arg-type]
+    assert data.name == "fashion-mnist"
+    assert data.images.shape == (count, 1, 28, 28)
+    assert data.labels is not None
+    assert data.labels[:5].tolist() == first_labels
+    assert torch.bincount(data.labels).tolist() == [count // 10] * 10
+    assert data.images.double().mean().item() == pytest.approx(mean, abs=1e-5)
+    # The same through its folder, and known by what it is.
+    assert torch.equal(load(fashion_mnist.FOLDER, split).images, data.images)  # type: ignore[arg-type]
+    assert recognise(data.images) == "fashion-mnist"
+
+
+def test_fashion_mnist_that_is_not_installed_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fashion_mnist, "FOLDER", tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"nowhere.*apt-get install dataset-fashion-mnist.*give the folder"):
+        load("fashion-mnist", "train")
+
+
+def test_fashion_mnist_is_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fashion_mnist, "FOLDER", folder)
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte.*sha256.*expected c59f468a"):
+        load("fashion-mnist", "train")
+    monkeypatch.setitem(fashion_mnist.SHA256, "train-images-idx3-ubyte", hashlib.sha256(GOOD).hexdigest())
+    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte.*sha256.*expected bad3541b"):
+        load("fashion-mnist", "train")
+    labels = hashlib.sha256(idx(LABELS)).hexdigest()
+    monkeypatch.setitem(fashion_mnist.SHA256, "train-labels-idx1-ubyte", labels)
+    assert load("fashion-mnist", "train").name == "fashion-mnist"
+    (folder / "train-labels-idx1-ubyte").unlink()
+    with pytest.raises(DataError, match="expected train-labels-idx1-ubyte"):
+        load("fashion-mnist", "train")
+
+
+def test_sets_are_recognised_by_their_images() -> None:
+    images = load("mnist", "test").images.clone()
+    assert recognise(images) == "mnist"
+    assert recognise(images[:-1]) is None
+    images[7, 0, 3, 3] ^= 1
+    assert recognise(images) is None
+    assert recognise(torch.zeros(4, 3, 28, 28, dtype=torch.uint8)) is None
+    assert recognise(torch.zeros(4, 1, 8, 8, dtype=torch.uint8)) is None
+
+
 # Folders ------------------------------------------------------------------------------------------------------------
 
 
@@ -100,8 +153,8 @@ def test_missing_images_list_what_the_folder_holds(folder: Path) -> None:
         load(folder, "train")
 
 
-def test_unknown_set_lists_the_embedded_ones() -> None:
-    with pytest.raises(DataError, match=r"'mnsit'.*mnist"):
+def test_unknown_set_lists_the_known_ones() -> None:
+    with pytest.raises(DataError, match=r"'mnsit'.*expected mnist, fashion-mnist or"):
         load("mnsit", "train")
 
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from proxflow import data, metrics
 from proxflow.config import ModelConfig, TrainingConfig
-from proxflow.errors import OutputError
+from proxflow.errors import ArgumentError, OutputError
 from proxflow.experiments.mnist import Cell, cells_of, reproduce
+from proxflow.experiments.mnist import run as run_cells
 from proxflow.experiments.presets import NFES, PRESETS
 
 TINY = replace(
@@ -96,6 +98,24 @@ def test_a_folder_of_another_run_is_refused(finished):
     out, _ = finished
     with pytest.raises(OutputError, match=r"other settings \(samples differs\)"):
         reproduce("tiny", replace(TINY, samples=21), out, CPU, lambda _: None)
+
+
+def test_fashion_mnist_is_scored_by_its_own_classifier(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "recognise", lambda images: "fashion-mnist")  # whatever its images
+    weights = metrics.CLASSIFIERS["fashion-mnist"]
+    one = replace(TINY, nfes=(1,), samplers={"gpfn-w2": ("deterministic", "multistep2")})
+    results = reproduce("tiny", one, tmp_path, CPU, lambda _: None)
+    assert results["extractor"] == {"name": "fashion-mnist-classifier", "sha256": weights.sha256, "dimension": 64}
+    assert {cell["extractor"] for cell in results["cells"]} == {f"fashion-mnist-classifier {weights.sha256[:12]}"}
+
+    # A folder holds cells of one extractor, and nothing is trained for one that is not known.
+    cells = cells_of(one)
+    (tmp_path / "cells" / f"{cells[1].name}.json").unlink()
+    fixed = (tmp_path, {}, cells, one.training, one.samples, CPU, lambda _: None)
+    with pytest.raises(OutputError, match=r"was scored on fashion-mnist-classifier .*, not on mnist-classifier"):
+        run_cells(*fixed)
+    with pytest.raises(ArgumentError, match="'letters'"):
+        run_cells(*fixed, "letters")
 
 
 @pytest.mark.parametrize("name", PRESETS)

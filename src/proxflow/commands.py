@@ -289,11 +289,11 @@ def training_images(options: Train) -> tuple[Tensor, Tensor | None]:
     if options.grid < 0:
         raise ArgumentError(f"--grid must not be negative, got {options.grid}")
     path = Path(options.data)
-    idx = options.data == "mnist" or any(path.glob("train-images-idx3-ubyte*"))
+    idx = options.data in data.NAMED or any(path.glob("train-images-idx3-ubyte*"))
     if options.size is not None and (idx or not path.is_dir()):
         raise ArgumentError(f"--size is for folders of pictures; {options.data} has a size of its own")
     if idx:
-        tested = options.data == "mnist" or any(path.glob("t10k-images-idx3-ubyte*"))
+        tested = options.data in data.NAMED or any(path.glob("t10k-images-idx3-ubyte*"))
         held_out = data.load(options.data, "test").images if tested and options.held_out else None
         return data.load(options.data, "train").images, held_out
     if path.is_dir():
@@ -302,8 +302,8 @@ def training_images(options: Train) -> tuple[Tensor, Tensor | None]:
         images = read_images(path)
     else:
         raise DataError(
-            f"no training data {options.data!r}: expected mnist, an existing folder of IDX files named as MNIST's or of "
-            "pictures (PNG, JPEG and others), or an .npz file"
+            f"no training data {options.data!r}: expected {', '.join(data.NAMED)}, an existing folder of IDX files named as "
+            "MNIST's or of pictures (PNG, JPEG and others), or an .npz file"
         )
     number = int(options.held_out * len(images))
     if number < Processes.current().size:
@@ -399,7 +399,10 @@ def run_evaluate(options: Evaluate, device: torch.device) -> None:
         return
 
     training, test = data.load(options.data, "train").images, data.load(options.data, "test").images
-    extractor = _extractor(options, tuple(test.shape[1:]), device)
+    recognised = data.recognise(test)
+    # A known set has one name wherever it was read from, so that its results stand in one table.
+    called = recognised if recognised is not None and recognised == data.recognise(training) else options.data
+    extractor = _extractor(options, recognised, tuple(test.shape[1:]), device)
     sources, counts = [], {}
     for name in fresh:
         path = Path(name)
@@ -427,11 +430,11 @@ def run_evaluate(options: Evaluate, device: torch.device) -> None:
             f"--n: {count} images cannot be compared with as many of {len(training)} real training images"
         )
 
-    identity = evaluation.identity_of(extractor, training, test, options.data)
+    identity = evaluation.identity_of(extractor, training, test, called)
     for title, record in earlier.items():
         ours = metrics.Conditions.of({**identity, "samples": count})
         metrics.check_comparable({title: metrics.Conditions.of(record, title), fresh[0]: ours})
-    judge = evaluation.Judge.of(extractor, training, test, options.data)
+    judge = evaluation.Judge.of(extractor, training, test, called, _classifier(options, recognised))
     floor = judge.floor(count, options.seed)
     records = {source.title: judge.record(source, floor, options.seed) for source in sources}
     if not Processes.current().first:
@@ -442,7 +445,7 @@ def run_evaluate(options: Evaluate, device: torch.device) -> None:
         evaluation.show_one(record)
     else:
         evaluation.show_all({**records, **earlier})
-    reference = f"{len(test)} test images of {options.data}"
+    reference = f"{len(test)} test images of {called}"
     say(f"{count} images, and {count} real training images, against {reference}; ± is one standard error")
     say(f"features: {extractor.name}, {extractor.dimension} dimensions, sha256 {extractor.sha256}")
     if options.out is not None:
@@ -451,16 +454,25 @@ def run_evaluate(options: Evaluate, device: torch.device) -> None:
         say(f"written: {options.out}")
 
 
-def _extractor(options: Evaluate, shape: tuple[int, ...], device: torch.device) -> metrics.FeatureExtractor:
+def _extractor(
+    options: Evaluate, recognised: str | None, shape: tuple[int, ...], device: torch.device
+) -> metrics.FeatureExtractor:
     if options.inception_weights is not None and options.extractor != "inception":
         raise ArgumentError("--inception-weights are for --extractor inception")
     match options.extractor:
-        case "mnist":
-            return metrics.mnist_features(device)
         case "pixels":
             return metrics.pixel_features((shape[0], shape[1], shape[2]))
         case "inception":
             return metrics.inception_features(options.inception_weights, device)
+        case chosen:
+            return metrics.classifier_features(chosen or recognised or "mnist", device)
+
+
+def _classifier(options: Evaluate, recognised: str | None) -> str:
+    """The data set whose classifier judges labels: that of the images, whatever features are compared."""
+    if recognised is not None:
+        return recognised
+    return options.extractor if options.extractor in metrics.CLASSIFIERS else "mnist"
 
 
 def _images_source(path: Path, options: Evaluate) -> tuple[evaluation.Source, int, tuple[int, ...]]:
@@ -471,7 +483,7 @@ def _images_source(path: Path, options: Evaluate) -> tuple[evaluation.Source, in
         raise ArgumentError(f"{path}: evaluation needs at least {LEAST} images, got {len(images)}")
     shape = tuple(images.shape[1:])
     if labels is not None and shape != metrics.mnist_features().image_shape:
-        labels = None  # the classifier that could judge them is of digits
+        labels = None  # the classifiers that could judge them are of such images
     origin = {"flow": None, "sampler": None, "nfe": None, "images": str(path)}
     held = None if labels is None else torch.from_numpy(labels)[: len(images)]
     return evaluation.Source(str(path), lambda: images, held, origin), len(images), shape

@@ -71,19 +71,23 @@ class Judge:
         reference: Of the test images.
         training: Features of the training images, which the floor is drawn from.
         identity: The conditions, as :func:`identity_of` gives them.
+        classifier: The data set whose classifier judges images that have labels, a key of ``metrics.CLASSIFIERS``.
     """
 
     extractor: FeatureExtractor
     reference: Reference
     training: Tensor
     identity: Record
+    classifier: str = "mnist"
 
     @classmethod
-    def of(cls, extractor: FeatureExtractor, training: Tensor, test: Tensor, name: str) -> Judge:
+    def of(
+        cls, extractor: FeatureExtractor, training: Tensor, test: Tensor, name: str, classifier: str = "mnist"
+    ) -> Judge:
         """Prepares the test images of a data set as the reference, with its training images beside it."""
         known = features(extractor, training)
         reference = Reference.of(features(extractor, test), NEIGHBOURS, known)
-        return cls(extractor, reference, known, identity_of(extractor, training, test, name))
+        return cls(extractor, reference, known, identity_of(extractor, training, test, name), classifier)
 
     def floor(self, count: int, seed: int) -> Scores:
         """What as many training images score; their nearest training image is themselves, so that is left out."""
@@ -91,9 +95,11 @@ class Judge:
 
     def record(self, source: Source, floor: Scores, seed: int) -> Record:
         """Scores a set of images."""
-        images, hits = source.images(), None
+        images, hits, judged = source.images(), None, dict[str, str]()
         if source.labels is not None:
-            hits = metrics.class_hits(metrics.load_classifier(), images, source.labels)
+            hits = metrics.class_hits(metrics.load_classifier(self.classifier), images, source.labels)
+            weights = metrics.CLASSIFIERS[self.classifier]
+            judged["classifier"] = f"{weights.name} {weights.sha256[:12]}"
         scores = self.reference.score(features(self.extractor, images), hits, seed)
         return {
             **source.origin,
@@ -101,6 +107,7 @@ class Judge:
             **asdict(scores),
             **floor.as_floor(),
             "floor_nearest": scores.nearest_real,
+            **judged,
             **self.identity,
         }
 

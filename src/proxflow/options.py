@@ -89,7 +89,8 @@ class Train:
 
     Args:
         out: Folder for the model, its checkpoints, the log (log.jsonl) and pictures drawn on the way (samples).
-        data: What to learn: mnist; a folder of IDX files named as MNIST's; a folder of pictures (PNG, JPEG, WebP, BMP, TIFF)
+        data: What to learn: mnist; fashion-mnist, which Debian's package dataset-fashion-mnist installs; a folder of IDX
+            files named as theirs; a folder of pictures (PNG, JPEG, WebP, BMP, TIFF)
             of any size, grey or colour, with folders in it or not; or an .npz file with key "images", uint8,
             N x H x W x C.
         size: Side of the squares that the pictures of a folder are brought to, by scaling and cutting out the middle.
@@ -128,7 +129,8 @@ class Evaluate:
     Prints the Fréchet distance, KID, precision, recall, density, coverage, diversity, the Vendi score, the sliced
     Wasserstein distance, the distance to the nearest training image and, where images have labels, a classifier's accuracy
     on them. Each has a standard error and a 95 % interval, and beside it the same number of as many real training images:
-    no model can be expected to do better. Features come from the digit classifier in the package unless you choose others.
+    no model can be expected to do better. Features come from a classifier in the package, of digits or, where the data are
+    Fashion-MNIST, of clothes, unless you choose others.
 
     Several models, sets of images or files of earlier results make one table. What was not measured alike, on the same
     features, with the same reference and equally many images, is refused: such numbers do not compare.
@@ -138,6 +140,7 @@ class Evaluate:
         proxflow evaluate runs/mine --sampler stochastic --out mine.json
         proxflow evaluate --images few.npz
         proxflow evaluate first.npz second.npz mine.json
+        proxflow evaluate runs/clothes --data fashion-mnist
 
     Args:
         sources: What to evaluate, one or several: the name of a model that comes with the package, or a model folder, as
@@ -148,9 +151,11 @@ class Evaluate:
         sampler: How to sample; "proxflow sample --help" explains the choices.
         seed: Number that fixes the images drawn, and which real training images are scored beside them.
         images: Evaluate these: the same as to name them first.
-        data: What to compare with: mnist, or a folder of IDX files.
-        extractor: mnist: a digit classifier's penultimate layer, for 28 x 28 grey images. pixels: the images themselves.
-            inception: the network of standard FID, whose weights are not in the package.
+        data: What to compare with: mnist; fashion-mnist, which Debian's package dataset-fashion-mnist installs; or a folder
+            of IDX files.
+        extractor: mnist, fashion-mnist: the penultimate layer of a classifier of digits or of clothes, for 28 x 28 grey
+            images. pixels: the images themselves. inception: the network of standard FID, whose weights are not in the
+            package.
         inception_weights: File of those weights, ending in .safetensors.
         out: File, ending in .json, for the numbers and their conditions.
         batch_size: Images drawn at a time; lower it when memory runs out.
@@ -168,7 +173,13 @@ class Evaluate:
     seed: int = 0
     images: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: the model's)")] = None
     data: str = "mnist"
-    extractor: Literal["mnist", "pixels", "inception"] = "mnist"
+    extractor: Annotated[
+        Literal["mnist", "fashion-mnist", "pixels", "inception"] | None,
+        tyro.conf.arg(
+            metavar="{mnist,fashion-mnist,pixels,inception}",
+            help_behavior_hint="(default: fashion-mnist where the test images are its own, else mnist)",
+        ),
+    ] = None
     inception_weights: Annotated[
         Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(needed for inception)")
     ] = None

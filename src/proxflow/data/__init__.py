@@ -1,11 +1,15 @@
-"""Data: the embedded MNIST, any folder of IDX files as images, and toy sets whose law is known."""
+"""Data: the embedded MNIST, Fashion-MNIST, any folder of IDX files as images, and toy sets whose law is known."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import get_args
 
-from proxflow.data.idx import Split, read_folder
+from torch import Tensor
+
+from proxflow.data import fashion_mnist, mnist
+from proxflow.data.fashion_mnist import load_fashion_mnist
+from proxflow.data.idx import Split, file_names, idx_sha256, read_folder
 from proxflow.data.images import ImageData, dequantise, to_bytes, to_range
 from proxflow.data.mnist import load_mnist
 from proxflow.data.pictures import read_pictures
@@ -13,6 +17,7 @@ from proxflow.data.toy import Checkerboard, GaussianMixtureLaw, Law, Moons, Spir
 from proxflow.errors import ArgumentError, DataError
 
 __all__ = [
+    "NAMED",
     "Checkerboard",
     "GaussianMixtureLaw",
     "ImageData",
@@ -24,19 +29,24 @@ __all__ = [
     "eight_gaussians",
     "load",
     "read_pictures",
+    "recognise",
     "to_bytes",
     "to_range",
 ]
 
-_EMBEDDED = {"mnist": load_mnist}
+NAMED = {"mnist": load_mnist, "fashion-mnist": load_fashion_mnist}
+"""Data sets that have a name: MNIST is in the package, Fashion-MNIST is read from where Debian installs it."""
+
+_SHA256 = {"mnist": mnist.SHA256, "fashion-mnist": fashion_mnist.SHA256}
 
 
 def load(source: str | Path, split: Split) -> ImageData:
     """Loads one split of an image data set.
 
     Args:
-        source: "mnist" for the embedded set; anything else is a folder with IDX files named as MNIST's or
-            Fashion-MNIST's, plain or gzipped (``./mnist`` is a folder, too).
+        source: "mnist" for the embedded set, "fashion-mnist" for the one that Debian's package ``dataset-fashion-mnist``
+            installs; anything else is a folder with IDX files named as theirs, plain or gzipped (``./mnist`` is a folder,
+            too).
         split: "train" or "test".
 
     Returns:
@@ -48,15 +58,23 @@ def load(source: str | Path, split: Split) -> ImageData:
     """
     if split not in get_args(Split):
         raise ArgumentError(f"split must be one of {', '.join(get_args(Split))}; got {split!r}")
-    if isinstance(source, str) and source in _EMBEDDED:
-        return _EMBEDDED[source](split)
+    if isinstance(source, str) and source in NAMED:
+        return NAMED[source](split)
     folder = Path(source)
     try:
         if folder.is_dir():
             return read_folder(folder, split)
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error}); expected a folder with IDX files") from error
-    raise DataError(
-        f"no data set {str(source)!r}: expected an embedded one ({', '.join(sorted(_EMBEDDED))}) "
-        "or an existing folder with IDX files"
-    )
+    raise DataError(f"no data set {str(source)!r}: expected {', '.join(NAMED)} or an existing folder with IDX files")
+
+
+def recognise(images: Tensor) -> str | None:
+    """Name of the data set that has a split of exactly these images (uint8, (N, 1, H, W)), wherever they were read from.
+
+    A folder's name says nothing certain of what is in it; a checksum does. None where no set of :data:`NAMED` has them.
+    """
+    if images.shape[1:] != (1, 28, 28):
+        return None
+    found, splits = idx_sha256(images.squeeze(1)), get_args(Split)
+    return next((name for name, known in _SHA256.items() if found in {known[file_names(s)[0]] for s in splits}), None)

@@ -12,6 +12,7 @@ import lzma
 import math
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
@@ -72,13 +73,25 @@ def read_idx(path: Path, dimensions: int, sha256: str | None = None) -> Tensor:
     return torch.frombuffer(body, dtype=torch.uint8).reshape(shape)
 
 
-def read_folder(folder: Path, split: Split) -> ImageData:
+def idx_sha256(array: Tensor) -> str:
+    """Checksum of the uncompressed IDX file that holds an array of bytes (uint8, any shape)."""
+    header = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
+    digest = hashlib.sha256(header)
+    digest.update(array.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_folder(
+    folder: Path, split: Split, name: str | None = None, sha256: Mapping[str, str] | None = None
+) -> ImageData:
     """Reads a split from a folder of IDX files named as MNIST's and Fashion-MNIST's, plain or with suffix .gz.
 
     Args:
         folder: Where the files lie, for example /usr/share/datasets/fashion-mnist. A split without a label file is a
             set without classes.
         split: "train" or "test".
+        name: Of the data set; None for the folder's.
+        sha256: Checksums of all uncompressed files by name, of a set whose content is known; its labels must be there.
 
     Raises:
         DataError: The image file is missing, or a file is not as expected.
@@ -90,9 +103,12 @@ def read_folder(folder: Path, split: Split) -> ImageData:
         listing = ", ".join(present[:12]) + (", …" if len(present) > 12 else "") if present else "nothing"
         raise DataError(f"{folder}: expected {image_name} or {image_name}.gz; the folder holds {listing}")
     label_path = _find(folder, label_name)
-    images = read_idx(image_path, dimensions=3)
-    labels = None if label_path is None else read_idx(label_path, dimensions=1)
-    return assemble(folder.resolve().name, images, labels, str(folder))
+    if sha256 is not None and label_path is None:
+        raise DataError(f"{folder}: expected {label_name} or {label_name}.gz beside {image_path.name}")
+    known = sha256 or {}
+    images = read_idx(image_path, 3, known.get(image_name))
+    labels = None if label_path is None else read_idx(label_path, 1, known.get(label_name))
+    return assemble(name or folder.resolve().name, images, labels, str(folder))
 
 
 def assemble(name: str, images: Tensor, labels: Tensor | None, origin: str) -> ImageData:

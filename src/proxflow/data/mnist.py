@@ -15,7 +15,7 @@ from proxflow.data.images import ImageData
 _FILES = Path(__file__).parent / "files"
 
 # Of the uncompressed original files, so that anybody's copy can be compared.
-_SHA256 = {
+SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
@@ -30,6 +30,6 @@ def load_mnist(split: Split, folder: Path = _FILES) -> ImageData:
         DataError: A file is missing or its content has another sha256 than the original.
     """
     image_name, label_name = file_names(split)
-    images = read_idx(folder / f"{image_name}.xz", 3, _SHA256[image_name])
-    labels = read_idx(folder / f"{label_name}.xz", 1, _SHA256[label_name])
+    images = read_idx(folder / f"{image_name}.xz", 3, SHA256[image_name])
+    labels = read_idx(folder / f"{label_name}.xz", 1, SHA256[label_name])
     return assemble("mnist", images, labels, str(folder))

@@ -417,7 +417,9 @@ def reproduce(
     results = {
         "experiment": "geometry",
         "config": config,
-        **mnist.run(out, contenders, cells, preset.training, preset.samples, device, say),
+        **mnist.run(
+            out, contenders, cells, preset.training, preset.samples, device, say, data.recognise(test) or "mnist"
+        ),
         "reference": f"{len(test)} test images of {dataset}, and the same made binary",
         "parameters": sum(p.numel() for p in contenders["w2"].build().predictor.parameters()),
         "paths": {flow: to_dict(path) for flow, path in paths.items()},

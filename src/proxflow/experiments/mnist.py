@@ -80,7 +80,8 @@ def reproduce(
         out: Folder for models, cells and results.
         device: Where to train and sample.
         say: Called with a line at each stage.
-        dataset: ``mnist``, or a folder of IDX files.
+        dataset: As :func:`proxflow.data.load` takes it. Fashion-MNIST, wherever it was read from, is scored on the features
+            of its own classifier, everything else on those of MNIST's.
 
     Returns:
         The content of ``results.json``.
@@ -98,11 +99,12 @@ def reproduce(
         return Contender(lambda: models.build(replace(preset.network, flow=flow), shape), images, images, test.images)
 
     contenders: dict[str, Contender] = {flow: contender(flow) for flow in preset.samplers}
+    recognised = data.recognise(test.images)
     records = {
         "experiment": "mnist",
         "config": config,
-        **run(out, contenders, cells_of(preset), preset.training, preset.samples, device, say),
-        "reference": f"{len(test.images)} test images of {dataset}",
+        **run(out, contenders, cells_of(preset), preset.training, preset.samples, device, say, recognised or "mnist"),
+        "reference": f"{len(test.images)} test images of {recognised or dataset}",
     }
     write_json(out / "results.json", records)
     return records
@@ -162,6 +164,7 @@ def run(
     samples: int,
     device: torch.device,
     say: Callable[[str], None],
+    features: str = "mnist",
 ) -> dict[str, Any]:
     """Train and evaluate what is missing of an experiment.
 
@@ -173,15 +176,29 @@ def run(
         samples: Samples a cell.
         device: Where to train and sample.
         say: Called with a line at each stage.
+        features: The data set whose classifier's features all cells are scored on, as
+            :func:`proxflow.metrics.classifier_features` takes it.
 
     Returns:
         The records of all cells and trainings, with the conditions that they share.
+
+    Raises:
+        ArgumentError: There is no classifier of such a data set.
+        OutputError: The folder holds cells that were scored on other features.
     """
+    extractor = metrics.classifier_features(features, device)
+    held = [cell for cell in cells if (out / "cells" / f"{cell.name}.json").exists()]
+    for path in (out / "cells" / f"{cell.name}.json" for cell in held):
+        found = read_json(path).get("extractor")
+        if found != _title(extractor):
+            raise OutputError(
+                f"{path} was scored on {found}, not on {_title(extractor)}: choose another folder, or remove its cells to "
+                "score them again"
+            )
     trials = list(dict.fromkeys((cell.flow, cell.seed) for cell in cells))
     for flow, seed in trials:
         train_one(out, flow, contenders[flow], replace(training, seed=seed), device, say)
-    extractor = metrics.mnist_features(device)
-    todo = [cell for cell in cells if not (out / "cells" / f"{cell.name}.json").exists()]
+    todo = [cell for cell in cells if cell not in held]
     if todo:
         say(f"evaluate: {len(todo)} cells of {samples} samples")
         judges: dict[tuple[int, int], tuple[metrics.Reference, dict[str, Any]]] = {}
@@ -292,10 +309,14 @@ def evaluate_cell(
         **asdict(cell),
         **asdict(scores),
         **floor_scores,
-        "extractor": f"{extractor.name} {extractor.sha256[:12]}",
+        "extractor": _title(extractor),
         "sampling_seconds": round(seconds, 2),
     }
     write_json(folder / f"{cell.name}.json", record)
+
+
+def _title(extractor: metrics.FeatureExtractor) -> str:
+    return f"{extractor.name} {extractor.sha256[:12]}"
 
 
 def kept_images(out: Path, cell: Cell) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -1,6 +1,6 @@
 """Metrics of generated images on the features of a named extractor.
 
-Typical use: ``extract = mnist_features()``; ``reference = Reference.of(extract(test_images))``;
+Typical use: ``extract = classifier_features("mnist")``; ``reference = Reference.of(extract(test_images))``;
 ``reference.score(extract(to_bytes(samples)))``, beside ``real_floor`` at the same number of samples.
 """
 
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from proxflow.metrics.comparison import Conditions, check_comparable
 from proxflow.metrics.features import (
+    CLASSIFIERS,
     FeatureExtractor,
     class_hits,
+    classifier_features,
     load_classifier,
     mnist_features,
     pixel_features,
@@ -25,6 +27,7 @@ from proxflow.metrics.uncertainty import Estimate, bootstrap, bootstrap_seeds
 from proxflow.metrics.vendi import vendi_score
 
 __all__ = [
+    "CLASSIFIERS",
     "Conditions",
     "Estimate",
     "FeatureExtractor",
@@ -37,6 +40,7 @@ __all__ = [
     "bootstrap_seeds",
     "check_comparable",
     "class_hits",
+    "classifier_features",
     "density_coverage",
     "diversity",
     "frechet_distance",

@@ -1,7 +1,7 @@
-"""Features of images: of a small digit classifier shipped with the package, of any network, or the pixels themselves.
+"""Features of images: of small classifiers shipped with the package, of any network, or the pixels themselves.
 
 Distances between image sets are only comparable on one extractor, so it carries its name and the sha256 of its
-weights. The classifier was trained by ``python -m proxflow.experiments.train_classifier``.
+weights. The classifiers were trained by ``python -m proxflow.experiments.train_classifier``, one a data set.
 """
 
 from __future__ import annotations
@@ -20,11 +20,36 @@ from torch import Tensor, nn
 
 from proxflow.errors import ArgumentError, CheckpointError
 
-MNIST_WEIGHTS = Path(__file__).parent.parent / "weights" / "mnist-classifier.safetensors"
-MNIST_WEIGHTS_SHA256 = "953281188c15d41a3a9a176de1cdc0b7d2f874bab2253945d7dafc4975a555bc"
+_FOLDER = Path(__file__).parent.parent / "weights"
 
 
-class DigitClassifier(nn.Module):
+@dataclass(frozen=True)
+class ShippedWeights:
+    """Weights of a classifier in the package.
+
+    Args:
+        name: Of the classifier, for reports, and of its file.
+        sha256: Checksum that the file must have.
+    """
+
+    name: str
+    sha256: str
+
+    @property
+    def path(self) -> Path:
+        return _FOLDER / f"{self.name}.safetensors"
+
+
+CLASSIFIERS = {
+    "mnist": ShippedWeights("mnist-classifier", "953281188c15d41a3a9a176de1cdc0b7d2f874bab2253945d7dafc4975a555bc"),
+    "fashion-mnist": ShippedWeights(
+        "fashion-mnist-classifier", "8217dc00bb1692c516fef3fd30ebce20393c815a5f7499976038130db8c3ec52"
+    ),
+}
+"""The classifiers in the package, by the data set that each was trained on."""
+
+
+class SmallClassifier(nn.Module):
     """A convolutional classifier of 28 × 28 grey images into ten classes, with a 64-dimensional penultimate layer.
 
     64 dimensions, so that the covariance of a few hundred samples has full rank. The penultimate layer is linear and
@@ -176,16 +201,29 @@ def weights_sha256(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def classifier_features(dataset: str = "mnist", device: torch.device | str = "cpu") -> FeatureExtractor:
+    """The extractor for a data set: the penultimate layer of its shipped classifier, 64 features.
+
+    Args:
+        dataset: What the classifier was trained on, "mnist" or "fashion-mnist".
+        device: Where to compute.
+
+    Raises:
+        ArgumentError: There is no classifier of such a data set.
+        CheckpointError: The shipped weights are missing or damaged.
+    """
+    body = load_classifier(dataset).body.to(device)
+    weights = CLASSIFIERS[dataset]
+    return FeatureExtractor(weights.name, weights.sha256, body, SmallClassifier.dimension, SmallClassifier.image_shape)
+
+
 def mnist_features(device: torch.device | str = "cpu") -> FeatureExtractor:
-    """The extractor for MNIST: the shipped classifier's penultimate layer, 64 features.
+    """The extractor for MNIST, :func:`classifier_features` of "mnist".
 
     Raises:
         CheckpointError: The shipped weights are missing or damaged.
     """
-    body = load_classifier().body.to(device)
-    return FeatureExtractor(
-        "mnist-classifier", MNIST_WEIGHTS_SHA256, body, DigitClassifier.dimension, DigitClassifier.image_shape
-    )
+    return classifier_features("mnist", device)
 
 
 def pixel_features(image_shape: tuple[int, int, int]) -> FeatureExtractor:
@@ -237,7 +275,19 @@ def class_hits(
     return hits
 
 
-def load_classifier(path: Path = MNIST_WEIGHTS, sha256: str = MNIST_WEIGHTS_SHA256) -> DigitClassifier:
+def load_classifier(dataset: str = "mnist") -> SmallClassifier:
+    """The shipped classifier of a data set, "mnist" or "fashion-mnist", in evaluation mode, on the CPU.
+
+    Raises:
+        ArgumentError: There is no classifier of such a data set.
+        CheckpointError: The shipped weights are missing or damaged.
+    """
+    if dataset not in CLASSIFIERS:
+        raise ArgumentError(f"no classifier of {dataset!r} in the package: expected {' or '.join(CLASSIFIERS)}")
+    return read_classifier(CLASSIFIERS[dataset].path, CLASSIFIERS[dataset].sha256)
+
+
+def read_classifier(path: Path, sha256: str) -> SmallClassifier:
     """Loads classifier weights in evaluation mode, on the CPU.
 
     Args:
@@ -254,7 +304,7 @@ def load_classifier(path: Path = MNIST_WEIGHTS, sha256: str = MNIST_WEIGHTS_SHA2
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise CheckpointError(f"{path}: sha256 is {found}, expected {sha256}; reinstall the package")
-    classifier = DigitClassifier()
+    classifier = SmallClassifier()
     try:
         classifier.load_state_dict(load_safetensors(content))
     except (SafetensorError, RuntimeError) as error:

@@ -1,0 +1,43 @@
+"""Fashion-MNIST: photographs of clothes in ten classes, as many and of the same size as MNIST's digits (1708.07747).
+
+Authors: Han Xiao, Kashif Rasul and Roland Vollgraf, Zalando SE; licence MIT. It is not in the package: Debian's and Ubuntu's
+package ``dataset-fashion-mnist`` puts the original IDX files where they are looked for here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from proxflow.data.idx import Split, read_folder
+from proxflow.data.images import ImageData
+from proxflow.errors import DataError
+
+FOLDER = Path("/usr/share/datasets/fashion-mnist")
+
+# Of the uncompressed original files.
+SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+
+
+def load_fashion_mnist(split: Split, folder: Path | None = None) -> ImageData:
+    """A split of Fashion-MNIST: images (N, 1, 28, 28) and labels 0 to 9, N = 60,000 (train) or 10,000 (test).
+
+    Args:
+        split: "train" or "test".
+        folder: Where the four files lie, plain or gzipped; None for where Debian's package puts them.
+
+    Raises:
+        DataError: The folder or a file is missing, or a file's content has another sha256 than the original.
+    """
+    folder = FOLDER if folder is None else folder
+    if not folder.is_dir():
+        raise DataError(
+            f"Fashion-MNIST is not installed: expected it in {folder}. On Debian and Ubuntu, apt-get install "
+            "dataset-fashion-mnist puts it there; elsewhere, give the folder with its four IDX files instead of the name "
+            "fashion-mnist (./fashion-mnist is a folder)"
+        )
+    return read_folder(folder, split, "fashion-mnist", SHA256)
