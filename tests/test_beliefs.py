@@ -15,6 +15,7 @@ from torch import Tensor
 
 from proxflow._tensor import Generator, SampleStreams, rand, sum_events
 from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture, Product
+from proxflow.divergences import KL, Divergence, Wasserstein2
 from proxflow.errors import ArgumentError
 
 
@@ -379,3 +380,18 @@ def test_rows_of_a_product() -> None:
 def test_parts_of_a_product_must_fit(parts: tuple[Belief, ...]) -> None:
     with pytest.raises(ArgumentError, match="one batch size"):
         Product(parts)
+
+
+@pytest.mark.parametrize("divergence", [Wasserstein2(), KL()], ids=str)
+def test_one_spread_for_all_takes_no_arithmetic_over_a_batch(divergence: Divergence) -> None:
+    mean = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
+    one, other = (DiagonalGaussian(scale * mean, torch.tensor(std)) for scale, std in ((1.0, 0.5), (-2.0, 0.1)))
+    f = torch.linspace(0.1, 0.9, 5)
+    moved = divergence.interpolate(one, other, f)
+    assert moved.given_std.shape == (5, 1, 1)
+    spread = (DiagonalGaussian(b.mean, b.std.contiguous()) for b in (one, other))
+    for found, expected in zip(
+        moved.tensors().values(), divergence.interpolate(*spread, f).tensors().values(), strict=True
+    ):
+        assert found.shape == mean.shape
+        torch.testing.assert_close(found, expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -30,11 +31,26 @@ def _philox(seed: int, first: Tensor, second: Tensor, third: Tensor) -> tuple[Te
     return c0, c1, c2, c3
 
 
-class SampleStreams:
+class Streams(ABC):
+    """Draws for each row of a batch that do not depend on the other rows it is drawn with.
+
+    Drop-in for a :class:`torch.Generator` wherever this library takes one.
+    """
+
+    @abstractmethod
+    def uniform(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Uniform draws from (0, 1), (batch, …)."""
+
+    @abstractmethod
+    def normal(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Standard normal draws, (batch, …)."""
+
+
+class SampleStreams(Streams):
     """One random stream for each sample, a function of (seed, sample index) alone.
 
     The n-th draw for sample i is the same whatever other samples share its batch, on any device and in any precision
-    (float32 draws are the rounded float64 ones). Drop-in for a :class:`torch.Generator` wherever this library takes one.
+    (float32 draws are the rounded float64 ones).
 
     Args:
         seed: Any integer; taken modulo 2^64.
@@ -71,7 +87,7 @@ class SampleStreams:
         return both[:, :size].reshape(shape).to(dtype)
 
 
-class BatchRows(SampleStreams):
+class BatchRows(Streams):
     """The draws for some rows of a batch, out of draws for all of it from one torch generator.
 
     However a batch is shared out over parts and processes, each row gets the same numbers. The numbers of the other rows are
@@ -84,37 +100,37 @@ class BatchRows(SampleStreams):
     """
 
     def __init__(self, generator: torch.Generator, batch: int, rows: range) -> None:
-        super().__init__(generator.initial_seed(), torch.arange(rows.start, rows.stop, device=generator.device))
         self.generator, self.batch, self.rows = generator, batch, rows
 
-    def _whole(self, shape: torch.Size) -> list[int]:
-        if shape[0] != len(self.rows):
-            raise ArgumentError(f"{len(self.rows)} rows cannot fill a batch of {shape[0]}")
-        return [self.batch, *shape[1:]]
-
     def uniform(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        drawn = rand(torch.Size(self._whole(shape)), self.generator, dtype, self.generator.device)
-        return drawn[self.rows.start : self.rows.stop]
+        return self._drawn(rand, shape, dtype)
 
     def normal(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        drawn = randn(torch.Size(self._whole(shape)), self.generator, dtype, self.generator.device)
+        return self._drawn(randn, shape, dtype)
+
+    def _drawn(self, draw: Callable[..., Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        if shape[0] != len(self.rows):
+            raise ArgumentError(f"{len(self.rows)} rows cannot fill a batch of {shape[0]}")
+        if len(self.rows) == self.batch:
+            return draw(shape, self.generator, dtype, self.generator.device)
+        drawn = draw(torch.Size([self.batch, *shape[1:]]), self.generator, dtype, self.generator.device)
         return drawn[self.rows.start : self.rows.stop]
 
 
-Generator = torch.Generator | SampleStreams
+Generator = torch.Generator | Streams
 """A source of randomness: torch's own, or streams that do not depend on the batch."""
 
 
 def randn(shape: torch.Size, generator: Generator, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Standard normal draws of the given shape."""
-    if isinstance(generator, SampleStreams):
+    if isinstance(generator, Streams):
         return generator.normal(shape, dtype)
     return torch.randn(shape, generator=generator, dtype=dtype, device=device)
 
 
 def rand(shape: torch.Size, generator: Generator, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Uniform draws from (0, 1) of the given shape."""
-    if isinstance(generator, SampleStreams):
+    if isinstance(generator, Streams):
         return generator.uniform(shape, dtype)
     return torch.rand(shape, generator=generator, dtype=dtype, device=device).clamp_(min=torch.finfo(dtype).tiny)
 

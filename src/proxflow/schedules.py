@@ -71,7 +71,10 @@ class Linear(Schedule):
             raise ArgumentError(f"final must lie in (0, 1], got {self.final}")
 
     def remaining(self, t: Tensor) -> Tensor:
-        return 1 - self.final * t
+        return torch.rsub(t, 1, alpha=self.final)  # 1 − final · t
+
+    def fraction(self, t: Tensor) -> Tensor:
+        return self.final * t
 
     def derivative(self, t: Tensor) -> Tensor:
         return torch.full_like(t, self.final)

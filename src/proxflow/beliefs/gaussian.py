@@ -38,6 +38,9 @@ class DiagonalGaussian(Belief):
             raise ArgumentError(f"a Gaussian needs floating-point tensors, got {self.mean.dtype} and {self.std.dtype}")
         if self.mean.ndim == 0:
             raise ArgumentError("a Gaussian's mean needs a batch dimension: (batch, *event)")
+        self.given_std: Tensor
+        """The standard deviation as it was given, not expanded: arithmetic on it is not repeated over a batch."""
+        object.__setattr__(self, "given_std", self.std)
         try:
             std = self.std.expand(self.mean.shape)
         except RuntimeError as error:
@@ -56,7 +59,8 @@ class DiagonalGaussian(Belief):
         return self.mean
 
     def sample(self, generator: Generator) -> Tensor:
-        return self.mean + self.std * randn(self.mean.shape, generator, self.mean.dtype, self.mean.device)
+        noise = randn(self.mean.shape, generator, self.mean.dtype, self.mean.device)
+        return torch.addcmul(self.mean, self.given_std, noise)
 
     def log_prob(self, x: Tensor) -> Tensor:
         self._check_event(x, self.mean.shape)

@@ -99,8 +99,9 @@ def _(_: ReverseKL, p: FullGaussian, q: FullGaussian) -> Tensor:
 def _(_: KL, belief: DiagonalGaussian, target: DiagonalGaussian, over: Over) -> DiagonalGaussian:
     f = over(belief.mean)
     # Precisions relative to the larger one, so that neither overflows: σ from 1e-4 to 1e4 stays exact in float32.
-    scale = torch.minimum(belief.std, target.std)
-    weight, target_weight = (1 - f) * (scale / belief.std).square(), f * (scale / target.std).square()
+    std, to = belief.given_std, target.given_std
+    scale = torch.minimum(std, to)
+    weight, target_weight = (1 - f) * (scale / std).square(), f * (scale / to).square()
     total = weight + target_weight
     mean = weight / total * belief.mean + target_weight / total * target.mean
     return DiagonalGaussian(mean, scale / total.sqrt())
@@ -111,7 +112,7 @@ def _(_: ReverseKL, belief: DiagonalGaussian, target: DiagonalGaussian, over: Ov
     f = over(belief.mean)
     # The law of total variance: no difference of large second moments.
     spread = f * (1 - f) * (target.mean - belief.mean).square()
-    variance = (1 - f) * belief.std.square() + f * target.std.square() + spread
+    variance = (1 - f) * belief.given_std.square() + f * target.given_std.square() + spread
     # The mean moves by the very operation of Wasserstein-2: a network that reads means alone cannot tell the two apart.
     return DiagonalGaussian(torch.lerp(belief.mean, target.mean, f), variance.sqrt())
 

@@ -112,7 +112,7 @@ def _(
     divergence: Wasserstein2, belief: DiagonalGaussian, target: DiagonalGaussian, over: Callable[[Tensor], Tensor]
 ) -> DiagonalGaussian:
     f, metric = over(belief.mean), divergence.metric
-    std, to = belief.std, target.std
+    std, to = belief.given_std, target.given_std
     if metric is not None:
         metric.modes(belief.mean)  # refuses events of another shape
         if not metric.coordinatewise:

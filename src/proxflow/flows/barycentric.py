@@ -71,7 +71,7 @@ class GaussianEndpoints(Endpoints[DiagonalGaussian]):
         return DiagonalGaussian(x.to(like.mean.dtype), like.mean.new_full((), self.target_std))
 
     def draw(self, target: DiagonalGaussian, generator: Generator) -> DiagonalGaussian:
-        return DiagonalGaussian(target.sample(generator), target.std)
+        return DiagonalGaussian(target.sample(generator), target.given_std)
 
     def score(self, predicted: DiagonalGaussian, x: Tensor, weight: Tensor) -> Tensor:
         return weight * mean_events((predicted.mean - x).square())
@@ -237,8 +237,9 @@ class GPFN(Flow[Any]):
 
     def walk(self, prior: Belief, target: Belief, t: Tensor) -> Belief:
         """The belief at times ``t`` (batch,) on the way from ``prior`` to ``target``."""
-        steps = 1 if self.energy is None and steps_compose(self.divergence, prior) else self.simulated_steps
-        belief: Belief = prior
+        if self.energy is None and steps_compose(self.divergence, prior):
+            return self.proximal(prior, target, self.schedule.fraction(t))
+        belief, steps = prior, self.simulated_steps
         for start, end in pairwise(t * k / steps for k in range(steps + 1)):
             belief = self.proximal(belief, target, self.schedule.step(start, end))
         return belief
@@ -267,4 +268,4 @@ class GPFN(Flow[Any]):
         # The spread of a belief does not depend on where its latent is, for the geometries that have a path.
         origin = DiagonalGaussian(latent.new_zeros([len(latent), *[1] * (latent.ndim - 1)]), latent.new_ones(()))
         target = self.endpoints.target(origin.mean, origin)
-        return DiagonalGaussian(latent, self.proximal(origin, target, self.schedule.fraction(t)).std)
+        return DiagonalGaussian(latent, self.proximal(origin, target, self.schedule.fraction(t)).given_std)

@@ -110,10 +110,10 @@ class _GaussianBayesianFlow(BayesianFlow[DiagonalGaussian]):
             message = target.mean
         else:
             message = self._drawn(target, generator)
-            message = message + alpha.rsqrt() * randn(message.shape, generator, message.dtype, message.device)
-        precision = belief.std.reciprocal().square()
-        total = precision + alpha
-        return DiagonalGaussian(belief.mean + alpha / total * (message - belief.mean), total.rsqrt())
+            noise = randn(message.shape, generator, message.dtype, message.device)
+            message = torch.addcmul(message, alpha.rsqrt(), noise)
+        total = belief.given_std.reciprocal().square() + alpha
+        return DiagonalGaussian(torch.lerp(belief.mean, message, alpha / total), total.rsqrt())
 
     def loss(self, predict: Predict, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
         """Continuous-time loss −ln σ₁ σ₁^{−2t} (x − x̂)², nats per coordinate (2308.07037, eq. 101).
