@@ -414,6 +414,19 @@ def test_a_student_learns_from_a_teacher(run, arrays, tmp_path):
     assert refused(run(*words, "--data", "mnist"), "alike")
 
 
+def test_train_with_coupled_noise(run, arrays, tmp_path, monkeypatch):
+    words = ("train", "--data", arrays, "--steps", 2, "--batch-size", 8, "--coupling", "ot", *TINY_WORDS)
+    assert run(*words, "--out", tmp_path / "m")[0] == 0
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["model"]["coupling"] == "ot"
+    assert refused(run(*words, "--out", tmp_path / "b", "--flow", "bfn"), "nothing to pair")
+    monkeypatch.setitem(sys.modules, "ot", None)
+    assert refused(run(*words, "--out", tmp_path / "b"), "pip install 'proxflow[transport]'", status=1)
+    assert not (tmp_path / "b").exists()
+    sampling = ("sample", tmp_path / "m", "--n", 2, "--steps", 2, "--out", tmp_path / "x.npz", "--device", "cpu")
+    assert run(*sampling)[0] == 0
+    assert refused(run(*sampling, "--sampler", "marginal"), "sampler without noise")
+
+
 def test_train_refuses_a_folder_with_another_model(run, arrays, tmp_path, no_work):
     folder = save_model(tmp_path / "m")
     assert refused(run("train", "--out", folder, "--data", arrays, *TINY_WORDS), "did not begin")

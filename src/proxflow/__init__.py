@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from proxflow import data, metrics, nn
     from proxflow.beliefs import Belief, Binned, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture, Product
     from proxflow.config import ModelConfig, TrainingConfig
+    from proxflow.couplings import Coupling, MinibatchOT
     from proxflow.divergences import (
         KL,
         MMD,
@@ -64,6 +65,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "beliefs": ["Belief", "Binned", "Categorical", "DiagonalGaussian", "FullGaussian", "GaussianMixture", "Product"],
     "config": ["ModelConfig", "TrainingConfig"],
+    "couplings": ["Coupling", "MinibatchOT"],
     "divergences": [
         "KL",
         "MMD",

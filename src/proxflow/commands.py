@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from proxflow import data, evaluation, imagefiles, metrics, models
 from proxflow.checkpoints import remove_all
 from proxflow.config import DeviceName, ModelConfig, SamplerName, TrainingConfig, read_json, to_dict
+from proxflow.couplings import MinibatchOT
 from proxflow.errors import ArgumentError, CheckpointError, DataError, MemoryLimitError, OutputError, ProxflowError
 from proxflow.experiments import mnist
 from proxflow.experiments.presets import GEOMETRY_PRESETS, PRESETS
@@ -177,6 +178,8 @@ def run_train(options: Train, device: torch.device) -> None:
                 "a student has the flow and network of its teacher: leave out the options of the network"
             )
         config = teacher.config
+    elif config.coupling == "ot":
+        MinibatchOT().check()
     images, held_out = training_images(options)
     shape = tuple(images.shape[1:])
     torch.manual_seed(training.seed)

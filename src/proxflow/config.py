@@ -25,6 +25,7 @@ SamplerName = Literal[
     "sde-bfn-solver2",
 ]
 MethodName = Literal["flow", "distribution-matching"]
+CouplingName = Literal["independent", "ot"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bf16"]
 Parallel = Literal["ddp", "fsdp"]
@@ -46,6 +47,9 @@ class ModelConfig:
         sigma1: σ₁ of bfn-tuned, in units of data in [-1, 1]; the other flows do not use it.
         final: Share of the way to the data at which beliefs of gpfn flows end, in (0, 1]. The last prediction goes the rest.
             0.6 suits images as simple as digits, where beliefs of later times tell nothing new.
+        coupling: Which prior draw a gpfn flow pairs with which image in training. independent: any. ot: those that are
+            nearest together within a batch (minibatch optimal transport), which straightens the paths; needs the extra
+            "transport" to train, not to sample.
     """
 
     flow: FlowName = "gpfn-w2"
@@ -57,6 +61,7 @@ class ModelConfig:
     dropout: float = 0.0
     sigma1: float = 0.7
     final: float = 1.0
+    coupling: CouplingName = "independent"
 
     def __post_init__(self) -> None:
         """Refuse sizes beyond any use: a file may claim them. The network itself is stricter."""
@@ -69,6 +74,10 @@ class ModelConfig:
             raise ArgumentError(f"sigma1 must be positive and finite, got {self.sigma1}")
         if not 0 < self.final <= 1:
             raise ArgumentError(f"final must lie in (0, 1], got {self.final}")
+        if self.coupling != "independent" and not self.flow.startswith("gpfn-"):
+            raise ArgumentError(
+                f"{self.flow} begins with one fixed belief, so there is nothing to pair: take a gpfn flow"
+            )
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class ExactMean:
         law: The data's law.
 
     Raises:
-        ArgumentError: The flow has no Gaussian path.
+        ArgumentError: The flow has no Gaussian path, or a coupling.
     """
 
     flow: Flow[Any]
@@ -130,6 +130,8 @@ class ExactMean:
     def __post_init__(self) -> None:
         if self.flow.path is None:
             raise ArgumentError(f"{self.flow} has no Gaussian path; exact class predictions are ExactClasses'")
+        if self.flow.coupling is not None:
+            raise ArgumentError(f"no exact prediction is known where prior and data are paired, as in {self.flow}")
 
     def __call__(self, belief: DiagonalGaussian, t: Tensor) -> DiagonalGaussian:
         a, b = self.flow.path.coefficients(t.double())  # type: ignore[union-attr]

@@ -83,6 +83,7 @@ class Train:
     For example:
         proxflow train --out runs/mine
         proxflow train --out runs/kl --flow gpfn-kl --steps 1000
+        proxflow train --out runs/straight --coupling ot
         proxflow train --out runs/own --data pictures --size 32 --channels 64 --multipliers 1 2 2 --patch 1
         proxflow train --out runs/few --teacher runs/mine --steps 800 --learning-rate 1e-3
         torchrun --standalone --nproc-per-node 8 -m proxflow.cli train --out runs/many --batch-size 1024

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from proxflow.errors import ConvergenceError, MissingPackageError
+
+_PIVOTS = 10_000_000
+"""Most pivots of the network simplex: far more than thousands of points need."""
+
+
+def pot() -> Any:
+    """The library POT.
+
+    Raises:
+        MissingPackageError: It is not installed.
+    """
+    try:
+        return import_module("ot")  # takes seconds, so only who needs it waits
+    except ImportError as error:
+        raise MissingPackageError(
+            "optimal transport between discrete sets needs the library POT: pip install 'proxflow[transport]'"
+        ) from error
 
 
 def optimal_plans(costs: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,15 +47,9 @@ def optimal_plans(costs: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Te
         MissingPackageError: POT is not installed.
         ConvergenceError: POT found no optimal plan.
     """
-    try:
-        ot = import_module("ot")  # takes seconds, so only who needs it waits
-    except ImportError as error:
-        raise MissingPackageError(
-            "optimal transport between discrete sets needs the library POT: pip install 'proxflow[transport]'"
-        ) from error
-    found = []
+    ot, found = pot(), []
     for cost, a, b in zip(*(x.detach().double().cpu().numpy() for x in (costs, start, end)), strict=True):
-        plan, log = ot.emd(a / a.sum(), b / b.sum(), np.ascontiguousarray(cost), log=True)
+        plan, log = ot.emd(a / a.sum(), b / b.sum(), np.ascontiguousarray(cost), numItermax=_PIVOTS, log=True)
         if log["warning"] is not None:
             raise ConvergenceError(f"no optimal transport plan was found: {log['warning']}")
         found.append((plan, log["u"], log["v"]))

@@ -23,7 +23,7 @@ from torch import Tensor
 import proxflow
 from proxflow import data, metrics, models
 from proxflow.checkpoints import load_weights, remove_all
-from proxflow.config import FlowName, SamplerName, TrainingConfig, read_json, to_dict
+from proxflow.config import FlowName, ModelConfig, SamplerName, TrainingConfig, read_json, to_dict
 from proxflow.data import to_bytes
 from proxflow.errors import DataError, OutputError
 from proxflow.experiments.presets import Preset
@@ -145,6 +145,9 @@ def claim(out: Path, config: dict[str, Any]) -> dict[str, Any]:
     path = out / "config.json"
     if path.exists():
         held = read_json(path)
+        for key, kind in (("network", ModelConfig), ("training", TrainingConfig)):
+            # What was added later had its default.
+            held[key] = {**to_dict(kind()), **held.get(key, {})}
         for key in plain:
             if held.get(key) != plain[key]:
                 raise OutputError(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from proxflow._tensor import Generator, mean_events, one_hot, rand, randn
 from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, Product
+from proxflow.couplings import Coupling
 from proxflow.divergences import KL, Divergence, Wasserstein2, steps_compose
 from proxflow.energies import Energy
 from proxflow.errors import ArgumentError
@@ -196,6 +197,8 @@ class GPFN(Flow[Any]):
             path, so proximal samplers alone serve it.
         weight_floor: In (0, 1]. Errors of the predicted data weigh (τ'/max(1 − τ, floor))²: toward 0 this is the velocity
             loss of rectified flow, at 1 every time counts alike. Small networks learn more from early times.
+        coupling: Which prior draw goes with which data in training, for :class:`GaussianEndpoints`; ``None`` draws them
+            independently of each other, :class:`MinibatchOT` pairs them within a batch. Sampling does not use it.
     """
 
     divergence: Divergence = field(default_factory=Wasserstein2)
@@ -205,8 +208,13 @@ class GPFN(Flow[Any]):
     simulated_steps: int = 8
     weight_floor: float = 0.3
     energy: Energy | None = None
+    coupling: Coupling | None = None
 
     def __post_init__(self) -> None:
+        if self.coupling is not None and not isinstance(self.endpoints, GaussianEndpoints):
+            raise ArgumentError(
+                f"a coupling pairs real data with the prior: take GaussianEndpoints, not {self.endpoints}"
+            )
         if not 0 < self.weight_floor <= 1:
             raise ArgumentError(f"weight_floor must lie in (0, 1], got {self.weight_floor}")
         if self.simulated_steps < 1:
@@ -232,6 +240,9 @@ class GPFN(Flow[Any]):
     def belief(self, x: Tensor, t: Tensor, generator: Generator) -> Belief:
         dtype = x.dtype if x.is_floating_point() else t.dtype
         prior = self.prior(x.shape, generator, dtype, x.device)
+        if self.coupling is not None:
+            start: Tensor = prior.mean
+            prior = DiagonalGaussian(start[self.coupling.pair(start, x)], start.new_ones(()))
         target = self.endpoints.target(x, prior)
         return self.walk(prior, target, t)
 

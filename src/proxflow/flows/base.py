@@ -11,6 +11,7 @@ from torch import Tensor
 
 from proxflow._tensor import Generator, rand
 from proxflow.beliefs import Belief
+from proxflow.couplings import Coupling
 from proxflow.errors import ArgumentError
 from proxflow.schedules import GaussianPath
 
@@ -24,6 +25,9 @@ class Flow(ABC, Generic[B]):
 
     path: GaussianPath | None
     """Coefficients of the training beliefs' means where they are Gaussian around a x, else ``None``."""
+
+    coupling: Coupling | None = None
+    """How training pairs the noise of its beliefs with the data; ``None`` where they are independent."""
 
     passes: ClassVar[float] = 3.0
     """Network passes an example in a training step: one forward, and a backward that is counted as two."""

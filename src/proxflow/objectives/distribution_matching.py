@@ -78,6 +78,8 @@ class DistributionMatching:
     def __post_init__(self) -> None:
         if not 0 <= self.first_share <= 1 or not 0 <= self.latest <= 1:
             raise ArgumentError(f"first_share and latest must lie in [0, 1], got {self.first_share} and {self.latest}")
+        if self.flow.coupling is not None:  # only of independent noise do predictions give the scores of the laws
+            raise ArgumentError(f"distribution matching needs a flow without a coupling, got {self.flow.coupling}")
         path = self.flow.path
         if path is not None and not any(float(c) for c in path.coefficients(torch.zeros((), dtype=torch.float64))):
             raise ArgumentError(

@@ -75,6 +75,11 @@ class PathSampler(Sampler):
 
     def init(self, flow: SamplingFlow, belief: Any, generator: Generator) -> tuple[Any, Any]:
         path = self._path(flow, belief)
+        if getattr(self, "kappa", 0) > 0 and getattr(flow, "coupling", None) is not None:
+            raise ArgumentError(
+                f"{self} replaces noise by fresh noise, as if it did not depend on the data, but {flow} pairs them: use a "
+                "sampler without noise, such as Multistep2"
+            )
         latent = belief.mean if isinstance(belief, DiagonalGaussian) else belief.logits
         a, b = path.coefficients(torch.zeros((), dtype=torch.float64))
         scale = float(a + b)

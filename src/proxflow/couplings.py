@@ -1,0 +1,105 @@
+"""Couplings: which prior draw a data point is paired with in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from proxflow.divergences._plans import optimal_plans, pot
+from proxflow.errors import ArgumentError, ConvergenceError
+
+
+class Coupling(Protocol):
+    """Pairs prior draws with data, within a batch."""
+
+    def pair(self, prior_mean: Tensor, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """A permutation (batch,), int64: data point i goes with prior draw ``permutation[i]``."""
+
+
+@dataclass(frozen=True)
+class MinibatchOT:
+    """Minibatch optimal transport: the pairs of least total squared distance within a batch (2302.00482, 2304.14772).
+
+    The assignment is exact, by POT's network simplex (extra ``transport``), and a function of the batch alone. It only
+    permutes the prior draws of a batch, so prior and data keep their laws, and the paths between them get straighter: fewer
+    evaluations do. The network then learns the mean of the data under this coupling. What follows the mean needs no more:
+    the samplers without noise, and the density along the deterministic flow. What adds noise that must not depend on the
+    data is refused.
+
+    The assignment is found on the host, in double precision, in training only; 128 pairs take some milliseconds, 1024 some
+    tenths of a second. It pairs within what one process works through at a time: its share of the batch, or a part of that
+    where a batch is accumulated in parts. So unlike all else in training it depends on the number of processes and parts.
+    """
+
+    def check(self) -> None:
+        """Refuse to begin without the solver.
+
+        Raises:
+            MissingPackageError: POT is not installed.
+        """
+        pot()
+
+    def pair(self, prior_mean: Tensor, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The assignment of least total squared distance.
+
+        With conditions only data with equal ones are exchanged: draw i is given the condition of data point i, which it does
+        not depend on, and keeps it. So the prior given a condition stays what it is, and what is learned for a condition
+        starts where sampling will. Pairing without regard to conditions would shift the prior of each toward its data
+        (2503.10636). Conditions that are all different leave the batch as it is.
+
+        Args:
+            prior_mean: Means of the prior draws, (batch, *event).
+            x: Data, real numbers of the same shape.
+            condition: What the data are conditioned on, (batch, …), e.g. class labels.
+
+        Returns:
+            Permutation (batch,), int64, on the device of ``x``: ``prior_mean[permutation]`` goes with ``x``.
+
+        Raises:
+            ArgumentError: The shapes do not fit, or what is to be paired is not finite real numbers.
+            MissingPackageError: POT is not installed.
+            ConvergenceError: No assignment was found.
+        """
+        if prior_mean.shape != x.shape or x.ndim < 1 or not (x.is_floating_point() and prior_mean.is_floating_point()):
+            raise ArgumentError(
+                f"prior draws and data must be real numbers of one shape (batch, *event), got {prior_mean.dtype} "
+                f"{tuple(prior_mean.shape)} and {x.dtype} {tuple(x.shape)}"
+            )
+        if condition is not None and (condition.ndim < 1 or len(condition) != len(x)):
+            raise ArgumentError(f"expected one condition for each of {len(x)} examples, got {tuple(condition.shape)}")
+        start, end = (z.detach().double().cpu().reshape(len(z), -1) for z in (prior_mean, x))
+        permutation = torch.arange(len(x))
+        for members in _groups(len(x), condition):
+            permutation[members] = members[_assign(start[members], end[members])]
+        return permutation.to(x.device)
+
+
+def _groups(number: int, condition: Tensor | None) -> Iterator[Tensor]:
+    """Indices of the examples of each condition."""
+    if condition is None:
+        yield torch.arange(number)
+        return
+    _, group = torch.unique(condition.detach().cpu(), dim=0, return_inverse=True)
+    for k in range(int(group.max()) + 1 if number else 0):
+        yield (group == k).nonzero().squeeze(1)
+
+
+def _assign(start: Tensor, end: Tensor) -> Tensor:
+    """For each row of ``end`` (n, d) the row of ``start`` (n, d) in the pairing of least total squared distance."""
+    if len(start) < 2:
+        return torch.arange(len(start))
+    squares = start.square().sum(1)[None, :] + end.square().sum(1)[:, None]
+    costs = (squares - 2 * end @ start.T).clamp_min(0)
+    if not bool(costs.isfinite().all()):
+        raise ArgumentError("cannot pair what is not finite: prior draws or data hold NaN or infinite values")
+    masses = costs.new_full((1, len(start)), 1 / len(start))
+    plan, _, _ = optimal_plans(costs[None], masses, masses)
+    # Between equal masses a vertex of the transport polytope is a permutation (Birkhoff).
+    permutation = plan[0].argmax(1)
+    if not torch.equal(permutation.sort().values, torch.arange(len(start))):
+        raise ConvergenceError(f"no assignment of {len(start)} prior draws to data was found")
+    return permutation

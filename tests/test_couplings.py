@@ -1,0 +1,218 @@
+"""Couplings: the pairs are optimal, both laws are kept, and conditions bring no bias."""
+
+import dataclasses
+import sys
+
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+import proxflow
+from proxflow import GPFN, DistributionMatching, MinibatchOT, PointPredictor, TrainingConfig, fit, models, sample
+from proxflow._tensor import BatchRows, SampleStreams
+from proxflow.config import ModelConfig
+from proxflow.errors import ArgumentError, CheckpointError, MissingPackageError
+from proxflow.exact import ExactMean
+from proxflow.samplers import BFNSolver, Deterministic, Marginal, Multistep2
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class Perceptron(torch.nn.Module):
+    def __init__(self, size=2, width=64):
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(size + 1, width), torch.nn.SiLU(), torch.nn.Linear(width, width), torch.nn.SiLU(),
+            torch.nn.Linear(width, size),
+        )  # fmt: skip
+
+    def forward(self, mean, t):
+        return self.layers(torch.cat([mean, t[:, None].to(mean.dtype)], dim=1))
+
+
+def perceptron(flow):
+    torch.manual_seed(0)
+    return PointPredictor(Perceptron(), flow, clip=None)
+
+
+def clusters(number=1024):
+    signs = torch.randint(0, 2, (number, 2), generator=seeded()) * 2 - 1
+    return signs + 0.1 * torch.randn(number, 2, generator=seeded(1))
+
+
+@pytest.mark.parametrize(("number", "event"), [(1, (3,)), (2, (1,)), (37, (2,)), (64, (1, 4, 4)), (300, (5,))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_pairs_are_those_of_an_independent_solver(number, event, dtype):
+    prior = torch.randn(number, *event, generator=seeded(), dtype=dtype)
+    x = 0.5 * torch.randn(number, *event, generator=seeded(1), dtype=dtype) + 1
+    permutation = MinibatchOT().pair(prior, x)
+    assert permutation.dtype == torch.int64
+    assert sorted(permutation.tolist()) == list(range(number))
+    costs = torch.cdist(x.double().flatten(1), prior.double().flatten(1)).square()
+    rows, columns = linear_sum_assignment(costs.numpy())
+    assert float(costs[torch.arange(number), permutation].sum()) == pytest.approx(float(costs[rows, columns].sum()))
+    assert torch.equal(permutation, torch.from_numpy(columns))  # draws of a density: the optimum is unique
+
+
+def test_on_a_line_the_order_is_kept():
+    prior, x = torch.randn(100, 1, generator=seeded()), torch.rand(100, 1, generator=seeded(1))
+    paired = prior[MinibatchOT().pair(prior, x)]
+    assert torch.equal(paired[x[:, 0].argsort()], prior.sort(0).values)
+
+
+def test_autocast_changes_no_pair():
+    prior, x = torch.randn(64, 8, generator=seeded()), torch.randn(64, 8, generator=seeded(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        under = MinibatchOT().pair(prior, x)
+    assert torch.equal(under, MinibatchOT().pair(prior, x))
+
+
+def by_class(number=2000, batch=50):
+    """Prior draws paired with each of two classes, at −3 and 3, batch by batch, without and with conditions."""
+    found = {False: ([], []), True: ([], [])}
+    generator = seeded()
+    for _ in range(number // batch):
+        labels = torch.randint(2, (batch,), generator=generator)
+        x = (6.0 * labels - 3)[:, None] + 0.3 * torch.randn(batch, 1, generator=generator)
+        prior = torch.randn(batch, 1, generator=generator)
+        for conditional, (first, second) in found.items():
+            paired = prior[MinibatchOT().pair(prior, x, labels if conditional else None)]
+            first.append(paired[labels == 0])
+            second.append(paired[labels == 1])
+    return {key: tuple(torch.cat(part) for part in parts) for key, parts in found.items()}
+
+
+def test_conditions_bring_no_bias_into_the_prior():
+    found = by_class()
+    for sign, noise in zip((-1, 1), found[True], strict=True):
+        assert abs(float(noise.mean())) < 4 / len(noise) ** 0.5  # four standard errors
+        assert float(noise.std()) == pytest.approx(1, abs=4 / (2 * len(noise)) ** 0.5)
+        biased = found[False][(sign + 1) // 2]
+        assert sign * float(biased.mean()) > 0.6  # E|N(0, 1)| = 0.80, less where the classes' shares are not equal
+
+
+def test_within_a_condition_the_pairs_are_optimal():
+    labels = torch.tensor([3, 1, 3, 3, 1, 1, 7] * 5)
+    prior, x = torch.randn(35, 2, generator=seeded()), torch.randn(35, 2, generator=seeded(1))
+    permutation = MinibatchOT().pair(prior, x, labels)
+    assert torch.equal(labels[permutation], labels)  # a draw keeps the condition that it was given
+    for label in (1, 3, 7):
+        members = (labels == label).nonzero().squeeze(1)
+        assert torch.equal(permutation[members], members[MinibatchOT().pair(prior[members], x[members])])
+    several = torch.stack([labels, torch.zeros_like(labels)], 1)
+    assert torch.equal(MinibatchOT().pair(prior, x, several), permutation)
+    assert torch.equal(MinibatchOT().pair(prior, x, torch.rand(35, generator=seeded())), torch.arange(35))
+
+
+@pytest.mark.parametrize("divergence", [proxflow.Wasserstein2(), proxflow.KL(), proxflow.FisherRao()])
+def test_training_beliefs_keep_both_laws(divergence):
+    x = clusters(128)
+    flow, plain = GPFN(divergence, coupling=MinibatchOT()), GPFN(divergence)
+    start, end = torch.zeros(128), torch.ones(128)
+    paired, drawn = (f.belief(x, start, seeded()).mean for f in (flow, plain))
+    assert torch.equal(paired, drawn[MinibatchOT().pair(drawn, x)])  # the same draws, each once
+    assert float((paired - x).square().sum()) < 0.8 * float((drawn - x).square().sum())
+    torch.testing.assert_close(flow.belief(x, end, seeded()).mean, x)
+    t = torch.linspace(0.1, 0.9, 128)
+    by_hand = plain.walk(flow.belief(x, start, seeded()), plain.endpoints.target(x, plain.prior(
+        x.shape, seeded(), x.dtype, x.device)), t)  # fmt: skip
+    torch.testing.assert_close(flow.belief(x, t, seeded()).mean, by_hand.mean)
+
+
+def test_every_source_of_noise_serves():
+    flow, x = GPFN(coupling=MinibatchOT()), clusters(32)
+    t = torch.full((32,), 0.3)
+    whole = flow.belief(x, t, SampleStreams(0, torch.arange(32))).mean
+    assert torch.equal(whole, flow.belief(x, t, SampleStreams(0, torch.arange(32))).mean)
+    part = flow.belief(x[8:24], t[8:24], BatchRows(seeded(), 32, range(8, 24))).mean
+    mine = torch.randn(32, 2, generator=seeded())[8:24]
+    torch.testing.assert_close(part, 0.7 * mine[MinibatchOT().pair(mine, x[8:24])] + 0.3 * x[8:24])
+
+
+CONFIG = TrainingConfig(steps=100, batch_size=64, checkpoint_every=20, ema=0.9)
+
+
+def test_training_resumes_bit_for_bit_and_the_seed_decides(tmp_path):
+    flow = GPFN(coupling=MinibatchOT())
+    whole = fit(flow, perceptron(flow), clusters(), CONFIG)
+
+    def stop(predictor, step):
+        if step == 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(flow, perceptron(flow), clusters(), CONFIG, folder=tmp_path, on_checkpoint=stop)
+    resumed = fit(flow, perceptron(flow), clusters(), CONFIG, folder=tmp_path, held_out=clusters(50))
+    for name, value in whole.predictor.state_dict().items():
+        assert torch.equal(value, resumed.predictor.state_dict()[name]), name
+    other = fit(flow, perceptron(flow), clusters(), dataclasses.replace(CONFIG, seed=1))
+    assert other.losses != whole.losses
+    assert fit(GPFN(), perceptron(flow), clusters(), CONFIG).losses != whole.losses
+
+
+def bend(predictor, flow):
+    """Mean over samples of the squared distance between what one evaluation gives and what 30 give."""
+    one, many = (sample(predictor, flow, (1000, 2), steps=n, sampler="deterministic", seed=3) for n in (1, 30))
+    return float((one - many).square().sum(1).mean())
+
+
+def test_coupled_paths_are_straighter_and_end_in_the_data():
+    config = TrainingConfig(steps=500, batch_size=256, learning_rate=5e-3, ema=0.98, warmup_steps=20)
+    bends = {}
+    for flow in (GPFN(), GPFN(coupling=MinibatchOT())):
+        trained = fit(flow, perceptron(flow), clusters(), config).predictor
+        bends[flow.coupling] = bend(trained, flow)
+        drawn = sample(trained, flow, (1000, 2), steps=20, seed=1)
+        assert float((drawn.abs() - 1).abs().mean()) < 0.25
+        corners = (drawn > 0).float() @ torch.tensor([1.0, 2.0])
+        assert torch.bincount(corners.long(), minlength=4).min() > 180
+    assert bends[MinibatchOT()] < 0.3 * bends[None]
+
+
+def test_what_needs_independent_noise_is_refused():
+    flow = GPFN(coupling=MinibatchOT())
+    predictor = perceptron(flow)
+    with pytest.raises(ArgumentError, match="sampler without noise"):
+        sample(predictor, flow, (4, 2), sampler=Marginal())
+    with pytest.raises(ArgumentError, match="sampler without noise"):
+        sample(predictor, flow, (4, 2), sampler="sde-bfn-solver2")
+    for sampler in (Marginal(0.0), Multistep2(), Deterministic(), BFNSolver(2)):
+        assert sample(predictor, flow, (4, 2), steps=3, sampler=sampler).isfinite().all()
+    with pytest.raises(ArgumentError, match="without a coupling"):
+        DistributionMatching(flow, predictor)
+    with pytest.raises(ArgumentError, match="paired"):
+        ExactMean(flow, proxflow.data.GaussianMixtureLaw(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None]))
+
+
+def test_arguments_that_do_not_fit_are_refused():
+    x = torch.zeros(4, 2)
+    with pytest.raises(ArgumentError, match="one shape"):
+        MinibatchOT().pair(torch.zeros(5, 2), x)
+    with pytest.raises(ArgumentError, match="real numbers"):
+        MinibatchOT().pair(x, torch.zeros(4, 2, dtype=torch.int64))
+    with pytest.raises(ArgumentError, match="one condition"):
+        MinibatchOT().pair(x, x, torch.zeros(3))
+    with pytest.raises(ArgumentError, match="not finite"):
+        MinibatchOT().pair(x, torch.full((4, 2), torch.nan))
+    with pytest.raises(ArgumentError, match="GaussianEndpoints"):
+        GPFN(proxflow.ReverseKL(), endpoints=proxflow.CategoricalEndpoints(3), coupling=MinibatchOT())
+    with pytest.raises(ArgumentError, match="nothing to pair"):
+        ModelConfig(flow="bfn", coupling="ot")
+
+
+def test_a_missing_solver_is_named_in_training_and_not_needed_after(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ot", None)
+    model = models.build(ModelConfig(channels=8, multipliers=(1,), coupling="ot"), (1, 8, 8))
+    assert model.flow.coupling == MinibatchOT()
+    models.save(tmp_path, model, model.predictor.state_dict(), {})
+    again = models.load(tmp_path)
+    assert again.config.coupling == "ot"
+    assert sample(again.predictor, again.flow, (2, 1, 8, 8), steps=2).isfinite().all()
+    with pytest.raises(MissingPackageError, match=r"pip install 'proxflow\[transport\]'"):
+        again.flow.loss(again.predictor, torch.zeros(4, 1, 8, 8), seeded())
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"ot"', '"hungarian"'))
+    with pytest.raises(CheckpointError, match="coupling must be one of"):
+        models.load(tmp_path)
