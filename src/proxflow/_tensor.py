@@ -21,14 +21,15 @@ def _philox(seed: int, first: Tensor, second: Tensor, third: Tensor) -> tuple[Te
     c3 = torch.zeros_like(first)
     for _ in range(10):
         product0, product2 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wraps around modulo 2^64, as it should
+        # What becomes c1 and c3 is not multiplied in the next round, so its upper half may wait for the mask there.
         c0, c1, c2, c3 = (
-            ((product2 >> 32) & _WORD) ^ c1 ^ key0,
-            product2 & _WORD,
-            ((product0 >> 32) & _WORD) ^ c3 ^ key1,
-            product0 & _WORD,
+            ((product2 >> 32) ^ c1).bitwise_xor_(key0).bitwise_and_(_WORD),
+            product2,
+            ((product0 >> 32) ^ c3).bitwise_xor_(key1).bitwise_and_(_WORD),
+            product0,
         )
         key0, key1 = (key0 + 0x9E3779B9) & _WORD, (key1 + 0xBB67AE85) & _WORD
-    return c0, c1, c2, c3
+    return c0, c1 & _WORD, c2, c3 & _WORD
 
 
 class Streams(ABC):
@@ -74,7 +75,10 @@ class SampleStreams(Streams):
         # The high word of the index shares a counter word with the draw number: 2^16 of each are enough.
         words = _philox(self.seed, blocks, sample & _WORD, ((sample >> 32) << 16) + self._draws)
         self._draws += 1
-        return ((torch.stack(words, dim=-1).flatten(1).double() + 0.5) / 2**32)[:, :size]
+        uniform = torch.empty([shape[0], len(blocks), 4], dtype=torch.float64, device=self.indices.device)
+        for k, word in enumerate(words):
+            uniform[..., k] = word
+        return uniform.add_(0.5).mul_(2.0**-32).flatten(1)[:, :size]
 
     def uniform(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         return self._words(shape).reshape(shape).to(dtype)
@@ -82,9 +86,11 @@ class SampleStreams(Streams):
     def normal(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         size = math.prod(shape[1:])
         pairs = self._words(torch.Size([shape[0], size + size % 2])).reshape(shape[0], -1, 2)
-        radius, angle = (-2 * pairs[..., 0].log()).sqrt(), 2 * math.pi * pairs[..., 1]
-        both = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(1)  # Box–Muller
-        return both[:, :size].reshape(shape).to(dtype)
+        radius, angle = pairs[..., 0].log().mul_(-2).sqrt_(), pairs[..., 1] * (2 * math.pi)
+        both = torch.empty(pairs.shape, dtype=dtype, device=pairs.device)  # Box–Muller
+        both[..., 0] = angle.cos().mul_(radius)
+        both[..., 1] = angle.sin_().mul_(radius)
+        return both.flatten(1)[:, :size].reshape(shape)
 
 
 class BatchRows(Streams):
