@@ -109,7 +109,7 @@ def test_help_names_every_option_and_does_not_import_torch():
     script = """
 import sys
 from proxflow.cli import main
-for words in [], ["sample"], ["train"], ["evaluate"], ["reproduce"]:
+for words in [], ["sample"], ["train"], ["reflow"], ["evaluate"], ["reproduce"]:
     try:
         main([*words, "--help"])
     except SystemExit as stop:
@@ -121,13 +121,16 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    top, sample, train, evaluate, reproduce, version = done.stdout.split("=====\n")
-    assert all(name in top for name in ("sample", "train", "evaluate", "reproduce", "--version", "Exit status"))
+    top, sample, train, reflow, evaluate, reproduce, version = done.stdout.split("=====\n")
+    assert all(
+        name in top for name in ("sample", "train", "reflow", "evaluate", "reproduce", "--version", "Exit status")
+    )
     assert all(word in sample for word in ("--n", "--steps", "--sampler", "--seed", "--out", "multistep2", ".npz"))
     assert all(word in train for word in ("--data", "--flow", "--learning-rate", "--batch-size", "gpfn-w2", "goes on"))
     assert all(word in evaluate for word in ("--images", "Fréchet", "1000; of images, all"))
     assert all(word in reproduce for word in ("quick", "standard", "paper", "2 processor", "goes on", "geometry"))
-    for page in (sample, train, evaluate, reproduce):
+    assert all(word in reflow for word in ("--rounds", "--pairs", "--pair-steps", "--learning-rate", "goes on"))
+    for page in (sample, train, reflow, evaluate, reproduce):
         assert "For example:\n    proxflow " in page
         assert "None" not in page
     assert version == f"proxflow {proxflow.__version__}\n"
@@ -425,6 +428,29 @@ def test_train_with_coupled_noise(run, arrays, tmp_path, monkeypatch):
     sampling = ("sample", tmp_path / "m", "--n", 2, "--steps", 2, "--out", tmp_path / "x.npz", "--device", "cpu")
     assert run(*sampling)[0] == 0
     assert refused(run(*sampling, "--sampler", "marginal"), "sampler without noise")
+
+
+def test_reflow_then_sample(run, model, tmp_path):
+    words = ("reflow", model, "--pairs", 20, "--pair-steps", 2, "--steps", 3, "--batch-size", 4, "--device", "cpu")
+    status, out, err = run(*words, "--out", tmp_path / "s")
+    assert (status, err) == (0, "")
+    assert "76 network passes" in out  # 20 pairs of 2 evaluations, 3 steps of 4 examples of 3 passes
+    assert f"proxflow sample {tmp_path / 's'}" in out
+    provenance = json.loads((tmp_path / "s" / "config.json").read_text())["provenance"]
+    assert provenance["reflow"]["source"] == str(model)
+    assert {"hardware", "versions", "training", "origin"} <= provenance.keys()
+    assert run("sample", tmp_path / "s", "--n", 2, "--steps", 1, "--out", tmp_path / "x.npz", "--device", "cpu")[0] == 0
+    assert run(*words, "--rounds", 2, "--out", tmp_path / "s")[0] == 0
+
+    assert refused(run(*words, "--out", tmp_path / "s", "--pair-steps", 3), "pair_steps = 2, not 3")
+    assert refused(run(*words, "--out", tmp_path / "r", "--rounds", 0), "rounds")
+    assert refused(run(*words, "--out", tmp_path / "r", "--clip", "inf"), "--clip")
+    assert refused(run(*words, "--out", tmp_path / "r", "--seed", -1), "--seed")
+    bfn = save_model(tmp_path / "bfn", flow="bfn")
+    assert refused(run("reflow", bfn, *words[2:], "--out", tmp_path / "r"), "reflow needs")
+    assert refused(run("train", "--out", tmp_path / "r", "--coupling", "reflow"), "command reflow")
+    assert refused(run(*words, "--out", model), "did not begin")
+    assert not (tmp_path / "r").exists()
 
 
 def test_train_refuses_a_folder_with_another_model(run, arrays, tmp_path, no_work):

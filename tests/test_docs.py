@@ -54,7 +54,7 @@ def test_the_readme_commands_parse():
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("proxflow ")]
     commands += [shlex.split(line.rpartition("bin/proxflow ")[2]) for line in lines if "bin/proxflow " in line]
     assert len(commands) >= 8
-    assert {type(_parse(words)).__name__ for words in commands} == {"Sample", "Train", "Evaluate", "Reproduce"}
+    assert {type(_parse(words)).__name__ for words in commands} >= {"Sample", "Train", "Evaluate", "Reproduce"}
 
 
 def test_the_divergence_of_the_guide_works(tmp_path):

@@ -45,6 +45,7 @@ ALLOWED = {
     "lessons": {"config", "errors", "models", "objectives"},
     "training": TENSORS | {"config", "checkpoints", "processes", "progress", "tracking", "flows", "objectives"},
 }
+ALLOWED["reflow"] = ALLOWED["training"] | ALLOWED["models"] | {"models", "samplers", "training"}
 LIBRARY = set(ALLOWED)
 ALLOWED["experiments"] = LIBRARY | {"proxflow"}
 ALLOWED["options"] = {"config", "experiments"}  # of these only what imports without torch, see below

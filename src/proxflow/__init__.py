@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from proxflow import data, metrics, nn
     from proxflow.beliefs import Belief, Binned, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture, Product
     from proxflow.config import ModelConfig, TrainingConfig
-    from proxflow.couplings import Coupling, MinibatchOT
+    from proxflow.couplings import Coupling, MinibatchOT, Reflowed
     from proxflow.divergences import (
         KL,
         MMD,
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     )
     from proxflow.likelihood import Nats, OdeLikelihood, bayesian_bound, ode_log_likelihood, two_class_bound
     from proxflow.models import build, load
-    from proxflow.objectives import DistributionMatching, Objective, StudentAndCritic
+    from proxflow.objectives import DistributionMatching, Objective, Reflow, StudentAndCritic
     from proxflow.predictors import BinnedPredictor, ClassPredictor, PointPredictor, Predictor, ProductPredictor
     from proxflow.proximal import Proximal
     from proxflow.samplers import BFNSolver, Deterministic, Marginal, Midpoint, Multistep2, Sampler, Stochastic, sample
@@ -65,7 +65,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "beliefs": ["Belief", "Binned", "Categorical", "DiagonalGaussian", "FullGaussian", "GaussianMixture", "Product"],
     "config": ["ModelConfig", "TrainingConfig"],
-    "couplings": ["Coupling", "MinibatchOT"],
+    "couplings": ["Coupling", "MinibatchOT", "Reflowed"],
     "divergences": [
         "KL",
         "MMD",
@@ -107,7 +107,7 @@ _HOMES = {
     ],
     "likelihood": ["Nats", "OdeLikelihood", "bayesian_bound", "ode_log_likelihood", "two_class_bound"],
     "models": ["build", "load"],
-    "objectives": ["DistributionMatching", "Objective", "StudentAndCritic"],
+    "objectives": ["DistributionMatching", "Objective", "Reflow", "StudentAndCritic"],
     "predictors": ["BinnedPredictor", "ClassPredictor", "PointPredictor", "Predictor", "ProductPredictor"],
     "proximal": ["Proximal"],
     "samplers": ["BFNSolver", "Deterministic", "Marginal", "Midpoint", "Multistep2", "Sampler", "Stochastic", "sample"],

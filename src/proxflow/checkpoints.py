@@ -25,7 +25,7 @@ from torch import Tensor
 
 from proxflow.config import read_json
 from proxflow.errors import CheckpointError, OutputError
-from proxflow.files import flush_folder, uninterrupted, writable_folder, write_atomically
+from proxflow.files import flush_folder, uninterrupted, writable_folder, write_atomically, write_json
 from proxflow.processes import Processes, local, rows_of
 
 FORMAT = 2
@@ -311,6 +311,43 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
     """
     refuse_other_weights(module, path)
     module.load_state_dict(read_tensors(path))
+
+
+def digest(module: torch.nn.Module) -> str:
+    """What tells the weights of one module from those of another."""
+    content = b"".join(tensor.cpu().numpy().tobytes() for tensor in module.state_dict().values())
+    return f"sha256 {hashlib.sha256(content).hexdigest()}"
+
+
+def claim_folder(folder: Path, wanted: Mapping[str, Any], defaults: Mapping[str, Any], what: str) -> None:
+    """Write down what a folder is for, in ``run.json``, or refuse one that is for something else.
+
+    Args:
+        folder: The folder.
+        wanted: Settings by name, as JSON values.
+        defaults: What settings stand for where a folder does not name them, because they were added later.
+        what: What is made there, in a word.
+
+    Raises:
+        OutputError: It is for something else, or cannot be written.
+        CheckpointError: What was written down is corrupt.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        if (folder / "config.json").exists():
+            raise OutputError(f"{folder} holds a model that this command did not begin: choose another --out folder")
+        write_json(path, dict(wanted))
+        return
+    held = read_json(path)
+    if not isinstance(held, dict):
+        raise CheckpointError(f"{path}: expected the settings of a {what} run, got {json.dumps(held):.80}")
+    held = {**defaults, **held}
+    for name, value in wanted.items():
+        if held.get(name) != value:
+            raise OutputError(
+                f"{folder} holds a {what} run with {name} = {held.get(name)}, not {value}: choose another --out folder, or "
+                "remove this one to start over"
+            )
 
 
 def remove_all(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import sys
 from collections.abc import Iterator
@@ -20,19 +19,20 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from proxflow import data, evaluation, imagefiles, metrics, models
-from proxflow.checkpoints import remove_all
+from proxflow.checkpoints import claim_folder, digest, remove_all
 from proxflow.config import DeviceName, ModelConfig, SamplerName, TrainingConfig, read_json, to_dict
 from proxflow.couplings import MinibatchOT
-from proxflow.errors import ArgumentError, CheckpointError, DataError, MemoryLimitError, OutputError, ProxflowError
+from proxflow.errors import ArgumentError, DataError, MemoryLimitError, OutputError, ProxflowError
 from proxflow.experiments import mnist
 from proxflow.experiments.presets import GEOMETRY_PRESETS, PRESETS
 from proxflow.files import writable_folder, write_json
 from proxflow.lessons import lesson
 from proxflow.models import Model
-from proxflow.options import Evaluate, Options, Reproduce, Sample, Train
+from proxflow.options import Evaluate, Options, Reflow, Reproduce, Sample, Train
 from proxflow.predictors import Predictor
 from proxflow.processes import Processes, joined
 from proxflow.progress import bar
+from proxflow.reflow import reflow
 from proxflow.samplers import sample
 from proxflow.tracking import TensorBoard
 from proxflow.training import fit
@@ -45,7 +45,7 @@ def run(options: Options) -> None:
         ProxflowError: Any error of the library; of this class itself when memory ran out.
     """
     try:
-        seed = options.training.seed if isinstance(options, Train) else options.seed
+        seed = options.training.seed if isinstance(options, Train | Reflow) else options.seed
         if not 0 <= seed < 2**63:
             raise ArgumentError(f"--seed must be at least 0 and below 2^63, got {seed}")
         with joined(device_of(options.device)) as device:
@@ -54,6 +54,8 @@ def run(options: Options) -> None:
                     run_sample(options, device)
                 case Train():
                     run_train(options, device)
+                case Reflow():
+                    run_reflow(options, device)
                 case Evaluate():
                     run_evaluate(options, device)
                 case Reproduce():
@@ -77,7 +79,7 @@ def _out_of_memory(options: Options) -> str:
     match options:
         case Reproduce():
             return "free some on the device, or choose another --device; the same command then goes on"
-        case Train():
+        case Train() | Reflow():
             return f"lower --batch-size, now {options.training.batch_size}, or take a smaller network"
         case _:
             return f"lower --batch-size, now {options.batch_size}: try --batch-size {max(1, options.batch_size // 2)}"
@@ -166,9 +168,7 @@ _GRID_STEPS = 10
 
 def run_train(options: Train, device: torch.device) -> None:
     """Train a model, or go on with one, and say where it is."""
-    for name, value in {**vars(options.training), **vars(options.network)}.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ArgumentError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
+    _check_finite({**vars(options.training), **vars(options.network)})
     training = TrainingConfig(**vars(options.training))
     config = ModelConfig(**vars(options.network))
     teacher = None if options.teacher is None else models.load(options.teacher, device)
@@ -180,6 +180,8 @@ def run_train(options: Train, device: torch.device) -> None:
         config = teacher.config
     elif config.coupling == "ot":
         MinibatchOT().check()
+    elif config.coupling == "reflow":
+        raise ArgumentError("--coupling reflow: such a model is made of a trained one, by the command reflow")
     images, held_out = training_images(options)
     shape = tuple(images.shape[1:])
     torch.manual_seed(training.seed)
@@ -266,6 +268,12 @@ def run_train(options: Train, device: torch.device) -> None:
     _say_how_to_sample(out)
 
 
+def _check_finite(settings: dict[str, Any]) -> None:
+    for name, value in settings.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ArgumentError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
+
+
 def _where(device: torch.device) -> str:
     size = Processes.current().size
     return device.type if size == 1 else f"{device.type}, {size} processes"
@@ -324,41 +332,16 @@ def _claim(
     out: Path, config: ModelConfig, training: TrainingConfig, images: Tensor, held_out: float, teacher: Model | None
 ) -> None:
     """Write down what a folder is for, or refuse one that is for something else."""
-    path = out / "run.json"
     wanted = {
         **to_dict(config),
         **training.decisive(),
         "held_out": held_out,
         "data": f"sha256 {hashlib.sha256(images.numpy().tobytes()).hexdigest()}, shape {list(images.shape)}",
-        "teacher": None if teacher is None else _digest(teacher.predictor),
+        "teacher": None if teacher is None else digest(teacher.predictor),
     }
-    if not path.exists():
-        if (out / "config.json").exists():
-            raise OutputError(f"{out} holds a model that this command did not begin: choose another --out folder")
-        write_json(path, wanted)
-        return
-    held = read_json(path)
-    if not isinstance(held, dict):
-        raise CheckpointError(f"{path}: expected the settings of a training run, got {json.dumps(held):.80}")
-    held = {
-        **to_dict(ModelConfig()),
-        **to_dict(TrainingConfig()),
-        "held_out": 0.0,
-        "teacher": None,
-        **held,
-    }  # what was added later had its default
-    for name, value in wanted.items():
-        if held.get(name) != value:
-            raise OutputError(
-                f"{out} holds a training run with {name} = {held.get(name)}, not {value}: choose another --out folder, or "
-                "remove this one to start over"
-            )
-
-
-def _digest(module: nn.Module) -> str:
-    """What tells the weights of one module from those of another."""
-    content = b"".join(tensor.cpu().numpy().tobytes() for tensor in module.state_dict().values())
-    return f"sha256 {hashlib.sha256(content).hexdigest()}"
+    # What was added later had its default.
+    defaults = {**to_dict(ModelConfig()), **to_dict(TrainingConfig()), "held_out": 0.0, "teacher": None}
+    claim_folder(out, wanted, defaults, "training")
 
 
 def _steps_done(folder: Path) -> int | None:
@@ -372,6 +355,31 @@ def _steps_done(folder: Path) -> int | None:
 
 def _say_how_to_sample(folder: Path) -> None:
     say(f"draw from it: proxflow sample {folder}")
+
+
+# reflow ---------------------------------------------------------------------------------------------------------------
+
+
+def run_reflow(options: Reflow, device: torch.device) -> None:
+    """Straighten a model's paths, or go on with it."""
+    _check_finite(vars(options.training))
+    training = TrainingConfig(**vars(options.training))
+    straightened = reflow(
+        models.load(options.model, device),
+        training,
+        options.out,
+        rounds=options.rounds,
+        pairs=options.pairs,
+        pair_steps=options.pair_steps,
+        sampler=options.pair_sampler,
+        source=options.model,
+        device=device,
+        provenance={"hardware": mnist.hardware(device), "versions": mnist.versions()},
+        say=say,
+    )
+    passes = straightened.provenance["reflow"]["network_passes"]
+    say(f"straightened in {options.rounds} rounds, {sum(passes.values()):,} network passes: {options.out}")
+    _say_how_to_sample(options.out)
 
 
 # evaluate -------------------------------------------------------------------------------------------------------------

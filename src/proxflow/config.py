@@ -25,7 +25,8 @@ SamplerName = Literal[
     "sde-bfn-solver2",
 ]
 MethodName = Literal["flow", "distribution-matching"]
-CouplingName = Literal["independent", "ot"]
+PairSamplerName = Literal["deterministic", "multistep2", "midpoint"]
+CouplingName = Literal["independent", "ot", "reflow"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bf16"]
 Parallel = Literal["ddp", "fsdp"]
@@ -49,7 +50,7 @@ class ModelConfig:
             0.6 suits images as simple as digits, where beliefs of later times tell nothing new.
         coupling: Which prior draw a gpfn flow pairs with which image in training. independent: any. ot: those that are
             nearest together within a batch (minibatch optimal transport), which straightens the paths; needs the extra
-            "transport" to train, not to sample.
+            "transport" to train, not to sample. reflow: those of a trained model, as the command reflow pairs them.
     """
 
     flow: FlowName = "gpfn-w2"

@@ -78,6 +78,22 @@ class MinibatchOT:
         return permutation.to(x.device)
 
 
+@dataclass(frozen=True)
+class Reflowed:
+    """The pairs of prior draw and sample that an earlier model's flow makes: what :class:`proxflow.Reflow` trains on.
+
+    It says of a flow how its network was trained. The pairs are data of their own, so it pairs no others.
+    """
+
+    def pair(self, prior_mean: Tensor, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Nothing.
+
+        Raises:
+            ArgumentError: Always.
+        """
+        raise ArgumentError("this flow was trained on pairs of its own: train it on such, with the objective Reflow")
+
+
 def _groups(number: int, condition: Tensor | None) -> Iterator[Tensor]:
     """Indices of the examples of each condition."""
     if condition is None:

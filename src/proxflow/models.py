@@ -14,7 +14,7 @@ from torch import Tensor
 
 from proxflow.checkpoints import load_weights, refuse_other_weights, write_tensors
 from proxflow.config import ModelConfig, from_dict, read_json, to_dict
-from proxflow.couplings import MinibatchOT
+from proxflow.couplings import Coupling, MinibatchOT, Reflowed
 from proxflow.divergences import KL, FisherRao, ReverseKL, Wasserstein2
 from proxflow.errors import ArgumentError, CheckpointError, OutputError
 from proxflow.files import writable_folder, write_json, write_text
@@ -150,7 +150,7 @@ def build(config: ModelConfig, shape: tuple[int, ...]) -> Model:
             "gpfn-reverse-kl": ReverseKL(),
             "gpfn-fisher-rao": FisherRao(),
         }
-        coupling = MinibatchOT() if config.coupling == "ot" else None
+        coupling: Coupling | None = {"independent": None, "ot": MinibatchOT(), "reflow": Reflowed()}[config.coupling]
         flow = GPFN(geometry[config.flow], Linear(config.final), coupling=coupling)
         predictor = PointPredictor(network, flow)
     return Model(config, tuple(shape), flow, predictor)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from proxflow.config import DeviceName, ModelConfig, SamplerName, TrainingConfig
+from proxflow.config import DeviceName, ModelConfig, PairSamplerName, SamplerName, TrainingConfig
 from proxflow.experiments.presets import GEOMETRY_PRESETS, PRESETS, ExperimentName, PresetName
 
 _MINUTES = "; ".join(
@@ -124,6 +124,40 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Reflow:
+    """Straighten a model's paths, for fewer evaluations: train it on its own pairs of noise and image.
+
+    Each round draws pairs from the model, by a sampler without noise, and trains the model on straight lines between them,
+    from the weights it has (2209.03003). The new model's folder is used like any other; the model of each round is in the
+    folders round-1 and so on. An interrupted run goes on where it stopped when the same command is given again, and with
+    more --rounds it adds them.
+
+    For example:
+        proxflow reflow runs/mine --out runs/straight --steps 2000 --learning-rate 5e-4
+        proxflow reflow runs/mine --out runs/straight --rounds 2 --pairs 50000 --pair-steps 20
+
+    Args:
+        model: Name of a model that comes with the package, or a model folder; of the flow gpfn-w2 or gpfn-kl.
+        out: Folder for the straightened model, and for pairs and checkpoints on the way.
+        rounds: Number of rounds. One does most; errors of the sampler and of training add up with each.
+        pairs: Pairs of noise and image that a round is trained on.
+        pair_steps: Network evaluations spent on each image of a pair (NFE).
+        pair_sampler: How these are drawn; "proxflow sample --help" explains the choices.
+        training: How to train in each round.
+        device: Where to compute; auto takes CUDA when there is one.
+    """
+
+    model: ModelSource
+    out: Path
+    rounds: int = 1
+    pairs: int = 20_000
+    pair_steps: int = 10
+    pair_sampler: PairSamplerName = "multistep2"
+    training: tyro.conf.OmitArgPrefixes[TrainingOptions] = TrainingOptions()
+    device: DeviceName = "auto"
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Measure how good the images of a model are, or images made elsewhere.
 
@@ -226,4 +260,4 @@ class Reproduce:
     device: DeviceName = "auto"
 
 
-Options = Sample | Train | Evaluate | Reproduce
+Options = Sample | Train | Reflow | Evaluate | Reproduce

@@ -6,5 +6,6 @@ An objective has ``loss(predict, x, generator, t)`` like a flow, so :func:`proxf
 
 from proxflow.objectives.base import Objective
 from proxflow.objectives.distribution_matching import DistributionMatching, StudentAndCritic
+from proxflow.objectives.reflow import Reflow
 
-__all__ = ["DistributionMatching", "Objective", "StudentAndCritic"]
+__all__ = ["DistributionMatching", "Objective", "Reflow", "StudentAndCritic"]
