@@ -201,8 +201,8 @@ def test_a_round_straightens_and_keeps_the_law(trained, tmp_path):
     bends = [straightness(p, flow, (1024, 2), seed=3) for p in (predictor, longer, straight)]
     assert bends[2] < 0.3 * bends[0]
     assert bends[1] > 0.7 * bends[0]
-    # One evaluation of the model before gives the mean of the clusters; of the model after it gives all four of them.
-    for model, steps, least, most in ((predictor, 1, 0.8, 1.1), (straight, 1, 0.0, 0.35), (straight, 20, 0.0, 0.25)):
+    # One evaluation of the model before stays near the mean of the clusters; of the model after it gives all four of them.
+    for model, steps, least, most in ((predictor, 1, 0.6, 1.1), (straight, 1, 0.0, 0.35), (straight, 20, 0.0, 0.25)):
         drawn = sample(model, flow, (1000, 2), steps=steps, seed=5)
         assert least < float((drawn.abs() - 1).abs().mean()) < most
     for steps in (1, 20):
