@@ -41,8 +41,8 @@ ALLOWED = {
     "checkpoints": {"config", "errors", "files", "processes"},
     "models": TENSORS
     | {"config", "files", "checkpoints", "couplings", "divergences", "flows", "nn", "predictors", "schedules"},
-    "objectives": TENSORS | {"beliefs", "flows"},
-    "lessons": {"config", "errors", "models", "objectives"},
+    "objectives": TENSORS | {"beliefs", "flows", "schedules"},
+    "lessons": {"config", "errors", "models", "objectives", "predictors"},
     "training": TENSORS | {"config", "checkpoints", "processes", "progress", "tracking", "flows", "objectives"},
 }
 ALLOWED["reflow"] = ALLOWED["training"] | ALLOWED["models"] | {"models", "samplers", "training"}

@@ -52,8 +52,15 @@ if TYPE_CHECKING:
     )
     from proxflow.likelihood import Nats, OdeLikelihood, bayesian_bound, ode_log_likelihood, two_class_bound
     from proxflow.models import build, load
-    from proxflow.objectives import DistributionMatching, Objective, Reflow, StudentAndCritic
-    from proxflow.predictors import BinnedPredictor, ClassPredictor, PointPredictor, Predictor, ProductPredictor
+    from proxflow.objectives import DistributionMatching, LongStep, Objective, Reflow, StudentAndCritic
+    from proxflow.predictors import (
+        BinnedPredictor,
+        ClassPredictor,
+        LongStepPredictor,
+        PointPredictor,
+        Predictor,
+        ProductPredictor,
+    )
     from proxflow.proximal import Proximal
     from proxflow.samplers import BFNSolver, Deterministic, Marginal, Midpoint, Multistep2, Sampler, Stochastic, sample
     from proxflow.schedules import Cosine, Linear, VariancePreserving
@@ -107,8 +114,15 @@ _HOMES = {
     ],
     "likelihood": ["Nats", "OdeLikelihood", "bayesian_bound", "ode_log_likelihood", "two_class_bound"],
     "models": ["build", "load"],
-    "objectives": ["DistributionMatching", "Objective", "Reflow", "StudentAndCritic"],
-    "predictors": ["BinnedPredictor", "ClassPredictor", "PointPredictor", "Predictor", "ProductPredictor"],
+    "objectives": ["DistributionMatching", "LongStep", "Objective", "Reflow", "StudentAndCritic"],
+    "predictors": [
+        "BinnedPredictor",
+        "ClassPredictor",
+        "LongStepPredictor",
+        "PointPredictor",
+        "Predictor",
+        "ProductPredictor",
+    ],
     "proximal": ["Proximal"],
     "samplers": ["BFNSolver", "Deterministic", "Marginal", "Midpoint", "Multistep2", "Sampler", "Stochastic", "sample"],
     "schedules": ["Cosine", "Linear", "VariancePreserving"],

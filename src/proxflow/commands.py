@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from proxflow import data, evaluation, imagefiles, metrics, models
 from proxflow.checkpoints import claim_folder, digest, remove_all
-from proxflow.config import DeviceName, ModelConfig, SamplerName, TrainingConfig, read_json, to_dict
+from proxflow.config import DeviceName, ModelConfig, TrainingConfig, read_json, to_dict
 from proxflow.couplings import MinibatchOT
 from proxflow.errors import ArgumentError, DataError, MemoryLimitError, OutputError, ProxflowError
 from proxflow.experiments import mnist
@@ -33,7 +33,7 @@ from proxflow.predictors import Predictor
 from proxflow.processes import Processes, joined
 from proxflow.progress import bar
 from proxflow.reflow import reflow
-from proxflow.samplers import sample
+from proxflow.samplers import default_sampler, sample
 from proxflow.tracking import TensorBoard
 from proxflow.training import fit
 
@@ -128,7 +128,7 @@ def run_sample(options: Sample, device: torch.device) -> None:
     say(f"{options.n} images, {options.steps} network evaluations each: {options.out}")
 
 
-def draw(model: Model, n: int, steps: int, sampler: SamplerName, seed: int, batch_size: int) -> Tensor:
+def draw(model: Model, n: int, steps: int, sampler: str | None, seed: int, batch_size: int) -> Tensor:
     """Sample with a progress bar: uint8 (n, channels, height, width), in every process; each of them draws its share."""
     processes = Processes.current()
     # Shares begin where batches may: sampling works in multiples of 16 images.
@@ -501,11 +501,12 @@ def _images_source(path: Path, options: Evaluate) -> tuple[evaluation.Source, in
 
 
 def _model_source(model: Model, name: str, n: int, options: Evaluate) -> evaluation.Source:
-    origin = {"flow": model.config.flow, "sampler": options.sampler, "nfe": options.steps, "model": name}
-    title = f"{name} ({model.config.flow}), {options.sampler}, {options.steps} evaluations, seed {options.seed}"
+    sampler = options.sampler or default_sampler(model.predictor)
+    origin = {"flow": model.config.flow, "sampler": sampler, "nfe": options.steps, "model": name}
+    title = f"{name} ({model.config.flow}), {sampler}, {options.steps} evaluations, seed {options.seed}"
     return evaluation.Source(
         title,
-        lambda: draw(model, n, options.steps, options.sampler, options.seed, options.batch_size),
+        lambda: draw(model, n, options.steps, sampler, options.seed, options.batch_size),
         None,
         origin,
     )

@@ -29,6 +29,7 @@ PairSamplerName = Literal["deterministic", "multistep2", "midpoint"]
 CouplingName = Literal["independent", "ot", "reflow"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bf16"]
+PredictorName = Literal["point", "long-step"]
 Parallel = Literal["ddp", "fsdp"]
 
 
@@ -51,6 +52,8 @@ class ModelConfig:
         coupling: Which prior draw a gpfn flow pairs with which image in training. independent: any. ot: those that are
             nearest together within a batch (minibatch optimal transport), which straightens the paths; needs the extra
             "transport" to train, not to sample. reflow: those of a trained model, as the command reflow pairs them.
+        predictor: point predicts the data from the belief; long-step reads the end of each step as well and learns where
+            many small steps would lead, for few evaluations. It needs gpfn-w2 with final 1, and the deterministic sampler.
     """
 
     flow: FlowName = "gpfn-w2"
@@ -63,6 +66,7 @@ class ModelConfig:
     sigma1: float = 0.7
     final: float = 1.0
     coupling: CouplingName = "independent"
+    predictor: PredictorName = "point"
 
     def __post_init__(self) -> None:
         """Refuse sizes beyond any use: a file may claim them. The network itself is stricter."""

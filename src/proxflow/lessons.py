@@ -11,7 +11,8 @@ from torch import nn
 from proxflow.config import MethodName
 from proxflow.errors import ArgumentError
 from proxflow.models import Model
-from proxflow.objectives import DistributionMatching, Objective, StudentAndCritic
+from proxflow.objectives import DistributionMatching, LongStep, Objective, StudentAndCritic
+from proxflow.predictors import LongStepPredictor
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ def lesson(method: MethodName, model: Model, teacher: Model | None = None) -> Le
     """The lesson of a name.
 
     Args:
-        method: flow: the flow's own loss. distribution-matching: :class:`proxflow.DistributionMatching` from a teacher, with
-            the teacher's weights to begin with.
+        method: flow: the flow's own loss, or :class:`proxflow.LongStep` for a model that predicts long steps.
+            distribution-matching: :class:`proxflow.DistributionMatching` from a teacher, with the teacher's weights to begin
+            with.
         model: The model to train, untrained.
         teacher: A trained model of the same configuration, for methods that need one.
 
@@ -44,13 +46,21 @@ def lesson(method: MethodName, model: Model, teacher: Model | None = None) -> Le
     if method == "flow":
         if teacher is not None:
             raise ArgumentError("a flow's own loss needs no teacher: choose the method distribution-matching")
-        return Lesson(model.flow, model.predictor, lambda module: module)
+        objective: Objective = model.flow
+        if isinstance(model.predictor, LongStepPredictor):
+            objective = LongStep(cast(Any, model.flow))
+        return Lesson(objective, model.predictor, lambda module: module)
     if teacher is None:
         raise ArgumentError(f"{method} learns from a trained model: name a teacher")
     if teacher.config != model.config or teacher.shape != model.shape:
         raise ArgumentError(
             f"teacher and student must be alike: {teacher.config} {teacher.shape}, {model.config} {model.shape}"
         )
+    if isinstance(teacher.predictor, LongStepPredictor):
+        raise ArgumentError(
+            f"{method} needs a teacher that predicts the data from the belief: one of predictor 'point'"
+        )
     guide = teacher.predictor.eval().requires_grad_(False)
-    objective = DistributionMatching(model.flow, guide)
-    return Lesson(objective, StudentAndCritic(guide), lambda module: cast(Any, module).student)
+    return Lesson(
+        DistributionMatching(model.flow, guide), StudentAndCritic(guide), lambda module: cast(Any, module).student
+    )

@@ -20,7 +20,7 @@ from proxflow.errors import ArgumentError, CheckpointError, OutputError
 from proxflow.files import writable_folder, write_json, write_text
 from proxflow.flows import BFN, GPFN, Flow
 from proxflow.nn import UNet
-from proxflow.predictors import PointPredictor, Predictor
+from proxflow.predictors import LongStepPredictor, PointPredictor, Predictor
 from proxflow.schedules import Linear
 
 FORMAT = 1
@@ -132,11 +132,15 @@ def build(config: ModelConfig, shape: tuple[int, ...]) -> Model:
     """Build an untrained model for images of the given shape (channels, height, width), with values in [-1, 1].
 
     Initial weights come from torch's global generator: seed it first.
+
+    Raises:
+        ArgumentError: Another shape, sizes out of range, or a long-step predictor for a flow that has none.
     """
     if len(shape) != 3 or min(shape) < 1:
         raise ArgumentError(f"image models need a shape (channels, height, width), got {tuple(shape)}")
     network = unet(config, shape[0])
     flow: Flow[Any]
+    predictor: Predictor
     if config.flow == "bfn":  # as the reference has it: noise prediction, clipped in the loss as well
         flow = BFN(sigma1=1e-3)
         predictor = PointPredictor(network, flow, parameterisation="epsilon", clip_in_training=True)
@@ -153,12 +157,15 @@ def build(config: ModelConfig, shape: tuple[int, ...]) -> Model:
         coupling: Coupling | None = {"independent": None, "ot": MinibatchOT(), "reflow": Reflowed()}[config.coupling]
         flow = GPFN(geometry[config.flow], Linear(config.final), coupling=coupling)
         predictor = PointPredictor(network, flow)
+    if config.predictor == "long-step":
+        predictor = LongStepPredictor(network, flow)
     return Model(config, tuple(shape), flow, predictor)
 
 
 def unet(config: ModelConfig, channels: int) -> UNet:
     """The untrained U-Net of a configuration, for images of the given number of channels."""
-    network: UNet = UNet(
+    reads_end = config.predictor == "long-step"
+    network = UNet(
         channels,
         channels=config.channels,
         multipliers=config.multipliers,
@@ -166,8 +173,10 @@ def unet(config: ModelConfig, channels: int) -> UNet:
         attention=config.attention,
         patch=config.patch,
         dropout=config.dropout,
-    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network
+        reads_end=reads_end,
+    )
+    # The forward derivative of group normalisation, which long steps may be trained by, is for the other layout alone.
+    return network if reads_end else network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def save(folder: Path, model: Model, weights: dict[str, Tensor], provenance: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
@@ -20,6 +20,13 @@ _MINUTES = "; ".join(
 )
 
 ModelSource = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")]
+SamplerChoice = Annotated[
+    SamplerName | None,
+    tyro.conf.arg(
+        metavar=f"{{{','.join(get_args(SamplerName))}}}",
+        help_behavior_hint="(default: multistep2; of a long-step model, deterministic)",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,8 @@ class Sample:
         sampler: deterministic: the proximal step toward the prediction. stochastic: toward a noisy draw around it.
             marginal: replaces noise but keeps its amount. multistep2: second order, the best at few evaluations. midpoint:
             second order, two evaluations a step. bfn-solver1, bfn-solver2: BFN-Solver of either order; sde-: with fresh
-            noise. All but the first two need a flow with Gaussian paths: gpfn-w2, gpfn-kl, bfn or bfn-tuned.
+            noise. All but the first two need a flow with Gaussian paths: gpfn-w2, gpfn-kl, bfn or bfn-tuned. A model trained
+            with --predictor long-step takes deterministic alone.
         seed: Number that fixes the images: image i depends on the seed and on i alone, whatever --n and --batch-size are.
         out: Where to write. Ending .png: one picture, a grid. Ending .npz: key "images", uint8, N x H x W x C. No ending:
             a folder of PNG files, 00000.png and so on.
@@ -49,7 +57,7 @@ class Sample:
     model: ModelSource = "mnist"
     n: int = 64
     steps: int = 20
-    sampler: SamplerName = "multistep2"
+    sampler: SamplerChoice = None
     seed: int = 0
     out: Path = Path("samples.png")
     batch_size: int = 128
@@ -204,7 +212,7 @@ class Evaluate:
     ] = ()
     n: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1000; of images, all)")] = None
     steps: int = 20
-    sampler: SamplerName = "multistep2"
+    sampler: SamplerChoice = None
     seed: int = 0
     images: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: the model's)")] = None
     data: str = "mnist"

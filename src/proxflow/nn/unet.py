@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +22,17 @@ class TimeEmbedding(nn.Module):
 
     Args:
         width: Size of the embedding, even.
+        highest: Highest angular frequency.
 
     Shapes: ``t`` (batch,) in [0, 1] → (batch, width).
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, highest: float = 200 * math.pi) -> None:
         super().__init__()
-        # Angular frequencies from π/2 (one slow sweep over [0, 1]) to 200π, geometrically spaced.
-        exponents = torch.linspace(math.log(math.pi / 2), math.log(200 * math.pi), width // 2)
+        # Angular frequencies from π/2 (one slow sweep over [0, 1]) to the highest, geometrically spaced.
+        exponents = torch.linspace(math.log(math.pi / 2), math.log(highest), width // 2)
         self.register_buffer("frequencies", exponents.exp(), persistent=False)
         self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
@@ -45,7 +47,10 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
-def _zero(layer: nn.Conv2d) -> nn.Conv2d:
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def _zero(layer: Layer) -> Layer:
     """Start a residual branch at zero, so that a fresh network is the identity along its skips."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
@@ -136,11 +141,15 @@ class UNet(nn.Module):
         patch: Side of the space-to-depth stem: ``patch × patch`` pixels become channels, so that all convolutions
             run at a ``patch``-th of the resolution. 1 for none.
         dropout: Probability of dropping a feature in the residual blocks.
+        reads_end: Whether it reads a second time, ``end`` ≥ t, by an embedding of end − t that is added to that of t. What
+            is added begins at zero, so that weights without it serve as they did.
 
-    Shapes: ``x`` (batch, in_channels, height, width), ``t`` (batch,) or a scalar → (batch, out_channels, height, width).
+    Shapes: ``x`` (batch, in_channels, height, width), ``t`` and ``end`` (batch,) or scalars → (batch, out_channels, height,
+    width). Without ``end`` it is t.
 
     Raises:
-        ArgumentError: An argument is out of range, or ``x`` has another number of dimensions or channels.
+        ArgumentError: An argument is out of range, ``x`` has another number of dimensions or channels, or an ``end`` is
+            given to a network that reads none.
     """
 
     def __init__(
@@ -154,6 +163,7 @@ class UNet(nn.Module):
         attention: Sequence[int] = (),
         patch: int = 1,
         dropout: float = 0.0,
+        reads_end: bool = False,
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
@@ -177,6 +187,7 @@ class UNet(nn.Module):
 
         width = 4 * channels
         self.embed = TimeEmbedding(width)
+        self.embed_gap: TimeEmbedding | None = None
         self.stem = nn.Conv2d(in_channels * patch**2, channels, 3, padding=1)
 
         size, skips = channels, [channels]
@@ -199,12 +210,21 @@ class UNet(nn.Module):
             if level:
                 self.up.append(Double(size))
         self.head = nn.Sequential(_norm(size), nn.SiLU(), _zero(nn.Conv2d(size, out_channels * patch**2, 3, padding=1)))
+        if reads_end:  # last, so that the other weights are drawn as without it
+            # Slow waves: what is said of a whole step changes little with its end, and derivatives pass through here.
+            self.embed_gap = TimeEmbedding(width, 8 * math.pi)
+            _zero(self.embed_gap.layers[-1])
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, end: Tensor | None = None) -> Tensor:
+        if end is not None and self.embed_gap is None:
+            raise ArgumentError("this UNet reads no end of a step: build it with reads_end=True")
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ArgumentError(f"UNet reads (batch, {self.in_channels}, height, width), got {tuple(x.shape)}")
         height, width = x.shape[-2:]
         embedding = self.embed(t.expand(x.shape[0]))
+        if self.embed_gap is not None:
+            gap = torch.zeros_like(t) if end is None else end - t
+            embedding = embedding + self.embed_gap(gap.expand(x.shape[0]))
         x = functional.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
         hidden = self.stem(functional.pixel_unshuffle(x, self.patch))
         skips = [hidden]

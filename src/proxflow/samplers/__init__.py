@@ -18,7 +18,7 @@ from proxflow.samplers.bfn_solver import BFNSolver
 from proxflow.samplers.midpoint import Midpoint
 from proxflow.samplers.path import Marginal, Multistep2, PathSampler
 from proxflow.samplers.proximal import Deterministic, ProximalSampler, Stochastic
-from proxflow.samplers.registry import SAMPLERS, sample
+from proxflow.samplers.registry import SAMPLERS, default_sampler, sample
 
 __all__ = [
     "SAMPLERS",
@@ -35,5 +35,6 @@ __all__ = [
     "SamplingFlow",
     "Stochastic",
     "Watch",
+    "default_sampler",
     "sample",
 ]

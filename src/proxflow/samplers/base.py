@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class SamplingFlow(Protocol):
     def belief_at(self, latent: Tensor, t: Tensor) -> Any: ...
 
 
-Predict = Callable[[Any, Tensor], Any]
+Predict = Callable[..., Any]
 Watch = Callable[[float, Belief, Belief], None]
 """Called at each evaluation with the time, the belief and the predicted target."""
 
@@ -54,6 +54,9 @@ class Samples:
 
 class Sampler(ABC):
     """Base of all samplers; members are frozen dataclasses of their settings."""
+
+    keeps_to_target: ClassVar[bool] = False
+    """Whether each step goes straight toward the newest target, without noise: what an effective target is meant for."""
 
     @abstractmethod
     def init(self, flow: SamplingFlow, belief: Any, generator: Generator) -> tuple[Any, Any]:
@@ -93,7 +96,8 @@ class Sampler(ABC):
         """Draw samples with ``nfe`` evaluations of ``predict``.
 
         Args:
-            predict: Function of a belief and times (batch,) that returns the predicted target.
+            predict: Function of a belief and times (batch,) that returns the predicted target. One with ``reads_end`` is
+                told the times of the next belief, ``end`` (batch,), 1 at the last evaluation.
             flow: The flow that ``predict`` was trained for.
             shape: Shape of the samples, (batch, *event).
             nfe: Number of network evaluations, ≥ 1.
@@ -104,7 +108,8 @@ class Sampler(ABC):
             watch: Called at each evaluation.
 
         Raises:
-            ArgumentError: ``nfe`` < 1, an empty shape, or times that do not increase from 0 within [0, 1].
+            ArgumentError: ``nfe`` < 1, an empty shape, times that do not increase from 0 within [0, 1], or a sampler that
+                does not keep to the target of a predictor that reads the end of its step.
         """
         if nfe < 1:
             raise ArgumentError(f"the number of network evaluations must be at least 1, got {nfe}")
@@ -113,6 +118,11 @@ class Sampler(ABC):
         times = self.times(flow, nfe) if times is None else list(times)
         if len(times) != nfe or times[0] != 0 or times[-1] > 1 or any(s <= t for t, s in pairwise(times)):
             raise ArgumentError(f"times must be {nfe} numbers increasing from 0, at most 1, got {times}")
+        if getattr(predict, "reads_end", False) and not self.keeps_to_target:
+            raise ArgumentError(
+                f"{type(self).__name__} does not step straight toward the target, which this predictor made for a whole "
+                "step: use Deterministic ('deterministic')"
+            )
         device = torch.device(device)
         belief, state = self.init(flow, flow.prior(shape, generator, dtype, device), generator)
         # The schedule's arithmetic and its transfers are before the loop: inside, each scalar would cost what a batch does.
@@ -120,9 +130,17 @@ class Sampler(ABC):
         asked = torch.tensor(times, dtype=torch.promote_types(dtype, torch.float32), device=device)[:, None]
         asked_at = asked.expand(nfe, shape[0]).unbind()
         for k in range(nfe):
-            target = predict(belief, asked_at[k])
+            target = predict(belief, asked_at[k], **_told(predict, asked_at, k))
             if watch is not None:
                 watch(times[k], belief, target)
             if k + 1 < nfe:
                 belief, state = self.step(flow, belief, target, plan[k], plan[k + 1], generator, state)
         return Samples(target.mode, nfe)
+
+
+def _told(predict: Predict, asked_at: Sequence[Tensor], k: int) -> dict[str, Any]:
+    """What a predictor asks to be told at evaluation k, besides the belief and its time."""
+    told: dict[str, Any] = {}
+    if getattr(predict, "reads_end", False):
+        told["end"] = asked_at[k + 1] if k + 1 < len(asked_at) else torch.ones_like(asked_at[k])
+    return told

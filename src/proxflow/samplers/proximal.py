@@ -35,6 +35,7 @@ class Deterministic(ProximalSampler):
     """
 
     noisy = False
+    keeps_to_target = True
 
 
 @dataclass(frozen=True)

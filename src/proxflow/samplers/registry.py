@@ -32,13 +32,18 @@ SAMPLERS: dict[str, Sampler] = {
 """
 
 
+def default_sampler(model: nn.Module) -> str:
+    """The sampler of choice at few evaluations: multistep2, or deterministic for a predictor that reads ends of steps."""
+    return "deterministic" if getattr(model, "reads_end", False) else "multistep2"
+
+
 def sample(
     model: nn.Module,
     flow: SamplingFlow,
     shape: Sequence[int],
     *,
     steps: int = 20,
-    sampler: Sampler | str = "multistep2",
+    sampler: Sampler | str | None = None,
     seed: int = 0,
     batch_size: int = 128,
     first: int = 0,
@@ -52,7 +57,7 @@ def sample(
         flow: The flow it was trained for.
         shape: (number of samples, *event).
         steps: Network evaluations spent on each sample (NFE), ≥ 1.
-        sampler: A sampler or its name in :data:`SAMPLERS`.
+        sampler: A sampler or its name in :data:`SAMPLERS`; ``None`` takes :func:`default_sampler`.
         seed: Seed of the samples.
         batch_size: Samples drawn at a time, rounded up to a multiple of 16. A last, smaller batch is filled up with
             samples that are thrown away: kernels take other paths, with other rounding, for odd batch sizes.
@@ -66,6 +71,7 @@ def sample(
     Raises:
         ArgumentError: An unknown sampler, or a number out of range.
     """
+    sampler = default_sampler(model) if sampler is None else sampler
     if isinstance(sampler, str):
         if sampler not in SAMPLERS:
             raise ArgumentError(f"unknown sampler {sampler!r}; known are {', '.join(SAMPLERS)}")
