@@ -2,11 +2,9 @@
 
 import copy
 import json
-import time
 
 import pytest
 import torch
-from fleet import start, together
 from safetensors.torch import load_file, save_file
 from support import GaussianData
 
@@ -297,35 +295,6 @@ def _same_weights(one, other):
     assert not (other / "round-2" / "checkpoints").exists()
     known = [json.loads((folder / "config.json").read_text())["provenance"]["reflow"] for folder in (one, other)]
     assert known[0]["straightness"] == known[1]["straightness"]
-
-
-def _in_a_process(folder):
-    reflow(tiny(), TRAINING, folder, **WORK)
-
-
-@pytest.mark.parametrize("seen", ["round-1/pairs/samples-00000.safetensors", "round-2/checkpoints/step-00000010"])
-def test_killed_it_goes_on_to_the_same_bytes(whole, tmp_path, seen):
-    process = start(_in_a_process, tmp_path)
-    while not (tmp_path / seen).exists() and process.is_alive():
-        time.sleep(0.002)
-    process.kill()
-    process.join()
-    reflow(tiny(), TRAINING, tmp_path, **WORK)
-    _same_weights(whole, tmp_path)
-
-
-def _shared(folder):
-    reflow_module.SHARD = 16  # of 40 pairs, three files
-    reflow(tiny(), TRAINING, folder, **{**WORK, "rounds": 1})
-    return
-
-
-def test_two_processes_share_the_work(whole, tmp_path):
-    assert together(2, _shared, tmp_path) == [None, None]
-    one, two = (load_file(folder / "round-1" / "model.safetensors") for folder in (whole, tmp_path))
-    for name in one:  # up to the order in which gradients are added
-        torch.testing.assert_close(one[name], two[name], atol=2e-4, rtol=1e-3)
-    assert not (tmp_path / "round-1" / "pairs").exists()
 
 
 def test_a_finished_run_is_not_repeated_and_another_is_refused(whole, monkeypatch):

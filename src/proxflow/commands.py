@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from rich import box
@@ -24,7 +24,7 @@ from proxflow.config import DeviceName, ModelConfig, TrainingConfig, read_json, 
 from proxflow.couplings import MinibatchOT
 from proxflow.errors import ArgumentError, DataError, MemoryLimitError, OutputError, ProxflowError
 from proxflow.experiments import mnist
-from proxflow.experiments.presets import GEOMETRY_PRESETS, PRESETS
+from proxflow.experiments.presets import EXPERIMENTS, FEW_STEP_PRESETS, GEOMETRY_PRESETS, PRESETS
 from proxflow.files import writable_folder, write_json
 from proxflow.lessons import lesson
 from proxflow.models import Model
@@ -36,6 +36,9 @@ from proxflow.reflow import reflow
 from proxflow.samplers import default_sampler, sample
 from proxflow.tracking import TensorBoard
 from proxflow.training import fit
+
+if TYPE_CHECKING:
+    from proxflow.experiments.report import Claim
 
 
 def run(options: Options) -> None:
@@ -521,14 +524,22 @@ def run_reproduce(options: Reproduce, device: torch.device) -> None:
         raise ArgumentError(
             "reproduce runs on one process: start it without torchrun; train, sample and evaluate run on many"
         )
-    if options.experiment == "geometry" and options.preset not in GEOMETRY_PRESETS:
-        raise ArgumentError(f"geometry has the presets {' and '.join(GEOMETRY_PRESETS)}, got --preset {options.preset}")
-    out = options.out if options.out is not None else Path("runs") / f"{options.experiment}-{options.preset}"
+    presets = EXPERIMENTS[options.experiment]
+    if options.preset not in presets:
+        raise ArgumentError(
+            f"{options.experiment} has the presets {' and '.join(presets)}, got --preset {options.preset}"
+        )
+    name = f"{options.experiment}-{options.preset}"
+    if options.data != "mnist":
+        name += f"-{Path(options.data).name}"
+    out = options.out if options.out is not None else Path("runs") / name
     writable_folder(out)
-    minutes = (GEOMETRY_PRESETS if options.experiment == "geometry" else PRESETS)[options.preset].minutes
-    say(f"{options.experiment}, {options.preset}: {minutes}; running on {device.type}, into {out}")
+    say(
+        f"{options.experiment}, {options.preset}: {presets[options.preset].minutes}; running on {device.type}, into {out}"
+    )
     say("interrupt with Ctrl-C at any time: the same command goes on where it stopped")
-    files = (reproduce_geometry if options.experiment == "geometry" else reproduce_mnist)(options, out, device)
+    work = {"mnist": reproduce_mnist, "geometry": reproduce_geometry, "few-step": reproduce_few_step}
+    files = work[options.experiment](options, out, device)
     for path in (out / "results.json", *(file for file in files if file.suffix in (".md", ".html"))):
         say(f"written: {path}")
 
@@ -539,17 +550,21 @@ def reproduce_mnist(options: Reproduce, out: Path, device: torch.device) -> list
 
     preset = PRESETS[options.preset]
     preset = replace(preset, seeds=tuple(options.seed + seed for seed in preset.seeds))
-    results = mnist.reproduce(options.preset, preset, out, device, say)
+    results = mnist.reproduce(options.preset, preset, out, device, say, options.data)
     files = report.write_report(out, results, device)
+    _print_claims(report.claims(results))
+    return files
+
+
+def _print_claims(claims: Sequence[Claim]) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("claim", "measured", "expected", "holds"):
         table.add_column(heading, justify="left" if heading == "claim" else "right")
-    for claim in report.claims(results):
+    for claim in claims:
         expected = "" if claim.threshold is None else f"{claim.relation} {claim.threshold:g}"
         verdict = "" if claim.held is None else "yes" if claim.holds else "no"
-        table.add_row(claim.statement, f"{report.Summary.of(claim.values).mean:.3g}", expected, verdict)
+        table.add_row(claim.statement, f"{sum(claim.values) / len(claim.values):.3g}", expected, verdict)
     Console(file=sys.stdout, highlight=False, width=100).print(table)
-    return files
 
 
 def reproduce_geometry(options: Reproduce, out: Path, device: torch.device) -> list[Path]:
@@ -561,8 +576,20 @@ def reproduce_geometry(options: Reproduce, out: Path, device: torch.device) -> l
         tuple(options.seed + seed for seed in counted) for counted in (preset.seeds, preset.further_seeds)
     )
     preset = replace(preset, seeds=seeds, further_seeds=further)
-    results = geometry.reproduce(options.preset, preset, out, device, say)
+    results = geometry.reproduce(options.preset, preset, out, device, say, options.data)
     files = geometry_report.write_report(out, results)
     for verdict in geometry_report.verdicts(results):
         say(f"- {verdict.sentence}")
+    return files
+
+
+def reproduce_few_step(options: Reproduce, out: Path, device: torch.device) -> list[Path]:
+    """The study of few evaluations; the files of its report."""
+    from proxflow.experiments import few_step, few_step_report  # brings plotting, which no other command needs
+
+    preset = FEW_STEP_PRESETS[options.preset]
+    preset = replace(preset, seeds=tuple(options.seed + seed for seed in preset.seeds))
+    results = few_step.reproduce(options.preset, preset, out, device, say, options.data)
+    files = few_step_report.write_report(out, results)
+    _print_claims(few_step_report.claims(results))
     return files

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from proxflow.config import MethodName
 from proxflow.errors import ArgumentError
@@ -23,11 +23,13 @@ class Lesson:
         objective: The loss.
         module: What is trained.
         kept: From the trained module to the predictor that is kept.
+        data: What it is trained on, where this is not the data set.
     """
 
     objective: Objective
     module: nn.Module
     kept: Callable[[nn.Module], nn.Module]
+    data: Tensor | None = None
 
 
 def lesson(method: MethodName, model: Model, teacher: Model | None = None) -> Lesson:

@@ -12,11 +12,12 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from proxflow.config import DeviceName, ModelConfig, PairSamplerName, SamplerName, TrainingConfig
-from proxflow.experiments.presets import GEOMETRY_PRESETS, PRESETS, ExperimentName, PresetName
+from proxflow.experiments.presets import FEW_STEP_PRESETS, GEOMETRY_PRESETS, PRESETS, ExperimentName, PresetName
 
 _MINUTES = "; ".join(
     [f"{name}: {preset.minutes}" for name, preset in PRESETS.items()]
     + [f"geometry {name}: {preset.minutes}" for name, preset in GEOMETRY_PRESETS.items()]
+    + [f"few-step {name}: {preset.minutes}" for name, preset in FEW_STEP_PRESETS.items()]
 )
 
 ModelSource = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")]
@@ -240,6 +241,9 @@ class Reproduce:
     evaluates each with each of its samplers at 1 to 100 network evaluations and writes results.json, a Markdown and an
     HTML report with pictures.
 
+    few-step trains that U-Net in several ways that aim at good images in one to twenty evaluations, counts what each
+    costs in training, and draws quality against evaluations and against cost. It has the presets quick and paper.
+
     geometry trains that U-Net under six divergences, and on binary images under three, each beside a control that has its
     schedule but not its geometry, and says which differences are the geometry's. It has
     the presets quick and standard.
@@ -250,19 +254,27 @@ class Reproduce:
         proxflow reproduce --preset quick
         proxflow reproduce mnist --preset paper --device cuda --out runs/paper
         proxflow reproduce geometry --preset quick
+        proxflow reproduce few-step --data fashion-mnist
 
     Args:
         experiment: Which experiment.
         preset: How much to train and to sample.
+        data: What to learn: mnist, or a folder of IDX files of 28 x 28 grey images.
         out: Folder for models, results and report.
         seed: Number that fixes initial weights, order of data and noise; a preset of several seeds counts up from it.
         device: Where to compute; auto takes CUDA when there is one.
     """
 
-    experiment: Annotated[ExperimentName, tyro.conf.Positional, tyro.conf.arg(metavar="[{mnist,geometry}]")] = "mnist"
+    experiment: Annotated[
+        ExperimentName, tyro.conf.Positional, tyro.conf.arg(metavar="[{mnist,geometry,few-step}]")
+    ] = "mnist"
     preset: Annotated[PresetName, tyro.conf.arg(help_behavior_hint=f"({_MINUTES}; default: quick)")] = "quick"
+    data: str = "mnist"
     out: Annotated[
-        Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: runs/EXPERIMENT-PRESET)")
+        Path | None,
+        tyro.conf.arg(
+            metavar="PATH", help_behavior_hint="(default: runs/EXPERIMENT-PRESET, with other data also -DATA)"
+        ),
     ] = None
     seed: int = 0
     device: DeviceName = "auto"

@@ -28,6 +28,7 @@ from proxflow.data import to_bytes
 from proxflow.errors import DataError, OutputError
 from proxflow.experiments.presets import Preset
 from proxflow.files import writable_folder, write_atomically, write_json
+from proxflow.lessons import Lesson, lesson
 from proxflow.models import Model
 from proxflow.progress import bar
 from proxflow.samplers import sample
@@ -120,6 +121,8 @@ class Contender:
         images: The same as images of bytes: the floor scores some of them.
         test: Images of bytes that samples are compared with; contenders that are compared share one tensor.
         to_images: From samples to images of bytes.
+        teach: Given the folder of the run, the untrained model, settings with the seed and the device: what it is trained
+            with, and the settings to use; ``None`` for the flow's own loss and those given.
     """
 
     build: Callable[[], Model]
@@ -127,6 +130,7 @@ class Contender:
     images: Tensor
     test: Tensor
     to_images: Callable[[Tensor], Tensor] = to_bytes
+    teach: Callable[[Path, Model, TrainingConfig, torch.device], tuple[Lesson, TrainingConfig]] | None = None
 
 
 def claim(out: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -204,6 +208,7 @@ def run(
     todo = [cell for cell in cells if cell not in held]
     if todo:
         say(f"evaluate: {len(todo)} cells of {samples} samples")
+        references: dict[int, metrics.Reference] = {}
         judges: dict[tuple[int, int], tuple[metrics.Reference, dict[str, Any]]] = {}
         with bar("evaluate", sum(cell.nfe for cell in todo) * samples, "evaluations") as show:
             spent = 0
@@ -211,7 +216,9 @@ def run(
                 contender = contenders[cell.flow]
                 key = (id(contender.test), cell.seed)
                 if key not in judges:
-                    reference = metrics.Reference.of(extractor(contender.test))
+                    if key[0] not in references:
+                        references[key[0]] = metrics.Reference.of(extractor(contender.test))
+                    reference = references[key[0]]
                     real = floor(reference, extractor, contender.images, samples, cell.seed)
                     judges[key] = reference, real.as_floor()
                 evaluate_cell(out, cell, contender, samples, extractor, *judges[key], device)
@@ -243,19 +250,24 @@ def train_one(
         return
     torch.manual_seed(training.seed)  # the same initial weights for every flow
     model = contender.build()
+    learning = lesson("flow", model)
+    if contender.teach is not None:
+        learning, training = contender.teach(out, model, training, device)
     say(f"train: {flow}, seed {training.seed}, {training.steps} steps of {training.batch_size} images")
+    examples = contender.data if learning.data is None else learning.data
     result = fit(
-        model.flow, model.predictor, contender.data, training, folder=folder, device=device, label=f"train {flow}"
+        learning.objective, learning.module, examples, training, folder=folder, device=device, label=f"train {flow}"
     )
     provenance = {
-        "data": f"{len(contender.data)} training images",
+        "data": f"{len(examples)} training {'images' if learning.data is None else 'pairs'}",
         "training": to_dict(training),
+        "passes": learning.objective.passes,
         "seconds": round(result.seconds, 1),
         "losses": [round(loss, 6) for loss in result.losses],
         "hardware": hardware(device),
         "versions": versions(),
     }
-    models.save(folder, model, result.predictor.state_dict(), provenance)
+    models.save(folder, model, learning.kept(result.predictor).state_dict(), provenance)
     remove_all(folder)
 
 

@@ -67,12 +67,12 @@ class Line:
     Args:
         flow: Name of the flow.
         sampler: Name of the sampler.
-        points: (NFE, mean, lowest, highest) over the seeds, by rising NFE.
+        points: (NFE or other cost, mean, lowest, highest) over the seeds, by rising NFE.
     """
 
     flow: str
     sampler: str
-    points: tuple[tuple[int, float, float, float], ...]
+    points: tuple[tuple[float, float, float, float], ...]
 
 
 def write_chart(
@@ -83,8 +83,9 @@ def write_chart(
     colours: Mapping[str, str] = _COLOURS,
     styles: Mapping[str, dict[str, Any]] = _STYLES,
     headings: tuple[str, str] = ("Flow", "Sampler"),
+    label: str = "network evaluations for each sample (NFE)",
 ) -> None:
-    """Write the chart of Fréchet distance against NFE, both logarithmic, as PNG.
+    """Write the chart of Fréchet distance against NFE or another cost, both logarithmic, as PNG.
 
     Args:
         path: The file.
@@ -94,6 +95,7 @@ def write_chart(
         colours: Of the lines, by their flow.
         styles: Of the lines, by their sampler.
         headings: Of the two legends, of colours and of styles.
+        label: Of the horizontal axis.
     """
     with matplotlib.style.context("default"), matplotlib.rc_context({"font.size": 12.0}):
         figure = Figure(figsize=(10, 6), dpi=140)
@@ -101,7 +103,7 @@ def write_chart(
         # A fixed place for the axes leaves the right for the legend, whatever the numbers.
         axes = figure.add_axes((0.085, 0.115, 0.675, 0.8))
         axes.set(xscale="log", yscale="log", title=title)
-        axes.set_xlabel("network evaluations for each sample (NFE)")
+        axes.set_xlabel(label)
         axes.set_ylabel("Fréchet distance (lower is better)")
         for line in lines:
             nfes, means, lows, highs = zip(*line.points, strict=True)
@@ -111,7 +113,9 @@ def write_chart(
         axes.axhline(floor[0], color="black", linestyle=_FLOOR, linewidth=1.2)
         if floor[1] != floor[2]:
             axes.axhspan(floor[1], floor[2], color="black", alpha=0.1, linewidth=0)
-        axes.xaxis.set_major_locator(FixedLocator(sorted({point[0] for line in lines for point in line.points})))
+        places = sorted({point[0] for line in lines for point in line.points})
+        whole = all(float(place).is_integer() for place in places)
+        axes.xaxis.set_major_locator(FixedLocator(places) if whole else LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from proxflow.config import FlowName, ModelConfig, SamplerName, TrainingConfig
+from proxflow.config import FlowName, MethodName, ModelConfig, SamplerName, TrainingConfig
 
 PresetName = Literal["quick", "standard", "paper"]
-ExperimentName = Literal["mnist", "geometry"]
+ExperimentName = Literal["mnist", "geometry", "few-step"]
 
 NFES = (1, 2, 4, 5, 10, 20, 50, 100)
 
@@ -113,3 +114,126 @@ GEOMETRY_PRESETS: dict[PresetName, GeometryPreset] = {
         likelihood_images=2000,
     ),
 }
+
+
+@dataclass(frozen=True)
+class FewStepMethod:
+    """One way to good samples in few evaluations.
+
+    Args:
+        title: What it does, for the report.
+        samplers: Samplers that it is evaluated with.
+        share: Network passes spent in its own training, over those of plain training.
+        network: Settings of the network and flow that differ from the preset's.
+        lesson: What it is trained with.
+        teacher: Another method, whose trained model this one learns from.
+        training: Settings of training that differ from the preset's.
+        repeated: Whether it is run with every seed, or with the first alone.
+    """
+
+    title: str
+    samplers: tuple[SamplerName, ...]
+    share: float = 1.0
+    network: Mapping[str, Any] = field(default_factory=dict)
+    lesson: MethodName | Literal["reflow", "long-step"] = "flow"
+    teacher: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    repeated: bool = True
+
+
+_STUDENT = {"learning_rate": 1e-3, "warmup_steps": 50, "ema": 0.99}
+_EARLY = {"final": 0.6}
+
+FEW_STEP_METHODS: dict[str, FewStepMethod] = {
+    "plain": FewStepMethod("GPFN-W2 as in the other experiments", ("deterministic", "multistep2")),
+    "plain-twice": FewStepMethod("the same, trained twice as long", ("multistep2",), 2.0),
+    "early": FewStepMethod("GPFN-W2 with beliefs that end at τ = 0.6", ("deterministic", "multistep2"), network=_EARLY),
+    "early-twice": FewStepMethod("the same, trained twice as long", ("multistep2",), 2.0, _EARLY),
+    "transport": FewStepMethod(
+        "early with minibatch optimal transport, trained twice as long",
+        ("multistep2",),
+        2.0,
+        {**_EARLY, "coupling": "ot"},
+    ),
+    "reflow": FewStepMethod(
+        "plain, then one round of reflow",
+        ("multistep2",),
+        1.0,
+        {"coupling": "reflow"},
+        "reflow",
+        "plain",
+        repeated=False,
+    ),
+    "long-step": FewStepMethod(
+        "steps of any length learnt from scratch (shortcut)",
+        ("deterministic",),
+        2.0,
+        {"predictor": "long-step"},
+        repeated=False,
+    ),
+    "long-step-distilled": FewStepMethod(
+        "plain, then the same with it as teacher",
+        ("deterministic",),
+        1.0,
+        {"predictor": "long-step"},
+        "long-step",
+        "plain",
+        repeated=False,
+    ),
+    "matched": FewStepMethod(
+        "early, then a student that matches its distribution",
+        ("deterministic",),
+        1.0,
+        _EARLY,
+        "distribution-matching",
+        "early",
+        _STUDENT,
+    ),
+}
+"""Methods of the few-step study by name; each after its teacher."""
+
+
+@dataclass(frozen=True)
+class FewStepPreset:
+    """Everything that fixes the result of the few-step study.
+
+    Args:
+        network: The U-Net of all methods.
+        training: Plain training; its ``seed`` is replaced by each of ``seeds``.
+        samples: Samples a cell.
+        minutes: About how long it takes, for the reader, in words.
+        seeds: Seeds of training and sampling.
+        nfes: Numbers of network evaluations.
+        train_images: Number of training images, the first of the data set.
+    """
+
+    network: ModelConfig
+    training: TrainingConfig
+    samples: int
+    minutes: str
+    seeds: tuple[int, ...] = (0, 1, 2)
+    nfes: tuple[int, ...] = (1, 2, 4, 10, 20)
+    train_images: int = 60_000
+
+
+FEW_STEP_PRESETS: dict[PresetName, FewStepPreset] = {
+    "quick": FewStepPreset(
+        network=ModelConfig(channels=16),
+        training=TrainingConfig(steps=1800, batch_size=64, checkpoint_every=100),
+        samples=10_000,
+        minutes="about 3 hours on 2 processor cores",
+    ),
+    "paper": FewStepPreset(
+        network=PRESETS["paper"].network,
+        training=PRESETS["paper"].training,
+        samples=10_000,
+        minutes="for a GPU: hours",
+    ),
+}
+
+EXPERIMENTS: dict[ExperimentName, Mapping[PresetName, Preset | GeometryPreset | FewStepPreset]] = {
+    "mnist": PRESETS,
+    "geometry": GEOMETRY_PRESETS,
+    "few-step": FEW_STEP_PRESETS,
+}
+"""The presets of every experiment."""

@@ -70,8 +70,8 @@ class DistributionMatching:
 
     flow: Flow[Any]
     teacher: Predict
-    first_share: float = 0.5
-    latest: float = 0.75
+    first_share: float = 0.7
+    latest: float = 0.6
 
     passes = 7.0  # student 1 + 2, critic 1 + 2, teacher 1
 

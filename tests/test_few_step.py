@@ -1,0 +1,105 @@
+"""The few-step study: its counted costs, its cells, its report."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from proxflow import data
+from proxflow.config import ModelConfig, TrainingConfig
+from proxflow.errors import OutputError
+from proxflow.experiments import few_step, few_step_report
+from proxflow.experiments.presets import EXPERIMENTS, FEW_STEP_METHODS, FEW_STEP_PRESETS, FewStepPreset
+from proxflow.experiments.report import Scoreboard
+
+TINY = FewStepPreset(
+    network=ModelConfig(channels=8, multipliers=(1,), patch=4),
+    training=TrainingConfig(steps=42, batch_size=8, checkpoint_every=100, warmup_steps=2),
+    samples=48,
+    minutes="",
+    seeds=(0,),
+    nfes=(1, 4, 20),
+    train_images=256,
+)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    pytest.importorskip("ot")  # for the method with optimal transport
+    out = tmp_path_factory.mktemp("few-step")
+    load = data.load
+
+    def first(source, split):
+        whole = load(source, split)
+        return data.ImageData(whole.name, whole.images[:300], None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(few_step.data, "load", first)
+        yield out, few_step.reproduce("tiny", TINY, out, torch.device("cpu"), lambda line: None)
+
+
+def test_every_method_has_its_cells_and_its_cost(study):
+    _, results = study
+    board = Scoreboard(tuple(results["cells"]))
+    assert list(board.flows) == list(FEW_STEP_METHODS)
+    cost = {cell["method"]: cell["train_cost"] for cell in results["cells"]}
+    for name, method in FEW_STEP_METHODS.items():
+        before = 0 if method.teacher is None else FEW_STEP_METHODS[method.teacher].share
+        assert cost[name] == pytest.approx(method.share + before, rel=0.03), name
+        assert cost[name] <= 2.02
+    # A step of distribution matching is 7 passes, a plain one 3.
+    assert results["training"]["matched-seed0"]["training"]["steps"] == round(42 * 3 / 7)
+    sizes = {cell["method"]: cell["parameters"] for cell in results["cells"]}
+    assert len({size for name, size in sizes.items() if not name.startswith("long-step")}) == 1
+
+
+def test_what_is_not_repeated_has_the_first_seed_alone():
+    cells = few_step.cells_of(replace(TINY, seeds=(3, 4)))
+    for name, method in FEW_STEP_METHODS.items():
+        assert {cell.seed for cell in cells if cell.flow == name} == ({3, 4} if method.repeated else {3})
+
+
+def test_at_one_evaluation_there_is_one_cell_a_method_and_seed(study):
+    _, results = study
+    once = [(cell["method"], cell["seed"]) for cell in results["cells"] if cell["nfe"] == 1]
+    assert len(once) == len(set(once))
+
+
+def test_a_second_call_has_nothing_to_do(study, monkeypatch):
+    out, results = study
+
+    def fail(*_, **__):
+        raise AssertionError("work was started")
+
+    monkeypatch.setattr(few_step.mnist, "fit", fail)
+    monkeypatch.setattr(few_step.mnist, "sample", fail)
+    assert few_step.reproduce("tiny", TINY, out, torch.device("cpu"), lambda line: None)["cells"] == results["cells"]
+    with pytest.raises(OutputError, match="other settings"):
+        few_step.reproduce("other", TINY, out, torch.device("cpu"), lambda line: None)
+
+
+def test_the_report_names_what_holds(study):
+    out, _ = study
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    files = few_step_report.write_report(out, results)
+    assert all(path.stat().st_size > 0 for path in files)
+    text = (out / "report.md").read_text(encoding="utf-8")
+    for name in FEW_STEP_METHODS:
+        assert name in text
+    found = {claim.name: claim for claim in few_step_report.claims(results)}
+    # Two and ten evaluations are not among the tiny ones.
+    assert list(found) == ["4-of-20", "1-of-20", "4-of-best-20", "floor", "precision", "recall"]
+    assert found["4-of-20"].threshold == 1.0
+    board = Scoreboard(tuple(results["cells"]))
+    method, sampler = few_step_report.best(board, 4)
+    for seed, value in zip((0,), found["4-of-20"].values, strict=False):
+        plain = board.one("plain", "deterministic", 20, seed)
+        assert value == pytest.approx(board.one(method, sampler, 4, seed) / plain)
+
+
+def test_every_preset_can_be_asked_for():
+    assert EXPERIMENTS["few-step"] is FEW_STEP_PRESETS
+    names = list(FEW_STEP_METHODS)
+    for name, method in FEW_STEP_METHODS.items():
+        assert method.teacher is None or names.index(method.teacher) < names.index(name)
