@@ -90,6 +90,34 @@ def test_the_exact_targets_are_the_fixed_point(kind, schedule):
     assert plain_only[::2].mean() > 1e-4
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_the_exact_targets_are_the_fixed_point_of_consistency_as_its_gap_shrinks(schedule):
+    """A first step toward the prediction at its start is wrong by the square of its length, and so is the target."""
+    exact = Exact(schedule)
+    errors = [
+        LongStep(GPFN(schedule=schedule), "consistency", exact, knee=None, gap=gap)
+        .loss(exact, data(512), seeded(), times(512))
+        .max()
+        .sqrt()
+        for gap in (1e-2, 1e-3, 1e-4)
+    ]
+    errors = [float(error.detach()) for error in errors]
+    assert errors[2] < 1e-6
+    assert errors[0] / errors[1] == pytest.approx(100, rel=0.1)
+    assert errors[1] / errors[2] == pytest.approx(100, rel=0.1)
+
+
+def test_consistency_with_a_first_step_of_any_length_composes():
+    """With the effective target of the first step in place of a prediction nothing is left, whatever the gap."""
+    exact, t = Exact(), times(64)
+    end = t + 0.8 * (1 - t)
+    belief = GPFN().belief(data(64), t, seeded())
+    for gap in (0.05, 0.5, 0.9):
+        first = exact(belief, t, torch.lerp(t, end, gap))
+        composed = LongStep(GPFN())._composed(exact, belief, first, t, end, gap)
+        torch.testing.assert_close(composed, exact(belief, t, end).mean)
+
+
 def test_without_a_teacher_the_derivatives_condition_holds_on_average():
     """The mean of the right-hand side over data given the belief; so regressing on it gives the exact target."""
     exact = Exact()
@@ -159,7 +187,7 @@ def test_samplers_that_leave_the_target_are_refused(name):
         SAMPLERS[name](Exact(), GPFN(), (2, 1), 2, seeded())
 
 
-@pytest.mark.parametrize("kind", ["shortcut", "meanflow"])
+@pytest.mark.parametrize("kind", ["shortcut", "meanflow", "consistency"])
 def test_gradients_flow_through_the_prediction_alone(kind):
     flow, x, t = GPFN(), data(64), times(64)
     teacher, learner = Exact(), Exact(centre=0.0, spread=0.7)
@@ -176,6 +204,8 @@ def test_gradients_flow_through_the_prediction_alone(kind):
     end[1::2] = t[1::2]
     if kind == "shortcut":
         wanted = objective._halves(frozen, belief, t, end)
+    elif kind == "consistency":
+        wanted = objective._composed(frozen, belief, teacher(belief, t), t, end, objective.gap)
     else:
         wanted = objective._differential(frozen, belief, t, end, teacher(belief, t).mean)[1]
     wanted[1::2] = teacher(belief, t).mean[1::2]
@@ -223,6 +253,8 @@ def test_passes_are_counted():
         ("shortcut", counting, 4.5),
         ("meanflow", None, 3.5),
         ("meanflow", counting, 4.5),
+        ("consistency", None, 3.5),
+        ("consistency", counting, 4.5),
     ):
         objective = LongStep(GPFN(), kind, teacher=teacher)
         assert objective.passes == passes
@@ -243,7 +275,7 @@ class Perceptron(nn.Module):
         return self.layers(torch.cat([mean, t[:, None], (end - t)[:, None]], dim=1).to(mean.dtype))
 
 
-@pytest.mark.parametrize("kind", ["shortcut", "meanflow"])
+@pytest.mark.parametrize("kind", ["shortcut", "meanflow", "consistency"])
 def test_one_evaluation_draws_from_both_clusters(kind):
     torch.manual_seed(0)
     centres = torch.tensor([[-0.7, 0.0], [0.7, 0.3]])
@@ -366,6 +398,8 @@ def test_models_of_before_there_were_kinds_of_predictors_load(tmp_path):
         ({"plain_share": 1.0}, "plain_share"),
         ({"whole_share": 1.5}, "whole_share"),
         ({"knee": 0.0}, "knee"),
+        ({"gap": 0.0}, "gap"),
+        ({"gap": 1.0}, "gap"),
         ({"flow": GPFN(schedule=Linear(0.6))}, "final = 1"),
         ({"flow": GPFN(KL())}, "Wasserstein2"),
         ({"flow": BFN()}, "GPFN"),

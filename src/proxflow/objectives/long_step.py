@@ -16,7 +16,7 @@ from proxflow.errors import ArgumentError
 from proxflow.flows import GPFN, Predict, draw_times
 from proxflow.schedules import Schedule
 
-Kind = Literal["shortcut", "meanflow"]
+Kind = Literal["shortcut", "meanflow", "consistency"]
 PredictEnds = Callable[..., Any]
 """A belief, times (batch,) and ``end=`` (batch,) → the effective target."""
 
@@ -29,7 +29,7 @@ class LongStep:
     target X(z, t, s) is the point toward which one step lands where infinitely many, each toward its own prediction,
     would: an average of these predictions. At s = t it is the prediction of the data, and at τ_s = 1 the end of the
     trajectory itself. With r = 1 − τ, the average velocity of the step is (X − z)/r. X is found by its consistency with
-    itself, in one of two ways.
+    itself, in one of three ways.
 
     ``shortcut`` (2410.12557): steps compose, 1 − λ = (1 − λ₁)(1 − λ₂), and so do their targets, with a time m halfway:
 
@@ -40,6 +40,13 @@ class LongStep:
         X(z, t, s) = (1 − λ) x̂ + λ (X + dX),  dX = ∂_z X (x̂ − z) + ∂_t X r/τ'(t),
 
     which is the identity of average velocities times r, and is bounded up to the end.
+
+    ``consistency`` (2303.01469; with ends other than 1, 2310.02279): the same composition with a short first step toward x̂,
+
+        λ X(z, t, s) = (1 − λ₂) λ₁ x̂ + λ₂ X(z_m, m, s),  z_m = z + λ₁ (x̂ − z),  m = t + gap (s − t).
+
+    At s = 1 this asks for the same end from both times. It is wrong by about the gap, so train in stages of ever smaller
+    gaps, each from the last (2406.14548); toward 0 it becomes ``meanflow``, without derivatives.
 
     Right-hand sides have no gradient. x̂ is the data point itself, whose mean given z is the prediction, or with a teacher
     its prediction, which has no noise. A share of the batch is plain, s = t. Errors have the flow's weight at t.
@@ -56,6 +63,7 @@ class LongStep:
         knee: Positive, or ``None``. Errors e of steps longer than 0 count as knee · ln(1 + e/knee): their gradients are
             weighted by 1/(1 + e/knee), the adaptive weight of 2505.13447, eq. 22. Where e has noise, in ``meanflow``
             without a teacher, this biases what is learnt; ``None`` leaves them as they are.
+        gap: In (0, 1): of ``consistency``, length of the first step over that of the whole.
 
     Raises:
         ArgumentError: A setting out of range, or a flow without these steps.
@@ -67,6 +75,7 @@ class LongStep:
     plain_share: float = 0.5
     whole_share: float = 0.5
     knee: float | None = 0.05
+    gap: float = 0.1
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -75,6 +84,8 @@ class LongStep:
             raise ArgumentError(f"plain_share must lie in [0, 1), for shortcut above 0, got {self.plain_share}")
         if not 0 <= self.whole_share <= 1:
             raise ArgumentError(f"whole_share must lie in [0, 1], got {self.whole_share}")
+        if not 0 < self.gap < 1:
+            raise ArgumentError(f"gap must lie between 0 and 1, got {self.gap}")
         if self.knee is not None and not self.knee > 0:
             raise ArgumentError(f"knee must be positive, or None for none, got {self.knee}")
         if not isinstance(self.flow, GPFN) or not isinstance(self.flow.path, Schedule):
@@ -116,10 +127,13 @@ class LongStep:
             errors.append(mean_events((predict(z, start, end=start).mean - self._pull(z, start, data)).square()))
         if len(far):
             z, start, to, data = _take(belief, far), t[far], end[far], x[far]
-            if self.kind == "shortcut":
+            if self.kind == "meanflow":
+                found, wanted = self._differential(predict, z, start, to, self._pull(z, start, data))
+            elif self.kind == "shortcut":
                 found, wanted = predict(z, start, end=to).mean, self._halves(predict, z, start, to)
             else:
-                found, wanted = self._differential(predict, z, start, to, self._pull(z, start, data))
+                pull = DiagonalGaussian(self._pull(z, start, data), z.std)
+                found, wanted = predict(z, start, end=to).mean, self._composed(predict, z, pull, start, to, self.gap)
             error = mean_events((found - wanted).square())
             errors.append(error if self.knee is None else self.knee * (error / self.knee).log1p())
         order = torch.cat([plain, far])
@@ -144,9 +158,15 @@ class LongStep:
     @torch.no_grad()
     def _halves(self, predict: PredictEnds, belief: DiagonalGaussian, t: Tensor, end: Tensor) -> Tensor:
         """The effective target of a step as its two halves have it."""
-        schedule, middle = self.flow.schedule, (t + end) / 2
+        return self._composed(predict, belief, predict(belief, t, end=(t + end) / 2), t, end, 0.5)
+
+    @torch.no_grad()
+    def _composed(
+        self, predict: PredictEnds, belief: DiagonalGaussian, first: Any, t: Tensor, end: Tensor, gap: float
+    ) -> Tensor:
+        """The effective target of a step that is a step toward ``first``, over a share ``gap`` of it, and the rest."""
+        schedule, middle = self.flow.schedule, torch.lerp(t, end, gap)
         whole, last = schedule.step(t, end), schedule.step(middle, end)
-        first = predict(belief, t, end=middle)
         moved = self.flow.update(belief, first, t, middle, None)
         second: Tensor = predict(moved, middle, end=end).mean
         # Of an empty step, with λ = λ₂ = 0, both targets are the prediction.
