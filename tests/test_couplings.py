@@ -106,6 +106,66 @@ def test_within_a_condition_the_pairs_are_optimal():
     assert torch.equal(MinibatchOT().pair(prior, x, torch.rand(35, generator=seeded())), torch.arange(35))
 
 
+def root(matrix):
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors @ values.sqrt().diag() @ vectors.T
+
+
+def leaning(weight, slope=2.0, spread=0.5):
+    """E[n c] of noise n that optimal transport leads to x = slope c + spread e, with weighted conditions c ~ N(0, 1).
+
+    Of ever larger batches, by the linear map between Gaussians: from (x, √w c) to (n, √w c') with n and c' independent.
+    """
+    cross = weight**0.5 * slope
+    data = torch.tensor([[slope**2 + spread**2, cross], [cross, weight]], dtype=torch.float64)
+    prior = torch.tensor([1, weight], dtype=torch.float64).diag()
+    back = torch.linalg.inv(root(data))
+    to_prior = back @ root(root(data) @ prior @ root(data)) @ back
+    return float((to_prior @ data)[0, 1]) / weight**0.5
+
+
+def test_continuous_conditions_bring_less_bias_the_larger_their_weight():
+    generator, leans, costs = seeded(), {}, {}
+    batches = [torch.randn(3, 128, 1, generator=generator) for _ in range(40)]
+    for weight in (0, 10, 100):
+        coupling = MinibatchOT(condition_weight=weight) if weight else MinibatchOT()
+        c, x, paired = [], [], []
+        for condition, error, prior in batches:
+            data = 2 * condition + 0.5 * error
+            c.append(condition)
+            x.append(data)
+            paired.append(prior[coupling.pair(prior, data, condition if weight else None)])
+        c, x, paired = (torch.cat(parts) for parts in (c, x, paired))
+        leans[weight] = float((paired * c).mean() / c.square().mean())
+        costs[weight] = float((paired - x).square().mean())
+        assert float(paired.std()) == pytest.approx(1, abs=0.03)  # the draws are all there
+    independent = torch.stack([2 * c + 0.5 * e - n for c, e, n in batches]).square().mean()
+    error = 4 / (40 * 128) ** 0.5  # four standard errors
+    assert leans[0] > 0.9
+    assert leans[10] == pytest.approx(leaning(10.0), abs=error)
+    assert leans[100] == pytest.approx(leaning(100.0), abs=error)
+    assert leaning(100.0) == pytest.approx(2 / 100, rel=0.01)  # k/w
+    assert abs(leans[100]) < 0.02 + error < leans[10]
+    assert costs[0] < costs[10] < costs[100] < 0.93 * independent
+
+
+def test_weighed_conditions_count_in_the_cost():
+    prior, x = torch.randn(40, 1, 3, generator=seeded()), torch.randn(40, 1, 3, generator=seeded(1))
+    condition = torch.randn(40, 2, generator=seeded(2))
+    costs = torch.cdist(x.flatten(1), prior.flatten(1)).square() + 7 * torch.cdist(condition, condition).square()
+    _, columns = linear_sum_assignment(costs.numpy())
+    assert torch.equal(MinibatchOT(condition_weight=7.0).pair(prior, x, condition), torch.from_numpy(columns))
+    assert torch.equal(MinibatchOT(condition_weight=7.0).pair(prior, x), MinibatchOT().pair(prior, x))
+    assert torch.equal(MinibatchOT(condition_weight=1e9).pair(prior, x, condition), torch.arange(40))
+    with pytest.raises(ArgumentError, match="for labels leave condition_weight"):
+        MinibatchOT(condition_weight=7.0).pair(prior, x, torch.zeros(40, dtype=torch.int64))
+    with pytest.raises(ArgumentError, match="conditions hold NaN"):
+        MinibatchOT(condition_weight=7.0).pair(prior, x, torch.full((40,), torch.nan))
+    for weight in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ArgumentError, match="condition_weight must be positive"):
+            MinibatchOT(condition_weight=weight)
+
+
 @pytest.mark.parametrize("divergence", [proxflow.Wasserstein2(), proxflow.KL(), proxflow.FisherRao()])
 def test_training_beliefs_keep_both_laws(divergence):
     x = clusters(128)

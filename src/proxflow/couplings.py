@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -33,7 +34,23 @@ class MinibatchOT:
     The assignment is found on the host, in double precision, in training only; 128 pairs take some milliseconds, 1024 some
     tenths of a second. It pairs within what one process works through at a time: its share of the batch, or a part of that
     where a batch is accumulated in parts. So unlike all else in training it depends on the number of processes and parts.
+
+    Args:
+        condition_weight: How conditions keep a prior that does not depend on them. ``None``: only data with equal ones are
+            exchanged, which is exact, and right for labels. A weight w > 0 is for continuous ones: w times their squared
+            distance is added to the cost (in the manner of 2503.10636). Then the prior given a condition c still leans
+            toward its data, by less the larger w is: with c ~ N(0, 1) and data of mean kc its mean is about kc/w, for w ≫ k.
+            Toward w = ∞ nothing is exchanged. Conditions are best scaled to variance 1.
+
+    Raises:
+        ArgumentError: A weight that is not positive and finite.
     """
+
+    condition_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.condition_weight is not None and not 0 < self.condition_weight < math.inf:
+            raise ArgumentError(f"condition_weight must be positive and finite, or None, got {self.condition_weight}")
 
     def check(self) -> None:
         """Refuse to begin without the solver.
@@ -46,21 +63,22 @@ class MinibatchOT:
     def pair(self, prior_mean: Tensor, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """The assignment of least total squared distance.
 
-        With conditions only data with equal ones are exchanged: draw i is given the condition of data point i, which it does
-        not depend on, and keeps it. So the prior given a condition stays what it is, and what is learned for a condition
-        starts where sampling will. Pairing without regard to conditions would shift the prior of each toward its data
-        (2503.10636). Conditions that are all different leave the batch as it is.
+        With conditions draw i is given the condition of data point i, which it does not depend on, and goes to data with
+        that condition, or with a weight one near it. So the prior given a condition stays what it is, or nearly, and what is
+        learned for a condition starts where sampling will. Pairing without regard to conditions would shift the prior of
+        each toward its data (2503.10636). Without a weight, conditions that are all different leave the batch as it is.
 
         Args:
             prior_mean: Means of the prior draws, (batch, *event).
             x: Data, real numbers of the same shape.
-            condition: What the data are conditioned on, (batch, …), e.g. class labels.
+            condition: What the data are conditioned on, (batch, …): class labels, or with a weight real numbers.
 
         Returns:
             Permutation (batch,), int64, on the device of ``x``: ``prior_mean[permutation]`` goes with ``x``.
 
         Raises:
-            ArgumentError: The shapes do not fit, or what is to be paired is not finite real numbers.
+            ArgumentError: The shapes do not fit, or what is to be paired is not finite real numbers,
+                or there is a weight and the conditions are not real numbers.
             MissingPackageError: POT is not installed.
             ConvergenceError: No assignment was found.
         """
@@ -72,6 +90,16 @@ class MinibatchOT:
         if condition is not None and (condition.ndim < 1 or len(condition) != len(x)):
             raise ArgumentError(f"expected one condition for each of {len(x)} examples, got {tuple(condition.shape)}")
         start, end = (z.detach().double().cpu().reshape(len(z), -1) for z in (prior_mean, x))
+        if condition is not None and self.condition_weight is not None:
+            if not condition.is_floating_point():
+                raise ArgumentError(
+                    f"conditions weighed by their distance must be real numbers, got {condition.dtype}: for labels leave "
+                    "condition_weight at None"
+                )
+            # Coordinates of its own for the condition: their squared distance is added to that of prior and data.
+            near = self.condition_weight**0.5 * condition.detach().double().cpu().reshape(len(condition), -1)
+            start, end = (torch.cat([z, near], 1) for z in (start, end))
+            condition = None
         permutation = torch.arange(len(x))
         for members in _groups(len(x), condition):
             permutation[members] = members[_assign(start[members], end[members])]
@@ -111,7 +139,9 @@ def _assign(start: Tensor, end: Tensor) -> Tensor:
     squares = start.square().sum(1)[None, :] + end.square().sum(1)[:, None]
     costs = (squares - 2 * end @ start.T).clamp_min(0)
     if not bool(costs.isfinite().all()):
-        raise ArgumentError("cannot pair what is not finite: prior draws or data hold NaN or infinite values")
+        raise ArgumentError(
+            "cannot pair what is not finite: prior draws, data or conditions hold NaN or infinite values"
+        )
     masses = costs.new_full((1, len(start)), 1 / len(start))
     plan, _, _ = optimal_plans(costs[None], masses, masses)
     # Between equal masses a vertex of the transport polytope is a permutation (Birkhoff).
