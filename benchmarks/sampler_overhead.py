@@ -1,9 +1,18 @@
-"""Time of a sampling run over as many bare network calls: ``python -m benchmarks.sampler_overhead [--device cuda]``.
+"""What the sampling loop costs beside its network calls: ``python -m benchmarks.sampler_overhead [--device cuda]``.
 
-The U-Net of the quick preset at batch 64, where a run of N steps should cost at most 2 % more than N calls. Its calls vary
-by several per cent themselves, so that the ratio's median is a coarse number. A tiny network shows what a step costs by
-itself, on the same images and on points; its share of a call of the U-Net is the finer one. Runs and bare calls take turns.
-On a processor the time is that of the process (one thread); on a GPU it is the clock's.
+A run of N steps should cost at most 2 % more than N bare calls of its network. Two numbers say so, for the U-Net of the
+quick preset at batch 64 (``--channels``, ``--batch``):
+
+* **loop**: of each run, the time outside the network over the time inside, both of the very same run, less what bare calls
+  spend outside. It scatters by a tenth of itself. Once with torch's generator, as other libraries draw their noise, and once
+  with a stream for each sample, as :func:`proxflow.sample` draws it.
+* **runs**: whole runs over as many bare calls, in turns. This holds all there is, also what the loop takes from the
+  network's caches, but the calls themselves vary by several per cent between one run and the next.
+
+After a network an operation finds the processor's caches full of other things, so that its first use in a step costs some
+ten times what it costs alone. The last column is a step on points with the least network there is, which shows the latter.
+On a processor all times are those of the process (one thread), which other programs hardly change; on a GPU they are the
+device's, between events of its stream.
 """
 
 from __future__ import annotations
@@ -12,13 +21,16 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.tasks import TASKS
 from proxflow import BFN, GPFN, PointPredictor
+from proxflow._tensor import Generator, SampleStreams
 from proxflow.errors import ArgumentError
+from proxflow.nn import UNet
 from proxflow.samplers import SAMPLERS, Sampler
 
 
@@ -29,69 +41,149 @@ class Scale(nn.Module):
         return 0.5 * x
 
 
-@torch.no_grad()
-def compare(
-    sampler: Sampler, predictor: PointPredictor, flow: GPFN | BFN, shape: tuple[int, ...], nfe: int, repeats: int
-) -> tuple[list[float], float, float]:
-    """Ratios of a run to as many bare calls; medians of what a step costs beside its call, and of a call, in µs."""
-    device = next(iter(predictor.parameters()), torch.zeros(())).device
-    generator, network = torch.Generator(device).manual_seed(0), predictor.network
-    x, t = torch.randn(shape, device=device), torch.full((shape[0],), 0.5, device=device)
+class Clock:
+    """Notes moments, and gives the seconds from each to the next."""
 
-    def seconds(work: Callable[[], object]) -> float:
-        if device.type == "cuda":
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.noted = device, list[torch.cuda.Event | float]()
+
+    def note(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.noted.append(event)
+        else:
+            self.noted.append(time.process_time())
+
+    def intervals(self) -> list[float]:
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
-            started = time.perf_counter()
+        found = [
+            later - earlier if isinstance(later, float) else earlier.elapsed_time(later) / 1e3
+            for earlier, later in pairwise(self.noted)
+        ]
+        self.noted.clear()
+        return found
+
+
+class Comparison:
+    """Runs of one sampler with one network, and bare calls of it.
+
+    Args:
+        sampler: What is measured.
+        predictor: Has the network.
+        flow: The flow to sample.
+        shape: (batch, *event).
+        nfe: Network calls a run.
+        streams: Draw the noise of each sample from a stream of its own.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        predictor: PointPredictor,
+        flow: GPFN | BFN,
+        shape: tuple[int, ...],
+        nfe: int,
+        streams: bool = False,
+    ) -> None:
+        self.sampler, self.predictor, self.flow, self.shape, self.nfe = sampler, predictor, flow, shape, nfe
+        self.device = next(iter(predictor.parameters()), torch.zeros(())).device
+        self.generator: Generator = torch.Generator(self.device).manual_seed(0)
+        if streams:
+            self.generator = SampleStreams(0, torch.arange(shape[0], device=self.device))
+        self.inputs = torch.randn(shape, device=self.device), torch.full((shape[0],), 0.5, device=self.device)
+        self.run(), self.calls()
+
+    def run(self) -> None:
+        self.sampler(self.predictor, self.flow, self.shape, self.nfe, self.generator, device=self.device)
+
+    @torch.no_grad()
+    def calls(self) -> None:
+        for _ in range(self.nfe):
+            self.predictor.network(*self.inputs)
+
+    def loop(self, repeats: int) -> tuple[float, list[float]]:
+        """Median seconds a step spends beside its call, and of each run those over the time of its calls."""
+        clock, steps, shares = Clock(self.device), list[float](), list[float]()
+        hooks = [
+            self.predictor.network.register_forward_pre_hook(clock.note),
+            self.predictor.network.register_forward_hook(clock.note),
+        ]
+
+        def outside_and_inside(work: Callable[[], None]) -> tuple[float, float]:
+            clock.note()
             work()
-            torch.cuda.synchronize()
-            return time.perf_counter() - started
-        started = time.process_time()
-        work()
-        return time.process_time() - started
+            clock.note()
+            intervals = clock.intervals()  # outside, inside, outside, …, outside
+            return sum(intervals[::2]), sum(intervals[1::2])
 
-    def run() -> None:
-        sampler(predictor, flow, shape, nfe, generator, device=device)
+        for _ in range(repeats):
+            outside, inside = outside_and_inside(self.run)
+            outside -= outside_and_inside(self.calls)[0]
+            steps.append(outside / self.nfe)
+            shares.append(outside / inside)
+        for hook in hooks:
+            hook.remove()
+        return statistics.median(steps), shares
 
-    def bare() -> None:
-        for _ in range(nfe):
-            network(x, t)
+    def runs(self, repeats: int) -> list[float]:
+        """Ratios of whole runs to as many bare calls, in turns, neither always first."""
+        clock, ratios = Clock(self.device), []
 
-    run(), bare()
-    pairs = []
-    for k in range(repeats):
-        first, second = (run, bare) if k % 2 == 0 else (bare, run)  # neither always goes first
-        times = {first: seconds(first), second: seconds(second)}
-        pairs.append((times[run], times[bare]))
-    extra = statistics.median((whole - calls) / nfe * 1e6 for whole, calls in pairs)
-    call = statistics.median(calls / nfe * 1e6 for _, calls in pairs)
-    return [whole / calls for whole, calls in pairs], extra, call
+        def seconds(work: Callable[[], None]) -> float:
+            clock.note()
+            work()
+            clock.note()
+            return sum(clock.intervals())
+
+        for k in range(repeats):
+            times = {work: seconds(work) for work in ((self.run, self.calls) if k % 2 == 0 else (self.calls, self.run))}
+            ratios.append(times[self.run] / times[self.calls])
+        return ratios
+
+
+def said(values: list[float]) -> str:
+    return f"{statistics.median(values):6.2%} ({min(values):.2%}–{max(values):.2%})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sampler_overhead")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--channels", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--nfe", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    task = TASKS["mnist"]
+    task, repeats = TASKS["mnist"], options.repeats
+    unet = UNet(1, channels=options.channels, multipliers=(1, 2), blocks=1, patch=2).to(
+        memory_format=torch.channels_last
+    )
     print(
-        f"{'flow':8} {'sampler':16} {'U-Net, ratio':>14} {'(range)':>17} {'images, µs':>11} {'share':>7} {'points, µs':>11}"
+        f"{'flow':5} {'sampler':16} {'loop':>24} {'loop, streams':>24} {'runs':>28} "
+        f"{'step, µs':>9} {'streams':>8} {'points':>7}"
     )
     for flow in (GPFN(), BFN(task.sigma1)):
-        unet, scale = (PointPredictor(network, flow).eval().to(options.device) for network in (task.network(), Scale()))
+        network, least = (PointPredictor(n, flow).eval().to(options.device) for n in (unet, Scale()))
         for name, sampler in SAMPLERS.items():
+            shape = (options.batch, *task.shape)
             try:
-                ratios, _, call = compare(sampler, unet, flow, (64, *task.shape), options.nfe, options.repeats)
-                _, images, _ = compare(sampler, scale, flow, (64, *task.shape), options.nfe, options.repeats)
-                _, points, _ = compare(sampler, scale, flow, (64, 2), 100, options.repeats)
+                images, streams = (Comparison(sampler, network, flow, shape, options.nfe, s) for s in (False, True))
+                points = Comparison(sampler, least, flow, (64, 2), 100)
             except ArgumentError:
                 continue  # a sampler that this flow has no use for
-            spread = f"({min(ratios):.3f}–{max(ratios):.3f})"
-            measured = (
-                f"{statistics.median(ratios):14.4f} {spread:>17} {images:11.0f} {images / call:7.2%} {points:11.0f}"
+            (step, shares), (longer, more), (alone, _) = (
+                images.loop(repeats),
+                streams.loop(repeats),
+                points.loop(repeats),
             )
-            print(f"{type(flow).__name__:8} {name:16} {measured}")
+            ratios = [ratio - 1 for ratio in images.runs(repeats)]
+            print(
+                f"{type(flow).__name__:5} {name:16} {said(shares):>24} {said(more):>24} {said(ratios):>28} "
+                f"{1e6 * step:9.0f} {1e6 * longer:8.0f} {1e6 * alone:7.0f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.sampler_overhead import Comparison, Scale
 from benchmarks.systems import SYSTEMS
 from benchmarks.tasks import TASKS
+from proxflow import GPFN, PointPredictor
 from proxflow.errors import ArgumentError
 from proxflow.experiments import peers
+from proxflow.samplers import Marginal
 
 ROOT = Path(__file__).parent.parent
 NEEDS = {
@@ -114,6 +117,24 @@ def test_a_worker_trains_and_samples_what_it_is_told(tmp_path):
     record = json.loads((tmp_path / "cell.json").read_text())
     assert (record["evaluations"], record["nfe"], record["sampler"]) == (3, 3, "multistep2")
     assert record["sliced_wasserstein"] > 0
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_the_loops_cost_is_what_lies_between_the_networks_calls(streams, monkeypatch):
+    # A clock that ticks once a look, and three times in each of the three steps between four calls.
+    ticks = iter(map(float, range(1000)))
+    monkeypatch.setattr("time.process_time", lambda: next(ticks))
+
+    class Slow(Marginal):
+        def step(self, *given):
+            next(ticks), next(ticks), next(ticks)
+            return super().step(*given)
+
+    predictor = PointPredictor(Scale(), GPFN()).eval()
+    compared = Comparison(Slow(), predictor, GPFN(), (3, 2), 4, streams)
+    assert compared.loop(2) == (9 / 4, [9 / 4, 9 / 4])
+    assert compared.runs(2) == [10, 10]
+    assert not predictor.network._forward_hooks
 
 
 def fake_results():
