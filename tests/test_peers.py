@@ -5,6 +5,7 @@ Skipped where these are not installed.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -21,12 +22,14 @@ from proxflow import (
     FisherRao,
     GaussianEndpoints,
     Marginal,
+    Multistep,
     Multistep2,
     Proximal,
     ReverseKL,
     Stochastic,
 )
 from proxflow.beliefs import Categorical
+from proxflow.samplers.multistep import advance
 from proxflow.schedules import GaussianPath
 
 STEPS, SHAPE = 50, (4, 3)
@@ -209,20 +212,63 @@ def before_the_end(sampler, flow) -> tuple[Tensor, Tensor]:
     return seen[-1], events
 
 
-def test_the_multistep_is_the_exponential_adams_bashforth_of_azula():
+@pytest.mark.parametrize(("sampler", "order"), [(Multistep2(), 2), (Multistep(3), 3), (Multistep(4), 4)], ids=str)
+def test_the_multistep_is_the_exponential_adams_bashforth_of_azula(sampler, order):
     peer = pytest.importorskip("azula.noise").Schedule
 
     class Exploding(peer):
         def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
             return torch.ones_like(t), t
 
-    sampler = pytest.importorskip("azula.sample").xEABSampler(
-        azula_denoiser(Exploding()), order=2, stop=1 / STEPS, steps=STEPS - 1, silent=True, dtype=torch.float64
+    theirs = pytest.importorskip("azula.sample").xEABSampler(
+        azula_denoiser(Exploding()), order=order, stop=1 / STEPS, steps=STEPS - 1, silent=True, dtype=torch.float64
     )
-    last, events = before_the_end(Multistep2(), RECTIFIED)
-    expected = sampler(noise(1)[0])
+    last, events = before_the_end(sampler, RECTIFIED)
+    expected = theirs(noise(1)[0])
     agree(last, expected, 1e-10)
     agree(events, data(expected, 1 - 1 / STEPS), 1e-10)
+
+
+def test_the_third_order_update_of_diffusers_has_half_of_the_last_term():
+    # So it is not exact for a prediction quadratic in u; the second-order part is ours.
+    scheduler = pytest.importorskip("diffusers.schedulers").DPMSolverMultistepScheduler(
+        prediction_type="sample", solver_order=3
+    )
+    sigmas = torch.tensor([0.9, 0.8, 0.55, 0.3], dtype=torch.float64)
+    alphas = (1 + sigmas.square()).rsqrt()
+    scheduler.sigmas, scheduler._step_index = sigmas, 2
+    y, *xs = noise(4)
+    theirs = scheduler.multistep_dpm_solver_third_order_update(xs, sample=alphas[2] * y) / alphas[3]
+    left, u = sigmas.tolist(), (-sigmas.log()).tolist()
+    slopes = [(xs[k + 1] - xs[k]) / (u[k + 1] - u[k]) for k in (0, 1)]
+    bend, h = (slopes[1] - slopes[0]) / (u[2] - u[0]), u[3] - u[2]
+    missing = 0.5 * (h**2 - 2 * (h + math.expm1(-h))) * bend
+    agree(advance(y, left[2], left[3], [(xs[k], left[k]) for k in (2, 1, 0)]), theirs + missing, 1e-12)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_the_corrector_and_the_predictor_before_it_are_those_of_unipc_in_diffusers(order):
+    # Where it solves for its coefficients: for the first corrector and the second-order predictor it takes 1/2 instead.
+    scheduler = pytest.importorskip("diffusers.schedulers").UniPCMultistepScheduler(
+        prediction_type="sample", solver_order=order
+    )
+    sigmas = torch.tensor([0.9, 0.8, 0.55, 0.3, 0.2], dtype=torch.float64)
+    alphas = (1 + sigmas.square()).rsqrt()  # its state is α times our straight coordinate, as above
+    scheduler.sigmas, scheduler.timestep_list = sigmas, [None]
+    y, *xs = noise(5)
+    left = sigmas.tolist()
+    # From level 2 to level 3, with predictions at levels 0, 1, 2, and 3 for the corrector.
+    scheduler.model_outputs = xs[3 - order : 3]
+    nodes = [(xs[k], left[k]) for k in (3, 2, 1, 0)]
+    scheduler._step_index = 3
+    corrected = scheduler.multistep_uni_c_bh_update(
+        xs[3], last_sample=alphas[2] * y, this_sample=torch.zeros_like(y), order=order
+    )
+    agree(advance(y, left[2], left[3], nodes[: order + 1]), corrected / alphas[3], 1e-12)
+    if order == 3:
+        scheduler._step_index = 2
+        predicted = scheduler.multistep_uni_p_bh_update(xs[2], sample=alphas[2] * y, order=order)
+        agree(advance(y, left[2], left[3], nodes[1 : order + 1]), predicted / alphas[3], 1e-12)
 
 
 def test_the_multistep_is_the_second_order_solver_of_diffusers():

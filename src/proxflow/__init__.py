@@ -62,7 +62,17 @@ if TYPE_CHECKING:
         ProductPredictor,
     )
     from proxflow.proximal import Proximal
-    from proxflow.samplers import BFNSolver, Deterministic, Marginal, Midpoint, Multistep2, Sampler, Stochastic, sample
+    from proxflow.samplers import (
+        BFNSolver,
+        Deterministic,
+        Marginal,
+        Midpoint,
+        Multistep,
+        Multistep2,
+        Sampler,
+        Stochastic,
+        sample,
+    )
     from proxflow.schedules import Cosine, Linear, VariancePreserving
     from proxflow.solvers import NewtonSolver, QuasiNewtonSolver
     from proxflow.training import fit
@@ -124,7 +134,17 @@ _HOMES = {
         "ProductPredictor",
     ],
     "proximal": ["Proximal"],
-    "samplers": ["BFNSolver", "Deterministic", "Marginal", "Midpoint", "Multistep2", "Sampler", "Stochastic", "sample"],
+    "samplers": [
+        "BFNSolver",
+        "Deterministic",
+        "Marginal",
+        "Midpoint",
+        "Multistep",
+        "Multistep2",
+        "Sampler",
+        "Stochastic",
+        "sample",
+    ],
     "schedules": ["Cosine", "Linear", "VariancePreserving"],
     "solvers": ["NewtonSolver", "QuasiNewtonSolver"],
     "training": ["fit"],

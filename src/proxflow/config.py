@@ -18,6 +18,8 @@ SamplerName = Literal[
     "stochastic",
     "marginal",
     "multistep2",
+    "multistep3",
+    "unipc",
     "midpoint",
     "bfn-solver1",
     "bfn-solver2",

@@ -44,10 +44,11 @@ class Sample:
         n: Number of images.
         steps: Network evaluations spent on each image (NFE): fewer is faster, more is better.
         sampler: deterministic: the proximal step toward the prediction. stochastic: toward a noisy draw around it.
-            marginal: replaces noise but keeps its amount. multistep2: second order, the best at few evaluations. midpoint:
-            second order, two evaluations a step. bfn-solver1, bfn-solver2: BFN-Solver of either order; sde-: with fresh
-            noise. All but the first two need a flow with Gaussian paths: gpfn-w2, gpfn-kl, bfn or bfn-tuned. A model trained
-            with --predictor long-step takes deterministic alone.
+            marginal: replaces noise but keeps its amount. multistep2: second order, the best at few evaluations.
+            multistep3: third order. unipc: second order, with a corrector. midpoint: second order, two evaluations a step.
+            bfn-solver1, bfn-solver2: BFN-Solver of either order; sde-: with fresh noise. All but the first two need a flow
+            with Gaussian paths: gpfn-w2, gpfn-kl, bfn or bfn-tuned. A model trained with --predictor long-step takes
+            deterministic alone.
         seed: Number that fixes the images: image i depends on the seed and on i alone, whatever --n and --batch-size are.
         out: Where to write. Ending .png: one picture, a grid. Ending .npz: key "images", uint8, N x H x W x C. No ending:
             a folder of PNG files, 00000.png and so on.

@@ -43,6 +43,8 @@ _SAMPLERS: dict[SamplerName, str] = {
     "stochastic": "the proximal step with a noisy draw around the predicted target, as Bayesian Flow Networks have it",
     "marginal": "replaces noise and keeps the distribution that beliefs have in training (ancestral sampling)",
     "multistep2": "of second order: uses the last two predictions, at one evaluation a step",
+    "multistep3": "of third order: uses the last three predictions, at one evaluation a step",
+    "unipc": "multistep2, each step corrected by the prediction at its end, at one evaluation a step",
     "midpoint": "of second order: two evaluations a step, without a memory",
     "bfn-solver1": "BFN-Solver of first order, without fresh noise",
     "bfn-solver2": "BFN-Solver of second order, without fresh noise",

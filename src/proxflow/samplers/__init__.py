@@ -16,6 +16,7 @@ Two kinds:
 from proxflow.samplers.base import Predict, Sampler, Samples, SamplingFlow, Watch
 from proxflow.samplers.bfn_solver import BFNSolver
 from proxflow.samplers.midpoint import Midpoint
+from proxflow.samplers.multistep import Multistep
 from proxflow.samplers.path import Marginal, Multistep2, PathSampler
 from proxflow.samplers.proximal import Deterministic, ProximalSampler, Stochastic
 from proxflow.samplers.registry import SAMPLERS, default_sampler, sample
@@ -26,6 +27,7 @@ __all__ = [
     "Deterministic",
     "Marginal",
     "Midpoint",
+    "Multistep",
     "Multistep2",
     "PathSampler",
     "Predict",

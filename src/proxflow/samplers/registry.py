@@ -12,6 +12,7 @@ from proxflow.errors import ArgumentError
 from proxflow.samplers.base import Sampler, SamplingFlow, Watch
 from proxflow.samplers.bfn_solver import BFNSolver
 from proxflow.samplers.midpoint import Midpoint
+from proxflow.samplers.multistep import Multistep
 from proxflow.samplers.path import Marginal, Multistep2
 from proxflow.samplers.proximal import Deterministic, Stochastic
 
@@ -20,6 +21,8 @@ SAMPLERS: dict[str, Sampler] = {
     "stochastic": Stochastic(),
     "marginal": Marginal(),
     "multistep2": Multistep2(),
+    "multistep3": Multistep(3),
+    "unipc": Multistep(2, corrected=True),
     "midpoint": Midpoint(),
     "bfn-solver1": BFNSolver(1),
     "bfn-solver2": BFNSolver(2),

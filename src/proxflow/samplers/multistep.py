@@ -1,0 +1,99 @@
+"""Exponential multistep of any order, and with a corrector: one evaluation a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from proxflow._tensor import Generator
+from proxflow.errors import ArgumentError
+from proxflow.samplers.path import PathSampler, log_step
+
+Node = tuple[Tensor, float]
+"""A prediction, and 1 − τ where it was made."""
+
+
+@dataclass(frozen=True)
+class Multistep(PathSampler):
+    """Exponential multistep of a given order, one evaluation a step (in the manner of DPM-Solver++, 2211.01095).
+
+    In u = −ln(1 − τ) the equation is y' = x̂ − y. A step puts the polynomial through the newest predictions in place of x̂ and
+    is exact for it, whatever the lengths of the steps: the exponential Adams–Bashforth method. The first steps have lower
+    order, as they have fewer predictions. Order 2 is :class:`Multistep2`.
+
+    With ``corrected`` each step is made again when the prediction at its end is known, by the polynomial through that
+    prediction as well, one order higher: UniPC's corrector (2302.04867), without an evaluation more. The next step begins at
+    the corrected point, though its prediction was made at the uncorrected one.
+
+    Args:
+        order: Predictions that a step extrapolates from, 1 to 4.
+        corrected: Whether steps are corrected.
+
+    Raises:
+        ArgumentError: The order is out of range.
+    """
+
+    order: int = 3
+    corrected: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.order <= 4:
+            raise ArgumentError(f"the order must be 1, 2, 3 or 4, got {self.order}")
+
+    def move(
+        self,
+        y: Tensor,
+        x: Tensor,
+        tau: tuple[float, float],
+        new: tuple[float, float],
+        generator: Generator,
+        memory: tuple[Tensor, tuple[Node, ...]] | None,
+    ) -> tuple[Tensor, tuple[Tensor, tuple[Node, ...]]]:
+        start, past = memory if memory is not None else (y, ())
+        nodes = ((x, tau[1]), *past)  # the newest first
+        if self.corrected and past:
+            y = advance(start, past[0][1], tau[1], nodes)
+        nodes = nodes[: self.order]
+        return advance(y, tau[1], new[1], nodes), (y, nodes)
+
+
+def advance(y: Tensor, left: float, new_left: float, nodes: Sequence[Node]) -> Tensor:
+    """The exact step from 1 − τ = ``left`` to ``new_left`` where x̂ is the polynomial in u through the nodes."""
+    h = log_step(left, new_left)
+    # A step that lands on the target (h = ∞) lands on the newest prediction, whatever the polynomial was.
+    if not math.isfinite(h):
+        return nodes[0][0].clone()
+    shares = step_shares(h, [log_step(left, at) for _, at in nodes])
+    ahead = shares[0] * nodes[0][0]
+    for share, (x, _) in zip(shares[1:], nodes[1:], strict=True):
+        ahead = torch.add(ahead, x, alpha=share)
+    return torch.lerp(ahead, y, new_left / left)
+
+
+def step_shares(h: float, nodes: Sequence[float]) -> list[float]:
+    """Weights of predictions in the constant one that has the same effect on an exponential step.
+
+    They are ∫₀ʰ e^{s−h} ℓ_j(s) ds / (1 − e^{−h}), with ℓ_j the Lagrange polynomials of the nodes, and add up to 1.
+
+    Args:
+        h: Length of the step in u, finite and positive.
+        nodes: Where in u the predictions were made, from the beginning of the step.
+    """
+    # In units of h: mₖ = ∫₀¹ h e^{h(z−1)} zᵏ dz, by parts.
+    moments = [-math.expm1(-h)]
+    for k in range(1, len(nodes)):
+        moments.append(1 - k * moments[-1] / h)
+    shares = []
+    for j, own in enumerate(nodes):
+        polynomial = [1.0]
+        for other in [*nodes[:j], *nodes[j + 1 :]]:
+            # Times (z − other)/(own − other), the lowest power first.
+            width = (own - other) / h
+            times_z, constant = [0.0, *polynomial], [*polynomial, 0.0]
+            polynomial = [(a - other / h * b) / width for a, b in zip(times_z, constant, strict=True)]
+        shares.append(sum(c * m for c, m in zip(polynomial, moments, strict=True)) / moments[0])
+    return shares
