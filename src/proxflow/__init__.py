@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     )
     from proxflow.energies import Energy, Potential, TargetEnergy
     from proxflow.errors import ProxflowError
-    from proxflow.exact import ExactClasses, ExactMean
+    from proxflow.exact import ExactClasses, ExactDraw, ExactMean
     from proxflow.flows import (
         BFN,
         GPFN,
@@ -52,10 +52,11 @@ if TYPE_CHECKING:
     )
     from proxflow.likelihood import Nats, OdeLikelihood, bayesian_bound, ode_log_likelihood, two_class_bound
     from proxflow.models import build, load
-    from proxflow.objectives import DistributionMatching, LongStep, Objective, Reflow, StudentAndCritic
+    from proxflow.objectives import DistributionMatching, EnergyScore, LongStep, Objective, Reflow, StudentAndCritic
     from proxflow.predictors import (
         BinnedPredictor,
         ClassPredictor,
+        DrawPredictor,
         LongStepPredictor,
         PointPredictor,
         Predictor,
@@ -109,7 +110,7 @@ _HOMES = {
     ],
     "energies": ["Energy", "Potential", "TargetEnergy"],
     "errors": ["ProxflowError"],
-    "exact": ["ExactClasses", "ExactMean"],
+    "exact": ["ExactClasses", "ExactDraw", "ExactMean"],
     "flows": [
         "BFN",
         "GPFN",
@@ -124,10 +125,11 @@ _HOMES = {
     ],
     "likelihood": ["Nats", "OdeLikelihood", "bayesian_bound", "ode_log_likelihood", "two_class_bound"],
     "models": ["build", "load"],
-    "objectives": ["DistributionMatching", "LongStep", "Objective", "Reflow", "StudentAndCritic"],
+    "objectives": ["DistributionMatching", "EnergyScore", "LongStep", "Objective", "Reflow", "StudentAndCritic"],
     "predictors": [
         "BinnedPredictor",
         "ClassPredictor",
+        "DrawPredictor",
         "LongStepPredictor",
         "PointPredictor",
         "Predictor",

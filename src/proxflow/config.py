@@ -31,7 +31,7 @@ PairSamplerName = Literal["deterministic", "multistep2", "midpoint"]
 CouplingName = Literal["independent", "ot", "reflow"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bf16"]
-PredictorName = Literal["point", "long-step"]
+PredictorName = Literal["point", "long-step", "draw"]
 Parallel = Literal["ddp", "fsdp"]
 
 
@@ -56,6 +56,8 @@ class ModelConfig:
             "transport" to train, not to sample. reflow: those of a trained model, as the command reflow pairs them.
         predictor: point predicts the data from the belief; long-step reads the end of each step as well and learns where
             many small steps would lead, for few evaluations. It needs gpfn-w2 with final 1, and the deterministic sampler.
+            draw reads noise as well and draws from what the data may be, for few evaluations; it is trained by the energy
+            score, at twice the cost a step, and takes the samplers that keep no memory of earlier predictions.
     """
 
     flow: FlowName = "gpfn-w2"

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proxflow._tensor import over_events
+from proxflow._tensor import Generator, over_events
 from proxflow.beliefs import Categorical, DiagonalGaussian
-from proxflow.data import Law
+from proxflow.data import GaussianMixtureLaw, Law
 from proxflow.divergences import FisherRao, ReverseKL
 from proxflow.errors import ArgumentError
 from proxflow.flows import GPFN, CategoricalEndpoints, DiscreteBFN, Flow
@@ -134,9 +134,40 @@ class ExactMean:
             raise ArgumentError(f"no exact prediction is known where prior and data are paired, as in {self.flow}")
 
     def __call__(self, belief: DiagonalGaussian, t: Tensor) -> DiagonalGaussian:
-        a, b = self.flow.path.coefficients(t.double())  # type: ignore[union-attr]
-        nothing = (a + b) == 0  # a Bayesian flow's belief at t = 0 says nothing: b = 1 makes that so for any mean
-        mean = self.law.posterior_mean(belief.mean, a, torch.where(nothing, torch.ones_like(b), b))
-        return DiagonalGaussian(
-            mean, mean.new_full((), getattr(getattr(self.flow, "endpoints", None), "target_std", 0.0))
-        )
+        mean = self.law.posterior_mean(belief.mean, *_noisy_path(self.flow, t))
+        return DiagonalGaussian(mean, mean.new_full((), _target_std(self.flow)))
+
+
+@dataclass(frozen=True, eq=False)
+class ExactDraw:
+    """Draws from p(x | belief) for data that are a mixture of Gaussians: what a perfect :class:`DrawPredictor` would answer.
+
+    Args:
+        flow: Any flow with a Gaussian path: ``GPFN`` with Wasserstein-2 or KL, ``BFN``, ``Diffusion``.
+        law: The data's law.
+
+    Raises:
+        ArgumentError: The flow has no Gaussian path, or a coupling.
+    """
+
+    flow: Flow[Any]
+    law: GaussianMixtureLaw
+    reads_noise = True
+
+    def __post_init__(self) -> None:
+        ExactMean(self.flow, self.law)  # refuses the flows
+
+    def __call__(self, belief: DiagonalGaussian, t: Tensor, *, generator: Generator) -> DiagonalGaussian:
+        drawn = self.law.posterior_sample(belief.mean, *_noisy_path(self.flow, t), generator)
+        return DiagonalGaussian(drawn, drawn.new_full((), _target_std(self.flow)))
+
+
+def _noisy_path(flow: Flow[Any], t: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients (a, b) of the beliefs' means at times (batch,), double."""
+    a, b = flow.path.coefficients(t.double())  # type: ignore[union-attr]
+    nothing = (a + b) == 0  # a Bayesian flow's belief at t = 0 says nothing: b = 1 makes that so for any mean
+    return a, torch.where(nothing, torch.ones_like(b), b)
+
+
+def _target_std(flow: Flow[Any]) -> float:
+    return getattr(getattr(flow, "endpoints", None), "target_std", 0.0)

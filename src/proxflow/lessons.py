@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from proxflow.config import MethodName
 from proxflow.errors import ArgumentError
 from proxflow.models import Model
-from proxflow.objectives import DistributionMatching, LongStep, Objective, StudentAndCritic
-from proxflow.predictors import LongStepPredictor
+from proxflow.objectives import DistributionMatching, EnergyScore, LongStep, Objective, StudentAndCritic
+from proxflow.predictors import DrawPredictor, LongStepPredictor
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ def lesson(method: MethodName, model: Model, teacher: Model | None = None) -> Le
     """The lesson of a name.
 
     Args:
-        method: flow: the flow's own loss, or :class:`proxflow.LongStep` for a model that predicts long steps.
+        method: flow: the flow's own loss; :class:`proxflow.LongStep` for a model that predicts long steps,
+            :class:`proxflow.EnergyScore` for one that draws.
             distribution-matching: :class:`proxflow.DistributionMatching` from a teacher, with the teacher's weights to begin
             with.
         model: The model to train, untrained.
@@ -51,6 +52,8 @@ def lesson(method: MethodName, model: Model, teacher: Model | None = None) -> Le
         objective: Objective = model.flow
         if isinstance(model.predictor, LongStepPredictor):
             objective = LongStep(cast(Any, model.flow))
+        elif isinstance(model.predictor, DrawPredictor):
+            objective = EnergyScore(model.flow)
         return Lesson(objective, model.predictor, lambda module: module)
     if teacher is None:
         raise ArgumentError(f"{method} learns from a trained model: name a teacher")
@@ -58,7 +61,7 @@ def lesson(method: MethodName, model: Model, teacher: Model | None = None) -> Le
         raise ArgumentError(
             f"teacher and student must be alike: {teacher.config} {teacher.shape}, {model.config} {model.shape}"
         )
-    if isinstance(teacher.predictor, LongStepPredictor):
+    if isinstance(teacher.predictor, LongStepPredictor | DrawPredictor):
         raise ArgumentError(
             f"{method} needs a teacher that predicts the data from the belief: one of predictor 'point'"
         )

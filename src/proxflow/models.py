@@ -20,7 +20,7 @@ from proxflow.errors import ArgumentError, CheckpointError, OutputError
 from proxflow.files import writable_folder, write_json, write_text
 from proxflow.flows import BFN, GPFN, Flow
 from proxflow.nn import UNet
-from proxflow.predictors import LongStepPredictor, PointPredictor, Predictor
+from proxflow.predictors import DrawPredictor, LongStepPredictor, PointPredictor, Predictor
 from proxflow.schedules import Linear
 
 FORMAT = 1
@@ -159,6 +159,8 @@ def build(config: ModelConfig, shape: tuple[int, ...]) -> Model:
         predictor = PointPredictor(network, flow)
     if config.predictor == "long-step":
         predictor = LongStepPredictor(network, flow)
+    elif config.predictor == "draw":
+        predictor = DrawPredictor(network, flow)
     return Model(config, tuple(shape), flow, predictor)
 
 
@@ -166,6 +168,7 @@ def unet(config: ModelConfig, channels: int) -> UNet:
     """The untrained U-Net of a configuration, for images of the given number of channels."""
     reads_end = config.predictor == "long-step"
     network = UNet(
+        2 * channels if config.predictor == "draw" else channels,
         channels,
         channels=config.channels,
         multipliers=config.multipliers,

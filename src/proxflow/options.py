@@ -25,7 +25,7 @@ SamplerChoice = Annotated[
     SamplerName | None,
     tyro.conf.arg(
         metavar=f"{{{','.join(get_args(SamplerName))}}}",
-        help_behavior_hint="(default: multistep2; of a long-step model, deterministic)",
+        help_behavior_hint="(default: multistep2; of a long-step or draw model, deterministic)",
     ),
 ]
 
@@ -48,7 +48,7 @@ class Sample:
             multistep3: third order. unipc: second order, with a corrector. midpoint: second order, two evaluations a step.
             bfn-solver1, bfn-solver2: BFN-Solver of either order; sde-: with fresh noise. All but the first two need a flow
             with Gaussian paths: gpfn-w2, gpfn-kl, bfn or bfn-tuned. A model trained with --predictor long-step takes
-            deterministic alone.
+            deterministic alone, one with --predictor draw also stochastic, marginal and bfn-solver1.
         seed: Number that fixes the images: image i depends on the seed and on i alone, whatever --n and --batch-size are.
         out: Where to write. Ending .png: one picture, a grid. Ending .npz: key "images", uint8, N x H x W x C. No ending:
             a folder of PNG files, 00000.png and so on.
@@ -94,6 +94,7 @@ class Train:
         proxflow train --out runs/mine
         proxflow train --out runs/kl --flow gpfn-kl --steps 1000
         proxflow train --out runs/straight --coupling ot
+        proxflow train --out runs/draws --predictor draw
         proxflow train --out runs/own --data pictures --size 32 --channels 64 --multipliers 1 2 2 --patch 1
         proxflow train --out runs/few --teacher runs/mine --steps 800 --learning-rate 1e-3
         torchrun --standalone --nproc-per-node 8 -m proxflow.cli train --out runs/many --batch-size 1024

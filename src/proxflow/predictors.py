@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from proxflow._tensor import over_events
-from proxflow.beliefs import Belief, Binned, Categorical, DiagonalGaussian, Product
+from proxflow._tensor import Generator, over_events, randn
+from proxflow.beliefs import Belief, Binned, Categorical, DiagonalGaussian, GaussianMixture, Product
 from proxflow.errors import ArgumentError
 from proxflow.schedules import GaussianPath, Schedule
 
@@ -32,6 +32,9 @@ class Predictor(nn.Module, ABC):
 
     reads_end: ClassVar[bool] = False
     """Whether it is to be called with ``end=``, the times (batch,) at which the steps toward its predictions end."""
+
+    reads_noise: ClassVar[bool] = False
+    """Whether it is to be called with ``generator=``, the source of the noise that its predictions are drawn by."""
 
     @abstractmethod
     def forward(self, belief: Any, t: Tensor) -> Belief:
@@ -157,6 +160,73 @@ class LongStepPredictor(Predictor):
                     "settings, and the plain one with parameterisation 'x'"
                 )
         self.load_state_dict(weights, strict=False)
+
+
+class DrawPredictor(Predictor):
+    """Predicts the whole distribution of the data given the belief, p(x | belief, t), by drawing from it (2502.02483).
+
+    The network reads the belief's mean with standard normal noise of the same shape beside it and returns a draw. A belief
+    and a draw of its posterior have the joint law of the belief and the data, so a step toward the draw leads to a belief of
+    the right law, however long it is: with exact draws any number of evaluations gives the data's law, where the mean, which
+    a :class:`PointPredictor` gives, blurs. Trained by :class:`proxflow.EnergyScore`.
+
+    Args:
+        network: Module ``(features, t) -> tensor``. It reads the mean and then the noise along the first dimension of the
+            event, (batch, 2C, H, W) for images and (batch, 2n) for vectors, and returns a tensor of the mean's shape; t is
+            (batch,).
+        flow: The flow it is trained for.
+        clip: Range of the data (lowest, highest) that draws are clipped to outside training, or ``None``.
+
+    Raises:
+        ArgumentError: An empty range; when called, no generator, ``draws`` < 1 or an output of another shape.
+    """
+
+    reads_noise = True
+
+    def __init__(self, network: nn.Module, flow: HasPath, *, clip: tuple[float, float] | None = (-1.0, 1.0)) -> None:
+        super().__init__()
+        if clip is not None and not clip[0] < clip[1]:
+            raise ArgumentError(f"clip is (lowest, highest) with lowest < highest, got {clip}")
+        self.network, self.clip = network, clip
+        self.target_std: float = getattr(getattr(flow, "endpoints", None), "target_std", 0.0)
+        zero = torch.zeros((), dtype=torch.float64, device="cpu")
+        self.begins_fixed = flow.path is not None and not any(float(c) for c in flow.path.coefficients(zero))
+
+    def forward(
+        self, belief: DiagonalGaussian, t: Tensor, *, generator: Generator | None = None, draws: int | None = None
+    ) -> DiagonalGaussian | GaussianMixture:
+        """A draw for each belief at times ``t`` (batch,), or several.
+
+        Args:
+            belief: Beliefs, (batch, *event).
+            t: Their times, (batch,).
+            generator: Source of the noise.
+            draws: ``None`` for one draw, as a target to step toward. A number for that many of each belief, together an
+                estimate of the predicted distribution: a mixture whose means they are, (batch, draws, *event).
+        """
+        if generator is None:
+            raise ArgumentError(
+                "a DrawPredictor draws its predictions and needs generator=: train it with EnergyScore; what asks for the "
+                "mean of the data, as likelihoods do, needs a PointPredictor"
+            )
+        if draws is not None and draws < 1:
+            raise ArgumentError(f"the number of draws must be at least 1, got {draws}")
+        mean, number = belief.features(), draws or 1
+        # Batch first, so that the noise of an example does not depend on the others.
+        noise = randn(torch.Size([len(mean), number, *mean.shape[1:]]), generator, mean.dtype, mean.device)
+        read = torch.cat([mean.repeat_interleave(number, 0), noise.flatten(0, 1)], dim=1)
+        drawn = self.network(read, t.repeat_interleave(number, 0)).to(mean.dtype)
+        if drawn.shape != (number * len(mean), *mean.shape[1:]):
+            raise ArgumentError(
+                f"the network must return events {tuple(mean.shape[1:])} for features {tuple(read.shape[1:])}, returned "
+                f"{tuple(drawn.shape[1:])}"
+            )
+        if self.clip is not None and not self.training:
+            drawn = drawn.clamp(*self.clip)
+        std = drawn.new_full((), self.target_std)
+        if draws is None:
+            return DiagonalGaussian(drawn, std)
+        return GaussianMixture(drawn.new_zeros(len(mean), number), drawn.unflatten(0, (len(mean), number)), std)
 
 
 class HasBins(Protocol):

@@ -87,9 +87,12 @@ class Law(ABC):
         Raises:
             ArgumentError: Another shape.
         """
+        return self._condition(*self._noisy(y, a, b))[1].to(y.dtype)
+
+    def _noisy(self, y: Tensor, a: Tensor | float, b: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
         self._check(y)
-        columns = (torch.as_tensor(c, dtype=torch.float64, device=y.device).expand(len(y))[:, None] for c in (a, b))
-        return self._condition(y.double(), *columns)[1].to(y.dtype)
+        a, b = (torch.as_tensor(c, dtype=torch.float64, device=y.device).expand(len(y))[:, None] for c in (a, b))
+        return y.double(), a, b
 
     def _check(self, x: Tensor) -> None:
         if not x.is_floating_point() or x.ndim != 2 or x.shape[1] != self.dimension:
@@ -150,14 +153,32 @@ class GaussianMixtureLaw(Law):
         axes, scales = self._axes.to(device)[which], self._variances.to(device).sqrt()[which]
         return self.means.to(noise)[which] + (axes @ (scales * noise)[..., None]).squeeze(-1)
 
+    def posterior_sample(self, y: Tensor, a: Tensor | float, b: Tensor | float, generator: Generator) -> Tensor:
+        """A draw from p(x | y), itself a mixture of Gaussians, for y = a x + b ε; shapes as in :meth:`posterior_mean`.
+
+        Raises:
+            ArgumentError: Another shape.
+        """
+        log_joint, means, variances = self._components(*self._noisy(y, a, b))
+        which = gumbel_max(log_joint.log_softmax(1), generator)
+        rows = torch.arange(len(y), device=y.device)
+        noise = randn(y.shape, generator, torch.float64, y.device)
+        turned = self._axes.to(means)[which] @ (variances[rows, which].sqrt() * noise)[..., None]
+        return (means[rows, which] + turned.squeeze(-1)).to(y.dtype)
+
     def _condition(self, y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        log_joint, means, _ = self._components(y, a, b)
+        return log_joint.logsumexp(1), (log_joint.softmax(1)[..., None] * means).sum(1)
+
+    def _components(self, y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each component given y: log of weight times density of y, mean of x, and its variances along the axes."""
         means, variances, axes = self.means.to(y), self._variances.to(y), self._axes.to(y)
         a, b = a[..., None], b[..., None]
         total = a.square() * variances + b.square()  # (batch, components, dimension), along the axes of each covariance
         gap = torch.einsum("bkd,kde->bke", y[:, None] - a * means, axes)
         log_joint = self.weights.to(y).log() - 0.5 * (gap.square() / total + (2 * math.pi * total).log()).sum(-1)
         mean = means + torch.einsum("bke,kde->bkd", a * variances / total * gap, axes)
-        return log_joint.logsumexp(1), (log_joint.softmax(1)[..., None] * mean).sum(1)
+        return log_joint, mean, variances * b.square() / total
 
 
 def eight_gaussians(radius: float = 0.8, std: float = 0.08) -> GaussianMixtureLaw:

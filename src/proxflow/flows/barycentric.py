@@ -260,7 +260,6 @@ class GPFN(Flow[Any]):
         return self.proximal(belief, message, self.schedule.step(t, s))
 
     def weight(self, t: Tensor) -> Tensor:
-        """Weight of the squared error of predicted data at times ``t``."""
         return (self.schedule.derivative(t) / self.schedule.remaining(t).clamp_min(self.weight_floor)).square()
 
     def loss(self, predict: Predict, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:

@@ -61,6 +61,10 @@ class Flow(ABC, Generic[B]):
             ArgumentError: ``x`` has the wrong type for this flow's beliefs.
         """
 
+    def weight(self, t: Tensor) -> Tensor:
+        """Weight of the squared error of predicted data at times ``t``; 1 where the loss has none."""
+        return torch.ones_like(t)
+
     @abstractmethod
     def times(self, nfe: int) -> list[float]:
         """Times at which a proximal sampler that spends ``nfe`` evaluations calls the network, starting at 0.

@@ -115,6 +115,9 @@ class _GaussianBayesianFlow(BayesianFlow[DiagonalGaussian]):
         total = belief.given_std.reciprocal().square() + alpha
         return DiagonalGaussian(torch.lerp(belief.mean, message, alpha / total), total.rsqrt())
 
+    def weight(self, t: Tensor) -> Tensor:
+        return 0.5 * self.path.rate(t)
+
     def loss(self, predict: Predict, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
         """Continuous-time loss −ln σ₁ σ₁^{−2t} (x − x̂)², nats per coordinate (2308.07037, eq. 101).
 
@@ -123,7 +126,7 @@ class _GaussianBayesianFlow(BayesianFlow[DiagonalGaussian]):
         check_real(x)
         t = draw_times(len(x), generator, x.device) if t is None else t
         predicted = predict(self.belief(x, t, generator), t)
-        return 0.5 * self.path.rate(t) * mean_events((self._sent(x) - predicted.mean).square())
+        return self.weight(t) * mean_events((self._sent(x) - predicted.mean).square())
 
     def _sent(self, x: Tensor) -> Tensor:
         """What is sent of the data."""

@@ -70,12 +70,15 @@ class Diffusion(Flow[DiagonalGaussian]):
             moved = ((a * keep.square()).to(mean.dtype) * mean + squared.to(mean.dtype) * x + noise) / new_a
         return self.belief_at(moved.to(mean.dtype), s)
 
+    def weight(self, t: Tensor) -> Tensor:
+        a, b = self.path.coefficients(t)
+        return (a / b.clamp_min(self.weight_floor)).square()
+
     def loss(self, predict: Predict, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
         check_real(x)
         t = draw_times(len(x), generator, x.device) if t is None else t
         predicted = predict(self.belief(x, t, generator), t)
-        a, b = self.path.coefficients(t)
-        return (a / b.clamp_min(self.weight_floor)).square() * mean_events((predicted.mean - x).square())
+        return self.weight(t) * mean_events((predicted.mean - x).square())
 
     def times(self, nfe: int) -> list[float]:
         return [k / nfe for k in range(nfe)]

@@ -6,7 +6,8 @@ An objective has ``loss(predict, x, generator, t)`` like a flow, so :func:`proxf
 
 from proxflow.objectives.base import Objective
 from proxflow.objectives.distribution_matching import DistributionMatching, StudentAndCritic
+from proxflow.objectives.energy_score import EnergyScore
 from proxflow.objectives.long_step import LongStep
 from proxflow.objectives.reflow import Reflow
 
-__all__ = ["DistributionMatching", "LongStep", "Objective", "Reflow", "StudentAndCritic"]
+__all__ = ["DistributionMatching", "EnergyScore", "LongStep", "Objective", "Reflow", "StudentAndCritic"]

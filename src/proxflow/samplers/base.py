@@ -58,6 +58,11 @@ class Sampler(ABC):
     keeps_to_target: ClassVar[bool] = False
     """Whether each step goes straight toward the newest target, without noise: what an effective target is meant for."""
 
+    @property
+    def memoryless(self) -> bool:
+        """Whether each step follows one prediction alone, which then may be a draw, and not an average of several."""
+        return True
+
     @abstractmethod
     def init(self, flow: SamplingFlow, belief: Any, generator: Generator) -> tuple[Any, Any]:
         """First belief and state, from a belief drawn from the prior."""
@@ -97,7 +102,8 @@ class Sampler(ABC):
 
         Args:
             predict: Function of a belief and times (batch,) that returns the predicted target. One with ``reads_end`` is
-                told the times of the next belief, ``end`` (batch,), 1 at the last evaluation.
+                told the times of the next belief, ``end`` (batch,), 1 at the last evaluation; one with ``reads_noise`` is
+                given ``generator``.
             flow: The flow that ``predict`` was trained for.
             shape: Shape of the samples, (batch, *event).
             nfe: Number of network evaluations, ≥ 1.
@@ -108,8 +114,9 @@ class Sampler(ABC):
             watch: Called at each evaluation.
 
         Raises:
-            ArgumentError: ``nfe`` < 1, an empty shape, times that do not increase from 0 within [0, 1], or a sampler that
-                does not keep to the target of a predictor that reads the end of its step.
+            ArgumentError: ``nfe`` < 1, an empty shape, times that do not increase from 0 within [0, 1], a sampler that
+                does not keep to the target of a predictor that reads the end of its step, or one that averages a
+                predictor's draws.
         """
         if nfe < 1:
             raise ArgumentError(f"the number of network evaluations must be at least 1, got {nfe}")
@@ -123,6 +130,11 @@ class Sampler(ABC):
                 f"{type(self).__name__} does not step straight toward the target, which this predictor made for a whole "
                 "step: use Deterministic ('deterministic')"
             )
+        if getattr(predict, "reads_noise", False) and not self.memoryless:
+            raise ArgumentError(
+                f"{type(self).__name__} extrapolates from one prediction to the next, which this predictor draws anew each "
+                "time: use Deterministic ('deterministic'), Stochastic ('stochastic') or Marginal ('marginal')"
+            )
         device = torch.device(device)
         belief, state = self.init(flow, flow.prior(shape, generator, dtype, device), generator)
         # The schedule's arithmetic and its transfers are before the loop: inside, each scalar would cost what a batch does.
@@ -130,7 +142,7 @@ class Sampler(ABC):
         asked = torch.tensor(times, dtype=torch.promote_types(dtype, torch.float32), device=device)[:, None]
         asked_at = asked.expand(nfe, shape[0]).unbind()
         for k in range(nfe):
-            target = predict(belief, asked_at[k], **_told(predict, asked_at, k))
+            target = predict(belief, asked_at[k], **_told(predict, asked_at, k, generator))
             if watch is not None:
                 watch(times[k], belief, target)
             if k + 1 < nfe:
@@ -138,9 +150,11 @@ class Sampler(ABC):
         return Samples(target.mode, nfe)
 
 
-def _told(predict: Predict, asked_at: Sequence[Tensor], k: int) -> dict[str, Any]:
+def _told(predict: Predict, asked_at: Sequence[Tensor], k: int, generator: Generator) -> dict[str, Any]:
     """What a predictor asks to be told at evaluation k, besides the belief and its time."""
     told: dict[str, Any] = {}
     if getattr(predict, "reads_end", False):
         told["end"] = asked_at[k + 1] if k + 1 < len(asked_at) else torch.ones_like(asked_at[k])
+    if getattr(predict, "reads_noise", False):
+        told["generator"] = generator
     return told

@@ -47,6 +47,10 @@ class BFNSolver(PathSampler):
             raise ArgumentError(f"the order is 1 or 2, got {self.order}")
         Marginal(self.kappa)  # refuses a share out of range
 
+    @property
+    def memoryless(self) -> bool:
+        return self.order == 1
+
     def times(self, flow: SamplingFlow, nfe: int) -> list[float]:
         return [k / nfe for k in range(nfe)]
 

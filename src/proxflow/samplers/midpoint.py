@@ -22,6 +22,10 @@ class Midpoint(PathSampler):
     is left, are plain. Heun's method would put the second evaluation at the end of the step, and then evaluate there again.
     """
 
+    @property
+    def memoryless(self) -> bool:
+        return False
+
     def move(
         self,
         y: Tensor,

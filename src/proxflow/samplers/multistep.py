@@ -44,6 +44,10 @@ class Multistep(PathSampler):
         if not 1 <= self.order <= 4:
             raise ArgumentError(f"the order must be 1, 2, 3 or 4, got {self.order}")
 
+    @property
+    def memoryless(self) -> bool:
+        return self.order == 1 and not self.corrected
+
     def move(
         self,
         y: Tensor,

@@ -165,6 +165,10 @@ class Multistep2(PathSampler):
     x̂_k + (h/(1 − e^{−h}) − 1)(x̂_k − x̂_{k−1})/h_{k−1}.
     """
 
+    @property
+    def memoryless(self) -> bool:
+        return False
+
     def move(
         self,
         y: Tensor,

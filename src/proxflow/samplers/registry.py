@@ -36,7 +36,12 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def default_sampler(model: nn.Module) -> str:
-    """The sampler of choice at few evaluations: multistep2, or deterministic for a predictor that reads ends of steps."""
+    """The sampler of choice at few evaluations: multistep2, for predictors that read ends of steps or draw deterministic.
+
+    Draws need stochastic where the flow begins with a fixed belief: its later beliefs are noisy, so its steps must be.
+    """
+    if getattr(model, "reads_noise", False):
+        return "stochastic" if getattr(model, "begins_fixed", False) else "deterministic"
     return "deterministic" if getattr(model, "reads_end", False) else "multistep2"
 
 
