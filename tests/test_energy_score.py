@@ -69,9 +69,8 @@ class Normal(nn.Module):
         super().__init__()
         self.centre, self.spread = (nn.Parameter(double(value)) for value in (centre, spread))
 
-    def forward(self, belief, t, *, generator, draws):
-        noise = torch.randn(len(t), draws, *belief.mean.shape[1:], generator=generator, dtype=torch.float64)
-        return GaussianMixture(noise.new_zeros(len(t), draws), self.centre + self.spread * noise, noise.new_zeros(()))
+    def forward(self, belief, t, *, noise):
+        return GaussianMixture(noise.new_zeros(noise.shape[:2]), self.centre + self.spread * noise, noise.new_zeros(()))
 
 
 # The score ------------------------------------------------------------------------------------------------------------
@@ -266,16 +265,18 @@ def test_the_network_reads_the_mean_and_the_noise(shape):
     sum_of_both = says(lambda features, t: features[:, :size] + 10 * features[:, size:])
     predict = DrawPredictor(sum_of_both, GPFN(endpoints=proxflow.GaussianEndpoints(0.25)), clip=None)
     one = predict(belief, t, generator=SampleStreams(3, torch.arange(5)))
-    noise = SampleStreams(3, torch.arange(5)).normal(torch.Size([5, 1, *shape]), torch.float64)[:, 0]
+    noise = SampleStreams(3, torch.arange(5)).normal(torch.Size([5, *shape]), torch.float64)
     torch.testing.assert_close(one.mean, mean + 10 * noise)
     assert float(one.std.min()) == 0.25
-    several = predict(belief, t, generator=SampleStreams(3, torch.arange(5)), draws=4)
-    noise = SampleStreams(3, torch.arange(5)).normal(torch.Size([5, 4, *shape]), torch.float64)
+    noise = torch.randn(5, 4, *shape, generator=seeded(2), dtype=torch.float64)
+    several = predict(belief, t, noise=noise)
     torch.testing.assert_close(several.means, mean[:, None] + 10 * noise)
     assert several.weights.tolist() == [[0.25] * 4] * 5
     times = DrawPredictor(says(lambda features, t: t[:, None].expand(-1, 3)), GPFN(), clip=None)
     belief = DiagonalGaussian(mean.flatten(1)[:, :3], double(1.0))
-    assert torch.equal(times(belief, t, generator=seeded(), draws=2).means, t[:, None, None].expand(5, 2, 3))
+    assert torch.equal(
+        times(belief, t, noise=torch.zeros(5, 2, 3, dtype=torch.float64)).means, t[:, None, None].expand(5, 2, 3)
+    )
 
 
 def test_draws_are_clipped_outside_training():
@@ -311,6 +312,16 @@ def test_parts_of_a_batch_have_the_loss_of_the_whole():
     torch.testing.assert_close(torch.cat([part(range(3)), part(range(3, 8))]), part(range(8)))
 
 
+def test_training_compiles():
+    torch.manual_seed(0)
+    flow = GPFN()
+    predict, objective = DrawPredictor(Perceptron(2), flow), EnergyScore(flow)
+    x, t = LAW.sample(8, seeded()), torch.linspace(0.05, 0.95, 8)
+    plain = objective.loss(predict, x, BatchRows(seeded(4), 16, range(4, 12)), t)
+    predict.compile(backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(objective.loss(predict, x, BatchRows(seeded(4), 16, range(4, 12)), t), plain)
+
+
 # What is refused --------------------------------------------------------------------------------------------------------
 
 
@@ -336,8 +347,9 @@ def test_what_does_not_fit_is_refused():
         predict(belief, t)
     with pytest.raises(ArgumentError, match="EnergyScore"):
         flow.loss(predict, x, seeded())
-    with pytest.raises(ArgumentError, match="at least 1"):
-        predict(belief, t, generator=seeded(), draws=0)
+    for shape in [(2,), (2, 3), (2, 0, 3), (2, 4, 2), (1, 4, 3)]:
+        with pytest.raises(ArgumentError, match="noise for beliefs"):
+            predict(belief, t, noise=torch.zeros(shape))
     with pytest.raises(ArgumentError, match=r"events \(3,\) for features \(6,\), returned \(6,\)"):
         DrawPredictor(says(lambda features, t: features), flow)(belief, t, generator=seeded())
     with pytest.raises(ArgumentError, match="lowest < highest"):

@@ -178,7 +178,8 @@ class DrawPredictor(Predictor):
         clip: Range of the data (lowest, highest) that draws are clipped to outside training, or ``None``.
 
     Raises:
-        ArgumentError: An empty range; when called, no generator, ``draws`` < 1 or an output of another shape.
+        ArgumentError: An empty range; when called, neither generator nor noise, or noise or
+            an output of another shape.
     """
 
     reads_noise = True
@@ -193,27 +194,31 @@ class DrawPredictor(Predictor):
         self.begins_fixed = flow.path is not None and not any(float(c) for c in flow.path.coefficients(zero))
 
     def forward(
-        self, belief: DiagonalGaussian, t: Tensor, *, generator: Generator | None = None, draws: int | None = None
+        self, belief: DiagonalGaussian, t: Tensor, *, generator: Generator | None = None, noise: Tensor | None = None
     ) -> DiagonalGaussian | GaussianMixture:
-        """A draw for each belief at times ``t`` (batch,), or several.
+        """A draw for each belief at times ``t`` (batch,), by noise from a generator, or several, by noise that is given.
 
         Args:
             belief: Beliefs, (batch, *event).
             t: Their times, (batch,).
-            generator: Source of the noise.
-            draws: ``None`` for one draw, as a target to step toward. A number for that many of each belief, together an
-                estimate of the predicted distribution: a mixture whose means they are, (batch, draws, *event).
+            generator: Source of the noise of one draw, as a target to step toward.
+            noise: Standard normal noise (batch, draws, *event), drawn elsewhere since compiled code reads no generators. The
+                draws are together an estimate of the predicted distribution: a mixture whose means they are.
         """
-        if generator is None:
+        mean, several = belief.features(), noise is not None
+        if noise is None and generator is None:
             raise ArgumentError(
                 "a DrawPredictor draws its predictions and needs generator=: train it with EnergyScore; what asks for the "
                 "mean of the data, as likelihoods do, needs a PointPredictor"
             )
-        if draws is not None and draws < 1:
-            raise ArgumentError(f"the number of draws must be at least 1, got {draws}")
-        mean, number = belief.features(), draws or 1
-        # Batch first, so that the noise of an example does not depend on the others.
-        noise = randn(torch.Size([len(mean), number, *mean.shape[1:]]), generator, mean.dtype, mean.device)
+        if noise is None:
+            noise = randn(mean.shape, generator, mean.dtype, mean.device)[:, None]  # type: ignore[arg-type]
+        number = noise.shape[1] if noise.ndim > 1 else 0
+        if number < 1 or noise.shape != (len(mean), number, *mean.shape[1:]):
+            raise ArgumentError(
+                f"noise for beliefs {tuple(mean.shape)} has the dimension of draws, at least 1, after the batch, got "
+                f"{tuple(noise.shape)}"
+            )
         read = torch.cat([mean.repeat_interleave(number, 0), noise.flatten(0, 1)], dim=1)
         drawn = self.network(read, t.repeat_interleave(number, 0)).to(mean.dtype)
         if drawn.shape != (number * len(mean), *mean.shape[1:]):
@@ -224,7 +229,7 @@ class DrawPredictor(Predictor):
         if self.clip is not None and not self.training:
             drawn = drawn.clamp(*self.clip)
         std = drawn.new_full((), self.target_std)
-        if draws is None:
+        if not several:
             return DiagonalGaussian(drawn, std)
         return GaussianMixture(drawn.new_zeros(len(mean), number), drawn.unflatten(0, (len(mean), number)), std)
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxflow._tensor import Generator, mean_events
+from proxflow._tensor import Generator, mean_events, randn
 from proxflow.beliefs import DiagonalGaussian, GaussianMixture
 from proxflow.errors import ArgumentError
 from proxflow.flows import Flow, draw_times
 
 PredictDraws = Callable[..., Any]
-"""A belief, times (batch,), ``generator=`` and ``draws=`` → a mixture whose means are the draws."""
+"""A belief, times (batch,) and ``noise=`` (batch, m, *event) → a mixture of which the means are the draws."""
 
 
 def energy_score(draws: Tensor, x: Tensor, beta: float = 1.0, repulsion: float = 1.0) -> Tensor:
@@ -104,8 +104,8 @@ class EnergyScore:
         """Loss of each example, (batch,).
 
         Args:
-            predict: A :class:`proxflow.DrawPredictor`, or a function of a belief, times (batch,), ``generator=`` and
-                ``draws=`` that returns a mixture whose means are the draws.
+            predict: A :class:`proxflow.DrawPredictor`, or a function of a belief, times (batch,) and standard normal
+                ``noise=`` (batch, m, *event) that returns a mixture whose means are the draws.
             x: Real data (batch, *event).
             generator: Source of times, noise and draws.
             t: Times (batch,) in [0, 1]; ``None`` draws them.
@@ -124,6 +124,8 @@ class EnergyScore:
         belief = self.flow.belief(x, t, generator)
         if not isinstance(belief, DiagonalGaussian):
             raise ArgumentError(f"the energy score needs Gaussian beliefs, {self.flow} has {type(belief).__name__}")
-        predicted: GaussianMixture = predict(belief, t, generator=generator, draws=self.draws)
+        shape = torch.Size([len(x), self.draws, *belief.mean.shape[1:]])
+        noise = randn(shape, generator, belief.mean.dtype, belief.mean.device)
+        predicted: GaussianMixture = predict(belief, t, noise=noise)
         score = energy_score(predicted.means, x, self.beta, self.repulsion)
         return self.flow.weight(t).pow(self.beta / 2) * score
