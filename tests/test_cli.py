@@ -22,6 +22,7 @@ import proxflow
 from proxflow import commands, imagefiles, models
 from proxflow.cli import main
 from proxflow.config import ModelConfig
+from proxflow.data import to_bytes
 from proxflow.experiments import geometry
 from proxflow.nn import UNet
 
@@ -109,7 +110,7 @@ def test_help_names_every_option_and_does_not_import_torch():
     script = """
 import sys
 from proxflow.cli import main
-for words in [], ["sample"], ["train"], ["reflow"], ["evaluate"], ["reproduce"]:
+for words in [], ["sample"], ["train"], ["reflow"], ["times"], ["evaluate"], ["reproduce"]:
     try:
         main([*words, "--help"])
     except SystemExit as stop:
@@ -121,16 +122,16 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    top, sample, train, reflow, evaluate, reproduce, version = done.stdout.split("=====\n")
-    assert all(
-        name in top for name in ("sample", "train", "reflow", "evaluate", "reproduce", "--version", "Exit status")
-    )
+    top, sample, train, reflow, times, evaluate, reproduce, version = done.stdout.split("=====\n")
+    commands = ("sample", "train", "reflow", "times", "evaluate", "reproduce")
+    assert all(name in top for name in (*commands, "--version", "Exit status"))
     assert all(word in sample for word in ("--n", "--steps", "--sampler", "--seed", "--out", "multistep2", ".npz"))
     assert all(word in train for word in ("--data", "--flow", "--learning-rate", "--batch-size", "gpfn-w2", "goes on"))
     assert all(word in evaluate for word in ("--images", "Fréchet", "1000; of images, all"))
     assert all(word in reproduce for word in ("quick", "standard", "paper", "2 processor", "goes on", "geometry"))
     assert all(word in reflow for word in ("--rounds", "--pairs", "--pair-steps", "--learning-rate", "goes on"))
-    for page in (sample, train, reflow, evaluate, reproduce):
+    assert all(word in times for word in ("--steps", "--sampler", "--out", "needs no data"))
+    for page in (sample, train, reflow, times, evaluate, reproduce):
         assert "For example:\n    proxflow " in page
         assert "None" not in page
     assert version == f"proxflow {proxflow.__version__}\n"
@@ -451,6 +452,57 @@ def test_reflow_then_sample(run, model, tmp_path):
     assert refused(run("train", "--out", tmp_path / "r", "--coupling", "reflow"), "command reflow")
     assert refused(run(*words, "--out", model), "did not begin")
     assert not (tmp_path / "r").exists()
+
+
+def test_times_then_sample_and_evaluate(run, tmp_path):
+    folder, drawn = save_model(tmp_path / "m"), ("sample", tmp_path / "m", "--n", 4, "--out", tmp_path / "x.npz")
+
+    def images(*words):
+        status, out, _ = run(*drawn, *words)
+        assert status == 0
+        return np.load(tmp_path / "x.npz")["images"], "times found" in out
+
+    others = (("--steps", 2), ("--steps", 3, "--sampler", "deterministic"))
+    before, untouched = images("--steps", 3)[0], [images(*words)[0] for words in others]
+    weights = (folder / "model.safetensors").read_bytes()
+    status, out, err = run("times", folder, "--steps", 3, "--n", 4)
+    assert (status, err) == (0, "")
+    assert "3 evaluations: " in out
+    assert (folder / "model.safetensors").read_bytes() == weights
+    times = json.loads((folder / "config.json").read_text())["times"]
+    assert list(times) == ["multistep2"]
+    assert list(times["multistep2"]) == ["3"]
+    model = models.load(folder)
+    expected = proxflow.sample(model.predictor, model.flow, (4, *model.shape), steps=3, times=times["multistep2"]["3"])
+    found, said = images("--steps", 3)
+    assert said
+    assert (found == to_bytes(expected).permute(0, 2, 3, 1).numpy()).all()
+    assert (found != before).any()
+    for words, as_before in zip(others, untouched, strict=True):
+        found, said = images(*words)
+        assert not said
+        assert (found == as_before).all()
+    # Others join those that are there, also in another folder.
+    assert run("times", folder, "--steps", 2, 1, "--n", 4, "--sampler", "unipc", "--out", tmp_path / "o")[0] == 0
+    both = models.load(tmp_path / "o").times
+    assert both["multistep2"][3] == tuple(times["multistep2"]["3"])
+    assert set(both["unipc"]) == {1, 2}
+    words = ("evaluate", folder, "--n", 4, "--out", tmp_path / "scores.json")
+    for steps, held in ((3, times["multistep2"]["3"]), (2, None)):
+        assert run(*words, "--steps", steps)[0] == 0
+        (cell,) = json.loads((tmp_path / "scores.json").read_text())["cells"]
+        assert cell.get("times") == held
+
+
+def test_times_refuses(run, model, tmp_path):
+    assert refused(run("times", "mnist"), "--out")
+    for words, expected in (
+        (["--steps", 0], "--steps"),
+        (["--n", 0], "--n"),
+        (["--sampler", "stochastic"], "draws noise on its way"),
+        (["--seed", -1], "--seed"),
+    ):
+        assert refused(run("times", model, *words), expected)
 
 
 def test_train_refuses_a_folder_with_another_model(run, arrays, tmp_path, no_work):

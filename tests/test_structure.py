@@ -45,6 +45,7 @@ ALLOWED = {
     "lessons": {"config", "errors", "models", "objectives", "predictors"},
     "training": TENSORS | {"config", "checkpoints", "processes", "progress", "tracking", "flows", "objectives"},
 }
+ALLOWED["grids"] = {"errors", "samplers"}
 ALLOWED["reflow"] = ALLOWED["training"] | ALLOWED["models"] | {"models", "samplers", "training"}
 LIBRARY = set(ALLOWED)
 ALLOWED["experiments"] = LIBRARY | {"proxflow"}

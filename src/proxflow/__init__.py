@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         ProductEndpoints,
         Readout,
     )
+    from proxflow.grids import OptimisedTimes, optimise_times
     from proxflow.likelihood import Nats, OdeLikelihood, bayesian_bound, ode_log_likelihood, two_class_bound
     from proxflow.models import build, load
     from proxflow.objectives import DistributionMatching, EnergyScore, LongStep, Objective, Reflow, StudentAndCritic
@@ -123,6 +124,7 @@ _HOMES = {
         "ProductEndpoints",
         "Readout",
     ],
+    "grids": ["OptimisedTimes", "optimise_times"],
     "likelihood": ["Nats", "OdeLikelihood", "bayesian_bound", "ode_log_likelihood", "two_class_bound"],
     "models": ["build", "load"],
     "objectives": ["DistributionMatching", "EnergyScore", "LongStep", "Objective", "Reflow", "StudentAndCritic"],

@@ -11,7 +11,7 @@ import tyro
 
 import proxflow
 from proxflow.errors import ArgumentError, CheckpointError, DataError, OutputError, ProxflowError
-from proxflow.options import Evaluate, Options, Reflow, Reproduce, Sample, Train
+from proxflow.options import Evaluate, Options, Reflow, Reproduce, Sample, Times, Train
 
 WRONG_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 """Exit statuses: arguments or files are not as expected; the work itself failed; stopped by SIGINT; by SIGTERM."""
@@ -61,7 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(words: list[str]) -> Options:
-    kinds = {"sample": Sample, "train": Train, "reflow": Reflow, "evaluate": Evaluate, "reproduce": Reproduce}
+    kinds = {
+        "sample": Sample,
+        "train": Train,
+        "reflow": Reflow,
+        "times": Times,
+        "evaluate": Evaluate,
+        "reproduce": Reproduce,
+    }
     commands = tuple(
         # The list of commands shows the first line of each, the command's own help all of it.
         Annotated[kind, tyro.conf.subcommand(name, description=None if name in words[:1] else _first_line(kind))]

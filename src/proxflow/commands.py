@@ -26,9 +26,10 @@ from proxflow.errors import ArgumentError, DataError, MemoryLimitError, OutputEr
 from proxflow.experiments import mnist
 from proxflow.experiments.presets import EXPERIMENTS, FEW_STEP_PRESETS, GEOMETRY_PRESETS, PRESETS
 from proxflow.files import writable_folder, write_json
+from proxflow.grids import REFERENCE_STEPS, optimise_times
 from proxflow.lessons import lesson
 from proxflow.models import Model
-from proxflow.options import Evaluate, Options, Reflow, Reproduce, Sample, Train
+from proxflow.options import Evaluate, Options, Reflow, Reproduce, Sample, Times, Train
 from proxflow.predictors import Predictor
 from proxflow.processes import Processes, joined
 from proxflow.progress import bar
@@ -59,6 +60,8 @@ def run(options: Options) -> None:
                     run_train(options, device)
                 case Reflow():
                     run_reflow(options, device)
+                case Times():
+                    run_times(options, device)
                 case Evaluate():
                     run_evaluate(options, device)
                 case Reproduce():
@@ -84,6 +87,8 @@ def _out_of_memory(options: Options) -> str:
             return "free some on the device, or choose another --device; the same command then goes on"
         case Train() | Reflow():
             return f"lower --batch-size, now {options.training.batch_size}, or take a smaller network"
+        case Times():
+            return f"lower --n, now {options.n}"
         case _:
             return f"lower --batch-size, now {options.batch_size}: try --batch-size {max(1, options.batch_size // 2)}"
 
@@ -128,7 +133,13 @@ def run_sample(options: Sample, device: torch.device) -> None:
     with first_alone() as writing:
         if writing:
             imagefiles.write(options.out, mnist.to_channels_last(images))
-    say(f"{options.n} images, {options.steps} network evaluations each: {options.out}")
+    at = " at the times found for them" if _found_times(model, options.sampler, options.steps) else ""
+    say(f"{options.n} images, {options.steps} network evaluations each{at}: {options.out}")
+
+
+def _found_times(model: Model, sampler: str | None, steps: int) -> Sequence[float] | None:
+    """What the command ``times`` found for so many evaluations, if it was run."""
+    return model.times_of(sampler or default_sampler(model.predictor), steps)
 
 
 def draw(model: Model, n: int, steps: int, sampler: str | None, seed: int, batch_size: int) -> Tensor:
@@ -148,6 +159,7 @@ def draw(model: Model, n: int, steps: int, sampler: str | None, seed: int, batch
                 seed=seed,
                 batch_size=batch_size,
                 first=mine.start,
+                times=_found_times(model, sampler, steps),
                 progress=show,
             )
     return processes.gather(data.to_bytes(events), n, 16)
@@ -385,6 +397,41 @@ def run_reflow(options: Reflow, device: torch.device) -> None:
     _say_how_to_sample(options.out)
 
 
+# times ----------------------------------------------------------------------------------------------------------------
+
+
+def run_times(options: Times, device: torch.device) -> None:
+    """Find times of evaluations and keep them with the model."""
+    if Processes.current().size > 1:
+        raise ArgumentError("times runs on one process: start it without torchrun")
+    if not options.steps or min(options.steps) < 1:
+        raise ArgumentError(f"--steps, the numbers of network evaluations, must be at least 1, got {options.steps}")
+    if options.n < 1:
+        raise ArgumentError(f"--n must be at least 1, got {options.n}")
+    model = models.load(options.model, device)
+    if options.out is None and options.model in models.shipped_models():
+        raise ArgumentError(
+            f"{options.model} comes with the package, which stays as it is: give --out, a folder for it with its times"
+        )
+    folder = writable_folder(Path(options.model) if options.out is None else options.out)
+    sampler, shape = options.sampler or default_sampler(model.predictor), (options.n, *model.shape)
+    reference, found = None, dict(model.times.get(sampler, {}))
+    say(f"times: {sampler}, {options.n} images against {REFERENCE_STEPS} evaluations each")
+    for steps in options.steps:
+        best = optimise_times(
+            model.predictor, model.flow, shape, steps, sampler=sampler, seed=options.seed, reference=reference
+        )
+        reference, found[steps] = best.reference, best.times
+        say(
+            f"{steps} evaluations: {best.error_before:.4f} from the reference before, {best.error:.4f} now; "
+            f"{best.evaluations:,} network evaluations"
+        )
+        # Each at once, so that an interruption loses one at most.
+        better = replace(model, times={**model.times, sampler: found})
+        models.save(folder, better, model.predictor.state_dict(), model.provenance)
+    say(f"written: {folder}; sample and evaluate take them with --sampler {sampler} and these --steps")
+
+
 # evaluate -------------------------------------------------------------------------------------------------------------
 
 LEAST = 4
@@ -505,7 +552,9 @@ def _images_source(path: Path, options: Evaluate) -> tuple[evaluation.Source, in
 
 def _model_source(model: Model, name: str, n: int, options: Evaluate) -> evaluation.Source:
     sampler = options.sampler or default_sampler(model.predictor)
-    origin = {"flow": model.config.flow, "sampler": sampler, "nfe": options.steps, "model": name}
+    origin: dict[str, Any] = {"flow": model.config.flow, "sampler": sampler, "nfe": options.steps, "model": name}
+    if times := _found_times(model, sampler, options.steps):
+        origin["times"] = list(times)
     title = f"{name} ({model.config.flow}), {sampler}, {options.steps} evaluations, seed {options.seed}"
     return evaluation.Source(
         title,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from proxflow.checkpoints import load_weights, refuse_other_weights, write_tensors
-from proxflow.config import ModelConfig, from_dict, read_json, to_dict
+from proxflow.config import ModelConfig, SamplerName, from_dict, read_json, to_dict
 from proxflow.couplings import Coupling, MinibatchOT, Reflowed
 from proxflow.divergences import KL, FisherRao, ReverseKL, Wasserstein2
 from proxflow.errors import ArgumentError, CheckpointError, OutputError
@@ -37,6 +38,8 @@ class Model:
         flow: Where beliefs start and how they move.
         predictor: The network with its parameterisation.
         provenance: How its weights were got, as they were saved with them.
+        times: By sampler and number of evaluations, the times of evaluations that suit these weights, as
+            :func:`proxflow.optimise_times` finds them: ``proxflow.sample(..., times=model.times_of("multistep2", 4))``.
     """
 
     config: ModelConfig
@@ -44,6 +47,11 @@ class Model:
     flow: Flow[Any]
     predictor: Predictor
     provenance: dict[str, Any] = field(default_factory=dict)
+    times: Mapping[str, Mapping[int, Sequence[float]]] = field(default_factory=dict)
+
+    def times_of(self, sampler: str, steps: int) -> Sequence[float] | None:
+        """Its times for a sampler and number of evaluations; ``None``, the sampler's own, where none were found."""
+        return self.times.get(sampler, {}).get(steps)
 
     def save_pretrained(self, save_directory: str | Path, *, results: Sequence[dict[str, Any]] = ()) -> None:
         """Write weights, configuration and a model card (README.md) into a folder.
@@ -189,10 +197,9 @@ def save(folder: Path, model: Model, weights: dict[str, Tensor], provenance: dic
         OutputError: The folder cannot be written.
     """
     write_tensors(writable_folder(folder) / "model.safetensors", weights)
-    write_json(
-        folder / "config.json",
-        {"format": FORMAT, "model": to_dict(model.config), "shape": list(model.shape), "provenance": provenance},
-    )
+    times = {name: {str(n): list(found[n]) for n in sorted(found)} for name, found in sorted(model.times.items())}
+    content = {"format": FORMAT, "model": to_dict(model.config), "shape": list(model.shape), "provenance": provenance}
+    write_json(folder / "config.json", {**content, **({"times": times} if times else {})})
 
 
 _FILES = ["config.json", "model.safetensors", "README.md"]
@@ -294,6 +301,7 @@ def load(source: str | Path = "mnist", device: torch.device | str = "cpu") -> Mo
     provenance = content.get("provenance", {})
     if not isinstance(provenance, dict):
         raise CheckpointError(f"{path}: provenance must be an object, got {json.dumps(provenance):.80}")
+    times = _times(content.get("times", {}), path)
     try:
         with torch.device("meta"):  # without memory: a wrong configuration may claim any amount
             outline = build(config, tuple(shape))
@@ -305,4 +313,28 @@ def load(source: str | Path = "mnist", device: torch.device | str = "cpu") -> Mo
         raise CheckpointError(f"{path}: {error}") from error
     load_weights(model.predictor, folder / "model.safetensors")
     model.predictor.eval().to(device)
-    return replace(model, provenance=provenance)
+    return replace(model, provenance=provenance, times=times)
+
+
+def _times(content: Any, path: Path) -> dict[str, dict[int, tuple[float, ...]]]:
+    """Times of evaluations by sampler and number, as a model's configuration has them."""
+    expected = f"{path}: times must be of the form {{sampler: {{number: [0, increasing below 1]}}}}, got"
+    if not isinstance(content, dict) or not all(isinstance(found, dict) for found in content.values()):
+        raise CheckpointError(f"{expected} {json.dumps(content):.80}")
+    known = get_args(SamplerName)
+    if unknown := sorted(set(content) - set(known)):
+        raise CheckpointError(f"{path}: times of an unknown sampler {unknown[0]!r:.80}; known are {', '.join(known)}")
+    times: dict[str, dict[int, tuple[float, ...]]] = {}
+    for name, found in content.items():
+        times[name] = {}
+        for number, values in found.items():
+            if (
+                not isinstance(values, list)
+                or str(len(values)) != number
+                or not all(type(t) in (int, float) for t in values)
+                or not all(t < s for t, s in pairwise([*values, 1]))
+                or not (values and values[0] == 0)
+            ):
+                raise CheckpointError(f"{expected} {number!r:.20} {json.dumps(values):.80} for {name}")
+            times[name][len(values)] = tuple(map(float, values))
+    return times

@@ -169,6 +169,39 @@ class Reflow:
 
 
 @dataclass(frozen=True)
+class Times:
+    """Find the times of few evaluations that suit a trained model, for better images at the same cost.
+
+    Few steps are brought nearest to where many steps lead from the same noise, which needs no data and trains nothing. The
+    times are kept in the model folder, and sample and evaluate take them by themselves wherever --sampler and --steps are
+    those they were found for.
+
+    For example:
+        proxflow times runs/mine --steps 2 3 4 5
+        proxflow times mnist --out runs/mnist --steps 4 --sampler unipc
+
+    Args:
+        model: A model folder, or the name of a model that comes with the package, which needs --out.
+        steps: Numbers of network evaluations (NFE) to find times for, each by itself.
+        sampler: How images will be drawn; "proxflow sample --help" explains the choices. It must draw no noise.
+        n: Images that it compares few and many steps by, all at once; lower it when memory runs out.
+        seed: Seed of their noise.
+        out: Folder for the model with the times, instead of its own.
+        device: Where to compute; auto takes CUDA when there is one.
+    """
+
+    model: ModelSource
+    steps: tuple[int, ...] = (2, 3, 4, 5)
+    sampler: SamplerChoice = None
+    n: int = 64
+    seed: int = 0
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: the model's folder)")] = (
+        None
+    )
+    device: DeviceName = "auto"
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Measure how good the images of a model are, or images made elsewhere.
 
@@ -282,4 +315,4 @@ class Reproduce:
     device: DeviceName = "auto"
 
 
-Options = Sample | Train | Reflow | Evaluate | Reproduce
+Options = Sample | Train | Reflow | Times | Evaluate | Reproduce

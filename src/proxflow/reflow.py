@@ -90,7 +90,8 @@ def reflow(
             )
 
     config = replace(model.config, coupling="reflow")
-    current = replace(model, config=config, flow=models.build(config, model.shape).flow)
+    # Times that suit the model are none of the straightened one's.
+    current = replace(model, config=config, flow=models.build(config, model.shape).flow, times={})
     bends: list[float] = []
     for number in range(1, rounds + 1):
         folder = out / f"round-{number}"

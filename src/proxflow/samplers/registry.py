@@ -55,6 +55,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 128,
     first: int = 0,
+    times: Sequence[float] | None = None,
     watch: Watch | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
@@ -70,6 +71,8 @@ def sample(
         batch_size: Samples drawn at a time, rounded up to a multiple of 16. A last, smaller batch is filled up with
             samples that are thrown away: kernels take other paths, with other rounding, for odd batch sizes.
         first: Index of the first sample.
+        times: Times of the evaluations, increasing from 0, as :func:`proxflow.optimise_times` finds them; ``None`` takes the
+            sampler's own.
         watch: Called at each evaluation of each batch.
         progress: Called with the number of samples finished, after each batch.
 
@@ -77,7 +80,7 @@ def sample(
         The samples (number, *event) on the model's device.
 
     Raises:
-        ArgumentError: An unknown sampler, or a number out of range.
+        ArgumentError: An unknown sampler, a number out of range, or times that do not increase from 0.
     """
     sampler = default_sampler(model) if sampler is None else sampler
     if isinstance(sampler, str):
@@ -103,7 +106,15 @@ def sample(
             indices = torch.arange(first + start, first + start + size, device=parameter.device)
             streams = SampleStreams(seed, indices)
             result = sampler(
-                model, flow, (size, *event), steps, streams, dtype=dtype, device=parameter.device, watch=watch
+                model,
+                flow,
+                (size, *event),
+                steps,
+                streams,
+                dtype=dtype,
+                device=parameter.device,
+                times=times,
+                watch=watch,
             )
             finished.append(result.events[:wanted])
             if progress is not None:
