@@ -167,6 +167,15 @@ def test_sample_writes_a_grid(run, model, tmp_path):
         assert picture.size == (3 * 30 + 2, 3 * 30 + 2)
 
 
+def test_few_evaluations_take_the_shipped_student(run, tmp_path, monkeypatch):
+    asked, load = [], models.load
+    monkeypatch.setattr(commands.models, "load", lambda name, device: asked.append(name) or load(name, device))
+    for steps in (1, 2, 3):
+        assert run("sample", "--n", 1, "--steps", steps, "--device", "cpu", "--out", tmp_path / "x.npz")[0] == 0
+    assert asked == ["mnist-few", "mnist-few", "mnist"]
+    assert load("mnist-few", "cpu").provenance["method"] == "distribution-matching"
+
+
 def test_the_grid_holds_the_images_in_order(run, model, tmp_path):
     run("sample", model, "--n", 5, "--steps", 1, "--out", tmp_path / "a.png")
     run("sample", model, "--n", 5, "--steps", 1, "--out", tmp_path / "a.npz")

@@ -40,7 +40,8 @@ class Sample:
         proxflow sample runs/mine --out pictures            a folder of PNG files, from a model of your own
 
     Args:
-        model: Name of a model that comes with the package, or a model folder, as train and reproduce write them.
+        model: Name of a model that comes with the package, or a model folder, as train and reproduce write them. Without
+            it, mnist-few draws with one or two evaluations, which is what it was trained for, and mnist with more.
         n: Number of images.
         steps: Network evaluations spent on each image (NFE): fewer is faster, more is better.
         sampler: deterministic: the proximal step toward the prediction. stochastic: toward a noisy draw around it.
@@ -56,7 +57,13 @@ class Sample:
         device: Where to compute; auto takes CUDA when there is one.
     """
 
-    model: ModelSource = "mnist"
+    model: Annotated[
+        str | None,
+        tyro.conf.Positional,
+        tyro.conf.arg(
+            metavar="[MODEL]", help_behavior_hint="(default: mnist, or mnist-few with at most 2 evaluations)"
+        ),
+    ] = None
     n: int = 64
     steps: int = 20
     sampler: SamplerChoice = None
@@ -96,7 +103,7 @@ class Train:
         proxflow train --out runs/straight --coupling ot
         proxflow train --out runs/draws --predictor draw
         proxflow train --out runs/own --data pictures --size 32 --channels 64 --multipliers 1 2 2 --patch 1
-        proxflow train --out runs/few --teacher runs/mine --steps 800 --learning-rate 1e-3
+        proxflow train --out runs/few --teacher runs/mine --steps 800 --ema 0.99
         torchrun --standalone --nproc-per-node 8 -m proxflow.cli train --out runs/many --batch-size 1024
 
     Args:
@@ -277,7 +284,8 @@ class Reproduce:
     HTML report with pictures.
 
     few-step trains that U-Net in several ways that aim at good images in one to twenty evaluations, counts what each
-    costs in training, and draws quality against evaluations and against cost. It has the presets quick and paper.
+    costs in training, and draws quality against evaluations and against cost. Its preset quick runs the best of
+    them with one seed.
 
     geometry trains that U-Net under six divergences, and on binary images under three, each beside a control that has its
     schedule but not its geometry, and says which differences are the geometry's. It has

@@ -14,7 +14,7 @@ from proxflow import divergences
 from proxflow.config import read_json
 from proxflow.divergences import table_of_closed_forms
 from proxflow.errors import DataError, ProxflowError
-from proxflow.experiments import peers, report
+from proxflow.experiments import few_step_report, peers, report
 from proxflow.experiments.presets import PRESETS
 from proxflow.experiments.report import Block, Heading, Paragraph, Scoreboard, Strong, Summary, Table
 from proxflow.files import write_text
@@ -22,9 +22,14 @@ from proxflow.files import write_text
 
 def results_of(folder: Path) -> list[dict[str, Any]]:
     """The runs under a folder, ``mnist-*/results.json``, in the order of the presets: the most thorough last."""
-    runs = [read_json(path) for path in sorted(folder.glob("mnist-*/results.json"))]
+    runs = kept(folder, "mnist")
     order = {name: k for k, name in enumerate(PRESETS)}
     return sorted(runs, key=lambda run: order.get(run["config"]["preset"], len(order)))
+
+
+def kept(folder: Path, experiment: str) -> list[dict[str, Any]]:
+    """The runs of an experiment under a folder, ``EXPERIMENT-*/results.json``, by the names of their folders."""
+    return [read_json(path) for path in sorted(folder.glob(f"{experiment}-*/results.json"))]
 
 
 def results_block(runs: list[dict[str, Any]]) -> str:
@@ -41,7 +46,7 @@ def results_block(runs: list[dict[str, Any]]) -> str:
                 _distances(Scoreboard(tuple(run["cells"]))),
             ]
         blocks += [
-            Paragraph(_conditions(run)),
+            Paragraph(report.summary(run)),
             Table(
                 ("Claim", "Measured", "Expected", "Holds"),
                 tuple(
@@ -83,20 +88,6 @@ def _distances(board: Scoreboard) -> Table:
     return Table(("Flow", "Sampler", *map(str, board.nfes)), tuple(rows), 2)
 
 
-def _conditions(run: dict[str, Any]) -> str:
-    board = Scoreboard(tuple(run["cells"]))
-    training, extractor, hardware = run["config"]["training"], run["extractor"], run["hardware"]
-    samples = ", ".join(str(n) for n in sorted({cell["samples"] for cell in board.cells}))
-    seeds = ", ".join(map(str, board.seeds))
-    return (
-        f"{training['steps']:,} training steps of {training['batch_size']} images for each flow; seed {seeds}; {samples} "
-        f"samples an entry against {run['reference']}; features {extractor['name']}, sha256 {extractor['sha256'][:12]}; as "
-        f"many real training images score {board.floor('floor').mean:.2f} (the floor); evaluated on "
-        f"{hardware.get('accelerator') or hardware['processor']}, {hardware['cores']} cores, PyTorch "
-        f"{run['versions']['torch']}."
-    )
-
-
 def closed_forms_block() -> str:
     """Markdown table of the registry: which divergence has a value and a closed-form step on which belief family."""
     # Rules that a user's own divergences registered are no part of this documentation.
@@ -134,6 +125,7 @@ def rewritten(root: Path) -> dict[Path, str]:
         ("README.md", "peers", peers.summary_block(beside_peers)),
         ("docs/mathematics.md", "closed-forms", closed_forms_block()),
         ("docs/peers.md", "peers", peers.full_block(beside_peers)),
+        ("docs/few-step.md", "few-step", few_step_report.block(kept(root / "results", "few-step"))),
     ]
     pages: dict[Path, str] = {}
     for name, part, content in parts:

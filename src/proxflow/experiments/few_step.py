@@ -59,14 +59,14 @@ def reproduce(
         OutputError: The folder cannot be written, or holds a run of another configuration.
         DivergedError: Training broke down.
     """
-    methods = {method: asdict(settings) for method, settings in FEW_STEP_METHODS.items()}
+    methods = {method: asdict(FEW_STEP_METHODS[method]) for method in preset.methods}
     config = mnist.claim(out, {"preset": name, "dataset": dataset, **asdict(preset), "methods": methods})
     training, test = data.load(dataset, "train"), data.load(dataset, "test")
     contenders = contenders_of(preset, training.images[: preset.train_images], test.images)
     features = data.recognise(test.images) or "mnist"
     found = mnist.run(out, contenders, cells_of(preset), preset.training, preset.samples, device, say, features)
     plain = preset.training.steps * Flow.passes
-    costs = {method: train_cost(out, method, preset.seeds[0], plain) for method in FEW_STEP_METHODS}
+    costs = {method: train_cost(out, method, preset.seeds[0], plain) for method in preset.methods}
     sizes = {method: sum(p.numel() for p in contenders[method].build().predictor.parameters()) for method in costs}
     results = {
         "experiment": "few-step",
@@ -92,8 +92,8 @@ def cells_of(preset: FewStepPreset) -> list[Cell]:
     return [
         Cell(method, sampler, nfe, seed)
         for seed in preset.seeds
-        for method, settings in FEW_STEP_METHODS.items()
-        if settings.repeated or seed == preset.seeds[0]
+        for method in preset.methods
+        if FEW_STEP_METHODS[method].repeated or seed == preset.seeds[0]
         for nfe in preset.nfes
         for sampler in samplers(method, nfe)
     ]
@@ -140,7 +140,7 @@ def contenders_of(preset: FewStepPreset, images: torch.Tensor, test: torch.Tenso
         config = replace(preset.network, **method.network)
         return Contender(lambda: models.build(config, shape), images, images, test, teach=teach)
 
-    for name in FEW_STEP_METHODS:
+    for name in preset.methods:
         contenders[name] = contender(name)
     return contenders
 
@@ -160,7 +160,7 @@ def _distilled(model: Model, teacher: Model) -> Lesson:
     """Long steps from a teacher's predictions, beginning as the teacher: what reads a step's end begins with no effect."""
     cast(LongStepPredictor, model.predictor).begin_from(teacher.predictor.state_dict())
     guide = teacher.predictor.requires_grad_(False)
-    return Lesson(LongStep(cast(Any, model.flow), teacher=guide), model.predictor, lambda module: module)
+    return Lesson(LongStep(cast(Any, model.flow), "consistency", teacher=guide), model.predictor, lambda module: module)
 
 
 def train_cost(out: Path, name: str, seed: int, plain: float) -> float:

@@ -27,19 +27,19 @@ from proxflow.experiments.report import (
 from proxflow.files import write_text
 from proxflow.flows import Flow
 
-# Of Okabe and Ito's colours, which readers with any kind of colour vision tell apart; the last ones are greys.
-_PALETTE = (
-    "#000000",
-    "#7F7F7F",
-    "#0072B2",
-    "#56B4E9",
-    "#E69F00",
-    "#CC79A7",
-    "#009E73",
-    "#D55E00",
-    "#8B6914",
-    "#B0B0B0",
-)
+# Of Okabe and Ito's colours, which readers with any kind of colour vision tell apart, and a few beside them.
+_COLOURS = {
+    "plain": "#000000",
+    "plain-twice": "#7F7F7F",
+    "early": "#A6CEE3",
+    "early-longer": "#56B4E9",
+    "early-twice": "#0072B2",
+    "transport": "#009E73",
+    "reflow": "#E69F00",
+    "draws": "#8B6914",
+    "long-step": "#CC79A7",
+    "matched": "#D55E00",
+}
 _STRIP = 12
 """Images of a method in the pictures."""
 
@@ -124,7 +124,6 @@ def _series(board: Scoreboard, horizontal: Callable[[dict[str, Any]], float]) ->
 def _charts(out: Path, results: dict[str, Any], board: Scoreboard) -> list[Picture]:
     dataset, floor = report.dataset_of(results), board.floor("floor")
     band = (floor.mean, floor.low, floor.high)
-    colours: dict[str, str] = dict(zip(board.flows, _PALETTE, strict=False))
     training = results["config"]["training"]
     plain = float(training["steps"] * training["batch_size"] * Flow.passes)
 
@@ -151,7 +150,7 @@ def _charts(out: Path, results: dict[str, Any], board: Scoreboard) -> list[Pictu
     shown = []
     for file, label, horizontal, words in kinds:
         pictures.write_chart(
-            out / file, _series(board, horizontal), band, f"{dataset}: few evaluations", colours,
+            out / file, _series(board, horizontal), band, f"{dataset}: few evaluations", _COLOURS,
             headings=("Method", "Sampler"), label=label,
         )  # fmt: skip
         alternative = f"Line chart of Fréchet distance against {label}, for each method; the numbers are in the table"
@@ -159,7 +158,21 @@ def _charts(out: Path, results: dict[str, Any], board: Scoreboard) -> list[Pictu
     return shown
 
 
-def _table(board: Scoreboard) -> Table:
+def claims_table(found: Sequence[Claim]) -> Table:
+    """What was expected, and what was measured."""
+    rows = [
+        (
+            claim.statement,
+            Summary.of(claim.values).text(distance),
+            f"{claim.relation} {claim.threshold:g}",
+            "yes" if claim.holds else "no",
+        )
+        for claim in found
+    ]
+    return Table(("Claim", "Measured", "Expected", "Holds"), tuple(rows), 1)
+
+
+def frechet_table(board: Scoreboard) -> Table:
     """What each method is, costs and reaches."""
     cost = {cell["method"]: cell["train_cost"] for cell in board.cells}
     size = {cell["method"]: cell["parameters"] for cell in board.cells}
@@ -194,7 +207,7 @@ def _samples(out: Path, board: Scoreboard, seed: int) -> Picture:
             )
             images = kept_images(out, Cell(method, sampler, nfe, seed))[:_STRIP]
             rows.append(Row(method, (pictures.tile(images, _STRIP, 48),)))
-        sections.append(Section(f"{nfe} network evaluations", ("",), tuple(rows)))
+        sections.append(Section(f"{nfe} network evaluation{'s' if nfe > 1 else ''}", ("",), tuple(rows)))
     file = "samples.png"
     pictures.write_picture(out / file, pictures.labelled(sections, 22))
     return Picture(
@@ -210,15 +223,34 @@ _READING = Bullets(
         training; what a teacher cost and the evaluations that made pairs are included.""",
         """early: beliefs end at τ = 0.6 of the way, in training and in sampling, and the last prediction goes the rest.
         Beliefs of later times tell nothing new about such images, so neither training nor evaluations are spent there.""",
-        """matched: a student that begins with the weights of early and learns to draw from what its teacher draws from, by
-        the difference of the teacher's prediction and that of a critic which follows the student (distribution
+        """matched: a student that begins with the weights of early-longer and learns to draw from what its teacher draws
+        from, by the difference of the teacher's prediction and that of a critic which follows the student (distribution
         matching, 2311.18828). One evaluation of it is a sample, not a mean.""",
+        """draws: the network reads noise as well and draws from the target; the energy score holds two draws to each image.
+        long-step: the network reads where its step ends and predicts what a step that long should aim at.""",
         """transport: prior draws and images are paired within each batch by optimal transport. reflow: the network is
         trained on pairs of prior draws and what the trained flow makes of them.""",
         """Claims take the method that is best at their number of evaluations, among those that cost at most twice plain
         training, and hold when they do in every seed.""",
     )
 )
+
+
+def block(runs: Sequence[dict[str, Any]]) -> str:
+    """Markdown of the kept runs for the documentation: conditions, distances, claims."""
+    blocks: list[Block] = []
+    for run in runs:
+        board = Scoreboard(tuple(run["cells"]))
+        blocks += [
+            Heading(3, f"{report.dataset_of(run)}, preset {run['config']['preset']}"),
+            Paragraph(report.summary(run)),
+            frechet_table(board),
+            Paragraph("Precision, recall and diversity:"),
+            quality(board),
+            Paragraph("What was asked, with the method that is best at its number of evaluations:"),
+            claims_table(claims(run)),
+        ]
+    return report.to_markdown(blocks) if blocks else "No run is kept under `results/` yet.\n"
 
 
 def write_report(out: Path, results: dict[str, Any]) -> list[Path]:
@@ -243,22 +275,10 @@ def write_report(out: Path, results: dict[str, Any]) -> list[Path]:
             + " ".join(f"{name}: {FEW_STEP_METHODS[name].title}." for name in board.flows if name in FEW_STEP_METHODS)
         ),
         Heading(2, "Claims"),
-        Table(
-            ("Claim", "Measured", "Expected", "Holds"),
-            tuple(
-                (
-                    claim.statement,
-                    Summary.of(claim.values).text(distance),
-                    f"{claim.relation} {claim.threshold:g}",
-                    "yes" if claim.holds else "no",
-                )
-                for claim in found
-            ),
-            1,
-        ),
+        claims_table(found),
         Heading(2, "Fréchet distance"),
         *_charts(out, results, board),
-        _table(board),
+        frechet_table(board),
         Heading(2, "Samples"),
         _samples(out, board, board.seeds[0]),
         Heading(2, "Precision, recall and diversity"),

@@ -131,10 +131,13 @@ def write_chart(
         by_colour = [Line2D([], [], color=colours[flow], linewidth=5, label=flow) for flow in flows]
         by_style = [Line2D([], [], color="0.25", label=sampler, **styles[sampler]) for sampler in samplers]
         real = [Line2D([], [], color="black", linestyle=_FLOOR, linewidth=1.2, label="as many\nreal images")]
+        entry = 0.052  # height of a line of a legend, over that of the axes
+        second = min(0.6, 1.0 - entry * (len(by_colour) + 1.6))
+        third = min(0.25, second - entry * (len(by_style) + 1.6))
         for heading, handles, height in (
             (headings[0], by_colour, 1.0),
-            (headings[1], by_style, 0.6),
-            ("Floor", real, 0.25),
+            (headings[1], by_style, second),
+            ("Floor", real, third),
         ):
             legend = Legend(
                 axes,

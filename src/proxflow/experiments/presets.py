@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from proxflow.config import FlowName, MethodName, ModelConfig, SamplerName, TrainingConfig
@@ -141,14 +141,17 @@ class FewStepMethod:
     repeated: bool = True
 
 
-_STUDENT = {"learning_rate": 1e-3, "warmup_steps": 50, "ema": 0.99}
+_STUDENT = {"warmup_steps": 50, "ema": 0.99}
 _EARLY = {"final": 0.6}
 
 FEW_STEP_METHODS: dict[str, FewStepMethod] = {
     "plain": FewStepMethod("GPFN-W2 as in the other experiments", ("deterministic", "multistep2")),
-    "plain-twice": FewStepMethod("the same, trained twice as long", ("multistep2",), 2.0),
-    "early": FewStepMethod("GPFN-W2 with beliefs that end at τ = 0.6", ("deterministic", "multistep2"), network=_EARLY),
-    "early-twice": FewStepMethod("the same, trained twice as long", ("multistep2",), 2.0, _EARLY),
+    "plain-twice": FewStepMethod("plain trained twice as long", ("multistep2",), 2.0, repeated=False),
+    "early": FewStepMethod(
+        "GPFN-W2 with beliefs that end at τ = 0.6", ("deterministic", "multistep2"), 1.0, _EARLY, repeated=False
+    ),
+    "early-longer": FewStepMethod("early trained 4/3 as long", ("multistep2",), 4 / 3, _EARLY),
+    "early-twice": FewStepMethod("early trained twice as long", ("multistep2",), 2.0, _EARLY, repeated=False),
     "transport": FewStepMethod(
         "early with minibatch optimal transport, trained twice as long",
         ("multistep2",),
@@ -164,29 +167,30 @@ FEW_STEP_METHODS: dict[str, FewStepMethod] = {
         "plain",
         repeated=False,
     ),
-    "long-step": FewStepMethod(
-        "steps of any length learnt from scratch (shortcut)",
+    "draws": FewStepMethod(
+        "early with draws of the target trained by the energy score, two for each image",
         ("deterministic",),
         2.0,
-        {"predictor": "long-step"},
+        {**_EARLY, "predictor": "draw"},
         repeated=False,
     ),
-    "long-step-distilled": FewStepMethod(
-        "plain, then the same with it as teacher",
+    "long-step": FewStepMethod(
+        "plain, then a student of it that is told where its steps end (consistency)",
         ("deterministic",),
         1.0,
         {"predictor": "long-step"},
         "long-step",
         "plain",
+        {"learning_rate": 1e-3, "ema": 0.99},
         repeated=False,
     ),
     "matched": FewStepMethod(
-        "early, then a student that matches its distribution",
+        "early-longer, then a student that matches its distribution",
         ("deterministic",),
-        1.0,
+        2 / 3,
         _EARLY,
         "distribution-matching",
-        "early",
+        "early-longer",
         _STUDENT,
     ),
 }
@@ -203,6 +207,7 @@ class FewStepPreset:
         samples: Samples a cell.
         minutes: About how long it takes, for the reader, in words.
         seeds: Seeds of training and sampling.
+        methods: Names in :data:`FEW_STEP_METHODS`, each after its teacher.
         nfes: Numbers of network evaluations.
         train_images: Number of training images, the first of the data set.
     """
@@ -212,22 +217,28 @@ class FewStepPreset:
     samples: int
     minutes: str
     seeds: tuple[int, ...] = (0, 1, 2)
+    methods: tuple[str, ...] = tuple(FEW_STEP_METHODS)
     nfes: tuple[int, ...] = (1, 2, 4, 10, 20)
     train_images: int = 60_000
 
 
+_SMALL = FewStepPreset(
+    network=ModelConfig(channels=16),
+    training=TrainingConfig(steps=1800, batch_size=64, checkpoint_every=100),
+    samples=10_000,
+    minutes="about 2 hours on 2 processor cores",
+)
+
 FEW_STEP_PRESETS: dict[PresetName, FewStepPreset] = {
-    "quick": FewStepPreset(
-        network=ModelConfig(channels=16),
-        training=TrainingConfig(steps=1800, batch_size=64, checkpoint_every=100),
-        samples=10_000,
-        minutes="about 3 hours on 2 processor cores",
+    "quick": replace(
+        _SMALL,
+        minutes="about 30 minutes on 2 processor cores",
+        seeds=(0,),
+        methods=("plain", "early-longer", "transport", "matched"),
     ),
-    "paper": FewStepPreset(
-        network=PRESETS["paper"].network,
-        training=PRESETS["paper"].training,
-        samples=10_000,
-        minutes="for a GPU: hours",
+    "standard": _SMALL,
+    "paper": replace(
+        _SMALL, network=PRESETS["paper"].network, training=PRESETS["paper"].training, minutes="for a GPU: hours"
     ),
 }
 

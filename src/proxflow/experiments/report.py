@@ -626,6 +626,21 @@ def conditions(results: dict[str, Any], board: Scoreboard, parameters: int) -> T
     return Table(("Condition", "Value"), tuple(rows), 2)
 
 
+def summary(run: dict[str, Any]) -> str:
+    """The conditions of a run in one paragraph."""
+    board = Scoreboard(tuple(run["cells"]))
+    training, extractor, hardware = run["config"]["training"], run["extractor"], run["hardware"]
+    samples = ", ".join(str(n) for n in sorted({cell["samples"] for cell in board.cells}))
+    seeds = ", ".join(map(str, board.seeds))
+    return (
+        f"{training['steps']:,} training steps of {training['batch_size']} images for each flow; seed {seeds}; {samples} "
+        f"samples an entry against {run['reference']}; features {extractor['name']}, sha256 {extractor['sha256'][:12]}; as "
+        f"many real training images score {board.floor('floor').mean:.2f} (the floor); evaluated on "
+        f"{hardware.get('accelerator') or hardware['processor']}, {hardware['cores']} cores, PyTorch "
+        f"{run['versions']['torch']}."
+    )
+
+
 # Pictures -----------------------------------------------------------------------------------------------------------
 
 _STRIP_SAMPLES, _STRIP_COLUMNS, _ANIMATED = 3, 10, 16

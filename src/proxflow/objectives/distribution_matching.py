@@ -25,7 +25,7 @@ class StudentAndCritic(nn.Module):
         student_rate: Learning rate of the student over that of the critic, which must keep up with it.
     """
 
-    def __init__(self, teacher: nn.Module, student_rate: float = 0.3) -> None:
+    def __init__(self, teacher: nn.Module, student_rate: float = 0.15) -> None:
         super().__init__()
         if not student_rate > 0:
             raise ArgumentError(f"student_rate must be positive, got {student_rate}")
