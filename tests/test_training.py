@@ -337,7 +337,7 @@ def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_stops(tmp_path, number):
+def test_a_signal_saves_and_stops(tmp_path, request, number):
     class Signals(GPFN):
         def loss(self, predict, x, generator, t=None):
             if len(calls) == 77:
@@ -345,6 +345,9 @@ def test_a_signal_saves_and_stops(tmp_path, number):
             calls.append(0)
             return super().loss(predict, x, generator, t)
 
+    # A shell that puts the tests into the background has them ignore SIGINT, which training respects.
+    inherited = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(number, inherited))
     calls, before = [], signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as stop:
         fit(Signals(), model(), points(), CONFIG, folder=tmp_path)
