@@ -427,6 +427,26 @@ def test_a_student_learns_from_a_teacher(run, arrays, tmp_path):
     assert refused(run(*words, "--data", "mnist"), "alike")
 
 
+def test_a_student_is_led_away_from_a_worse_model(run, arrays, tmp_path):
+    common = ("--data", arrays, "--batch-size", 4, "--device", "cpu")
+    for name, steps in (("t", 3), ("w", 1)):
+        assert run("train", "--out", tmp_path / name, *common, "--steps", steps, *TINY_WORDS)[0] == 0
+    words = ("train", "--out", tmp_path / "g", "--teacher", tmp_path / "t", "--worse", tmp_path / "w", *common)
+    status, _, err = run(*words, "--steps", 2, "--guidance", 1.5)
+    assert (status, err) == (0, "")
+    origin = json.loads((tmp_path / "g" / "config.json").read_text())["provenance"]
+    assert (origin["method"], origin["guidance"], origin["worse"]) == ("autoguidance", 1.5, str(tmp_path / "w"))
+    assert run("sample", tmp_path / "g", "--steps", 2, "--n", 2, "--out", tmp_path / "x.npz")[0] == 0
+
+    assert refused(run(*words, "--steps", 2), "guidance = 1.5, not 2.0")
+    assert refused(run(*words[:3], "--worse", tmp_path / "w", *common), "needs a --teacher")
+    assert refused(run(*words[:5], *common, "--guidance", 3), "--worse must name")
+    other = ("train", "--out", tmp_path / "h", *words[3:], "--steps", 2)
+    assert refused(run(*other, "--guidance", 0.5), "at least 1")
+    assert run("train", "--out", tmp_path / "e", *common, "--steps", 1, "--final", 0.6, *TINY_WORDS)[0] == 0
+    assert refused(run(*other, "--worse", tmp_path / "e"), "the teacher's flow")
+
+
 def test_train_with_coupled_noise(run, arrays, tmp_path, monkeypatch):
     words = ("train", "--data", arrays, "--steps", 2, "--batch-size", 8, "--coupling", "ot", *TINY_WORDS)
     assert run(*words, "--out", tmp_path / "m")[0] == 0

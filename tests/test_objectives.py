@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import proxflow
-from proxflow import GPFN, DistributionMatching, PointPredictor, StudentAndCritic, TrainingConfig
+from proxflow import GPFN, Autoguidance, DistributionMatching, PointPredictor, StudentAndCritic, TrainingConfig
 from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
 from proxflow.flows import BFN
@@ -169,4 +169,63 @@ def test_beliefs_that_are_not_gaussian_are_refused():
     with pytest.raises(ArgumentError, match="Gaussian"):
         DistributionMatching(flow, predictor).loss(
             StudentAndCritic(predictor), torch.zeros(4, dtype=torch.int64), torch.Generator().manual_seed(0)
+        )
+
+
+def test_the_guided_target_is_beyond_the_teachers_prediction():
+    """Written out by hand: teacher and worse model predict constants, the student another, at two times."""
+    teacher, worse, student = (Affine(centre, 0.0) for centre in (1.0, 0.7, 2.0))
+    flow = GPFN(weight_floor=0.5)
+    t = torch.tensor([0.2, 0.8], dtype=torch.float64)
+    x = torch.zeros(2, 3, dtype=torch.float64)
+    loss = Autoguidance(flow, teacher, worse, 3.0).loss(student, x, torch.Generator().manual_seed(0), t)
+    # The target is 0.7 + 3 · 0.3 = 1.6; errors weigh 1/max(1 − t, 0.5)².
+    assert loss.tolist() == pytest.approx([0.4**2 / 0.8**2, 0.4**2 / 0.5**2])
+    assert not any(p.grad is not None for model in (teacher, worse) for p in model.parameters())
+
+
+@pytest.mark.parametrize("flow", [GPFN(schedule=Linear(0.8)), BFN(0.3)], ids=lambda flow: type(flow).__name__)
+def test_a_student_of_guidance_learns_the_extrapolation(flow):
+    """Predictions that are affine in the belief extrapolate to one that is, which the student finds from any start."""
+    teacher, worse = Affine(0.4, 0.9).requires_grad_(False), Affine(0.1, 0.6).requires_grad_(False)
+    student, data = Affine(-1.0, 0.0), torch.randn(512, 2, generator=torch.Generator().manual_seed(0)).double()
+    objective = Autoguidance(flow, teacher, worse, 1.5)
+    settings = {"batch_size": 64, "learning_rate": 0.1, "warmup_steps": 1, "ema": 0.9, "weight_decay": 0.0, "clip": 1e3}
+    found = fit(objective, student, data, TrainingConfig(steps=300, **settings)).predictor
+    assert float(found.centre) == pytest.approx(0.1 + 1.5 * 0.3, abs=1e-3)
+    assert float(found.spread) == pytest.approx(0.6 + 1.5 * 0.3, abs=1e-3)
+
+
+def test_guidance_undoes_an_error_that_training_halves():
+    """The worse model's error is twice the teacher's, so that of weight 2 has none: samples get the data's spread."""
+    flow, exact = GPFN(schedule=Linear(0.9)), GaussianMean(0.5, 0.3).requires_grad_(False)
+
+    class Wrong(nn.Module):
+        def __init__(self, error):
+            super().__init__()
+            self.error = error
+
+        def forward(self, belief, t):
+            right = exact(belief, t).mean
+            return DiagonalGaussian(right + self.error * (belief.mean - 0.5), belief.mean.new_zeros(()))
+
+    objective = Autoguidance(flow, Wrong(0.1), Wrong(0.2))
+    belief = flow.belief(torch.randn(64, 1).double(), torch.full([64], 0.4).double(), torch.Generator().manual_seed(0))
+    x, t = torch.zeros(64, 1, dtype=torch.float64), torch.full([64], 0.4, dtype=torch.float64)
+    assert float(objective.loss(exact, x, torch.Generator().manual_seed(0), t).max()) < 1e-20
+    assert float((Wrong(0.1)(belief, t).mean - exact(belief, t).mean).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("weight", [0.9, math.inf, math.nan])
+def test_weights_of_guidance_out_of_range_are_refused(weight):
+    with pytest.raises(ArgumentError, match="at least 1 and finite"):
+        Autoguidance(GPFN(), lambda belief, t: belief, lambda belief, t: belief, weight)
+
+
+def test_guidance_of_classes_is_refused():
+    flow = GPFN(proxflow.ReverseKL(), endpoints=proxflow.CategoricalEndpoints(3))
+    predictor = proxflow.ClassPredictor(Perceptron(3))
+    with pytest.raises(ArgumentError, match="Gaussian"):
+        Autoguidance(flow, predictor, predictor).loss(
+            predictor, torch.zeros(4, dtype=torch.int64), torch.Generator().manual_seed(0)
         )

@@ -53,7 +53,15 @@ if TYPE_CHECKING:
     from proxflow.grids import OptimisedTimes, optimise_times
     from proxflow.likelihood import Nats, OdeLikelihood, bayesian_bound, ode_log_likelihood, two_class_bound
     from proxflow.models import build, load
-    from proxflow.objectives import DistributionMatching, EnergyScore, LongStep, Objective, Reflow, StudentAndCritic
+    from proxflow.objectives import (
+        Autoguidance,
+        DistributionMatching,
+        EnergyScore,
+        LongStep,
+        Objective,
+        Reflow,
+        StudentAndCritic,
+    )
     from proxflow.predictors import (
         BinnedPredictor,
         ClassPredictor,
@@ -127,7 +135,15 @@ _HOMES = {
     "grids": ["OptimisedTimes", "optimise_times"],
     "likelihood": ["Nats", "OdeLikelihood", "bayesian_bound", "ode_log_likelihood", "two_class_bound"],
     "models": ["build", "load"],
-    "objectives": ["DistributionMatching", "EnergyScore", "LongStep", "Objective", "Reflow", "StudentAndCritic"],
+    "objectives": [
+        "Autoguidance",
+        "DistributionMatching",
+        "EnergyScore",
+        "LongStep",
+        "Objective",
+        "Reflow",
+        "StudentAndCritic",
+    ],
     "predictors": [
         "BinnedPredictor",
         "ClassPredictor",

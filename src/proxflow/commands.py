@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from proxflow import data, evaluation, imagefiles, metrics, models
 from proxflow.checkpoints import claim_folder, digest, remove_all
-from proxflow.config import DeviceName, ModelConfig, TrainingConfig, read_json, to_dict
+from proxflow.config import DeviceName, MethodName, ModelConfig, TrainingConfig, read_json, to_dict
 from proxflow.couplings import MinibatchOT
 from proxflow.errors import ArgumentError, DataError, MemoryLimitError, OutputError, ProxflowError
 from proxflow.experiments import mnist
@@ -192,6 +192,8 @@ def run_train(options: Train, device: torch.device) -> None:
     training = TrainingConfig(**vars(options.training))
     config = ModelConfig(**vars(options.network))
     teacher = None if options.teacher is None else models.load(options.teacher, device)
+    worse = None if options.worse is None else models.load(options.worse, device)
+    method = _method(options)
     if teacher is not None:
         if config != ModelConfig():
             raise ArgumentError(
@@ -208,11 +210,11 @@ def run_train(options: Train, device: torch.device) -> None:
     model = models.build(config, shape)
     if teacher is not None:
         held_out = None  # a student's loss says how far it is from its teacher, not how good it is
-    learning = lesson("flow" if teacher is None else "distribution-matching", model, teacher)
+    learning = lesson(method, model, teacher, worse, options.guidance)
     out = options.out
     with first_alone() as writing:
         if writing:
-            _claim(writable_folder(out), config, training, images, options.held_out, teacher)
+            _claim(writable_folder(out), config, training, images, options, teacher, worse)
     if _steps_done(out) == training.steps:
         say(f"{out} holds this model, trained for all of its {training.steps} steps")
         _say_how_to_sample(out)
@@ -228,7 +230,8 @@ def run_train(options: Train, device: torch.device) -> None:
         "training": to_dict(training),
         "hardware": mnist.hardware(device),
         "versions": mnist.versions(),
-        **({} if teacher is None else {"teacher": options.teacher, "method": "distribution-matching"}),
+        **({} if teacher is None else {"teacher": options.teacher, "method": method}),
+        **({} if worse is None else {"worse": options.worse, "guidance": options.guidance}),
     }
 
     first, board = Processes.current().first, None
@@ -255,7 +258,7 @@ def run_train(options: Train, device: torch.device) -> None:
                 models.save(out / "best", model, weights, {**origin, "held_out_loss": best})
         if options.grid and shape[0] in (1, 3):
             painter = Model(config, shape, model.flow, cast(Predictor, present))
-            evaluations = _GRID_STEPS if teacher is None else 1
+            evaluations = 1 if method == "distribution-matching" else _GRID_STEPS
             drawn = draw(painter, options.grid, evaluations, "deterministic", training.seed, training.batch_size)
             pictures = mnist.to_channels_last(drawn)
             with first_alone() as writing:
@@ -286,6 +289,16 @@ def run_train(options: Train, device: torch.device) -> None:
             remove_all(out)
     say(f"trained in {result.seconds / 60:.1f} minutes, last loss {result.losses[-1]:.4g}: {out}")
     _say_how_to_sample(out)
+
+
+def _method(options: Train) -> MethodName:
+    if options.worse is None:
+        if options.guidance != Train.guidance:
+            raise ArgumentError("--guidance says how far to lead away from a model, which --worse must name")
+        return "flow" if options.teacher is None else "distribution-matching"
+    if options.teacher is None:
+        raise ArgumentError("--worse names what a student is led away from, so it needs a --teacher as well")
+    return "autoguidance"
 
 
 def _check_finite(settings: dict[str, Any]) -> None:
@@ -349,18 +362,27 @@ def read_images(path: Path) -> Tensor:
 
 
 def _claim(
-    out: Path, config: ModelConfig, training: TrainingConfig, images: Tensor, held_out: float, teacher: Model | None
+    out: Path,
+    config: ModelConfig,
+    training: TrainingConfig,
+    images: Tensor,
+    options: Train,
+    teacher: Model | None,
+    worse: Model | None,
 ) -> None:
     """Write down what a folder is for, or refuse one that is for something else."""
     wanted = {
         **to_dict(config),
         **training.decisive(),
-        "held_out": held_out,
+        "held_out": options.held_out,
         "data": f"sha256 {hashlib.sha256(images.numpy().tobytes()).hexdigest()}, shape {list(images.shape)}",
         "teacher": None if teacher is None else digest(teacher.predictor),
+        "worse": None if worse is None else digest(worse.predictor),
+        "guidance": None if worse is None else options.guidance,
     }
     # What was added later had its default.
-    defaults = {**to_dict(ModelConfig()), **to_dict(TrainingConfig()), "held_out": 0.0, "teacher": None}
+    later = {"held_out": 0.0, "teacher": None, "worse": None, "guidance": None}
+    defaults = {**to_dict(ModelConfig()), **to_dict(TrainingConfig()), **later}
     claim_folder(out, wanted, defaults, "training")
 
 

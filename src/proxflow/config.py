@@ -26,7 +26,7 @@ SamplerName = Literal[
     "sde-bfn-solver1",
     "sde-bfn-solver2",
 ]
-MethodName = Literal["flow", "distribution-matching"]
+MethodName = Literal["flow", "distribution-matching", "autoguidance"]
 PairSamplerName = Literal["deterministic", "multistep2", "midpoint"]
 CouplingName = Literal["independent", "ot", "reflow"]
 DeviceName = Literal["auto", "cpu", "cuda"]

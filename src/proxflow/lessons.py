@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from proxflow.config import MethodName
 from proxflow.errors import ArgumentError
 from proxflow.models import Model
-from proxflow.objectives import DistributionMatching, EnergyScore, LongStep, Objective, StudentAndCritic
+from proxflow.objectives import Autoguidance, DistributionMatching, EnergyScore, LongStep, Objective, StudentAndCritic
 from proxflow.predictors import DrawPredictor, LongStepPredictor
 
 
@@ -32,23 +32,30 @@ class Lesson:
     data: Tensor | None = None
 
 
-def lesson(method: MethodName, model: Model, teacher: Model | None = None) -> Lesson:
+def lesson(
+    method: MethodName, model: Model, teacher: Model | None = None, worse: Model | None = None, guidance: float = 2.0
+) -> Lesson:
     """The lesson of a name.
 
     Args:
         method: flow: the flow's own loss; :class:`proxflow.LongStep` for a model that predicts long steps,
             :class:`proxflow.EnergyScore` for one that draws.
-            distribution-matching: :class:`proxflow.DistributionMatching` from a teacher, with the teacher's weights to begin
-            with.
+            distribution-matching: :class:`proxflow.DistributionMatching` from a teacher.
+            autoguidance: :class:`proxflow.Autoguidance` from a teacher, away from a worse model.
+            What learns from a teacher begins with its weights.
         model: The model to train, untrained.
         teacher: A trained model of the same configuration, for methods that need one.
+        worse: A trained model of the same flow, for autoguidance; its network may be another.
+        guidance: Weight of autoguidance, ≥ 1.
 
     Raises:
-        ArgumentError: A teacher is missing, not needed, or of another configuration.
+        ArgumentError: A teacher is missing, not needed, or of another configuration; a worse model likewise.
     """
+    if (worse is None) == (method == "autoguidance"):
+        raise ArgumentError("a worse model to lead away from is for the method autoguidance, which needs one")
     if method == "flow":
         if teacher is not None:
-            raise ArgumentError("a flow's own loss needs no teacher: choose the method distribution-matching")
+            raise ArgumentError("a flow's own loss needs no teacher: choose distribution-matching or autoguidance")
         objective: Objective = model.flow
         if isinstance(model.predictor, LongStepPredictor):
             objective = LongStep(cast(Any, model.flow))
@@ -66,6 +73,15 @@ def lesson(method: MethodName, model: Model, teacher: Model | None = None) -> Le
             f"{method} needs a teacher that predicts the data from the belief: one of predictor 'point'"
         )
     guide = teacher.predictor.eval().requires_grad_(False)
-    return Lesson(
-        DistributionMatching(model.flow, guide), StudentAndCritic(guide), lambda module: cast(Any, module).student
-    )
+    if worse is None:
+        return Lesson(
+            DistributionMatching(model.flow, guide), StudentAndCritic(guide), lambda module: cast(Any, module).student
+        )
+    if worse.flow != teacher.flow or worse.shape != teacher.shape or type(worse.predictor) is not type(guide):
+        raise ArgumentError(
+            f"the model to lead away from must have the teacher's flow and predict the same: {worse.flow} {worse.shape} of "
+            f"predictor {worse.config.predictor!r}, {teacher.flow} {teacher.shape}"
+        )
+    model.predictor.load_state_dict(guide.state_dict())
+    shunned = worse.predictor.eval().requires_grad_(False)
+    return Lesson(Autoguidance(model.flow, guide, shunned, guidance), model.predictor, lambda module: module)

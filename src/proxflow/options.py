@@ -104,6 +104,8 @@ class Train:
         proxflow train --out runs/draws --predictor draw
         proxflow train --out runs/own --data pictures --size 32 --channels 64 --multipliers 1 2 2 --patch 1
         proxflow train --out runs/few --teacher runs/mine --steps 800 --ema 0.99
+        proxflow train --out runs/short --steps 1500
+        proxflow train --out runs/better --teacher runs/mine --worse runs/short --steps 2000 --learning-rate 1e-3
         torchrun --standalone --nproc-per-node 8 -m proxflow.cli train --out runs/many --batch-size 1024
 
     Args:
@@ -116,8 +118,12 @@ class Train:
         held_out: Share of the images that is not trained on; the loss on them chooses the model kept in the folder "best".
             IDX data sets have test images of their own, which are taken for it.
         grid: Images drawn at each checkpoint, into the folder "samples"; 0 for none.
-        teacher: A trained model, by name or folder, to make a student of, which draws good images with one to four
+        teacher: A trained model, by name or folder, to make a student of, which draws good images with one or two
             evaluations (distribution matching). It has the teacher's flow and network, whose options are not given again.
+        worse: With a teacher: a worse model of the same flow and data, trained a tenth to a third as long. The student then
+            learns what the teacher predicts, led away from what this one predicts (autoguidance), and draws better than the
+            teacher with as many evaluations.
+        guidance: How far it is led: 1 not at all, 2 as far again as the teacher is from the worse model.
         tensorboard: Write for TensorBoard, too, into the folder "tensorboard"; needs the extra of this name.
         network: Which flow, and the U-Net that predicts its targets.
         training: How to train: AdamW with warm-up and cosine decay, clipped gradients, averaged weights.
@@ -135,6 +141,10 @@ class Train:
     teacher: Annotated[
         str | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: none, the flow's own loss)")
     ] = None
+    worse: Annotated[
+        str | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: none, distribution matching)")
+    ] = None
+    guidance: float = 2.0
     tensorboard: bool = False
     network: tyro.conf.OmitArgPrefixes[NetworkOptions] = NetworkOptions()
     training: tyro.conf.OmitArgPrefixes[TrainingOptions] = TrainingOptions()

@@ -4,10 +4,19 @@ An objective has ``loss(predict, x, generator, t)`` like a flow, so :func:`proxf
 ``passes``, what a training step costs.
 """
 
+from proxflow.objectives.autoguidance import Autoguidance
 from proxflow.objectives.base import Objective
 from proxflow.objectives.distribution_matching import DistributionMatching, StudentAndCritic
 from proxflow.objectives.energy_score import EnergyScore
 from proxflow.objectives.long_step import LongStep
 from proxflow.objectives.reflow import Reflow
 
-__all__ = ["DistributionMatching", "EnergyScore", "LongStep", "Objective", "Reflow", "StudentAndCritic"]
+__all__ = [
+    "Autoguidance",
+    "DistributionMatching",
+    "EnergyScore",
+    "LongStep",
+    "Objective",
+    "Reflow",
+    "StudentAndCritic",
+]
