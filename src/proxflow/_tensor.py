@@ -65,32 +65,37 @@ class SampleStreams(Streams):
         self.indices = indices.long()
         self._draws = 0
 
-    def _words(self, shape: torch.Size) -> Tensor:
-        """Uniform 32-bit words, float64 in (0, 1), of the given shape (batch, …)."""
+    def _words(self, shape: torch.Size) -> list[Tensor]:
+        """Four tensors (batch, blocks), float64 in (0, 1): block j gives draws 4j to 4j + 3 of what (batch, …) needs."""
         if shape[0] != len(self.indices):
             raise ArgumentError(f"streams for {len(self.indices)} samples cannot fill a batch of {shape[0]}")
-        size = math.prod(shape[1:])
-        blocks = torch.arange(-(-size // 4), device=self.indices.device)
+        blocks = torch.arange(-(-math.prod(shape[1:]) // 4), device=self.indices.device)
         sample = self.indices[:, None]
         # The high word of the index shares a counter word with the draw number: 2^16 of each are enough.
         words = _philox(self.seed, blocks, sample & _WORD, ((sample >> 32) << 16) + self._draws)
         self._draws += 1
-        uniform = torch.empty([shape[0], len(blocks), 4], dtype=torch.float64, device=self.indices.device)
-        for k, word in enumerate(words):
-            uniform[..., k] = word
-        return uniform.add_(0.5).mul_(2.0**-32).flatten(1)[:, :size]
+        return [word.to(torch.float64).add_(0.5).mul_(2.0**-32) for word in words]
+
+    @staticmethod
+    def _laid_out(draws: list[Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """The draws of all blocks in their order, as (batch, …)."""
+        out = torch.empty([*draws[0].shape, 4], dtype=dtype, device=draws[0].device)
+        for k, draw in enumerate(draws):
+            out[..., k] = draw
+        return out.flatten(1)[:, : math.prod(shape[1:])].reshape(shape)
 
     def uniform(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        return self._words(shape).reshape(shape).to(dtype)
+        return self._laid_out(self._words(shape), shape, dtype)
 
     def normal(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        size = math.prod(shape[1:])
-        pairs = self._words(torch.Size([shape[0], size + size % 2])).reshape(shape[0], -1, 2)
-        radius, angle = pairs[..., 0].log().mul_(-2).sqrt_(), pairs[..., 1] * (2 * math.pi)
-        both = torch.empty(pairs.shape, dtype=dtype, device=pairs.device)  # Box–Muller
-        both[..., 0] = angle.cos().mul_(radius)
-        both[..., 1] = angle.sin_().mul_(radius)
-        return both.flatten(1)[:, :size].reshape(shape)
+        words, draws = self._words(shape), list[Tensor]()
+        for first, second in (
+            words[:2],
+            words[2:],
+        ):  # Box–Muller, of tensors without gaps: those are fast to go through
+            radius, angle = first.log_().mul_(-2).sqrt_(), second.mul_(2 * math.pi)
+            draws += [angle.cos().mul_(radius), angle.sin_().mul_(radius)]
+        return self._laid_out(draws, shape, dtype)
 
 
 class BatchRows(Streams):
