@@ -15,7 +15,7 @@ from proxflow.experiments.report import Scoreboard
 
 TINY = FewStepPreset(
     network=ModelConfig(channels=8, multipliers=(1,), patch=4),
-    training=TrainingConfig(steps=42, batch_size=8, checkpoint_every=100, warmup_steps=2),
+    training=TrainingConfig(steps=60, batch_size=8, checkpoint_every=100, warmup_steps=2),
     samples=48,
     minutes="",
     seeds=(0,),
@@ -45,11 +45,14 @@ def test_every_method_has_its_cells_and_its_cost(study):
     assert list(board.flows) == list(FEW_STEP_METHODS)
     cost = {cell["method"]: cell["train_cost"] for cell in results["cells"]}
     for name, method in FEW_STEP_METHODS.items():
-        before = 0 if method.teacher is None else FEW_STEP_METHODS[method.teacher].share
-        assert cost[name] == pytest.approx(method.share + before, rel=0.03), name
+        before = sum(cost[other] for other in (method.teacher, method.worse) if other is not None)
+        assert cost[name] == pytest.approx(method.share + before, rel=0.02), name
         assert cost[name] <= 2.02
     # A step of distribution matching is 7 passes, a plain one 3.
-    assert results["training"]["matched-seed0"]["training"]["steps"] == round(42 * 2 / 3 * 3 / 7)
+    assert results["training"]["matched-seed0"]["training"]["steps"] == round(60 * 2 / 3 * 3 / 7)
+    # Of guidance 5: two more forward passes. It pays for the model that it leads away from as well.
+    assert results["training"]["guided-seed0"]["training"]["steps"] == round(60 * 0.25 * 3 / 5)
+    assert cost["guided"] == pytest.approx(1 + 0.15 + 0.25, abs=0.02)
     sizes = {cell["method"]: cell["parameters"] for cell in results["cells"]}
     assert len({size for name, size in sizes.items() if name not in ("long-step", "draws")}) == 1
 
@@ -103,8 +106,8 @@ def test_every_preset_can_be_asked_for():
     for preset in FEW_STEP_PRESETS.values():
         names = preset.methods
         for place, name in enumerate(names):
-            teacher = FEW_STEP_METHODS[name].teacher
-            assert teacher is None or teacher in names[:place]
+            for needed in (FEW_STEP_METHODS[name].teacher, FEW_STEP_METHODS[name].worse):
+                assert needed is None or needed in names[:place]
 
 
 def test_every_method_has_a_colour_of_its_own():

@@ -132,7 +132,10 @@ def contenders_of(preset: FewStepPreset, images: torch.Tensor, test: torch.Tenso
             elif method.lesson == "long-step":
                 learning = _distilled(model, cast(Model, teacher))
             else:
-                learning = lesson(method.lesson, model, teacher)
+                worse = None
+                if method.worse is not None:
+                    worse = mnist.trained(out, method.worse, seed, contenders[method.worse], device)
+                learning = lesson(method.lesson, model, teacher, worse)
             return learning, replace(
                 training, **{**method.training, "steps": round(budget / learning.objective.passes)}
             )
@@ -164,11 +167,11 @@ def _distilled(model: Model, teacher: Model) -> Lesson:
 
 
 def train_cost(out: Path, name: str, seed: int, plain: float) -> float:
-    """Network passes of a method's training and its teachers', over those of plain training, as they were spent."""
+    """Network passes of a method's training and that of the models it needs, over those of plain training, as spent."""
     origin = read_json(out / "models" / f"{name}-seed{seed}" / "config.json")["provenance"]
     own = origin["training"]["steps"] * origin["passes"] / plain
     method = FEW_STEP_METHODS[name]
     if method.lesson == "reflow":
         own += method.share * PAIRS_SHARE
-    before = 0.0 if method.teacher is None else train_cost(out, method.teacher, seed, plain)
+    before = sum(train_cost(out, other, seed, plain) for other in (method.teacher, method.worse) if other is not None)
     return float(round(own + before, 4))

@@ -39,6 +39,11 @@ _COLOURS = {
     "draws": "#8B6914",
     "long-step": "#CC79A7",
     "matched": "#D55E00",
+    "short": "#D9D9D9",
+    "late": "#CAB2D6",
+    "late-longer": "#6A3D9A",
+    "guided": "#E31A1C",
+    "guided-matched": "#B15928",
 }
 _STRIP = 12
 """Images of a method in the pictures."""
@@ -202,10 +207,7 @@ def _samples(out: Path, board: Scoreboard, seed: int) -> Picture:
     for nfe in board.nfes:
         rows = []
         for method in board.flows:
-            sampler = (
-                board.best_sampler(method, nfe) if board.over_seeds(method, "multistep2", nfe) else "deterministic"
-            )
-            images = kept_images(out, Cell(method, sampler, nfe, seed))[:_STRIP]
+            images = kept_images(out, Cell(method, board.best_sampler(method, nfe), nfe, seed))[:_STRIP]
             rows.append(Row(method, (pictures.tile(images, _STRIP, 48),)))
         sections.append(Section(f"{nfe} network evaluation{'s' if nfe > 1 else ''}", ("",), tuple(rows)))
     file = "samples.png"
@@ -230,6 +232,10 @@ _READING = Bullets(
         long-step: the network reads where its step ends and predicts what a step that long should aim at.""",
         """transport: prior draws and images are paired within each batch by optimal transport. reflow: the network is
         trained on pairs of prior draws and what the trained flow makes of them.""",
+        """guided: a student that begins with the weights of late and learns from targets without noise: what its
+        teacher predicts, led away from what short predicts, as far again as the two are apart (autoguidance, 2406.02507).
+        One network, one evaluation a step. guided-matched is matched with such a student as its teacher.""",
+        """marginal: a sampler that replaces the noise in each step, which mends errors of earlier steps.""",
         """Claims take the method that is best at their number of evaluations, among those that cost at most twice plain
         training, and hold when they do in every seed.""",
     )

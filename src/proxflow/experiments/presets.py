@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from proxflow.config import FlowName, MethodName, ModelConfig, SamplerName, TrainingConfig
 
-PresetName = Literal["quick", "standard", "paper"]
+PresetName = Literal["quick", "standard", "long", "paper"]
 ExperimentName = Literal["mnist", "geometry", "few-step"]
 
 NFES = (1, 2, 4, 5, 10, 20, 50, 100)
@@ -127,6 +127,7 @@ class FewStepMethod:
         network: Settings of the network and flow that differ from the preset's.
         lesson: What it is trained with.
         teacher: Another method, whose trained model this one learns from.
+        worse: Another method, whose trained model this one is led away from.
         training: Settings of training that differ from the preset's.
         repeated: Whether it is run with every seed, or with the first alone.
     """
@@ -137,12 +138,14 @@ class FewStepMethod:
     network: Mapping[str, Any] = field(default_factory=dict)
     lesson: MethodName | Literal["reflow", "long-step"] = "flow"
     teacher: str | None = None
+    worse: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     repeated: bool = True
 
 
 _STUDENT = {"warmup_steps": 50, "ema": 0.99}
-_EARLY = {"final": 0.6}
+_GUIDED = {**_STUDENT, "learning_rate": 1e-3}
+_EARLY, _LATE = {"final": 0.6}, {"final": 0.8}
 
 FEW_STEP_METHODS: dict[str, FewStepMethod] = {
     "plain": FewStepMethod("GPFN-W2 as in the other experiments", ("deterministic", "multistep2")),
@@ -181,7 +184,7 @@ FEW_STEP_METHODS: dict[str, FewStepMethod] = {
         {"predictor": "long-step"},
         "long-step",
         "plain",
-        {"learning_rate": 1e-3, "ema": 0.99},
+        training={"learning_rate": 1e-3, "ema": 0.99},
         repeated=False,
     ),
     "matched": FewStepMethod(
@@ -191,7 +194,29 @@ FEW_STEP_METHODS: dict[str, FewStepMethod] = {
         _EARLY,
         "distribution-matching",
         "early-longer",
-        _STUDENT,
+        training=_STUDENT,
+    ),
+    "short": FewStepMethod("late trained 0.15 times as long", ("multistep2",), 0.15, _LATE),
+    "late": FewStepMethod("GPFN-W2 with beliefs that end at τ = 0.8", ("multistep2", "marginal"), 1.0, _LATE),
+    "late-longer": FewStepMethod("late trained 3/2 times as long", ("marginal",), 1.5, _LATE),
+    "guided": FewStepMethod(
+        "late, then a student of it that is led away from short (autoguidance)",
+        ("multistep2", "marginal"),
+        0.25,
+        _LATE,
+        "autoguidance",
+        "late",
+        "short",
+        _GUIDED,
+    ),
+    "guided-matched": FewStepMethod(
+        "guided, then a student that matches its distribution",
+        ("deterministic",),
+        0.6,
+        _LATE,
+        "distribution-matching",
+        "guided",
+        training=_STUDENT,
     ),
 }
 """Methods of the few-step study by name; each after its teacher."""
@@ -222,21 +247,35 @@ class FewStepPreset:
     train_images: int = 60_000
 
 
+_GUIDANCE = ("short", "late", "guided", "guided-matched")
+"""Guidance and what it needs."""
+
 _SMALL = FewStepPreset(
     network=ModelConfig(channels=16),
     training=TrainingConfig(steps=1800, batch_size=64, checkpoint_every=100),
     samples=10_000,
     minutes="about 2 hours on 2 processor cores",
+    methods=(
+        *("plain", "plain-twice", "early", "early-longer", "early-twice", "transport", "reflow", "draws", "long-step"),
+        "matched",
+    ),
 )
 
 FEW_STEP_PRESETS: dict[PresetName, FewStepPreset] = {
     "quick": replace(
         _SMALL,
-        minutes="about 30 minutes on 2 processor cores",
+        minutes="about 50 minutes on 2 processor cores",
         seeds=(0,),
-        methods=("plain", "early-longer", "transport", "matched"),
+        methods=("plain", "early-longer", "transport", "matched", *_GUIDANCE, "late-longer"),
     ),
     "standard": _SMALL,
+    "long": replace(
+        _SMALL,
+        training=replace(_SMALL.training, steps=24_000),
+        minutes="about 2 hours on 2 processor cores",
+        seeds=(0,),
+        methods=("plain", *_GUIDANCE),
+    ),
     "paper": replace(
         _SMALL, network=PRESETS["paper"].network, training=PRESETS["paper"].training, minutes="for a GPU: hours"
     ),
