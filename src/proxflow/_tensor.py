@@ -88,7 +88,8 @@ class SampleStreams(Streams):
         return self._laid_out(self._words(shape), shape, dtype)
 
     def normal(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        words, draws = self._words(shape), list[Tensor]()
+        words = self._words(shape)
+        draws: list[Tensor] = []  # not list[Tensor](), which compiled code does not know
         for first, second in (
             words[:2],
             words[2:],
