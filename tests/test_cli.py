@@ -432,6 +432,11 @@ def test_a_student_is_led_away_from_a_worse_model(run, arrays, tmp_path):
     for name, steps in (("t", 3), ("w", 1)):
         assert run("train", "--out", tmp_path / name, *common, "--steps", steps, *TINY_WORDS)[0] == 0
     words = ("train", "--out", tmp_path / "g", "--teacher", tmp_path / "t", "--worse", tmp_path / "w", *common)
+    # At a rate of next to nothing the student stays what it begins as: the teacher.
+    still = (*words[:2], tmp_path / "still", *words[3:], "--steps", 1, "--learning-rate", 1e-12)
+    assert run(*still)[0] == 0
+    begun, taught = (load_file(tmp_path / name / "model.safetensors") for name in ("still", "t"))
+    assert all(torch.allclose(begun[name], taught[name], rtol=0, atol=1e-9) for name in taught)
     status, _, err = run(*words, "--steps", 2, "--guidance", 1.5)
     assert (status, err) == (0, "")
     origin = json.loads((tmp_path / "g" / "config.json").read_text())["provenance"]

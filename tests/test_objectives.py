@@ -174,13 +174,15 @@ def test_beliefs_that_are_not_gaussian_are_refused():
 
 def test_the_guided_target_is_beyond_the_teachers_prediction():
     """Written out by hand: teacher and worse model predict constants, the student another, at two times."""
-    teacher, worse, student = (Affine(centre, 0.0) for centre in (1.0, 0.7, 2.0))
+    teacher, worse, student = (Affine(centre, 0.0) for centre in (1.0, 0.7, 2.0))  # all of them with gradients
     flow = GPFN(weight_floor=0.5)
     t = torch.tensor([0.2, 0.8], dtype=torch.float64)
     x = torch.zeros(2, 3, dtype=torch.float64)
     loss = Autoguidance(flow, teacher, worse, 3.0).loss(student, x, torch.Generator().manual_seed(0), t)
     # The target is 0.7 + 3 · 0.3 = 1.6; errors weigh 1/max(1 − t, 0.5)².
     assert loss.tolist() == pytest.approx([0.4**2 / 0.8**2, 0.4**2 / 0.5**2])
+    loss.sum().backward()
+    assert float(student.centre.grad) > 0
     assert not any(p.grad is not None for model in (teacher, worse) for p in model.parameters())
 
 
@@ -197,7 +199,7 @@ def test_a_student_of_guidance_learns_the_extrapolation(flow):
 
 
 def test_guidance_undoes_an_error_that_training_halves():
-    """The worse model's error is twice the teacher's, so that of weight 2 has none: samples get the data's spread."""
+    """The worse model's error is twice the teacher's, so the target of weight 2 has none."""
     flow, exact = GPFN(schedule=Linear(0.9)), GaussianMean(0.5, 0.3).requires_grad_(False)
 
     class Wrong(nn.Module):
