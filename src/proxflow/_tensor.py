@@ -90,10 +90,8 @@ class SampleStreams(Streams):
     def normal(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         words = self._words(shape)
         draws: list[Tensor] = []  # not list[Tensor](), which compiled code does not know
-        for first, second in (
-            words[:2],
-            words[2:],
-        ):  # Box–Muller, of tensors without gaps: those are fast to go through
+        # Box–Muller, of tensors without gaps, which are fast to go through.
+        for first, second in (words[:2], words[2:]):
             radius, angle = first.log_().mul_(-2).sqrt_(), second.mul_(2 * math.pi)
             draws += [angle.cos().mul_(radius), angle.sin_().mul_(radius)]
         return self._laid_out(draws, shape, dtype)

@@ -121,8 +121,8 @@ class Train:
         teacher: A trained model, by name or folder, to make a student of, which draws good images with one or two
             evaluations (distribution matching). It has the teacher's flow and network, whose options are not given again.
         worse: With a teacher: a worse model of the same flow and data, trained a tenth to a third as long. The student then
-            learns what the teacher predicts, led away from what this one predicts (autoguidance), and draws better than the
-            teacher with as many evaluations.
+            learns what the teacher predicts, led away from what this one predicts (autoguidance). If the
+            teacher was trained well, it draws better with as many evaluations.
         guidance: How far it is led: 1 not at all, 2 as far again as the teacher is from the worse model.
         tensorboard: Write for TensorBoard, too, into the folder "tensorboard"; needs the extra of this name.
         network: Which flow, and the U-Net that predicts its targets.

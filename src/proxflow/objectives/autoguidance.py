@@ -24,7 +24,7 @@ class Autoguidance:
 
         x̂ = ĉ + w (q̂ − ĉ),  w > 1,
 
-    there is a better target than either (2406.02507, eq. 3, there for denoisers in sampling): for Wasserstein-2 the one
+    there can be a better target than either (2406.02507, there for denoisers in sampling): for Wasserstein-2 the one
     whose proximal step has the energy w D(p, q̂) − (w − 1) D(p, ĉ). In sampling it would take two evaluations a step. The
     student learns it with the squared error and the weight of the flow's own loss, and gives it in one. Its examples have no
     noise in their targets, so it learns from few.
