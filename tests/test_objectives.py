@@ -62,12 +62,12 @@ class Pair(nn.Module):
         super().__init__()
         self.student, self.critic = student, critic
 
-    def forward(self, belief, t, *, critic=False):
-        return (self.critic if critic else self.student)(belief, t)
+    def forward(self, belief, t, *, part="student"):
+        return getattr(self, part)(belief, t)
 
 
 def gradients(pair, t=None, teacher=(1.0, 0.5), batch=4096):
-    objective = DistributionMatching(GPFN(), GaussianMean(*teacher).requires_grad_(False), first_share=1.0)
+    objective = DistributionMatching(GPFN(), GaussianMean(*teacher).requires_grad_(False), adversarial=0)
     x = torch.zeros(batch, 1, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     objective.loss(pair, x, generator, t).mean().backward()
@@ -125,20 +125,87 @@ def test_only_the_critic_learns_from_the_critics_loss_and_only_the_student_from_
     assert abs(float(same.critic.centre.grad)) > 0.1
 
 
+class Recorded(nn.Module):
+    """A module that keeps what it was asked and what it said."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.calls = module, []
+
+    def forward(self, belief, t):
+        said = self.module(belief, t)
+        self.calls.append((belief.mean.detach(), said.mean))
+        return said
+
+
+def test_discriminator_and_student_each_get_the_gradient_of_their_own_loss():
+    """At the end of the straight path a belief is its example, and teacher and critic agree: all losses are in the open."""
+    torch.manual_seed(0)
+    judge = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    judging = Recorded(lambda belief, t: DiagonalGaussian(judge(belief.mean), belief.mean.new_zeros(())))
+    student, truth = Recorded(Affine(0.3, 0.5)), GaussianMean(0.0, 1.0)
+    models = nn.ModuleDict({"student": student, "critic": GaussianMean(0.0, 1.0), "discriminator": judging})
+    x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    ends = torch.ones(5, dtype=torch.float64)
+    objective = DistributionMatching(GPFN(), truth.requires_grad_(False), adversarial=0.7)
+    objective.loss(
+        lambda belief, t, part="student": models[part](belief, t), x, torch.Generator().manual_seed(0), ends
+    ).mean().backward()
+
+    [(noise, _)] = student.calls
+    assert sorted(torch.equal(asked, x) for asked, _ in judging.calls) == [False, True]
+    centre, spread = (p.detach().clone().requires_grad_(True) for p in (student.module.centre, student.module.spread))
+    drawn = centre + spread * noise
+    of_real, of_drawn = (10 * judge(example).mean(1) for example in (x, drawn))
+    wanted = torch.autograd.grad(0.7 * -nn.functional.logsigmoid(of_drawn - of_real).mean(), (centre, spread))
+    found = (student.module.centre.grad, student.module.spread.grad)
+    assert torch.allclose(torch.stack(found), torch.stack(wanted), rtol=1e-9, atol=0)
+    of_real, of_drawn = (10 * judge(example).mean(1) for example in (x, drawn.detach()))
+    wanted = torch.autograd.grad(-nn.functional.logsigmoid(of_real - of_drawn).mean(), tuple(judge.parameters()))
+    for parameter, gradient in zip(judge.parameters(), wanted, strict=True):
+        assert torch.allclose(parameter.grad, gradient, rtol=1e-9, atol=1e-15)
+
+
+def test_a_discriminator_leads_a_student_from_its_teachers_error_to_the_data():
+    data = 0.5 + 0.3 * torch.randn(4096, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    wrong = GaussianMean(0.0, 0.3).requires_grad_(False)
+    config = TrainingConfig(steps=300, learning_rate=2e-2, batch_size=128, warmup_steps=10, ema=0.95, clip=10.0)
+    centres = []
+    for adversarial in (0.0, 1.0):
+        trained = StudentAndCritic(wrong, discriminator=adversarial > 0)
+        trained.student = Affine(0.1, 0.3)
+        objective = DistributionMatching(GPFN(schedule=Linear(0.9)), wrong, adversarial)
+        centres.append(float(fit(objective, trained, data, config).predictor.student.centre))
+    assert abs(centres[0]) < 0.1
+    assert centres[1] > 0.25
+
+
+def test_a_discriminator_doubles_the_cost_and_its_lack_is_told():
+    teacher = GaussianMean(0.0, 1.0).requires_grad_(False)
+    costs = [DistributionMatching(GPFN(), teacher, weight).passes for weight in (0.0, 0.1)]
+    assert costs == [7, 13]
+    without = StudentAndCritic(teacher, discriminator=False)
+    assert len(without.parameter_groups()) == 2
+    with pytest.raises(ArgumentError, match="adversarial=0"):
+        DistributionMatching(GPFN(), teacher).loss(without, torch.zeros(2, 1), torch.Generator().manual_seed(0))
+
+
 def two_clusters(number, generator):
     centres = torch.tensor([[-0.7, 0.0], [0.7, 0.3]])
     picked = torch.randint(2, (number,), generator=generator)
     return centres[picked] + 0.1 * torch.randn(number, 2, generator=generator)
 
 
-def test_one_evaluation_of_a_student_draws_from_both_clusters():
+@pytest.mark.parametrize("adversarial", [0.0, 0.1])
+def test_one_evaluation_of_a_student_draws_from_both_clusters(adversarial):
     torch.manual_seed(0)
     flow, data = GPFN(schedule=Linear(0.9)), two_clusters(4096, torch.Generator().manual_seed(1))
     teacher = PointPredictor(Perceptron(2), flow, clip=None)
     quick = {"batch_size": 256, "warmup_steps": 20, "ema": 0.98, "clip": 10.0}
     teacher = fit(flow, teacher, data, TrainingConfig(steps=600, learning_rate=5e-3, **quick)).predictor
-    objective = DistributionMatching(flow, teacher, first_share=1.0)
-    result = fit(objective, StudentAndCritic(teacher), data, TrainingConfig(steps=600, learning_rate=2e-3, **quick))
+    objective = DistributionMatching(flow, teacher, adversarial)
+    parts = StudentAndCritic(teacher, 0.15, discriminator=adversarial > 0)
+    result = fit(objective, parts, data, TrainingConfig(steps=600, learning_rate=2e-3, **quick))
     drawn, blurred = (
         proxflow.sample(model, flow, (1000, 2), steps=1, seed=0) for model in (result.predictor.student, teacher)
     )
@@ -155,6 +222,9 @@ def test_one_evaluation_of_a_student_draws_from_both_clusters():
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ArgumentError, match="first_share"):
         DistributionMatching(GPFN(), lambda belief, t: belief, first_share=1.5)
+    for weight in (-0.1, math.inf, math.nan):
+        with pytest.raises(ArgumentError, match="adversarial"):
+            DistributionMatching(GPFN(), lambda belief, t: belief, weight)
     with pytest.raises(ArgumentError, match="latest"):
         DistributionMatching(GPFN(), lambda belief, t: belief, latest=-0.1)
     with pytest.raises(ArgumentError, match="fixed belief"):

@@ -210,11 +210,11 @@ def run_train(options: Train, device: torch.device) -> None:
     model = models.build(config, shape)
     if teacher is not None:
         held_out = None  # a student's loss says how far it is from its teacher, not how good it is
-    learning = lesson(method, model, teacher, worse, options.guidance)
+    learning = lesson(method, model, teacher, worse, guidance=options.guidance, adversarial=options.adversarial)
     out = options.out
     with first_alone() as writing:
         if writing:
-            _claim(writable_folder(out), config, training, images, options, teacher, worse)
+            _claim(writable_folder(out), config, training, images, options, teacher, worse, method)
     if _steps_done(out) == training.steps:
         say(f"{out} holds this model, trained for all of its {training.steps} steps")
         _say_how_to_sample(out)
@@ -232,6 +232,7 @@ def run_train(options: Train, device: torch.device) -> None:
         "versions": mnist.versions(),
         **({} if teacher is None else {"teacher": options.teacher, "method": method}),
         **({} if worse is None else {"worse": options.worse, "guidance": options.guidance}),
+        **({"adversarial": options.adversarial} if method == "distribution-matching" else {}),
     }
 
     first, board = Processes.current().first, None
@@ -292,6 +293,8 @@ def run_train(options: Train, device: torch.device) -> None:
 
 
 def _method(options: Train) -> MethodName:
+    if options.adversarial != Train.adversarial and (options.teacher is None or options.worse is not None):
+        raise ArgumentError("--adversarial is for distribution matching: a student of a --teacher alone")
     if options.worse is None:
         if options.guidance != Train.guidance:
             raise ArgumentError("--guidance says how far to lead away from a model, which --worse must name")
@@ -369,6 +372,7 @@ def _claim(
     options: Train,
     teacher: Model | None,
     worse: Model | None,
+    method: MethodName,
 ) -> None:
     """Write down what a folder is for, or refuse one that is for something else."""
     wanted = {
@@ -379,9 +383,10 @@ def _claim(
         "teacher": None if teacher is None else digest(teacher.predictor),
         "worse": None if worse is None else digest(worse.predictor),
         "guidance": None if worse is None else options.guidance,
+        "adversarial": options.adversarial if method == "distribution-matching" else None,
     }
     # What was added later had its default.
-    later = {"held_out": 0.0, "teacher": None, "worse": None, "guidance": None}
+    later = {"held_out": 0.0, "teacher": None, "worse": None, "guidance": None, "adversarial": None}
     defaults = {**to_dict(ModelConfig()), **to_dict(TrainingConfig()), **later}
     claim_folder(out, wanted, defaults, "training")
 

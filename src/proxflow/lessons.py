@@ -33,7 +33,15 @@ class Lesson:
 
 
 def lesson(
-    method: MethodName, model: Model, teacher: Model | None = None, worse: Model | None = None, guidance: float = 2.0
+    method: MethodName,
+    model: Model,
+    teacher: Model | None = None,
+    worse: Model | None = None,
+    *,
+    guidance: float = 2.0,
+    adversarial: float = 0.1,
+    first_share: float = 1.0,
+    student_rate: float = 0.3,
 ) -> Lesson:
     """The lesson of a name.
 
@@ -47,6 +55,8 @@ def lesson(
         teacher: A trained model of the same configuration, for methods that need one.
         worse: A trained model of the same flow, for autoguidance; its network may be another.
         guidance: Weight of autoguidance, ≥ 1.
+        adversarial: Of distribution matching, as :class:`proxflow.DistributionMatching` takes it; ``first_share`` likewise.
+        student_rate: Of distribution matching, as :class:`proxflow.StudentAndCritic` takes it.
 
     Raises:
         ArgumentError: A teacher is missing, not needed, or of another configuration; a worse model likewise.
@@ -75,7 +85,9 @@ def lesson(
     guide = teacher.predictor.eval().requires_grad_(False)
     if worse is None:
         return Lesson(
-            DistributionMatching(model.flow, guide), StudentAndCritic(guide), lambda module: cast(Any, module).student
+            DistributionMatching(model.flow, guide, adversarial, first_share),
+            StudentAndCritic(guide, student_rate, discriminator=adversarial > 0),
+            lambda module: cast(Any, module).student,
         )
     if worse.flow != teacher.flow or worse.shape != teacher.shape or type(worse.predictor) is not type(guide):
         raise ArgumentError(

@@ -119,10 +119,12 @@ class Train:
             IDX data sets have test images of their own, which are taken for it.
         grid: Images drawn at each checkpoint, into the folder "samples"; 0 for none.
         teacher: A trained model, by name or folder, to make a student of, which draws good images with one or two
-            evaluations (distribution matching). It has the teacher's flow and network, whose options are not given again.
+            evaluations (distribution matching, and a discriminator of drawn and real images). It has the teacher's
+            flow and network, whose options are not given again.
         worse: With a teacher: a worse model of the same flow and data, trained a tenth to a third as long. The student then
             learns what the teacher predicts, led away from what this one predicts (autoguidance). If the
             teacher was trained well, it draws better with as many evaluations.
+        adversarial: Weight of the discriminator in distribution matching; 0 for none, which halves a step's cost.
         guidance: How far it is led: 1 not at all, 2 as far again as the teacher is from the worse model.
         tensorboard: Write for TensorBoard, too, into the folder "tensorboard"; needs the extra of this name.
         network: Which flow, and the U-Net that predicts its targets.
@@ -144,6 +146,7 @@ class Train:
     worse: Annotated[
         str | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: none, distribution matching)")
     ] = None
+    adversarial: float = 0.1
     guidance: float = 2.0
     tensorboard: bool = False
     network: tyro.conf.OmitArgPrefixes[NetworkOptions] = NetworkOptions()

@@ -135,7 +135,7 @@ def contenders_of(preset: FewStepPreset, images: torch.Tensor, test: torch.Tenso
                 worse = None
                 if method.worse is not None:
                     worse = mnist.trained(out, method.worse, seed, contenders[method.worse], device)
-                learning = lesson(method.lesson, model, teacher, worse)
+                learning = lesson(method.lesson, model, teacher, worse, **method.settings)
             return learning, replace(
                 training, **{**method.training, "steps": round(budget / learning.objective.passes)}
             )

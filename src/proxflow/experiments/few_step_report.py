@@ -39,6 +39,7 @@ _COLOURS = {
     "draws": "#8B6914",
     "long-step": "#CC79A7",
     "matched": "#D55E00",
+    "matched-to-data": "#661100",
     "short": "#D9D9D9",
     "late": "#CAB2D6",
     "late-longer": "#6A3D9A",
@@ -227,14 +228,16 @@ _READING = Bullets(
         Beliefs of later times tell nothing new about such images, so neither training nor evaluations are spent there.""",
         """matched: a student that begins with the weights of early-longer and learns to draw from what its teacher draws
         from, by the difference of the teacher's prediction and that of a critic which follows the student (distribution
-        matching, 2311.18828). One evaluation of it is a sample, not a mean.""",
+        matching, 2311.18828). One evaluation of it is a sample, not a mean. matched-to-data: the same at equal cost with a
+        discriminator of beliefs about its draws and about real images (2405.14867), all draws made of the prior.""",
         """draws: the network reads noise as well and draws from the target; the energy score holds two draws to each image.
         long-step: the network reads where its step ends and predicts what a step that long should aim at.""",
         """transport: prior draws and images are paired within each batch by optimal transport. reflow: the network is
         trained on pairs of prior draws and what the trained flow makes of them.""",
         """guided: a student that begins with the weights of late and learns from targets without noise: what its
         teacher predicts, led away from what short predicts, as far again as the two are apart (autoguidance, 2406.02507).
-        One network, one evaluation a step. guided-matched is matched with such a student as its teacher.""",
+        One network, one evaluation a step. guided-matched learns from such a student as matched-to-data does from
+        early-longer.""",
         """marginal: a sampler that replaces the noise in each step, which mends errors of earlier steps.""",
         """Claims take the method that is best at their number of evaluations, among those that cost at most twice plain
         training, and hold when they do in every seed.""",

@@ -129,6 +129,7 @@ class FewStepMethod:
         teacher: Another method, whose trained model this one learns from.
         worse: Another method, whose trained model this one is led away from.
         training: Settings of training that differ from the preset's.
+        settings: Settings of the lesson that differ from its defaults, see :func:`proxflow.lessons.lesson`.
         repeated: Whether it is run with every seed, or with the first alone.
     """
 
@@ -140,6 +141,7 @@ class FewStepMethod:
     teacher: str | None = None
     worse: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     repeated: bool = True
 
 
@@ -195,6 +197,16 @@ FEW_STEP_METHODS: dict[str, FewStepMethod] = {
         "distribution-matching",
         "early-longer",
         training=_STUDENT,
+        settings={"adversarial": 0.0, "first_share": 0.7, "student_rate": 0.15},
+    ),
+    "matched-to-data": FewStepMethod(
+        "early-longer, then a student that matches its distribution and, by a discriminator, the data's",
+        ("deterministic",),
+        2 / 3,
+        _EARLY,
+        "distribution-matching",
+        "early-longer",
+        training=_STUDENT,
     ),
     "short": FewStepMethod("late trained 0.15 times as long", ("multistep2",), 0.15, _LATE),
     "late": FewStepMethod("GPFN-W2 with beliefs that end at τ = 0.8", ("multistep2", "marginal"), 1.0, _LATE),
@@ -210,7 +222,7 @@ FEW_STEP_METHODS: dict[str, FewStepMethod] = {
         _GUIDED,
     ),
     "guided-matched": FewStepMethod(
-        "guided, then a student that matches its distribution",
+        "guided, then a student that matches its distribution and, by a discriminator, the data's",
         ("deterministic",),
         0.6,
         _LATE,

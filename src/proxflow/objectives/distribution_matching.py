@@ -1,45 +1,61 @@
-"""Distillation by matching distributions (2311.18828): one evaluation that draws from what a trained flow draws from."""
+"""Distillation by matching distributions (2311.18828, 2405.14867): one evaluation that draws from what a flow draws from."""
 
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from proxflow._tensor import Generator, mean_events, over_events, rand
 from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
 from proxflow.flows import Flow, Predict, draw_times
 
+Part = Literal["student", "critic", "discriminator"]
+
+_LOGIT_SCALE = 10.0
+"""Logits over the mean prediction of the discriminator, whose range is about that of the data."""
+
 
 class StudentAndCritic(nn.Module):
-    """A student that learns to draw, and the critic that follows what it draws; both begin as the teacher.
+    """A student that learns to draw, the critic that follows what it draws, and the discriminator that tells it from data.
 
-    Called as a predictor it is the student. ``student`` is what remains after training.
+    All begin as the teacher. Called as a predictor it is the student. ``student`` is what remains after training.
 
     Args:
         teacher: A trained predictor; it is copied.
-        student_rate: Learning rate of the student over that of the critic, which must keep up with it.
+        student_rate: Learning rate of the student over that of the other two, which must keep up with it.
+        discriminator: Whether there is one; :class:`DistributionMatching` with ``adversarial=0`` has no use for it.
     """
 
-    def __init__(self, teacher: nn.Module, student_rate: float = 0.15) -> None:
+    def __init__(self, teacher: nn.Module, student_rate: float = 0.3, *, discriminator: bool = True) -> None:
         super().__init__()
         if not student_rate > 0:
             raise ArgumentError(f"student_rate must be positive, got {student_rate}")
         self.student = copy.deepcopy(teacher).requires_grad_(True)
         self.critic = copy.deepcopy(teacher).requires_grad_(True)
+        self.discriminator = copy.deepcopy(teacher).requires_grad_(True) if discriminator else None
         self.student_rate = student_rate
 
-    def forward(self, belief: Any, t: Tensor, *, critic: bool = False) -> Any:
-        return (self.critic if critic else self.student)(belief, t)
+    def forward(self, belief: Any, t: Tensor, *, part: Part = "student") -> Any:
+        chosen = getattr(self, part)
+        if chosen is None:
+            raise ArgumentError(f"there is no {part}: make StudentAndCritic with it, or take adversarial=0")
+        return chosen(belief, t)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for :func:`proxflow.fit`: little momentum, as the two follow each other."""
-        rates = {self.student: self.student_rate, self.critic: 1.0}
-        return [{"params": list(m.parameters()), "factor": f, "betas": (0.5, 0.98)} for m, f in rates.items()]
+        """Groups for :func:`proxflow.fit`: little momentum, as the parts follow each other."""
+        rates = {self.student: self.student_rate, self.critic: 1.0, self.discriminator: 1.0}
+        return [
+            {"params": list(part.parameters()), "factor": rate, "betas": (0.5, 0.98)}
+            for part, rate in rates.items()
+            if part is not None
+        ]
 
 
 @dataclass(frozen=True)
@@ -56,26 +72,34 @@ class DistributionMatching:
     with q̂ the teacher, ĉ the critic, sg no gradient, and the normalisation of 2311.18828, eq. 8. The critic's loss is the
     flow's own on the student's draws, with the same beliefs.
 
+    What teacher and critic get wrong the student cannot learn from them. So a discriminator holds beliefs about its draws
+    against beliefs about real data, at the same times (2405.14867), here with the relativistic loss of 1807.00734: with D
+    the logits of a real and of a drawn example the discriminator's loss is softplus(D_drawn − D_real) and the student's,
+    with the weight ``adversarial``, softplus(D_real − D_drawn). The logit is the scaled mean over coordinates of what the
+    discriminator predicts, so that any predictor can serve.
+
     Args:
         flow: The flow of teacher and student, with Gaussian beliefs.
         teacher: Its trained predictor, in evaluation mode.
+        adversarial: Weight of the student's adversarial loss, ≥ 0; 0 for none, as in 2311.18828.
         first_share: In [0, 1]: share of the student's draws that are made at t = 0. The others are made at times that are
             uniform up to ``latest``, of beliefs about real data, so that the student can be asked more than once.
         latest: Latest time of the student's draws, in [0, 1].
 
     Raises:
-        ArgumentError: A share or a time is out of range, or the flow begins with a fixed belief, as Bayesian Flow
+        ArgumentError: A weight, share or time is out of range, or the flow begins with a fixed belief, as Bayesian Flow
             Networks do: a student would draw one single thing from it.
     """
 
     flow: Flow[Any]
     teacher: Predict
-    first_share: float = 0.7
+    adversarial: float = 0.1
+    first_share: float = 1.0
     latest: float = 0.6
 
-    passes = 7.0  # student 1 + 2, critic 1 + 2, teacher 1
-
     def __post_init__(self) -> None:
+        if not 0 <= self.adversarial < math.inf:
+            raise ArgumentError(f"the adversarial weight must be at least 0 and finite, got {self.adversarial}")
         if not 0 <= self.first_share <= 1 or not 0 <= self.latest <= 1:
             raise ArgumentError(f"first_share and latest must lie in [0, 1], got {self.first_share} and {self.latest}")
         if self.flow.coupling is not None:  # only of independent noise do predictions give the scores of the laws
@@ -86,17 +110,27 @@ class DistributionMatching:
                 f"{self.flow} begins with a fixed belief, which holds nothing to draw from: take a GPFN"
             )
 
+    @property
+    def passes(self) -> float:
+        """Network passes an example in a training step."""
+        matching = 7.0  # student 1 + 2, critic 1 + 2, teacher 1
+        return matching + 6.0 if self.adversarial else matching  # the discriminator reads two
+
     def loss(self, predict: Predict, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
-        """Loss of each example, (batch,): the critic's, and half the squared difference of teacher and critic.
+        """Loss of each example, (batch,): critic's, discriminator's, and half the squared difference of teacher and critic.
+
+        The student's adversarial loss is in the gradient alone: on its way to the student the gradient of the
+        discriminator's loss is replaced by that of the student's, so that one pass serves both.
 
         Args:
             predict: A :class:`StudentAndCritic`, or a module that forwards to one.
             x: Real data (batch, *event).
             generator: Source of times and noise.
-            t: Times (batch,) at which teacher and critic are compared; ``None`` draws them.
+            t: Times (batch,) at which teacher and critic are compared, and data and draws told apart; ``None`` draws them.
 
         Raises:
-            ArgumentError: The flow's beliefs are not Gaussian, or ``x`` is not floating point.
+            ArgumentError: The flow's beliefs are not Gaussian, ``x`` is not floating point, or a discriminator is wanted
+                and missing.
         """
         t = draw_times(len(x), generator, x.device) if t is None else t
         chance = rand(t.shape, generator, t.dtype, t.device)
@@ -109,7 +143,7 @@ class DistributionMatching:
         seen: list[tuple[Any, Tensor]] = []
 
         def critic(belief: Any, time: Tensor) -> Any:
-            prediction = predict(belief, time, critic=True)  # type: ignore[call-arg]
+            prediction = predict(belief, time, part="critic")  # type: ignore[call-arg]
             seen.append((belief, prediction.mean.detach()))
             return prediction
 
@@ -119,4 +153,20 @@ class DistributionMatching:
             wanted = self.teacher(belief, t).mean
             scale = mean_events((drawn - wanted).abs()).clamp_min(1e-3)
             moved = drawn - (own - wanted) / over_events(scale, drawn)
-        return following + mean_events((drawn - moved).square()) / 2
+        matching = following + mean_events((drawn - moved).square()) / 2
+        return matching + self._told_apart(predict, drawn, x, t, generator) if self.adversarial else matching
+
+    def _told_apart(self, predict: Predict, drawn: Tensor, x: Tensor, t: Tensor, generator: Generator) -> Tensor:
+        """The discriminator's loss (batch,), from which the student's gradient reaches what was drawn."""
+
+        def logit(example: Tensor) -> Tensor:
+            belief = self.flow.belief(example, t, generator)
+            return _LOGIT_SCALE * mean_events(predict(belief, t, part="discriminator").mean)  # type: ignore[call-arg]
+
+        judged = drawn.view_as(drawn)
+        margin = logit(x) - logit(judged)
+        # By the logit of what was drawn the losses have the derivatives −σ(margin), times the weight, and σ(−margin).
+        turned = -self.adversarial * margin.detach().clamp(-20, 20).exp()
+        if judged.requires_grad:
+            judged.register_hook(lambda gradient: over_events(turned, gradient) * gradient)  # type: ignore[no-untyped-call]
+        return functional.softplus(-margin)
