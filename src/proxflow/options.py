@@ -41,7 +41,7 @@ class Sample:
 
     Args:
         model: Name of a model that comes with the package, or a model folder, as train and reproduce write them. Without
-            it, mnist-few draws with one or two evaluations, which is what it was trained for, and mnist with more.
+            it, mnist-few draws with one evaluation, which is what it was trained for, and with two; mnist with more.
         n: Number of images.
         steps: Network evaluations spent on each image (NFE): fewer is faster, more is better.
         sampler: deterministic: the proximal step toward the prediction. stochastic: toward a noisy draw around it.
@@ -118,8 +118,8 @@ class Train:
         held_out: Share of the images that is not trained on; the loss on them chooses the model kept in the folder "best".
             IDX data sets have test images of their own, which are taken for it.
         grid: Images drawn at each checkpoint, into the folder "samples"; 0 for none.
-        teacher: A trained model, by name or folder, to make a student of, which draws good images with one or two
-            evaluations (distribution matching, and a discriminator of drawn and real images). It has the teacher's
+        teacher: A trained model, by name or folder, to make a student of, which draws good images with one
+            evaluation (distribution matching, and a discriminator of drawn and real images). It has the teacher's
             flow and network, whose options are not given again.
         worse: With a teacher: a worse model of the same flow and data, trained a tenth to a third as long. The student then
             learns what the teacher predicts, led away from what this one predicts (autoguidance). If the

@@ -238,7 +238,8 @@ _READING = Bullets(
         teacher predicts, led away from what short predicts, as far again as the two are apart (autoguidance, 2406.02507).
         One network, one evaluation a step. guided-matched learns from such a student as matched-to-data does from
         early-longer.""",
-        """marginal: a sampler that replaces the noise in each step, which mends errors of earlier steps.""",
+        """sde-bfn-solver2: a second-order sampler that replaces the noise in each step, which mends errors of earlier
+        steps.""",
         """Claims take the method that is best at their number of evaluations, among those that cost at most twice plain
         training, and hold when they do in every seed.""",
     )
