@@ -422,6 +422,7 @@ def test_a_student_learns_from_a_teacher(run, arrays, tmp_path):
     assert "trained for all of its 3 steps" in run(*words)[1]
     assert run("train", "--out", tmp_path / "u", *common, "--seed", 1, *TINY_WORDS)[0] == 0
     assert refused(run(*words, "--teacher", tmp_path / "u"), "teacher = sha256")
+    assert refused(run(*words, "--adversarial", 0), "adversarial = 0.1, not 0.0")
     assert refused(run(*words, "--channels", 8), "leave out the options of the network")
     assert refused(run(*words, "--teacher", "nobody"), "no model 'nobody'")
     assert refused(run(*words, "--data", "mnist"), "alike")
