@@ -48,13 +48,13 @@ class Setting:
     def __str__(self) -> str:
         return type(self.flow).__name__ + str(getattr(self.flow, "divergence", ""))
 
-    def predict(self) -> Any:
+    def predict(self, device: torch.device | str = "cpu") -> Any:
         if isinstance(self.flow, DiscretisedBFN):  # data of one bin or another in each coordinate, independent
             bins, centres = self.flow.bins, None
 
             def binned(belief: Any, t: torch.Tensor) -> Binned:
                 nonlocal centres
-                centres = torch.arange(bins, dtype=belief.mean.dtype) * 2 / bins - 1 + 1 / bins
+                centres = torch.arange(bins, dtype=belief.mean.dtype, device=device) * 2 / bins - 1 + 1 / bins
                 a, b = (c.to(belief.mean.dtype)[:, None, None] for c in self.flow.path.coefficients(t.double()))
                 # N(x; μ/a, (b/a)²) of each centre, by its exponent; at t = 0 all are alike.
                 away = (belief.mean[..., None] - a * centres) / b.clamp_min(1e-12)
@@ -64,8 +64,8 @@ class Setting:
         if isinstance(self.flow, BFN | Diffusion) or self.flow.path is not None:
             return GaussianData(self.flow, 0.2, 0.15)
         # Classes 0 and 2, or all 1: what is known of one coordinate says something of the others.
-        events = torch.tensor([[0, 2, 0], [1, 1, 1], [2, 2, 2]])
-        return ExactClasses(self.flow, events, double([0.5, 0.25, 0.25]))
+        events = torch.tensor([[0, 2, 0], [1, 1, 1], [2, 2, 2]], device=device)
+        return ExactClasses(self.flow, events, double([0.5, 0.25, 0.25]).to(device))
 
     def allowed(self, events: torch.Tensor) -> bool:
         if events.dtype == torch.int64:
@@ -94,10 +94,11 @@ PAIRS = [
 every_pair = pytest.mark.parametrize(("name", "setting"), PAIRS)
 
 
-def run(name, setting, nfe, indices=range(8), predict=None, seed=0, dtype=torch.float64):
-    streams = SampleStreams(seed, torch.tensor(list(indices)))
-    predict = setting.predict() if predict is None else predict
-    return SAMPLERS[name](predict, setting.flow, (len(streams.indices), *EVENT), nfe, streams, dtype=dtype)
+def run(name, setting, nfe, indices=range(8), predict=None, seed=0, dtype=torch.float64, device="cpu"):
+    streams = SampleStreams(seed, torch.tensor(list(indices), device=device))
+    predict = setting.predict(device) if predict is None else predict
+    shape = (len(streams.indices), *EVENT)
+    return SAMPLERS[name](predict, setting.flow, shape, nfe, streams, dtype=dtype, device=device)
 
 
 def test_the_command_line_offers_all():

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,8 +189,22 @@ class FeatureExtractor:
     @torch.inference_mode()
     def _run(self, images: Tensor) -> Tensor:
         held = next(itertools.chain(self.network.parameters(), self.network.buffers()), None)
-        features: Tensor = self.network(self.transform(images if held is None else images.to(held.device)))
+        with _full_precision():
+            features: Tensor = self.network(self.transform(images if held is None else images.to(held.device)))
         return features
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Float32 not rounded to TensorFloat-32, as CUDA's convolutions do unless told: scores must not depend on that."""
+    held = [(where, where.fp32_precision) for where in (torch.backends.cudnn.conv, torch.backends.cuda.matmul)]  # type: ignore[attr-defined]
+    try:
+        for where, _ in held:
+            where.fp32_precision = "ieee"
+        yield
+    finally:
+        for where, before in held:
+            where.fp32_precision = before
 
 
 def weights_sha256(network: nn.Module) -> str:

@@ -1,0 +1,190 @@
+"""On a GPU: the numbers of the processor, and a host that does not wait inside a loop. Skipped where there is none."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from test_divergences import PAIRS as DIVERGENCES
+from test_likelihood_ode import FLOWS, Network
+from test_sampler_contracts import PAIRS as SAMPLERS
+from test_sampler_contracts import run
+from test_training import CONFIG, model, points
+
+from proxflow import (
+    GPFN,
+    DiagonalGaussian,
+    ModelConfig,
+    PointPredictor,
+    TrainingConfig,
+    data,
+    fit,
+    lessons,
+    metrics,
+    models,
+    sample,
+)
+from proxflow._tensor import SampleStreams
+from proxflow.cli import main
+from proxflow.likelihood import ode_log_likelihood
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CUDA = torch.device("cuda")
+
+
+def on_cuda(belief):
+    return belief.map(lambda tensor: tensor.to(CUDA))
+
+
+def assert_same(found, expected, tolerance=1e-10):
+    torch.testing.assert_close(found.cpu(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("pair", DIVERGENCES, ids=str)
+def test_divergences_and_their_steps(pair):
+    p, q, fraction = pair.beliefs(8)
+    assert_same(pair.divergence(on_cuda(p), on_cuda(q)), pair.divergence(p, q))
+    if pair.has_step:
+        found, expected = pair.step(on_cuda(p), on_cuda(q), fraction.to(CUDA)), pair.step(p, q, fraction)
+        for name, tensor in expected.tensors().items():
+            assert_same(found.tensors()[name], tensor, 1e-7)
+
+
+@pytest.mark.parametrize(("name", "setting"), SAMPLERS)
+def test_samples_are_those_of_the_processor(name, setting):
+    found, expected = (run(name, setting, 6, device=device).events for device in (CUDA, "cpu"))
+    assert found.device.type == "cuda"
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize(("name", "setting"), SAMPLERS)
+def test_the_host_does_not_wait_inside_the_loop(name, setting):
+    exact, targets = setting.predict(CUDA), []
+
+    def predict(belief, t):
+        targets.append(exact(belief, t))
+        return targets[-1]
+
+    expected = run(name, setting, 6, predict=predict, device=CUDA).events
+    given = iter(targets)
+
+    def known(belief, t):
+        torch.cuda.set_sync_debug_mode("error")
+        return next(given)
+
+    try:
+        found = run(name, setting, 6, predict=known, device=CUDA).events
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found, expected)
+
+
+def test_streams_are_those_of_the_processor():
+    def drawn(device):
+        streams = SampleStreams(5, torch.arange(3, device=device))
+        shapes = [(3, 5), (3, 5), (3, 5), (3, 2, 2), (3, 5)]  # the third is made ahead, with the second
+        return [streams.normal(torch.Size(shape), torch.float64) for shape in shapes]
+
+    for found, expected in zip(drawn(CUDA), drawn("cpu"), strict=True):
+        assert_same(found, expected)
+
+
+def test_a_sample_depends_on_its_seed_and_index_alone():
+    config = ModelConfig(channels=8, multipliers=(1,), patch=4)
+    unet = models.build(config, (1, 28, 28))
+    predictor = unet.predictor.to(CUDA)
+    together, apart = (
+        sample(predictor, unet.flow, (40, 1, 28, 28), steps=4, sampler="stochastic", batch_size=size)
+        for size in (48, 16)
+    )
+    # Kernels differ with the batch, and convolutions round to TensorFloat-32.
+    torch.testing.assert_close(apart, together, rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_training_learns_and_resumes_bit_for_bit(tmp_path, precision):
+    config = replace(CONFIG, precision=precision)
+    whole = fit(GPFN(), model(), points(100), config, device=CUDA)
+    assert whole.losses[-1] < whole.losses[0]
+
+    class KilledError(Exception):
+        pass
+
+    def kill(predictor, step):
+        if step == 100:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fit(GPFN(), model(), points(100), config, folder=tmp_path, on_checkpoint=kill, device=CUDA)
+    resumed = fit(GPFN(), model(), points(100), config, folder=tmp_path, device=CUDA)
+    for name, value in whole.predictor.state_dict().items():
+        assert value.device.type == "cuda"
+        assert torch.equal(value, resumed.predictor.state_dict()[name]), name
+    assert resumed.losses == whole.losses
+
+
+@pytest.mark.parametrize("method", ["distribution-matching", "autoguidance"])
+def test_students_learn(method):
+    def unet():
+        return models.build(ModelConfig(channels=8, multipliers=(1,), patch=4, final=0.8), (1, 28, 28))
+
+    torch.manual_seed(0)
+    student, teacher, worse = unet(), unet(), unet()
+    for known in (teacher, worse):
+        known.predictor.to(CUDA).eval()
+    learning = lessons.lesson(method, student, teacher, worse if method == "autoguidance" else None)
+    images = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8)
+    result = fit(learning.objective, learning.module, images, TrainingConfig(steps=4, batch_size=16), device=CUDA)
+    assert all(map(math.isfinite, result.losses))
+    kept = learning.kept(result.predictor)
+    assert bool(sample(kept, student.flow, (16, 1, 28, 28), steps=1).isfinite().all())
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=str)
+def test_likelihood(flow):
+    x = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(6, 2)
+    network = Network()
+    expected = ode_log_likelihood(flow, PointPredictor(network, flow, clip=None), x, steps=8)
+    found = ode_log_likelihood(flow, PointPredictor(network, flow, clip=None).to(CUDA), x.to(CUDA), steps=8)
+    assert_same(found.log_prob, expected.log_prob)
+
+
+def test_scores_are_those_of_the_processor():
+    images = data.load("mnist", "test").images[:3000]
+    extract, extract_here = (metrics.classifier_features("mnist", device) for device in (CUDA, "cpu"))
+    features = extract(images)
+    assert_same(features, extract_here(images), 1e-4)
+    found, expected = (metrics.Reference.of(f[:1500]).score(f[1500:]) for f in (features, extract_here(images)))
+    for name in ("frechet", "kid", "precision", "recall"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-4, abs=1e-6)
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+
+
+def test_a_compiled_predictor_samples_alike():
+    unet = models.build(ModelConfig(channels=8, multipliers=(1,), patch=4), (1, 28, 28))
+    predictor = unet.predictor.to(CUDA).eval()
+    shape = (32, 1, 28, 28)
+    expected = sample(predictor, unet.flow, shape, steps=3, sampler="marginal")
+    predictor.compile(mode="reduce-overhead")
+    found = sample(predictor, unet.flow, shape, steps=3, sampler="marginal")
+    torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
+
+
+def test_autocast_keeps_beliefs_in_single_precision():
+    predictor = model().to(CUDA)
+    belief, t = (
+        DiagonalGaussian(torch.randn(8, 2, device=CUDA), torch.ones((), device=CUDA)),
+        torch.rand(8, device=CUDA),
+    )
+    with torch.autocast("cuda", torch.bfloat16):
+        rounded = predictor(belief, t).mean
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, predictor(belief, t).mean, rtol=0, atol=0.05)
+
+
+def test_the_command_line(tmp_path):
+    words = "--channels 8 --multipliers 1 --patch 4 --steps 3 --batch-size 8 --grid 4 --device cuda --out"
+    assert main(["train", *words.split(), str(tmp_path / "m")]) == 0
+    drawn = ["sample", str(tmp_path / "m"), "--n", "4", "--steps", "2", "--device", "cuda", "--out"]
+    assert main([*drawn, str(tmp_path / "x.npz")]) == 0
+    assert (tmp_path / "x.npz").exists()
