@@ -64,6 +64,22 @@ def test_rows_of_a_batch_do_not_depend_on_how_it_is_shared_out(cuts):
         BatchRows(whole, 7, range(2, 5)).normal(torch.Size([2, 1]), torch.float32)
 
 
+@given(st.lists(st.sampled_from("nNuU"), min_size=1, max_size=12), st.sampled_from([1, 30, 100, 2**22]))
+def test_draws_made_ahead_are_those_of_each_call(kinds, at_once):
+    def drawn(at_once):
+        streams = SampleStreams(3, torch.arange(2, 5))
+        streams.at_once = at_once
+        return [
+            (streams.normal if kind in "nN" else streams.uniform)(
+                torch.Size([3, 5] if kind.islower() else [3, 2, 7]), torch.float32
+            )
+            for kind in kinds
+        ]
+
+    for ahead, alone in zip(drawn(at_once), drawn(1), strict=True):
+        assert torch.equal(ahead, alone)
+
+
 def test_streams_are_normal_and_independent():
     draws = SampleStreams(3, torch.arange(500)).normal(torch.Size([500, 201]), torch.float64)
     assert stats.kstest(draws.flatten().numpy(), "norm").pvalue > 1e-3

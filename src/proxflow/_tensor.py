@@ -13,6 +13,9 @@ from proxflow.errors import ArgumentError
 
 _WORD = 0xFFFFFFFF
 
+_AT_ONCE = 2**22
+"""Numbers that streams make at once on an accelerator, where a draw is 140 operations whose launch takes the time."""
+
 
 def _philox(seed: int, first: Tensor, second: Tensor, third: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32-10 (Salmon et al., SC 2011) of the counter (first, second, third, 0), in int64 tensors of 32-bit words."""
@@ -63,38 +66,57 @@ class SampleStreams(Streams):
             raise ArgumentError(f"sample indices must be integers of shape (batch,), got {tuple(indices.shape)}")
         self.seed = seed % 2**64
         self.indices = indices.long()
+        self.at_once = 1 if indices.device.type == "cpu" else _AT_ONCE
         self._draws = 0
+        self._asked: tuple[bool, torch.Size, torch.dtype] | None = None
+        self._ahead: list[Tensor] = []
 
-    def _words(self, shape: torch.Size) -> list[Tensor]:
-        """Four tensors (batch, blocks), float64 in (0, 1): block j gives draws 4j to 4j + 3 of what (batch, …) needs."""
+    def uniform(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        return self._next(False, shape, dtype)
+
+    def normal(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        return self._next(True, shape, dtype)
+
+    def _next(self, normal: bool, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """The next draw. Where it is like the last one, some that may follow are made with it."""
         if shape[0] != len(self.indices):
             raise ArgumentError(f"streams for {len(self.indices)} samples cannot fill a batch of {shape[0]}")
+        again, self._asked = self._asked == (normal, shape, dtype), (normal, shape, dtype)
+        if not again or not self._ahead:
+            number = max(1, self.at_once // max(1, math.prod(shape))) if again else 1
+            draws = torch.arange(self._draws, self._draws + number, device=self.indices.device)[:, None, None]
+            made = (self._normal if normal else self._uniform)(draws, shape, dtype)
+            self._ahead = list(made.unbind())[::-1]
+        self._draws += 1
+        return self._ahead.pop()
+
+    def _words(self, draws: Tensor, shape: torch.Size) -> list[Tensor]:
+        """Four tensors (draws, batch, blocks), float64 in (0, 1): block j gives numbers 4j to 4j + 3 of each draw's."""
         blocks = torch.arange(-(-math.prod(shape[1:]) // 4), device=self.indices.device)
         sample = self.indices[:, None]
-        # The high word of the index shares a counter word with the draw number: 2^16 of each are enough.
-        words = _philox(self.seed, blocks, sample & _WORD, ((sample >> 32) << 16) + self._draws)
-        self._draws += 1
+        # The high word of the index shares a counter word with the draw's number: 2^16 of each are enough.
+        words = _philox(self.seed, blocks, sample & _WORD, ((sample >> 32) << 16) + draws)
         return [word.to(torch.float64).add_(0.5).mul_(2.0**-32) for word in words]
 
     @staticmethod
-    def _laid_out(draws: list[Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """The draws of all blocks in their order, as (batch, …)."""
-        out = torch.empty([*draws[0].shape, 4], dtype=dtype, device=draws[0].device)
-        for k, draw in enumerate(draws):
-            out[..., k] = draw
-        return out.flatten(1)[:, : math.prod(shape[1:])].reshape(shape)
+    def _laid_out(numbers: list[Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """The numbers of all blocks in their order, as (draws, batch, …)."""
+        out = torch.empty([*numbers[0].shape, 4], dtype=dtype, device=numbers[0].device)
+        for k, number in enumerate(numbers):
+            out[..., k] = number
+        return out.flatten(2)[..., : math.prod(shape[1:])].reshape(-1, *shape)
 
-    def uniform(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        return self._laid_out(self._words(shape), shape, dtype)
+    def _uniform(self, draws: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        return self._laid_out(self._words(draws, shape), shape, dtype)
 
-    def normal(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        words = self._words(shape)
-        draws: list[Tensor] = []  # not list[Tensor](), which compiled code does not know
+    def _normal(self, draws: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        words = self._words(draws, shape)
+        numbers: list[Tensor] = []  # not list[Tensor](), which compiled code does not know
         # Box–Muller, of tensors without gaps, which are fast to go through.
         for first, second in (words[:2], words[2:]):
             radius, angle = first.log_().mul_(-2).sqrt_(), second.mul_(2 * math.pi)
-            draws += [angle.cos().mul_(radius), angle.sin_().mul_(radius)]
-        return self._laid_out(draws, shape, dtype)
+            numbers += [angle.cos().mul_(radius), angle.sin_().mul_(radius)]
+        return self._laid_out(numbers, shape, dtype)
 
 
 class BatchRows(Streams):
