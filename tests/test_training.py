@@ -197,7 +197,7 @@ def test_a_bad_step_changes_nothing_and_is_counted(value, gradient_only):
 
     by_hand = model().train()  # the same steps with torch alone
     optimiser = torch.optim.AdamW(by_hand.parameters(), 1e-2, betas=(0.9, 0.98), weight_decay=config.weight_decay)
-    order = training._Order(512, config)
+    order = training._Order(512, config, torch.device("cpu"))
     for step in set(range(10)) - {3, 7}:
         key = training._mix(0, step)
         t = draw_times(64, torch.Generator().manual_seed(key), torch.device("cpu"))
@@ -290,7 +290,7 @@ def test_bfloat16_trains_and_is_not_float32():
 def test_compiling_changes_nothing_of_the_result(tmp_path, monkeypatch):
     compiled, really = [], torch.nn.Module.compile
 
-    def traced(module):  # the tracing of torch.compile, without a compiler behind it
+    def traced(module, mode):  # the tracing of torch.compile, without a compiler behind it
         compiled.append(module)
         really(module, backend="eager")
 
