@@ -1,7 +1,7 @@
 """What the sampling loop costs beside its network calls: ``python -m benchmarks.sampler_overhead [--device cuda]``.
 
 A run of N steps should cost at most 2 % more than N bare calls of its network. Two numbers say so, for the U-Net of the
-quick preset at batch 64 (``--channels``, ``--batch``):
+preset quick at batch 64 (``--preset``, ``--batch``):
 
 * **loop**: of each run, the time outside the network over the time inside, both of the very same run, less what bare calls
   spend outside. It scatters by a tenth of itself. Once with torch's generator, as other libraries draw their noise, and once
@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.tasks import TASKS
-from proxflow import BFN, GPFN, PointPredictor
+from proxflow import BFN, GPFN, PointPredictor, models
 from proxflow._tensor import Generator, SampleStreams
 from proxflow.errors import ArgumentError
-from proxflow.nn import UNet
+from proxflow.experiments.presets import PRESETS
 from proxflow.samplers import SAMPLERS, Sampler
 
 
@@ -150,16 +150,14 @@ def said(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sampler_overhead")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--channels", type=int, default=16)
+    parser.add_argument("--preset", choices=PRESETS, default="quick", help="whose network is called")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--nfe", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
     torch.set_num_threads(1)
     task, repeats = TASKS["mnist"], options.repeats
-    unet = UNet(1, channels=options.channels, multipliers=(1, 2), blocks=1, patch=2).to(
-        memory_format=torch.channels_last
-    )
+    unet = models.build(PRESETS[options.preset].network, task.shape).predictor.network
     print(
         f"{'flow':5} {'sampler':16} {'loop':>24} {'loop, streams':>24} {'runs':>28} "
         f"{'step, µs':>9} {'streams':>8} {'points':>7}"
