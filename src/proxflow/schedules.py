@@ -74,7 +74,7 @@ class Linear(Schedule):
         return torch.rsub(t, 1, alpha=self.final)  # 1 − final · t
 
     def fraction(self, t: Tensor) -> Tensor:
-        return self.final * t
+        return t if self.final == 1 else t * self.final
 
     def derivative(self, t: Tensor) -> Tensor:
         return torch.full_like(t, self.final)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -74,7 +73,7 @@ class Belief(ABC):
 
     def tensors(self) -> dict[str, Tensor]:
         """Every parameter tensor, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return {name: getattr(self, name) for name in self.__match_args__}  # type: ignore[attr-defined]
 
     def with_tensors(self, tensors: dict[str, Tensor]) -> Self:
         """The belief of this family with the given parameter tensors; inverse of :meth:`tensors`."""

@@ -10,6 +10,7 @@ from typing import Any, Generic
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from proxflow._tensor import Generator, mean_events, one_hot, rand, randn
 from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, Product
@@ -75,7 +76,7 @@ class GaussianEndpoints(Endpoints[DiagonalGaussian]):
         return DiagonalGaussian(target.sample(generator), target.given_std)
 
     def score(self, predicted: DiagonalGaussian, x: Tensor, weight: Tensor) -> Tensor:
-        return weight * mean_events((predicted.mean - x).square())
+        return weight * mean_events(mse_loss(predicted.mean, x, reduction="none"))
 
     def check(self, x: Tensor) -> None:
         check_real(x)
