@@ -9,7 +9,7 @@ from test_divergences import PAIRS as DIVERGENCES
 from test_likelihood_ode import FLOWS, Network
 from test_sampler_contracts import PAIRS as SAMPLERS
 from test_sampler_contracts import run
-from test_training import CONFIG, model, points
+from test_training import CONFIG, killed_and_resumed, model, points
 
 from proxflow import (
     GPFN,
@@ -106,17 +106,7 @@ def test_training_learns_and_resumes_bit_for_bit(tmp_path, precision):
     config = replace(CONFIG, precision=precision)
     whole = fit(GPFN(), model(), points(100), config, device=CUDA)
     assert whole.losses[-1] < whole.losses[0]
-
-    class KilledError(Exception):
-        pass
-
-    def kill(predictor, step):
-        if step == 100:
-            raise KilledError
-
-    with pytest.raises(KilledError):
-        fit(GPFN(), model(), points(100), config, folder=tmp_path, on_checkpoint=kill, device=CUDA)
-    resumed = fit(GPFN(), model(), points(100), config, folder=tmp_path, device=CUDA)
+    resumed = killed_and_resumed(tmp_path, config, device=CUDA)
     for name, value in whole.predictor.state_dict().items():
         assert value.device.type == "cuda"
         assert torch.equal(value, resumed.predictor.state_dict()[name]), name

@@ -56,10 +56,7 @@ def test_three_lines_learn_a_distribution():
     assert float((samples.abs() - 1).abs().mean()) < 0.2
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_interrupted_and_resumed_is_the_same_bit_for_bit(tmp_path, dropout):
-    whole = fit(GPFN(), model(dropout), points(100), CONFIG)
-
+def killed_and_resumed(folder, config, dropout=0.0, device="cpu"):
     class KilledError(Exception):
         pass
 
@@ -68,9 +65,16 @@ def test_interrupted_and_resumed_is_the_same_bit_for_bit(tmp_path, dropout):
             raise KilledError
 
     with pytest.raises(KilledError):
-        fit(GPFN(), model(dropout), points(100), CONFIG, folder=tmp_path, on_checkpoint=kill)
+        fit(GPFN(), model(dropout), points(100), config, folder=folder, on_checkpoint=kill, device=device)
     torch.manual_seed(99)  # whatever else the process drew in between
-    resumed = fit(GPFN(), model(dropout), points(100), CONFIG, folder=tmp_path)
+    return fit(GPFN(), model(dropout), points(100), config, folder=folder, device=device)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_interrupted_and_resumed_is_the_same_bit_for_bit(tmp_path, dropout):
+    whole = fit(GPFN(), model(dropout), points(100), CONFIG)
+
+    resumed = killed_and_resumed(tmp_path, CONFIG, dropout)
     for name, value in whole.predictor.state_dict().items():
         assert torch.equal(value, resumed.predictor.state_dict()[name]), name
     assert resumed.losses == whole.losses
