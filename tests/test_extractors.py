@@ -282,3 +282,17 @@ def test_frechet_distance_of_synthetic_statistics_in_inceptions_dimension():
         second.update(part)
     expected = float(shift.square().sum() + (a - b).square().sum())
     assert frechet_distance(first.gaussian(), second.gaussian()) == pytest.approx(expected, rel=1e-9)
+
+
+def test_features_are_not_rounded_to_tensorfloat():
+    seen = []
+
+    class Looks(torch.nn.Flatten):
+        def forward(self, images):
+            seen.append(torch.backends.cudnn.conv.fp32_precision)
+            return super().forward(images)
+
+    before = torch.backends.cudnn.conv.fp32_precision
+    FeatureExtractor.of(Looks().eval(), "looks", (1, 2, 2))
+    assert seen == ["ieee"]
+    assert torch.backends.cudnn.conv.fp32_precision == before != "ieee"
