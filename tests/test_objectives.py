@@ -190,6 +190,17 @@ def test_a_discriminator_doubles_the_cost_and_its_lack_is_told():
         DistributionMatching(GPFN(), teacher).loss(without, torch.zeros(2, 1), torch.Generator().manual_seed(0))
 
 
+@pytest.mark.parametrize("discriminator", [True, False])
+def test_before_a_discriminator_draws_are_clipped_as_samples_are(discriminator):
+    teacher = PointPredictor(lambda mean, t: 3 * mean, GPFN()).eval()
+    parts = StudentAndCritic(teacher, discriminator=discriminator).train()
+    belief = DiagonalGaussian(torch.tensor([[-1.0, 0.2, 1.0]]), torch.ones(()))
+    last = 1.0 if discriminator else 3.0
+    assert torch.equal(parts(belief, torch.zeros(1)).mean, torch.tensor([[-last, 3 * 0.2, last]]))
+    assert torch.equal(parts(belief, torch.zeros(1), part="critic").mean, 3 * belief.mean)
+    assert not teacher.clip_in_training
+
+
 def two_clusters(number, generator):
     centres = torch.tensor([[-0.7, 0.0], [0.7, 0.3]])
     picked = torch.randint(2, (number,), generator=generator)

@@ -25,7 +25,9 @@ _LOGIT_SCALE = 10.0
 class StudentAndCritic(nn.Module):
     """A student that learns to draw, the critic that follows what it draws, and the discriminator that tells it from data.
 
-    All begin as the teacher. Called as a predictor it is the student. ``student`` is what remains after training.
+    All begin as the teacher. Called as a predictor it is the student. ``student`` is what remains after training. With a
+    discriminator its draws are clipped in training as they are in sampling (``clip_in_training``, where it has that): a
+    discriminator would go by what lies beyond the range of the data.
 
     Args:
         teacher: A trained predictor; it is copied.
@@ -37,7 +39,10 @@ class StudentAndCritic(nn.Module):
         super().__init__()
         if not student_rate > 0:
             raise ArgumentError(f"student_rate must be positive, got {student_rate}")
-        self.student = copy.deepcopy(teacher).requires_grad_(True)
+        student: Any = copy.deepcopy(teacher).requires_grad_(True)
+        if discriminator and hasattr(student, "clip_in_training"):
+            student.clip_in_training = True
+        self.student: nn.Module = student
         self.critic = copy.deepcopy(teacher).requires_grad_(True)
         self.discriminator = copy.deepcopy(teacher).requires_grad_(True) if discriminator else None
         self.student_rate = student_rate
