@@ -64,7 +64,7 @@ def test_rows_of_a_batch_do_not_depend_on_how_it_is_shared_out(cuts):
         BatchRows(whole, 7, range(2, 5)).normal(torch.Size([2, 1]), torch.float32)
 
 
-@given(st.lists(st.sampled_from("nNuU"), min_size=1, max_size=12), st.sampled_from([1, 30, 100, 2**22]))
+@given(st.lists(st.sampled_from("nNuU"), min_size=1, max_size=12), st.sampled_from([1, 30, 100, 2**17, 2**22]))
 def test_draws_made_ahead_are_those_of_each_call(kinds, at_once):
     def drawn(at_once):
         streams = SampleStreams(3, torch.arange(2, 5))

@@ -13,8 +13,11 @@ from proxflow.errors import ArgumentError
 
 _WORD = 0xFFFFFFFF
 
-_AT_ONCE = 2**22
-"""Numbers that streams make at once on an accelerator, where a draw is 140 operations whose launch takes the time."""
+_AT_ONCE, _AT_ONCE_ON_CPU, _DRAWS_AT_ONCE = 2**22, 2**17, 32
+"""Numbers, and draws, that streams make at once. A draw is 140 operations, whose dispatch takes the time of few numbers.
+
+More numbers do not fit the cache of a processor; more draws may be more than are asked for.
+"""
 
 
 def _philox(seed: int, first: Tensor, second: Tensor, third: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -66,7 +69,7 @@ class SampleStreams(Streams):
             raise ArgumentError(f"sample indices must be integers of shape (batch,), got {tuple(indices.shape)}")
         self.seed = seed % 2**64
         self.indices = indices.long()
-        self.at_once = 1 if indices.device.type == "cpu" else _AT_ONCE
+        self.at_once = _AT_ONCE_ON_CPU if indices.device.type == "cpu" else _AT_ONCE
         self._draws = 0
         self._asked: tuple[bool, torch.Size, torch.dtype] | None = None
         self._ahead: list[Tensor] = []
@@ -83,7 +86,7 @@ class SampleStreams(Streams):
             raise ArgumentError(f"streams for {len(self.indices)} samples cannot fill a batch of {shape[0]}")
         again, self._asked = self._asked == (normal, shape, dtype), (normal, shape, dtype)
         if not again or not self._ahead:
-            number = max(1, self.at_once // max(1, math.prod(shape))) if again else 1
+            number = max(1, min(_DRAWS_AT_ONCE, self.at_once // max(1, math.prod(shape)))) if again else 1
             draws = torch.arange(self._draws, self._draws + number, device=self.indices.device)[:, None, None]
             made = (self._normal if normal else self._uniform)(draws, shape, dtype)
             self._ahead = list(made.unbind())[::-1]
