@@ -64,9 +64,11 @@ def test_rows_of_a_batch_do_not_depend_on_how_it_is_shared_out(cuts):
         BatchRows(whole, 7, range(2, 5)).normal(torch.Size([2, 1]), torch.float32)
 
 
-@given(st.lists(st.sampled_from("nNuU"), min_size=1, max_size=12), st.sampled_from([1, 30, 100, 2**17, 2**22]))
-def test_draws_made_ahead_are_those_of_each_call(kinds, at_once):
-    def drawn(at_once):
+@given(
+    st.lists(st.sampled_from("nNuU"), min_size=1, max_size=12), st.sampled_from([1, 30, 100, 2**22]), st.integers(1, 5)
+)
+def test_draws_made_ahead_are_those_of_each_call(kinds, numbers, draws):
+    def drawn(*at_once):
         streams = SampleStreams(3, torch.arange(2, 5))
         streams.at_once = at_once
         return [
@@ -76,7 +78,7 @@ def test_draws_made_ahead_are_those_of_each_call(kinds, at_once):
             for kind in kinds
         ]
 
-    for ahead, alone in zip(drawn(at_once), drawn(1), strict=True):
+    for ahead, alone in zip(drawn(numbers, draws), drawn(1, 1), strict=True):
         assert torch.equal(ahead, alone)
 
 

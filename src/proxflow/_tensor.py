@@ -13,11 +13,9 @@ from proxflow.errors import ArgumentError
 
 _WORD = 0xFFFFFFFF
 
-_AT_ONCE, _AT_ONCE_ON_CPU, _DRAWS_AT_ONCE = 2**22, 2**17, 32
-"""Numbers, and draws, that streams make at once. A draw is 140 operations, whose dispatch takes the time of few numbers.
-
-More numbers do not fit the cache of a processor; more draws may be more than are asked for.
-"""
+_AT_ONCE, _AT_ONCE_ON_CPU = (2**22, 32), (2**17, 8)
+"""Numbers, and draws, that streams make at once at most. A draw is 140 operations, whose dispatch takes the time of few
+numbers; on a processor more numbers do not fit the cache. Of many draws some may not be asked for."""
 
 
 def _philox(seed: int, first: Tensor, second: Tensor, third: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -86,7 +84,8 @@ class SampleStreams(Streams):
             raise ArgumentError(f"streams for {len(self.indices)} samples cannot fill a batch of {shape[0]}")
         again, self._asked = self._asked == (normal, shape, dtype), (normal, shape, dtype)
         if not again or not self._ahead:
-            number = max(1, min(_DRAWS_AT_ONCE, self.at_once // max(1, math.prod(shape)))) if again else 1
+            numbers, most = self.at_once
+            number = max(1, min(most, numbers // max(1, math.prod(shape)))) if again else 1
             draws = torch.arange(self._draws, self._draws + number, device=self.indices.device)[:, None, None]
             made = (self._normal if normal else self._uniform)(draws, shape, dtype)
             self._ahead = list(made.unbind())[::-1]
