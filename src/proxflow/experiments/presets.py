@@ -147,7 +147,6 @@ class FewStepMethod:
 
 _STUDENT = {"warmup_steps": 50, "ema": 0.99}
 _GUIDED = {**_STUDENT, "learning_rate": 1e-3}
-_MATCHED = {**_STUDENT, "ema": 0.995}
 _EARLY, _LATE = {"final": 0.6}, {"final": 0.8}
 
 FEW_STEP_METHODS: dict[str, FewStepMethod] = {
@@ -229,7 +228,7 @@ FEW_STEP_METHODS: dict[str, FewStepMethod] = {
         _LATE,
         "distribution-matching",
         "guided",
-        training=_MATCHED,
+        training={**_STUDENT, "ema": 0.995},
     ),
 }
 """Methods of the few-step study by name; each after its teacher."""
