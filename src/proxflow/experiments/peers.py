@@ -80,15 +80,13 @@ def verdicts(results: dict[str, Any]) -> list[str]:
         )
     ratios = {row["system"]: row["train_steps_ratio"] for row in rows if not row["system"].startswith(OURS)}
     slower = [f"{system} ({ratio:.2f})" for system, ratio in ratios.items() if round(ratio, 2) < 1]
+    verdict = f"slower than {', '.join(slower)}"
+    if not slower:
+        verdict = f"no slower than any peer (ratios {min(ratios.values()):.2f} to {max(ratios.values()):.2f})"
     own = [row for row in rows if row["system"] == "proxflow gpfn-w2"]
     itself = own[0]["runs"]["train_steps_ratio"]
     sentences.append(
-        (
-            f"Training is slower than {', '.join(slower)}"
-            if slower
-            else f"Training is no slower than any peer (ratios {min(ratios.values()):.2f} to {max(ratios.values()):.2f})"
-        )
-        + f"; proxflow gpfn-w2 against itself measures {min(itself):.2f} to {max(itself):.2f}."
+        f"Training is {verdict}; proxflow gpfn-w2 against itself measures {min(itself):.2f} to {max(itself):.2f}."
     )
     loops = [row["sampler_overhead"] for row in own]
     extra = statistics.median(loops) - 1
