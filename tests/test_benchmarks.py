@@ -186,6 +186,14 @@ def test_the_tables_name_winners_and_losses():
     assert "| peer | 11.0 better |" in short
 
 
+def test_slower_is_said_only_of_what_prints_below_one():
+    results = fake_results()
+    for row in results["rows"]:
+        if row["system"] == "peer":
+            row["train_steps_ratio"] = 0.998
+    assert "Training is no slower than any peer (ratios 1.00 to 1.00); " in peers.full_block(results)
+
+
 def test_the_kept_results_have_what_the_table_needs():
     kept = json.loads((ROOT / "results" / "peers" / "results.json").read_text())
     for row in kept["rows"]:
