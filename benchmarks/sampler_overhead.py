@@ -89,14 +89,15 @@ class Comparison:
     ) -> None:
         self.sampler, self.predictor, self.flow, self.shape, self.nfe = sampler, predictor, flow, shape, nfe
         self.device = next(iter(predictor.parameters()), torch.zeros(())).device
-        self.generator: Generator = torch.Generator(self.device).manual_seed(0)
-        if streams:
-            self.generator = SampleStreams(0, torch.arange(shape[0], device=self.device))
+        self.streams, self.generator = streams, torch.Generator(self.device).manual_seed(0)
         self.inputs = torch.randn(shape, device=self.device), torch.full((shape[0],), 0.5, device=self.device)
         self.run(), self.calls()
 
     def run(self) -> None:
-        self.sampler(self.predictor, self.flow, self.shape, self.nfe, self.generator, device=self.device)
+        generator: Generator = self.generator
+        if self.streams:  # as new as those of each batch of proxflow.sample
+            generator = SampleStreams(0, torch.arange(self.shape[0], device=self.device), self.nfe)
+        self.sampler(self.predictor, self.flow, self.shape, self.nfe, generator, device=self.device)
 
     @torch.no_grad()
     def calls(self) -> None:

@@ -11,29 +11,25 @@ from torch import Tensor
 
 from proxflow.errors import ArgumentError
 
-_WORD = 0xFFFFFFFF
-
-_AT_ONCE, _AT_ONCE_ON_CPU = (2**22, 32), (2**17, 8)
-"""Numbers, and draws, that streams make at once at most. A draw is 140 operations, whose dispatch takes the time of few
-numbers; on a processor more numbers do not fit the cache. Of many draws some may not be asked for."""
+_AT_ONCE, _AT_ONCE_ON_CPU = 2**22, 2**19
+"""Numbers that streams make at once at most. A draw is some 30 operations, each of which costs a network's caches more than
+the work on few numbers takes; on a processor more numbers do not fit those."""
 
 
-def _philox(seed: int, first: Tensor, second: Tensor, third: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10 (Salmon et al., SC 2011) of the counter (first, second, third, 0), in int64 tensors of 32-bit words."""
-    key0, key1 = seed & _WORD, (seed >> 32) & _WORD
-    c0, c1, c2 = first, second, third
-    c3 = torch.zeros_like(first)
-    for _ in range(10):
-        product0, product2 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wraps around modulo 2^64, as it should
-        # What becomes c1 and c3 is not multiplied in the next round, so its upper half may wait for the mask there.
-        c0, c1, c2, c3 = (
-            ((product2 >> 32) ^ c1).bitwise_xor_(key0).bitwise_and_(_WORD),
-            product2,
-            ((product0 >> 32) ^ c3).bitwise_xor_(key1).bitwise_and_(_WORD),
-            product0,
-        )
-        key0, key1 = (key0 + 0x9E3779B9) & _WORD, (key1 + 0xBB67AE85) & _WORD
-    return c0, c1 & _WORD, c2, c3 & _WORD
+def _signed(word: int) -> int:
+    """The 64-bit word as int64 has it."""
+    return (word + 2**63) % 2**64 - 2**63
+
+
+_GOLDEN, _FIRST, _SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def _mixed(word: Tensor) -> Tensor:
+    """SplitMix64's bijection of 64-bit words (Steele, Lea & Flood, OOPSLA 2014, with Stafford's variant 13), in place."""
+    # Shifts of int64 carry the sign along, which the masks take off; products wrap around modulo 2^64, as they should.
+    word.bitwise_xor_((word >> 30).bitwise_and_(2**34 - 1)).mul_(_FIRST)
+    word.bitwise_xor_((word >> 27).bitwise_and_(2**37 - 1)).mul_(_SECOND)
+    return word.bitwise_xor_((word >> 31).bitwise_and_(2**33 - 1))
 
 
 class Streams(ABC):
@@ -54,20 +50,24 @@ class Streams(ABC):
 class SampleStreams(Streams):
     """One random stream for each sample, a function of (seed, sample index) alone.
 
-    The n-th draw for sample i is the same whatever other samples share its batch, on any device and in any precision
-    (float32 draws are the rounded float64 ones).
+    The n-th draw for sample i is the same whatever other samples share its batch, on any device and in any precision, up to
+    rounding. Word j of draw d of a sample is SplitMix64's of its start + j · its step + d · the golden ratio; start and step
+    come from the seed and the index, as for the splittable generators of Steele, Lea & Flood (OOPSLA 2014).
 
     Args:
         seed: Any integer; taken modulo 2^64.
         indices: Index of each sample in the batch, integers (batch,), on the device of the draws.
+        expected: About how many draws will be asked for. It changes none, only how many are made ahead.
     """
 
-    def __init__(self, seed: int, indices: Tensor) -> None:
+    def __init__(self, seed: int, indices: Tensor, expected: int = 0) -> None:
         if indices.ndim != 1 or indices.is_floating_point():
             raise ArgumentError(f"sample indices must be integers of shape (batch,), got {tuple(indices.shape)}")
-        self.seed = seed % 2**64
-        self.indices = indices.long()
+        self.indices, self.expected = indices, expected
         self.at_once = _AT_ONCE_ON_CPU if indices.device.type == "cpu" else _AT_ONCE
+        # Numbers 2i and 2i + 1 of the generator whose seed is mixed: neighbouring seeds have nothing in common.
+        own = _mixed(torch.full_like(indices, _signed(seed), dtype=torch.int64)) + (2 * indices.long() + 1) * _GOLDEN
+        self._start, self._step = _mixed(own.clone())[:, None], _mixed(own + _GOLDEN).bitwise_or_(1)[:, None]
         self._draws = 0
         self._asked: tuple[bool, torch.Size, torch.dtype] | None = None
         self._ahead: list[Tensor] = []
@@ -84,41 +84,33 @@ class SampleStreams(Streams):
             raise ArgumentError(f"streams for {len(self.indices)} samples cannot fill a batch of {shape[0]}")
         again, self._asked = self._asked == (normal, shape, dtype), (normal, shape, dtype)
         if not again or not self._ahead:
-            numbers, most = self.at_once
-            number = max(1, min(most, numbers // max(1, math.prod(shape)))) if again else 1
+            # Where nothing is known of those to come, as many as there were: at most half are made in vain.
+            most = self.expected - self._draws if self.expected > self._draws else self._draws
+            number = max(1, min(most, self.at_once // max(1, math.prod(shape)))) if again else 1
             draws = torch.arange(self._draws, self._draws + number, device=self.indices.device)[:, None, None]
-            made = (self._normal if normal else self._uniform)(draws, shape, dtype)
-            self._ahead = list(made.unbind())[::-1]
+            made = (self._normal if normal else self._uniform)(self._words(draws, math.prod(shape[1:])), dtype)
+            self._ahead = list(made[..., : math.prod(shape[1:])].reshape(number, *shape).unbind())[::-1]
         self._draws += 1
         return self._ahead.pop()
 
-    def _words(self, draws: Tensor, shape: torch.Size) -> list[Tensor]:
-        """Four tensors (draws, batch, blocks), float64 in (0, 1): block j gives numbers 4j to 4j + 3 of each draw's."""
-        blocks = torch.arange(-(-math.prod(shape[1:]) // 4), device=self.indices.device)
-        sample = self.indices[:, None]
-        # The high word of the index shares a counter word with the draw's number: 2^16 of each are enough.
-        words = _philox(self.seed, blocks, sample & _WORD, ((sample >> 32) << 16) + draws)
-        return [word.to(torch.float64).add_(0.5).mul_(2.0**-32) for word in words]
+    def _words(self, draws: Tensor, numbers: int) -> Tensor:
+        """32-bit words with their sign, int32 (draws, batch, numbers), one more where ``numbers`` is odd."""
+        counts = torch.arange(-(-numbers // 2), device=self.indices.device)
+        return _mixed((self._start + self._step * counts) + draws * _GOLDEN).view(torch.int32)
 
     @staticmethod
-    def _laid_out(numbers: list[Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """The numbers of all blocks in their order, as (draws, batch, …)."""
-        out = torch.empty([*numbers[0].shape, 4], dtype=dtype, device=numbers[0].device)
-        for k, number in enumerate(numbers):
-            out[..., k] = number
-        return out.flatten(2)[..., : math.prod(shape[1:])].reshape(-1, *shape)
+    def _uniform(words: Tensor, dtype: torch.dtype) -> Tensor:
+        return words.double().add_(0.5).mul_(2.0**-32).add_(0.5).to(dtype)
 
-    def _uniform(self, draws: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        return self._laid_out(self._words(draws, shape), shape, dtype)
-
-    def _normal(self, draws: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        words = self._words(draws, shape)
-        numbers: list[Tensor] = []  # not list[Tensor](), which compiled code does not know
-        # Box–Muller, of tensors without gaps, which are fast to go through.
-        for first, second in (words[:2], words[2:]):
-            radius, angle = first.log_().mul_(-2).sqrt_(), second.mul_(2 * math.pi)
-            numbers += [angle.cos().mul_(radius), angle.sin_().mul_(radius)]
-        return self._laid_out(numbers, shape, dtype)
+    @staticmethod
+    def _normal(words: Tensor, dtype: torch.dtype) -> Tensor:
+        """Box–Muller. The first half of the words gives the radii, the second the angles."""
+        first, second = words.chunk(2, dim=-1)
+        precision = torch.float64 if dtype == torch.float64 else torch.float32
+        # The lowest word, −2^31, must not become a uniform number of 0.
+        radius = first.to(precision).mul_(2.0**-32 * (1 - 2.0**-24)).add_(0.5).log_().mul_(-2).sqrt_()
+        angle = second.to(precision).mul_(math.pi * 2.0**-31)
+        return torch.cat([angle.cos().mul_(radius), angle.sin_().mul_(radius)], dim=-1).to(dtype)
 
 
 class BatchRows(Streams):
@@ -157,14 +149,14 @@ Generator = torch.Generator | Streams
 
 def randn(shape: torch.Size, generator: Generator, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Standard normal draws of the given shape."""
-    if isinstance(generator, Streams):
+    if not isinstance(generator, torch.Generator):
         return generator.normal(shape, dtype)
     return torch.randn(shape, generator=generator, dtype=dtype, device=device)
 
 
 def rand(shape: torch.Size, generator: Generator, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Uniform draws from (0, 1) of the given shape."""
-    if isinstance(generator, Streams):
+    if not isinstance(generator, torch.Generator):
         return generator.uniform(shape, dtype)
     return torch.rand(shape, generator=generator, dtype=dtype, device=device).clamp_(min=torch.finfo(dtype).tiny)
 

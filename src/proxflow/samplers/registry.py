@@ -104,7 +104,7 @@ def sample(
             wanted = min(whole(batch_size), number - start)
             size = whole(wanted)
             indices = torch.arange(first + start, first + start + size, device=parameter.device)
-            streams = SampleStreams(seed, indices)
+            streams = SampleStreams(seed, indices, expected=steps)
             result = sampler(
                 model,
                 flow,
