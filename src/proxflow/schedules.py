@@ -46,7 +46,8 @@ class Schedule(GaussianPath):
 
     def step(self, t: Tensor, s: Tensor) -> Tensor:
         """Fraction of the step from time t to s > t: (τ_s − τ_t)/(1 − τ_t), exactly 1 where τ_s = 1."""
-        return 1 - self.remaining(s) / self.remaining(t)
+        remaining = self.remaining(t)
+        return (remaining - self.remaining(s)) / remaining
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return self.fraction(t), self.remaining(t)
@@ -71,7 +72,7 @@ class Linear(Schedule):
             raise ArgumentError(f"final must lie in (0, 1], got {self.final}")
 
     def remaining(self, t: Tensor) -> Tensor:
-        return torch.rsub(t, 1, alpha=self.final)  # 1 − final · t
+        return (t * -self.final).add_(1)
 
     def fraction(self, t: Tensor) -> Tensor:
         return t if self.final == 1 else t * self.final

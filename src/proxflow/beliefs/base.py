@@ -75,6 +75,10 @@ class Belief(ABC):
         """Every parameter tensor, by name."""
         return {name: getattr(self, name) for name in self.__match_args__}  # type: ignore[attr-defined]
 
+    def shapes(self) -> list[torch.Size]:
+        """Their shapes, in the same order."""
+        return [tensor.shape for tensor in self.tensors().values()]
+
     def with_tensors(self, tensors: dict[str, Tensor]) -> Self:
         """The belief of this family with the given parameter tensors; inverse of :meth:`tensors`."""
         values: dict[str, Any] = tensors

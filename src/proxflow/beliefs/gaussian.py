@@ -14,7 +14,7 @@ from proxflow.beliefs.base import Belief
 from proxflow.errors import ArgumentError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class DiagonalGaussian(Belief):
     """N(mean, diag(std²)).
 
@@ -22,33 +22,40 @@ class DiagonalGaussian(Belief):
 
     Args:
         mean: (batch, *event), floating point.
-        std: Standard deviation ≥ 0 in the units of the data, broadcastable to the shape of ``mean``; held expanded to it
+        std: Standard deviation ≥ 0 in the units of the data, broadcastable to the shape of ``mean``; read expanded to it
             (a view, at no cost in memory).
 
     Raises:
         ArgumentError: The shapes do not fit, or a tensor is not floating point.
     """
 
+    __match_args__ = ("mean", "std")
+
     mean: Tensor
-    std: Tensor
+    given_std: Tensor
+    """The standard deviation as it was given, not expanded: arithmetic on it is not repeated over a batch."""
     factorised = True
 
-    def __post_init__(self) -> None:
-        if not (self.mean.is_floating_point() and self.std.is_floating_point()):
-            raise ArgumentError(f"a Gaussian needs floating-point tensors, got {self.mean.dtype} and {self.std.dtype}")
-        if self.mean.ndim == 0:
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        if not (mean.is_floating_point() and std.is_floating_point()):
+            raise ArgumentError(f"a Gaussian needs floating-point tensors, got {mean.dtype} and {std.dtype}")
+        if mean.ndim == 0:
             raise ArgumentError("a Gaussian's mean needs a batch dimension: (batch, *event)")
-        self.given_std: Tensor
-        """The standard deviation as it was given, not expanded: arithmetic on it is not repeated over a batch."""
-        object.__setattr__(self, "given_std", self.std)
-        try:
-            std = self.std.expand(self.mean.shape)
-        except RuntimeError as error:
-            raise ArgumentError(
-                f"std of shape {tuple(self.std.shape)} does not broadcast to the mean's {tuple(self.mean.shape)}"
-            ) from error
-        # Expanded, so that example i of every tensor belongs to example i of the batch, as ``map`` promises.
-        object.__setattr__(self, "std", std)
+        if std.ndim:
+            try:
+                std.expand(mean.shape)
+            except RuntimeError as error:
+                raise ArgumentError(
+                    f"std of shape {tuple(std.shape)} does not broadcast to the mean's {tuple(mean.shape)}"
+                ) from error
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "given_std", std)
+
+    @property
+    def std(self) -> Tensor:
+        # Expanded, so that example i of every tensor belongs to example i of the batch, as ``map`` promises; only when it is
+        # asked for, since most steps read the mean alone.
+        return self.given_std.expand(self.mean.shape)
 
     @property
     def batch_size(self) -> int:
@@ -75,6 +82,9 @@ class DiagonalGaussian(Belief):
         mean, log_std = coordinates.chunk(2, dim=1)
         shape = (len(coordinates), *self.mean.shape[1:])
         return type(self)(mean.reshape(shape), log_std.exp().reshape(shape))
+
+    def shapes(self) -> list[torch.Size]:
+        return [self.mean.shape, self.mean.shape]
 
     def features(self) -> Tensor:
         """The mean: along the flows' paths the standard deviation is a function of time alone."""

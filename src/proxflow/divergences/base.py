@@ -210,9 +210,8 @@ def check_pair(p: Belief, q: Belief, *, same_sizes: bool = True) -> None:
         if p.batch_size != q.batch_size:
             raise ArgumentError(f"both beliefs must have one batch size, got {p.batch_size} and {q.batch_size}")
         return
-    shapes, other_shapes = ([a.shape for a in b.tensors().values()] for b in (p, q))
-    if shapes != other_shapes:
-        said, other_said = (list(map(tuple, found)) for found in (shapes, other_shapes))
+    if p.shapes() != q.shapes():
+        said, other_said = (list(map(tuple, b.shapes())) for b in (p, q))
         raise ArgumentError(f"both beliefs must have the same shapes, got {said} and {other_said}")
 
 

@@ -125,12 +125,13 @@ class Sampler(ABC):
         times = self.times(flow, nfe) if times is None else list(times)
         if len(times) != nfe or times[0] != 0 or times[-1] > 1 or any(s <= t for t, s in pairwise(times)):
             raise ArgumentError(f"times must be {nfe} numbers increasing from 0, at most 1, got {times}")
-        if getattr(predict, "reads_end", False) and not self.keeps_to_target:
+        reads_end, reads_noise = (getattr(predict, name, False) for name in ("reads_end", "reads_noise"))
+        if reads_end and not self.keeps_to_target:
             raise ArgumentError(
                 f"{type(self).__name__} does not step straight toward the target, which this predictor made for a whole "
                 "step: use Deterministic ('deterministic')"
             )
-        if getattr(predict, "reads_noise", False) and not self.memoryless:
+        if reads_noise and not self.memoryless:
             raise ArgumentError(
                 f"{type(self).__name__} extrapolates from one prediction to the next, which this predictor draws anew each "
                 "time: use Deterministic ('deterministic'), Stochastic ('stochastic') or Marginal ('marginal')"
@@ -142,19 +143,12 @@ class Sampler(ABC):
         asked = torch.tensor(times, dtype=torch.promote_types(dtype, torch.float32), device=device)[:, None]
         asked_at = asked.expand(nfe, shape[0]).unbind()
         for k in range(nfe):
-            target = predict(belief, asked_at[k], **_told(predict, asked_at, k, generator))
+            told: dict[str, Any] = {"generator": generator} if reads_noise else {}
+            if reads_end:
+                told["end"] = asked_at[k + 1] if k + 1 < nfe else torch.ones_like(asked_at[k])
+            target = predict(belief, asked_at[k], **told)
             if watch is not None:
                 watch(times[k], belief, target)
             if k + 1 < nfe:
                 belief, state = self.step(flow, belief, target, plan[k], plan[k + 1], generator, state)
         return Samples(target.mode, nfe)
-
-
-def _told(predict: Predict, asked_at: Sequence[Tensor], k: int, generator: Generator) -> dict[str, Any]:
-    """What a predictor asks to be told at evaluation k, besides the belief and its time."""
-    told: dict[str, Any] = {}
-    if getattr(predict, "reads_end", False):
-        told["end"] = asked_at[k + 1] if k + 1 < len(asked_at) else torch.ones_like(asked_at[k])
-    if getattr(predict, "reads_noise", False):
-        told["generator"] = generator
-    return told

@@ -26,7 +26,7 @@ class Point(NamedTuple):
         taken: τ = a/(a + b).
         left: 1 − τ.
         scale: a + b.
-        std: Standard deviation of Gaussian beliefs there, which broadcasts against their means; else ``None``.
+        std: Standard deviation of Gaussian beliefs there, a scalar; else ``None``.
     """
 
     time: Tensor
@@ -97,7 +97,8 @@ class PathSampler(Sampler):
         stds: Sequence[Tensor | None] = [None] * len(times)
         if isinstance(belief, DiagonalGaussian):
             # The spread depends on time alone, so one example a time has it.
-            stds = flow.belief_at(belief.mean.new_zeros([len(times), *[1] * (belief.mean.ndim - 1)]), grid).std.unbind()
+            one_each = belief.mean.new_zeros([len(times), *[1] * (belief.mean.ndim - 1)])
+            stds = flow.belief_at(one_each, grid).std.flatten().unbind()
         return list(map(Point, grid.unbind(), (a / total).tolist(), left.tolist(), (a + b).tolist(), stds))
 
     def step(
@@ -147,12 +148,13 @@ class Marginal(PathSampler):
     ) -> tuple[Tensor, None]:
         ratio = tau[0] * new[1] / (new[0] * tau[1])
         replaced = max(1 - ratio**2, 0.0)
-        # With ε̂ = (y − τ x̂)/(1 − τ) written out, y' is a sum of three tensors.
+        # With ε̂ = (y − τ x̂)/(1 − τ) written out, y' is a sum of y, x̂ and ξ. Without ξ the weights add up to 1.
         keep = new[1] * math.sqrt(1 - self.kappa**2 * replaced) / tau[1]
-        moved = torch.add(keep * y, x, alpha=new[0] - keep * tau[0])
+        total = keep + new[0] - keep * tau[0]
+        moved = torch.lerp(x, y, keep / total)
         if self.kappa > 0:
             fresh = self.kappa * new[1] * math.sqrt(replaced)
-            moved = moved.add_(randn(y.shape, generator, y.dtype, y.device), alpha=fresh)
+            moved.mul_(total).add_(randn(y.shape, generator, y.dtype, y.device), alpha=fresh)
         return moved, memory
 
 
