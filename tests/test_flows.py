@@ -20,6 +20,7 @@ from proxflow import (
     DiscreteBFN,
     FisherRao,
     GaussianEndpoints,
+    Linear,
     NewtonSolver,
     PointPredictor,
     ReverseKL,
@@ -241,6 +242,24 @@ def test_weight_of_errors_stops_growing_at_the_floor():
     flow, x, t = GPFN(weight_floor=0.5), torch.zeros(3, 2, dtype=torch.float64), double([0.0, 0.5, 0.9])
     loss = flow.loss(lambda belief, _: DiagonalGaussian(torch.ones_like(belief.mean), double(0.0)), x, seeded(), t)
     torch.testing.assert_close(loss, double([1.0, 4.0, 4.0]))
+
+
+@pytest.mark.parametrize("schedule", [Linear(), Linear(final=0.6), Cosine()])
+@pytest.mark.parametrize("shape", [(5,), (5, 2), (5, 1, 4, 4)])
+def test_a_plain_training_belief_is_the_proximal_step(schedule, shape):
+    flow, t = GPFN(schedule=schedule, endpoints=GaussianEndpoints(0.1)), double([0.0, 0.2, 0.5, 0.9, 1.0])
+    x = torch.randn(shape, generator=seeded(1), dtype=torch.float64)
+    found = flow.belief(x, t, seeded(2))
+    prior = flow.prior(shape, seeded(2), torch.float64, CPU)
+    expected = flow.walk(prior, flow.endpoints.target(x, prior), t)
+    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-14, atol=0)
+    torch.testing.assert_close(found.std, expected.std, rtol=1e-14, atol=1e-15)
+
+
+def test_a_belief_about_whole_numbers_is_in_the_precision_of_time():
+    belief = GPFN().belief(torch.arange(6).reshape(3, 2), double([0.1, 0.5, 1.0]), seeded())
+    assert belief.mean.dtype == torch.float64
+    assert torch.equal(belief.mean[2], double([4.0, 5.0]))
 
 
 class TestDiffusion:

@@ -133,6 +133,7 @@ def fit(
         # Graphs of all kernels at once, as a small network's take less time than their launches do.
         predictor.compile(mode="reduce-overhead" if device.type == "cuda" and processes.size == 1 else None)
 
+    average = _averaging(averaged, predictor)
     data, order = data.to(device), _Order(len(data), config, device)
     generator, source, size = torch.Generator(device), torch.Generator(device), config.batch_size
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
@@ -176,7 +177,7 @@ def fit(
             norm = torch.stack(norms).sum() if len(norms) > 1 else norms[0]
             optimiser.found_inf = run.guard(loss, norm)  # type: ignore[attr-defined]  # where set, step() changes nothing
             optimiser.step()
-            _average(averaged, predictor, min(config.ema, (1 + run.step) / (10 + run.step)))
+            average(min(config.ema, (1 + run.step) / (10 + run.step)))
             run.step += 1
 
             last = run.step == config.steps
@@ -210,12 +211,19 @@ def _groups(predictor: nn.Module) -> list[dict[str, Any]]:
     return [{"factor": 1.0, **group} for group in groups]
 
 
-@torch.no_grad()
-def _average(averaged: nn.Module, predictor: nn.Module, decay: float) -> None:
-    means, values = ([local(p) for p in module.parameters()] for module in (averaged, predictor))
-    torch._foreach_lerp_(means, values, 1 - decay)
-    for mean, value in zip(averaged.buffers(), predictor.buffers(), strict=True):
-        mean.copy_(value)
+def _averaging(averaged: nn.Module, predictor: nn.Module) -> Callable[[float], None]:
+    """What moves the averaged weights toward the predictor's, given the decay."""
+    # Found once: to walk through all modules in each step would take longer than the averaging.
+    means, values = (list(module.parameters()) for module in (averaged, predictor))
+    buffers = list(zip(averaged.buffers(), predictor.buffers(), strict=True))
+
+    @torch.no_grad()
+    def average(decay: float) -> None:
+        torch._foreach_lerp_(list(map(local, means)), list(map(local, values)), 1 - decay)
+        for mean, value in buffers:
+            mean.copy_(value)
+
+    return average
 
 
 def _mix(seed: int, step: int) -> int:
