@@ -19,7 +19,7 @@ ALLOWED = {
     "config": {"errors"},
     "files": {"errors"},
     "progress": set(),
-    "schedules": {"errors"},
+    "schedules": TENSORS,
     "nn": TENSORS,
     "data": TENSORS,
     "metrics": TENSORS,

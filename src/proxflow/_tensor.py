@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -167,6 +167,15 @@ def gumbel_max(log_probs: Tensor, generator: Generator) -> Tensor:
     # Exponential draws, none exactly 0: in low precision a uniform draw may round to 1, and would then win always.
     exponential = (-uniform.log()).clamp_min(torch.finfo(uniform.dtype).tiny)
     return (log_probs - exponential.log()).argmax(-1)
+
+
+def on_device(values: Sequence[float], device: torch.device) -> Tensor:
+    """Numbers of the host as a float64 tensor, without the wait for the device that a copy is."""
+    if device.type == "cpu":
+        return torch.tensor(values, dtype=torch.float64, device=device)
+    tensor = torch.zeros(len(values), dtype=torch.float64, device=device)
+    torch._foreach_add_(list(tensor.unbind()), list(values))  # arguments of the kernel, and so also part of a graph
+    return tensor
 
 
 def one_hot(classes: Tensor, number: int, dtype: torch.dtype) -> Tensor:

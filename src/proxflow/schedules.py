@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from proxflow._tensor import on_device
 from proxflow.errors import ArgumentError
 
 
@@ -136,7 +137,7 @@ class Shifted(Schedule):
 
     def _shift(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Factor e^ℓ of the odds, and ℓ', at times ``t``."""
-        table = torch.tensor(self.log_odds, dtype=t.dtype, device=t.device)
+        table = on_device(self.log_odds, t.device).to(t.dtype)
         pieces = len(table) - 1
         if pieces == 0:
             return table[0].exp().expand(t.shape), torch.zeros_like(t)

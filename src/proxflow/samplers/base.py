@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator
+from proxflow._tensor import Generator, on_device
 from proxflow.beliefs import Belief
 from proxflow.errors import ArgumentError
 from proxflow.schedules import GaussianPath
@@ -78,7 +78,7 @@ class Sampler(ABC):
 
         Here the times themselves, float64 scalars on ``device``. ``belief`` is the first one.
         """
-        return torch.tensor(times, dtype=torch.float64, device=device).unbind()
+        return on_device(times, device).unbind()
 
     def times(self, flow: SamplingFlow, nfe: int) -> list[float]:
         """Times of ``nfe`` evaluations, increasing from 0: the flow's own, unless a sampler knows better."""
@@ -140,7 +140,7 @@ class Sampler(ABC):
         belief, state = self.init(flow, flow.prior(shape, generator, dtype, device), generator)
         # The schedule's arithmetic and its transfers are before the loop: inside, each scalar would cost what a batch does.
         plan = self.plan(flow, belief, times, device)
-        asked = torch.tensor(times, dtype=torch.promote_types(dtype, torch.float32), device=device)[:, None]
+        asked = on_device(times, device).to(torch.promote_types(dtype, torch.float32))[:, None]
         asked_at = asked.expand(nfe, shape[0]).unbind()
         for k in range(nfe):
             told: dict[str, Any] = {"generator": generator} if reads_noise else {}

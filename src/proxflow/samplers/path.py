@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, randn
+from proxflow._tensor import Generator, on_device, randn
 from proxflow.beliefs import Categorical, DiagonalGaussian
 from proxflow.errors import ArgumentError
 from proxflow.samplers.base import Sampler, SamplingFlow
@@ -93,7 +93,7 @@ class PathSampler(Sampler):
         # Both vanish for BFN at t = 0; there the straight coordinate is all noise.
         total = (a + b).clamp_min(torch.finfo(torch.float64).tiny)
         left = torch.where(a == 0, torch.ones_like(a), b / total)
-        grid = torch.tensor(times, dtype=torch.float64, device=device)
+        grid = on_device(times, device)
         stds: Sequence[Tensor | None] = [None] * len(times)
         if isinstance(belief, DiagonalGaussian):
             # The spread depends on time alone, so one example a time has it.
