@@ -32,6 +32,7 @@ from proxflow._tensor import Generator, SampleStreams
 from proxflow.errors import ArgumentError
 from proxflow.experiments.presets import PRESETS
 from proxflow.samplers import SAMPLERS, Sampler
+from proxflow.samplers.registry import Replayed
 
 
 class Scale(nn.Module):
@@ -143,6 +144,28 @@ class Comparison:
             ratios.append(times[self.run] / times[self.calls])
         return ratios
 
+    def graphs(self, repeats: int) -> tuple[list[float], list[float]]:
+        """Ratios of whole runs, replayed as one CUDA graph, to as many bare calls, launched and replayed."""
+
+        def run(indices: Tensor) -> Tensor:
+            streams = SampleStreams(0, indices, self.nfe)
+            return self.sampler(self.predictor, self.flow, self.shape, self.nfe, streams, device=self.device).events
+
+        def call(indices: Tensor) -> Tensor:
+            self.calls()
+            return indices
+
+        replayed, bare = (Replayed(work, self.shape[0], self.device) for work in (run, call))
+        clock, indices, ratios = Clock(self.device), torch.arange(self.shape[0], device=self.device), []
+        for _ in range(repeats):
+            for work in (lambda: replayed(indices), self.calls, lambda: bare(indices)):
+                clock.note()
+                work()
+            clock.note()
+            ours, launched, recorded = clock.intervals()
+            ratios.append((ours / launched, ours / recorded))
+        return [a for a, _ in ratios], [b for _, b in ratios]
+
 
 def said(values: list[float]) -> str:
     return f"{statistics.median(values):6.2%} ({min(values):.2%}–{max(values):.2%})"
@@ -183,6 +206,9 @@ def main() -> None:
                 f"{1e6 * step:9.0f} {1e6 * longer:8.0f} {1e6 * alone:7.0f}",
                 flush=True,
             )
+            if options.device != "cpu":
+                launched, recorded = streams.graphs(repeats)
+                print(f"{'':22} as one graph: {said(launched)} of the calls; {said(recorded)} of the calls as a graph")
 
 
 if __name__ == "__main__":

@@ -317,6 +317,11 @@ def test_cuda_without_cuda_is_refused(run, model, no_work, tmp_path):
         assert refused(run(*words, "--device", "cuda"), "no CUDA device", "--device cpu")
 
 
+def test_a_graph_without_cuda_is_refused(run, model, no_work, tmp_path):
+    for command in ("sample", "evaluate"):
+        assert refused(run(command, model, "--graph", "--device", "cpu"), "--graph", "CUDA device", "leave it out")
+
+
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("[enforce] DefaultCPUAllocator: no"), MemoryError()]
 )

@@ -7,8 +7,8 @@ import pytest
 import torch
 from test_divergences import PAIRS as DIVERGENCES
 from test_likelihood_ode import FLOWS, Network
-from test_sampler_contracts import PAIRS as SAMPLERS
-from test_sampler_contracts import run
+from test_sampler_contracts import EVENT, run
+from test_sampler_contracts import PAIRS as SAMPLER_PAIRS
 from test_training import CONFIG, killed_and_resumed, model, points
 
 from proxflow import (
@@ -26,7 +26,10 @@ from proxflow import (
 )
 from proxflow._tensor import SampleStreams
 from proxflow.cli import main
+from proxflow.errors import ArgumentError
 from proxflow.likelihood import ode_log_likelihood
+from proxflow.samplers import SAMPLERS
+from proxflow.samplers.registry import Replayed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CUDA = torch.device("cuda")
@@ -50,14 +53,14 @@ def test_divergences_and_their_steps(pair):
             assert_same(found.tensors()[name], tensor, 1e-7)
 
 
-@pytest.mark.parametrize(("name", "setting"), SAMPLERS)
+@pytest.mark.parametrize(("name", "setting"), SAMPLER_PAIRS)
 def test_samples_are_those_of_the_processor(name, setting):
     found, expected = (run(name, setting, 6, device=device).events for device in (CUDA, "cpu"))
     assert found.device.type == "cuda"
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize(("name", "setting"), SAMPLERS)
+@pytest.mark.parametrize(("name", "setting"), SAMPLER_PAIRS)
 def test_the_host_does_not_wait_inside_the_loop(name, setting):
     exact, targets = setting.predict(CUDA), []
 
@@ -77,6 +80,43 @@ def test_the_host_does_not_wait_inside_the_loop(name, setting):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("name", "setting"), SAMPLER_PAIRS)
+def test_a_run_is_recorded_whole_as_a_graph(name, setting):
+    exact, targets = setting.predict(CUDA), []
+    run(name, setting, 6, predict=lambda belief, t: targets.append(exact(belief, t)) or targets[-1], device=CUDA)
+
+    def drawn(indices):  # with known targets: the exact predictors compute on the host
+        given = iter(targets)
+        streams, shape = SampleStreams(0, indices), (8, *EVENT)
+        return SAMPLERS[name](
+            lambda belief, t: next(given), setting.flow, shape, 6, streams, dtype=torch.float64, device=CUDA
+        ).events
+
+    replayed = Replayed(drawn, 8, CUDA)
+    for indices in (torch.arange(8, device=CUDA), torch.arange(3, 11, device=CUDA)):
+        torch.testing.assert_close(replayed(indices), drawn(indices), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sampler", ["multistep2", "stochastic"])
+def test_samples_from_a_graph_are_the_same(sampler):
+    unet = models.build(ModelConfig(channels=8, multipliers=(1,), patch=4), (1, 28, 28))
+    predictor, shape = unet.predictor.to(CUDA), (70, 1, 28, 28)  # two batches as recorded, and a smaller one
+    settings = {"steps": 4, "sampler": sampler, "batch_size": 32, "first": 5}
+    found = sample(predictor, unet.flow, shape, graph=True, **settings)
+    torch.testing.assert_close(found, sample(predictor, unet.flow, shape, **settings), rtol=0, atol=5e-3)
+
+
+def test_work_that_waits_for_the_device_is_not_recorded():
+    class Waits(torch.nn.Linear):
+        def forward(self, x, t):
+            return super().forward(x) * float(x.abs().max())
+
+    flow, network = GPFN(), Waits(2, 2).to(CUDA)
+    with pytest.raises(ArgumentError, match="cannot be recorded"):
+        sample(PointPredictor(network, flow), flow, (64, 2), steps=3, batch_size=32, graph=True)
+    assert sample(PointPredictor(network, flow), flow, (64, 2), steps=3, batch_size=32).isfinite().all()
 
 
 def test_streams_are_those_of_the_processor():
@@ -175,6 +215,7 @@ def test_autocast_keeps_beliefs_in_single_precision():
 def test_the_command_line(tmp_path):
     words = "--channels 8 --multipliers 1 --patch 4 --steps 3 --batch-size 8 --grid 4 --device cuda --out"
     assert main(["train", *words.split(), str(tmp_path / "m")]) == 0
-    drawn = ["sample", str(tmp_path / "m"), "--n", "4", "--steps", "2", "--device", "cuda", "--out"]
-    assert main([*drawn, str(tmp_path / "x.npz")]) == 0
-    assert (tmp_path / "x.npz").exists()
+    settings = "--n 40 --steps 2 --batch-size 16 --device cuda --out"
+    for words in (settings, f"--graph {settings}"):
+        assert main(["sample", str(tmp_path / "m"), *words.split(), str(tmp_path / "x.npz")]) == 0
+        assert (tmp_path / "x.npz").exists()

@@ -218,6 +218,11 @@ def test_same_seed_same_samples_whatever_the_batch(model, flow, name):
     assert torch.equal(together, other) == (name == "deterministic" and isinstance(flow, BFN))
 
 
+def test_a_graph_is_of_work_on_a_cuda_device(model):
+    with pytest.raises(ArgumentError, match=r"the model is on cpu$"):
+        sample(PointPredictor(model, GPFN()), GPFN(), (4, 1, 14, 14), steps=2, graph=True)
+
+
 def test_sampling_restores_the_mode_and_reports(model):
     predict = PointPredictor(model, POINT).train()
     done, times = [], []

@@ -43,9 +43,8 @@ def test_splitmix_known_answer():
 
 @given(st.integers(0, 2**70), st.integers(0, 2**62), st.integers(0, 5), st.integers(1, 7))
 def test_streams_are_the_documented_function_of_seed_and_index(seed, index, draw, size):
-    own = mixed(seed % WORD) + 2 * index * GOLDEN
-    start, step = mixed((own + GOLDEN) % WORD), mixed((own + 2 * GOLDEN) % WORD) | 1
-    words = [mixed((start + j * step + draw * GOLDEN) % WORD) for j in range(4)]
+    start, step = (mixed((seed + (2 * index + k) * GOLDEN) % WORD) for k in (1, 2))
+    words = [mixed((start + j * (step | 1) + draw * GOLDEN) % WORD) for j in range(4)]
     halves = [half for word in words for half in (word % 2**32, word >> 32)]
     uniform = [((half + 2**31) % 2**32 + 0.5) / 2**32 for half in halves[:size]]
 

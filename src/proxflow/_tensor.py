@@ -65,9 +65,11 @@ class SampleStreams(Streams):
             raise ArgumentError(f"sample indices must be integers of shape (batch,), got {tuple(indices.shape)}")
         self.indices, self.expected = indices, expected
         self.at_once = _AT_ONCE_ON_CPU if indices.device.type == "cpu" else _AT_ONCE
-        # Numbers 2i and 2i + 1 of the generator whose seed is mixed: neighbouring seeds have nothing in common.
-        own = _mixed(torch.full_like(indices, _signed(seed), dtype=torch.int64)) + (2 * indices.long() + 1) * _GOLDEN
-        self._start, self._step = _mixed(own.clone())[:, None], _mixed(own + _GOLDEN).bitwise_or_(1)[:, None]
+        # Numbers 2i + 1 and 2i + 2 of SplitMix64 from the seed. Multiples of the golden ratio are so far from each other
+        # that no seeds that are at all near have one in common.
+        places = 2 * indices.long() + torch.arange(1, 3, device=indices.device)[:, None]
+        start, step = _mixed(places * _GOLDEN + _signed(seed)).unsqueeze(-1).unbind()
+        self._start, self._step = start, step.bitwise_or(1)
         self._draws = 0
         self._asked: tuple[bool, torch.Size, torch.dtype] | None = None
         self._ahead: list[Tensor] = []

@@ -53,6 +53,8 @@ def run(options: Options) -> None:
         if not 0 <= seed < 2**63:
             raise ArgumentError(f"--seed must be at least 0 and below 2^63, got {seed}")
         with joined(device_of(options.device)) as device:
+            if isinstance(options, Sample | Evaluate) and options.graph and device.type != "cuda":
+                raise ArgumentError(f"--graph records work on a CUDA device, and this is {device.type}: leave it out")
             match options:
                 case Sample():
                     run_sample(options, device)
@@ -134,7 +136,7 @@ def run_sample(options: Sample, device: torch.device) -> None:
     with first_alone() as writing:
         if writing:
             imagefiles.check_output(options.out, options.n, model.shape[0])
-    images = draw(model, options.n, options.steps, options.sampler, options.seed, options.batch_size)
+    images = draw(model, options.n, options.steps, options.sampler, options.seed, options.batch_size, options.graph)
     with first_alone() as writing:
         if writing:
             imagefiles.write(options.out, mnist.to_channels_last(images))
@@ -147,7 +149,9 @@ def _found_times(model: Model, sampler: str | None, steps: int) -> Sequence[floa
     return model.times_of(sampler or default_sampler(model.predictor), steps)
 
 
-def draw(model: Model, n: int, steps: int, sampler: str | None, seed: int, batch_size: int) -> Tensor:
+def draw(
+    model: Model, n: int, steps: int, sampler: str | None, seed: int, batch_size: int, graph: bool = False
+) -> Tensor:
     """Sample with a progress bar: uint8 (n, channels, height, width), in every process; each of them draws its share."""
     processes = Processes.current()
     # Shares begin where batches may: sampling works in multiples of 16 images.
@@ -166,6 +170,7 @@ def draw(model: Model, n: int, steps: int, sampler: str | None, seed: int, batch
                 first=mine.start,
                 times=_found_times(model, sampler, steps),
                 progress=show,
+                graph=graph,
             )
     return processes.gather(data.to_bytes(events), n, 16)
 
@@ -590,7 +595,7 @@ def _model_source(model: Model, name: str, n: int, options: Evaluate) -> evaluat
     title = f"{name} ({model.config.flow}), {sampler}, {options.steps} evaluations, seed {options.seed}"
     return evaluation.Source(
         title,
-        lambda: draw(model, n, options.steps, sampler, options.seed, options.batch_size),
+        lambda: draw(model, n, options.steps, sampler, options.seed, options.batch_size, options.graph),
         None,
         origin,
     )

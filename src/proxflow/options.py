@@ -55,6 +55,8 @@ class Sample:
             a folder of PNG files, 00000.png and so on.
         batch_size: Images drawn at a time; lower it when memory runs out.
         device: Where to compute; auto takes CUDA when there is one.
+        graph: Record a batch's work as one CUDA graph and replay it for all: with many batches small networks draw several
+            times as many images a second.
     """
 
     model: Annotated[
@@ -71,6 +73,7 @@ class Sample:
     out: Path = Path("samples.png")
     batch_size: int = 128
     device: DeviceName = "auto"
+    graph: bool = False
 
 
 @dataclass(frozen=True)
@@ -259,6 +262,8 @@ class Evaluate:
         out: File, ending in .json, for the numbers and their conditions.
         batch_size: Images drawn at a time; lower it when memory runs out.
         device: Where to compute; auto takes CUDA when there is one.
+        graph: Record a batch's work as one CUDA graph and replay it for all: with many batches small networks draw several
+            times as many images a second.
     """
 
     sources: Annotated[
@@ -285,6 +290,7 @@ class Evaluate:
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: only print)")] = None
     batch_size: int = 128
     device: DeviceName = "auto"
+    graph: bool = False
 
 
 @dataclass(frozen=True)
