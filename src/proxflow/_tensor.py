@@ -194,7 +194,7 @@ def over_events(t: Tensor | float, like: Tensor) -> Tensor:
     t = torch.as_tensor(t, dtype=like.dtype, device=like.device)
     if t.ndim == 0:
         return t
-    if t.ndim > 1 or t.shape[0] != like.shape[0]:
+    if t.shape != like.shape[:1]:
         raise ArgumentError(f"expected a scalar or a tensor of shape ({like.shape[0]},), got shape {tuple(t.shape)}")
     return t.reshape(-1, *[1] * (like.ndim - 1))
 

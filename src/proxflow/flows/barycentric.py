@@ -212,6 +212,8 @@ class GPFN(Flow[Any]):
     weight_floor: float = 0.3
     energy: Energy | None = None
     coupling: Coupling | None = None
+    _straight_ends: GaussianEndpoints | None = field(init=False, repr=False, compare=False)
+    """The endpoints, if training beliefs go straight to them from noise independent of the data; else ``None``."""
 
     def __post_init__(self) -> None:
         if self.coupling is not None and not isinstance(self.endpoints, GaussianEndpoints):
@@ -222,18 +224,13 @@ class GPFN(Flow[Any]):
             raise ArgumentError(f"weight_floor must lie in (0, 1], got {self.weight_floor}")
         if self.simulated_steps < 1:
             raise ArgumentError(f"simulated_steps must be at least 1, got {self.simulated_steps}")
+        straight = isinstance(self.divergence, Wasserstein2) and self.divergence.metric is None and self.energy is None
+        plain = straight and self.coupling is None and self.solver is None and type(self.endpoints) is GaussianEndpoints
+        object.__setattr__(self, "_straight_ends", self.endpoints if plain else None)
 
     @property
     def proximal(self) -> Proximal:
         return Proximal(self.divergence, self.solver, self.energy)
-
-    @property
-    def _straight_ends(self) -> GaussianEndpoints | None:
-        """The endpoints, if training beliefs go straight to them from noise independent of the data; else ``None``."""
-        straight = isinstance(self.divergence, Wasserstein2) and self.divergence.metric is None and self.energy is None
-        if straight and self.coupling is None and self.solver is None and type(self.endpoints) is GaussianEndpoints:
-            return self.endpoints
-        return None
 
     @property
     def path(self) -> GaussianPath | None:  # type: ignore[override]
@@ -249,7 +246,8 @@ class GPFN(Flow[Any]):
         return prior
 
     def belief(self, x: Tensor, t: Tensor, generator: Generator) -> Belief:
-        if (ends := self._straight_ends) is not None and x.is_floating_point():
+        ends = self._straight_ends
+        if ends is not None and x.is_floating_point():
             # What the proximal step gives, in a third of the operations: in training a small network they would be felt.
             noise = randn(x.shape, generator, x.dtype, x.device)
             f = over_events(self.schedule.fraction(t), x)
