@@ -12,8 +12,8 @@ from torch import Tensor
 from proxflow.errors import ArgumentError
 
 _AT_ONCE, _AT_ONCE_ON_CPU = 2**22, 2**19
-"""Numbers that streams make at once at most. A draw is some 30 operations, each of which costs a network's caches more than
-the work on few numbers takes; on a processor more numbers do not fit those."""
+"""Numbers that streams make at once at most. A draw is some 30 operations, and to begin each of them after a network, with
+cold caches or a launch, costs more than few numbers do; on a processor many more numbers would not fit the caches."""
 
 
 def _signed(word: int) -> int:
@@ -119,7 +119,7 @@ class BatchRows(Streams):
     """The draws for some rows of a batch, out of draws for all of it from one torch generator.
 
     However a batch is shared out over parts and processes, each row gets the same numbers. The numbers of the other rows are
-    drawn and dropped, which costs a training step a tenth of what streams cost.
+    drawn and dropped.
 
     Args:
         generator: Seeded alike for every part of the batch, and used for nothing else meanwhile.
