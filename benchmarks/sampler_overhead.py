@@ -9,6 +9,9 @@ preset quick at batch 64 (``--preset``, ``--batch``):
 * **runs**: whole runs over as many bare calls, in turns. This holds all there is, also what the loop takes from the
   network's caches, but the calls themselves vary by several per cent between one run and the next.
 
+On CUDA a second line has whole runs recorded as one graph, as ``proxflow.sample(…, graph=True)`` does it, over as many bare
+calls: launched kernel by kernel, and recorded as well.
+
 After a network an operation finds the processor's caches full of other things, so that its first use in a step costs some
 ten times what it costs alone. The last column is a step on points with the least network there is, which shows the latter.
 On a processor all times are those of the process (one thread), which other programs hardly change; on a GPU they are the
