@@ -50,8 +50,8 @@ class Preset:
     samples: dict[str, int]
     seeds: dict[str, tuple[int, ...]]
     far: int = 50
-    repeats: int = 5
-    chunk: dict[str, int] = field(default_factory=lambda: {"mnist": 20, "toy": 300})
+    repeats: int = 15
+    chunk: dict[str, int] = field(default_factory=lambda: {"mnist": 10, "toy": 300})
 
 
 PRESETS = {
