@@ -24,8 +24,10 @@ from proxflow import (
     NewtonSolver,
     PointPredictor,
     ReverseKL,
+    TargetEnergy,
+    Wasserstein2,
 )
-from proxflow.divergences import Jeffreys
+from proxflow.divergences import CoordinateMetric, Jeffreys
 from proxflow.errors import ArgumentError
 from proxflow.flows import draw_times
 
@@ -254,6 +256,17 @@ def test_a_plain_training_belief_is_the_proximal_step(schedule, shape):
     expected = flow.walk(prior, flow.endpoints.target(x, prior), t)
     torch.testing.assert_close(found.mean, expected.mean, rtol=1e-14, atol=0)
     torch.testing.assert_close(found.std, expected.std, rtol=1e-14, atol=1e-15)
+
+
+def test_training_beliefs_follow_the_metric_and_the_energy_where_there_is_one():
+    x, t = torch.zeros(2, 3, dtype=torch.float64), double([0.2, 0.5])
+    metric = CoordinateMetric((0.5, 2.0))
+    with pytest.raises(ArgumentError, match="events of 2 coordinates"):
+        GPFN(Wasserstein2(metric)).belief(x, t, seeded())
+    stretched = TargetEnergy(Wasserstein2(CoordinateMetric((4.0, 1.0, 1.0))))
+    found, plain = (GPFN(energy=energy).belief(x, t, seeded()).mean for energy in (stretched, None))
+    torch.testing.assert_close(found[:, 1:], plain[:, 1:], rtol=0.2, atol=0)  # eight steps, not one
+    assert (found[:, 0].abs() < 0.8 * plain[:, 0].abs()).all()
 
 
 def test_a_belief_about_whole_numbers_is_in_the_precision_of_time():

@@ -45,6 +45,20 @@ def points(number=512):
 CONFIG = TrainingConfig(steps=200, batch_size=64, checkpoint_every=50, ema=0.9)
 
 
+def test_the_averaged_copy_has_the_newest_buffers():
+    class Counts(Net):
+        def __init__(self):
+            super().__init__(0.0)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x, t):
+            self.calls += self.training
+            return super().forward(x, t)
+
+    result = fit(GPFN(), PointPredictor(Counts(), GPFN(), clip=None), points(), replace(CONFIG, steps=7))
+    assert float(result.predictor.network.calls) == 7
+
+
 def test_three_lines_learn_a_distribution():
     config = TrainingConfig(steps=600, batch_size=256, ema=0.99, learning_rate=3e-3)
     result = fit(GPFN(), model(), points(), config)
