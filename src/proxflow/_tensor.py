@@ -89,9 +89,10 @@ class SampleStreams(Streams):
             # Where nothing is known of those to come, as many as there were: at most half are made in vain.
             most = self.expected - self._draws if self.expected > self._draws else self._draws
             number = max(1, min(most, self.at_once // max(1, math.prod(shape)))) if again else 1
+            event = math.prod(shape[1:])
             draws = torch.arange(self._draws, self._draws + number, device=self.indices.device)[:, None, None]
-            made = (self._normal if normal else self._uniform)(self._words(draws, math.prod(shape[1:])), dtype)
-            self._ahead = list(made[..., : math.prod(shape[1:])].reshape(number, *shape).unbind())[::-1]
+            made = (self._normal if normal else self._uniform)(self._words(draws, event), dtype)
+            self._ahead = list(made[..., :event].reshape(number, *shape).unbind())[::-1]
         self._draws += 1
         return self._ahead.pop()
 
