@@ -382,6 +382,36 @@ def test_parts_of_a_product_must_fit(parts: tuple[Belief, ...]) -> None:
         Product(parts)
 
 
+@pytest.mark.parametrize(
+    "std", [0.5, torch.tensor(0.5), lambda: torch.full((5, 1), 0.5)], ids=["number", "tensor", "function"]
+)
+def test_a_standard_deviation_is_a_number_a_tensor_or_a_function(std) -> None:
+    mean = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    given_, plain = DiagonalGaussian(mean, std), DiagonalGaussian(mean, torch.full((5, 3), 0.5))
+    assert torch.equal(given_.std, plain.std)
+    assert torch.equal(given_.log_prob(mean + 1), plain.log_prob(mean + 1))
+    assert torch.equal(*(belief.sample(torch.Generator().manual_seed(1)) for belief in (given_, plain)))
+    doubled = given_.map(torch.Tensor.double)
+    assert doubled.std.dtype == torch.float64
+    assert torch.equal(doubled.std, plain.std.double())
+
+
+def test_a_standard_deviation_given_by_a_function_is_worked_out_only_when_read() -> None:
+    def std() -> Tensor:
+        raise AssertionError
+
+    belief = DiagonalGaussian(torch.zeros(2, 3), std)
+    assert belief.features().shape == belief.mode.shape == (2, 3)
+    with pytest.raises(AssertionError):
+        _ = belief.std
+
+
+@pytest.mark.parametrize("std", [-0.1, math.nan])
+def test_a_number_that_is_no_standard_deviation_is_refused(std: float) -> None:
+    with pytest.raises(ArgumentError, match="must not be negative"):
+        DiagonalGaussian(torch.zeros(2, 3), std)
+
+
 @pytest.mark.parametrize("divergence", [Wasserstein2(), KL()], ids=str)
 def test_one_spread_for_all_takes_no_arithmetic_over_a_batch(divergence: Divergence) -> None:
     mean = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))

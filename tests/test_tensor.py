@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from proxflow._tensor import BatchRows, SampleStreams, _mixed, over_events, rand, randn
+from proxflow._tensor import BatchRows, SampleStreams, _mixed, over_events, rand, randn, randn_like
 from proxflow.errors import ArgumentError
 
 WORD = 2**64
@@ -62,6 +62,16 @@ def test_streams_do_not_depend_on_the_batch(seed, indices, size):
         alone = SampleStreams(seed, torch.tensor([index]))
         assert torch.equal(alone.normal(torch.Size([1, size]), torch.float64)[0], first[row])
         assert torch.equal(alone.normal(torch.Size([1, size]), torch.float64)[0], second[row])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_draws_like_a_tensor_do_not_depend_on_its_layout(dtype):
+    plain = torch.zeros(2, 3, 4, 5, dtype=dtype)
+    for x in (plain, plain.to(memory_format=torch.channels_last), plain.transpose(0, 3).contiguous().transpose(0, 3)):
+        found = randn_like(x, torch.Generator().manual_seed(5))
+        assert torch.equal(found, torch.randn(2, 3, 4, 5, dtype=dtype, generator=torch.Generator().manual_seed(5)))
+        streams = (SampleStreams(5, torch.arange(2)) for _ in range(2))
+        assert torch.equal(randn_like(x, next(streams)), randn(x.shape, next(streams), dtype, x.device))
 
 
 @pytest.mark.parametrize("cuts", [(0, 7), (0, 3, 7), (0, 1, 2, 7)])

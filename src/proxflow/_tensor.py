@@ -140,8 +140,6 @@ class BatchRows(Streams):
     def _drawn(self, draw: Callable[..., Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
         if shape[0] != len(self.rows):
             raise ArgumentError(f"{len(self.rows)} rows cannot fill a batch of {shape[0]}")
-        if len(self.rows) == self.batch:
-            return draw(shape, self.generator, dtype, self.generator.device)
         drawn = draw(torch.Size([self.batch, *shape[1:]]), self.generator, dtype, self.generator.device)
         return drawn[self.rows.start : self.rows.stop]
 
@@ -155,6 +153,13 @@ def randn(shape: torch.Size, generator: Generator, dtype: torch.dtype, device: t
     if not isinstance(generator, torch.Generator):
         return generator.normal(shape, dtype)
     return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+
+
+def randn_like(x: Tensor, generator: Generator) -> Tensor:
+    """Standard normal draws of the shape, type and device of ``x``; those of :func:`randn`, whatever the layout of ``x``."""
+    if not isinstance(generator, torch.Generator):
+        return generator.normal(x.shape, x.dtype)
+    return torch.empty_like(x, memory_format=torch.contiguous_format).normal_(generator=generator)
 
 
 def rand(shape: torch.Size, generator: Generator, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -192,12 +197,13 @@ def over_events(t: Tensor | float, like: Tensor) -> Tensor:
     Raises:
         ArgumentError: Neither a scalar nor one number for each example.
     """
-    t = torch.as_tensor(t, dtype=like.dtype, device=like.device)
+    if not isinstance(t, Tensor) or t.dtype != like.dtype or t.device != like.device:
+        t = torch.as_tensor(t, dtype=like.dtype, device=like.device)
     if t.ndim == 0:
         return t
     if t.shape != like.shape[:1]:
         raise ArgumentError(f"expected a scalar or a tensor of shape ({like.shape[0]},), got shape {tuple(t.shape)}")
-    return t.reshape(-1, *[1] * (like.ndim - 1))
+    return t.view(-1, *(1,) * (like.ndim - 1))
 
 
 def sum_events(values: Tensor) -> Tensor:

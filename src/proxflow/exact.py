@@ -135,7 +135,7 @@ class ExactMean:
 
     def __call__(self, belief: DiagonalGaussian, t: Tensor) -> DiagonalGaussian:
         mean = self.law.posterior_mean(belief.mean, *_noisy_path(self.flow, t))
-        return DiagonalGaussian(mean, mean.new_full((), _target_std(self.flow)))
+        return DiagonalGaussian(mean, _target_std(self.flow))
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +159,7 @@ class ExactDraw:
 
     def __call__(self, belief: DiagonalGaussian, t: Tensor, *, generator: Generator) -> DiagonalGaussian:
         drawn = self.law.posterior_sample(belief.mean, *_noisy_path(self.flow, t), generator)
-        return DiagonalGaussian(drawn, drawn.new_full((), _target_std(self.flow)))
+        return DiagonalGaussian(drawn, _target_std(self.flow))
 
 
 def _noisy_path(flow: Flow[Any], t: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from proxflow._tensor import Generator, over_events, randn
+from proxflow._tensor import Generator, over_events, randn_like
 from proxflow.beliefs import Belief, Binned, Categorical, DiagonalGaussian, GaussianMixture, Product
 from proxflow.errors import ArgumentError
 from proxflow.schedules import GaussianPath, Schedule
@@ -86,7 +86,9 @@ class PointPredictor(Predictor):
 
     def forward(self, belief: DiagonalGaussian, t: Tensor) -> DiagonalGaussian:
         mean = belief.features()
-        output = self.network(mean, t).to(mean.dtype)
+        output = self.network(mean, t)
+        if output.dtype != mean.dtype:
+            output = output.to(mean.dtype)
         if output.shape != mean.shape:
             raise ArgumentError(f"the network must keep the shape {tuple(mean.shape)}, returned {tuple(output.shape)}")
         if self.parameterisation == "x" or self.path is None:
@@ -101,7 +103,7 @@ class PointPredictor(Predictor):
                 prediction = (mean + b * output) / (a + b).clamp_min(nothing)
         if self.clip is not None and (self.clip_in_training or not self.training):
             prediction = prediction.clamp(*self.clip)
-        return DiagonalGaussian(prediction, prediction.new_full((), self.target_std))
+        return DiagonalGaussian(prediction, self.target_std)
 
 
 class LongStepPredictor(Predictor):
@@ -144,7 +146,7 @@ class LongStepPredictor(Predictor):
             raise ArgumentError(f"the network must keep the shape {tuple(mean.shape)}, returned {tuple(output.shape)}")
         if self.clip is not None and not self.training:
             output = output.clamp(*self.clip)
-        return DiagonalGaussian(output, output.new_full((), self.target_std))
+        return DiagonalGaussian(output, self.target_std)
 
     def begin_from(self, weights: Mapping[str, Tensor]) -> None:
         """Take the weights of a trained :class:`PointPredictor` (``state_dict``) whose network is the same but for the end.
@@ -212,7 +214,7 @@ class DrawPredictor(Predictor):
                 "mean of the data, as likelihoods do, needs a PointPredictor"
             )
         if noise is None:
-            noise = randn(mean.shape, generator, mean.dtype, mean.device)[:, None]  # type: ignore[arg-type]
+            noise = randn_like(mean, generator)[:, None]  # type: ignore[arg-type]
         number = noise.shape[1] if noise.ndim > 1 else 0
         if number < 1 or noise.shape != (len(mean), number, *mean.shape[1:]):
             raise ArgumentError(
@@ -228,9 +230,9 @@ class DrawPredictor(Predictor):
             )
         if self.clip is not None and not self.training:
             drawn = drawn.clamp(*self.clip)
-        std = drawn.new_full((), self.target_std)
         if not several:
-            return DiagonalGaussian(drawn, std)
+            return DiagonalGaussian(drawn, self.target_std)
+        std = drawn.new_full((), self.target_std)
         return GaussianMixture(drawn.new_zeros(len(mean), number), drawn.unflatten(0, (len(mean), number)), std)
 
 
@@ -354,7 +356,7 @@ class ProductPredictor(Predictor):
     @staticmethod
     def _part(belief: Belief, output: Tensor, target_std: float) -> Belief:
         if isinstance(belief, DiagonalGaussian):
-            return DiagonalGaussian(output, output.new_full((), target_std))
+            return DiagonalGaussian(output, target_std)
         if isinstance(belief, Categorical):
             return _classes(belief, output)
         raise ArgumentError(

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, randn
+from proxflow._tensor import Generator, randn_like
 from proxflow.beliefs.base import Belief
 from proxflow.errors import ArgumentError
 
@@ -71,7 +71,7 @@ class FullGaussian(Belief):
         return self.mean
 
     def sample(self, generator: Generator) -> Tensor:
-        noise = randn(self.mean.shape, generator, self.mean.dtype, self.mean.device)
+        noise = randn_like(self.mean, generator)
         return self.mean + (self.scale_tril @ noise[..., None]).squeeze(-1)
 
     def log_prob(self, x: Tensor) -> Tensor:

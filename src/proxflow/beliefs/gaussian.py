@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, randn, sum_events
+from proxflow._tensor import Generator, randn_like, sum_events
 from proxflow.beliefs.base import Belief
 from proxflow.errors import ArgumentError
 
@@ -22,34 +23,44 @@ class DiagonalGaussian(Belief):
 
     Args:
         mean: (batch, *event), floating point.
-        std: Standard deviation ≥ 0 in the units of the data, broadcastable to the shape of ``mean``; read expanded to it
-            (a view, at no cost in memory).
+        std: Standard deviation ≥ 0 in the units of the data: a number, a tensor broadcastable to the shape of ``mean``, or a
+            function that returns such a tensor, called when it is read. Read expanded to that shape (a view, at no cost in
+            memory).
 
     Raises:
-        ArgumentError: The shapes do not fit, or a tensor is not floating point.
+        ArgumentError: The shapes do not fit, a tensor is not floating point, or a number is negative.
     """
 
     __match_args__ = ("mean", "std")
 
     mean: Tensor
-    given_std: Tensor
-    """The standard deviation as it was given, not expanded: arithmetic on it is not repeated over a batch."""
+    _std: Tensor | float | Callable[[], Tensor]
     factorised = True
 
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        if not (mean.is_floating_point() and std.is_floating_point()):
-            raise ArgumentError(f"a Gaussian needs floating-point tensors, got {mean.dtype} and {std.dtype}")
+    def __init__(self, mean: Tensor, std: Tensor | float | Callable[[], Tensor]) -> None:
+        if not mean.is_floating_point():
+            raise ArgumentError(f"a Gaussian needs a floating-point mean, got {mean.dtype}")
         if mean.ndim == 0:
             raise ArgumentError("a Gaussian's mean needs a batch dimension: (batch, *event)")
-        if std.ndim:
-            try:
-                std.expand(mean.shape)
-            except RuntimeError as error:
+        if isinstance(std, Tensor):
+            if not std.is_floating_point():
+                raise ArgumentError(f"a Gaussian needs a floating-point std, got {std.dtype}")
+            if std.ndim and not _broadcasts(std.shape, mean.shape):
                 raise ArgumentError(
                     f"std of shape {tuple(std.shape)} does not broadcast to the mean's {tuple(mean.shape)}"
-                ) from error
+                )
+        elif not callable(std) and not std >= 0:
+            raise ArgumentError(f"a standard deviation must not be negative, got {std}")
         object.__setattr__(self, "mean", mean)
-        object.__setattr__(self, "given_std", std)
+        object.__setattr__(self, "_std", std)
+
+    @property
+    def given_std(self) -> Tensor:
+        """The standard deviation as it was given, not expanded: arithmetic on it is not repeated over a batch."""
+        std = self._std
+        if isinstance(std, Tensor):
+            return std
+        return std() if callable(std) else self.mean.new_full((), std)
 
     @property
     def std(self) -> Tensor:
@@ -66,7 +77,7 @@ class DiagonalGaussian(Belief):
         return self.mean
 
     def sample(self, generator: Generator) -> Tensor:
-        noise = randn(self.mean.shape, generator, self.mean.dtype, self.mean.device)
+        noise = randn_like(self.mean, generator)
         return torch.addcmul(self.mean, self.given_std, noise)
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -95,3 +106,13 @@ class DiagonalGaussian(Belief):
 
     def unsites(self, sites: Self) -> Self:
         return type(self)(sites.mean.reshape(self.mean.shape), sites.std.reshape(self.mean.shape))
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    """Whether a tensor of this shape expands to the other."""
+    if len(shape) > len(to):
+        return False
+    for n, m in zip(reversed(shape), reversed(to), strict=False):  # noqa: SIM110  # all() takes twice as long
+        if n not in (1, m):
+            return False
+    return True

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, gumbel_max, randn
+from proxflow._tensor import Generator, gumbel_max, randn_like
 from proxflow.beliefs.base import Belief
 from proxflow.errors import ArgumentError
 
@@ -92,7 +92,7 @@ class GaussianMixture(Belief):
     def sample(self, generator: Generator) -> Tensor:
         chosen = gumbel_max(self.log_weights, generator)
         mean, std = self._of(chosen, self.means), self._of(chosen, self.stds)
-        return mean + std * randn(mean.shape, generator, mean.dtype, mean.device)
+        return mean + std * randn_like(mean, generator)
 
     def log_prob(self, x: Tensor) -> Tensor:
         self._check_event(x, torch.Size([self.batch_size, *self.means.shape[2:]]))

@@ -11,9 +11,8 @@ from typing import Any, Generic
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
-from proxflow._tensor import Generator, mean_events, one_hot, over_events, rand, randn, sum_events
+from proxflow._tensor import Generator, mean_events, one_hot, over_events, rand, randn, randn_like, sum_events
 from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, Product
 from proxflow.couplings import Coupling
 from proxflow.divergences import KL, Divergence, Wasserstein2, steps_compose
@@ -41,7 +40,10 @@ class Endpoints(ABC, Generic[B]):
 
     @abstractmethod
     def score(self, predicted: B, x: Tensor, weight: Tensor) -> Tensor:
-        """Loss of a prediction, (batch,), mean over coordinates; ``weight`` (batch,) is that of errors of real data."""
+        """Loss of a prediction, (batch,), mean over coordinates.
+
+        ``weight`` (batch,) is that of errors of real data, already divided by the number of coordinates.
+        """
 
     @abstractmethod
     def check(self, x: Tensor) -> None: ...
@@ -68,17 +70,17 @@ class GaussianEndpoints(Endpoints[DiagonalGaussian]):
         self, shape: Sequence[int], generator: Generator, dtype: torch.dtype, device: torch.device
     ) -> DiagonalGaussian:
         mean = randn(torch.Size(shape), generator, dtype, device)
-        return DiagonalGaussian(mean, mean.new_ones(()))
+        return DiagonalGaussian(mean, 1.0)
 
     def target(self, x: Tensor, like: DiagonalGaussian) -> DiagonalGaussian:
-        return DiagonalGaussian(x.to(like.mean.dtype), like.mean.new_full((), self.target_std))
+        return DiagonalGaussian(x.to(like.mean.dtype), self.target_std)
 
     def draw(self, target: DiagonalGaussian, generator: Generator) -> DiagonalGaussian:
         return DiagonalGaussian(target.sample(generator), target.given_std)
 
     def score(self, predicted: DiagonalGaussian, x: Tensor, weight: Tensor) -> Tensor:
-        # The weights are divided, and not the sums: a mean's gradient would be one more pass over the batch.
-        return weight / math.prod(x.shape[1:]) * sum_events(mse_loss(predicted.mean, x, reduction="none"))
+        error = predicted.mean - x
+        return weight * sum_events(error * error)
 
     def check(self, x: Tensor) -> None:
         check_real(x)
@@ -158,7 +160,7 @@ class ProductEndpoints(Endpoints[Product]):
     def score(self, predicted: Product, x: Tensor, weight: Tensor) -> Tensor:
         events = zip(self.parts, predicted.parts, predicted.split(x), strict=True)
         return sum(
-            (n / self.columns * part.score(p, event, weight) for (part, n), p, event in events),
+            (n / self.columns * part.score(p, event, weight * (self.columns / n)) for (part, n), p, event in events),
             torch.zeros_like(weight),
         )
 
@@ -249,14 +251,15 @@ class GPFN(Flow[Any]):
         ends = self._straight_ends
         if ends is not None and x.is_floating_point():
             # What the proximal step gives, in a third of the operations: in training a small network they would be felt.
-            noise = randn(x.shape, generator, x.dtype, x.device)
+            noise = randn_like(x, generator)
             f = over_events(self.schedule.fraction(t), x)
-            return DiagonalGaussian(torch.lerp(noise, x, f), (f * (ends.target_std - 1)).add_(1))
+            # Few predictors read the spread.
+            return DiagonalGaussian(torch.lerp(noise, x, f), lambda: torch.rsub(f, 1, alpha=1 - ends.target_std))
         dtype = x.dtype if x.is_floating_point() else t.dtype
         prior = self.prior(x.shape, generator, dtype, x.device)
         if self.coupling is not None:
             start: Tensor = prior.mean
-            prior = DiagonalGaussian(start[self.coupling.pair(start, x)], start.new_ones(()))
+            prior = DiagonalGaussian(start[self.coupling.pair(start, x)], 1.0)
         target = self.endpoints.target(x, prior)
         return self.walk(prior, target, t)
 
@@ -274,13 +277,18 @@ class GPFN(Flow[Any]):
         return self.proximal(belief, message, self.schedule.step(t, s))
 
     def weight(self, t: Tensor) -> Tensor:
-        return (self.schedule.derivative(t) / self.schedule.remaining(t).clamp_min(self.weight_floor)).square()
+        return self.schedule.velocity_weight(t, self.weight_floor)
+
+    def score(self, predicted: Any, x: Tensor, t: Tensor) -> Tensor:
+        """Weighted loss of predictions of ``x`` at times ``t`` (batch,), (batch,), mean over the coordinates."""
+        weight = self.schedule.velocity_weight(t, self.weight_floor, math.prod(x.shape[1:]))
+        return self.endpoints.score(predicted, x, weight)
 
     def loss(self, predict: Predict, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
         self.endpoints.check(x)
         t = draw_times(len(x), generator, x.device) if t is None else t
         predicted = predict(self.belief(x, t, generator), t)
-        return self.endpoints.score(predicted, x, self.weight(t))
+        return self.score(predicted, x, t)
 
     def times(self, nfe: int) -> list[float]:
         # n steps end at t = 1, where the last one lands on its target: the prediction itself.
@@ -290,6 +298,6 @@ class GPFN(Flow[Any]):
         if self.path is None:
             raise ArgumentError(f"{self} has no Gaussian path: use a proximal sampler")
         # The spread of a belief does not depend on where its latent is, for the geometries that have a path.
-        origin = DiagonalGaussian(latent.new_zeros([len(latent), *[1] * (latent.ndim - 1)]), latent.new_ones(()))
+        origin = DiagonalGaussian(latent.new_zeros([len(latent), *[1] * (latent.ndim - 1)]), 1.0)
         target = self.endpoints.target(origin.mean, origin)
         return DiagonalGaussian(latent, self.proximal(origin, target, self.schedule.fraction(t)).given_std)

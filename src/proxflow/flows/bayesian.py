@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, log_difference, mean_events, one_hot, over_events, randn
+from proxflow._tensor import Generator, log_difference, mean_events, one_hot, over_events, randn, randn_like
 from proxflow.beliefs import Binned, Categorical, DiagonalGaussian, bin_centre, bin_of, gaussian_bin_log_prob
 from proxflow.errors import ArgumentError
 from proxflow.flows.base import B, Flow, Predict, check_class_number, check_classes, check_real, draw_times
@@ -92,15 +92,15 @@ class _GaussianBayesianFlow(BayesianFlow[DiagonalGaussian]):
         device: torch.device,
     ) -> DiagonalGaussian:
         mean = torch.zeros(tuple(shape), dtype=dtype, device=device)
-        return DiagonalGaussian(mean, mean.new_ones(()))
+        return DiagonalGaussian(mean, 1.0)
 
     def belief(self, x: Tensor, t: Tensor, generator: Generator) -> DiagonalGaussian:
         x = self._sent(x)
         a, b = (over_events(c, x) for c in self.path.coefficients(t))
-        return self.belief_at(a * x + b * randn(x.shape, generator, x.dtype, x.device), t)
+        return self.belief_at(a * x + b * randn_like(x, generator), t)
 
     def belief_at(self, latent: Tensor, t: Tensor) -> DiagonalGaussian:
-        return DiagonalGaussian(latent, over_events(self.path.precision(t).rsqrt(), latent))
+        return DiagonalGaussian(latent, lambda: over_events(self.path.precision(t).rsqrt(), latent))
 
     def update(
         self, belief: DiagonalGaussian, target: Any, t: Tensor, s: Tensor, generator: Generator | None
@@ -110,7 +110,7 @@ class _GaussianBayesianFlow(BayesianFlow[DiagonalGaussian]):
             message = target.mean
         else:
             message = self._drawn(target, generator)
-            noise = randn(message.shape, generator, message.dtype, message.device)
+            noise = randn_like(message, generator)
             message = torch.addcmul(message, alpha.rsqrt(), noise)
         total = belief.given_std.reciprocal().square() + alpha
         return DiagonalGaussian(torch.lerp(belief.mean, message, alpha / total), total.rsqrt())
@@ -308,7 +308,7 @@ class DiscreteBFN(BayesianFlow[Categorical]):
         mean = alpha * (self.classes * probs - 1)
         if generator is None:
             return mean
-        return mean + (alpha * self.classes).sqrt() * randn(probs.shape, generator, probs.dtype, probs.device)
+        return mean + (alpha * self.classes).sqrt() * randn_like(probs, generator)
 
     def belief(self, x: Tensor, t: Tensor, generator: Generator) -> Categorical:
         certain = torch.nn.functional.one_hot(x, self.classes).to(t.dtype)
@@ -363,7 +363,7 @@ class DiscreteBFN(BayesianFlow[Categorical]):
         scale = self.classes * over_events(self.accuracies.accuracy(t, s), log_probs)  # αK, the variance of a message
         total = torch.zeros_like(log_probs[..., 0])
         for _ in range(draws):
-            noise = scale.sqrt() * randn(log_probs.shape, generator, log_probs.dtype, log_probs.device)
+            noise = scale.sqrt() * randn_like(log_probs, generator)
             if mixture == "joint":
                 # y_k − y_x without its cancelling parts: −αK + √(αK)(ε_k − ε_x), and exactly 0 for k = x.
                 ahead = noise - noise.gather(-1, x[..., None]) - scale

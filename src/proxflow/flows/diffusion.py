@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, mean_events, over_events, randn
+from proxflow._tensor import Generator, mean_events, over_events, randn, randn_like
 from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
 from proxflow.flows.base import Flow, Predict, check_real, draw_times
@@ -47,11 +47,11 @@ class Diffusion(Flow[DiagonalGaussian]):
         self, shape: Sequence[int], generator: Generator, dtype: torch.dtype, device: torch.device
     ) -> DiagonalGaussian:
         mean = randn(torch.Size(shape), generator, dtype, device)
-        return DiagonalGaussian(mean, mean.new_ones(()))
+        return DiagonalGaussian(mean, 1.0)
 
     def belief(self, x: Tensor, t: Tensor, generator: Generator) -> DiagonalGaussian:
         a, b = (over_events(c, x) for c in self.path.coefficients(t))
-        return DiagonalGaussian(a * x + b * randn(x.shape, generator, x.dtype, x.device), b)
+        return DiagonalGaussian(a * x + b * randn_like(x, generator), b)
 
     def belief_at(self, latent: Tensor, t: Tensor) -> DiagonalGaussian:
         return DiagonalGaussian(latent, over_events(self.path.coefficients(t)[1], latent))
@@ -66,7 +66,7 @@ class Diffusion(Flow[DiagonalGaussian]):
             moved = keep.to(mean.dtype) * mean + (new_a - a * keep).to(mean.dtype) * x
         else:
             squared = new_a.square() - (a * keep).square()
-            noise = new_b * squared.clamp_min(0).sqrt() * randn(x.shape, generator, x.dtype, x.device)
+            noise = new_b * squared.clamp_min(0).sqrt() * randn_like(x, generator)
             moved = ((a * keep.square()).to(mean.dtype) * mean + squared.to(mean.dtype) * x + noise) / new_a
         return self.belief_at(moved.to(mean.dtype), s)
 

@@ -58,6 +58,6 @@ class Reflow:
         flow: GPFN = self.flow  # type: ignore[assignment]
         t = draw_times(len(x), generator, x.device) if t is None else t
         start, end = x.unbind(1)
-        prior = DiagonalGaussian(start, start.new_ones(()))
+        prior = DiagonalGaussian(start, 1.0)
         belief = flow.walk(prior, flow.endpoints.target(end, prior), t)
-        return flow.endpoints.score(predict(belief, t), end, flow.weight(t))
+        return flow.score(predict(belief, t), end, t)

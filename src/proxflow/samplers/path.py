@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, on_device, randn
+from proxflow._tensor import Generator, on_device, randn_like
 from proxflow.beliefs import Categorical, DiagonalGaussian
 from proxflow.errors import ArgumentError
 from proxflow.samplers.base import Sampler, SamplingFlow
@@ -84,7 +84,7 @@ class PathSampler(Sampler):
         a, b = path.coefficients(torch.zeros((), dtype=torch.float64))
         scale = float(a + b)
         # A drawn prior is the noise ε; a fixed one says nothing of it, so ε is drawn here.
-        y = latent / scale if scale > 0 else randn(latent.shape, generator, latent.dtype, latent.device)
+        y = latent / scale if scale > 0 else randn_like(latent, generator)
         return belief, (y, None)
 
     def plan(self, flow: SamplingFlow, belief: Any, times: Sequence[float], device: torch.device) -> Sequence[Point]:
@@ -154,7 +154,7 @@ class Marginal(PathSampler):
         moved = torch.lerp(x, y, keep / total)
         if self.kappa > 0:
             fresh = self.kappa * new[1] * math.sqrt(replaced)
-            moved.mul_(total).add_(randn(y.shape, generator, y.dtype, y.device), alpha=fresh)
+            moved.mul_(total).add_(randn_like(y, generator), alpha=fresh)
         return moved, memory
 
 
