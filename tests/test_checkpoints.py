@@ -281,6 +281,22 @@ def test_a_checkpoint_of_format_1_still_loads(tmp_path):
         fit(GPFN(), line(), DATA, replace(OLD_CONFIG, ema=0.5), folder=tmp_path)
 
 
+@pytest.mark.parametrize("stretch", [7, [1.0], [[1.0]], [["a", 1.0]], [[1.0, 1.0]] * 31])
+def test_what_is_no_record_of_steps_is_refused(tmp_path, stretch, monkeypatch):
+    config, really = replace(OLD_CONFIG, steps=60, checkpoint_every=30, keep=1), Checkpoints.save
+
+    def save(self, step, state, progress):
+        assert len(progress["stretch"]) == step % 50 == 30
+        really(self, step, state, {**progress, "stretch": stretch})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        fit(GPFN(), line(), DATA, config, folder=tmp_path)
+    with pytest.raises(CheckpointError, match="not a checkpoint of this library"):
+        fit(GPFN(), line(), DATA, config, folder=tmp_path)
+
+
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "checkpoint.safetensors")
     with pytest.raises(CheckpointError, match="not a checkpoint of this library"):

@@ -305,6 +305,14 @@ def test_bfloat16_trains_and_is_not_float32():
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_precision_is_not_the_callers(precision):
+    config = replace(CONFIG, precision=precision)
+    alone = fit(GPFN(), model(), points(), config).losses
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fit(GPFN(), model(), points(), config).losses == alone
+
+
 def test_compiling_changes_nothing_of_the_result(tmp_path, monkeypatch):
     compiled, really = [], torch.nn.Module.compile
 

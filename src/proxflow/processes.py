@@ -60,6 +60,10 @@ class Processes:
             distributed.all_reduce(tensor)
         return tensor
 
+    def average(self, tensor: Tensor) -> Tensor:
+        """The mean over the processes."""
+        return self.add_up(tensor) / self.size if self.size > 1 else tensor
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process; waits for all of them, but not for their accelerators."""
         return bool(self.add_up(torch.tensor(int(flag)))) if self.size > 1 else flag

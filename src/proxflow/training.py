@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -139,9 +139,13 @@ def fit(
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
 
     def total_loss(network: nn.Module, examples: Tensor, t: Tensor, key: int, part: range) -> Tensor:
-        noise = BatchRows(source.manual_seed(_mix(key, _NOISE_KEY)), len(t), part)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return flow.loss(network, _scaled(examples), noise, t[part.start : part.stop]).float().sum()
+        source.manual_seed(_mix(key, _NOISE_KEY))
+        noise = source if len(part) == len(t) else BatchRows(source, len(t), part)
+        with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
+            total = flow.loss(network, _scaled(examples), noise, t[part.start : part.stop]).float().sum()
+        if bf16:
+            torch.clear_autocast_cache()  # weights cast here, of this step alone
+        return total
 
     @torch.no_grad()
     def held_out_loss() -> float | None:
@@ -154,25 +158,32 @@ def fit(
             total += total_loss(averaged, held_out[part.start : part.stop].to(device), t, key, part)
         return float(processes.add_up(total)) / number
 
-    with bar(label, config.steps * size, "images", run.step * size) as show, _signals() as told, _memory(config, parts):
+    with (
+        bar(label, config.steps * size, "images", run.step * size) as show,
+        _signals() as told,
+        _memory(config, parts),
+        torch.autocast(device.type, enabled=False),  # the precision is the configuration's, not the caller's
+    ):
         while run.step < config.steps:
             key = _mix(config.seed, run.step)
             indices, t = order(run.step), draw_times(size, generator.manual_seed(key), device)
             rate = learning_rate(run.step, config)
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["factor"]
-            optimiser.zero_grad()
-            loss = torch.zeros((), device=device)
+                for parameter in group["params"]:  # the optimiser's own way to do so is slower than a small network
+                    parameter.grad = None
+            shares: list[Tensor] = []
             for number, part in enumerate(parts):
                 if config.compile:
                     torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
                 _seed_dropout(_mix(key, processes.rank * len(parts) + number), device)
                 with postponed(model, last=number == len(parts) - 1):
-                    share = total_loss(model, data[indices[part.start : part.stop]], t, key, part) / size
+                    total = total_loss(model, data[indices[part.start : part.stop]], t, key, part)
                     # Gradients are averaged over the processes, and shall be those of the mean over the whole batch.
-                    (share * processes.size).backward()  # type: ignore[no-untyped-call]
-                loss += share.detach()
-            processes.add_up(loss)
+                    share = total / (size / processes.size)
+                    share.backward()  # type: ignore[no-untyped-call]
+                shares.append(share.detach())
+            loss = processes.average(sum(shares[1:], start=shares[0]))
             norms = [whole(nn.utils.clip_grad_norm_(group["params"], config.clip)) for group in optimiser.param_groups]
             norm = torch.stack(norms).sum() if len(norms) > 1 else norms[0]
             optimiser.found_inf = run.guard(loss, norm)  # type: ignore[attr-defined]  # where set, step() changes nothing
@@ -214,12 +225,15 @@ def _groups(predictor: nn.Module) -> list[dict[str, Any]]:
 def _averaging(averaged: nn.Module, predictor: nn.Module) -> Callable[[float], None]:
     """What moves the averaged weights toward the predictor's, given the decay."""
     # Found once: to walk through all modules in each step would take longer than the averaging.
-    means, values = (list(module.parameters()) for module in (averaged, predictor))
+    means: list[Tensor] = list(averaged.parameters())
+    values: list[Tensor] = list(predictor.parameters())
     buffers = list(zip(averaged.buffers(), predictor.buffers(), strict=True))
+    sharded = any(local(mean) is not mean for mean in means)
 
     @torch.no_grad()
     def average(decay: float) -> None:
-        torch._foreach_lerp_(list(map(local, means)), list(map(local, values)), 1 - decay)
+        own, new = (list(map(local, tensors)) if sharded else tensors for tensors in (means, values))
+        torch._foreach_lerp_(own, new, 1 - decay)
         for mean, value in buffers:
             mean.copy_(value)
 
@@ -330,8 +344,8 @@ class _Order:
         for epoch in range(first, last + 1):
             if epoch not in self.epochs:
                 generator = torch.Generator().manual_seed(_mix(self.config.seed, -1 - epoch))
+                self.epochs = {known: order for known, order in self.epochs.items() if known >= first}
                 self.epochs[epoch] = torch.randperm(self.number, generator=generator).to(self.device)
-        self.epochs = {epoch: order for epoch, order in self.epochs.items() if epoch >= first}
         joined = (
             torch.cat([self.epochs[epoch] for epoch in range(first, last + 1)]) if last > first else self.epochs[first]
         )
@@ -357,8 +371,9 @@ class _Run:
         self.log = Log(folder / "log.jsonl") if folder is not None and processes.first else None
         self.step, self.skipped, self.losses = 0, 0, list[float]()
         self.saved, self.begun = 0, time.monotonic()
-        # Of this stretch: sums over good steps of loss, gradient norm and 1; bad losses; bad gradients of good losses.
-        self.tally = torch.zeros(5, device=next(predictor.parameters()).device)
+        # Loss and gradient norm of the steps since the last look, each in the row of its place in the stretch.
+        self.numbers, self.since = torch.zeros(STRETCH, 2, device=next(predictor.parameters()).device), 0
+        self.rows = self.numbers.unbind()
         for parameter in predictor.parameters():  # made now, so that a checkpoint has where to go
             optimiser.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),
@@ -373,10 +388,14 @@ class _Run:
 
     def guard(self, loss: Tensor, norm: Tensor) -> Tensor:
         """Count a step; 1 where its loss or gradient is not finite, else 0, on the device and without waiting for it."""
-        good_loss, good = loss.isfinite(), loss.isfinite() & norm.isfinite()
-        sums = torch.stack([loss, norm, torch.ones_like(loss)]).where(good, 0.0)
-        self.tally += torch.cat([sums, torch.stack([~good_loss, good_loss & ~good])])
-        return (~good).float()
+        numbers = torch.stack([loss, norm], out=self.rows[self.step % STRETCH])
+        return (numbers * 0).sum().nan_to_num(1.0)
+
+    def stretch(self) -> list[list[float]]:
+        """Loss and gradient norm of each step since the last look; waits for the device."""
+        first = self.since % STRETCH
+        numbers: list[list[float]] = self.numbers[first : first + self.step - self.since].tolist()
+        return numbers
 
     def look(self, rate: float) -> None:
         """Look at the stretch: record it, or stop if too many of its steps were bad.
@@ -384,14 +403,16 @@ class _Run:
         Raises:
             DivergedError: They were.
         """
-        loss, norm, good, bad_losses, bad_gradients = self.tally.tolist()
-        bad = int(bad_losses + bad_gradients)
+        steps = self.stretch()
+        self.since = self.step
+        good = [numbers for numbers in steps if all(map(math.isfinite, numbers))]
+        bad, bad_losses = len(steps) - len(good), sum(not math.isfinite(loss) for loss, _ in steps)
         self.skipped += bad
-        self.tally.zero_()
         if bad > self.config.skip_limit or not good:
-            raise DivergedError(self._diagnosis(bad, int(bad_losses), int(good) + bad, rate))
-        self.losses.append(loss / good)
-        self.record(loss=loss / good, gradient_norm=norm / good, learning_rate=rate, skipped=self.skipped)
+            raise DivergedError(self._diagnosis(bad, bad_losses, len(steps), rate))
+        loss, norm = (math.fsum(column) / len(good) for column in zip(*good, strict=True))
+        self.losses.append(loss)
+        self.record(loss=loss, gradient_norm=norm, learning_rate=rate, skipped=self.skipped)
 
     def _diagnosis(self, bad: int, bad_losses: int, steps: int, rate: float) -> str:
         which = [n for n, p in self.predictor.named_parameters() if p.grad is not None and not finite(local(p.grad))]
@@ -442,7 +463,7 @@ class _Run:
             "score": held_out,
             "skipped": self.skipped,
             "losses": self.losses,
-            "tally": self.tally.tolist(),
+            "stretch": [[n if math.isfinite(n) else None for n in numbers] for numbers in self.stretch()],
             "training": to_dict(self.config),
         }
         self.checkpoints.save(self.step, state, progress)
@@ -462,7 +483,13 @@ class _Run:
             self.step, seconds = int(progress["step"]), float(progress["seconds"])
             self.losses = [float(loss) for loss in progress["losses"]]
             self.skipped = int(progress.get("skipped", 0))
-            self.tally.copy_(torch.tensor(progress.get("tally", [0.0] * 5)))
+            kept = progress.get("stretch", [])
+            stretch = [[math.nan if n is None else float(n) for n in numbers] for numbers in kept]
+            if len(stretch) > self.step % STRETCH:
+                raise ValueError(f"{len(stretch)} steps of a stretch at step {self.step}")
+            self.since = self.step - len(stretch)
+            for step, (loss, norm) in enumerate(stretch, self.since):
+                self.rows[step % STRETCH].copy_(torch.tensor([loss, norm]))
             trained = {**to_dict(TrainingConfig()), **progress["training"]}  # what was added later had its default
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path} is not a checkpoint of this library: {error}") from error

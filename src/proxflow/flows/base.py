@@ -100,7 +100,7 @@ def draw_times(batch: int, generator: Generator, device: torch.device) -> Tensor
         torch.rand((), generator=generator, device=device),
         torch.randperm(batch, generator=generator, device=device),
     )
-    return ((order + offset) / batch).clamp(1e-6, 1 - 1e-6)
+    return (order + offset).div_(batch).clamp_(1e-6, 1 - 1e-6)
 
 
 def check_real(x: Tensor) -> None:
