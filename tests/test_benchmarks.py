@@ -147,7 +147,7 @@ def fake_results():
 
     rows = [
         row(name, sampler, nfe, scale * worse / nfe, ratio)
-        for name, scale, ratio in (("proxflow gpfn-w2", 40, 1.0), ("peer", 44, 0.93))
+        for name, scale, ratio in (("proxflow gpfn-w2", 40, 1.0), ("peer", 44, 0.83))
         for sampler, worse in (("plain", 2), ("better", 1))
         for nfe in (4, 10, 20)
     ]
@@ -176,22 +176,25 @@ def test_the_tables_name_winners_and_losses():
         "At 4 evaluations proxflow gpfn-w2 (better, 10.0) is no worse than the best peer, peer (better, 11.0)." in text
     )
     assert "At 20 evaluations proxflow gpfn-w2 (better, 2.00) is worse than the best peer, peer (better, 1.00)." in text
-    assert "Training is slower than peer (0.93); proxflow gpfn-w2 against itself measures 0.90 to 1.10." in text
+    # 0.1 around the mean of three is a standard error of 0.1/√3.
+    said = "is slower than peer (0.830 ± 0.058); against itself it measures 1.000 ± 0.058."
+    assert f"Training the U-Net {said} Training the perceptron {said}" in text
     assert "costs +1.0% over its network calls" in text
     for condition in ("1,000 training steps", "384 samples", "0123456789ab", "azula 0.11.1", "Some Processor", "0.50"):
         assert condition in text
-    assert "| peer | 0.93 (0.83–1.03) | 1.010–1.010 | 0.90 |" in text
+    assert "| peer | 0.830 ± 0.058 | 1.010–1.010 | 0.90 |" in text
     short = peers.summary_block(fake_results())
     assert "is worse than the best peer" in short
     assert "| peer | 11.0 better |" in short
 
 
-def test_slower_is_said_only_of_what_prints_below_one():
+def test_slower_is_said_only_beyond_two_standard_errors():
     results = fake_results()
     for row in results["rows"]:
         if row["system"] == "peer":
-            row["train_steps_ratio"] = 0.998
-    assert "Training is no slower than any peer (ratios 1.00 to 1.00); " in peers.full_block(results)
+            row["runs"]["train_steps_ratio"] = [0.8, 0.9, 1.0]  # 0.9 ± 0.058
+    text = peers.full_block(results)
+    assert "Training the U-Net is no slower than any peer (ratios 0.900 ± 0.058 to 0.900 ± 0.058); " in text
 
 
 def test_the_kept_results_have_what_the_table_needs():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
@@ -47,18 +48,17 @@ def cost(rows: list[dict[str, Any]]) -> Table:
     body = []
     for system, row in {row["system"]: row for row in rows}.items():
         loops = [r["sampler_overhead"] for r in rows if r["system"] == system]
-        ratios = row["runs"]["train_steps_ratio"]
         body.append(
             (
                 system,
-                f"{row['train_steps_ratio']:.2f} ({min(ratios):.2f}–{max(ratios):.2f})",
+                "{:.3f} ± {:.3f}".format(*_rate(row)),
                 f"{min(loops):.3f}–{max(loops):.3f}",
                 f"{row['peak_memory_ratio']:.2f}",
             )
         )
     head = (
         "System",
-        "Training steps per second, ours over theirs: median (range)",
+        "Training steps per second, ours over theirs",
         "Sampling loop over its network calls: all samplers",
         "Peak memory, ours over theirs",
     )
@@ -78,20 +78,33 @@ def verdicts(results: dict[str, Any]) -> list[str]:
             f"At {nfe} evaluations {ours['system']} ({ours['sampler']}, {_short(ours['frechet'])}) is {word} the best peer, "
             f"{theirs['system']} ({theirs['sampler']}, {_short(theirs['frechet'])})."
         )
-    ratios = {row["system"]: row["train_steps_ratio"] for row in rows if not row["system"].startswith(OURS)}
-    slower = [f"{system} ({ratio:.2f})" for system, ratio in ratios.items() if round(ratio, 2) < 1]
-    verdict = f"slower than {', '.join(slower)}"
-    if not slower:
-        verdict = f"no slower than any peer (ratios {min(ratios.values()):.2f} to {max(ratios.values()):.2f})"
-    own = [row for row in rows if row["system"] == "proxflow gpfn-w2"]
-    itself = own[0]["runs"]["train_steps_ratio"]
-    sentences.append(
-        f"Training is {verdict}; proxflow gpfn-w2 against itself measures {min(itself):.2f} to {max(itself):.2f}."
-    )
-    loops = [row["sampler_overhead"] for row in own]
+    for network, some in (("U-Net", rows), ("perceptron", results["toy_rows"])):
+        sentences.append(f"Training the {network} is {_speed(some)}")
+    loops = [row["sampler_overhead"] for row in rows if row["system"] == "proxflow gpfn-w2"]
     extra = statistics.median(loops) - 1
     sentences.append(f"A run of proxflow gpfn-w2 costs {extra:+.1%} over its network calls, median of its samplers.")
     return sentences
+
+
+def _rate(row: dict[str, Any]) -> tuple[float, float]:
+    """Training steps per second, ours over theirs: the mean over pairs of processes, and its standard error."""
+    ratios = row["runs"]["train_steps_ratio"]
+    return statistics.mean(ratios), statistics.stdev(ratios) / math.sqrt(len(ratios))
+
+
+def _speed(rows: list[dict[str, Any]]) -> str:
+    """Whom training is slower than, by more than two standard errors, and how it compares with itself."""
+    rates = {row["system"]: _rate(row) for row in rows}
+    itself = rates["proxflow gpfn-w2"]
+    peers = {system: rate for system, rate in rates.items() if not system.startswith(OURS)}
+    slower = [
+        f"{system} ({ratio:.3f} ± {error:.3f})" for system, (ratio, error) in peers.items() if ratio + 2 * error < 1
+    ]
+    verdict = f"slower than {', '.join(slower)}"
+    if not slower:
+        least, most = min(peers.values()), max(peers.values())
+        verdict = f"no slower than any peer (ratios {least[0]:.3f} ± {least[1]:.3f} to {most[0]:.3f} ± {most[1]:.3f})"
+    return f"{verdict}; against itself it measures {itself[0]:.3f} ± {itself[1]:.3f}."
 
 
 def conditions(results: dict[str, Any]) -> str:
