@@ -159,7 +159,7 @@ def randn_like(x: Tensor, generator: Generator) -> Tensor:
     """Standard normal draws of the shape, type and device of ``x``; those of :func:`randn`, whatever the layout of ``x``."""
     if not isinstance(generator, torch.Generator):
         return generator.normal(x.shape, x.dtype)
-    return torch.empty_like(x, memory_format=torch.contiguous_format).normal_(generator=generator)
+    return torch.randn_like(x, generator=generator, memory_format=torch.contiguous_format)
 
 
 def rand(shape: torch.Size, generator: Generator, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -199,10 +199,11 @@ def over_events(t: Tensor | float, like: Tensor) -> Tensor:
     """
     if not isinstance(t, Tensor) or t.dtype != like.dtype or t.device != like.device:
         t = torch.as_tensor(t, dtype=like.dtype, device=like.device)
-    if t.ndim == 0:
+    shape = t.shape
+    if not shape:
         return t
-    if t.shape != like.shape[:1]:
-        raise ArgumentError(f"expected a scalar or a tensor of shape ({like.shape[0]},), got shape {tuple(t.shape)}")
+    if shape != like.shape[:1]:
+        raise ArgumentError(f"expected a scalar or a tensor of shape ({like.shape[0]},), got shape {tuple(shape)}")
     return t.view(-1, *(1,) * (like.ndim - 1))
 
 

@@ -162,7 +162,8 @@ def fit(
         bar(label, config.steps * size, "images", run.step * size) as show,
         _signals() as told,
         _memory(config, parts),
-        torch.autocast(device.type, enabled=False),  # the precision is the configuration's, not the caller's
+        # The precision is the configuration's, not a caller's. Not always: within it, casts outlive the inner contexts.
+        torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext(),
     ):
         while run.step < config.steps:
             key = _mix(config.seed, run.step)
