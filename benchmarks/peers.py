@@ -253,7 +253,7 @@ def rows(run: Run, task: str) -> list[dict[str, Any]]:
                     "evaluations": group[0]["evaluations"],
                     metric: statistics.mean(values),
                     "floor": floor,
-                    "train_steps_ratio": statistics.mean(costs[system]["train_steps_ratios"]),
+                    "train_steps_ratio": statistics.median(costs[system]["train_steps_ratios"]),
                     "sampler_overhead": overhead["ratio"],
                     "peak_memory_ratio": least / min(costs[system]["bytes"]),
                     "runs": {

@@ -51,14 +51,14 @@ def cost(rows: list[dict[str, Any]]) -> Table:
         body.append(
             (
                 system,
-                "{:.3f} ± {:.3f}".format(*_rate(row)),
+                _rate(row),
                 f"{min(loops):.3f}–{max(loops):.3f}",
                 f"{row['peak_memory_ratio']:.2f}",
             )
         )
     head = (
         "System",
-        "Training steps per second, ours over theirs",
+        "Training steps per second, ours over theirs: median (quartiles) of pairs of processes",
         "Sampling loop over its network calls: all samplers",
         "Peak memory, ours over theirs",
     )
@@ -86,25 +86,38 @@ def verdicts(results: dict[str, Any]) -> list[str]:
     return sentences
 
 
-def _rate(row: dict[str, Any]) -> tuple[float, float]:
-    """Training steps per second, ours over theirs: the mean over pairs of processes, and its standard error."""
+CHANCE = 0.05
+"""How probable it may be that as many pairs of processes show one side slower when neither is."""
+
+
+def _rate(row: dict[str, Any]) -> str:
+    """Training steps per second, ours over theirs: the median of the pairs of processes, and their quartiles."""
     ratios = row["runs"]["train_steps_ratio"]
-    return statistics.mean(ratios), statistics.stdev(ratios) / math.sqrt(len(ratios))
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return f"{middle:.3f} ({low:.3f}–{high:.3f})"
+
+
+def _slower(row: dict[str, Any]) -> bool:
+    """Whether ours is the slower one in more pairs than chance would have it (a sign test)."""
+    ratios: list[float] = row["runs"]["train_steps_ratio"]
+    number, below = len(ratios), sum(ratio < 1 for ratio in ratios)
+    tail = sum(math.comb(number, k) for k in range(below, number + 1))
+    return tail * 0.5**number <= CHANCE
 
 
 def _speed(rows: list[dict[str, Any]]) -> str:
-    """Whom training is slower than, by more than two standard errors, and how it compares with itself."""
-    rates = {row["system"]: _rate(row) for row in rows}
-    itself = rates["proxflow gpfn-w2"]
-    peers = {system: rate for system, rate in rates.items() if not system.startswith(OURS)}
-    slower = [
-        f"{system} ({ratio:.3f} ± {error:.3f})" for system, (ratio, error) in peers.items() if ratio + 2 * error < 1
-    ]
-    verdict = f"slower than {', '.join(slower)}"
+    """Whom training is slower than, and how it compares with itself."""
+    by_system = {row["system"]: row for row in rows}
+    peers = [row for system, row in by_system.items() if not system.startswith(OURS)]
+    slower = [f"{row['system']}, {_rate(row)}" for row in peers if _slower(row)]
+    verdict = f"slower than {'; '.join(slower)}"
     if not slower:
-        least, most = min(peers.values()), max(peers.values())
-        verdict = f"no slower than any peer (ratios {least[0]:.3f} ± {least[1]:.3f} to {most[0]:.3f} ± {most[1]:.3f})"
-    return f"{verdict}; against itself it measures {itself[0]:.3f} ± {itself[1]:.3f}."
+        least = min(peers, key=lambda row: statistics.median(row["runs"]["train_steps_ratio"]))
+        verdict = (
+            f"no slower than any peer in more pairs of processes than chance has it; least ahead of {least['system']}, "
+        )
+        verdict += _rate(least)
+    return f"{verdict}; against itself it measures {_rate(by_system['proxflow gpfn-w2'])}."
 
 
 def conditions(results: dict[str, Any]) -> str:
