@@ -113,10 +113,7 @@ def _speed(rows: list[dict[str, Any]]) -> str:
     verdict = f"slower than {'; '.join(slower)}"
     if not slower:
         least = min(peers, key=lambda row: statistics.median(row["runs"]["train_steps_ratio"]))
-        verdict = (
-            f"no slower than any peer in more pairs of processes than chance has it; least ahead of {least['system']}, "
-        )
-        verdict += _rate(least)
+        verdict = f"no slower than any peer beyond chance (the lowest ratio is to {least['system']}, {_rate(least)})"
     return f"{verdict}; against itself it measures {_rate(by_system['proxflow gpfn-w2'])}."
 
 
