@@ -171,7 +171,7 @@ def fit(
             rate = learning_rate(run.step, config)
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["factor"]
-                for parameter in group["params"]:  # the optimiser's own way to do so is slower than a small network
+                for parameter in group["params"]:  # as the optimiser's zero_grad does, without its profiling
                     parameter.grad = None
             shares: list[Tensor] = []
             for number, part in enumerate(parts):
