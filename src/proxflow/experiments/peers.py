@@ -112,7 +112,7 @@ def _speed(rows: list[dict[str, Any]]) -> str:
     slower = [f"{row['system']}, {_rate(row)}" for row in peers if _slower(row)]
     verdict = f"slower than {'; '.join(slower)}"
     if not slower:
-        least = min(peers, key=lambda row: statistics.median(row["runs"]["train_steps_ratio"]))
+        least = min(peers, key=lambda row: row["train_steps_ratio"])
         verdict = f"no slower than any peer beyond chance (the lowest ratio is to {least['system']}, {_rate(least)})"
     return f"{verdict}; against itself it measures {_rate(by_system['proxflow gpfn-w2'])}."
 
