@@ -153,6 +153,14 @@ def test_training_learns_and_resumes_bit_for_bit(tmp_path, precision):
     assert resumed.losses == whole.losses
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_precision_is_not_the_callers(precision):
+    config = replace(CONFIG, precision=precision)
+    alone = fit(GPFN(), model(), points(100), config, device=CUDA).losses
+    with torch.autocast("cuda", torch.bfloat16):
+        assert fit(GPFN(), model(), points(100), config, device=CUDA).losses == alone
+
+
 @pytest.mark.parametrize("method", ["distribution-matching", "autoguidance"])
 def test_students_learn(method):
     def unet():
