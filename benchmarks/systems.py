@@ -43,13 +43,12 @@ class System(ABC):
         """What is trained, around the network."""
         return network
 
-    @abstractmethod
-    def loss(self, model: nn.Module, x: Tensor, generator: Generator, t: Tensor) -> Tensor:
-        """Training loss of each example, (batch,), as :func:`proxflow.fit` asks for it.
+    loss: Callable[[Any, Tensor, Generator, Tensor], Tensor]
+    """(model, x, generator, t) → training loss of each example, (batch,), as :func:`proxflow.fit` asks for it.
 
-        This library takes its noise and its times from the trainer; peers draw theirs from torch's global generator, which
-        the trainer seeds for each step, as their documentation does.
-        """
+    This library takes its noise and its times from the trainer; peers draw theirs from torch's global generator, which the
+    trainer seeds for each step, as their documentation does.
+    """
 
     @abstractmethod
     def samplers(self) -> dict[str, Draw]: ...
@@ -59,14 +58,12 @@ class System(ABC):
 
 
 class _Ours(System):
-    flow: Any
+    def __init__(self, task: Task, flow: Any) -> None:
+        super().__init__(task)
+        self.flow, self.loss = flow, flow.loss  # no call between, as where the flow itself is given to fit
 
     def model(self, network: nn.Module) -> nn.Module:
         return PointPredictor(network, self.flow, clip=self.task.clip)
-
-    def loss(self, model: nn.Module, x: Tensor, generator: Generator, t: Tensor) -> Tensor:
-        loss: Tensor = self.flow.loss(model, x, generator, t)
-        return loss
 
     def samplers(self) -> dict[str, Draw]:
         def draw_with(sampler: Any) -> Draw:
@@ -92,8 +89,7 @@ class Proxflow(_Ours):
     name = objective = "proxflow gpfn-w2"
 
     def __init__(self, task: Task) -> None:
-        super().__init__(task)
-        self.flow = GPFN()
+        super().__init__(task, GPFN())
 
 
 class ProxflowBFN(_Ours):
@@ -102,8 +98,7 @@ class ProxflowBFN(_Ours):
     name = objective = "proxflow bfn-tuned"
 
     def __init__(self, task: Task) -> None:
-        super().__init__(task)
-        self.flow = BFN(task.sigma1)
+        super().__init__(task, BFN(task.sigma1))
 
 
 # Peers --------------------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ class PointPredictor(Predictor):
         self.target_std: float = getattr(getattr(flow, "endpoints", None), "target_std", 0.0)
 
     def forward(self, belief: DiagonalGaussian, t: Tensor) -> DiagonalGaussian:
-        mean = belief.features()
+        mean = belief.mean
         output = self.network(mean, t)
         if output.dtype != mean.dtype:
             output = output.to(mean.dtype)

@@ -91,7 +91,7 @@ class Linear(Schedule):
     def velocity_weight(self, t: Tensor, floor: float, coordinates: int = 1) -> Tensor:
         # Half the operations, which in training a small network are felt.
         root = math.sqrt(coordinates)
-        return torch.rsub(t, root / self.final, alpha=root).clamp_min_(root * floor / self.final).pow_(-2)
+        return torch.rsub(t.clamp(max=(1 - floor) / self.final), root / self.final, alpha=root).pow_(-2)
 
 
 @dataclass(frozen=True)

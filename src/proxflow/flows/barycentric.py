@@ -82,8 +82,7 @@ class GaussianEndpoints(Endpoints[DiagonalGaussian]):
         error = predicted.mean - x
         return weight * sum_events(error * error)
 
-    def check(self, x: Tensor) -> None:
-        check_real(x)
+    check = staticmethod(check_real)
 
 
 @dataclass(frozen=True)
@@ -279,16 +278,11 @@ class GPFN(Flow[Any]):
     def weight(self, t: Tensor) -> Tensor:
         return self.schedule.velocity_weight(t, self.weight_floor)
 
-    def score(self, predicted: Any, x: Tensor, t: Tensor) -> Tensor:
-        """Weighted loss of predictions of ``x`` at times ``t`` (batch,), (batch,), mean over the coordinates."""
-        weight = self.schedule.velocity_weight(t, self.weight_floor, math.prod(x.shape[1:]))
-        return self.endpoints.score(predicted, x, weight)
-
     def loss(self, predict: Predict, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
         self.endpoints.check(x)
         t = draw_times(len(x), generator, x.device) if t is None else t
-        predicted = predict(self.belief(x, t, generator), t)
-        return self.score(predicted, x, t)
+        weight = self.schedule.velocity_weight(t, self.weight_floor, math.prod(x.shape[1:]))
+        return self.endpoints.score(predict(self.belief(x, t, generator), t), x, weight)
 
     def times(self, nfe: int) -> list[float]:
         # n steps end at t = 1, where the last one lands on its target: the prediction itself.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,4 +61,5 @@ class Reflow:
         start, end = x.unbind(1)
         prior = DiagonalGaussian(start, 1.0)
         belief = flow.walk(prior, flow.endpoints.target(end, prior), t)
-        return flow.score(predict(belief, t), end, t)
+        weight = flow.schedule.velocity_weight(t, flow.weight_floor, math.prod(end.shape[1:]))
+        return flow.endpoints.score(predict(belief, t), end, weight)
