@@ -14,8 +14,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,8 +41,8 @@ class Preset:
         samples: Samples a cell on each task.
         seeds: Seeds on each task.
         far: Evaluations from which on a system spends them with its best sampler at 20 alone.
-        pairs: Pairs of processes that time training; where a process happens to lie in memory makes a per cent or two.
-        repeats: Turns of each process of a pair.
+        processes: Processes in which training is timed, this library's and the other's in turns.
+        turns: Turns of each within a process.
         chunk: Training steps a turn.
     """
 
@@ -51,9 +50,9 @@ class Preset:
     samples: dict[str, int]
     seeds: dict[str, tuple[int, ...]]
     far: int = 50
-    pairs: int = 6
-    repeats: int = 12
-    chunk: dict[str, int] = field(default_factory=lambda: {"mnist": 3, "toy": 60})
+    processes: int = 6
+    turns: int = 24
+    chunk: dict[str, int] = field(default_factory=lambda: {"mnist": 3, "toy": 100})
 
 
 PRESETS = {
@@ -62,8 +61,8 @@ PRESETS = {
         {"mnist": 96, "toy": 256},
         {"mnist": (0,), "toy": (0,)},
         far=5,
-        pairs=2,
-        repeats=2,
+        processes=2,
+        turns=2,
         chunk={"mnist": 2, "toy": 5},
     ),
     "quick": Preset({"mnist": 1000, "toy": 3000}, {"mnist": 384, "toy": 8192}, {"mnist": (0,), "toy": (0, 1, 2)}),
@@ -108,33 +107,6 @@ class Run:
             write_json(path, make())
         found: dict[str, Any] = read_json(path)
         return found
-
-    @contextmanager
-    def server(self, system: str, task: str) -> Iterator[Callable[[str], dict[str, Any]]]:
-        """A process that stays, for timings that take turns."""
-        job = {"job": "serve", "system": system, "task": task, "seed": 0}
-        process = subprocess.Popen(
-            self.command(job), cwd=ROOT, env=self.environment(), text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-
-        def ask(line: str) -> dict[str, Any]:
-            if process.stdin is None or process.stdout is None:
-                raise SystemExit("the process has no pipes")
-            process.stdin.write(line + "\n")
-            process.stdin.flush()
-            while answer := process.stdout.readline():
-                if answer.startswith("{"):
-                    found: dict[str, Any] = json.loads(answer)
-                    return found
-            raise SystemExit(f"{system} on {task} ended at {line!r}")
-
-        try:
-            yield ask
-        finally:
-            if process.stdin is not None:
-                process.stdin.close()
-            process.wait()
 
 
 # Quality ------------------------------------------------------------------------------------------------------------
@@ -201,24 +173,20 @@ def cells(run: Run, task: str, seed: int, system: str) -> list[dict[str, Any]]:
 
 def cost(run: Run, task: str, system: str) -> dict[str, Any]:
     """Paired timings of a system and ours, in turns, and its sampling loops over bare network calls."""
-    names = samplers(run, task, system)
 
     def measure() -> dict[str, Any]:
         run.say(f"time: {system} on {task}")
-        ratios, rates, overheads, chunk = [], [], {}, run.preset.chunk[task]
-        for number in range(run.preset.pairs):
+        ratios, rates, chunk = [], [], run.preset.chunk[task]
+        for number in range(run.preset.processes):
             # Two of ours where the system is ours, so that its ratio shows how far such timings scatter.
-            with run.server(OURS, task) as ours, run.server(system, task) as theirs:
-                ours("train 2"), theirs("train 2")
-                seconds: dict[Any, list[float]] = {ours: [], theirs: []}
-                for k in range(run.preset.repeats):
-                    for ask in (ours, theirs) if (number + k) % 2 == 0 else (theirs, ours):  # neither always goes first
-                        seconds[ask].append(ask(f"train {chunk}")["seconds"])
-                # Of each the fastest turn: what else the machine does only ever adds to the others.
-                ratios.append(min(seconds[theirs]) / min(seconds[ours]))
-                rates.append(chunk / min(seconds[theirs]))
-                if number == 0:
-                    overheads = {name: theirs(f"overhead {name} 8") for name in names}
+            systems = (OURS, system) if number % 2 == 0 else (system, OURS)  # neither is always made first
+            seconds = run.work(
+                job="race", system=system, systems=systems, task=task, seed=0, chunk=chunk, turns=run.preset.turns
+            )["seconds"]
+            ours, theirs = seconds if number % 2 == 0 else reversed(seconds)
+            ratios.append(statistics.median(b / a for a, b in zip(ours, theirs, strict=True)))
+            rates.append(chunk / statistics.median(theirs))
+        overheads = run.work(job="overheads", system=system, task=task, seed=0, nfe=8)
         return {"train_steps_ratios": ratios, "steps_per_second": rates, "overheads": overheads}
 
     found = run.piece(f"cost/{task}-{system}", measure)

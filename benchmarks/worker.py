@@ -1,12 +1,12 @@
 """One system in a process of its own: ``python -m benchmarks.worker JOB``, JOB a JSON object; called by benchmarks.peers.
 
-Jobs: ``train``, ``sample``, ``samplers`` and ``memory`` end when done; ``serve`` answers each line that it reads,
-"train N" or "overhead SAMPLER NFE", with one line of JSON. Times are the processor's for this process, which has one thread:
-other programs on the machine hardly change them.
+The answer is one line of JSON. Times are the processor's for this process, which has one thread: other programs on the
+machine hardly change them.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import resource
 import statistics
@@ -101,20 +101,28 @@ def samplers(job: dict[str, Any]) -> dict[str, Any]:
     return {"names": list(make(job)[0].samplers())}
 
 
-def serve(job: dict[str, Any]) -> dict[str, Any]:
-    """Answer until the input ends."""
+def race(job: dict[str, Any]) -> dict[str, Any]:
+    """Train two systems in turns within this one process: the seconds of each turn, of the one and of the other.
+
+    Each turn trains a fresh copy, which lies elsewhere in memory: where weights happen to lie makes a per cent.
+    """
+    runners = [make({**job, "system": name}) for name in job["systems"]]
+    data, config = TASKS[job["task"]].data(), TASKS[job["task"]].training(job["chunk"], job["seed"])
+    seconds: list[list[float]] = [[], []]
+    for turn in range(1 + job["turns"]):  # the first finds memory, and does not count
+        for side in (0, 1) if turn % 2 else (1, 0):  # neither always goes first
+            system, model = runners[side]
+            fresh, started = copy.deepcopy(model), time.process_time()
+            fit(system, fresh, data, config)  # type: ignore[arg-type]
+            if turn:
+                seconds[side].append(time.process_time() - started)
+    return {"seconds": seconds}
+
+
+def overheads(job: dict[str, Any]) -> dict[str, Any]:
+    """Time of every sampler over as many bare calls of the network."""
     system, model = make(job)
-    data = system.task.data()
-    for line in sys.stdin:
-        words = line.split()
-        if words[0] == "train":
-            config, started = system.task.training(int(words[1]), 0), time.process_time()
-            fit(system, model, data, config)  # type: ignore[arg-type]
-            answer = {"seconds": time.process_time() - started}
-        else:
-            answer = overhead(system, model.eval(), " ".join(words[1:-1]), int(words[-1]))
-        print(json.dumps(answer), flush=True)
-    return {}
+    return {name: overhead(system, model.eval(), name, job["nfe"]) for name in system.samplers()}
 
 
 @torch.no_grad()
@@ -138,7 +146,7 @@ def overhead(system: System, model: nn.Module, sampler: str, nfe: int, repeats: 
     return {"ratio": statistics.median(ratios), "ratios": ratios, "evaluations": evaluations}
 
 
-JOBS = {"train": train, "sample": sample, "samplers": samplers, "memory": memory, "serve": serve}
+JOBS = {"train": train, "sample": sample, "samplers": samplers, "memory": memory, "race": race, "overheads": overheads}
 
 
 def main() -> int:
