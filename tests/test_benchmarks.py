@@ -190,7 +190,7 @@ def test_the_tables_name_winners_and_losses():
 @pytest.mark.parametrize(
     ("above", "slower"), [(0, True), (1, True), (2, False), (4, False), (8, False)]
 )  # 1 of 8 or fewer has probability 9/256, 2 or fewer 37/256
-def test_slower_is_said_only_where_more_pairs_show_it_than_chance(above, slower):
+def test_slower_is_said_only_where_more_processes_show_it_than_chance(above, slower):
     results = fake_results()
     for row in results["rows"]:
         if row["system"] == "peer":

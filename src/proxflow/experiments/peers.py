@@ -58,7 +58,7 @@ def cost(rows: list[dict[str, Any]]) -> Table:
         )
     head = (
         "System",
-        "Training steps per second, ours over theirs: median (quartiles) of pairs of processes",
+        "Training steps per second, ours over theirs: median (quartiles) of processes",
         "Sampling loop over its network calls: all samplers",
         "Peak memory, ours over theirs",
     )
@@ -87,18 +87,18 @@ def verdicts(results: dict[str, Any]) -> list[str]:
 
 
 CHANCE = 0.05
-"""How probable it may be that as many pairs of processes show one side slower when neither is."""
+"""How probable it may be that as many processes show one side slower when neither is."""
 
 
 def _rate(row: dict[str, Any]) -> str:
-    """Training steps per second, ours over theirs: the median of the pairs of processes, and their quartiles."""
+    """Training steps per second, ours over theirs: the median of the processes, and their quartiles."""
     ratios = row["runs"]["train_steps_ratio"]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return f"{middle:.3f} ({low:.3f}–{high:.3f})"
 
 
 def _slower(row: dict[str, Any]) -> bool:
-    """Whether ours is the slower one in more pairs than chance would have it (a sign test)."""
+    """Whether ours is the slower one in more processes than chance would have it (a sign test)."""
     ratios: list[float] = row["runs"]["train_steps_ratio"]
     number, below = len(ratios), sum(ratio < 1 for ratio in ratios)
     tail = sum(math.comb(number, k) for k in range(below, number + 1))
