@@ -11,9 +11,10 @@ from torch import Tensor
 
 from proxflow.errors import ArgumentError
 
-_AT_ONCE, _AT_ONCE_ON_CPU = 2**22, 2**19
+_AT_ONCE, _AT_ONCE_ON_CPU = 2**22, 2**18
 """Numbers that streams make at once at most. A draw is some 30 operations, and to begin each of them after a network, with
-cold caches or a launch, costs more than few numbers do; on a processor many more numbers would not fit the caches."""
+cold caches or a launch, costs more than few numbers do; on a processor many more numbers would not fit the caches, and would
+lie in memory that is fresh from the system each time."""
 
 
 def _signed(word: int) -> int:
@@ -26,10 +27,16 @@ _GOLDEN, _FIRST, _SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9,
 
 def _mixed(word: Tensor) -> Tensor:
     """SplitMix64's bijection of 64-bit words (Steele, Lea & Flood, OOPSLA 2014, with Stafford's variant 13), in place."""
-    # Shifts of int64 carry the sign along, which the masks take off; products wrap around modulo 2^64, as they should.
-    word.bitwise_xor_((word >> 30).bitwise_and_(2**34 - 1)).mul_(_FIRST)
-    word.bitwise_xor_((word >> 27).bitwise_and_(2**37 - 1)).mul_(_SECOND)
-    return word.bitwise_xor_((word >> 31).bitwise_and_(2**33 - 1))
+    scratch = torch.empty_like(word)  # once: pages of new memory are a good part of what the draws cost
+
+    def fold(shift: int) -> Tensor:
+        # Shifts of int64 carry the sign along, which the mask takes off.
+        shifted = torch.bitwise_right_shift(word, shift, out=scratch).bitwise_and_(2 ** (64 - shift) - 1)
+        return word.bitwise_xor_(shifted)
+
+    fold(30).mul_(_FIRST)  # products wrap around modulo 2^64, as they should
+    fold(27).mul_(_SECOND)
+    return fold(31)
 
 
 class Streams(ABC):
