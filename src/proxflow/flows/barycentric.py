@@ -115,8 +115,7 @@ class CategoricalEndpoints(Endpoints[Categorical]):
     def score(self, predicted: Categorical, x: Tensor, weight: Tensor) -> Tensor:
         return -mean_events(predicted.log_probs.gather(-1, x[..., None]).squeeze(-1))
 
-    def check(self, x: Tensor) -> None:
-        check_classes(x)
+    check = staticmethod(check_classes)
 
 
 @dataclass(frozen=True)
