@@ -1,7 +1,8 @@
 """This library beside its peers, on the same network, data order, optimiser, budget and metric code.
 
-``python -m benchmarks.peers --out FILE.json [--preset quick]``. Every system runs in processes of its own, with its own
-interpreter if ``--python SYSTEM=PATH`` says so. Pieces are kept in a folder; given again, the command does what is missing.
+``python -m benchmarks.peers --out FILE.json [--preset quick]``. Every system runs in processes of its own, beside
+this library where the two are timed in turns, and with its own interpreter if ``--python SYSTEM=PATH`` says so. Pieces are
+kept in a folder; given again, the command does what is missing.
 docs/peers.md says what was given to each system and what the numbers mean.
 """
 
@@ -176,7 +177,7 @@ def cost(run: Run, task: str, system: str) -> dict[str, Any]:
 
     def measure() -> dict[str, Any]:
         run.say(f"time: {system} on {task}")
-        ratios, rates, chunk = [], [], run.preset.chunk[task]
+        ratios, chunk = [], run.preset.chunk[task]
         for number in range(run.preset.processes):
             # Two of ours where the system is ours, so that its ratio shows how far such timings scatter.
             systems = (OURS, system) if number % 2 == 0 else (system, OURS)  # neither is always made first
@@ -185,9 +186,8 @@ def cost(run: Run, task: str, system: str) -> dict[str, Any]:
             )["seconds"]
             ours, theirs = seconds if number % 2 == 0 else reversed(seconds)
             ratios.append(statistics.median(b / a for a, b in zip(ours, theirs, strict=True)))
-            rates.append(chunk / statistics.median(theirs))
         overheads = run.work(job="overheads", system=system, task=task, seed=0, nfe=8)
-        return {"train_steps_ratios": ratios, "steps_per_second": rates, "overheads": overheads}
+        return {"train_steps_ratios": ratios, "overheads": overheads}
 
     found = run.piece(f"cost/{task}-{system}", measure)
 

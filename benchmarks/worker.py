@@ -1,4 +1,4 @@
-"""One system in a process of its own: ``python -m benchmarks.worker JOB``, JOB a JSON object; called by benchmarks.peers.
+"""One job in a process of its own: ``python -m benchmarks.worker JOB``, JOB a JSON object; called by benchmarks.peers.
 
 The answer is one line of JSON. Times are the processor's for this process, which has one thread: other programs on the
 machine hardly change them.

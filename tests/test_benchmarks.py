@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.peers import OURS, PRESETS, Run, cost
 from benchmarks.sampler_overhead import Comparison, Scale
 from benchmarks.systems import SYSTEMS
 from benchmarks.tasks import TASKS
@@ -208,3 +209,19 @@ def test_the_kept_results_have_what_the_table_needs():
         assert {"system", "sampler", "nfe", "frechet", "floor", "runs"} | costs <= set(row)
     assert {row["system"] for row in kept["rows"]} == set(SYSTEMS)
     assert kept["hardware"]["processor"]
+
+
+def test_the_ratio_is_their_time_over_ours_whichever_is_made_first(tmp_path, monkeypatch):
+    seconds = {OURS: [1.0, 3.0], "torchcfm": [2.0, 6.0]}
+    orders = []
+
+    def work(run, **job):
+        if job["job"] == "memory":
+            return {"bytes": 1, "versions": {}}
+        orders.append(job.get("systems"))
+        return {"seconds": [seconds[name] for name in job["systems"]]} if job["job"] == "race" else {}
+
+    monkeypatch.setattr(Run, "work", work)
+    found = cost(Run(tmp_path, PRESETS["smoke"], {}, print), "toy", "torchcfm")
+    assert found["train_steps_ratios"] == [2.0, 2.0]
+    assert orders == [(OURS, "torchcfm"), ("torchcfm", OURS), None]
