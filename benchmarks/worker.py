@@ -104,7 +104,7 @@ def samplers(job: dict[str, Any]) -> dict[str, Any]:
 def race(job: dict[str, Any]) -> dict[str, Any]:
     """Train two systems in turns within this one process: the seconds of each turn, of the one and of the other.
 
-    Each turn trains a fresh copy, which lies elsewhere in memory: where weights happen to lie makes a per cent.
+    Each turn trains a fresh copy, so that all do the same work, and no one place in memory decides.
     """
     runners = [make({**job, "system": name}) for name in job["systems"]]
     data, config = TASKS[job["task"]].data(), TASKS[job["task"]].training(job["chunk"], job["seed"])
