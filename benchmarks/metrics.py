@@ -21,7 +21,6 @@ from typing import TypeVar
 import torch
 
 from proxflow import data
-from proxflow.evaluation import Judge, Source
 from proxflow.metrics import (
     FeatureStatistics,
     GaussianStatistics,
@@ -33,6 +32,7 @@ from proxflow.metrics import (
     vendi_score,
 )
 from proxflow.metrics.frechet import frechet_estimate
+from proxflow.studies.evaluation import Judge, Source
 
 T = TypeVar("T")
 

@@ -24,10 +24,9 @@ import torch
 
 from benchmarks.systems import SYSTEMS
 from benchmarks.tasks import TASKS
-from proxflow.config import read_json
-from proxflow.experiments.mnist import hardware, versions
-from proxflow.experiments.presets import NFES
-from proxflow.files import write_json
+from proxflow.runtime.files import read_json, write_json
+from proxflow.runtime.machine import hardware, versions
+from proxflow.studies.presets import NFES
 
 ROOT = Path(__file__).parent.parent
 OURS = "proxflow gpfn-w2"

@@ -31,11 +31,11 @@ from torch import Tensor, nn
 
 from benchmarks.tasks import TASKS
 from proxflow import BFN, GPFN, PointPredictor, models
-from proxflow._tensor import Generator, SampleStreams
 from proxflow.errors import ArgumentError
-from proxflow.experiments.presets import PRESETS
+from proxflow.random import Generator, SampleStreams
 from proxflow.samplers import SAMPLERS, Sampler
 from proxflow.samplers.registry import Replayed
+from proxflow.studies.presets import PRESETS
 
 
 class Scale(nn.Module):

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from benchmarks.tasks import Task
 from proxflow import BFN, GPFN, PointPredictor
-from proxflow._tensor import Generator, mean_events
+from proxflow._math import mean_events
 from proxflow.errors import ArgumentError
+from proxflow.random import Generator
 from proxflow.samplers import SAMPLERS
 
 Draw = Callable[[nn.Module, tuple[int, ...], int, torch.Generator], Tensor]

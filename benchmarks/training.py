@@ -67,7 +67,7 @@ class Paired(proxflow.GPFN):
 
 
 BARE, NOTES = Bare(), []
-proxflow.fit(Paired(), network(), IMAGES, proxflow.TrainingConfig(steps=options.steps, batch_size=options.batch_size))
+proxflow.fit(network(), Paired(), IMAGES, proxflow.TrainingConfig(steps=options.steps, batch_size=options.batch_size))
 notes = NOTES[3:]  # the first steps find memory
 engine = [after[0] - before[1] for before, after in itertools.pairwise(notes)]
 bare = [left - arrived for arrived, left in notes[1:]]

@@ -24,7 +24,7 @@ from benchmarks.systems import SYSTEMS, System
 from benchmarks.tasks import TASKS
 from proxflow import fit
 from proxflow.errors import ArgumentError
-from proxflow.files import write_atomically, write_json
+from proxflow.runtime.files import write_atomically, write_json
 
 BATCH = 64
 PACKAGES = ("flow-matching", "torchcfm", "torchdiffeq", "azula", "diffusers")
@@ -42,7 +42,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     system, model = make(job)
     folder = Path(job["folder"])
     config = system.task.training(job["steps"], job["seed"])
-    result = fit(system, model, system.task.data(), config, folder=folder, label=system.objective)  # type: ignore[arg-type]
+    result = fit(model, system, system.task.data(), config, folder=folder, label=system.objective)  # type: ignore[arg-type]
     tensors = {name: tensor.contiguous() for name, tensor in result.predictor.state_dict().items()}
     write_atomically(folder / "weights.safetensors", lambda path: save_file(tensors, path))
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
@@ -89,7 +89,7 @@ def sample(job: dict[str, Any]) -> dict[str, Any]:
 def memory(job: dict[str, Any]) -> dict[str, Any]:
     """Largest resident set of the process after a few training steps and a sampling run, in bytes."""
     system, model = make(job)
-    fit(system, model, system.task.data(), system.task.training(10, 0))  # type: ignore[arg-type]
+    fit(model, system, system.task.data(), system.task.training(10, 0))  # type: ignore[arg-type]
     with torch.no_grad():
         next(iter(system.samplers().values()))(model.eval(), (BATCH, *system.task.shape), 4, torch.Generator())
     installed = {package: version(package) for package in PACKAGES if package.replace("-", "_") in sys.modules}
@@ -113,7 +113,7 @@ def race(job: dict[str, Any]) -> dict[str, Any]:
         for side in (0, 1) if turn % 2 else (1, 0):  # neither always goes first
             system, model = runners[side]
             fresh, started = copy.deepcopy(model), time.process_time()
-            fit(system, fresh, data, config)  # type: ignore[arg-type]
+            fit(fresh, system, data, config)  # type: ignore[arg-type]
             if turn:
                 seconds[side].append(time.process_time() - started)
     return {"seconds": seconds}

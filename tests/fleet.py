@@ -13,7 +13,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
         "fleet",
-        "proxflow.commands",
+        "proxflow.cli.commands",
         "torch.distributed.fsdp",
         "torch.distributed.tensor",
         "torch.nn.parallel",

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from proxflow._tensor import SampleStreams
 from proxflow.data import fashion_mnist
+from proxflow.random import SampleStreams
 
 needs_fashion_mnist = pytest.mark.skipif(
     not fashion_mnist.FOLDER.is_dir(), reason="needs the images: apt-get install dataset-fashion-mnist"

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from scipy import integrate
 from torch import Tensor
 
-from proxflow._tensor import Generator, SampleStreams, rand, sum_events
+from proxflow._math import sum_events
 from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture, Product
 from proxflow.divergences import KL, Divergence, Wasserstein2
 from proxflow.errors import ArgumentError
+from proxflow.random import Generator, SampleStreams, rand
 
 
 # A member from outside the package: the class, and its place in the list, are all it takes.

@@ -17,8 +17,8 @@ from benchmarks.systems import SYSTEMS
 from benchmarks.tasks import TASKS
 from proxflow import GPFN, PointPredictor
 from proxflow.errors import ArgumentError
-from proxflow.experiments import peers
 from proxflow.samplers import Marginal
+from proxflow.studies import peers
 
 ROOT = Path(__file__).parent.parent
 NEEDS = {

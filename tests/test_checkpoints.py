@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from proxflow import GPFN, PointPredictor, TrainingConfig, checkpoints, fit
-from proxflow.checkpoints import Checkpoint, Checkpoints
+from proxflow import GPFN, PointPredictor, TrainingConfig, fit
 from proxflow.errors import CheckpointError, OutputError
-from proxflow.processes import Processes
+from proxflow.runtime import checkpoints
+from proxflow.runtime.checkpoints import Checkpoint, Checkpoints
+from proxflow.runtime.processes import Processes
 
 ALONE = Processes()
 OLD = Path(__file__).parent / "samples" / "checkpoint-format1.safetensors"
@@ -233,9 +234,9 @@ def test_training_says_which_checkpoint_is_still_good(tmp_path, monkeypatch):
 
     config = TrainingConfig(steps=200, batch_size=16, checkpoint_every=50)
     with pytest.raises(OutputError, match="No space left on device; the checkpoint of step 100 in"):
-        fit(GPFN(), line(), DATA, config, folder=tmp_path, on_checkpoint=fill_disk)
+        fit(line(), GPFN(), DATA, config, folder=tmp_path, on_checkpoint=fill_disk)
     monkeypatch.undo()
-    assert fit(GPFN(), line(), DATA, config, folder=tmp_path).losses == fit(GPFN(), line(), DATA, config).losses
+    assert fit(line(), GPFN(), DATA, config, folder=tmp_path).losses == fit(line(), GPFN(), DATA, config).losses
 
 
 # The format before --------------------------------------------------------------------------------------------------
@@ -272,13 +273,13 @@ def test_a_checkpoint_of_format_1_still_loads(tmp_path):
             steps.append(0)
             return super().loss(predict, x, generator, t)
 
-    result = fit(Spy(), line(), DATA, OLD_CONFIG, folder=tmp_path)
+    result = fit(line(), Spy(), DATA, OLD_CONFIG, folder=tmp_path)
     assert len(steps) == 50
     assert result.losses[:2] == pytest.approx([8.496, 7.768], abs=1e-3)
     assert result.losses[2] < result.losses[1]
     assert (tmp_path / "checkpoints" / "step-00000150").is_dir()
     with pytest.raises(CheckpointError, match=r"ema = 0.9, not 0.5"):
-        fit(GPFN(), line(), DATA, replace(OLD_CONFIG, ema=0.5), folder=tmp_path)
+        fit(line(), GPFN(), DATA, replace(OLD_CONFIG, ema=0.5), folder=tmp_path)
 
 
 @pytest.mark.parametrize("stretch", [7, [1.0], [[1.0]], [["a", 1.0]], [[1.0, 1.0]] * 31])
@@ -292,9 +293,9 @@ def test_what_is_no_record_of_steps_is_refused(tmp_path, stretch, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "save", save)
     with pytest.raises(KeyboardInterrupt):
-        fit(GPFN(), line(), DATA, config, folder=tmp_path)
+        fit(line(), GPFN(), DATA, config, folder=tmp_path)
     with pytest.raises(CheckpointError, match="not a checkpoint of this library"):
-        fit(GPFN(), line(), DATA, config, folder=tmp_path)
+        fit(line(), GPFN(), DATA, config, folder=tmp_path)
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):

@@ -19,12 +19,13 @@ from safetensors.torch import load_file, save_file
 from support import needs_fashion_mnist
 
 import proxflow
-from proxflow import commands, imagefiles, models
-from proxflow.cli import main
+from proxflow import models
+from proxflow.cli import commands, main
 from proxflow.config import ModelConfig
+from proxflow.data import image_files as imagefiles
 from proxflow.data import to_bytes
-from proxflow.experiments import geometry
 from proxflow.nn import UNet
+from proxflow.studies import geometry
 
 TINY_WORDS = ("--channels", "8", "--multipliers", "1", "--patch", "4", "--device", "cpu")
 
@@ -514,7 +515,7 @@ def test_times_then_sample_and_evaluate(run, tmp_path):
     assert list(times) == ["multistep2"]
     assert list(times["multistep2"]) == ["3"]
     model = models.load(folder)
-    expected = proxflow.sample(model.predictor, model.flow, (4, *model.shape), steps=3, times=times["multistep2"]["3"])
+    expected = proxflow.sample(model.predictor, model.flow, (4, *model.shape), nfe=3, times=times["multistep2"]["3"])
     found, said = images("--steps", 3)
     assert said
     assert (found == to_bytes(expected).permute(0, 2, 3, 1).numpy()).all()
@@ -958,7 +959,7 @@ SMALL = """
 import sys
 from proxflow import data
 from proxflow.config import ModelConfig, TrainingConfig
-from proxflow.experiments import presets
+from proxflow.studies import presets
 
 whole = data.load
 def small(source, split):
@@ -1060,7 +1061,7 @@ def test_geometry_is_an_experiment_of_its_own(run, tmp_path, monkeypatch):
 
 
 def test_the_geometry_study_ends_with_its_verdicts(run, tmp_path, monkeypatch):
-    from proxflow.experiments import geometry_report
+    from proxflow.studies import geometry_report
 
     results = {
         "cells": [

@@ -5,7 +5,7 @@ import torch
 from test_training import Net
 
 from proxflow import BFN, GPFN, DiagonalGaussian, PointPredictor
-from proxflow._tensor import SampleStreams
+from proxflow.random import SampleStreams
 
 
 def compiled(function):

@@ -9,10 +9,10 @@ from scipy.optimize import linear_sum_assignment
 
 import proxflow
 from proxflow import GPFN, DistributionMatching, MinibatchOT, PointPredictor, TrainingConfig, fit, models, sample
-from proxflow._tensor import BatchRows, SampleStreams
 from proxflow.config import ModelConfig
 from proxflow.errors import ArgumentError, CheckpointError, MissingPackageError
-from proxflow.exact import ExactMean
+from proxflow.predictors.exact import ExactMean
+from proxflow.random import BatchRows, SampleStreams
 from proxflow.samplers import BFNSolver, Deterministic, Marginal, Multistep2
 
 
@@ -196,25 +196,25 @@ CONFIG = TrainingConfig(steps=100, batch_size=64, checkpoint_every=20, ema=0.9)
 
 def test_training_resumes_bit_for_bit_and_the_seed_decides(tmp_path):
     flow = GPFN(coupling=MinibatchOT())
-    whole = fit(flow, perceptron(flow), clusters(), CONFIG)
+    whole = fit(perceptron(flow), flow, clusters(), CONFIG)
 
     def stop(predictor, step):
         if step == 40:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(flow, perceptron(flow), clusters(), CONFIG, folder=tmp_path, on_checkpoint=stop)
-    resumed = fit(flow, perceptron(flow), clusters(), CONFIG, folder=tmp_path, held_out=clusters(50))
+        fit(perceptron(flow), flow, clusters(), CONFIG, folder=tmp_path, on_checkpoint=stop)
+    resumed = fit(perceptron(flow), flow, clusters(), CONFIG, folder=tmp_path, held_out=clusters(50))
     for name, value in whole.predictor.state_dict().items():
         assert torch.equal(value, resumed.predictor.state_dict()[name]), name
-    other = fit(flow, perceptron(flow), clusters(), dataclasses.replace(CONFIG, seed=1))
+    other = fit(perceptron(flow), flow, clusters(), dataclasses.replace(CONFIG, seed=1))
     assert other.losses != whole.losses
-    assert fit(GPFN(), perceptron(flow), clusters(), CONFIG).losses != whole.losses
+    assert fit(perceptron(flow), GPFN(), clusters(), CONFIG).losses != whole.losses
 
 
 def bend(predictor, flow):
     """Mean over samples of the squared distance between what one evaluation gives and what 30 give."""
-    one, many = (sample(predictor, flow, (1000, 2), steps=n, sampler="deterministic", seed=3) for n in (1, 30))
+    one, many = (sample(predictor, flow, (1000, 2), nfe=n, sampler="deterministic", seed=3) for n in (1, 30))
     return float((one - many).square().sum(1).mean())
 
 
@@ -222,9 +222,9 @@ def test_coupled_paths_are_straighter_and_end_in_the_data():
     config = TrainingConfig(steps=500, batch_size=256, learning_rate=5e-3, ema=0.98, warmup_steps=20)
     bends = {}
     for flow in (GPFN(), GPFN(coupling=MinibatchOT())):
-        trained = fit(flow, perceptron(flow), clusters(), config).predictor
+        trained = fit(perceptron(flow), flow, clusters(), config).predictor
         bends[flow.coupling] = bend(trained, flow)
-        drawn = sample(trained, flow, (1000, 2), steps=20, seed=1)
+        drawn = sample(trained, flow, (1000, 2), nfe=20, seed=1)
         assert float((drawn.abs() - 1).abs().mean()) < 0.25
         corners = (drawn > 0).float() @ torch.tensor([1.0, 2.0])
         assert torch.bincount(corners.long(), minlength=4).min() > 180
@@ -239,7 +239,7 @@ def test_what_needs_independent_noise_is_refused():
     with pytest.raises(ArgumentError, match="sampler without noise"):
         sample(predictor, flow, (4, 2), sampler="sde-bfn-solver2")
     for sampler in (Marginal(0.0), Multistep2(), Deterministic(), BFNSolver(2)):
-        assert sample(predictor, flow, (4, 2), steps=3, sampler=sampler).isfinite().all()
+        assert sample(predictor, flow, (4, 2), nfe=3, sampler=sampler).isfinite().all()
     with pytest.raises(ArgumentError, match="without a coupling"):
         DistributionMatching(flow, predictor)
     with pytest.raises(ArgumentError, match="paired"):
@@ -269,7 +269,7 @@ def test_a_missing_solver_is_named_in_training_and_not_needed_after(monkeypatch,
     models.save(tmp_path, model, model.predictor.state_dict(), {})
     again = models.load(tmp_path)
     assert again.config.coupling == "ot"
-    assert sample(again.predictor, again.flow, (2, 1, 8, 8), steps=2).isfinite().all()
+    assert sample(again.predictor, again.flow, (2, 1, 8, 8), nfe=2).isfinite().all()
     with pytest.raises(MissingPackageError, match=r"pip install 'proxflow\[transport\]'"):
         again.flow.loss(again.predictor, torch.zeros(4, 1, 8, 8), seeded())
     text = (tmp_path / "config.json").read_text()

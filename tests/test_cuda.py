@@ -19,17 +19,17 @@ from proxflow import (
     TrainingConfig,
     data,
     fit,
-    lessons,
     metrics,
     models,
     sample,
 )
-from proxflow._tensor import SampleStreams
 from proxflow.cli import main
 from proxflow.errors import ArgumentError
 from proxflow.likelihood import ode_log_likelihood
+from proxflow.random import SampleStreams
 from proxflow.samplers import SAMPLERS
 from proxflow.samplers.registry import Replayed
+from proxflow.training.fit import recipes as lessons
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CUDA = torch.device("cuda")
@@ -115,8 +115,8 @@ def test_work_that_waits_for_the_device_is_not_recorded():
 
     flow, network = GPFN(), Waits(2, 2).to(CUDA)
     with pytest.raises(ArgumentError, match="cannot be recorded"):
-        sample(PointPredictor(network, flow), flow, (64, 2), steps=3, batch_size=32, graph=True)
-    assert sample(PointPredictor(network, flow), flow, (64, 2), steps=3, batch_size=32).isfinite().all()
+        sample(PointPredictor(network, flow), flow, (64, 2), nfe=3, batch_size=32, graph=True)
+    assert sample(PointPredictor(network, flow), flow, (64, 2), nfe=3, batch_size=32).isfinite().all()
 
 
 def test_streams_are_those_of_the_processor():
@@ -134,8 +134,7 @@ def test_a_sample_depends_on_its_seed_and_index_alone():
     unet = models.build(config, (1, 28, 28))
     predictor = unet.predictor.to(CUDA)
     together, apart = (
-        sample(predictor, unet.flow, (40, 1, 28, 28), steps=4, sampler="stochastic", batch_size=size)
-        for size in (48, 16)
+        sample(predictor, unet.flow, (40, 1, 28, 28), nfe=4, sampler="stochastic", batch_size=size) for size in (48, 16)
     )
     # Kernels differ with the batch, and convolutions round to TensorFloat-32.
     torch.testing.assert_close(apart, together, rtol=0, atol=5e-3)
@@ -144,7 +143,7 @@ def test_a_sample_depends_on_its_seed_and_index_alone():
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_training_learns_and_resumes_bit_for_bit(tmp_path, precision):
     config = replace(CONFIG, precision=precision)
-    whole = fit(GPFN(), model(), points(100), config, device=CUDA)
+    whole = fit(model(), GPFN(), points(100), config, device=CUDA)
     assert whole.losses[-1] < whole.losses[0]
     resumed = killed_and_resumed(tmp_path, config, device=CUDA)
     for name, value in whole.predictor.state_dict().items():
@@ -156,9 +155,9 @@ def test_training_learns_and_resumes_bit_for_bit(tmp_path, precision):
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_precision_is_not_the_callers(precision):
     config = replace(CONFIG, precision=precision)
-    alone = fit(GPFN(), model(), points(100), config, device=CUDA).losses
+    alone = fit(model(), GPFN(), points(100), config, device=CUDA).losses
     with torch.autocast("cuda", torch.bfloat16):
-        assert fit(GPFN(), model(), points(100), config, device=CUDA).losses == alone
+        assert fit(model(), GPFN(), points(100), config, device=CUDA).losses == alone
 
 
 @pytest.mark.parametrize("method", ["distribution-matching", "autoguidance"])
@@ -172,18 +171,18 @@ def test_students_learn(method):
         known.predictor.to(CUDA).eval()
     learning = lessons.lesson(method, student, teacher, worse if method == "autoguidance" else None)
     images = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8)
-    result = fit(learning.objective, learning.module, images, TrainingConfig(steps=4, batch_size=16), device=CUDA)
+    result = fit(learning.module, learning.objective, images, TrainingConfig(steps=4, batch_size=16), device=CUDA)
     assert all(map(math.isfinite, result.losses))
     kept = learning.kept(result.predictor)
-    assert bool(sample(kept, student.flow, (16, 1, 28, 28), steps=1).isfinite().all())
+    assert bool(sample(kept, student.flow, (16, 1, 28, 28), nfe=1).isfinite().all())
 
 
 @pytest.mark.parametrize("flow", FLOWS, ids=str)
 def test_likelihood(flow):
     x = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(6, 2)
     network = Network()
-    expected = ode_log_likelihood(flow, PointPredictor(network, flow, clip=None), x, steps=8)
-    found = ode_log_likelihood(flow, PointPredictor(network, flow, clip=None).to(CUDA), x.to(CUDA), steps=8)
+    expected = ode_log_likelihood(PointPredictor(network, flow, clip=None), flow, x, steps=8)
+    found = ode_log_likelihood(PointPredictor(network, flow, clip=None).to(CUDA), flow, x.to(CUDA), steps=8)
     assert_same(found.log_prob, expected.log_prob)
 
 
@@ -202,9 +201,9 @@ def test_a_compiled_predictor_samples_alike():
     unet = models.build(ModelConfig(channels=8, multipliers=(1,), patch=4), (1, 28, 28))
     predictor = unet.predictor.to(CUDA).eval()
     shape = (32, 1, 28, 28)
-    expected = sample(predictor, unet.flow, shape, steps=3, sampler="marginal")
+    expected = sample(predictor, unet.flow, shape, nfe=3, sampler="marginal")
     predictor.compile(mode="reduce-overhead")
-    found = sample(predictor, unet.flow, shape, steps=3, sampler="marginal")
+    found = sample(predictor, unet.flow, shape, nfe=3, sampler="marginal")
     torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
 
 

@@ -16,7 +16,7 @@ from scipy import integrate, linalg, optimize, stats
 from torch import Tensor
 
 from proxflow import _tensor, divergences
-from proxflow._tensor import sum_events
+from proxflow._math import sum_events
 from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture, Product
 from proxflow.divergences import (
     KL,

@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 import proxflow
 from proxflow.cli import _parse
 from proxflow.errors import DataError
-from proxflow.experiments.docs import closed_forms_block, results_block, results_of, rewritten, with_block
-from proxflow.experiments.presets import PRESETS
+from proxflow.studies.docs import closed_forms_block, results_block, results_of, rewritten, with_block
+from proxflow.studies.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -87,7 +87,7 @@ def test_the_examples_of_evaluation_run(tmp_path):
 
 def test_generated_parts_are_current():
     for path, text in rewritten(ROOT).items():
-        assert path.read_text(encoding="utf-8") == text, "run: python -m proxflow.experiments.docs"
+        assert path.read_text(encoding="utf-8") == text, "run: python -m proxflow.studies.docs"
 
 
 def test_the_table_of_closed_forms_comes_from_the_registry():

@@ -29,16 +29,16 @@ from proxflow import (
     TrainingConfig,
     models,
 )
-from proxflow._tensor import BatchRows, SampleStreams
 from proxflow.cli import main
 from proxflow.couplings import Reflowed
 from proxflow.data import GaussianMixtureLaw
 from proxflow.errors import ArgumentError
-from proxflow.lessons import lesson
-from proxflow.objectives.energy_score import energy_score
+from proxflow.paths import Linear
+from proxflow.random import BatchRows, SampleStreams
 from proxflow.samplers import SAMPLERS, default_sampler
-from proxflow.schedules import Linear
-from proxflow.training import fit
+from proxflow.training.fit import fit
+from proxflow.training.objectives.energy_score import energy_score
+from proxflow.training.recipes import lesson
 
 LAW = GaussianMixtureLaw(
     double([0.3, 0.7]),
@@ -241,10 +241,10 @@ def test_a_network_learns_to_draw():
     config = TrainingConfig(
         steps=300, batch_size=256, learning_rate=1e-2, warmup_steps=20, ema=0.98, clip=10.0, weight_decay=0.0
     )
-    predictor = fit(EnergyScore(flow), DrawPredictor(Perceptron(2), flow, clip=None), data, config).predictor
+    predictor = fit(DrawPredictor(Perceptron(2), flow, clip=None), EnergyScore(flow), data, config).predictor
     truth = LAW.sample(2000, seeded(7))
     for nfe in (1, 2, 4):
-        drawn = proxflow.sample(predictor, flow, (2000, 2), steps=nfe)
+        drawn = proxflow.sample(predictor, flow, (2000, 2), nfe=nfe)
         assert energy_distance(drawn, truth) < 0.05  # the mean of the data is at 0.46, two steps to exact means at 0.13
         assert abs(float((drawn[:, 0] < -0.1).float().mean()) - 0.3) < 0.06
 
@@ -290,10 +290,10 @@ def test_a_sample_is_its_own_whatever_is_drawn_beside_it():
     torch.manual_seed(0)
     flow = GPFN()
     predict = DrawPredictor(Perceptron(2), flow)
-    whole = proxflow.sample(predict, flow, (50, 2), steps=3, seed=5, batch_size=64)
-    torch.testing.assert_close(proxflow.sample(predict, flow, (50, 2), steps=3, seed=5, batch_size=16), whole)
-    torch.testing.assert_close(proxflow.sample(predict, flow, (10, 2), steps=3, seed=5, first=40), whole[40:])
-    assert not torch.allclose(proxflow.sample(predict, flow, (50, 2), steps=3, seed=6), whole)
+    whole = proxflow.sample(predict, flow, (50, 2), nfe=3, seed=5, batch_size=64)
+    torch.testing.assert_close(proxflow.sample(predict, flow, (50, 2), nfe=3, seed=5, batch_size=16), whole)
+    torch.testing.assert_close(proxflow.sample(predict, flow, (10, 2), nfe=3, seed=5, first=40), whole[40:])
+    assert not torch.allclose(proxflow.sample(predict, flow, (50, 2), nfe=3, seed=6), whole)
     mean = Deterministic()(predict.eval(), flow, (4, 2), 1, seeded(0)).events
     assert not torch.allclose(mean, Deterministic()(predict, flow, (4, 2), 1, seeded(1)).events)
 
@@ -329,7 +329,7 @@ def test_training_compiles():
 def test_samplers_with_a_memory_refuse_draws(sampler):
     assert not SAMPLERS[sampler].memoryless
     with pytest.raises(ArgumentError, match="draws anew"):
-        proxflow.sample(DrawPredictor(Perceptron(2), GPFN()), GPFN(), (4, 2), steps=3, sampler=sampler)
+        proxflow.sample(DrawPredictor(Perceptron(2), GPFN()), GPFN(), (4, 2), nfe=3, sampler=sampler)
 
 
 def test_the_sampler_of_choice_needs_no_memory():
@@ -398,7 +398,7 @@ def test_a_saved_model_draws_what_it_drew(tmp_path):
     built.save_pretrained(tmp_path)
     loaded = models.load(tmp_path)
     assert isinstance(loaded.predictor, DrawPredictor)
-    one, same = (proxflow.sample(m.predictor, m.flow, (4, 2, 8, 8), steps=2) for m in (loaded, built))
+    one, same = (proxflow.sample(m.predictor, m.flow, (4, 2, 8, 8), nfe=2) for m in (loaded, built))
     torch.testing.assert_close(one, same)
     with pytest.raises(ArgumentError, match="'point'"):
         lesson("distribution-matching", models.build(config, (2, 8, 8)), loaded)

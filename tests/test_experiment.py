@@ -10,9 +10,9 @@ import torch
 from proxflow import data, metrics
 from proxflow.config import ModelConfig, TrainingConfig
 from proxflow.errors import ArgumentError, OutputError
-from proxflow.experiments.mnist import Cell, cells_of, reproduce
-from proxflow.experiments.mnist import run as run_cells
-from proxflow.experiments.presets import NFES, PRESETS
+from proxflow.studies.mnist import Cell, cells_of, reproduce
+from proxflow.studies.mnist import run as run_cells
+from proxflow.studies.presets import NFES, PRESETS
 
 TINY = replace(
     PRESETS["quick"],
@@ -73,7 +73,7 @@ def test_flows_share_network_data_steps_and_seed(finished):
 
 def test_an_interrupted_run_goes_on(finished, tmp_path, monkeypatch):
     _, whole = finished
-    import proxflow.experiments.mnist as experiment
+    import proxflow.studies.mnist as experiment
 
     original, calls = experiment.evaluate_cell, []
 

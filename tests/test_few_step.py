@@ -9,9 +9,9 @@ import torch
 from proxflow import data
 from proxflow.config import ModelConfig, TrainingConfig
 from proxflow.errors import OutputError
-from proxflow.experiments import few_step, few_step_report
-from proxflow.experiments.presets import EXPERIMENTS, FEW_STEP_METHODS, FEW_STEP_PRESETS, FewStepPreset
-from proxflow.experiments.report import Scoreboard
+from proxflow.studies import few_step, few_step_report
+from proxflow.studies.presets import EXPERIMENTS, FEW_STEP_METHODS, FEW_STEP_PRESETS, FewStepPreset
+from proxflow.studies.report import Scoreboard
 
 TINY = FewStepPreset(
     network=ModelConfig(channels=8, multipliers=(1,), patch=4),

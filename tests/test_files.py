@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from proxflow.files import uninterrupted
+from proxflow.runtime.files import uninterrupted
 
 
 @pytest.fixture(autouse=True)

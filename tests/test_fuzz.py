@@ -22,13 +22,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
-from proxflow import commands, data, imagefiles, models
-from proxflow.checkpoints import Checkpoint, Checkpoints, read_tensors
-from proxflow.cli import main
+from proxflow import data, models
+from proxflow.cli import commands, main
 from proxflow.config import ModelConfig, TrainingConfig, from_dict
+from proxflow.data import image_files as imagefiles
 from proxflow.data.idx import read_idx
 from proxflow.errors import ProxflowError
-from proxflow.processes import Processes
+from proxflow.runtime.checkpoints import Checkpoint, Checkpoints, read_tensors
+from proxflow.runtime.processes import Processes
 
 TIMES = int(os.environ.get("PROXFLOW_FUZZ", "1"))
 

@@ -13,8 +13,12 @@ from proxflow import data
 from proxflow.config import ModelConfig, TrainingConfig
 from proxflow.divergences import Wasserstein2
 from proxflow.errors import CheckpointError, OutputError
-from proxflow.experiments import geometry, geometry_report
-from proxflow.experiments.geometry import (
+from proxflow.flows import GPFN
+from proxflow.models import load
+from proxflow.paths import Linear
+from proxflow.predictors import PointPredictor
+from proxflow.studies import geometry, geometry_report
+from proxflow.studies.geometry import (
     CAPACITIES,
     GEOMETRIES,
     fisher_capacity,
@@ -29,11 +33,7 @@ from proxflow.experiments.geometry import (
     schedule_of_capacity,
     simplex_flows,
 )
-from proxflow.experiments.presets import GEOMETRY_PRESETS
-from proxflow.flows import GPFN
-from proxflow.models import load
-from proxflow.predictors import PointPredictor
-from proxflow.schedules import Linear
+from proxflow.studies.presets import GEOMETRY_PRESETS
 
 CPU = torch.device("cpu")
 TIMES = torch.linspace(0.04, 0.96, 9, dtype=torch.float64)

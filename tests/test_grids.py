@@ -51,11 +51,11 @@ def test_no_times_found_by_scipy_are_better(sampler, steps):
     model = Exact()
     found = optimise_times(model, FLOW, (32, 2), steps, sampler=sampler, rounds=60)
     assert model.asked == found.evaluations
-    goal = sample(model, FLOW, (32, 2), steps=64, sampler=sampler, seed=0)
+    goal = sample(model, FLOW, (32, 2), nfe=64, sampler=sampler, seed=0)
     torch.testing.assert_close(found.reference, goal)
 
     def distance(times):
-        events = sample(model, FLOW, (32, 2), steps=steps, sampler=sampler, times=times)
+        events = sample(model, FLOW, (32, 2), nfe=steps, sampler=sampler, times=times)
         return float((events - goal).square().mean().sqrt())
 
     def of_gaps(logs):
@@ -89,8 +89,8 @@ def test_times_are_better_and_fit_to_be_sampled_with(sampler):
     assert found.times[0] == 0
     assert all(t < s for t, s in zip(found.times, [*found.times[1:], 1.0], strict=True))
     # The same of other draws, which nothing was fitted to.
-    many = sample(model, FLOW, (64, 4), steps=64, sampler=sampler, seed=9)
-    new, old = (sample(model, FLOW, (64, 4), steps=4, sampler=sampler, seed=9, times=t) for t in (found.times, None))
+    many = sample(model, FLOW, (64, 4), nfe=64, sampler=sampler, seed=9)
+    new, old = (sample(model, FLOW, (64, 4), nfe=4, sampler=sampler, seed=9, times=t) for t in (found.times, None))
     assert float((new - many).norm()) < float((old - many).norm())
     again = optimise_times(model, FLOW, (20, 4), 4, sampler=sampler, reference=found.reference)
     assert again == type(found)(found.times, found.error, found.error_before, again.evaluations, found.reference)
@@ -161,8 +161,7 @@ def test_a_model_keeps_its_times(tmp_path):
     assert model.times_of("unipc", 3) is None
     assert model.times_of("deterministic", 2) is None
     drawn, expected = (
-        sample(model.predictor, model.flow, (2, *model.shape), steps=2, times=times)
-        for times in ((0, 0.25), [0.0, 0.25])
+        sample(model.predictor, model.flow, (2, *model.shape), nfe=2, times=times) for times in ((0, 0.25), [0.0, 0.25])
     )
     assert torch.equal(drawn, expected)
     small().save_pretrained(tmp_path)

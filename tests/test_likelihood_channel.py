@@ -9,12 +9,12 @@ from scipy import integrate, stats
 from test_flows import double, seeded
 
 from proxflow import GPFN, KL, Categorical, CategoricalEndpoints, Cosine, ExactClasses, FisherRao, Linear, ReverseKL
-from proxflow._tensor import SampleStreams
 from proxflow.errors import ArgumentError
 from proxflow.likelihood import Nats, two_class_bound
 from proxflow.likelihood._times import fraction_at, time_of
 from proxflow.likelihood.channel import _Arc, _draw_uncertain
-from proxflow.schedules import GaussianAccuracy, VariancePreserving
+from proxflow.paths import GaussianAccuracy, VariancePreserving
+from proxflow.random import SampleStreams
 
 
 def flow_of(divergence, schedule=None):
@@ -37,7 +37,7 @@ def law(dimensions, seed):
 def test_exact_predictions_reach_the_entropy(divergence, schedule, dimensions):
     exact = ExactClasses(flow_of(divergence, schedule), *law(dimensions, dimensions))
     x = exact.sample(20_000, seeded())
-    nats = two_class_bound(exact.flow, exact, x, seeded(1), draws=8, dtype=torch.float64)
+    nats = two_class_bound(exact, exact.flow, x, seeded(1), draws=8, dtype=torch.float64)
     index = (x * 2 ** torch.arange(dimensions - 1, -1, -1)).sum(1)
     # Less the true −log p of each example, which takes the spread of the data out of the comparison.
     gap = Nats(nats + exact.probs.log()[index], dimensions)
@@ -45,7 +45,7 @@ def test_exact_predictions_reach_the_entropy(divergence, schedule, dimensions):
     assert abs(gap.mean) < 4 * gap.standard_error
     # A wrong predictor, which takes the coordinates for independent and even, is worse than the entropy allows.
     blind = ExactClasses(exact.flow, exact.events, torch.full_like(exact.probs, 1 / len(exact.probs)))
-    worse = Nats(two_class_bound(exact.flow, blind, x, seeded(1), draws=8, dtype=torch.float64), dimensions)
+    worse = Nats(two_class_bound(blind, exact.flow, x, seeded(1), draws=8, dtype=torch.float64), dimensions)
     assert worse.mean == pytest.approx(dimensions * math.log(2), abs=4 * worse.standard_error)
 
 
@@ -87,7 +87,7 @@ def test_any_predictor_of_the_masked_flow_against_all_orders():
         masked = int(mask.sum())
         cost = torch.nn.functional.softplus(-toward * log_odds(toward * (1 - mask)))
         total += float((mask * cost).sum()) / (masked * math.comb(3, masked))
-    nats = Nats(two_class_bound(flow, predict, x, seeded(), draws=4, dtype=torch.float64), 3)
+    nats = Nats(two_class_bound(predict, flow, x, seeded(), draws=4, dtype=torch.float64), 3)
     assert nats.standard_error < 0.02
     assert nats.mean == pytest.approx(total, abs=4 * nats.standard_error)
 
@@ -210,19 +210,19 @@ def test_certain_coordinates_cost_nothing_whatever_is_predicted(divergence):
         return Categorical(torch.stack([torch.zeros_like(theta), wrong if lie else right], dim=-1))
 
     lie = False
-    honest = two_class_bound(flow, predict, x, seeded(2), dtype=torch.float64)
+    honest = two_class_bound(predict, flow, x, seeded(2), dtype=torch.float64)
     lie = True
-    torch.testing.assert_close(two_class_bound(flow, predict, x, seeded(2), dtype=torch.float64), honest)
+    torch.testing.assert_close(two_class_bound(predict, flow, x, seeded(2), dtype=torch.float64), honest)
     assert sum(seen) > 1000
 
 
 def test_overlooking_an_almost_certain_belief_costs_a_limited_amount():
     # A network that always says even odds: finite, and above the ln 2 of using what is seen.
     flow, x = flow_of(FisherRao()), torch.randint(0, 2, (4000, 4), generator=seeded())
-    nats = Nats(two_class_bound(flow, lambda b, t: Categorical(torch.zeros_like(b.logits)), x, seeded(1)), 4)
+    nats = Nats(two_class_bound(lambda b, t: Categorical(torch.zeros_like(b.logits)), flow, x, seeded(1)), 4)
     assert math.log(2) < nats.mean / 4 < 8
     erased = flow_of(ReverseKL())
-    even = Nats(two_class_bound(erased, lambda b, t: Categorical(torch.zeros_like(b.logits)), x, seeded(1)), 4)
+    even = Nats(two_class_bound(lambda b, t: Categorical(torch.zeros_like(b.logits)), erased, x, seeded(1)), 4)
     assert even.mean == pytest.approx(4 * math.log(2), abs=4 * even.standard_error)
     assert even.bits_per_dimension == pytest.approx(1, abs=0.05)
 
@@ -235,8 +235,8 @@ def test_an_example_does_not_depend_on_its_batch_and_images_keep_their_shape():
         assert belief.logits.shape[1:] == (1, 3, 2, 2)
         return Categorical(belief.logits * 0.9)
 
-    together = two_class_bound(flow, predict, x, SampleStreams(3, torch.arange(6)), draws=4)
-    apart = two_class_bound(flow, predict, x[2:4], SampleStreams(3, torch.arange(2, 4)), draws=4)
+    together = two_class_bound(predict, flow, x, SampleStreams(3, torch.arange(6)), draws=4)
+    apart = two_class_bound(predict, flow, x[2:4], SampleStreams(3, torch.arange(2, 4)), draws=4)
     assert together.shape == (6,)
     torch.testing.assert_close(apart, together[2:4])
 
@@ -260,7 +260,7 @@ def test_an_example_does_not_depend_on_its_batch_and_images_keep_their_shape():
 )
 def test_bad_requests(flow, x, draws, message):
     with pytest.raises(ArgumentError, match=message):
-        two_class_bound(flow, lambda belief, t: belief, x, seeded(), draws=draws)
+        two_class_bound(lambda belief, t: belief, flow, x, seeded(), draws=draws)
 
 
 def test_nats_summarise_a_data_set():

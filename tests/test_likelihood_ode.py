@@ -22,10 +22,10 @@ from proxflow import (
     GaussianEndpoints,
     PointPredictor,
 )
-from proxflow._tensor import SampleStreams
 from proxflow.data import Moons, dequantise, eight_gaussians, load, to_bytes, to_range
 from proxflow.errors import ArgumentError
 from proxflow.likelihood import ode_log_likelihood
+from proxflow.random import SampleStreams
 
 FLOWS = [GPFN(), GPFN(schedule=Cosine()), GPFN(KL(), endpoints=GaussianEndpoints(0.3)), BFN(1e-3), Diffusion()]
 
@@ -50,7 +50,7 @@ def test_mixtures_of_known_density_with_every_path(flow):
     law = mixture(2, 3)
     x = law.sample(32, seeded(), dtype=torch.float64)
     with torch.no_grad():
-        found = ode_log_likelihood(flow, ExactMean(flow, law), x)
+        found = ode_log_likelihood(ExactMean(flow, law), flow, x)
     torch.testing.assert_close(found.log_prob, law.log_density(x), rtol=0, atol=1e-3)
     assert found.standard_error is None
     assert found.nfe == 256
@@ -60,15 +60,15 @@ def test_mixtures_of_known_density_with_every_path(flow):
 def test_densities_of_many_kinds_and_dimensions(law):
     x = law.sample(16, seeded(3), dtype=torch.float64)
     with torch.no_grad():
-        found = ode_log_likelihood(GPFN(), ExactMean(GPFN(), law), x)
+        found = ode_log_likelihood(ExactMean(GPFN(), law), GPFN(), x)
     torch.testing.assert_close(found.log_prob, law.log_density(x), rtol=0, atol=1e-3)
 
 
 def test_the_resolution_is_the_noise_that_the_density_carries():
     law, x = eight_gaussians(), eight_gaussians().sample(16, seeded(), dtype=torch.float64)
     with torch.no_grad():
-        found = ode_log_likelihood(GPFN(), ExactMean(GPFN(), law), x, resolution=0.1).log_prob
-        bfn = ode_log_likelihood(BFN(0.1), ExactMean(BFN(0.1), law), x).log_prob
+        found = ode_log_likelihood(ExactMean(GPFN(), law), GPFN(), x, resolution=0.1).log_prob
+        bfn = ode_log_likelihood(ExactMean(BFN(0.1), law), BFN(0.1), x).log_prob
     torch.testing.assert_close(found, law.log_density(x, 0.1), rtol=0, atol=1e-4)
     assert float((found - law.log_density(x)).abs().max()) > 0.3
     # BFN never gets nearer to its data than the belief at t = 1.
@@ -94,7 +94,7 @@ def test_a_network_by_scipys_solver():
     # From the data down, the integral of the divergence is minus that along the flow.
     expected = stats.norm.logpdf(way.y[:2, -1]).sum() + way.y[2, -1] + 2 * math.log(end)
     with torch.no_grad():
-        found = ode_log_likelihood(flow, predict, x, resolution=resolution)
+        found = ode_log_likelihood(predict, flow, x, resolution=resolution)
     assert float(found.log_prob) == pytest.approx(expected, abs=1e-5)
 
 
@@ -105,7 +105,7 @@ def test_orders_of_the_methods(method, order):
 
     def found(steps, method):
         with torch.no_grad():
-            return ode_log_likelihood(GPFN(), ExactMean(GPFN(), law), x, steps=steps, method=method, resolution=0.1)
+            return ode_log_likelihood(ExactMean(GPFN(), law), GPFN(), x, steps=steps, method=method, resolution=0.1)
 
     exact = law.log_density(x, 0.1)
     counts = np.array([8, 16, 32])
@@ -120,9 +120,9 @@ def test_hutchinson_agrees_within_its_error(probe):
     predict = PointPredictor(Network(6), GPFN(), clip=None)
     x = torch.randn(3, 1, 2, 3, generator=seeded(), dtype=torch.float64)
     with torch.no_grad():
-        exact = ode_log_likelihood(GPFN(), predict, x, steps=8, method="heun", resolution=0.1)
+        exact = ode_log_likelihood(predict, GPFN(), x, steps=8, method="heun", resolution=0.1)
         found = ode_log_likelihood(
-            GPFN(), predict, x, steps=8, method="heun", resolution=0.1, probes=400, probe=probe, generator=seeded(1)
+            predict, GPFN(), x, steps=8, method="heun", resolution=0.1, probes=400, probe=probe, generator=seeded(1)
         )
     assert found.standard_error.shape == (3,)
     assert (found.log_prob - exact.log_prob).abs().max() > 1e-6
@@ -138,12 +138,12 @@ def test_probes_do_not_depend_on_the_batch():
     def found(x, indices):
         with torch.no_grad():
             return ode_log_likelihood(
-                GPFN(), predict, x, steps=2, probes=2, probe="gaussian", generator=SampleStreams(0, indices)
+                predict, GPFN(), x, steps=2, probes=2, probe="gaussian", generator=SampleStreams(0, indices)
             )
 
     together, apart = found(x, torch.arange(5)), found(x[3:], torch.arange(3, 5))
     torch.testing.assert_close(apart.log_prob, together.log_prob[3:])
-    one = ode_log_likelihood(GPFN(), predict, x, steps=2, probes=1, generator=seeded())
+    one = ode_log_likelihood(predict, GPFN(), x, steps=2, probes=1, generator=seeded())
     assert one.standard_error is None
 
 
@@ -151,7 +151,7 @@ def test_the_gradient_by_the_data_is_the_score():
     law = mixture(2, 3)
     x = law.sample(8, seeded(), dtype=torch.float64).requires_grad_()
     (score,) = torch.autograd.grad(law.log_density(x, 0.05).sum(), x)
-    found = ode_log_likelihood(GPFN(), ExactMean(GPFN(), law), x, resolution=0.05)
+    found = ode_log_likelihood(ExactMean(GPFN(), law), GPFN(), x, resolution=0.05)
     (gradient,) = torch.autograd.grad(found.log_prob.sum(), x)
     torch.testing.assert_close(gradient, score, rtol=1e-3, atol=1e-3)
 
@@ -161,7 +161,7 @@ def test_the_gradient_by_the_parameters_follows_differences():
     predict, x = PointPredictor(model, GPFN(), clip=None), torch.randn(4, 2, generator=seeded(), dtype=torch.float64)
 
     def value():
-        return ode_log_likelihood(GPFN(), predict, x, steps=4, probes=2, generator=seeded(1)).log_prob.sum()
+        return ode_log_likelihood(predict, GPFN(), x, steps=4, probes=2, generator=seeded(1)).log_prob.sum()
 
     (gradient,) = torch.autograd.grad(value(), model.weight)
     with torch.no_grad():
@@ -180,7 +180,7 @@ def test_single_precision_and_compilation_give_the_same():
 
         def run(x):
             with torch.no_grad():
-                return ode_log_likelihood(flow, predict, x, steps=1, method="heun", resolution=0.1).log_prob
+                return ode_log_likelihood(predict, flow, x, steps=1, method="heun", resolution=0.1).log_prob
 
         return compiler(run)(x)
 
@@ -215,4 +215,4 @@ def test_dequantised_bytes_bound_their_probability():
 )
 def test_bad_requests(flow, x, settings, message):
     with pytest.raises(ArgumentError, match=message):
-        ode_log_likelihood(flow, lambda belief, t: DiagonalGaussian(belief.mean, belief.std), x, **settings)
+        ode_log_likelihood(lambda belief, t: DiagonalGaussian(belief.mean, belief.std), flow, x, **settings)

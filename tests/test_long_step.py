@@ -24,11 +24,11 @@ from proxflow import (
 from proxflow.beliefs import DiagonalGaussian
 from proxflow.cli import main
 from proxflow.errors import ArgumentError, CheckpointError
-from proxflow.lessons import lesson
 from proxflow.nn import UNet
+from proxflow.paths import Linear, Shifted
 from proxflow.samplers import SAMPLERS
-from proxflow.schedules import Linear, Shifted
-from proxflow.training import fit
+from proxflow.training.fit import fit
+from proxflow.training.recipes import lesson
 
 CENTRE, SPREAD = 0.3, 0.4
 SCHEDULES = [Linear(), Shifted((0.7,))]
@@ -283,13 +283,13 @@ def test_one_evaluation_draws_from_both_clusters(kind):
     points = centres[torch.randint(2, (4096,), generator=generator)] + 0.1 * torch.randn(4096, 2, generator=generator)
     flow = GPFN()
     config = TrainingConfig(steps=800, batch_size=256, learning_rate=5e-3, warmup_steps=20, ema=0.98, clip=10.0)
-    result = fit(LongStep(flow, kind), LongStepPredictor(Perceptron(), flow, clip=None), points, config)
+    result = fit(LongStepPredictor(Perceptron(), flow, clip=None), LongStep(flow, kind), points, config)
 
     def near(drawn):
         return (torch.cdist(drawn, centres) < 0.35).float().mean(0)
 
-    whole = proxflow.sample(result.predictor, flow, (1000, 2), steps=1, sampler="deterministic", seed=0)
-    blurred = proxflow.sample(PlainView(result.predictor), flow, (1000, 2), steps=1, sampler="deterministic", seed=0)
+    whole = proxflow.sample(result.predictor, flow, (1000, 2), nfe=1, sampler="deterministic", seed=0)
+    blurred = proxflow.sample(PlainView(result.predictor), flow, (1000, 2), nfe=1, sampler="deterministic", seed=0)
     assert near(whole).min() > 0.3
     assert near(whole).sum() > 0.8
     assert near(blurred).sum() < 0.2
@@ -353,9 +353,9 @@ def test_a_saved_model_samples_in_one_step(tmp_path):
         nn.init.normal_(parameter, std=0.1)
     built.save_pretrained(tmp_path)
     loaded = models.load(tmp_path)
-    one = proxflow.sample(loaded.predictor, loaded.flow, (4, 1, 8, 8), steps=1)
-    torch.testing.assert_close(one, proxflow.sample(built.predictor, built.flow, (4, 1, 8, 8), steps=1))
-    assert not torch.allclose(one, proxflow.sample(PlainView(loaded.predictor), loaded.flow, (4, 1, 8, 8), steps=1))
+    one = proxflow.sample(loaded.predictor, loaded.flow, (4, 1, 8, 8), nfe=1)
+    torch.testing.assert_close(one, proxflow.sample(built.predictor, built.flow, (4, 1, 8, 8), nfe=1))
+    assert not torch.allclose(one, proxflow.sample(PlainView(loaded.predictor), loaded.flow, (4, 1, 8, 8), nfe=1))
 
     words = [
         "sample",

@@ -63,7 +63,7 @@ def test_a_trained_network_recovers_how_category_and_number_depend_on_each_other
         optimiser.zero_grad()
         flow.loss(predictor, batch, generator).mean().backward()
         optimiser.step()
-    drawn = sample(predictor, flow, (2000, 2), steps=40, sampler="deterministic", batch_size=2000)
+    drawn = sample(predictor, flow, (2000, 2), nfe=40, sampler="deterministic", batch_size=2000)
     number, category = drawn[:, 0], drawn[:, 1]
     assert set(category.tolist()) == {0.0, 1.0, 2.0}
     for k in range(3):

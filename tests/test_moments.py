@@ -11,8 +11,8 @@ from proxflow.beliefs import Categorical, DiagonalGaussian
 from proxflow.divergences import KL, Renyi
 from proxflow.errors import ArgumentError, ConvergenceError, UnsupportedPairError
 from proxflow.flows import GPFN
-from proxflow.moments import MomentSolver
 from proxflow.solvers import NewtonSolver
+from proxflow.solvers.renyi import MomentSolver
 
 
 def problems(number, seed=0):

@@ -13,8 +13,8 @@ from test_sampler_errors import END, LAW, measured_order, trajectory_ends
 from proxflow import BFN, GPFN, Deterministic, Diffusion, Multistep, Multistep2
 from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
-from proxflow.exact import ExactMean
 from proxflow.likelihood._times import time_of
+from proxflow.predictors.exact import ExactMean
 from proxflow.samplers.multistep import step_shares
 
 

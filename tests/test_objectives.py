@@ -11,8 +11,8 @@ from proxflow import GPFN, Autoguidance, DistributionMatching, PointPredictor, S
 from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
 from proxflow.flows import BFN
-from proxflow.schedules import Linear
-from proxflow.training import fit
+from proxflow.paths import Linear
+from proxflow.training.fit import fit
 
 
 class Perceptron(nn.Module):
@@ -175,7 +175,7 @@ def test_a_discriminator_leads_a_student_from_its_teachers_error_to_the_data():
         trained = StudentAndCritic(wrong, discriminator=adversarial > 0)
         trained.student = Affine(0.1, 0.3)
         objective = DistributionMatching(GPFN(schedule=Linear(0.9)), wrong, adversarial)
-        centres.append(float(fit(objective, trained, data, config).predictor.student.centre))
+        centres.append(float(fit(trained, objective, data, config).predictor.student.centre))
     assert abs(centres[0]) < 0.1
     assert centres[1] > 0.25
 
@@ -213,12 +213,12 @@ def test_one_evaluation_of_a_student_draws_from_both_clusters(adversarial):
     flow, data = GPFN(schedule=Linear(0.9)), two_clusters(4096, torch.Generator().manual_seed(1))
     teacher = PointPredictor(Perceptron(2), flow, clip=None)
     quick = {"batch_size": 256, "warmup_steps": 20, "ema": 0.98, "clip": 10.0}
-    teacher = fit(flow, teacher, data, TrainingConfig(steps=600, learning_rate=5e-3, **quick)).predictor
+    teacher = fit(teacher, flow, data, TrainingConfig(steps=600, learning_rate=5e-3, **quick)).predictor
     objective = DistributionMatching(flow, teacher, adversarial)
     parts = StudentAndCritic(teacher, 0.15, discriminator=adversarial > 0)
-    result = fit(objective, parts, data, TrainingConfig(steps=600, learning_rate=2e-3, **quick))
+    result = fit(parts, objective, data, TrainingConfig(steps=600, learning_rate=2e-3, **quick))
     drawn, blurred = (
-        proxflow.sample(model, flow, (1000, 2), steps=1, seed=0) for model in (result.predictor.student, teacher)
+        proxflow.sample(model, flow, (1000, 2), nfe=1, seed=0) for model in (result.predictor.student, teacher)
     )
 
     def share_near(points):
@@ -274,7 +274,7 @@ def test_a_student_of_guidance_learns_the_extrapolation(flow):
     student, data = Affine(-1.0, 0.0), torch.randn(512, 2, generator=torch.Generator().manual_seed(0)).double()
     objective = Autoguidance(flow, teacher, worse, 1.5)
     settings = {"batch_size": 64, "learning_rate": 0.1, "warmup_steps": 1, "ema": 0.9, "weight_decay": 0.0, "clip": 1e3}
-    found = fit(objective, student, data, TrainingConfig(steps=300, **settings)).predictor
+    found = fit(student, objective, data, TrainingConfig(steps=300, **settings)).predictor
     assert float(found.centre) == pytest.approx(0.1 + 1.5 * 0.3, abs=1e-3)
     assert float(found.spread) == pytest.approx(0.6 + 1.5 * 0.3, abs=1e-3)
 

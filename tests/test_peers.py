@@ -29,8 +29,8 @@ from proxflow import (
     Stochastic,
 )
 from proxflow.beliefs import Categorical
+from proxflow.paths import GaussianPath
 from proxflow.samplers.multistep import advance
-from proxflow.schedules import GaussianPath
 
 STEPS, SHAPE = 50, (4, 3)
 RECTIFIED = GPFN(endpoints=GaussianEndpoints(0.0))

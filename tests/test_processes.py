@@ -20,20 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from proxflow import (
-    GPFN,
-    ModelConfig,
-    PointPredictor,
-    TrainingConfig,
-    commands,
-    evaluation,
-    fit,
-    imagefiles,
-    metrics,
-    models,
-)
+from proxflow import GPFN, ModelConfig, PointPredictor, TrainingConfig, fit, metrics, models
+from proxflow.cli import commands
+from proxflow.data import image_files as imagefiles
 from proxflow.errors import ArgumentError, OutputError
-from proxflow.processes import Processes
+from proxflow.runtime.processes import Processes
+from proxflow.studies import evaluation
 
 CONFIG = TrainingConfig(steps=30, batch_size=10, checkpoint_every=10, ema=0.9, warmup_steps=5)
 
@@ -92,7 +84,7 @@ class Stops(GPFN):
 def train(config, folder=None, flow=GPFN, held_out=None):
     torch.manual_seed(Processes.current().rank)  # the first one's weights are everybody's
     predictor = PointPredictor(Net().double(), GPFN(), clip=None)
-    result = fit(flow(), predictor, points(), config, folder=folder, held_out=held_out)
+    result = fit(predictor, flow(), points(), config, folder=folder, held_out=held_out)
     weights = {name: tensor.numpy() for name, tensor in result.predictor.state_dict().items()}
     return weights, result.losses, result.skipped
 

@@ -30,9 +30,9 @@ from proxflow.beliefs import FullGaussian
 from proxflow.divergences import AnisotropicWasserstein2, CoordinateMetric, FrequencyMetric, mixed_form
 from proxflow.energies import Sum
 from proxflow.errors import ArgumentError, ConvergenceError, UnsupportedPairError
-from proxflow.moments import MomentSolver
 from proxflow.samplers import Deterministic, Multistep2
 from proxflow.solvers import CoordinateSolver
+from proxflow.solvers.renyi import MomentSolver
 
 SOLVERS: list[CoordinateSolver] = [NewtonSolver(), QuasiNewtonSolver()]
 every_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)

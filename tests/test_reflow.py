@@ -10,14 +10,14 @@ from support import GaussianData
 
 import proxflow
 from proxflow import BFN, GPFN, PointPredictor, Reflow, TrainingConfig, fit, models, sample
-from proxflow import reflow as reflow_module
-from proxflow._tensor import SampleStreams
 from proxflow.config import ModelConfig
 from proxflow.couplings import Reflowed
 from proxflow.errors import ArgumentError, CheckpointError, OutputError
-from proxflow.reflow import make_pairs, reflow, straightness
+from proxflow.paths import Linear
+from proxflow.random import SampleStreams
 from proxflow.samplers import Deterministic
-from proxflow.schedules import Linear
+from proxflow.training.fit import reflow as reflow_module
+from proxflow.training.reflow import make_pairs, reflow, straightness
 
 
 def seeded(seed=0):
@@ -59,7 +59,7 @@ def trained():
     torch.manual_seed(0)
     flow = GPFN()
     config = TrainingConfig(steps=600, batch_size=256, learning_rate=5e-3, ema=0.98, warmup_steps=20)
-    return flow, fit(flow, PointPredictor(Perceptron(), flow, clip=None), clusters(), config).predictor
+    return flow, fit(PointPredictor(Perceptron(), flow, clip=None), flow, clusters(), config).predictor
 
 
 # pairs ----------------------------------------------------------------------------------------------------------------
@@ -68,11 +68,11 @@ def trained():
 def test_pairs_are_prior_draws_and_what_the_sampler_makes_of_them(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(reflow_module, "SHARD", 48)
     flow, predictor = trained
-    pairs = make_pairs(predictor, flow, 100, (2,), tmp_path, steps=5, sampler="deterministic", seed=7)
+    pairs = make_pairs(predictor, flow, 100, (2,), tmp_path, nfe=5, sampler="deterministic", seed=7)
     assert pairs.shape == (100, 2, 2)
     streams = SampleStreams(7, torch.arange(100))
     assert torch.equal(pairs[:, 0], flow.prior((100, 2), streams, torch.float32, torch.device("cpu")).mean)
-    assert torch.equal(pairs[:, 1], sample(predictor, flow, (100, 2), steps=5, sampler=Deterministic(), seed=7))
+    assert torch.equal(pairs[:, 1], sample(predictor, flow, (100, 2), nfe=5, sampler=Deterministic(), seed=7))
     belief = proxflow.DiagonalGaussian(pairs[:, 0], torch.ones(()))
     for k in range(4):  # the same by hand
         t, s = torch.tensor(k / 5), torch.tensor((k + 1) / 5)
@@ -86,15 +86,15 @@ def test_pairs_are_prior_draws_and_what_the_sampler_makes_of_them(trained, tmp_p
 def test_pairs_cut_anywhere_are_the_same_bytes(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(reflow_module, "SHARD", 32)
     flow, predictor = trained
-    whole = make_pairs(predictor, flow, 100, (2,), tmp_path / "whole", steps=3, batch_size=16)
+    whole = make_pairs(predictor, flow, 100, (2,), tmp_path / "whole", nfe=3, batch_size=16)
     monkeypatch.setattr(reflow_module, "write_tensors", _stopped_at(2, reflow_module.write_tensors))
     with pytest.raises(KeyboardInterrupt):
-        make_pairs(predictor, flow, 100, (2,), tmp_path / "cut", steps=3)
+        make_pairs(predictor, flow, 100, (2,), tmp_path / "cut", nfe=3)
     assert len(list((tmp_path / "cut").glob("*.safetensors"))) == 2
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").glob("*.safetensors")}
     monkeypatch.undo()
     monkeypatch.setattr(reflow_module, "SHARD", 32)
-    again = make_pairs(predictor, flow, 100, (2,), tmp_path / "cut", steps=3, batch_size=64)
+    again = make_pairs(predictor, flow, 100, (2,), tmp_path / "cut", nfe=3, batch_size=64)
     assert torch.equal(whole, again)
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())  # not made again
     for path in (tmp_path / "whole").iterdir():
@@ -116,20 +116,20 @@ def _stopped_at(number, call):
 
 def test_pairs_of_something_else_are_refused(trained, tmp_path):
     flow, predictor = trained
-    make_pairs(predictor, flow, 20, (2,), tmp_path, steps=2)
+    make_pairs(predictor, flow, 20, (2,), tmp_path, nfe=2)
     for change in ({"steps": 3}, {"seed": 1}, {"sampler": "midpoint"}):
         with pytest.raises(OutputError, match=f"{next(iter(change))} = "):
             make_pairs(predictor, flow, 20, (2,), tmp_path, **{"steps": 2, **change})
     torch.manual_seed(5)
     with pytest.raises(OutputError, match="weights = sha256"):
-        make_pairs(PointPredictor(Perceptron(), flow), flow, 20, (2,), tmp_path, steps=2)
+        make_pairs(PointPredictor(Perceptron(), flow), flow, 20, (2,), tmp_path, nfe=2)
     path = tmp_path / "samples-00000.safetensors"
     save_file({"samples": torch.zeros(3, 2)}, path)
     with pytest.raises(CheckpointError, match="does not hold 20 samples"):
-        make_pairs(predictor, flow, 20, (2,), tmp_path, steps=2)
+        make_pairs(predictor, flow, 20, (2,), tmp_path, nfe=2)
     path.write_bytes(b"short")
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
-        make_pairs(predictor, flow, 20, (2,), tmp_path, steps=2)
+        make_pairs(predictor, flow, 20, (2,), tmp_path, nfe=2)
 
 
 # the objective --------------------------------------------------------------------------------------------------------
@@ -168,13 +168,13 @@ def test_what_reflow_cannot_train_is_refused(tmp_path):
     module = torch.nn.Linear(1, 1)
     with pytest.raises(ArgumentError, match="without noise"):
         make_pairs(module, GPFN(), 4, (2,), tmp_path / "x", sampler="stochastic")
-    with pytest.raises(ArgumentError, match="pair_steps"):
-        make_pairs(module, GPFN(), 4, (2,), tmp_path / "x", steps=0)
+    with pytest.raises(ArgumentError, match="pair_nfe"):
+        make_pairs(module, GPFN(), 4, (2,), tmp_path / "x", nfe=0)
     with pytest.raises(ArgumentError, match="pairs must be at least 1"):
         make_pairs(module, GPFN(), 0, (2,), tmp_path / "x")
     assert not (tmp_path / "x").exists()
     with pytest.raises(ArgumentError, match="cannot bend"):
-        straightness(module, GPFN(), (16, 2), steps=1)
+        straightness(module, GPFN(), (16, 2), nfe=1)
 
 
 # straightness ---------------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_straightness_is_that_of_a_gaussian_by_hand():
     tau = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
     speed = (tau * spread**2 - (1 - tau)) / (tau**2 * spread**2 + (1 - tau) ** 2).sqrt()
     expected = float(speed.square().mean() - speed.mean() ** 2)
-    found = straightness(Exact(flow, spread), flow, (4096, 4), steps=400)
+    found = straightness(Exact(flow, spread), flow, (4096, 4), nfe=400)
     assert found == pytest.approx(expected, rel=0.03)
     # Where the target is a point, every path is straight.
     assert straightness(Exact(flow, 1e-9), flow, (64, 2)) == pytest.approx(0, abs=1e-12)
@@ -194,26 +194,26 @@ def test_straightness_is_that_of_a_gaussian_by_hand():
 
 def test_a_round_straightens_and_keeps_the_law(trained, tmp_path):
     flow, predictor = trained
-    pairs = make_pairs(predictor, flow, 4096, (2,), tmp_path, steps=20, seed=11)
+    pairs = make_pairs(predictor, flow, 4096, (2,), tmp_path, nfe=20, seed=11)
     config = TrainingConfig(steps=400, batch_size=256, learning_rate=3e-3, ema=0.98, warmup_steps=20)
-    straight = fit(Reflow(flow), copy.deepcopy(predictor).requires_grad_(True), pairs, config).predictor
-    longer = fit(flow, copy.deepcopy(predictor).requires_grad_(True), clusters(), config).predictor  # no pairs, as long
+    straight = fit(copy.deepcopy(predictor).requires_grad_(True), Reflow(flow), pairs, config).predictor
+    longer = fit(copy.deepcopy(predictor).requires_grad_(True), flow, clusters(), config).predictor  # no pairs, as long
     bends = [straightness(p, flow, (1024, 2), seed=3) for p in (predictor, longer, straight)]
     assert bends[2] < 0.3 * bends[0]
     assert bends[1] > 0.7 * bends[0]
     # One evaluation of the model before stays near the mean of the clusters; of the model after it gives all four of them.
     for model, steps, least, most in ((predictor, 1, 0.6, 1.1), (straight, 1, 0.0, 0.35), (straight, 20, 0.0, 0.25)):
-        drawn = sample(model, flow, (1000, 2), steps=steps, seed=5)
+        drawn = sample(model, flow, (1000, 2), nfe=steps, seed=5)
         assert least < float((drawn.abs() - 1).abs().mean()) < most
     for steps in (1, 20):
-        corners = (sample(straight, flow, (1000, 2), steps=steps, seed=5) > 0).float() @ torch.tensor([1.0, 2.0])
+        corners = (sample(straight, flow, (1000, 2), nfe=steps, seed=5) > 0).float() @ torch.tensor([1.0, 2.0])
         assert torch.bincount(corners.long(), minlength=4).min() > 180
 
 
 # the pipeline ---------------------------------------------------------------------------------------------------------
 
 TRAINING = TrainingConfig(steps=30, batch_size=8, checkpoint_every=10, learning_rate=1e-3)
-WORK = {"rounds": 2, "pairs": 40, "pair_steps": 3}
+WORK = {"rounds": 2, "pairs": 40, "pair_nfe": 3}
 
 
 def tiny(flow="gpfn-w2"):
@@ -240,7 +240,7 @@ def test_the_folder_is_that_of_a_model(whole):
     model = models.load(whole)
     assert model.flow.coupling == Reflowed()
     assert model.config.coupling == "reflow"
-    assert sample(model.predictor, model.flow, (2, *model.shape), steps=1).isfinite().all()
+    assert sample(model.predictor, model.flow, (2, *model.shape), nfe=1).isfinite().all()
     known = model.provenance["reflow"]
     assert known["rounds"] == 2
     assert known["pairs"] == 40
@@ -316,7 +316,7 @@ def test_wrong_arguments_are_refused_before_work(tmp_path):
     for change, named in (
         ({"rounds": 0}, "rounds must be at least 1"),
         ({"pairs": 0}, "pairs must be at least 1"),
-        ({"pair_steps": 0}, "pair_steps must be at least 1"),
+        ({"pair_nfe": 0}, "pair_nfe must be at least 1"),
         ({"sampler": "stochastic"}, "without noise"),
     ):
         with pytest.raises(ArgumentError, match=named):

@@ -16,19 +16,10 @@ from proxflow import models
 from proxflow.config import ModelConfig, to_dict
 from proxflow.data import to_bytes
 from proxflow.errors import CheckpointError, DataError
-from proxflow.experiments import pictures
-from proxflow.experiments.mnist import Cell
-from proxflow.experiments.report import (
-    Paragraph,
-    Scoreboard,
-    Strong,
-    Table,
-    claims,
-    kept_images,
-    to_markdown,
-    write_report,
-)
 from proxflow.samplers import sample
+from proxflow.studies import pictures
+from proxflow.studies.mnist import Cell
+from proxflow.studies.report import Paragraph, Scoreboard, Strong, Table, claims, kept_images, to_markdown, write_report
 
 CPU = torch.device("cpu")
 SHAPE = (1, 8, 8)
@@ -392,7 +383,7 @@ def test_animation_has_a_frame_for_each_evaluation(written):
 def test_evolution_runs_from_the_prior_to_the_sample(experiment):
     model = models.load(experiment / "models" / "bfn-seed0")
     evolution = pictures.evolve(model, "stochastic", 3, 5, seed=7)
-    expected = sample(model.predictor, model.flow, (3, *SHAPE), steps=5, sampler="stochastic", seed=7)
+    expected = sample(model.predictor, model.flow, (3, *SHAPE), nfe=5, sampler="stochastic", seed=7)
     assert evolution.times == (0.0, 0.25, 0.5, 0.75, 1.0)
     assert evolution.beliefs.shape == evolution.targets.shape == (5, 3, 8, 8)
     assert (evolution.beliefs[0] == 128).all()  # the prior's mean is zero, mid-grey

@@ -20,9 +20,9 @@ from proxflow import (
     ExactClasses,
     ReverseKL,
 )
-from proxflow._tensor import SampleStreams
 from proxflow.config import SamplerName
 from proxflow.errors import ArgumentError
+from proxflow.random import SampleStreams
 from proxflow.samplers import SAMPLERS, PathSampler
 
 EVENT = (3,)

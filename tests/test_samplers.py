@@ -207,27 +207,27 @@ def test_same_seed_same_samples_whatever_the_batch(model, flow, name):
     sampler = name if name in SAMPLERS else MEMBERS[name]
 
     def draw(n, **settings):
-        return sample(predict, flow, (n, 1, 14, 14), steps=4, sampler=sampler, seed=3, **settings)
+        return sample(predict, flow, (n, 1, 14, 14), nfe=4, sampler=sampler, seed=3, **settings)
 
     together = draw(40, batch_size=64)
     assert torch.equal(together, draw(40, batch_size=16))
     assert torch.equal(together, draw(40, batch_size=1))
     assert torch.equal(together[:7], draw(7))
     assert torch.equal(together[20:], draw(20, first=20))
-    other = sample(predict, flow, (40, 1, 14, 14), steps=4, sampler=sampler, seed=4)
+    other = sample(predict, flow, (40, 1, 14, 14), nfe=4, sampler=sampler, seed=4)
     assert torch.equal(together, other) == (name == "deterministic" and isinstance(flow, BFN))
 
 
 def test_a_graph_is_of_work_on_a_cuda_device(model):
     with pytest.raises(ArgumentError, match=r"the model is on cpu$"):
-        sample(PointPredictor(model, GPFN()), GPFN(), (4, 1, 14, 14), steps=2, graph=True)
+        sample(PointPredictor(model, GPFN()), GPFN(), (4, 1, 14, 14), nfe=2, graph=True)
 
 
 def test_sampling_restores_the_mode_and_reports(model):
     predict = PointPredictor(model, POINT).train()
     done, times = [], []
     sample(
-        predict, POINT, (20, 1, 8, 8), steps=3, batch_size=16,
+        predict, POINT, (20, 1, 8, 8), nfe=3, batch_size=16,
         watch=lambda t, belief, target: times.append(t), progress=done.append,
     )  # fmt: skip
     assert predict.training

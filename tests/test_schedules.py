@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support import vectors
 
 from proxflow.errors import ArgumentError
-from proxflow.schedules import Cosine, GaussianAccuracy, Linear, QuadraticAccuracy, Shifted, VariancePreserving
+from proxflow.paths import Cosine, GaussianAccuracy, Linear, QuadraticAccuracy, Shifted, VariancePreserving
 
 TIMES = st.floats(0, 0.999)
 

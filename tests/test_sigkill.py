@@ -35,7 +35,7 @@ def train(folder, slow_disk, begun):
     predictor = PointPredictor(Net(), GPFN(), clip=None)
     points = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
     begun.send(None)
-    result = fit(GPFN(), predictor, points, CONFIG, folder=folder)
+    result = fit(predictor, GPFN(), points, CONFIG, folder=folder)
     tensors = {f"averaged.{k}": v for k, v in result.predictor.state_dict().items()}
     tensors |= {f"predictor.{k}": v for k, v in predictor.state_dict().items()}
     tensors["losses"] = torch.tensor(result.losses, dtype=torch.float64)

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from proxflow._tensor import BatchRows, SampleStreams, _mixed, over_events, rand, randn, randn_like
+from proxflow._math import over_events
 from proxflow.errors import ArgumentError
+from proxflow.random import BatchRows, SampleStreams, _mixed, rand, randn, randn_like
 
 WORD = 2**64
 GOLDEN = 0x9E3779B97F4A7C15

@@ -23,11 +23,11 @@ from proxflow import (
     GaussianEndpoints,
     ReverseKL,
 )
-from proxflow._tensor import SampleStreams
 from proxflow.data import Checkerboard, GaussianMixtureLaw, Moons, Spirals, eight_gaussians
 from proxflow.data.toy import _truncated
 from proxflow.divergences import Jeffreys
 from proxflow.errors import ArgumentError
+from proxflow.random import SampleStreams
 
 
 def mixture(dimension, components, seed=0):

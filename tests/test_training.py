@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from proxflow import GPFN, PointPredictor, TrainingConfig, fit, models, sample, training
+from proxflow import GPFN, PointPredictor, TrainingConfig, fit, models, sample
 from proxflow.config import ModelConfig, from_dict, to_dict
 from proxflow.errors import ArgumentError, CheckpointError, DivergedError, MemoryLimitError, OutputError
 from proxflow.flows import draw_times
-from proxflow.training import learning_rate
+from proxflow.training.fit import fit as training
+from proxflow.training.fit import learning_rate
 
 
 class Net(torch.nn.Module):
@@ -55,15 +56,15 @@ def test_the_averaged_copy_has_the_newest_buffers():
             self.calls += self.training
             return super().forward(x, t)
 
-    result = fit(GPFN(), PointPredictor(Counts(), GPFN(), clip=None), points(), replace(CONFIG, steps=7))
+    result = fit(PointPredictor(Counts(), GPFN(), clip=None), GPFN(), points(), replace(CONFIG, steps=7))
     assert float(result.predictor.network.calls) == 7
 
 
 def test_three_lines_learn_a_distribution():
     config = TrainingConfig(steps=600, batch_size=256, ema=0.99, learning_rate=3e-3)
-    result = fit(GPFN(), model(), points(), config)
+    result = fit(model(), GPFN(), points(), config)
     assert result.losses[-1] < 0.7 * result.losses[0]
-    samples = sample(result.predictor, GPFN(), (400, 2), steps=30)
+    samples = sample(result.predictor, GPFN(), (400, 2), nfe=30)
     same_side = samples[:, 0].sign() == samples[:, 1].sign()
     assert float(same_side.float().mean()) > 0.95
     assert 0.35 < float((samples[:, 0] > 0).float().mean()) < 0.65
@@ -79,14 +80,14 @@ def killed_and_resumed(folder, config, dropout=0.0, device="cpu"):
             raise KilledError
 
     with pytest.raises(KilledError):
-        fit(GPFN(), model(dropout), points(100), config, folder=folder, on_checkpoint=kill, device=device)
+        fit(model(dropout), GPFN(), points(100), config, folder=folder, on_checkpoint=kill, device=device)
     torch.manual_seed(99)  # whatever else the process drew in between
-    return fit(GPFN(), model(dropout), points(100), config, folder=folder, device=device)
+    return fit(model(dropout), GPFN(), points(100), config, folder=folder, device=device)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_interrupted_and_resumed_is_the_same_bit_for_bit(tmp_path, dropout):
-    whole = fit(GPFN(), model(dropout), points(100), CONFIG)
+    whole = fit(model(dropout), GPFN(), points(100), CONFIG)
 
     resumed = killed_and_resumed(tmp_path, CONFIG, dropout)
     for name, value in whole.predictor.state_dict().items():
@@ -102,7 +103,7 @@ def test_resuming_a_network_in_another_memory_layout(tmp_path):
     def train(**settings):
         torch.manual_seed(0)
         built = models.build(ModelConfig(channels=8), (1, 8, 8))
-        return fit(built.flow, built.predictor, images, config, **settings).predictor.state_dict()
+        return fit(built.predictor, built.flow, images, config, **settings).predictor.state_dict()
 
     def stop(predictor, step):
         if step == 50:
@@ -117,17 +118,17 @@ def test_resuming_a_network_in_another_memory_layout(tmp_path):
 
 
 def test_finished_run_is_not_trained_again(tmp_path):
-    first = fit(GPFN(), model(), points(), CONFIG, folder=tmp_path)
+    first = fit(model(), GPFN(), points(), CONFIG, folder=tmp_path)
     steps = []
-    again = fit(GPFN(), model(), points(), CONFIG, folder=tmp_path, on_checkpoint=lambda _, step: steps.append(step))
+    again = fit(model(), GPFN(), points(), CONFIG, folder=tmp_path, on_checkpoint=lambda _, step: steps.append(step))
     assert steps == []
     assert torch.equal(first.predictor.network.layers[0].weight, again.predictor.network.layers[0].weight)
 
 
 def test_seed_decides(tmp_path):
-    one, two = (fit(GPFN(), model(), points(), CONFIG).losses for _ in range(2))
+    one, two = (fit(model(), GPFN(), points(), CONFIG).losses for _ in range(2))
     assert one == two
-    other = fit(GPFN(), model(), points(), from_dict(TrainingConfig, {**to_dict(CONFIG), "seed": 1}, "")).losses
+    other = fit(model(), GPFN(), points(), from_dict(TrainingConfig, {**to_dict(CONFIG), "seed": 1}, "")).losses
     assert other != one
 
 
@@ -148,7 +149,7 @@ def test_images_in_bytes_are_scaled():
             return super().loss(predict, x, generator, t)
 
     images = torch.tensor([[0, 255], [255, 0]], dtype=torch.uint8)
-    fit(Spy(), model(), images, TrainingConfig(steps=1, batch_size=8))
+    fit(model(), Spy(), images, TrainingConfig(steps=1, batch_size=8))
     assert sorted(set(seen[0].flatten().tolist())) == [-1.0, 1.0]
 
 
@@ -161,7 +162,7 @@ def test_every_example_is_seen_once_an_epoch():
             return super().loss(predict, x, generator, t)
 
     data = torch.arange(10.0)[:, None].expand(10, 2).clone()
-    fit(Spy(), model(), data, TrainingConfig(steps=10, batch_size=4))
+    fit(model(), Spy(), data, TrainingConfig(steps=10, batch_size=4))
     order = torch.cat(seen)
     for epoch in order.reshape(4, 10):
         assert sorted(epoch.tolist()) == list(range(10))
@@ -179,7 +180,7 @@ def test_every_example_is_seen_once_an_epoch():
 )
 def test_bad_data_is_refused_before_work(tmp_path, data, message):
     with pytest.raises(ArgumentError, match=message):
-        fit(GPFN(), model(), data, CONFIG, folder=tmp_path)
+        fit(model(), GPFN(), data, CONFIG, folder=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -208,7 +209,7 @@ def test_a_bad_step_changes_nothing_and_is_counted(value, gradient_only):
     # A run whose steps 3 and 7 are bad ends where a run ends that never had them: all else is equal step by step.
     config = TrainingConfig(steps=10, batch_size=64, ema=0.0, warmup_steps=0, learning_rate=1e-2)
     seen = []
-    result = fit(Breaks(3, 7, value=value, gradient_only=gradient_only), model(), points(), config, track=seen.append)
+    result = fit(model(), Breaks(3, 7, value=value, gradient_only=gradient_only), points(), config, track=seen.append)
     assert result.skipped == 2
     assert seen[-1]["skipped"] == 2
     assert all(math.isfinite(number) for number in seen[-1].values())
@@ -235,9 +236,9 @@ def test_too_many_bad_steps_stop_with_a_diagnosis_and_keep_the_checkpoint(tmp_pa
         DivergedError,
         match=r"in 30 of the 50 steps before step 150 .*in 30.*Lower the learning rate.*step 100 in .* good",
     ):
-        fit(bad, model(), points(), CONFIG, folder=tmp_path)
-    resumed = fit(GPFN(), model(), points(), CONFIG, folder=tmp_path)
-    whole = fit(GPFN(), model(), points(), CONFIG)
+        fit(model(), bad, points(), CONFIG, folder=tmp_path)
+    resumed = fit(model(), GPFN(), points(), CONFIG, folder=tmp_path)
+    whole = fit(model(), GPFN(), points(), CONFIG)
     assert resumed.losses == whole.losses
     for one, other in zip(whole.predictor.parameters(), resumed.predictor.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -252,11 +253,11 @@ def test_a_checkpoint_after_bad_steps_is_finite(tmp_path):
 
     config = replace(CONFIG, checkpoint_every=30)
     with pytest.raises(KeyboardInterrupt):
-        fit(Breaks(*range(20, 30)), model(), points(), config, folder=tmp_path, on_checkpoint=stop)
+        fit(model(), Breaks(*range(20, 30)), points(), config, folder=tmp_path, on_checkpoint=stop)
     for path in tmp_path.rglob("*.safetensors"):
         assert all(tensor.isfinite().all() for tensor in load_file(path).values())
-    whole = fit(Breaks(*range(20, 30)), model(), points(), config)
-    resumed = fit(GPFN(), model(), points(), config, folder=tmp_path)
+    whole = fit(model(), Breaks(*range(20, 30)), points(), config)
+    resumed = fit(model(), GPFN(), points(), config, folder=tmp_path)
     assert resumed.losses == whole.losses
     assert resumed.skipped == whole.skipped == 10
 
@@ -272,7 +273,7 @@ def test_buffers_that_are_not_finite_never_reach_a_checkpoint(tmp_path):
             return super().forward(mean, t)
 
     with pytest.raises(DivergedError, match=r"network.seen is not finite after step 50"):
-        fit(GPFN(), PointPredictor(Poisoned(), GPFN()), points(), CONFIG, folder=tmp_path)
+        fit(PointPredictor(Poisoned(), GPFN()), GPFN(), points(), CONFIG, folder=tmp_path)
     assert not list(tmp_path.glob("checkpoints/step-*"))
 
 
@@ -287,20 +288,20 @@ def test_out_of_memory_names_sizes_to_try(error):
     with pytest.raises(
         MemoryLimitError, match=r"32 examples at a time: try --accumulate 4 .* 16 at a time, or --batch-size 32"
     ):
-        fit(Large(), model(), points(), replace(CONFIG, accumulate=2))
+        fit(model(), Large(), points(), replace(CONFIG, accumulate=2))
     with pytest.raises(MemoryLimitError, match="smaller network"):
-        fit(Large(), model(), points(), replace(CONFIG, batch_size=1))
+        fit(model(), Large(), points(), replace(CONFIG, batch_size=1))
 
 
 def test_parts_of_a_batch_add_up_to_it():
-    whole, parted = (fit(GPFN(), model(), points(), replace(CONFIG, accumulate=n)) for n in (1, 5))
+    whole, parted = (fit(model(), GPFN(), points(), replace(CONFIG, accumulate=n)) for n in (1, 5))
     assert parted.losses == pytest.approx(whole.losses, rel=1e-4)
     for one, other in zip(whole.predictor.parameters(), parted.predictor.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 def test_bfloat16_trains_and_is_not_float32():
-    losses = [fit(GPFN(), model(), points(), replace(CONFIG, precision=name)).losses for name in ("bf16", "float32")]
+    losses = [fit(model(), GPFN(), points(), replace(CONFIG, precision=name)).losses for name in ("bf16", "float32")]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
@@ -308,9 +309,9 @@ def test_bfloat16_trains_and_is_not_float32():
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
 def test_precision_is_not_the_callers(precision):
     config = replace(CONFIG, precision=precision)
-    alone = fit(GPFN(), model(), points(), config).losses
+    alone = fit(model(), GPFN(), points(), config).losses
     with torch.autocast("cpu", torch.bfloat16):
-        assert fit(GPFN(), model(), points(), config).losses == alone
+        assert fit(model(), GPFN(), points(), config).losses == alone
 
 
 def test_compiling_changes_nothing_of_the_result(tmp_path, monkeypatch):
@@ -322,16 +323,16 @@ def test_compiling_changes_nothing_of_the_result(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.nn.Module, "compile", traced)
     config = TrainingConfig(steps=20, batch_size=64, checkpoint_every=10)
-    plain = fit(GPFN(), model(), points(), config)
-    traced_run = fit(GPFN(), model(), points(), replace(config, compile=True), folder=tmp_path)
+    plain = fit(model(), GPFN(), points(), config)
+    traced_run = fit(model(), GPFN(), points(), replace(config, compile=True), folder=tmp_path)
     assert len(compiled) == 1
     assert traced_run.losses == plain.losses
-    assert fit(GPFN(), model(), points(), config, folder=tmp_path).losses == plain.losses  # names are the same
+    assert fit(model(), GPFN(), points(), config, folder=tmp_path).losses == plain.losses  # names are the same
 
 
 def test_the_held_out_loss_is_measured_and_logged(tmp_path):
     seen = []
-    fit(GPFN(), model(), points(), CONFIG, folder=tmp_path, held_out=points(64), track=seen.append)
+    fit(model(), GPFN(), points(), CONFIG, folder=tmp_path, held_out=points(64), track=seen.append)
     found = {entry["step"]: entry["held_out_loss"] for entry in seen if "held_out_loss" in entry}
     assert list(found) == [50, 100, 150, 200]
     assert found[200] < found[50]
@@ -340,7 +341,7 @@ def test_the_held_out_loss_is_measured_and_logged(tmp_path):
     for entry in logged:
         assert {"step", "seconds"} < set(entry)
     with pytest.raises(ArgumentError, match="held-out data must be"):
-        fit(GPFN(), model(), points(), CONFIG, held_out=torch.zeros(3))
+        fit(model(), GPFN(), points(), CONFIG, held_out=torch.zeros(3))
 
 
 def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path):
@@ -352,13 +353,13 @@ def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path):
         entries = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         return [{k: v for k, v in entry.items() if k != "seconds"} for entry in entries]
 
-    fit(GPFN(), model(), points(), CONFIG, folder=tmp_path / "whole")
+    fit(model(), GPFN(), points(), CONFIG, folder=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        fit(GPFN(), model(), points(), CONFIG, folder=tmp_path / "cut", on_checkpoint=stop)
+        fit(model(), GPFN(), points(), CONFIG, folder=tmp_path / "cut", on_checkpoint=stop)
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-00000150")  # the log is ahead of the checkpoints
     with (tmp_path / "cut" / "log.jsonl").open("a") as file:
         file.write('{"step": 151, "los')  # torn off by a kill
-    fit(GPFN(), model(), points(), CONFIG, folder=tmp_path / "cut")
+    fit(model(), GPFN(), points(), CONFIG, folder=tmp_path / "cut")
     assert log("cut") == log("whole")
 
 
@@ -376,30 +377,30 @@ def test_a_signal_saves_and_stops(tmp_path, request, number):
     request.addfinalizer(lambda: signal.signal(number, inherited))
     calls, before = [], signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as stop:
-        fit(Signals(), model(), points(), CONFIG, folder=tmp_path)
+        fit(model(), Signals(), points(), CONFIG, folder=tmp_path)
     if number == signal.SIGTERM:
         assert stop.value.code == 143
     assert len(calls) == 78
     assert signal.getsignal(number) == before
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000050", "step-00000078"]
-    resumed = fit(GPFN(), model(), points(), CONFIG, folder=tmp_path)
-    assert resumed.losses == fit(GPFN(), model(), points(), CONFIG).losses
+    resumed = fit(model(), GPFN(), points(), CONFIG, folder=tmp_path)
+    assert resumed.losses == fit(model(), GPFN(), points(), CONFIG).losses
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path):
-    fit(GPFN(), model(), points(), CONFIG, folder=tmp_path)
+    fit(model(), GPFN(), points(), CONFIG, folder=tmp_path)
     other = from_dict(TrainingConfig, {**to_dict(CONFIG), "learning_rate": 0.5}, "")
     with pytest.raises(CheckpointError, match=r"learning_rate = 0.002, not 0.5"):
-        fit(GPFN(), model(), points(), other, folder=tmp_path)
+        fit(model(), GPFN(), points(), other, folder=tmp_path)
     wider = PointPredictor(torch.nn.Linear(2, 2), GPFN())
     with pytest.raises(CheckpointError, match="another architecture"):
-        fit(GPFN(), wider, points(), CONFIG, folder=tmp_path)
+        fit(wider, GPFN(), points(), CONFIG, folder=tmp_path)
 
 
 def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="cannot write to the folder"):
-        fit(GPFN(), model(), points(), CONFIG, folder=tmp_path / "file" / "below")
+        fit(model(), GPFN(), points(), CONFIG, folder=tmp_path / "file" / "below")
 
 
 class TestModels:
@@ -426,8 +427,8 @@ class TestModels:
         torch.manual_seed(0)
         built = models.build(ModelConfig(flow=flow, channels=8), (1, 8, 8))
         images = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8)
-        result = fit(built.flow, built.predictor, images, TrainingConfig(steps=3, batch_size=4))
-        samples = sample(result.predictor, built.flow, (2, *built.shape), steps=3, sampler="stochastic")
+        result = fit(built.predictor, built.flow, images, TrainingConfig(steps=3, batch_size=4))
+        samples = sample(result.predictor, built.flow, (2, *built.shape), nfe=3, sampler="stochastic")
         assert samples.isfinite().all()
         assert samples.abs().max() <= 1
 

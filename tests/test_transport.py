@@ -214,7 +214,7 @@ def test_it_is_a_flow() -> None:
     predictor = PointPredictor(Network(), flow)
     images = torch.randn(4, 1, HEIGHT, WIDTH)
     assert flow.loss(predictor, images, torch.Generator().manual_seed(0)).shape == (4,)
-    assert sample(predictor, flow, (3, 1, HEIGHT, WIDTH), steps=4, sampler="deterministic").shape == (
+    assert sample(predictor, flow, (3, 1, HEIGHT, WIDTH), nfe=4, sampler="deterministic").shape == (
         3,
         1,
         HEIGHT,

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     )
     from proxflow.energies import Energy, Potential, TargetEnergy
     from proxflow.errors import ProxflowError
-    from proxflow.exact import ExactClasses, ExactDraw, ExactMean
     from proxflow.flows import (
         BFN,
         GPFN,
@@ -50,18 +49,9 @@ if TYPE_CHECKING:
         ProductEndpoints,
         Readout,
     )
-    from proxflow.grids import OptimisedTimes, optimise_times
     from proxflow.likelihood import Nats, OdeLikelihood, bayesian_bound, ode_log_likelihood, two_class_bound
     from proxflow.models import build, load
-    from proxflow.objectives import (
-        Autoguidance,
-        DistributionMatching,
-        EnergyScore,
-        LongStep,
-        Objective,
-        Reflow,
-        StudentAndCritic,
-    )
+    from proxflow.paths import Cosine, Linear, VariancePreserving
     from proxflow.predictors import (
         BinnedPredictor,
         ClassPredictor,
@@ -71,6 +61,7 @@ if TYPE_CHECKING:
         Predictor,
         ProductPredictor,
     )
+    from proxflow.predictors.exact import ExactClasses, ExactDraw, ExactMean
     from proxflow.proximal import Proximal
     from proxflow.samplers import (
         BFNSolver,
@@ -83,9 +74,18 @@ if TYPE_CHECKING:
         Stochastic,
         sample,
     )
-    from proxflow.schedules import Cosine, Linear, VariancePreserving
+    from proxflow.samplers.optimise_times import OptimisedTimes, optimise_times
     from proxflow.solvers import NewtonSolver, QuasiNewtonSolver
-    from proxflow.training import fit
+    from proxflow.training.fit import fit
+    from proxflow.training.objectives import (
+        Autoguidance,
+        DistributionMatching,
+        EnergyScore,
+        LongStep,
+        Objective,
+        Reflow,
+        StudentAndCritic,
+    )
 
 __version__ = "0.1.0"
 
@@ -119,7 +119,7 @@ _HOMES = {
     ],
     "energies": ["Energy", "Potential", "TargetEnergy"],
     "errors": ["ProxflowError"],
-    "exact": ["ExactClasses", "ExactDraw", "ExactMean"],
+    "predictors.exact": ["ExactClasses", "ExactDraw", "ExactMean"],
     "flows": [
         "BFN",
         "GPFN",
@@ -132,10 +132,10 @@ _HOMES = {
         "ProductEndpoints",
         "Readout",
     ],
-    "grids": ["OptimisedTimes", "optimise_times"],
+    "samplers.optimise_times": ["OptimisedTimes", "optimise_times"],
     "likelihood": ["Nats", "OdeLikelihood", "bayesian_bound", "ode_log_likelihood", "two_class_bound"],
     "models": ["build", "load"],
-    "objectives": [
+    "training.objectives": [
         "Autoguidance",
         "DistributionMatching",
         "EnergyScore",
@@ -165,9 +165,9 @@ _HOMES = {
         "Stochastic",
         "sample",
     ],
-    "schedules": ["Cosine", "Linear", "VariancePreserving"],
+    "paths": ["Cosine", "Linear", "VariancePreserving"],
     "solvers": ["NewtonSolver", "QuasiNewtonSolver"],
-    "training": ["fit"],
+    "training.fit": ["fit"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

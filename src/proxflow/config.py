@@ -7,7 +7,6 @@ import json
 import math
 import types
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from proxflow.errors import ArgumentError, CheckpointError
@@ -196,17 +195,3 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if type(value) is not hint:
         raise CheckpointError(f"{where} must be of type {hint.__name__}, got {value!r:.80}")
     return value
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        CheckpointError: The file is missing, unreadable or not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not readable as JSON: {error}") from error

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator
 from proxflow.errors import ArgumentError
+from proxflow.random import Generator
 
 
 class Belief(ABC):

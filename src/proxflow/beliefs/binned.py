@@ -9,9 +9,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, gumbel_max, log_difference, sum_events
+from proxflow._math import log_difference, sum_events
 from proxflow.beliefs.base import Belief
 from proxflow.errors import ArgumentError
+from proxflow.random import Generator, gumbel_max
 
 
 def bin_of(x: Tensor, bins: int) -> Tensor:

@@ -8,9 +8,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, gumbel_max, sum_events
+from proxflow._math import sum_events
 from proxflow.beliefs.base import Belief
 from proxflow.errors import ArgumentError
+from proxflow.random import Generator, gumbel_max
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,9 +9,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, randn_like
 from proxflow.beliefs.base import Belief
 from proxflow.errors import ArgumentError
+from proxflow.random import Generator, randn_like
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator
 from proxflow.beliefs.base import Belief
 from proxflow.errors import ArgumentError
+from proxflow.random import Generator
 
 
 @dataclass(frozen=True, eq=False)

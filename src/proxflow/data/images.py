@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, rand
 from proxflow.errors import ArgumentError
+from proxflow.random import Generator, rand
 
 
 @dataclass(frozen=True)

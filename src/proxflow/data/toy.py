@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, gumbel_max, rand, randn
 from proxflow.errors import ArgumentError
+from proxflow.random import Generator, gumbel_max, rand, randn
 
 
 class Law(ABC):

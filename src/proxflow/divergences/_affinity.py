@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from proxflow._tensor import exp_excess, log_ratio
+from proxflow._math import exp_excess, log_ratio
 from proxflow.beliefs import Categorical, DiagonalGaussian
 
 

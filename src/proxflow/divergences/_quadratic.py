@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from proxflow._tensor import log_mix, sum_events
+from proxflow._math import log_mix, sum_events
 from proxflow.beliefs import Categorical
 from proxflow.errors import ArgumentError
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proxflow._tensor import log_mix, sum_events
+from proxflow._math import log_mix, sum_events
 from proxflow.beliefs import Categorical, DiagonalGaussian
 from proxflow.divergences._affinity import categorical_deficit, gaussian_log_affinity
 from proxflow.divergences.base import Divergence, closed_form, value

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proxflow._tensor import over_events, sum_events
+from proxflow._math import over_events, sum_events
 from proxflow.beliefs import DiagonalGaussian
 from proxflow.divergences.base import Divergence, closed_form, mixed_form, value
 from proxflow.divergences.ground import GroundMetric

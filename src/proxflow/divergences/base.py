@@ -21,7 +21,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from proxflow._tensor import over_events
+from proxflow._math import over_events
 from proxflow.beliefs import Belief, Product
 from proxflow.errors import ArgumentError, UnsupportedPairError
 

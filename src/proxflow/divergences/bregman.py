@@ -19,7 +19,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from proxflow._tensor import log_mix, sum_events
+from proxflow._math import log_mix, sum_events
 from proxflow.beliefs import Categorical, DiagonalGaussian
 from proxflow.divergences.base import Divergence, closed_form, value
 from proxflow.errors import ArgumentError

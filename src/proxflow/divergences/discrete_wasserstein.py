@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proxflow._tensor import sum_events
+from proxflow._math import sum_events
 from proxflow.beliefs import Categorical
 from proxflow.divergences._plans import least_cost
 from proxflow.divergences.base import Divergence, value

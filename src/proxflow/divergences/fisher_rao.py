@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from proxflow._tensor import (
+from proxflow._math import (
     log_weighted_sum,
     sin_ratio,
     sinh_ratio,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proxflow._tensor import exp_excess, log_mix, log_ratio, sum_events
+from proxflow._math import exp_excess, log_mix, log_ratio, sum_events
 from proxflow.beliefs import Categorical, DiagonalGaussian, FullGaussian
 from proxflow.divergences.base import Divergence, closed_form, value
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from proxflow._tensor import sum_events
+from proxflow._math import sum_events
 from proxflow.beliefs import Categorical, DiagonalGaussian, FullGaussian, GaussianMixture
 from proxflow.divergences._quadratic import factor_of, plain_mean, squared_distance
 from proxflow.divergences.base import Divergence, closed_form, value

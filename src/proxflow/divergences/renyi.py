@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from proxflow._tensor import sum_events
+from proxflow._math import sum_events
 from proxflow.beliefs import Categorical, DiagonalGaussian
 from proxflow.divergences._affinity import categorical_log_affinity, gaussian_log_affinity
 from proxflow.divergences.base import Divergence, value

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proxflow._tensor import sum_events
+from proxflow._math import sum_events
 from proxflow.beliefs import DiagonalGaussian, FullGaussian
 from proxflow.divergences.base import Divergence, closed_form, value
 from proxflow.divergences.ground import GroundMetric

@@ -12,15 +12,16 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, mean_events, one_hot, over_events, rand, randn, randn_like, sum_events
+from proxflow._math import mean_events, one_hot, over_events, sum_events
 from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, Product
 from proxflow.couplings import Coupling
 from proxflow.divergences import KL, Divergence, Wasserstein2, steps_compose
 from proxflow.energies import Energy
 from proxflow.errors import ArgumentError
 from proxflow.flows.base import B, Flow, Predict, check_class_number, check_classes, check_real, draw_times
+from proxflow.paths import GaussianPath, Linear, Schedule
 from proxflow.proximal import Proximal
-from proxflow.schedules import GaussianPath, Linear, Schedule
+from proxflow.random import Generator, rand, randn, randn_like
 from proxflow.solvers import Solver
 
 

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, rand
 from proxflow.beliefs import Belief
 from proxflow.couplings import Coupling
 from proxflow.errors import ArgumentError
-from proxflow.schedules import GaussianPath
+from proxflow.paths import GaussianPath
+from proxflow.random import Generator, rand
 
 B = TypeVar("B", bound=Belief)
 Predict = Callable[[Any, Tensor], Any]

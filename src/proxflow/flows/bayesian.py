@@ -16,11 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, log_difference, mean_events, one_hot, over_events, randn, randn_like
+from proxflow._math import log_difference, mean_events, one_hot, over_events
 from proxflow.beliefs import Binned, Categorical, DiagonalGaussian, bin_centre, bin_of, gaussian_bin_log_prob
 from proxflow.errors import ArgumentError
 from proxflow.flows.base import B, Flow, Predict, check_class_number, check_classes, check_real, draw_times
-from proxflow.schedules import GaussianAccuracy, LogitPath, QuadraticAccuracy
+from proxflow.paths import GaussianAccuracy, LogitPath, QuadraticAccuracy
+from proxflow.random import Generator, randn, randn_like
 
 
 class BayesianFlow(Flow[B]):

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, mean_events, over_events, randn, randn_like
+from proxflow._math import mean_events, over_events
 from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
 from proxflow.flows.base import Flow, Predict, check_real, draw_times
-from proxflow.schedules import GaussianPath, VariancePreserving
+from proxflow.paths import GaussianPath, VariancePreserving
+from proxflow.random import Generator, randn, randn_like
 
 
 @dataclass(frozen=True)

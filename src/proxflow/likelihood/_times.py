@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from proxflow.schedules import GaussianPath
+from proxflow.paths import GaussianPath
 
 
 def fraction_at(path: GaussianPath, t: Tensor) -> Tensor:

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, rand
 from proxflow.errors import ArgumentError
 from proxflow.flows import BayesianFlow, Predict
+from proxflow.random import Generator, rand
 
 
 def bayesian_bound(
-    flow: BayesianFlow[Any],
     predict: Predict,
+    flow: BayesianFlow[Any],
     x: Tensor,
     generator: Generator,
     *,
@@ -36,10 +36,10 @@ def bayesian_bound(
     coordinates in the limit of infinitely many.
 
     Args:
-        flow: :class:`~proxflow.BFN`, :class:`~proxflow.DiscretisedBFN` or :class:`~proxflow.DiscreteBFN`.
         predict: Function of a belief and times (batch,) that returns the predicted target.
+        flow: :class:`~proxflow.BFN`, :class:`~proxflow.DiscretisedBFN` or :class:`~proxflow.DiscreteBFN`.
         x: Data (batch, *event), real numbers in [−1, 1] or int64 classes.
-        generator: Source of times and noise, on the device of ``x``. With :class:`~proxflow._tensor.SampleStreams` an
+        generator: Source of times and noise, on the device of ``x``. With :class:`~proxflow.random.SampleStreams` an
             example's number does not depend on its batch.
         draws: Times for each example, one drawn from each of as many equal parts of [0, 1]; it costs draws + 1 evaluations.
         steps: Number n of messages; ``None`` takes the limit of infinitely many. A bound for few messages belongs to the

@@ -29,12 +29,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, over_events, rand, sum_events
+from proxflow._math import over_events, sum_events
 from proxflow.beliefs import Categorical
 from proxflow.divergences import Divergence, FisherRao, ReverseKL
 from proxflow.errors import ArgumentError
 from proxflow.flows import GPFN, CategoricalEndpoints
 from proxflow.likelihood._times import time_of
+from proxflow.random import Generator, rand
 
 # How far, in nats of log-odds, the other coordinates may move a prediction away from what the coordinate's own belief says.
 # Any limit keeps the bound valid. An exact predictor rarely goes further, and then loses about e^−20 a coordinate; a network
@@ -102,8 +103,8 @@ def _draw_uncertain(uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def two_class_bound(
-    flow: GPFN,
     predict: Callable[[Categorical, Tensor], Categorical],
+    flow: GPFN,
     x: Tensor,
     generator: Generator,
     *,
@@ -121,10 +122,10 @@ def two_class_bound(
     Its single costs have a heavy tail (almost certain beliefs of the wrong class), which the standard error shows.
 
     Args:
-        flow: ``GPFN(ReverseKL(), …)`` or ``GPFN(FisherRao(), …)`` with ``CategoricalEndpoints(2)``, any schedule.
         predict: Function of a belief and times (batch,) that returns the predicted classes.
+        flow: ``GPFN(ReverseKL(), …)`` or ``GPFN(FisherRao(), …)`` with ``CategoricalEndpoints(2)``, any schedule.
         x: Classes 0 and 1, int64 (batch, *event).
-        generator: Source of times and noise, on the device of ``x``. With :class:`~proxflow._tensor.SampleStreams` an
+        generator: Source of times and noise, on the device of ``x``. With :class:`~proxflow.random.SampleStreams` an
             example's number does not depend on its batch.
         draws: Evaluations of ``predict`` for each example, ≥ 1.
         dtype: Precision of what ``predict`` is given. All else is in float64.

@@ -19,10 +19,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, rand, randn, sum_events
+from proxflow._math import sum_events
 from proxflow.errors import ArgumentError
 from proxflow.flows import Flow
 from proxflow.likelihood._times import fraction_at, time_of
+from proxflow.random import Generator, rand, randn
 
 Method = Literal["rk4", "heun"]
 Probe = Literal["rademacher", "gaussian"]
@@ -57,8 +58,8 @@ def _draw(probe: Probe, shape: torch.Size, generator: Generator, like: Tensor) -
 
 
 def ode_log_likelihood(
-    flow: Flow[Any],
     predict: Callable[[Any, Tensor], Any],
+    flow: Flow[Any],
     x: Tensor,
     *,
     steps: int = 64,
@@ -78,9 +79,9 @@ def ode_log_likelihood(
     ``torch.no_grad()`` when that is not wanted; it then needs far less memory.
 
     Args:
-        flow: A flow with a Gaussian path: ``GPFN`` with Wasserstein-2 or KL, ``BFN``, ``Diffusion``.
         predict: Function of a belief and times (batch,) that returns the predicted target, differentiable in
             the belief.
+        flow: A flow with a Gaussian path: ``GPFN`` with Wasserstein-2 or KL, ``BFN``, ``Diffusion``.
         x: Data (batch, *event); its precision is the network's. Traces are summed in float64.
         steps: Steps, even in u = −ln(1 − τ), ≥ 1.
         method: "rk4" (four evaluations a step, fourth order) or "heun" (two, second order).

@@ -11,10 +11,11 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, on_device
+from proxflow._math import on_device
 from proxflow.beliefs import Belief
 from proxflow.errors import ArgumentError
-from proxflow.schedules import GaussianPath
+from proxflow.paths import GaussianPath
+from proxflow.random import Generator
 
 
 class SamplingFlow(Protocol):

@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from proxflow._tensor import Generator
 from proxflow.beliefs import Categorical
 from proxflow.errors import ArgumentError
+from proxflow.random import Generator
 from proxflow.samplers.base import SamplingFlow
 from proxflow.samplers.path import Marginal, PathSampler, extrapolate
 

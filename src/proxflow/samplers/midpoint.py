@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator
+from proxflow.random import Generator
 from proxflow.samplers.path import PathSampler, log_step
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator
 from proxflow.errors import ArgumentError
+from proxflow.random import Generator
 from proxflow.samplers.path import PathSampler, log_step
 
 Node = tuple[Tensor, float]

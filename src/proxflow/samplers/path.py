@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from proxflow._tensor import Generator, on_device, randn_like
+from proxflow._math import on_device
 from proxflow.beliefs import Categorical, DiagonalGaussian
 from proxflow.errors import ArgumentError
+from proxflow.paths import GaussianPath
+from proxflow.random import Generator, randn_like
 from proxflow.samplers.base import Sampler, SamplingFlow
-from proxflow.schedules import GaussianPath
 
 
 class Point(NamedTuple):

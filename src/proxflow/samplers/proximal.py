@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from proxflow._tensor import Generator
+from proxflow.random import Generator
 from proxflow.samplers.base import Sampler, SamplingFlow
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from proxflow._tensor import SampleStreams
 from proxflow.errors import ArgumentError
+from proxflow.random import SampleStreams
 from proxflow.samplers.base import Sampler, SamplingFlow, Watch
 from proxflow.samplers.bfn_solver import BFNSolver
 from proxflow.samplers.midpoint import Midpoint
@@ -50,7 +50,7 @@ def sample(
     flow: SamplingFlow,
     shape: Sequence[int],
     *,
-    steps: int = 20,
+    nfe: int = 20,
     sampler: Sampler | str | None = None,
     seed: int = 0,
     batch_size: int = 128,
@@ -66,7 +66,7 @@ def sample(
         model: A predictor; its device and precision are used, and it is put into evaluation mode meanwhile.
         flow: The flow it was trained for.
         shape: (number of samples, *event).
-        steps: Network evaluations spent on each sample (NFE), ≥ 1.
+        nfe: Network evaluations spent on each sample (NFE), ≥ 1.
         sampler: A sampler or its name in :data:`SAMPLERS`; ``None`` takes :func:`default_sampler`.
         seed: Seed of the samples.
         batch_size: Samples drawn at a time, rounded up to a multiple of 16. A last, smaller batch is filled up with
@@ -106,12 +106,12 @@ def sample(
         return -(-size // 16) * 16
 
     def drawn(indices: Tensor) -> Tensor:
-        streams, size = SampleStreams(seed, indices, expected=steps), len(indices)
+        streams, size = SampleStreams(seed, indices, expected=nfe), len(indices)
         return sampler(
             model,
             flow,
             (size, *event),
-            steps,
+            nfe,
             streams,
             dtype=dtype,
             device=parameter.device,

@@ -1,0 +1,166 @@
+"""Small tensor tools: broadcasting over events, stable special functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from proxflow.errors import ArgumentError
+
+
+def on_device(values: Sequence[float], device: torch.device) -> Tensor:
+    """Numbers of the host as a float64 tensor, without the wait for the device that a copy is."""
+    if device.type == "cpu":
+        return torch.tensor(values, dtype=torch.float64, device=device)
+    tensor = torch.zeros(len(values), dtype=torch.float64, device=device)
+    torch._foreach_add_(list(tensor.unbind()), list(values))  # arguments of the kernel, and so also part of a graph
+    return tensor
+
+
+def one_hot(classes: Tensor, number: int, dtype: torch.dtype) -> Tensor:
+    """e_x for class indices (…) → (…, number), unchecked: torch's own looks at the values, and so waits for the device."""
+    return (classes[..., None] == torch.arange(number, device=classes.device)).to(dtype)
+
+
+def over_events(t: Tensor | float, like: Tensor) -> Tensor:
+    """Shape times or fractions, (batch,) or a scalar, so that they broadcast against ``like`` of shape (batch, …).
+
+    Raises:
+        ArgumentError: Neither a scalar nor one number for each example.
+    """
+    if not isinstance(t, Tensor) or t.dtype != like.dtype or t.device != like.device:
+        t = torch.as_tensor(t, dtype=like.dtype, device=like.device)
+    shape = t.shape
+    if not shape:
+        return t
+    if shape != like.shape[:1]:
+        raise ArgumentError(f"expected a scalar or a tensor of shape ({like.shape[0]},), got shape {tuple(shape)}")
+    return t.view(-1, *(1,) * (like.ndim - 1))
+
+
+def sum_events(values: Tensor) -> Tensor:
+    """Sum over all dimensions but the first: (batch, …) → (batch,)."""
+    return values.flatten(1).sum(1) if values.ndim > 1 else values
+
+
+def mean_events(values: Tensor) -> Tensor:
+    """Mean over all dimensions but the first: (batch, …) → (batch,)."""
+    return values.flatten(1).mean(1) if values.ndim > 1 else values
+
+
+Function = Callable[[Tensor], Tensor]
+
+
+def _piecewise(near_zero: Tensor, x: Tensor, series: Function, elsewhere: Function) -> Tensor:
+    """``series(x)`` where ``near_zero``, else ``elsewhere(x)``.
+
+    Each function sees only its own part (0 and 1/4 stand in for the rest), so no overflow or 0/0 of the branch that is
+    not taken enters a gradient.
+    """
+    return torch.where(
+        near_zero,
+        series(torch.where(near_zero, x, torch.zeros_like(x))),
+        elsewhere(torch.where(near_zero, torch.full_like(x, 0.25), x)),
+    )
+
+
+def log_ratio(a: Tensor, b: Tensor) -> Tensor:
+    """log(a/b) for positive numbers, to full relative accuracy also where a ≈ b."""
+    gap = (a - b) / b
+    close = gap > -0.5
+    return torch.where(close, torch.where(close, gap, torch.zeros_like(gap)).log1p(), a.log() - b.log())
+
+
+def exp_excess(x: Tensor) -> Tensor:
+    """eˣ − 1 − x ≥ 0, to full relative accuracy also near 0; the divergences' values are sums of such terms."""
+
+    def series(u: Tensor) -> Tensor:
+        tail = torch.ones_like(u)
+        for n in range(10, 2, -1):
+            tail = 1 + u / n * tail
+        return u * u / 2 * tail
+
+    # The clamp changes no finite value (eˣ has overflowed by then) and makes the value at +∞ infinite, not NaN.
+    return _piecewise(x.abs() < 0.1, x, series, lambda u: torch.expm1(u) - u.clamp(max=1e3))
+
+
+def squared_arcsinh_sqrt(s: Tensor) -> Tensor:
+    """arcsinh(√s)² for s ≥ 0: smooth at 0, with finite gradients there."""
+    return _piecewise(
+        s < 1e-3,
+        s,
+        lambda u: u * (1 - u * (1 / 3 - u * (8 / 45 - u * 4 / 35))),
+        lambda u: torch.asinh(u.sqrt()).square(),
+    )
+
+
+def squared_arcsin_sqrt(s: Tensor) -> Tensor:
+    """arcsin(√s)² for 0 ≤ s < 1: smooth at 0, with finite gradients there."""
+    return _piecewise(
+        s < 1e-3,
+        s,
+        lambda u: u * (1 + u * (1 / 3 + u * (8 / 45 + u * 4 / 35))),
+        lambda u: torch.asin(u.sqrt()).square(),
+    )
+
+
+def sinh_ratio(fraction: Tensor, squared: Tensor) -> Tensor:
+    """sinh(f d)/sinh(d) for 0 ≤ f ≤ 1 given d², without overflow for large d and smooth at d = 0."""
+    f2 = fraction.square()
+
+    def ratio(d2: Tensor) -> Tensor:
+        d = d2.sqrt()
+        return torch.exp((fraction - 1) * d) * torch.expm1(-2 * fraction * d) / torch.expm1(-2 * d)
+
+    return _piecewise(
+        squared < 1e-3,
+        squared,
+        lambda d2: fraction * (1 + (f2 - 1) * d2 / 6 * (1 + (3 * f2 - 7) * d2 / 60)),
+        ratio,
+    )
+
+
+def sin_ratio(fraction: Tensor, squared: Tensor) -> Tensor:
+    """sin(f φ)/sin(φ) for 0 ≤ f ≤ 1 given φ² < π², smooth at φ = 0."""
+    f2 = fraction.square()
+    return _piecewise(
+        squared < 1e-3,
+        squared,
+        lambda a: fraction * (1 + (1 - f2) * a / 6 * (1 + (7 - 3 * f2) * a / 60)),
+        lambda a: (fraction * a.sqrt()).sin() / a.sqrt().sin(),
+    )
+
+
+def log_weighted_sum(log_a: Tensor, log_b: Tensor, weight_a: Tensor, weight_b: Tensor) -> Tensor:
+    """log(w_a eᵃ + w_b eᵇ) for weights ≥ 0, not both 0; either may be 0 and either logarithm −∞.
+
+    Unlike ``logaddexp(a + log w_a, b + log w_b)`` it has finite gradients in the weights where one is 0.
+    """
+    nothing = torch.full_like(log_a, -torch.inf)
+    anchor = torch.maximum(
+        torch.where(weight_a > 0, log_a, nothing), torch.where(weight_b > 0, log_b, nothing)
+    ).detach()
+    anchor = torch.where(anchor.isneginf(), torch.zeros_like(anchor), anchor)
+    # Only a term of weight 0 can exceed the anchor; the clamp keeps it from turning 0 · ∞ into NaN.
+    total = weight_a * (log_a - anchor).clamp(max=80).exp() + weight_b * (log_b - anchor).clamp(max=80).exp()
+    positive = total > 0
+    return torch.where(positive, anchor + torch.where(positive, total, torch.ones_like(total)).log(), nothing)
+
+
+def log_difference(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """log(eᵃ − eᵇ) for a > b; b may be −∞."""
+    gap = log_b - log_a
+    # log1p where e^gap is small, log(−expm1) where it is near 1: either alone loses half of the digits somewhere.
+    near = gap > -0.69
+    return log_a + torch.where(
+        near,
+        torch.where(near, -torch.expm1(gap), torch.ones_like(gap)).log(),
+        torch.where(near, torch.zeros_like(gap), -gap.exp()).log1p(),
+    )
+
+
+def log_mix(log_p: Tensor, log_q: Tensor, fraction: Tensor) -> Tensor:
+    """log((1 − f) p + f q) from log p and log q, exact at f = 0 and f = 1."""
+    return log_weighted_sum(log_p, log_q, 1 - fraction, fraction)

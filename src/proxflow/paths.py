@@ -1,0 +1,254 @@
+"""Schedules: how far along its way a belief is at a time in [0, 1].
+
+A schedule gives its value, its derivative and the size of a step between two times. For Gaussian beliefs it also gives the
+coefficients (a, b) of the training beliefs μ_t = a(t) x + b(t) ε, from which network parameterisations, marginal-preserving
+noise and multistep integration follow for all of them alike.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from proxflow._math import on_device
+from proxflow.errors import ArgumentError
+
+
+class GaussianPath(ABC):
+    """Means of the training beliefs given data x: μ_t = a(t) x + b(t) ε with ε standard normal."""
+
+    @abstractmethod
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(a, b) at times ``t``, each of the shape of ``t``."""
+
+
+class Schedule(GaussianPath):
+    """Barycentric schedule: the belief at time t is the fraction τ(t) of the way from the prior to the target.
+
+    As a Gaussian path (means on straight lines) it has a = τ and b = 1 − τ.
+    """
+
+    @abstractmethod
+    def remaining(self, t: Tensor) -> Tensor:
+        """1 − τ(t): 1 at t = 0, decreasing, 0 at t = 1 unless the way ends before the target; accurate near t = 1."""
+
+    def fraction(self, t: Tensor) -> Tensor:
+        """τ(t)."""
+        return 1 - self.remaining(t)
+
+    @abstractmethod
+    def derivative(self, t: Tensor) -> Tensor:
+        """τ'(t)."""
+
+    def step(self, t: Tensor, s: Tensor) -> Tensor:
+        """Fraction of the step from time t to s > t: (τ_s − τ_t)/(1 − τ_t), exactly 1 where τ_s = 1."""
+        remaining = self.remaining(t)
+        return (remaining - self.remaining(s)) / remaining
+
+    def velocity_weight(self, t: Tensor, floor: float, coordinates: int = 1) -> Tensor:
+        """What a squared error of predicted data weighs as one of the velocity, bounded near t = 1.
+
+        (τ'/max(1 − τ, floor))² over the number of coordinates.
+        """
+        return (self.derivative(t) / self.remaining(t).clamp_min(floor)).square() / coordinates
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fraction(t), self.remaining(t)
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """τ(t) = final · t: with Wasserstein-2 and ``final`` 1 this is rectified flow (2209.03003).
+
+    Args:
+        final: In (0, 1]. Below 1 a belief stops on its way, as a Bayesian Flow Network's does at its σ₁, and the last
+            prediction goes the rest of it: training and sampling spend nothing on beliefs that already tell everything.
+
+    Raises:
+        ArgumentError: ``final`` is out of range.
+    """
+
+    final: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.final <= 1:
+            raise ArgumentError(f"final must lie in (0, 1], got {self.final}")
+
+    def remaining(self, t: Tensor) -> Tensor:
+        return torch.rsub(t, 1, alpha=self.final)
+
+    def fraction(self, t: Tensor) -> Tensor:
+        return t if self.final == 1 else t * self.final
+
+    def derivative(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.final)
+
+    def velocity_weight(self, t: Tensor, floor: float, coordinates: int = 1) -> Tensor:
+        # Half the operations, which in training a small network are felt.
+        root = math.sqrt(coordinates)
+        return torch.rsub(t.clamp(max=(1 - floor) / self.final), root / self.final, alpha=root).pow_(-2)
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """τ(t) = sin²(πt/2): slow at both ends."""
+
+    def remaining(self, t: Tensor) -> Tensor:
+        # sin²(π(1−t)/2) rather than cos²(πt/2): exactly 0 at t = 1.
+        return torch.sin((1 - t) * (math.pi / 2)).square()
+
+    def derivative(self, t: Tensor) -> Tensor:
+        return math.pi / 2 * torch.sin(math.pi * t)
+
+
+@dataclass(frozen=True)
+class VariancePreserving(GaussianPath):
+    """Path of diffusion models, a² + b² = 1, with a(t) = sin(πt/2) and b(t) = cos(πt/2) (2102.09672, eq. 17, no offset).
+
+    Time runs from noise (0) to data (1), as everywhere here, and not the other way as in the literature on diffusion.
+    """
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        # sin(π(1−t)/2) rather than cos(πt/2): exactly 0 at t = 1.
+        return torch.sin(t * (math.pi / 2)), torch.sin((1 - t) * (math.pi / 2))
+
+
+@dataclass(frozen=True)
+class Shifted(Schedule):
+    """The linear schedule with its log-odds shifted: ln τ/(1 − τ) = ln t/(1 − t) + ℓ(t).
+
+    A constant ℓ is the timestep shift of large image models (2403.03206, eq. 23). Any schedule whose slope is finite and
+    positive at both ends has a bounded, smooth ℓ, so a short table of it states it accurately, also near the ends.
+
+    Args:
+        log_odds: ℓ at equally spaced times from 0 to 1, linear in between; one number for a constant.
+
+    Raises:
+        ArgumentError: The table is empty or not finite, or falls so steeply that τ would decrease.
+    """
+
+    log_odds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.log_odds or not all(map(math.isfinite, self.log_odds)):
+            raise ArgumentError(f"log_odds must be at least one finite number, got {self.log_odds}")
+        pieces = len(self.log_odds) - 1
+        for k, (left, right) in enumerate(pairwise(self.log_odds)):
+            # τ' > 0 where ℓ' > −1/(t(1 − t)), which within a piece is tightest at its point nearest to 1/2.
+            nearest = min(max(0.5, k / pieces), (k + 1) / pieces)
+            if (right - left) * pieces * nearest * (1 - nearest) <= -1:
+                raise ArgumentError(
+                    f"log_odds falls from {left:g} to {right:g} between t = {k / pieces:g} and {(k + 1) / pieces:g}, where "
+                    "the fraction would decrease: let it fall more slowly"
+                )
+
+    def _shift(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Factor e^ℓ of the odds, and ℓ', at times ``t``."""
+        table = on_device(self.log_odds, t.device).to(t.dtype)
+        pieces = len(table) - 1
+        if pieces == 0:
+            return table[0].exp().expand(t.shape), torch.zeros_like(t)
+        index = (t.detach() * pieces).floor().clamp(0, pieces - 1).long()
+        left, right = table[index], table[index + 1]
+        return torch.lerp(left, right, t * pieces - index).exp(), pieces * (right - left)
+
+    def remaining(self, t: Tensor) -> Tensor:
+        factor, _ = self._shift(t)
+        return (1 - t) / (1 - t + factor * t)
+
+    def fraction(self, t: Tensor) -> Tensor:
+        factor, _ = self._shift(t)
+        return factor * t / (1 - t + factor * t)
+
+    def derivative(self, t: Tensor) -> Tensor:
+        factor, slope = self._shift(t)
+        return factor * (1 + slope * t * (1 - t)) / (1 - t + factor * t).square()
+
+    def step(self, t: Tensor, s: Tensor) -> Tensor:
+        # Not 1 minus a ratio: where τ is tiny for long, as for KL, that would keep no digit of the step.
+        before, after = self._shift(t)[0], self._shift(s)[0]
+        return (after * s * (1 - t) - before * t * (1 - s)) / ((1 - s + after * s) * (1 - t))
+
+
+@dataclass(frozen=True)
+class GaussianAccuracy(GaussianPath):
+    """Accuracy schedule of continuous Bayesian Flow Networks, β(t) = σ₁^{−2t} − 1 (2308.07037, eq. 72).
+
+    With γ = β/(1+β) = 1 − σ₁^{2t}, beliefs started at N(0, 1) have a = γ and b = √(γ(1−γ)).
+
+    Args:
+        sigma1: Standard deviation of the belief at t = 1, in units of the data, 0 < σ₁ < 1.
+    """
+
+    sigma1: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma1 < 1:
+            raise ArgumentError(f"sigma1 must lie between 0 and 1, got {self.sigma1}")
+
+    def gamma(self, t: Tensor) -> Tensor:
+        return -torch.expm1(2 * math.log(self.sigma1) * t)
+
+    def precision(self, t: Tensor) -> Tensor:
+        """Precision of the belief, 1 + β(t) = σ₁^{−2t}."""
+        return torch.exp(-2 * math.log(self.sigma1) * t)
+
+    def rate(self, t: Tensor) -> Tensor:
+        """β'(t)."""
+        return -2 * math.log(self.sigma1) * self.precision(t)
+
+    def accuracy(self, t: Tensor, s: Tensor) -> Tensor:
+        """α of the message between times t and s: β(s) − β(t)."""
+        return self.precision(t) * torch.expm1(-2 * math.log(self.sigma1) * (s - t))
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        gamma = self.gamma(t)
+        return gamma, (gamma / self.precision(t)).sqrt()
+
+
+@dataclass(frozen=True)
+class QuadraticAccuracy:
+    """Accuracy schedule of discrete Bayesian Flow Networks, β(t) = b² t² (2308.07037, eq. 181).
+
+    Args:
+        max_sqrt_beta: b = √β(1) > 0.
+    """
+
+    max_sqrt_beta: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not self.max_sqrt_beta > 0:
+            raise ArgumentError(f"max_sqrt_beta must be positive, got {self.max_sqrt_beta}")
+
+    def beta(self, t: Tensor) -> Tensor:
+        return (self.max_sqrt_beta * t).square()
+
+    def rate(self, t: Tensor) -> Tensor:
+        return 2 * self.max_sqrt_beta**2 * t
+
+    def accuracy(self, t: Tensor, s: Tensor) -> Tensor:
+        return self.max_sqrt_beta**2 * (s - t) * (s + t)
+
+
+@dataclass(frozen=True)
+class LogitPath(GaussianPath):
+    """Path of the log-probabilities of discrete Bayesian Flow Networks (2404.15766, §5): z = β (K e_x − 1) + √(βK) ε.
+
+    Up to a constant the logits of a training belief are Gaussian around the data K e_x − 1, with a = β and b = √(βK).
+
+    Args:
+        accuracies: β(t).
+        classes: Number of classes K.
+    """
+
+    accuracies: QuadraticAccuracy
+    classes: int
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        beta = self.accuracies.beta(t)
+        return beta, (beta * self.classes).sqrt()

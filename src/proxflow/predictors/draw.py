@@ -1,0 +1,83 @@
+"""Predictions that are draws."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from proxflow.beliefs import DiagonalGaussian, GaussianMixture
+from proxflow.errors import ArgumentError
+from proxflow.predictors.base import HasPath, Predictor
+from proxflow.random import Generator, randn_like
+
+
+class DrawPredictor(Predictor):
+    """Predicts the whole distribution of the data given the belief, p(x | belief, t), by drawing from it (2502.02483).
+
+    The network reads the belief's mean with standard normal noise of the same shape beside it and returns a draw. A belief
+    and a draw of its posterior have the joint law of the belief and the data, so a step toward the draw leads to a belief of
+    the right law, however long it is: with exact draws any number of evaluations gives the data's law, where the mean, which
+    a :class:`PointPredictor` gives, blurs. Trained by :class:`proxflow.EnergyScore`.
+
+    Args:
+        network: Module ``(features, t) -> tensor``. It reads the mean and then the noise along the first dimension of the
+            event, (batch, 2C, H, W) for images and (batch, 2n) for vectors, and returns a tensor of the mean's shape; t is
+            (batch,).
+        flow: The flow it is trained for.
+        clip: Range of the data (lowest, highest) that draws are clipped to outside training, or ``None``.
+
+    Raises:
+        ArgumentError: An empty range; when called, neither generator nor noise, or noise or
+            an output of another shape.
+    """
+
+    reads_noise = True
+
+    def __init__(self, network: nn.Module, flow: HasPath, *, clip: tuple[float, float] | None = (-1.0, 1.0)) -> None:
+        super().__init__()
+        if clip is not None and not clip[0] < clip[1]:
+            raise ArgumentError(f"clip is (lowest, highest) with lowest < highest, got {clip}")
+        self.network, self.clip = network, clip
+        self.target_std: float = getattr(getattr(flow, "endpoints", None), "target_std", 0.0)
+        zero = torch.zeros((), dtype=torch.float64, device="cpu")
+        self.begins_fixed = flow.path is not None and not any(float(c) for c in flow.path.coefficients(zero))
+
+    def forward(
+        self, belief: DiagonalGaussian, t: Tensor, *, generator: Generator | None = None, noise: Tensor | None = None
+    ) -> DiagonalGaussian | GaussianMixture:
+        """A draw for each belief at times ``t`` (batch,), by noise from a generator, or several, by noise that is given.
+
+        Args:
+            belief: Beliefs, (batch, *event).
+            t: Their times, (batch,).
+            generator: Source of the noise of one draw, as a target to step toward.
+            noise: Standard normal noise (batch, draws, *event), drawn elsewhere since compiled code reads no generators. The
+                draws are together an estimate of the predicted distribution: a mixture whose means they are.
+        """
+        mean, several = belief.features(), noise is not None
+        if noise is None and generator is None:
+            raise ArgumentError(
+                "a DrawPredictor draws its predictions and needs generator=: train it with EnergyScore; what asks for the "
+                "mean of the data, as likelihoods do, needs a PointPredictor"
+            )
+        if noise is None:
+            noise = randn_like(mean, generator)[:, None]  # type: ignore[arg-type]
+        number = noise.shape[1] if noise.ndim > 1 else 0
+        if number < 1 or noise.shape != (len(mean), number, *mean.shape[1:]):
+            raise ArgumentError(
+                f"noise for beliefs {tuple(mean.shape)} has the dimension of draws, at least 1, after the batch, got "
+                f"{tuple(noise.shape)}"
+            )
+        read = torch.cat([mean.repeat_interleave(number, 0), noise.flatten(0, 1)], dim=1)
+        drawn = self.network(read, t.repeat_interleave(number, 0)).to(mean.dtype)
+        if drawn.shape != (number * len(mean), *mean.shape[1:]):
+            raise ArgumentError(
+                f"the network must return events {tuple(mean.shape[1:])} for features {tuple(read.shape[1:])}, returned "
+                f"{tuple(drawn.shape[1:])}"
+            )
+        if self.clip is not None and not self.training:
+            drawn = drawn.clamp(*self.clip)
+        if not several:
+            return DiagonalGaussian(drawn, self.target_std)
+        std = drawn.new_full((), self.target_std)
+        return GaussianMixture(drawn.new_zeros(len(mean), number), drawn.unflatten(0, (len(mean), number)), std)

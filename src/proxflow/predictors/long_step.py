@@ -1,0 +1,71 @@
+"""Predictions of where long steps lead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from proxflow.beliefs import DiagonalGaussian
+from proxflow.errors import ArgumentError
+from proxflow.paths import Schedule
+from proxflow.predictors.base import HasPath, Predictor
+
+
+class LongStepPredictor(Predictor):
+    """Predicts the effective target X of a long step: one proximal step toward it lands where many small ones would.
+
+    At ``end`` = t this is the prediction of the data, at ``end`` = 1 the end of the trajectory: the sample. It lies among
+    the predictions along the step, so it is clipped like one. Trained by :class:`proxflow.LongStep`.
+
+    Args:
+        network: Module ``(mean, t, end) -> tensor`` of the mean's shape (batch, *event), the point X; t and end are
+            (batch,).
+        flow: The flow it is trained for: Wasserstein-2 from a drawn prior all the way to the data.
+        clip: Range of the data (lowest, highest) that predictions are clipped to outside training, or ``None``.
+
+    Raises:
+        ArgumentError: An empty range, means that do not move on straight lines, or a schedule that ends before the data
+            (``final`` < 1), where the last step would end at no time.
+    """
+
+    reads_end = True
+
+    def __init__(self, network: nn.Module, flow: HasPath, *, clip: tuple[float, float] | None = (-1.0, 1.0)) -> None:
+        super().__init__()
+        if not isinstance(flow.path, Schedule):
+            raise ArgumentError(
+                f"long steps need means that move on straight lines, as GPFN(Wasserstein2()) has, got {flow}"
+            )
+        if float(flow.path.remaining(torch.ones((), dtype=torch.float64, device="cpu"))) > 0:
+            raise ArgumentError(f"long steps need a schedule that ends in the data, got {flow.path}: take final = 1")
+        if clip is not None and not clip[0] < clip[1]:
+            raise ArgumentError(f"clip is (lowest, highest) with lowest < highest, got {clip}")
+        self.network, self.clip = network, clip
+        self.target_std: float = getattr(getattr(flow, "endpoints", None), "target_std", 0.0)
+
+    def forward(self, belief: DiagonalGaussian, t: Tensor, end: Tensor | None = None) -> DiagonalGaussian:
+        """The effective targets of steps from times ``t`` (batch,) to ``end`` (batch,), by default t itself."""
+        mean = belief.features()
+        output = self.network(mean, t, t if end is None else end).to(mean.dtype)
+        if output.shape != mean.shape:
+            raise ArgumentError(f"the network must keep the shape {tuple(mean.shape)}, returned {tuple(output.shape)}")
+        if self.clip is not None and not self.training:
+            output = output.clamp(*self.clip)
+        return DiagonalGaussian(output, self.target_std)
+
+    def begin_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the weights of a trained :class:`PointPredictor` (``state_dict``) whose network is the same but for the end.
+
+        Raises:
+            ArgumentError: A weight has no place here, or one of another shape.
+        """
+        own = self.state_dict()
+        for name, weight in weights.items():
+            if name not in own or own[name].shape != weight.shape:
+                raise ArgumentError(
+                    f"weight {name!r} of shape {tuple(weight.shape)} has no place in this network: build both with equal "
+                    "settings, and the plain one with parameterisation 'x'"
+                )
+        self.load_state_dict(weights, strict=False)

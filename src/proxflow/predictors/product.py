@@ -1,0 +1,57 @@
+"""Predictions of mixed data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, Product
+from proxflow.errors import ArgumentError
+from proxflow.predictors.base import HasPath, Predictor
+from proxflow.predictors.classes import _classes
+
+
+class ProductPredictor(Predictor):
+    """Predicts every part of mixed data at once, so that each may depend on all.
+
+    The network reads the parts' features side by side, a number for each number and 2θ − 1 for each category (for two
+    classes that of the first alone), and returns as many: a predicted number for each number, logits for each category.
+
+    Args:
+        network: Module ``(features, t) -> tensor`` of the features' shape (batch, total).
+        flow: The flow it is trained for, with endpoints of several parts.
+
+    Raises:
+        ArgumentError: The flow's endpoints have no parts; when called, a part that is neither Gaussian with independent
+            coordinates nor categorical, or an output of another shape.
+    """
+
+    def __init__(self, network: nn.Module, flow: HasPath) -> None:
+        super().__init__()
+        parts = getattr(getattr(flow, "endpoints", None), "parts", ())
+        if not parts:
+            raise ArgumentError(f"mixed data need a flow whose endpoints have parts (ProductEndpoints), got {flow}")
+        self.network = network
+        self.target_stds: list[float] = [getattr(endpoints, "target_std", 0.0) for endpoints, _ in parts]
+
+    def forward(self, belief: Product, t: Tensor) -> Product:
+        features = belief.features()
+        output = self.network(features, t).to(features.dtype)
+        if output.shape != features.shape:
+            raise ArgumentError(
+                f"the network must keep the shape {tuple(features.shape)}, returned {tuple(output.shape)}"
+            )
+        shapes = [part.features().shape for part in belief.parts]
+        pieces = torch.split(output, [shape[1:].numel() for shape in shapes], dim=1)
+        outputs = [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+        return Product(tuple(map(self._part, belief.parts, outputs, self.target_stds)))
+
+    @staticmethod
+    def _part(belief: Belief, output: Tensor, target_std: float) -> Belief:
+        if isinstance(belief, DiagonalGaussian):
+            return DiagonalGaussian(output, target_std)
+        if isinstance(belief, Categorical):
+            return _classes(belief, output)
+        raise ArgumentError(
+            f"predictions for mixed data are of DiagonalGaussian and Categorical parts, not {type(belief).__name__}"
+        )

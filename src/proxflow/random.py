@@ -1,0 +1,184 @@
+"""Randomness: streams and draws that do not depend on the batch they are made in."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from proxflow.errors import ArgumentError
+
+_AT_ONCE, _AT_ONCE_ON_CPU = 2**22, 2**18
+"""Numbers that streams make at once at most. A draw is some 30 operations, and to begin each of them after a network, with
+cold caches or a launch, costs more than few numbers do; on a processor many more numbers would not fit the caches, and would
+lie in memory that is fresh from the system each time."""
+
+
+def _signed(word: int) -> int:
+    """The 64-bit word as int64 has it."""
+    return (word + 2**63) % 2**64 - 2**63
+
+
+_GOLDEN, _FIRST, _SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def _mixed(word: Tensor) -> Tensor:
+    """SplitMix64's bijection of 64-bit words (Steele, Lea & Flood, OOPSLA 2014, with Stafford's variant 13), in place."""
+    scratch = torch.empty_like(word)  # once: pages of new memory are a good part of what the draws cost
+
+    def fold(shift: int) -> Tensor:
+        # Shifts of int64 carry the sign along, which the mask takes off.
+        shifted = torch.bitwise_right_shift(word, shift, out=scratch).bitwise_and_(2 ** (64 - shift) - 1)
+        return word.bitwise_xor_(shifted)
+
+    fold(30).mul_(_FIRST)  # products wrap around modulo 2^64, as they should
+    fold(27).mul_(_SECOND)
+    return fold(31)
+
+
+class Streams(ABC):
+    """Draws for each row of a batch that do not depend on the other rows it is drawn with.
+
+    Drop-in for a :class:`torch.Generator` wherever this library takes one.
+    """
+
+    @abstractmethod
+    def uniform(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Uniform draws from (0, 1), (batch, …)."""
+
+    @abstractmethod
+    def normal(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Standard normal draws, (batch, …)."""
+
+
+class SampleStreams(Streams):
+    """One random stream for each sample, a function of (seed, sample index) alone.
+
+    The n-th draw for sample i is the same whatever other samples share its batch, on any device and in any precision, up to
+    rounding. Word j of draw d of a sample is SplitMix64's of its start + j · its step + d · the golden ratio; start and step
+    come from the seed and the index, as for the splittable generators of Steele, Lea & Flood (OOPSLA 2014).
+
+    Args:
+        seed: Any integer; taken modulo 2^64.
+        indices: Index of each sample in the batch, integers (batch,), on the device of the draws.
+        expected: About how many draws will be asked for. It changes none, only how many are made ahead.
+    """
+
+    def __init__(self, seed: int, indices: Tensor, expected: int = 0) -> None:
+        if indices.ndim != 1 or indices.is_floating_point():
+            raise ArgumentError(f"sample indices must be integers of shape (batch,), got {tuple(indices.shape)}")
+        self.indices, self.expected = indices, expected
+        self.at_once = _AT_ONCE_ON_CPU if indices.device.type == "cpu" else _AT_ONCE
+        # Numbers 2i + 1 and 2i + 2 of SplitMix64 from the seed. Multiples of the golden ratio are so far from each other
+        # that no seeds that are at all near have one in common.
+        places = 2 * indices.long() + torch.arange(1, 3, device=indices.device)[:, None]
+        start, step = _mixed(places * _GOLDEN + _signed(seed)).unsqueeze(-1).unbind()
+        self._start, self._step = start, step.bitwise_or(1)
+        self._draws = 0
+        self._asked: tuple[bool, torch.Size, torch.dtype] | None = None
+        self._ahead: list[Tensor] = []
+
+    def uniform(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        return self._next(False, shape, dtype)
+
+    def normal(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        return self._next(True, shape, dtype)
+
+    def _next(self, normal: bool, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """The next draw. Where it is like the last one, some that may follow are made with it."""
+        if shape[0] != len(self.indices):
+            raise ArgumentError(f"streams for {len(self.indices)} samples cannot fill a batch of {shape[0]}")
+        again, self._asked = self._asked == (normal, shape, dtype), (normal, shape, dtype)
+        if not again or not self._ahead:
+            # Where nothing is known of those to come, as many as there were: at most half are made in vain.
+            most = self.expected - self._draws if self.expected > self._draws else self._draws
+            number = max(1, min(most, self.at_once // max(1, math.prod(shape)))) if again else 1
+            event = math.prod(shape[1:])
+            draws = torch.arange(self._draws, self._draws + number, device=self.indices.device)[:, None, None]
+            made = (self._normal if normal else self._uniform)(self._words(draws, event), dtype)
+            self._ahead = list(made[..., :event].reshape(number, *shape).unbind())[::-1]
+        self._draws += 1
+        return self._ahead.pop()
+
+    def _words(self, draws: Tensor, numbers: int) -> Tensor:
+        """32-bit words with their sign, int32 (draws, batch, numbers), one more where ``numbers`` is odd."""
+        counts = torch.arange(-(-numbers // 2), device=self.indices.device)
+        return _mixed((self._start + self._step * counts) + draws * _GOLDEN).view(torch.int32)
+
+    @staticmethod
+    def _uniform(words: Tensor, dtype: torch.dtype) -> Tensor:
+        return words.double().add_(0.5).mul_(2.0**-32).add_(0.5).to(dtype)
+
+    @staticmethod
+    def _normal(words: Tensor, dtype: torch.dtype) -> Tensor:
+        """Box–Muller. The first half of the words gives the radii, the second the angles."""
+        first, second = words.chunk(2, dim=-1)
+        precision = torch.float64 if dtype == torch.float64 else torch.float32
+        # The lowest word, −2^31, must not become a uniform number of 0.
+        radius = first.to(precision).mul_(2.0**-32 * (1 - 2.0**-24)).add_(0.5).log_().mul_(-2).sqrt_()
+        angle = second.to(precision).mul_(math.pi * 2.0**-31)
+        return torch.cat([angle.cos().mul_(radius), angle.sin_().mul_(radius)], dim=-1).to(dtype)
+
+
+class BatchRows(Streams):
+    """The draws for some rows of a batch, out of draws for all of it from one torch generator.
+
+    However a batch is shared out over parts and processes, each row gets the same numbers. The numbers of the other rows are
+    drawn and dropped.
+
+    Args:
+        generator: Seeded alike for every part of the batch, and used for nothing else meanwhile.
+        batch: Rows of the whole batch.
+        rows: The rows wanted.
+    """
+
+    def __init__(self, generator: torch.Generator, batch: int, rows: range) -> None:
+        self.generator, self.batch, self.rows = generator, batch, rows
+
+    def uniform(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        return self._drawn(rand, shape, dtype)
+
+    def normal(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        return self._drawn(randn, shape, dtype)
+
+    def _drawn(self, draw: Callable[..., Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        if shape[0] != len(self.rows):
+            raise ArgumentError(f"{len(self.rows)} rows cannot fill a batch of {shape[0]}")
+        drawn = draw(torch.Size([self.batch, *shape[1:]]), self.generator, dtype, self.generator.device)
+        return drawn[self.rows.start : self.rows.stop]
+
+
+Generator = torch.Generator | Streams
+"""A source of randomness: torch's own, or streams that do not depend on the batch."""
+
+
+def randn(shape: torch.Size, generator: Generator, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Standard normal draws of the given shape."""
+    if not isinstance(generator, torch.Generator):
+        return generator.normal(shape, dtype)
+    return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+
+
+def randn_like(x: Tensor, generator: Generator) -> Tensor:
+    """Standard normal draws of the shape, type and device of ``x``; those of :func:`randn`, whatever the layout of ``x``."""
+    if not isinstance(generator, torch.Generator):
+        return generator.normal(x.shape, x.dtype)
+    return torch.randn_like(x, generator=generator, memory_format=torch.contiguous_format)
+
+
+def rand(shape: torch.Size, generator: Generator, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uniform draws from (0, 1) of the given shape."""
+    if not isinstance(generator, torch.Generator):
+        return generator.uniform(shape, dtype)
+    return torch.rand(shape, generator=generator, dtype=dtype, device=device).clamp_(min=torch.finfo(dtype).tiny)
+
+
+def gumbel_max(log_probs: Tensor, generator: Generator) -> Tensor:
+    """Draw a class index from log-probabilities (…, classes) → (…), by the Gumbel-max trick."""
+    uniform = rand(log_probs.shape, generator, log_probs.dtype, log_probs.device)
+    # Exponential draws, none exactly 0: in low precision a uniform draw may round to 1, and would then win always.
+    exponential = (-uniform.log()).clamp_min(torch.finfo(uniform.dtype).tiny)
+    return (log_probs - exponential.log()).argmax(-1)

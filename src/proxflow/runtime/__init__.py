@@ -1,0 +1,1 @@
+"""What long work stands on: files, checkpoints, processes, logs and progress bars."""

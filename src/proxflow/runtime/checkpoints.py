@@ -1,0 +1,390 @@
+"""Checkpoints that can be trusted: folders of safetensors and JSON, checked in whole before anything of them is used.
+
+A checkpoint ``step-00000500`` holds ``state-*.safetensors``, one file for each process that holds a part of the state,
+``progress.json``, and ``manifest.json`` with the size and SHA-256 of both. It is written under another name, flushed and
+then renamed, so that a name of this form always stands for a whole checkpoint. What was written by some processes is read
+by any number of others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from proxflow.errors import CheckpointError, OutputError
+from proxflow.runtime.files import flush_folder, read_json, uninterrupted, writable_folder, write_atomically, write_json
+from proxflow.runtime.processes import Processes, local, rows_of
+
+FORMAT = 2
+"""Format of these folders; format 1 was the single file of :data:`OLD`, which is still read."""
+
+OLD = "checkpoint.safetensors"
+_NAME = re.compile(r"step-(\d{8,})")
+_PIECE = re.compile(r"state-\d{5,}-of-\d{5,}\.safetensors")
+
+
+@uninterrupted()
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: The file is missing, truncated or corrupt, or holds values that are not finite.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
+    for name, tensor in tensors.items():
+        if not finite(tensor):
+            raise CheckpointError(f"{path}: tensor {name!r} holds values that are not finite")
+    return tensors
+
+
+@uninterrupted()
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically.
+
+    Raises:
+        OutputError: It cannot be written; a previous version is left as it was.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        write_atomically(path, lambda temporary: save_file(plain, temporary, metadata=metadata))
+    except SafetensorError as error:
+        raise OutputError(f"cannot write {path}: {error}") from error
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether all values are finite, as those of integers are."""
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+class Checkpoints:
+    """The checkpoints of a run, in a folder.
+
+    Args:
+        folder: The run's folder.
+        keep: How many of the newest are kept; the best is kept besides.
+        processes: Those that train together, all of which see the folder.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, keep: int, processes: Processes) -> None:
+        self.run, self.folder, self.keep, self.processes = folder, folder / "checkpoints", keep, processes
+        with processes.together():
+            if processes.first:
+                writable_folder(folder)
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints, oldest first."""
+        found = (_NAME.fullmatch(path.name) for path in self.folder.glob("step-*"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is."""
+        return self.folder / f"step-{step:08d}"
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint, proven whole; ``None`` where there is none.
+
+        Raises:
+            CheckpointError: It is damaged. An older one is used only when this one has been removed.
+        """
+        steps = self.steps()
+        if not steps:
+            old = self.run / OLD
+            return Checkpoint.of_file(old) if old.exists() else None
+        found: Checkpoint | None = None
+        with self.processes.together():
+            # One process reads all of it; the others need not, and would be as many times the work.
+            try:
+                found = Checkpoint(self.path(steps[-1]), verify=self.processes.first)
+            except CheckpointError as error:
+                hint = f"; remove that folder to go on from step {steps[-2]}" if len(steps) > 1 else ""
+                raise CheckpointError(f"{error}{hint}") from error
+        return found
+
+    def save(self, step: int, state: Mapping[str, Tensor], progress: dict[str, Any]) -> None:
+        """Write a checkpoint, and then remove those that are neither among the newest nor the best.
+
+        Args:
+            step: Steps done.
+            state: All tensors of the run; of sharded ones this process's rows are written.
+            progress: The rest, as JSON values; the lowest ``score`` is the best.
+
+        Raises:
+            OutputError: It cannot be written. Earlier checkpoints are left as they were, and the message names the newest.
+        """
+        target, ours = self.path(step), self.processes
+        temporary = target.with_name(f".{target.name}")
+        piece = temporary / f"state-{ours.rank:05d}-of-{ours.size:05d}.safetensors"
+        try:
+            with ours.together():
+                if ours.first:
+                    _remove(temporary)
+                    writable_folder(temporary)
+            with ours.together():
+                sharded = {name for name, tensor in state.items() if local(tensor) is not tensor}
+                rows = {name: rows_of(state[name], ours).start for name in sharded}
+                # Of what is not sharded every process has the same, and the first one writes it.
+                mine = {name: local(tensor) for name, tensor in state.items() if ours.first or name in sharded}
+                write_tensors(piece, mine, {"rows": json.dumps(rows)})
+            with ours.together():
+                if ours.first:
+                    self._finish(temporary, target, {"format": FORMAT, **progress})
+        except OutputError as error:
+            if ours.first:
+                shutil.rmtree(temporary, ignore_errors=True)
+            kept = self.steps()
+            still = f"; the checkpoint of step {kept[-1]} in {self.folder} is still good" if kept else ""
+            raise OutputError(f"{error}{still}") from error
+
+    def _finish(self, temporary: Path, target: Path, progress: dict[str, Any]) -> None:
+        text = json.dumps(progress, indent=2, allow_nan=False)
+        write_atomically(temporary / "progress.json", lambda path: _write(path, text))
+        files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
+        manifest = json.dumps({"format": FORMAT, "files": files}, indent=2)  # its last byte is needed, too: no newline
+        write_atomically(temporary / "manifest.json", lambda path: _write(path, manifest))
+        try:
+            flush_folder(temporary)
+            _remove(target)
+            temporary.rename(target)
+            flush_folder(self.folder)
+            self._prune()
+        except OSError as error:
+            raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+
+    def _prune(self) -> None:
+        steps = self.steps()
+        scores = {step: _score(self.path(step)) for step in steps}
+        best = min(steps, key=lambda step: (scores[step], -step))
+        for step in steps[: -self.keep]:
+            if step != best:
+                _remove(self.path(step))
+
+
+class Checkpoint:
+    """A whole checkpoint, open for reading.
+
+    Args:
+        path: Its folder.
+        verify: Whether to compare the checksums, too, which reads all of every file.
+
+    Raises:
+        CheckpointError: A file is missing, of another length or content, or not as this library writes it.
+    """
+
+    def __init__(self, path: Path, verify: bool = True) -> None:
+        self.path = path
+        manifest: Any = read_json(path / "manifest.json")
+        form, files = (manifest.get("format"), manifest.get("files")) if isinstance(manifest, dict) else (None, None)
+        if isinstance(form, int) and form > FORMAT:
+            raise CheckpointError(
+                f"{path} has format {form}, and this version reads up to {FORMAT}: install a newer one"
+            )
+        files = files if isinstance(files, dict) else {}
+        pieces = sorted(set(files) - {"progress.json"})
+        if form != FORMAT or "progress.json" not in files or not pieces or not all(map(_PIECE.fullmatch, pieces)):
+            raise CheckpointError(f"{path / 'manifest.json'}: expected a checkpoint's manifest of format {FORMAT}")
+        for name, description in files.items():
+            _compare(path / name, description, verify)
+        self.progress: dict[str, Any] = read_json(path / "progress.json")
+        self.pieces = [path / name for name in pieces]
+
+    @classmethod
+    @uninterrupted()
+    def of_file(cls, path: Path) -> Checkpoint:
+        """A checkpoint of format 1: one file, which holds its progress as metadata."""
+        read_tensors(path)
+        checkpoint = cls.__new__(cls)
+        try:
+            with safe_open(path, framework="pt") as file:
+                checkpoint.progress = json.loads(file.metadata()["progress"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is not a checkpoint of this library: {error}") from error
+        checkpoint.path, checkpoint.pieces = path, [path]
+        return checkpoint
+
+    @torch.no_grad()
+    @uninterrupted()
+    def fill(self, state: Mapping[str, Tensor], processes: Processes) -> None:
+        """Copy what was saved into tensors of the same names and shapes, of sharded ones into this process's rows.
+
+        Raises:
+            CheckpointError: The checkpoint belongs to another architecture; the message names the first difference.
+        """
+        try:
+            with ExitStack() as stack:
+                files = [stack.enter_context(safe_open(piece, framework="pt")) for piece in self.pieces]
+                held: dict[str, list[tuple[int, Any]]] = {}  # name → first row and file of each part
+                for file in files:
+                    rows = json.loads((file.metadata() or {}).get("rows", "{}"))
+                    for name in file.keys():  # noqa: SIM118 - not a mapping
+                        held.setdefault(name, []).append((rows.get(name, 0), file))
+                refuse_difference(str(self.path), set(held), set(state))
+                for name, tensor in state.items():
+                    self._fill(name, tensor, held[name], processes)
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{self.path} is not a checkpoint of this library: {error}") from error
+
+    def _fill(self, name: str, tensor: Tensor, held: list[tuple[int, Any]], processes: Processes) -> None:
+        parts = [(start, file.get_tensor(name)) for start, file in held]
+        if not all(finite(part) for _, part in parts):
+            raise CheckpointError(f"{self.path}: {name!r} holds values that are not finite")
+        shape = tuple(parts[0][1].shape)
+        if len(parts) > 1:
+            shape = (sum(len(part) for _, part in parts), *shape[1:])
+        if shape != tuple(tensor.shape):
+            raise _other_shape(str(self.path), name, shape, tuple(tensor.shape))
+        mine = local(tensor)
+        if len(parts) == 1 and mine is tensor:
+            mine.copy_(parts[0][1])
+            return
+        wanted = rows_of(tensor, processes) if mine is not tensor else range(len(tensor))
+        for start, part in parts:
+            first, stop = max(start, wanted.start), min(start + len(part), wanted.stop)
+            if first < stop:
+                mine[first - wanted.start : stop - wanted.start].copy_(part[first - start : stop - start])
+
+
+def refuse_difference(where: str, found: set[str], wanted: set[str]) -> None:
+    """Refuse tensors of other names than those of a model.
+
+    Raises:
+        CheckpointError: The message names the first difference.
+    """
+    missing, extra = sorted(wanted - found), sorted(found - wanted)
+    if missing or extra:
+        what = f"lacks {missing[0]!r}" if missing else f"has {extra[0]!r}, which the model does not"
+        raise CheckpointError(f"{where} belongs to another architecture: it {what}")
+
+
+def _other_shape(where: str, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> CheckpointError:
+    return CheckpointError(f"{where} belongs to another architecture: {name!r} is {found}, the model's is {wanted}")
+
+
+@uninterrupted()
+def refuse_other_weights(module: torch.nn.Module, path: Path) -> None:
+    """Refuse a file whose tensors have other names or shapes than a module's, by its header alone.
+
+    Raises:
+        CheckpointError: The file is corrupt, or belongs to another architecture; the message names the difference.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    refuse_difference(str(path), set(found), set(wanted))
+    for name, shape in found.items():
+        if shape != wanted[name]:
+            raise _other_shape(str(path), name, shape, wanted[name])
+
+
+def load_weights(module: torch.nn.Module, path: Path) -> None:
+    """Fill a module with the tensors of a file.
+
+    Raises:
+        CheckpointError: The file is corrupt, or belongs to another architecture; the message names the difference.
+    """
+    refuse_other_weights(module, path)
+    module.load_state_dict(read_tensors(path))
+
+
+def digest(module: torch.nn.Module) -> str:
+    """What tells the weights of one module from those of another."""
+    content = b"".join(tensor.cpu().numpy().tobytes() for tensor in module.state_dict().values())
+    return f"sha256 {hashlib.sha256(content).hexdigest()}"
+
+
+def claim_folder(folder: Path, wanted: Mapping[str, Any], defaults: Mapping[str, Any], what: str) -> None:
+    """Write down what a folder is for, in ``run.json``, or refuse one that is for something else.
+
+    Args:
+        folder: The folder.
+        wanted: Settings by name, as JSON values.
+        defaults: What settings stand for where a folder does not name them, because they were added later.
+        what: What is made there, in a word.
+
+    Raises:
+        OutputError: It is for something else, or cannot be written.
+        CheckpointError: What was written down is corrupt.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        if (folder / "config.json").exists():
+            raise OutputError(f"{folder} holds a model that this command did not begin: choose another --out folder")
+        write_json(path, dict(wanted))
+        return
+    held = read_json(path)
+    if not isinstance(held, dict):
+        raise CheckpointError(f"{path}: expected the settings of a {what} run, got {json.dumps(held):.80}")
+    held = {**defaults, **held}
+    for name, value in wanted.items():
+        if held.get(name) != value:
+            raise OutputError(
+                f"{folder} holds a {what} run with {name} = {held.get(name)}, not {value}: choose another --out folder, or "
+                "remove this one to start over"
+            )
+
+
+def remove_all(folder: Path) -> None:
+    """Remove the checkpoints of a finished run."""
+    _remove(folder / "checkpoints")
+    (folder / OLD).unlink(missing_ok=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder; its name goes first, so that no half-removed checkpoint ever bears one."""
+    if folder.exists():
+        hidden = folder if folder.name.startswith(".") else folder.rename(folder.with_name(f".removed-{os.getpid()}"))
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _compare(path: Path, description: Any, verify: bool) -> None:
+    try:
+        if path.stat().st_size != description["bytes"] or (verify and _describe(path) != description):
+            raise CheckpointError(f"{path} is damaged: its length or content is not what the manifest says")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing from its checkpoint") from None
+    except (OSError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be compared with its manifest: {error}") from error
+
+
+def _score(path: Path) -> float:
+    """A checkpoint's score; infinite where it has none."""
+    try:
+        score = read_json(path / "progress.json")["score"]
+        return float("inf") if score is None else float(score)
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return float("inf")

@@ -1,0 +1,179 @@
+"""The times of few evaluations, chosen for a trained model by where its own many steps lead.
+
+Without noise on the way, a sampler of few steps has one aim: the sample that many steps give from the same prior draw. The
+root mean square distance to it is a function of the times of the evaluations alone, and least squares of few unknowns, which
+takes no data, no features and no training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proxflow.errors import ArgumentError
+from proxflow.samplers import SAMPLERS, Sampler, SamplingFlow, default_sampler, sample
+
+REFERENCE_STEPS = 64
+"""Evaluations of each sample that few steps are to come near to."""
+
+
+@dataclass(frozen=True)
+class OptimisedTimes:
+    """The times found, what they gain, and what they cost.
+
+    Args:
+        times: Times of the evaluations, increasing from 0, below 1; what :func:`proxflow.sample` takes as ``times``.
+        error: Root mean square distance to the reference with them, in units of the data.
+        error_before: The same with the sampler's own times.
+        evaluations: Network evaluations spent, each of one event, with those of the reference where it was drawn here.
+        reference: Where many steps lead, for the search of times for another number of evaluations.
+    """
+
+    times: tuple[float, ...]
+    error: float
+    error_before: float
+    evaluations: int
+    reference: Tensor = field(repr=False, compare=False)
+
+
+def optimise_times(
+    model: nn.Module,
+    flow: SamplingFlow,
+    shape: Sequence[int],
+    nfe: int,
+    *,
+    sampler: Sampler | str | None = None,
+    seed: int = 0,
+    reference: Tensor | None = None,
+    rounds: int = 10,
+) -> OptimisedTimes:
+    """Find the times of few evaluations that bring a sampler nearest to its own many steps from the same prior draws.
+
+    Levenberg–Marquardt on the logarithms of the intervals, the last of which ends at 1, with derivatives by differences.
+    What comes before a time that is moved is not evaluated again: a round costs about nfe²/2 evaluations of each event.
+
+    Args:
+        model: A predictor, as :func:`proxflow.sample` takes it.
+        flow: The flow it was trained for.
+        shape: (number of prior draws, *event). All are worked on at once; 64 images are enough.
+        nfe: Network evaluations to spend on each sample later, ≥ 1.
+        sampler: A sampler without noise or its name; ``None`` takes the default one.
+        seed: Seed of the prior draws.
+        reference: Where many steps lead, of this shape: that of an earlier result of the same seed and sampler; ``None``
+            draws it, with 64 evaluations a sample.
+        rounds: Rounds at most; it ends earlier when one gains less than 0.2 %.
+
+    Raises:
+        ArgumentError: A sampler that draws noise or is unknown, events that are not numbers, a reference of another shape,
+            or a number out of range.
+    """
+    sampler = default_sampler(model) if sampler is None else sampler
+    drawn_by = SAMPLERS.get(sampler) if isinstance(sampler, str) else sampler
+    if getattr(drawn_by, "noisy", False) or getattr(drawn_by, "kappa", 0) > 0:
+        raise ArgumentError(
+            f"{sampler} draws noise on its way, so that few and many steps do not lead to one place: take one without, "
+            "such as 'multistep2' or 'deterministic'"
+        )
+    if nfe < 1 or rounds < 0:
+        raise ArgumentError(f"nfe must be at least 1 and rounds at least 0, got {nfe} and {rounds}")
+    if not shape or min(shape) < 1:
+        raise ArgumentError(f"shape is (number of prior draws, *event), each at least 1, got {tuple(shape)}")
+    prior = flow.prior((1, *shape[1:]), torch.Generator(), torch.float32, torch.device("cpu"))
+    if not prior.mode.is_floating_point():
+        raise ArgumentError(
+            f"between classes there is no distance to make small: {flow} must be of data that are numbers"
+        )
+    asked = _Replay(model)
+    settings: dict[str, Any] = {"sampler": sampler, "seed": seed, "batch_size": shape[0]}
+    if reference is None:
+        reference = sample(asked, flow, shape, nfe=REFERENCE_STEPS, **settings)
+    if tuple(reference.shape) != tuple(shape) or not reference.is_floating_point():
+        raise ArgumentError(
+            f"the reference must be numbers of shape {tuple(shape)}, got {reference.dtype} {tuple(reference.shape)}"
+        )
+    goal = reference
+
+    def residual(times: list[float], known: Sequence[Any]) -> Tensor:
+        asked.known, asked.answers = known, []
+        found = sample(asked, flow, shape, nfe=nfe, times=times, **settings)
+        return (found - goal.to(found)).double().flatten()
+
+    own = SAMPLERS[sampler].times(flow, nfe) if isinstance(sampler, str) else sampler.times(flow, nfe)
+    widths = torch.tensor([s - t for t, s in pairwise([*own, max(1.0, own[-1] + 1e-3)])], dtype=torch.float64)
+    logs, damping = (widths[:-1] / widths[-1]).log(), 1e-3
+    times = own
+    here, answers = residual(times, ()), asked.answers
+    before = _root_mean_square(here)
+    # The prediction before a time changes with it, where a predictor is told where its step ends.
+    told = 1 if asked.reads_end else 0
+    for _ in range(rounds if nfe > 1 else 0):
+        columns = []
+        for k in range(1, nfe):
+            moved, apart = list(times), 0.01 * ((times[k + 1] if k + 1 < nfe else 1.0) - times[k])
+            moved[k] += apart
+            columns.append((residual(moved, answers[: k - told]) - here) / apart)
+        slopes = torch.stack(columns, 1) @ _derivatives(logs).to(here)
+        normal, gradient = (slopes.T @ slopes).cpu(), (slopes.T @ here).cpu()
+        for _ in range(8):
+            ridge = damping * normal.diagonal().clamp_min(1e-12).diag()
+            move = -torch.linalg.solve(normal + ridge, gradient).clamp(-1, 1)
+            tried = _times(logs + move)
+            there = residual(tried, answers[: 1 - told])
+            if there.norm() < here.norm():
+                break
+            damping = max(damping, 1e-2) * 10
+        else:
+            break
+        gain = 1 - float(there.norm() / here.norm())
+        # Of what a straight line promised, the share that was kept: a step too far is followed by a shorter one.
+        promised = -float(move @ (2 * gradient + normal @ move))
+        kept_promise = float(here.square().sum() - there.square().sum()) > 0.25 * promised
+        damping = damping / 10 if kept_promise else max(damping, 1e-2) * 10
+        logs, times, here, answers = logs + move, tried, there, asked.answers
+        if gain < 2e-3 and kept_promise:
+            break
+    return OptimisedTimes(tuple(times), _root_mean_square(here), before, asked.evaluations, reference)
+
+
+def _times(logs: Tensor) -> list[float]:
+    """Times from the logarithms of the intervals over the last one."""
+    shares = torch.cat([logs, logs.new_zeros(1)]).softmax(0)
+    return [0.0, *shares.cumsum(0)[:-1].tolist()]
+
+
+def _derivatives(logs: Tensor) -> Tensor:
+    """Derivatives of all times but the first by the logarithms of the intervals."""
+    shares = torch.cat([logs, logs.new_zeros(1)]).softmax(0)[:-1]
+    return torch.tril(shares.expand(len(shares), -1)) - shares.cumsum(0)[:, None] * shares
+
+
+def _root_mean_square(values: Tensor) -> float:
+    return float(values.norm()) / math.sqrt(values.numel())
+
+
+class _Replay(nn.Module):
+    """A predictor that answers its first calls with ``known`` and asks the model the others; ``answers`` has all of them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.reads_end = model, bool(getattr(model, "reads_end", False))
+        self.known: Sequence[Any] = ()
+        self.answers: list[Any] = []
+        self.evaluations = 0
+        self.train(model.training)  # which sampling restores
+
+    def forward(self, belief: Any, t: Tensor, **told: Any) -> Any:
+        number = len(self.answers)
+        if number < len(self.known):
+            answer = self.known[number]
+        else:
+            self.evaluations += len(t)
+            answer = self.model(belief, t, **told)
+        self.answers.append(answer)
+        return answer

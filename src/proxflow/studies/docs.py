@@ -1,0 +1,152 @@
+"""Rewrites what the documentation takes from elsewhere: the README's results and the table of closed forms.
+
+``python -m proxflow.studies.docs``, in the root of the repository, after a run was put under ``results/`` or a rule was
+registered. A test fails while a page is behind.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from proxflow import divergences
+from proxflow.divergences import table_of_closed_forms
+from proxflow.errors import DataError, ProxflowError
+from proxflow.runtime.files import read_json, write_text
+from proxflow.studies import few_step_report, peers, report
+from proxflow.studies.presets import PRESETS
+from proxflow.studies.report import Block, Heading, Paragraph, Scoreboard, Strong, Summary, Table
+
+
+def results_of(folder: Path) -> list[dict[str, Any]]:
+    """The runs under a folder, ``mnist-*/results.json``, in the order of the presets: the most thorough last."""
+    runs = kept(folder, "mnist")
+    order = {name: k for k, name in enumerate(PRESETS)}
+    return sorted(runs, key=lambda run: order.get(run["config"]["preset"], len(order)))
+
+
+def kept(folder: Path, experiment: str) -> list[dict[str, Any]]:
+    """The runs of an experiment under a folder, ``EXPERIMENT-*/results.json``, by the names of their folders."""
+    return [read_json(path) for path in sorted(folder.glob(f"{experiment}-*/results.json"))]
+
+
+def results_block(runs: list[dict[str, Any]]) -> str:
+    """Markdown of the claims of every run, and of the Fréchet distances of the most thorough one."""
+    if not runs:
+        return "No run is kept under `results/` yet.\n"
+    blocks: list[Block] = []
+    for run in reversed(runs):
+        preset = run["config"]["preset"]
+        blocks.append(Heading(3, f"Preset {preset}"))
+        if run is runs[-1]:
+            blocks += [
+                Paragraph("Fréchet distance by network evaluations (NFE), lower is better:"),
+                _distances(Scoreboard(tuple(run["cells"]))),
+            ]
+        blocks += [
+            Paragraph(report.summary(run)),
+            Table(
+                ("Claim", "Measured", "Expected", "Holds"),
+                tuple(
+                    (
+                        claim.statement,
+                        Summary.of(claim.values).text(lambda value: f"{value:.3g}"),
+                        "–" if claim.threshold is None else f"{claim.relation} {claim.threshold:g}",
+                        "–" if claim.held is None else "yes" if claim.holds else "no",
+                    )
+                    for claim in report.claims(run)
+                ),
+                1,
+            ),
+        ]
+    return report.to_markdown(blocks)
+
+
+def _distances(board: Scoreboard) -> Table:
+    found = {
+        (flow, sampler, nfe): summary.mean
+        for flow, sampler in board.rows
+        for nfe in board.nfes
+        if (summary := board.over_seeds(flow, sampler, nfe)) is not None
+    }
+    best = {nfe: min(value for (_, _, n), value in found.items() if n == nfe) for nfe in board.nfes}
+
+    def entry(value: float | None, nfe: int) -> str | Strong:
+        if value is None:
+            return "–"
+        text = f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+        return Strong(text) if value == best[nfe] else text
+
+    rows = [
+        (flow, sampler, *(entry(found.get((flow, sampler, nfe)), nfe) for nfe in board.nfes))
+        for flow, sampler in board.rows
+    ]
+    floor = board.floor("floor").mean
+    rows.append(("real images", "–", *(f"{floor:.{2 if floor < 10 else 1}f}" for _ in board.nfes)))
+    return Table(("Flow", "Sampler", *map(str, board.nfes)), tuple(rows), 2)
+
+
+def closed_forms_block() -> str:
+    """Markdown table of the registry: which divergence has a value and a closed-form step on which belief family."""
+    # Rules that a user's own divergences registered are no part of this documentation.
+    rules = [rule for rule in table_of_closed_forms() if rule[0] in divergences.__all__]
+    families = sorted({family for _, family, _ in rules})
+    known = {(divergence, family): how for divergence, family, how in rules}
+    names = sorted({divergence for divergence, _, _ in rules})
+    rows = tuple((name, *(known.get((name, family), "–") for family in families)) for name in names)
+    return report.to_markdown([Table(("Divergence", *families), rows, 1 + len(families))])
+
+
+def with_block(text: str, name: str, content: str) -> str:
+    """A page with the part between the comments ``<!-- name -->`` and ``<!-- /name -->`` replaced.
+
+    Raises:
+        DataError: The page has no such part.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise DataError(f"the page has no part between {begin} and {end}: put both comments where the part belongs")
+    return f"{before}{begin}\n\n{content.strip()}\n\n{end}{after}"
+
+
+def rewritten(root: Path) -> dict[Path, str]:
+    """Every page with generated parts, as it should be now.
+
+    Raises:
+        DataError: A page is missing or has no place for its part.
+    """
+    beside_peers = read_json(root / "results" / "peers" / "results.json")
+    parts = [
+        ("README.md", "results", results_block(results_of(root / "results"))),
+        ("README.md", "peers", peers.summary_block(beside_peers)),
+        ("docs/mathematics.md", "closed-forms", closed_forms_block()),
+        ("docs/peers.md", "peers", peers.full_block(beside_peers)),
+        ("docs/few-step.md", "few-step", few_step_report.block(kept(root / "results", "few-step"))),
+    ]
+    pages: dict[Path, str] = {}
+    for name, part, content in parts:
+        page = root / name
+        try:
+            text = pages[page] if page in pages else page.read_text(encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"{page} cannot be read ({error}): run this in the root of the repository") from error
+        pages[page] = with_block(text, part, content)
+    return pages
+
+
+def main() -> int:
+    """Rewrite the pages of the repository in the working directory; the exit status."""
+    try:
+        for path, text in rewritten(Path()).items():
+            write_text(path, text)
+    except ProxflowError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""The comparison with peers (``benchmarks.peers``, results/peers/results.json) as tables for the documentation."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+from proxflow.studies import report
+from proxflow.studies.report import Block, Paragraph, Strong, Table
+
+OURS = "proxflow"
+JUDGED = (4, 10, 20)
+"""Evaluations at which the comparison is judged."""
+
+
+def best(rows: list[dict[str, Any]], metric: str) -> dict[tuple[str, int], dict[str, Any]]:
+    """The row of each system's best sampler, by system and evaluations."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in rows:
+        key = (row["system"], row["nfe"])
+        if key not in found or row[metric] < found[key][metric]:
+            found[key] = row
+    return found
+
+
+def quality(rows: list[dict[str, Any]], metric: str) -> Table:
+    """Each system's best score at each number of evaluations, with the sampler it came from."""
+    found = best(rows, metric)
+    systems = list(dict.fromkeys(row["system"] for row in rows))
+    nfes = sorted({row["nfe"] for row in rows})
+    lowest = {nfe: min(found[s, nfe][metric] for s in systems if (s, nfe) in found) for nfe in nfes}
+
+    def entry(system: str, nfe: int) -> str | Strong:
+        row = found.get((system, nfe))
+        if row is None:
+            return "–"
+        text = f"{_short(row[metric])} {row['sampler']}"
+        return Strong(text) if row[metric] == lowest[nfe] else text
+
+    floor = rows[0]["floor"]
+    body = [(system, *(entry(system, nfe) for nfe in nfes)) for system in systems]
+    return Table(("System", *map(str, nfes)), (*body, ("real data", *(_short(floor) for _ in nfes))), 1)
+
+
+def cost(rows: list[dict[str, Any]]) -> Table:
+    """Each system's costs: ours over theirs for training and memory, the sampling loop over its network calls."""
+    body = []
+    for system, row in {row["system"]: row for row in rows}.items():
+        loops = [r["sampler_overhead"] for r in rows if r["system"] == system]
+        body.append(
+            (
+                system,
+                _rate(row),
+                f"{min(loops):.3f}–{max(loops):.3f}",
+                f"{row['peak_memory_ratio']:.2f}",
+            )
+        )
+    head = (
+        "System",
+        "Training steps per second, ours over theirs: median (quartiles) of processes",
+        "Sampling loop over its network calls: all samplers",
+        "Peak memory, ours over theirs",
+    )
+    return Table(head, tuple(body), 1)
+
+
+def verdicts(results: dict[str, Any]) -> list[str]:
+    """What the numbers say of this library, losses included."""
+    rows, sentences = results["rows"], []
+    found = best(rows, "frechet")
+    for nfe in JUDGED:
+        here = {system: row for (system, n), row in found.items() if n == nfe}
+        ours = min((row for s, row in here.items() if s.startswith(OURS)), key=lambda row: row["frechet"])
+        theirs = min((row for s, row in here.items() if not s.startswith(OURS)), key=lambda row: row["frechet"])
+        word = "no worse than" if ours["frechet"] <= theirs["frechet"] else "worse than"
+        sentences.append(
+            f"At {nfe} evaluations {ours['system']} ({ours['sampler']}, {_short(ours['frechet'])}) is {word} the best peer, "
+            f"{theirs['system']} ({theirs['sampler']}, {_short(theirs['frechet'])})."
+        )
+    for network, some in (("U-Net", rows), ("perceptron", results["toy_rows"])):
+        sentences.append(f"Training the {network} is {_speed(some)}")
+    loops = [row["sampler_overhead"] for row in rows if row["system"] == "proxflow gpfn-w2"]
+    extra = statistics.median(loops) - 1
+    sentences.append(f"A run of proxflow gpfn-w2 costs {extra:+.1%} over its network calls, median of its samplers.")
+    return sentences
+
+
+CHANCE = 0.05
+"""How probable it may be that as many processes show one side slower when neither is."""
+
+
+def _rate(row: dict[str, Any]) -> str:
+    """Training steps per second, ours over theirs: the median of the processes, and their quartiles."""
+    ratios = row["runs"]["train_steps_ratio"]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return f"{middle:.3f} ({low:.3f}–{high:.3f})"
+
+
+def _slower(row: dict[str, Any]) -> bool:
+    """Whether ours is the slower one in more processes than chance would have it (a sign test)."""
+    ratios: list[float] = row["runs"]["train_steps_ratio"]
+    number, below = len(ratios), sum(ratio < 1 for ratio in ratios)
+    tail = sum(math.comb(number, k) for k in range(below, number + 1))
+    return tail * 0.5**number <= CHANCE
+
+
+def _speed(rows: list[dict[str, Any]]) -> str:
+    """Whom training is slower than, and how it compares with itself."""
+    by_system = {row["system"]: row for row in rows}
+    peers = [row for system, row in by_system.items() if not system.startswith(OURS)]
+    slower = [f"{row['system']}, {_rate(row)}" for row in peers if _slower(row)]
+    verdict = f"slower than {'; '.join(slower)}"
+    if not slower:
+        least = min(peers, key=lambda row: row["train_steps_ratio"])
+        verdict = f"no slower than any peer beyond chance (the lowest ratio is to {least['system']}, {_rate(least)})"
+    return f"{verdict}; against itself it measures {_rate(by_system['proxflow gpfn-w2'])}."
+
+
+def conditions(results: dict[str, Any]) -> str:
+    """How the numbers came about, in one paragraph."""
+    config, hardware, extractor = results["config"], results["hardware"], results["extractor"]
+    libraries = ", ".join(
+        f"{name} {results['versions'][name]}"
+        for name in ("flow-matching", "torchcfm", "azula", "diffusers", "torch")
+        if name in results["versions"]
+    )
+    seeds = ", ".join(map(str, config["seeds"]["mnist"]))
+    return (
+        f"Preset {config['preset']}: {config['steps']['mnist']:,} training steps of 64 images on one network of each "
+        f"objective; seed {seeds}; {config['samples']['mnist']:,} samples an entry against {results['reference']}; features "
+        f"{extractor['name']}, sha256 {extractor['sha256'][:12]}; as many real training images score "
+        f"{_short(results['rows'][0]['floor'])} (the floor). {libraries}; {hardware['processor']}, one thread."
+    )
+
+
+def summary_block(results: dict[str, Any]) -> str:
+    """Markdown for the README: quality by evaluations, and the verdicts."""
+    return report.to_markdown(
+        [
+            Paragraph(
+                "Fréchet distance by network evaluations, lower is better, each system with its best sampler there:"
+            ),
+            quality([row for row in results["rows"] if row["nfe"] in (*JUDGED, 1, 2, 50)], "frechet"),
+            Paragraph(" ".join(verdicts(results))),
+            Paragraph(conditions(results)),
+        ]
+    )
+
+
+def full_block(results: dict[str, Any]) -> str:
+    """Markdown for docs/peers.md: everything."""
+    toy, config = results["toy_rows"], results["config"]
+    blocks: list[Block] = [
+        Paragraph("Fréchet distance on MNIST by network evaluations, each system with its best sampler there:"),
+        quality(results["rows"], "frechet"),
+        Paragraph(" ".join(verdicts(results))),
+        Paragraph("What it costs, on the U-Net at batch 64:"),
+        cost(results["rows"]),
+        Paragraph(conditions(results)),
+        Paragraph(
+            "Sliced Wasserstein-2 distance on eight Gaussians in the plane, times 100, "
+            f"{config['steps']['toy']:,} training steps of 256 points, {config['samples']['toy']:,} samples, mean of seeds "
+            f"{', '.join(map(str, config['seeds']['toy']))}:"
+        ),
+        quality(
+            [{**row, "hundredths": 100 * row["sliced_wasserstein"], "floor": 100 * row["floor"]} for row in toy],
+            "hundredths",
+        ),
+        Paragraph("What it costs, on the perceptron at batch 256 (training) and 64 (sampling):"),
+        cost(toy),
+    ]
+    return report.to_markdown(blocks)
+
+
+def _short(value: float) -> str:
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"

@@ -1,0 +1,362 @@
+"""Pictures of the MNIST experiment: scores as a chart, samples and beliefs as labelled grids of grey images.
+
+Grids are put together pixel by pixel, each image pixel a whole square, so that nothing is blurred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from PIL import Image, ImageDraw, ImageFont
+
+from proxflow.beliefs import Belief
+from proxflow.config import SamplerName
+from proxflow.data import to_bytes
+from proxflow.models import Model
+from proxflow.runtime.files import write_atomically
+from proxflow.samplers import sample
+
+Grey = np.ndarray[Any, np.dtype[np.uint8]]
+"""Grey images of bytes, (N, H, W), or one of them, (H, W)."""
+
+# Of Okabe and Ito's colours, which readers with any kind of colour vision tell apart.
+_COLOURS: dict[str, str] = {
+    "gpfn-w2": "#0072B2",
+    "bfn": "#D55E00",
+    "bfn-tuned": "#009E73",
+    "gpfn-kl": "#CC79A7",
+    "gpfn-reverse-kl": "#E69F00",
+    "gpfn-fisher-rao": "#56B4E9",
+}
+# Line, and marker in open and filled shapes of different size, so that lines that coincide are both seen.
+_STYLES: dict[str, dict[str, Any]] = {
+    "deterministic": {"linestyle": "-", "marker": "o", "markersize": 5},
+    "stochastic": {"linestyle": "--", "marker": "s", "markersize": 9, "markerfacecolor": "none"},
+    "marginal": {"linestyle": ":", "marker": "^", "markersize": 7},
+    "multistep2": {"linestyle": "-.", "marker": "D", "markersize": 6, "markerfacecolor": "none"},
+    "midpoint": {"linestyle": (0, (8, 2)), "marker": "h", "markersize": 7, "markerfacecolor": "none"},
+    "bfn-solver1": {"linestyle": (0, (1, 1)), "marker": "v", "markersize": 6},
+    "bfn-solver2": {"linestyle": (0, (5, 1)), "marker": "P", "markersize": 6},
+    "sde-bfn-solver1": {"linestyle": (0, (3, 1, 1, 1)), "marker": "X", "markersize": 6},
+    "sde-bfn-solver2": {"linestyle": (0, (3, 1, 1, 1, 1, 1)), "marker": "*", "markersize": 8},
+}
+
+
+_FLOOR = (0, (6, 3))
+
+_BETWEEN = 96
+"""Grey of the lines between images; seen against black and against mid-grey."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the chart.
+
+    Args:
+        flow: Name of the flow.
+        sampler: Name of the sampler.
+        points: (NFE or other cost, mean, lowest, highest) over the seeds, by rising NFE.
+    """
+
+    flow: str
+    sampler: str
+    points: tuple[tuple[float, float, float, float], ...]
+
+
+def write_chart(
+    path: Path,
+    lines: Sequence[Line],
+    floor: tuple[float, float, float],
+    title: str,
+    colours: Mapping[str, str] = _COLOURS,
+    styles: Mapping[str, dict[str, Any]] = _STYLES,
+    headings: tuple[str, str] = ("Flow", "Sampler"),
+    label: str = "network evaluations for each sample (NFE)",
+) -> None:
+    """Write the chart of Fréchet distance against NFE or another cost, both logarithmic, as PNG.
+
+    Args:
+        path: The file.
+        lines: The lines; a band between lowest and highest shows where there are several seeds.
+        floor: Mean, lowest and highest distance of real images.
+        title: Heading.
+        colours: Of the lines, by their flow.
+        styles: Of the lines, by their sampler.
+        headings: Of the two legends, of colours and of styles.
+        label: Of the horizontal axis.
+    """
+    with matplotlib.style.context("default"), matplotlib.rc_context({"font.size": 12.0}):
+        figure = Figure(figsize=(10, 6), dpi=140)
+        FigureCanvasAgg(figure)
+        # A fixed place for the axes leaves the right for the legend, whatever the numbers.
+        axes = figure.add_axes((0.085, 0.115, 0.675, 0.8))
+        axes.set(xscale="log", yscale="log", title=title)
+        axes.set_xlabel(label)
+        axes.set_ylabel("Fréchet distance (lower is better)")
+        for line in lines:
+            nfes, means, lows, highs = zip(*line.points, strict=True)
+            axes.plot(nfes, means, color=colours[line.flow], linewidth=1.8, **styles[line.sampler])
+            if lows != highs:
+                axes.fill_between(nfes, lows, highs, color=colours[line.flow], alpha=0.15, linewidth=0)
+        axes.axhline(floor[0], color="black", linestyle=_FLOOR, linewidth=1.2)
+        if floor[1] != floor[2]:
+            axes.axhspan(floor[1], floor[2], color="black", alpha=0.1, linewidth=0)
+        places = sorted({point[0] for line in lines for point in line.points})
+        whole = all(float(place).is_integer() for place in places)
+        axes.xaxis.set_major_locator(FixedLocator(places) if whole else LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_locator(NullLocator())
+            axis.set_minor_formatter(NullFormatter())
+        axes.grid(color="0.88", linewidth=0.8)
+        axes.set_axisbelow(True)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+
+        flows = dict.fromkeys(line.flow for line in lines)
+        samplers = dict.fromkeys(line.sampler for line in lines)
+        by_colour = [Line2D([], [], color=colours[flow], linewidth=5, label=flow) for flow in flows]
+        by_style = [Line2D([], [], color="0.25", label=sampler, **styles[sampler]) for sampler in samplers]
+        real = [Line2D([], [], color="black", linestyle=_FLOOR, linewidth=1.2, label="as many\nreal images")]
+        entry = 0.052  # height of a line of a legend, over that of the axes
+        second = min(0.6, 1.0 - entry * (len(by_colour) + 1.6))
+        third = min(0.25, second - entry * (len(by_style) + 1.6))
+        for heading, handles, height in (
+            (headings[0], by_colour, 1.0),
+            (headings[1], by_style, second),
+            ("Floor", real, third),
+        ):
+            legend = Legend(
+                axes,
+                handles,
+                [str(handle.get_label()) for handle in handles],
+                title=heading,
+                title_fontproperties={"weight": "bold"},
+                loc="upper left",
+                bbox_to_anchor=(1.02, height),
+                frameon=False,
+                alignment="left",
+                handlelength=3.0,
+            )
+            axes.add_artist(legend)
+        write_atomically(path, lambda temporary: figure.savefig(temporary, metadata={"Software": None}))
+
+
+def write_paths(
+    path: Path,
+    paths: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]],
+    colours: Mapping[str, str],
+) -> None:
+    """Write how the means of flows go over time, and what no schedule explains of it, as PNG.
+
+    Args:
+        path: The file.
+        paths: (times, fraction of the way, root mean square of the rest) by the flow's name.
+        colours: Of the lines, by the same names.
+    """
+    with matplotlib.style.context("default"), matplotlib.rc_context({"font.size": 12.0}):
+        figure = Figure(figsize=(10, 4.4), dpi=140)
+        FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2)
+        left.plot([0, 1], [0, 1], color=colours["w2"], linewidth=1.2, linestyle=_FLOOR, label="w2")
+        for k, (name, (times, fraction, rest)) in enumerate(paths.items()):
+            # Of different width, so that lines that coincide are both seen.
+            look: dict[str, Any] = {"color": colours[name], "linewidth": 4.5 - 0.7 * k, "alpha": 0.85}
+            left.plot(times, fraction, label=name, **look)
+            right.plot(times, rest, **look)
+        left.set(title="how far the mean has gone", xlabel="time", ylabel="part of the way")
+        right.set(title="what no schedule explains", xlabel="time", ylabel="part of the way, root mean square")
+        for axes in (left, right):
+            axes.grid(color="0.88", linewidth=0.8)
+            axes.set_axisbelow(True)
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
+        figure.tight_layout(rect=(0, 0, 0.85, 1))
+        figure.legend(*left.get_legend_handles_labels(), frameon=False, loc="center right")
+        write_atomically(path, lambda temporary: figure.savefig(temporary, metadata={"Software": None}))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a labelled grid.
+
+    Args:
+        label: Text to its left.
+        tiles: A grey image for each column; ``None`` where there is none.
+        apart: Whether it begins a group, set off from the row above.
+    """
+
+    label: str
+    tiles: tuple[Grey | None, ...]
+    apart: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows under a line with a title and the labels of the columns."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def tile(images: Grey, columns: int, size: int) -> Grey:
+    """Put grey images (N, H, W) side by side, in rows of ``columns``, with thin lines between them.
+
+    Args:
+        images: The images.
+        columns: Images in a row.
+        size: Width of one image in pixels, as near as a whole multiple of its own comes.
+    """
+    count, height, width = images.shape
+    scale = max(1, round(size / width))
+    rows = -(-count // columns)
+    whole = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), _BETWEEN, np.uint8)
+    for k, image in enumerate(images):
+        top, left = k // columns * (height + 1), k % columns * (width + 1)
+        whole[top : top + height, left : left + width] = image
+    return whole.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+@cache
+def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
+    # The font that comes with matplotlib is there on every machine, and has the letters that reports use.
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
+    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def labelled(sections: Sequence[Section], font_size: int) -> Image.Image:
+    """Put rows of grey images with titles and labels on a white ground.
+
+    Args:
+        sections: What to show, from top to bottom.
+        font_size: Height of the letters in pixels.
+
+    Returns:
+        A grey image (mode L).
+    """
+    plain, bold = _font(font_size, False), _font(font_size, True)
+    margin, gap, line = font_size, max(2, font_size // 4), round(font_size * 1.9)
+    labels = [(row.label, plain) for section in sections for row in section.rows]
+    labels += [(section.title, bold) for section in sections]
+    left = max(round(font.getlength(label)) for label, font in labels)
+    left = left + 2 * margin if left else margin
+    tiles = [t for section in sections for row in section.rows for t in row.tiles if t is not None]
+    tile_height, tile_width = max(t.shape[0] for t in tiles), max(t.shape[1] for t in tiles)
+    texts = [label for section in sections for label in section.columns]
+    column = max([tile_width + gap, *(round(plain.getlength(text)) + margin for text in texts)])
+    width = left + column * max(len(section.columns) for section in sections) + margin - gap
+    rows = [row for section in sections for row in section.rows]
+    height = len(sections) * (line + gap) + len(rows) * (tile_height + gap) + 2 * gap * sum(row.apart for row in rows)
+
+    image = Image.new("L", (width, height + margin), 255)
+    draw = ImageDraw.Draw(image)
+    y = 0
+    for section in sections:
+        y += line
+        draw.text((margin, y - gap), section.title, fill=0, font=bold, anchor="ls")
+        for k, text in enumerate(section.columns):
+            draw.text((left + k * column + tile_width // 2, y - gap), text, fill=0, font=plain, anchor="ms")
+        y += gap
+        for row in section.rows:
+            y += 2 * gap * row.apart
+            draw.text((margin, y + tile_height // 2), row.label, fill=0, font=plain, anchor="lm")
+            for k, image_tile in enumerate(row.tiles):
+                x = left + k * column
+                if image_tile is None:
+                    draw.text((x + tile_width // 2, y + tile_height // 2), "–", fill=128, font=plain, anchor="mm")
+                else:
+                    image.paste(Image.fromarray(image_tile), (x, y))
+            y += tile_height + gap
+    return image
+
+
+def write_picture(path: Path, image: Image.Image) -> None:
+    """Write a picture as PNG."""
+    write_atomically(path, lambda temporary: image.save(temporary))
+
+
+def write_animation(path: Path, frames: Sequence[Image.Image], milliseconds: int, pause: int) -> None:
+    """Write grey pictures of one size as an endless GIF.
+
+    Args:
+        path: The file.
+        frames: The pictures (mode L); no two in succession may be the same, or they become one.
+        milliseconds: Time that a frame is shown.
+        pause: Time that the last one is shown.
+    """
+    # Sixteen greys are enough for digits and noise, and halve the file.
+    palette = [17 * level for level in range(16) for _ in range(3)]
+    reduced = []
+    for frame in frames:
+        levels = Image.fromarray(((np.asarray(frame, np.uint16) + 8) // 17).astype(np.uint8))
+        levels.putpalette(palette)
+        reduced.append(levels)
+    durations = [milliseconds] * (len(frames) - 1) + [pause]
+    write_atomically(
+        path,
+        lambda temporary: reduced[0].save(
+            temporary, save_all=True, append_images=reduced[1:], duration=durations, loop=0, optimize=False
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """What happened to a few beliefs in one sampling run.
+
+    Args:
+        times: Time of each evaluation, T of them.
+        beliefs: Mean of the belief at each evaluation, which is what the network reads, (T, N, H, W).
+        targets: What the network predicted from it, (T, N, H, W); the last are the samples.
+    """
+
+    times: tuple[float, ...]
+    beliefs: Grey
+    targets: Grey
+
+
+def evolve(model: Model, sampler: SamplerName, count: int, steps: int, seed: int) -> Evolution:
+    """Sample, and keep belief and prediction of each evaluation.
+
+    Args:
+        model: A trained model.
+        sampler: Name of the sampler.
+        count: Number of samples.
+        steps: Network evaluations.
+        seed: Seed of the samples.
+    """
+    times: list[float] = []
+    beliefs: list[Grey] = []
+    targets: list[Grey] = []
+
+    def watch(time: float, belief: Belief, target: Belief) -> None:
+        times.append(time)
+        beliefs.append(to_bytes(belief.mean[:count, 0]).cpu().numpy())
+        targets.append(to_bytes(target.mean[:count, 0]).cpu().numpy())
+
+    sample(
+        model.predictor,
+        model.flow,
+        (count, *model.shape),
+        nfe=steps,
+        sampler=sampler,
+        seed=seed,
+        batch_size=count,
+        watch=watch,
+    )
+    return Evolution(tuple(times), np.stack(beliefs), np.stack(targets))

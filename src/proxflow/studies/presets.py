@@ -1,0 +1,301 @@
+"""Sizes of the experiments, importable without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from proxflow.config import FlowName, MethodName, ModelConfig, SamplerName, TrainingConfig
+
+PresetName = Literal["quick", "standard", "long", "paper"]
+ExperimentName = Literal["mnist", "geometry", "few-step"]
+
+NFES = (1, 2, 4, 5, 10, 20, 50, 100)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything that fixes an experiment's result.
+
+    Args:
+        network: The U-Net that all flows share; its ``flow`` is replaced by each.
+        training: Steps, rate and seed, the same for all flows; its ``seed`` is replaced by each of ``seeds``.
+        samples: Samples a cell.
+        seeds: Seeds of training and sampling.
+        nfes: Numbers of network evaluations.
+        samplers: Samplers of each flow.
+        train_images: Number of training images, the first of MNIST's 60,000.
+        minutes: About how long it takes, for the reader, in words.
+    """
+
+    network: ModelConfig
+    training: TrainingConfig
+    samples: int
+    minutes: str
+    seeds: tuple[int, ...] = (0,)
+    nfes: tuple[int, ...] = NFES
+    train_images: int = 60_000
+    samplers: dict[FlowName, tuple[SamplerName, ...]] = field(
+        default_factory=lambda: {
+            "gpfn-w2": ("deterministic", "stochastic", "marginal", "multistep2"),
+            "bfn": ("deterministic", "stochastic"),
+            "bfn-tuned": ("deterministic", "stochastic", "multistep2"),
+        }
+    )
+
+
+PRESETS: dict[PresetName, Preset] = {
+    "quick": Preset(
+        network=ModelConfig(channels=16),
+        training=TrainingConfig(steps=1800, batch_size=64, checkpoint_every=100),
+        samples=256,
+        minutes="8 to 20 minutes on 2 processor cores",
+    ),
+    "standard": Preset(
+        network=ModelConfig(),
+        training=TrainingConfig(steps=2400, batch_size=64, checkpoint_every=100),
+        samples=500,
+        minutes="about 45 minutes on 2 processor cores",
+    ),
+    "paper": Preset(
+        network=ModelConfig(channels=64, multipliers=(1, 2, 2), blocks=2, attention=(2,), patch=1),
+        training=TrainingConfig(
+            steps=47_000, batch_size=128, learning_rate=1e-3, warmup_steps=1000, ema=0.9995, checkpoint_every=1000
+        ),
+        samples=10_000,
+        minutes="for a GPU: hours",
+        seeds=(0, 1, 2),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class GeometryPreset:
+    """Everything that fixes the result of the geometry study.
+
+    Args:
+        network: The U-Net that all flows share; its ``flow`` is not used.
+        training: Steps, rate and seed, the same for all flows; its ``seed`` is replaced.
+        samples: Samples a cell.
+        minutes: About how long it takes, for the reader, in words.
+        seeds: Seeds of training and sampling.
+        further_seeds: More of them for some flows, those that all others are held against among them: they tell the noise.
+        nfes: Numbers of network evaluations.
+        likelihood_images: Test images whose likelihood is bounded.
+        train_images: Number of training images, the first of MNIST's 60,000.
+    """
+
+    network: ModelConfig
+    training: TrainingConfig
+    samples: int
+    minutes: str
+    seeds: tuple[int, ...] = (0,)
+    further_seeds: tuple[int, ...] = (1, 2)
+    nfes: tuple[int, ...] = (2, 4, 5, 10, 20, 50)
+    likelihood_images: int = 500
+    train_images: int = 60_000
+
+
+GEOMETRY_PRESETS: dict[PresetName, GeometryPreset] = {
+    "quick": GeometryPreset(
+        network=ModelConfig(channels=16),
+        training=TrainingConfig(steps=1200, batch_size=64, checkpoint_every=100),
+        samples=256,
+        minutes="about 40 minutes on 2 processor cores",
+    ),
+    "standard": GeometryPreset(
+        network=ModelConfig(),
+        training=TrainingConfig(steps=2400, batch_size=64, checkpoint_every=100),
+        samples=500,
+        minutes="about 10 hours on 2 processor cores",
+        seeds=(0, 1, 2),
+        further_seeds=(),
+        likelihood_images=2000,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class FewStepMethod:
+    """One way to good samples in few evaluations.
+
+    Args:
+        title: What it does, for the report.
+        samplers: Samplers that it is evaluated with.
+        share: Network passes spent in its own training, over those of plain training.
+        network: Settings of the network and flow that differ from the preset's.
+        lesson: What it is trained with.
+        teacher: Another method, whose trained model this one learns from.
+        worse: Another method, whose trained model this one is led away from.
+        training: Settings of training that differ from the preset's.
+        settings: Settings of the lesson that differ from its defaults, see :func:`proxflow.training.recipes.lesson`.
+        repeated: Whether it is run with every seed, or with the first alone.
+    """
+
+    title: str
+    samplers: tuple[SamplerName, ...]
+    share: float = 1.0
+    network: Mapping[str, Any] = field(default_factory=dict)
+    lesson: MethodName | Literal["reflow", "long-step"] = "flow"
+    teacher: str | None = None
+    worse: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    repeated: bool = True
+
+
+_STUDENT = {"warmup_steps": 50, "ema": 0.99}
+_GUIDED = {**_STUDENT, "learning_rate": 1e-3}
+_EARLY, _LATE = {"final": 0.6}, {"final": 0.8}
+
+FEW_STEP_METHODS: dict[str, FewStepMethod] = {
+    "plain": FewStepMethod("GPFN-W2 as in the other experiments", ("deterministic", "multistep2")),
+    "plain-twice": FewStepMethod("plain trained twice as long", ("multistep2",), 2.0, repeated=False),
+    "early": FewStepMethod(
+        "GPFN-W2 with beliefs that end at τ = 0.6", ("deterministic", "multistep2"), 1.0, _EARLY, repeated=False
+    ),
+    "early-longer": FewStepMethod("early trained 4/3 as long", ("multistep2",), 4 / 3, _EARLY),
+    "early-twice": FewStepMethod("early trained twice as long", ("multistep2",), 2.0, _EARLY, repeated=False),
+    "transport": FewStepMethod(
+        "early with minibatch optimal transport, trained twice as long",
+        ("multistep2",),
+        2.0,
+        {**_EARLY, "coupling": "ot"},
+    ),
+    "reflow": FewStepMethod(
+        "plain, then one round of reflow",
+        ("multistep2",),
+        1.0,
+        {"coupling": "reflow"},
+        "reflow",
+        "plain",
+        repeated=False,
+    ),
+    "draws": FewStepMethod(
+        "early with draws of the target trained by the energy score, two for each image",
+        ("deterministic",),
+        2.0,
+        {**_EARLY, "predictor": "draw"},
+        repeated=False,
+    ),
+    "long-step": FewStepMethod(
+        "plain, then a student of it that is told where its steps end (consistency)",
+        ("deterministic",),
+        1.0,
+        {"predictor": "long-step"},
+        "long-step",
+        "plain",
+        training={"learning_rate": 1e-3, "ema": 0.99},
+        repeated=False,
+    ),
+    "matched": FewStepMethod(
+        "early-longer, then a student that matches its distribution",
+        ("deterministic",),
+        2 / 3,
+        _EARLY,
+        "distribution-matching",
+        "early-longer",
+        training=_STUDENT,
+        settings={"adversarial": 0.0, "first_share": 0.7, "student_rate": 0.15},
+    ),
+    "matched-to-data": FewStepMethod(
+        "early-longer, then a student that matches its distribution and, by a discriminator, the data's",
+        ("deterministic",),
+        2 / 3,
+        _EARLY,
+        "distribution-matching",
+        "early-longer",
+        training=_STUDENT,
+    ),
+    "short": FewStepMethod("late trained 0.15 times as long", ("multistep2",), 0.15, _LATE),
+    "late": FewStepMethod("GPFN-W2 with beliefs that end at τ = 0.8", ("multistep2", "sde-bfn-solver2"), 1.0, _LATE),
+    "late-longer": FewStepMethod("late trained 3/2 times as long", ("sde-bfn-solver2",), 1.5, _LATE),
+    "guided": FewStepMethod(
+        "late, then a student of it that is led away from short (autoguidance)",
+        ("multistep2", "sde-bfn-solver2"),
+        0.25,
+        _LATE,
+        "autoguidance",
+        "late",
+        "short",
+        _GUIDED,
+    ),
+    "guided-matched": FewStepMethod(
+        "guided, then a student that matches its distribution and, by a discriminator, the data's",
+        ("deterministic",),
+        0.6,
+        _LATE,
+        "distribution-matching",
+        "guided",
+        training={**_STUDENT, "ema": 0.995},
+    ),
+}
+"""Methods of the few-step study by name; each after its teacher."""
+
+
+@dataclass(frozen=True)
+class FewStepPreset:
+    """Everything that fixes the result of the few-step study.
+
+    Args:
+        network: The U-Net of all methods.
+        training: Plain training; its ``seed`` is replaced by each of ``seeds``.
+        samples: Samples a cell.
+        minutes: About how long it takes, for the reader, in words.
+        seeds: Seeds of training and sampling.
+        methods: Names in :data:`FEW_STEP_METHODS`, each after its teacher.
+        nfes: Numbers of network evaluations.
+        train_images: Number of training images, the first of the data set.
+    """
+
+    network: ModelConfig
+    training: TrainingConfig
+    samples: int
+    minutes: str
+    seeds: tuple[int, ...] = (0, 1, 2)
+    methods: tuple[str, ...] = tuple(FEW_STEP_METHODS)
+    nfes: tuple[int, ...] = (1, 2, 4, 10, 20)
+    train_images: int = 60_000
+
+
+_GUIDANCE = ("short", "late", "guided", "guided-matched")
+"""Guidance and what it needs."""
+
+_SMALL = FewStepPreset(
+    network=ModelConfig(channels=16),
+    # A network this small gains no speed from bfloat16, and shall be the same on every device.
+    training=TrainingConfig(steps=1800, batch_size=64, checkpoint_every=100, precision="float32"),
+    samples=10_000,
+    minutes="about 2 hours on 2 processor cores",
+    methods=(
+        *("plain", "plain-twice", "early", "early-longer", "early-twice", "transport", "reflow", "draws", "long-step"),
+        "matched",
+    ),
+)
+
+FEW_STEP_PRESETS: dict[PresetName, FewStepPreset] = {
+    "quick": replace(
+        _SMALL,
+        minutes="about 50 minutes on 2 processor cores",
+        seeds=(0,),
+        methods=("plain", "early-longer", "transport", "matched", "matched-to-data", *_GUIDANCE, "late-longer"),
+    ),
+    "standard": _SMALL,
+    "long": replace(
+        _SMALL,
+        training=replace(_SMALL.training, steps=24_000),
+        minutes="about 7 hours on 2 processor cores",
+        methods=("plain", *_GUIDANCE),
+    ),
+    "paper": replace(
+        _SMALL, network=PRESETS["paper"].network, training=PRESETS["paper"].training, minutes="for a GPU: hours"
+    ),
+}
+
+EXPERIMENTS: dict[ExperimentName, Mapping[PresetName, Preset | GeometryPreset | FewStepPreset]] = {
+    "mnist": PRESETS,
+    "geometry": GEOMETRY_PRESETS,
+    "few-step": FEW_STEP_PRESETS,
+}
+"""The presets of every experiment."""

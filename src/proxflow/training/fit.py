@@ -1,0 +1,506 @@
+"""Training: one readable loop from data to averaged weights, on one process or many, that loses nothing when it stops.
+
+All randomness of step k follows from (seed, k), and the noise of an example from (seed, k, its index in the batch). So a
+resumed run draws what an uninterrupted one would have drawn, and many processes draw what one would.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proxflow.config import TrainingConfig, to_dict
+from proxflow.errors import ArgumentError, CheckpointError, DivergedError, MemoryLimitError
+from proxflow.flows import draw_times
+from proxflow.random import BatchRows
+from proxflow.runtime.checkpoints import Checkpoints, finite
+from proxflow.runtime.processes import Processes, alike, distribute, local, plain_copy, postponed, shard, whole
+from proxflow.runtime.progress import bar
+from proxflow.runtime.tracking import Log
+from proxflow.training.objectives import Objective
+
+STRETCH = 50
+"""Steps between looks at the loss; between them nothing waits for an accelerator."""
+
+HELD_OUT = 1024
+"""Held-out examples that a checkpoint's loss is measured on, at most."""
+
+_HELD_OUT_KEY, _NOISE_KEY = 2**62, 2**61
+"""Stand for a step in the seeds of the held-out loss and of the noise; no run has as many."""
+
+_AGREE = 10
+"""Steps between the moments at which several processes agree whether one of them was told to stop."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What training leaves.
+
+    Args:
+        predictor: The predictor with averaged (EMA) weights, in evaluation mode.
+        losses: Mean training loss over each stretch of 50 steps.
+        seconds: Time spent training, interrupted runs included.
+        skipped: Steps skipped because their loss or gradient was not finite.
+    """
+
+    predictor: nn.Module
+    losses: list[float]
+    seconds: float
+    skipped: int = 0
+
+
+def fit(
+    predictor: nn.Module,
+    flow: Objective,
+    data: Tensor,
+    config: TrainingConfig,
+    *,
+    folder: Path | None = None,
+    device: torch.device | str = "cpu",
+    label: str = "train",
+    held_out: Tensor | None = None,
+    on_checkpoint: Callable[[nn.Module, int], None] | None = None,
+    track: Callable[[dict[str, float]], None] | None = None,
+) -> Result:
+    """Train a predictor on a flow.
+
+    Under torchrun, or in any initialised process group, the processes share the batch of each step; every one of them
+    calls this with the same arguments.
+
+    Args:
+        predictor: Trained in place; an averaged copy is returned. If it has a method ``parameter_groups``, this gives
+            AdamW's groups, with ``factor`` for that of the learning rate; the gradient of each group is clipped by itself.
+        flow: Makes the training beliefs and the loss; or another objective, see :mod:`proxflow.training.objectives`.
+        data: (number, *event): uint8 images, which are scaled to [-1, 1]; real numbers; or int64 class indices.
+        config: How to train.
+        folder: Where checkpoints are kept, see :mod:`proxflow.runtime.checkpoints`. If it holds some of the same
+            configuration, training goes on from the newest. ``None`` keeps nothing on disk.
+        device: Where to train.
+        label: Name shown beside the progress bar.
+        held_out: Examples that are not trained on, of the form of ``data``. The averaged predictor's loss on them is
+            measured at each checkpoint, and decides which checkpoint is the best; without them the training loss does.
+        on_checkpoint: Called with the averaged predictor and the number of steps done, after each checkpoint.
+        track: Called with numbers by name, ``step`` among them, each 50 steps and at each checkpoint.
+
+    Returns:
+        The averaged predictor and the history of the loss.
+
+    Raises:
+        ArgumentError: Data of the wrong type or shape, or with values that are not finite; a batch too small for the
+            processes.
+        CheckpointError: The folder's checkpoint is corrupt or of another configuration.
+        DivergedError: More than ``skip_limit`` of 50 steps had a loss or gradient that is not finite. Such steps change
+            nothing, so the weights are those of the last good step.
+        MemoryLimitError: Memory ran out; the message names sizes to try.
+        OutputError: The folder cannot be written. Earlier checkpoints are still good.
+        KeyboardInterrupt: On SIGINT, after a checkpoint was written.
+        SystemExit: On SIGTERM, likewise, with status 143.
+    """
+    _check(data, "training")
+    if held_out is not None:
+        _check(held_out, "held-out")
+    processes, device = Processes.current(), torch.device(device)
+    parts = _parts(config, processes)
+    if held_out is not None and len(held_out) < processes.size:
+        raise ArgumentError(f"{len(held_out)} held-out examples are too few for {processes.size} processes")
+
+    predictor.to(device).train()
+    alike(predictor, processes)
+    averaged = copy.deepcopy(predictor).eval().requires_grad_(False)
+    sharded = config.parallel == "fsdp" and processes.size > 1
+    unsharded = copy.deepcopy(averaged).cpu() if sharded else averaged  # what weights are given out in
+    model = distribute(predictor, config.parallel, processes, device)
+    if sharded:
+        shard(averaged, processes, device)
+    optimiser = torch.optim.AdamW(
+        _groups(predictor), config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
+    )
+    run = _Run(predictor, averaged, optimiser, config, folder, processes, track)
+    run.resume()
+    if config.compile:
+        # Graphs of all kernels at once, as a small network's take less time than their launches do.
+        predictor.compile(mode="reduce-overhead" if device.type == "cuda" and processes.size == 1 else None)
+
+    average = _averaging(averaged, predictor)
+    data, order = data.to(device), _Order(len(data), config, device)
+    generator, source, size = torch.Generator(device), torch.Generator(device), config.batch_size
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+
+    def total_loss(network: nn.Module, examples: Tensor, t: Tensor, key: int, part: range) -> Tensor:
+        source.manual_seed(_mix(key, _NOISE_KEY))
+        noise = source if len(part) == len(t) else BatchRows(source, len(t), part)
+        with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
+            total = flow.loss(network, _scaled(examples), noise, t[part.start : part.stop]).float().sum()
+        if bf16:
+            torch.clear_autocast_cache()  # weights cast here, of this step alone
+        return total
+
+    @torch.no_grad()
+    def held_out_loss() -> float | None:
+        if held_out is None:
+            return None
+        number = min(len(held_out), HELD_OUT) // processes.size * processes.size
+        key = _mix(config.seed, _HELD_OUT_KEY)
+        t, total = draw_times(number, generator.manual_seed(key), device), torch.zeros((), device=device)
+        for part in _split(processes.part(number), -(-number // processes.size // len(parts[0]))):
+            total += total_loss(averaged, held_out[part.start : part.stop].to(device), t, key, part)
+        return float(processes.add_up(total)) / number
+
+    with (
+        bar(label, config.steps * size, "images", run.step * size) as show,
+        _signals() as told,
+        _memory(config, parts),
+        # The precision is the configuration's, not a caller's. Not always: within it, casts outlive the inner contexts.
+        torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext(),
+    ):
+        while run.step < config.steps:
+            key = _mix(config.seed, run.step)
+            indices, t = order(run.step), draw_times(size, generator.manual_seed(key), device)
+            rate = learning_rate(run.step, config)
+            for group in optimiser.param_groups:
+                group["lr"] = rate * group["factor"]
+                for parameter in group["params"]:  # as the optimiser's zero_grad does, without its profiling
+                    parameter.grad = None
+            shares: list[Tensor] = []
+            for number, part in enumerate(parts):
+                if config.compile:
+                    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+                _seed_dropout(_mix(key, processes.rank * len(parts) + number), device)
+                with postponed(model, last=number == len(parts) - 1):
+                    total = total_loss(model, data[indices[part.start : part.stop]], t, key, part)
+                    # Gradients are averaged over the processes, and shall be those of the mean over the whole batch.
+                    share = total / (size / processes.size)
+                    share.backward()  # type: ignore[no-untyped-call]
+                shares.append(share.detach())
+            loss = processes.average(sum(shares[1:], start=shares[0]))
+            norms = [whole(nn.utils.clip_grad_norm_(group["params"], config.clip)) for group in optimiser.param_groups]
+            norm = torch.stack(norms).sum() if len(norms) > 1 else norms[0]
+            optimiser.found_inf = run.guard(loss, norm)  # type: ignore[attr-defined]  # where set, step() changes nothing
+            optimiser.step()
+            average(min(config.ema, (1 + run.step) / (10 + run.step)))
+            run.step += 1
+
+            last = run.step == config.steps
+            if run.step % STRETCH == 0 or last:
+                run.look(rate)
+                show(run.step * size)
+            if run.step % config.checkpoint_every == 0 or last:
+                run.save(held_out_loss())
+                if on_checkpoint is not None:
+                    on_checkpoint(plain_copy(averaged, unsharded).to(device) if sharded else averaged, run.step)
+            if processes.size == 1 or run.step % _AGREE == 0:
+                stop = processes.any(told.number is not None)
+                if stop:
+                    run.save(None)
+                    raise KeyboardInterrupt if told.number == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
+    return Result(
+        plain_copy(averaged, unsharded).to(device) if sharded else averaged, run.losses, run.seconds, run.skipped
+    )
+
+
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """Linear warm-up to the peak, then half a cosine to zero at the last step."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+def _groups(predictor: nn.Module) -> list[dict[str, Any]]:
+    """Parameters that share settings of the optimiser and are clipped together; ``factor`` is that of the learning rate."""
+    own = getattr(predictor, "parameter_groups", None)
+    groups: list[dict[str, Any]] = [{"params": list(predictor.parameters())}] if own is None else own()
+    return [{"factor": 1.0, **group} for group in groups]
+
+
+def _averaging(averaged: nn.Module, predictor: nn.Module) -> Callable[[float], None]:
+    """What moves the averaged weights toward the predictor's, given the decay."""
+    # Found once: to walk through all modules in each step would take longer than the averaging.
+    means: list[Tensor] = list(averaged.parameters())
+    values: list[Tensor] = list(predictor.parameters())
+    buffers = list(zip(averaged.buffers(), predictor.buffers(), strict=True))
+    sharded = any(local(mean) is not mean for mean in means)
+
+    @torch.no_grad()
+    def average(decay: float) -> None:
+        own, new = (list(map(local, tensors)) if sharded else tensors for tensors in (means, values))
+        torch._foreach_lerp_(own, new, 1 - decay)
+        for mean, value in buffers:
+            mean.copy_(value)
+
+    return average
+
+
+def _mix(seed: int, step: int) -> int:
+    """A seed for one step; unlike seed + step, the steps of neighbouring seeds share none."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 1) % 2**63
+
+
+def _seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed torch's own generators, since dropout takes none; ``torch.manual_seed`` would seed all devices, and is slow."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def _check(data: Tensor, which: str) -> None:
+    if data.ndim < 2 or len(data) == 0 or not (data.is_floating_point() or data.dtype in (torch.uint8, torch.int64)):
+        raise ArgumentError(
+            f"{which} data must be a non-empty tensor (number, *event) of uint8 images, real numbers or int64 classes, "
+            f"got {data.dtype} {tuple(data.shape)}"
+        )
+    if data.is_floating_point() and not data.isfinite().all():
+        bad = int((~data.isfinite()).flatten(1).any(1).sum())
+        raise ArgumentError(f"{bad} of {len(data)} {which} examples hold NaN or infinite values: remove or mend them")
+
+
+def _parts(config: TrainingConfig, processes: Processes) -> list[range]:
+    """The parts of a batch that this process works through, one after the other."""
+    if config.batch_size < processes.size * config.accumulate:
+        raise ArgumentError(
+            f"a batch of {config.batch_size} is too small for {processes.size} processes of {config.accumulate} parts "
+            "each: raise batch_size"
+        )
+    return _split(processes.part(config.batch_size), config.accumulate)
+
+
+def _split(indices: range, number: int) -> list[range]:
+    return [indices[len(indices) * k // number : len(indices) * (k + 1) // number] for k in range(number)]
+
+
+def _scaled(batch: Tensor) -> Tensor:
+    return batch.float() / 127.5 - 1 if batch.dtype == torch.uint8 else batch
+
+
+@dataclass
+class _Told:
+    """What signal the process was sent."""
+
+    number: int | None = None
+
+
+@contextmanager
+def _signals() -> Iterator[_Told]:
+    """Note SIGTERM and SIGINT instead of dying of them at once; a second one acts as usual."""
+    told = _Told()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield told
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        told.number = number
+        signal.signal(number, before[number])
+
+    found = {int(number): signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _memory(config: TrainingConfig, parts: list[range]) -> Iterator[None]:
+    """Name sizes to try where memory runs out."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # Of the processor's memory torch has no class of its own.
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "DefaultCPUAllocator" not in str(error):
+            raise
+        at_once = max(map(len, parts))
+        if at_once == 1:
+            advice = "one example at a time is too much: take a smaller network, or smaller images"
+        else:
+            advice = (
+                f"try --accumulate {2 * config.accumulate} (accumulate in Python), which works through the same batch "
+                f"{-(-at_once // 2)} at a time, or --batch-size {max(1, config.batch_size // 2)}"
+            )
+        raise MemoryLimitError(f"out of memory with {at_once} examples at a time: {advice}") from error
+
+
+class _Order:
+    """Indices of the examples of a step: epoch after epoch, each a permutation from (seed, epoch)."""
+
+    def __init__(self, number: int, config: TrainingConfig, device: torch.device) -> None:
+        self.number, self.config, self.device = number, config, device
+        self.epochs: dict[int, Tensor] = {}  # on the device, which is not to wait for each step's indices
+
+    def __call__(self, step: int) -> Tensor:
+        start, stop = step * self.config.batch_size, (step + 1) * self.config.batch_size
+        first, last = start // self.number, (stop - 1) // self.number
+        for epoch in range(first, last + 1):
+            if epoch not in self.epochs:
+                generator = torch.Generator().manual_seed(_mix(self.config.seed, -1 - epoch))
+                self.epochs = {known: order for known, order in self.epochs.items() if known >= first}
+                self.epochs[epoch] = torch.randperm(self.number, generator=generator).to(self.device)
+        joined = (
+            torch.cat([self.epochs[epoch] for epoch in range(first, last + 1)]) if last > first else self.epochs[first]
+        )
+        return joined[start - first * self.number : stop - first * self.number]
+
+
+class _Run:
+    """Everything that changes while training, the guard over it, and its checkpoints."""
+
+    def __init__(
+        self,
+        predictor: nn.Module,
+        averaged: nn.Module,
+        optimiser: torch.optim.AdamW,
+        config: TrainingConfig,
+        folder: Path | None,
+        processes: Processes,
+        track: Callable[[dict[str, float]], None] | None,
+    ) -> None:
+        self.predictor, self.averaged, self.optimiser, self.config = predictor, averaged, optimiser, config
+        self.processes, self.track = processes, track
+        self.checkpoints = Checkpoints(folder, config.keep, processes) if folder is not None else None
+        self.log = Log(folder / "log.jsonl") if folder is not None and processes.first else None
+        self.step, self.skipped, self.losses = 0, 0, list[float]()
+        self.saved, self.begun = 0, time.monotonic()
+        # Loss and gradient norm of the steps since the last look, each in the row of its place in the stretch.
+        self.numbers, self.since = torch.zeros(STRETCH, 2, device=next(predictor.parameters()).device), 0
+        self.rows = self.numbers.unbind()
+        for parameter in predictor.parameters():  # made now, so that a checkpoint has where to go
+            optimiser.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+    @property
+    def seconds(self) -> float:
+        """Time spent so far, interrupted runs included."""
+        return time.monotonic() - self.begun
+
+    def guard(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """Count a step; 1 where its loss or gradient is not finite, else 0, on the device and without waiting for it."""
+        numbers = torch.stack([loss, norm], out=self.rows[self.step % STRETCH])
+        return (numbers * 0).sum().nan_to_num(1.0)
+
+    def stretch(self) -> list[list[float]]:
+        """Loss and gradient norm of each step since the last look; waits for the device."""
+        first = self.since % STRETCH
+        numbers: list[list[float]] = self.numbers[first : first + self.step - self.since].tolist()
+        return numbers
+
+    def look(self, rate: float) -> None:
+        """Look at the stretch: record it, or stop if too many of its steps were bad.
+
+        Raises:
+            DivergedError: They were.
+        """
+        steps = self.stretch()
+        self.since = self.step
+        good = [numbers for numbers in steps if all(map(math.isfinite, numbers))]
+        bad, bad_losses = len(steps) - len(good), sum(not math.isfinite(loss) for loss, _ in steps)
+        self.skipped += bad
+        if bad > self.config.skip_limit or not good:
+            raise DivergedError(self._diagnosis(bad, bad_losses, len(steps), rate))
+        loss, norm = (math.fsum(column) / len(good) for column in zip(*good, strict=True))
+        self.losses.append(loss)
+        self.record(loss=loss, gradient_norm=norm, learning_rate=rate, skipped=self.skipped)
+
+    def _diagnosis(self, bad: int, bad_losses: int, steps: int, rate: float) -> str:
+        which = [n for n, p in self.predictor.named_parameters() if p.grad is not None and not finite(local(p.grad))]
+        largest = max(float(local(p.detach()).abs().max()) for p in self.predictor.parameters() if local(p).numel())
+        kept = self.checkpoints.steps() if self.checkpoints is not None else []
+        return (
+            f"the loss or its gradient was not finite in {bad} of the {steps} steps before step {self.step} (the loss in "
+            f"{bad_losses}); these steps were skipped. Last learning rate {rate:.3g}, largest weight {largest:.3g}, "
+            + (f"last gradient not finite in {len(which)} parameters, {which[0]} the first. " if which else "")
+            + f"Lower the learning rate ({self.config.learning_rate}) or look at the data"
+            + (f"; the checkpoint of step {kept[-1]} in {self.checkpoints.folder} is still good" if kept else "")  # type: ignore[union-attr]
+        )
+
+    def record(self, **numbers: float) -> None:
+        """Log numbers of this step."""
+        entry = {"step": self.step, "seconds": round(self.seconds, 3), **numbers}
+        if self.log is not None:
+            self.log.write(entry)
+        if self.track is not None and self.processes.first:
+            self.track(entry)
+
+    def _state(self) -> dict[str, Tensor]:
+        named = {f"predictor.{k}": v for k, v in self.predictor.state_dict().items()}
+        named |= {f"averaged.{k}": v for k, v in self.averaged.state_dict().items()}
+        for index, parameter in enumerate(self.predictor.parameters()):
+            named |= {f"optimiser.{index}.{k}": v for k, v in self.optimiser.state[parameter].items()}
+        return named
+
+    def save(self, held_out: float | None) -> None:
+        """Write a checkpoint, unless this step has one.
+
+        Raises:
+            DivergedError: The state is not finite.
+            OutputError: It cannot be written; earlier ones are still good.
+        """
+        if held_out is not None:
+            self.record(held_out_loss=held_out)
+        if self.checkpoints is None or self.saved == self.step:
+            return
+        state = self._state()
+        with self.processes.together():
+            bad = [name for name, tensor in state.items() if not finite(local(tensor))]
+            if bad:
+                raise DivergedError(f"{bad[0]} is not finite after step {self.step}: no checkpoint was written of it")
+        progress = {
+            "step": self.step,
+            "seconds": round(self.seconds, 3),
+            "score": held_out,
+            "skipped": self.skipped,
+            "losses": self.losses,
+            "stretch": [[n if math.isfinite(n) else None for n in numbers] for numbers in self.stretch()],
+            "training": to_dict(self.config),
+        }
+        self.checkpoints.save(self.step, state, progress)
+        self.saved = self.step
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one.
+
+        Raises:
+            CheckpointError: It is damaged, or of another configuration or architecture.
+        """
+        checkpoint = self.checkpoints.newest() if self.checkpoints is not None else None
+        if checkpoint is None:
+            return
+        progress, path = checkpoint.progress, checkpoint.path
+        try:
+            self.step, seconds = int(progress["step"]), float(progress["seconds"])
+            self.losses = [float(loss) for loss in progress["losses"]]
+            self.skipped = int(progress.get("skipped", 0))
+            kept = progress.get("stretch", [])
+            stretch = [[math.nan if n is None else float(n) for n in numbers] for numbers in kept]
+            if len(stretch) > self.step % STRETCH:
+                raise ValueError(f"{len(stretch)} steps of a stretch at step {self.step}")
+            self.since = self.step - len(stretch)
+            for step, (loss, norm) in enumerate(stretch, self.since):
+                self.rows[step % STRETCH].copy_(torch.tensor([loss, norm]))
+            trained = {**to_dict(TrainingConfig()), **progress["training"]}  # what was added later had its default
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is not a checkpoint of this library: {error}") from error
+        for name, wanted in self.config.decisive().items():
+            if trained.get(name) != wanted:
+                raise CheckpointError(
+                    f"{path} was trained with {name} = {trained.get(name)}, not {wanted}: choose another output folder, or "
+                    "remove the checkpoints to start over"
+                )
+        checkpoint.fill(self._state(), self.processes)
+        self.saved, self.begun = self.step, time.monotonic() - seconds
+        if self.log is not None:
+            self.log.forget_after(self.step)

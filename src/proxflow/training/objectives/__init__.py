@@ -1,0 +1,22 @@
+"""Objectives: losses that train a predictor for few evaluations, in place of the flow's own.
+
+An objective has ``loss(predict, x, generator, t)`` like a flow, so :func:`proxflow.fit` takes it where it takes a flow, and
+``passes``, what a training step costs.
+"""
+
+from proxflow.training.objectives.autoguidance import Autoguidance
+from proxflow.training.objectives.base import Objective
+from proxflow.training.objectives.distribution_matching import DistributionMatching, StudentAndCritic
+from proxflow.training.objectives.energy_score import EnergyScore
+from proxflow.training.objectives.long_step import LongStep
+from proxflow.training.objectives.reflow import Reflow
+
+__all__ = [
+    "Autoguidance",
+    "DistributionMatching",
+    "EnergyScore",
+    "LongStep",
+    "Objective",
+    "Reflow",
+    "StudentAndCritic",
+]

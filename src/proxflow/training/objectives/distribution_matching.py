@@ -1,0 +1,178 @@
+"""Distillation by matching distributions (2311.18828, 2405.14867): one evaluation that draws from what a flow draws from."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from proxflow._math import mean_events, over_events
+from proxflow.beliefs import DiagonalGaussian
+from proxflow.errors import ArgumentError
+from proxflow.flows import Flow, Predict, draw_times
+from proxflow.random import Generator, rand
+
+Part = Literal["student", "critic", "discriminator"]
+
+_LOGIT_SCALE = 10.0
+"""Logits over the mean prediction of the discriminator, whose range is about that of the data."""
+
+
+class StudentAndCritic(nn.Module):
+    """A student that learns to draw, the critic that follows what it draws, and the discriminator that tells it from data.
+
+    All begin as the teacher. Called as a predictor it is the student. ``student`` is what remains after training. With a
+    discriminator its draws are clipped in training as they are in sampling (``clip_in_training``, where it has that): a
+    discriminator would go by what lies beyond the range of the data.
+
+    Args:
+        teacher: A trained predictor; it is copied.
+        student_rate: Learning rate of the student over that of the other two, which must keep up with it.
+        discriminator: Whether there is one; :class:`DistributionMatching` with ``adversarial=0`` has no use for it.
+    """
+
+    def __init__(self, teacher: nn.Module, student_rate: float = 0.3, *, discriminator: bool = True) -> None:
+        super().__init__()
+        if not student_rate > 0:
+            raise ArgumentError(f"student_rate must be positive, got {student_rate}")
+        student: Any = copy.deepcopy(teacher).requires_grad_(True)
+        if discriminator and hasattr(student, "clip_in_training"):
+            student.clip_in_training = True
+        self.student: nn.Module = student
+        self.critic = copy.deepcopy(teacher).requires_grad_(True)
+        self.discriminator = copy.deepcopy(teacher).requires_grad_(True) if discriminator else None
+        self.student_rate = student_rate
+
+    def forward(self, belief: Any, t: Tensor, *, part: Part = "student") -> Any:
+        chosen = getattr(self, part)
+        if chosen is None:
+            raise ArgumentError(f"there is no {part}: make StudentAndCritic with it, or take adversarial=0")
+        return chosen(belief, t)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for :func:`proxflow.fit`: little momentum, as the parts follow each other."""
+        rates = {self.student: self.student_rate, self.critic: 1.0, self.discriminator: 1.0}
+        return [
+            {"params": list(part.parameters()), "factor": rate, "betas": (0.5, 0.98)}
+            for part, rate in rates.items()
+            if part is not None
+        ]
+
+
+@dataclass(frozen=True)
+class DistributionMatching:
+    """Trains a student whose prediction is a draw from the target, not its mean.
+
+    The student's draws x̂ become beliefs at drawn times, as data would in training; the law of these beliefs is to be that
+    of beliefs about data. A small proximal step of each draw toward the teacher's prediction and away from that of a
+    critic, which learns to predict the student's own draws, lowers the Kullback–Leibler divergence of the two laws: the
+    difference of the predictions is b²/a times that of the laws' scores. So the student's gradient is that of
+
+        mean |x̂ − sg(x̂ − (ĉ(p_t, t) − q̂(p_t, t))/s)|²/2,  s = mean |x̂ − q̂(p_t, t)|,
+
+    with q̂ the teacher, ĉ the critic, sg no gradient, and the normalisation of 2311.18828, eq. 8. The critic's loss is the
+    flow's own on the student's draws, with the same beliefs.
+
+    What teacher and critic get wrong the student cannot learn from them. So a discriminator holds beliefs about its draws
+    against beliefs about real data, at the same times (2405.14867), here with the relativistic loss of 1807.00734: with D
+    the logits of a real and of a drawn example the discriminator's loss is softplus(D_drawn − D_real) and the student's,
+    with the weight ``adversarial``, softplus(D_real − D_drawn). The logit is the scaled mean over coordinates of what the
+    discriminator predicts, so that any predictor can serve.
+
+    Args:
+        flow: The flow of teacher and student, with Gaussian beliefs.
+        teacher: Its trained predictor, in evaluation mode.
+        adversarial: Weight of the student's adversarial loss, ≥ 0; 0 for none, as in 2311.18828.
+        first_share: In [0, 1]: share of the student's draws that are made at t = 0. The others are made at times that are
+            uniform up to ``latest``, of beliefs about real data, so that the student can be asked more than once.
+        latest: Latest time of the student's draws, in [0, 1].
+
+    Raises:
+        ArgumentError: A weight, share or time is out of range, or the flow begins with a fixed belief, as Bayesian Flow
+            Networks do: a student would draw one single thing from it.
+    """
+
+    flow: Flow[Any]
+    teacher: Predict
+    adversarial: float = 0.1
+    first_share: float = 1.0
+    latest: float = 0.6
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.adversarial < math.inf:
+            raise ArgumentError(f"the adversarial weight must be at least 0 and finite, got {self.adversarial}")
+        if not 0 <= self.first_share <= 1 or not 0 <= self.latest <= 1:
+            raise ArgumentError(f"first_share and latest must lie in [0, 1], got {self.first_share} and {self.latest}")
+        if self.flow.coupling is not None:  # only of independent noise do predictions give the scores of the laws
+            raise ArgumentError(f"distribution matching needs a flow without a coupling, got {self.flow.coupling}")
+        path = self.flow.path
+        if path is not None and not any(float(c) for c in path.coefficients(torch.zeros((), dtype=torch.float64))):
+            raise ArgumentError(
+                f"{self.flow} begins with a fixed belief, which holds nothing to draw from: take a GPFN"
+            )
+
+    @property
+    def passes(self) -> float:
+        """Network passes an example in a training step."""
+        matching = 7.0  # student 1 + 2, critic 1 + 2, teacher 1
+        return matching + 6.0 if self.adversarial else matching  # the discriminator reads two
+
+    def loss(self, predict: Predict, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
+        """Loss of each example, (batch,): critic's, discriminator's, and half the squared difference of teacher and critic.
+
+        The student's adversarial loss is in the gradient alone: on its way to the student the gradient of the
+        discriminator's loss is replaced by that of the student's, so that one pass serves both.
+
+        Args:
+            predict: A :class:`StudentAndCritic`, or a module that forwards to one.
+            x: Real data (batch, *event).
+            generator: Source of times and noise.
+            t: Times (batch,) at which teacher and critic are compared, and data and draws told apart; ``None`` draws them.
+
+        Raises:
+            ArgumentError: The flow's beliefs are not Gaussian, ``x`` is not floating point, or a discriminator is wanted
+                and missing.
+        """
+        t = draw_times(len(x), generator, x.device) if t is None else t
+        chance = rand(t.shape, generator, t.dtype, t.device)
+        asked = self.latest * (chance - self.first_share).clamp_min(0) / max(1 - self.first_share, 1e-6)
+        first = self.flow.belief(x, asked, generator)
+        if not isinstance(first, DiagonalGaussian):
+            raise ArgumentError(f"distribution matching needs Gaussian beliefs, {self.flow} has {type(first).__name__}")
+        drawn = predict(first, asked).mean
+
+        seen: list[tuple[Any, Tensor]] = []
+
+        def critic(belief: Any, time: Tensor) -> Any:
+            prediction = predict(belief, time, part="critic")  # type: ignore[call-arg]
+            seen.append((belief, prediction.mean.detach()))
+            return prediction
+
+        following = self.flow.loss(critic, drawn.detach(), generator, t)
+        belief, own = seen[0]
+        with torch.no_grad():
+            wanted = self.teacher(belief, t).mean
+            scale = mean_events((drawn - wanted).abs()).clamp_min(1e-3)
+            moved = drawn - (own - wanted) / over_events(scale, drawn)
+        matching = following + mean_events((drawn - moved).square()) / 2
+        return matching + self._told_apart(predict, drawn, x, t, generator) if self.adversarial else matching
+
+    def _told_apart(self, predict: Predict, drawn: Tensor, x: Tensor, t: Tensor, generator: Generator) -> Tensor:
+        """The discriminator's loss (batch,), from which the student's gradient reaches what was drawn."""
+
+        def logit(example: Tensor) -> Tensor:
+            belief = self.flow.belief(example, t, generator)
+            return _LOGIT_SCALE * mean_events(predict(belief, t, part="discriminator").mean)  # type: ignore[call-arg]
+
+        judged = drawn.view_as(drawn)
+        margin = logit(x) - logit(judged)
+        # By the logit of what was drawn the losses have the derivatives −σ(margin), times the weight, and σ(−margin).
+        turned = -self.adversarial * margin.detach().clamp(-20, 20).exp()
+        if judged.requires_grad:
+            judged.register_hook(lambda gradient: over_events(turned, gradient) * gradient)  # type: ignore[no-untyped-call]
+        return functional.softplus(-margin)

@@ -1,0 +1,132 @@
+"""The energy score: a predictor that draws learns the whole distribution of the data given a belief (2502.02483)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proxflow._math import mean_events
+from proxflow.beliefs import DiagonalGaussian, GaussianMixture
+from proxflow.errors import ArgumentError
+from proxflow.flows import Flow, draw_times
+from proxflow.random import Generator, randn
+
+PredictDraws = Callable[..., Any]
+"""A belief, times (batch,) and ``noise=`` (batch, m, *event) → a mixture of which the means are the draws."""
+
+
+def energy_score(draws: Tensor, x: Tensor, beta: float = 1.0, repulsion: float = 1.0) -> Tensor:
+    """mean_i |X_i − x|^β − (λ/2) mean_{i≠j} |X_i − X_j|^β of each example, in which |·| is the root mean square.
+
+    With λ = 1 it is an unbiased estimate, from the draws X, of the energy score of their law, which the law of x alone
+    minimises (Gneiting & Raftery, 2007). The norm is that of the whole event, over √d, so that draws must be right jointly
+    and scores of events of any size compare.
+
+    Args:
+        draws: X, (batch, m, *event).
+        x: Data, (batch, *event).
+        beta: β in (0, 2).
+        repulsion: λ; 0 needs one draw alone.
+
+    Returns:
+        (batch,).
+
+    Raises:
+        ArgumentError: The shapes do not fit, or there are fewer than 2 draws to repel each other.
+    """
+    if draws.ndim != x.ndim + 1 or draws[:, 0].shape != x.shape:
+        raise ArgumentError(
+            f"draws are (batch, m, *event) of events {tuple(x.shape)} (batch, *event), got {tuple(draws.shape)}"
+        )
+    number = draws.shape[1]
+    total = _distance(draws[:, 0], x, beta)
+    for k in range(1, number):
+        total = total + _distance(draws[:, k], x, beta)
+    near = total / number
+    if repulsion == 0:
+        return near
+    if number < 2:
+        raise ArgumentError(f"draws that repel each other must be at least 2, got {number}")
+    apart = torch.zeros_like(near)
+    for i, j in combinations(range(number), 2):
+        apart = apart + _distance(draws[:, i], draws[:, j], beta)
+    return near - repulsion / (number * (number - 1)) * apart
+
+
+def _distance(x: Tensor, y: Tensor, beta: float) -> Tensor:
+    """|x − y|^β, (batch,), with gradient 0 where x = y: a network whose last layer begins at 0 draws all alike."""
+    squared = mean_events((x - y).square())
+    same = squared == 0
+    return squared.masked_fill(same, 1).pow(beta / 2).masked_fill(same, 0)
+
+
+@dataclass(frozen=True)
+class EnergyScore:
+    """Trains a :class:`proxflow.DrawPredictor`: its draws are held against the data by the energy score.
+
+    The score of each example is weighted by the flow's weight of squared errors to the power β/2, so that a multiple of the
+    error counts alike at each time. The batch is read m times over, so that a step costs m times a plain one.
+
+    Args:
+        flow: With Gaussian beliefs.
+        beta: β in (0, 2), the power of distances. Toward 2 the score sees the mean of draws more and their spread less.
+        repulsion: λ in [0, 1], how much draws are kept apart. 1 is proper: the law of the data given the belief is best.
+            Less trades spread for nearness to the data, and 0 lets draws fall together.
+        draws: m ≥ 2, draws of each belief.
+
+    Raises:
+        ArgumentError: A setting out of range; in :meth:`loss`, a flow whose beliefs are not Gaussian.
+    """
+
+    flow: Flow[Any]
+    beta: float = 1.0
+    repulsion: float = 1.0
+    draws: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta < 2:
+            raise ArgumentError(f"beta must lie in (0, 2), got {self.beta}")
+        if not 0 <= self.repulsion <= 1:
+            raise ArgumentError(f"repulsion must lie in [0, 1], got {self.repulsion}")
+        if self.draws < 2:
+            raise ArgumentError(f"the energy score needs at least 2 draws of each belief, got {self.draws}")
+
+    @property
+    def passes(self) -> float:
+        """Network passes an example in a training step; see :class:`proxflow.Objective`."""
+        return 3.0 * self.draws
+
+    def loss(self, predict: PredictDraws, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
+        """Loss of each example, (batch,).
+
+        Args:
+            predict: A :class:`proxflow.DrawPredictor`, or a function of a belief, times (batch,) and standard normal
+                ``noise=`` (batch, m, *event) that returns a mixture whose means are the draws.
+            x: Real data (batch, *event).
+            generator: Source of times, noise and draws.
+            t: Times (batch,) in [0, 1]; ``None`` draws them.
+
+        Raises:
+            ArgumentError: The flow's beliefs are not Gaussian, ``x`` is not floating point, or ``predict`` does not draw.
+        """
+        owner = getattr(predict, "module", predict)  # that of processes which share a batch wraps the predictor
+        if isinstance(owner, nn.Module) and not getattr(owner, "reads_noise", False):
+            raise ArgumentError(
+                f"the energy score trains predictors that draw, DrawPredictor, not {type(owner).__name__}"
+            )
+        if not x.is_floating_point():
+            raise ArgumentError(f"the energy score is of real data (batch, *event), got {x.dtype} {tuple(x.shape)}")
+        t = draw_times(len(x), generator, x.device) if t is None else t
+        belief = self.flow.belief(x, t, generator)
+        if not isinstance(belief, DiagonalGaussian):
+            raise ArgumentError(f"the energy score needs Gaussian beliefs, {self.flow} has {type(belief).__name__}")
+        shape = torch.Size([len(x), self.draws, *belief.mean.shape[1:]])
+        noise = randn(shape, generator, belief.mean.dtype, belief.mean.device)
+        predicted: GaussianMixture = predict(belief, t, noise=noise)
+        score = energy_score(predicted.means, x, self.beta, self.repulsion)
+        return self.flow.weight(t).pow(self.beta / 2) * score

@@ -1,0 +1,198 @@
+"""Long steps: a predictor that is told where a step ends, and learns where many small ones would lead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from proxflow._math import mean_events, over_events
+from proxflow.beliefs import DiagonalGaussian
+from proxflow.errors import ArgumentError
+from proxflow.flows import GPFN, Predict, draw_times
+from proxflow.paths import Schedule
+from proxflow.random import Generator, rand
+
+Kind = Literal["shortcut", "meanflow", "consistency"]
+PredictEnds = Callable[..., Any]
+"""A belief, times (batch,) and ``end=`` (batch,) → the effective target."""
+
+
+@dataclass(frozen=True)
+class LongStep:
+    """Trains a :class:`proxflow.LongStepPredictor` to return the effective targets of steps of any length.
+
+    With Wasserstein-2 a step from time t to s moves the mean z to z + λ (x̂ − z), λ = (τ_s − τ_t)/(1 − τ_t). The effective
+    target X(z, t, s) is the point toward which one step lands where infinitely many, each toward its own prediction,
+    would: an average of these predictions. At s = t it is the prediction of the data, and at τ_s = 1 the end of the
+    trajectory itself. With r = 1 − τ, the average velocity of the step is (X − z)/r. X is found by its consistency with
+    itself, in one of three ways.
+
+    ``shortcut`` (2410.12557): steps compose, 1 − λ = (1 − λ₁)(1 − λ₂), and so do their targets, with a time m halfway:
+
+        λ X(z, t, s) = (1 − λ₂) λ₁ X(z, t, m) + λ₂ X(z_m, m, s),  z_m = z + λ₁ (X(z, t, m) − z).
+
+    ``meanflow`` (2505.13447): the derivative of that along the trajectory. By the time −ln r, in which dz = x̂ − z,
+
+        X(z, t, s) = (1 − λ) x̂ + λ (X + dX),  dX = ∂_z X (x̂ − z) + ∂_t X r/τ'(t),
+
+    which is the identity of average velocities times r, and is bounded up to the end.
+
+    ``consistency`` (2303.01469; with ends other than 1, 2310.02279): the same composition with a short first step toward x̂,
+
+        λ X(z, t, s) = (1 − λ₂) λ₁ x̂ + λ₂ X(z_m, m, s),  z_m = z + λ₁ (x̂ − z),  m = t + gap (s − t).
+
+    At s = 1 this asks for the same end from both times. It is wrong by about the gap, so train in stages of ever smaller
+    gaps, each from the last (2406.14548); toward 0 it becomes ``meanflow``, without derivatives.
+
+    Right-hand sides have no gradient. x̂ is the data point itself, whose mean given z is the prediction, or with a teacher
+    its prediction, which has no noise. A share of the batch is plain, s = t. Errors have the flow's weight at t.
+
+    Args:
+        flow: With Wasserstein-2, real data and a schedule that ends in the data.
+        kind: Which consistency.
+        teacher: A trained predictor ``(belief, t)`` of the same flow, in evaluation mode, to be distilled; ``None`` learns
+            from data alone.
+        plain_share: In [0, 1): share of the batch with s = t; for ``shortcut`` not 0, since nothing else holds data. It is
+            taken by the place in the batch, evenly spread.
+        whole_share: In [0, 1]: share of the others that end at s = 1, as the last evaluation of each sample does. The rest
+            end at times that are uniform between t and 1.
+        knee: Positive, or ``None``. Errors e of steps longer than 0 count as knee · ln(1 + e/knee): their gradients are
+            weighted by 1/(1 + e/knee), the adaptive weight of 2505.13447, eq. 22. Where e has noise, in ``meanflow``
+            without a teacher, this biases what is learnt; ``None`` leaves them as they are.
+        gap: In (0, 1): of ``consistency``, length of the first step over that of the whole.
+
+    Raises:
+        ArgumentError: A setting out of range, or a flow without these steps.
+    """
+
+    flow: GPFN
+    kind: Kind = "shortcut"
+    teacher: Predict | None = None
+    plain_share: float = 0.5
+    whole_share: float = 0.5
+    knee: float | None = 0.05
+    gap: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ArgumentError(f"kind is one of {get_args(Kind)}, got {self.kind!r}")
+        if not 0 <= self.plain_share < 1 or (self.kind == "shortcut" and self.plain_share == 0):
+            raise ArgumentError(f"plain_share must lie in [0, 1), for shortcut above 0, got {self.plain_share}")
+        if not 0 <= self.whole_share <= 1:
+            raise ArgumentError(f"whole_share must lie in [0, 1], got {self.whole_share}")
+        if not 0 < self.gap < 1:
+            raise ArgumentError(f"gap must lie between 0 and 1, got {self.gap}")
+        if self.knee is not None and not self.knee > 0:
+            raise ArgumentError(f"knee must be positive, or None for none, got {self.knee}")
+        if not isinstance(self.flow, GPFN) or not isinstance(self.flow.path, Schedule):
+            raise ArgumentError(f"long steps are of GPFN with Wasserstein2 and real data, got {self.flow}")
+        if float(self.flow.schedule.remaining(torch.ones((), dtype=torch.float64))) > 0:
+            raise ArgumentError(
+                f"long steps need a schedule that ends in the data, not {self.flow.schedule}: take final = 1"
+            )
+
+    @property
+    def passes(self) -> float:
+        """Network passes an example in a training step; see :class:`proxflow.Objective`."""
+        far = 1 - self.plain_share
+        taught = 0.0 if self.teacher is None else self.plain_share if self.kind == "shortcut" else 1.0
+        return 3 + far * (2 if self.kind == "shortcut" else 1) + taught
+
+    def loss(self, predict: PredictEnds, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
+        """Loss of each example, (batch,).
+
+        Args:
+            predict: A :class:`proxflow.LongStepPredictor`, or a function of a belief, times (batch,) and ``end=`` (batch,).
+            x: Data (batch, *event).
+            generator: Source of times, noise and ends.
+            t: Times (batch,) in [0, 1) at which steps begin; ``None`` draws them.
+
+        Raises:
+            ArgumentError: ``x`` is not floating point.
+        """
+        self.flow.endpoints.check(x)
+        t = draw_times(len(x), generator, x.device) if t is None else t
+        belief = self.flow.belief(x, t, generator)
+        chance, share = rand(torch.Size([len(t), 2]), generator, t.dtype, t.device).unbind(1)
+        end = torch.where(chance < self.whole_share, torch.ones_like(t), torch.lerp(t, torch.ones_like(t), share))
+
+        plain, far = self._rows(len(x), x.device)
+        errors = []
+        if len(plain):
+            z, start, data = _take(belief, plain), t[plain], x[plain]
+            errors.append(mean_events((predict(z, start, end=start).mean - self._pull(z, start, data)).square()))
+        if len(far):
+            z, start, to, data = _take(belief, far), t[far], end[far], x[far]
+            if self.kind == "meanflow":
+                found, wanted = self._differential(predict, z, start, to, self._pull(z, start, data))
+            elif self.kind == "shortcut":
+                found, wanted = predict(z, start, end=to).mean, self._halves(predict, z, start, to)
+            else:
+                pull = DiagonalGaussian(self._pull(z, start, data), z.std)
+                found, wanted = predict(z, start, end=to).mean, self._composed(predict, z, pull, start, to, self.gap)
+            error = mean_events((found - wanted).square())
+            errors.append(error if self.knee is None else self.knee * (error / self.knee).log1p())
+        order = torch.cat([plain, far])
+        both = torch.cat(errors)
+        return torch.zeros_like(both).index_copy(0, order, both) * self.flow.weight(t)
+
+    def _rows(self, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Places in the batch of plain and of other examples: evenly spread, so that parts of a batch hold their shares."""
+        places: tuple[list[int], list[int]] = ([], [])
+        for k in range(number):
+            places[int((k + 1) * self.plain_share) == int(k * self.plain_share)].append(k)
+        return torch.tensor(places[0], dtype=torch.int64, device=device), torch.tensor(
+            places[1], dtype=torch.int64, device=device
+        )
+
+    @torch.no_grad()
+    def _pull(self, belief: DiagonalGaussian, t: Tensor, x: Tensor) -> Tensor:
+        """What a belief moves toward: the data point, or the teacher's prediction."""
+        pull: Tensor = x if self.teacher is None else self.teacher(belief, t).mean
+        return pull
+
+    @torch.no_grad()
+    def _halves(self, predict: PredictEnds, belief: DiagonalGaussian, t: Tensor, end: Tensor) -> Tensor:
+        """The effective target of a step as its two halves have it."""
+        return self._composed(predict, belief, predict(belief, t, end=(t + end) / 2), t, end, 0.5)
+
+    @torch.no_grad()
+    def _composed(
+        self, predict: PredictEnds, belief: DiagonalGaussian, first: Any, t: Tensor, end: Tensor, gap: float
+    ) -> Tensor:
+        """The effective target of a step that is a step toward ``first``, over a share ``gap`` of it, and the rest."""
+        schedule, middle = self.flow.schedule, torch.lerp(t, end, gap)
+        whole, last = schedule.step(t, end), schedule.step(middle, end)
+        moved = self.flow.update(belief, first, t, middle, None)
+        second: Tensor = predict(moved, middle, end=end).mean
+        # Of an empty step, with λ = λ₂ = 0, both targets are the prediction.
+        share = last / whole.clamp_min(torch.finfo(whole.dtype).tiny)
+        return torch.lerp(first.mean, second, over_events(share, second))
+
+    def _differential(
+        self, predict: PredictEnds, belief: DiagonalGaussian, t: Tensor, end: Tensor, pull: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The predicted effective target, and what it is to be by its derivative along the trajectory."""
+        schedule = self.flow.schedule
+
+        def target(mean: Tensor, time: Tensor) -> Tensor:
+            found: Tensor = predict(DiagonalGaussian(mean, belief.std), time, end=end).mean
+            return found
+
+        z = belief.mean
+        tangents = (pull - z, schedule.remaining(t) / schedule.derivative(t))
+        # In full precision, which derivatives need; and of attention's kernels the one with a forward derivative.
+        with torch.autocast(z.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+            found, change, *_ = torch.func.jvp(target, (z, t), tangents)
+        fraction = over_events(schedule.step(t, end), z)
+        return found, torch.lerp(pull, (found + change).detach(), fraction)
+
+
+def _take(belief: Any, rows: Tensor) -> DiagonalGaussian:
+    picked: DiagonalGaussian = belief.map(lambda a: a[rows])
+    return picked

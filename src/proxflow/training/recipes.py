@@ -1,0 +1,106 @@
+"""Lessons: what a model learns by, its flow's own loss or an objective for few evaluations, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from proxflow.config import MethodName
+from proxflow.errors import ArgumentError
+from proxflow.models import Model
+from proxflow.predictors import DrawPredictor, LongStepPredictor
+from proxflow.training.objectives import (
+    Autoguidance,
+    DistributionMatching,
+    EnergyScore,
+    LongStep,
+    Objective,
+    StudentAndCritic,
+)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What :func:`proxflow.fit` is given, and what of its result is the model.
+
+    Args:
+        objective: The loss.
+        module: What is trained.
+        kept: From the trained module to the predictor that is kept.
+        data: What it is trained on, where this is not the data set.
+    """
+
+    objective: Objective
+    module: nn.Module
+    kept: Callable[[nn.Module], nn.Module]
+    data: Tensor | None = None
+
+
+def lesson(
+    method: MethodName,
+    model: Model,
+    teacher: Model | None = None,
+    worse: Model | None = None,
+    *,
+    guidance: float = 2.0,
+    adversarial: float = 0.1,
+    first_share: float = 1.0,
+    student_rate: float = 0.3,
+) -> Lesson:
+    """The lesson of a name.
+
+    Args:
+        method: flow: the flow's own loss; :class:`proxflow.LongStep` for a model that predicts long steps,
+            :class:`proxflow.EnergyScore` for one that draws.
+            distribution-matching: :class:`proxflow.DistributionMatching` from a teacher.
+            autoguidance: :class:`proxflow.Autoguidance` from a teacher, away from a worse model.
+            What learns from a teacher begins with its weights.
+        model: The model to train, untrained.
+        teacher: A trained model of the same configuration, for methods that need one.
+        worse: A trained model of the same flow, for autoguidance; its network may be another.
+        guidance: Weight of autoguidance, ≥ 1.
+        adversarial: Of distribution matching, as :class:`proxflow.DistributionMatching` takes it; ``first_share`` likewise.
+        student_rate: Of distribution matching, as :class:`proxflow.StudentAndCritic` takes it.
+
+    Raises:
+        ArgumentError: A teacher is missing, not needed, or of another configuration; a worse model likewise.
+    """
+    if (worse is None) == (method == "autoguidance"):
+        raise ArgumentError("a worse model to lead away from is for the method autoguidance, which needs one")
+    if method == "flow":
+        if teacher is not None:
+            raise ArgumentError("a flow's own loss needs no teacher: choose distribution-matching or autoguidance")
+        objective: Objective = model.flow
+        if isinstance(model.predictor, LongStepPredictor):
+            objective = LongStep(cast(Any, model.flow))
+        elif isinstance(model.predictor, DrawPredictor):
+            objective = EnergyScore(model.flow)
+        return Lesson(objective, model.predictor, lambda module: module)
+    if teacher is None:
+        raise ArgumentError(f"{method} learns from a trained model: name a teacher")
+    if teacher.config != model.config or teacher.shape != model.shape:
+        raise ArgumentError(
+            f"teacher and student must be alike: {teacher.config} {teacher.shape}, {model.config} {model.shape}"
+        )
+    if isinstance(teacher.predictor, LongStepPredictor | DrawPredictor):
+        raise ArgumentError(
+            f"{method} needs a teacher that predicts the data from the belief: one of predictor 'point'"
+        )
+    guide = teacher.predictor.eval().requires_grad_(False)
+    if worse is None:
+        return Lesson(
+            DistributionMatching(model.flow, guide, adversarial, first_share),
+            StudentAndCritic(guide, student_rate, discriminator=adversarial > 0),
+            lambda module: cast(Any, module).student,
+        )
+    if worse.flow != teacher.flow or worse.shape != teacher.shape or type(worse.predictor) is not type(guide):
+        raise ArgumentError(
+            f"the model to lead away from must have the teacher's flow and predict the same: {worse.flow} {worse.shape} of "
+            f"predictor {worse.config.predictor!r}, {teacher.flow} {teacher.shape}"
+        )
+    model.predictor.load_state_dict(guide.state_dict())
+    shunned = worse.predictor.eval().requires_grad_(False)
+    return Lesson(Autoguidance(model.flow, guide, shunned, guidance), model.predictor, lambda module: module)
