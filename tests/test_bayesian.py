@@ -154,7 +154,7 @@ class TestRecordedDiscrete:
         same_probabilities(self.flow.belief(x, t, Recorded(noise)), case["theta_n"])
         noise_mc = noise_mc.reshape(-1, len(t), 1, *self.event)
         draws = Recorded(noise, *noise_mc)
-        loss = self.flow.n_step_loss(reference_classes, x, draws, n, t, draws=len(noise_mc), mixture=mixture)
+        loss = replace(self.flow, mixture=mixture).n_step_loss(reference_classes, x, draws, n, t, draws=len(noise_mc))
         loss = loss.reshape(len(case["x"]), -1).mean(1)
         if mixture == "coordinates":
             close(loss, case["loss_n"])
@@ -237,7 +237,7 @@ def test_mixtures_of_classes_differ_and_agree_when_the_prediction_is_certain():
     unsure = Categorical(double([0.2, 0.5, 0.1]).expand(500, 2, 3))
 
     def cost(predicted, mixture):
-        loss = flow.n_step_loss(lambda belief, t: predicted, x, seeded(), 3, t, draws=20, mixture=mixture)
+        loss = replace(flow, mixture=mixture).n_step_loss(lambda belief, t: predicted, x, seeded(), 3, t, draws=20)
         return float(loss.mean())
 
     # Mixing the coordinates each by itself forgets that they belong together, and costs more here.
@@ -353,7 +353,7 @@ def test_classes_overflow_at_no_accuracy_in_single_precision(b, t, s, k, seed, s
     belief = flow.belief(x, times, generator)
     for loss in (
         flow.loss(predict, x, generator, times),
-        flow.n_step_loss(predict, x, generator, steps, times, mixture=mixture),
+        replace(flow, mixture=mixture).n_step_loss(predict, x, generator, steps, times),
         flow.reconstruction_loss(predict, x, generator),
     ):
         assert loss.dtype == torch.float32
@@ -420,7 +420,7 @@ def test_binned_predictor_reads_images_and_refuses_other_shapes():
     )
     with pytest.raises(ArgumentError, match=r"two numbers for each coordinate, \(2, 48, 2\)"):
         BinnedPredictor(ReferenceNetwork(), flow)(image.map(lambda a: a.flatten(1)), t)
-    with pytest.raises(ArgumentError, match="no Gaussian path"):
+    with pytest.raises(ArgumentError, match="DiscretisedBFN, which has them"):
         BinnedPredictor(ReferenceBins(), DiscreteBFN(3))
 
 
@@ -447,4 +447,4 @@ def test_flows_and_readouts_refuse_too_few_bins():
     for make in (lambda: DiscretisedBFN(1), lambda: Readout(1), lambda: Readout(std=0.0)):
         with pytest.raises(ArgumentError, match=r"at least 2 bins|positive"):
             make()
-    assert Diffusion().latent_path == Diffusion().path
+    assert Diffusion().latent.path == Diffusion().path

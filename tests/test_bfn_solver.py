@@ -116,7 +116,7 @@ class TestPublished:
             lambda belief, t: Categorical(curved_classes(belief.probs, t).log()), (4, 2), drawn,
         )  # fmt: skip
         # From t = 0 the paper's categorical solvers begin at z = 0 (its noise has no spread there); ours carry the noise.
-        path, first = CLASSES.latent_path, torch.tensor(1 / STEPS, dtype=torch.float64)
+        path, first = CLASSES.latent.path, torch.tensor(1 / STEPS, dtype=torch.float64)
         e = curved_classes(torch.full((4, 2, 3), 1 / 3, dtype=torch.float64), torch.zeros(4, dtype=torch.float64))
         a, b = path.coefficients(first)
         z = a * (3 * e - 1) + b * (drawn[1] if stochastic else drawn[0])
@@ -146,11 +146,11 @@ def test_first_order_is_the_marginal_sampler_on_the_papers_times(kappa):
 def test_first_order_with_noise_is_the_update_of_bayes_rule():
     # BFN's own sampler, step by step from the same belief with the same noise, where its message is around the mean.
     flow, t, s, draw = BFN(0.1), double(0.3), double(0.55), double([[0.8, -1.1]])
-    belief = flow.belief_at(double([[0.2, -0.4]]), t)
+    belief = flow.latent.belief(double([[0.2, -0.4]]), t)
     target = DiagonalGaussian(double([[0.5, -0.3]]), double(0.0))
     sampler, (a, b) = BFNSolver(1, 1.0), flow.path.coefficients(t)
     now, new = sampler.plan(flow, belief, [0.3, 0.55], belief.mean.device)
-    state = (belief.mean / (a + b), (False, None, None))
+    state = (flow.latent, belief.mean / (a + b), (False, None, None))
     moved, _ = sampler.step(flow, belief, target, now, new, Recorded(draw), state)
     updated, _ = Stochastic().step(flow, belief, target, t, s, Recorded(draw), None)
     torch.testing.assert_close(moved.mean, updated.mean, rtol=1e-12, atol=1e-12)

@@ -18,7 +18,7 @@ def test_prediction_and_update_in_one_graph(flow):
     predict = PointPredictor(Net(), flow).eval()
 
     def step(mean, t, s):
-        belief = flow.belief_at(mean, t)
+        belief = flow.latent.belief(mean, t)
         return flow.update(belief, predict(belief, t.expand(len(mean))), t, s, None).mean
 
     mean, t, s = torch.randn(8, 2), torch.tensor(0.2), torch.tensor(0.5)

@@ -13,7 +13,7 @@ from proxflow.config import ModelConfig
 from proxflow.errors import ArgumentError, CheckpointError, MissingPackageError
 from proxflow.predictors.exact import ExactMean
 from proxflow.random import BatchRows, SampleStreams
-from proxflow.samplers import BFNSolver, Deterministic, Marginal, Multistep2
+from proxflow.samplers import BFNSolver, Deterministic, Marginal, Multistep
 
 
 def seeded(seed=0):
@@ -238,7 +238,7 @@ def test_what_needs_independent_noise_is_refused():
         sample(predictor, flow, (4, 2), sampler=Marginal())
     with pytest.raises(ArgumentError, match="sampler without noise"):
         sample(predictor, flow, (4, 2), sampler="sde-bfn-solver2")
-    for sampler in (Marginal(0.0), Multistep2(), Deterministic(), BFNSolver(2)):
+    for sampler in (Marginal(0.0), Multistep(2), Deterministic(), BFNSolver(2)):
         assert sample(predictor, flow, (4, 2), nfe=3, sampler=sampler).isfinite().all()
     with pytest.raises(ArgumentError, match="without a coupling"):
         DistributionMatching(flow, predictor)

@@ -63,7 +63,7 @@ class Perceptron(nn.Module):
 class Normal(nn.Module):
     """Draws from N(centre, spread²), whatever the belief."""
 
-    reads_noise = True
+    reads = frozenset({"noise"})
 
     def __init__(self, centre, spread):
         super().__init__()
@@ -333,8 +333,8 @@ def test_samplers_with_a_memory_refuse_draws(sampler):
 
 
 def test_the_sampler_of_choice_needs_no_memory():
-    assert default_sampler(DrawPredictor(Perceptron(2), GPFN())) == "deterministic"
-    assert default_sampler(DrawPredictor(Perceptron(2), BFN())) == "stochastic"
+    assert default_sampler(DrawPredictor(Perceptron(2), GPFN()), GPFN()) == "deterministic"
+    assert default_sampler(DrawPredictor(Perceptron(2), BFN()), BFN()) == "stochastic"
     assert Stochastic().memoryless
 
 

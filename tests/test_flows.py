@@ -171,7 +171,7 @@ class TestBarycentric:
         a, b = flow.path.coefficients(t)
         belief = flow.belief(x, t, seeded(1))
         torch.testing.assert_close(belief.mean, a[:, None] * x + b[:, None] * noise)
-        rebuilt = flow.belief_at(belief.mean[2:3], t[2])
+        rebuilt = flow.latent.belief(belief.mean[2:3], t[2])
         torch.testing.assert_close(rebuilt.std, belief.std[2:3])
 
     def test_categorical_flow_on_the_simplex(self):

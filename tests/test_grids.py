@@ -16,7 +16,7 @@ from proxflow import (
     GaussianEndpoints,
     LongStepPredictor,
     Marginal,
-    Multistep2,
+    Multistep,
     PointPredictor,
     ReverseKL,
     Stochastic,
@@ -80,7 +80,7 @@ class Curved(torch.nn.Module):
         return torch.sin(2 * mean + self.shift) - late.reshape(-1, 1) * mean
 
 
-@pytest.mark.parametrize("sampler", ["multistep2", "multistep3", "unipc", "midpoint", "deterministic", Multistep2()])
+@pytest.mark.parametrize("sampler", ["multistep2", "multistep3", "unipc", "midpoint", "deterministic", Multistep(2)])
 def test_times_are_better_and_fit_to_be_sampled_with(sampler):
     model = PointPredictor(Curved(), FLOW).train()
     found = optimise_times(model, FLOW, (20, 4), 4, sampler=sampler)

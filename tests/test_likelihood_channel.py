@@ -11,7 +11,7 @@ from test_flows import double, seeded
 from proxflow import GPFN, KL, Categorical, CategoricalEndpoints, Cosine, ExactClasses, FisherRao, Linear, ReverseKL
 from proxflow.errors import ArgumentError
 from proxflow.likelihood import Nats, two_class_bound
-from proxflow.likelihood._times import fraction_at, time_of
+from proxflow.likelihood._times import time_of
 from proxflow.likelihood.channel import _Arc, _draw_uncertain
 from proxflow.paths import GaussianAccuracy, VariancePreserving
 from proxflow.random import SampleStreams
@@ -187,7 +187,7 @@ def test_times_are_drawn_from_their_density():
 @pytest.mark.parametrize("path", [Linear(), Cosine(), GaussianAccuracy(0.01), VariancePreserving()], ids=str)
 def test_paths_are_inverted(path):
     t = torch.linspace(0, 0.999, 12, dtype=torch.float64)
-    torch.testing.assert_close(time_of(path, fraction_at(path, t)), t, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(time_of(path, path.straight(t)[0]), t, rtol=1e-9, atol=1e-12)
 
 
 # Predictions of networks ----------------------------------------------------------------------------------------------

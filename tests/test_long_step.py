@@ -37,7 +37,7 @@ SCHEDULES = [Linear(), Shifted((0.7,))]
 class Exact(nn.Module):
     """Effective targets and predictions for data N(centre, spread²), in closed form; parameters, to look at gradients."""
 
-    reads_end = True
+    reads = frozenset({"end"})
 
     def __init__(self, schedule=SCHEDULES[0], centre=CENTRE, spread=SPREAD):
         super().__init__()
@@ -176,7 +176,7 @@ def test_the_last_evaluation_is_asked_for_the_end():
         asked.append((t.tolist(), end.tolist()))
         return belief
 
-    predict.reads_end = True
+    predict.reads = {"end"}
     Deterministic()(predict, GPFN(), (2, 1), 3, seeded(), times=[0.0, 0.25, 0.5])
     assert asked == [([0.0] * 2, [0.25] * 2), ([0.25] * 2, [0.5] * 2), ([0.5] * 2, [1.0] * 2)]
 

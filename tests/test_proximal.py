@@ -30,7 +30,7 @@ from proxflow.beliefs import FullGaussian
 from proxflow.divergences import AnisotropicWasserstein2, CoordinateMetric, FrequencyMetric, mixed_form
 from proxflow.energies import Sum
 from proxflow.errors import ArgumentError, ConvergenceError, UnsupportedPairError
-from proxflow.samplers import Deterministic, Multistep2
+from proxflow.samplers import Deterministic, Multistep
 from proxflow.solvers import CoordinateSolver
 from proxflow.solvers.renyi import MomentSolver
 
@@ -242,7 +242,7 @@ def test_a_potential_guides_samples_into_a_half_plane() -> None:
         drawn["guided"][:, 1], drawn["free"][:, 1], rtol=0, atol=1e-5
     )  # it pulls along its slope alone
     with pytest.raises(ArgumentError, match="Deterministic"):  # a path sampler would not see the energy
-        Multistep2()(GaussianData(flow, 0.0, 1.0), guided, (4, 2), 3, torch.Generator())
+        Multistep(2)(GaussianData(flow, 0.0, 1.0), guided, (4, 2), 3, torch.Generator())
 
 
 # Errors and arithmetic of energies ---------------------------------------------------------------------------------------

@@ -9,14 +9,14 @@ from safetensors.torch import load_file, save_file
 from support import GaussianData
 
 import proxflow
-from proxflow import BFN, GPFN, PointPredictor, Reflow, TrainingConfig, fit, models, sample
+from proxflow import BFN, GPFN, PointPredictor, TrainingConfig, fit, models, sample
 from proxflow.config import ModelConfig
 from proxflow.couplings import Reflowed
 from proxflow.errors import ArgumentError, CheckpointError, OutputError
 from proxflow.paths import Linear
 from proxflow.random import SampleStreams
 from proxflow.samplers import Deterministic
-from proxflow.training.fit import reflow as reflow_module
+from proxflow.training import reflow as reflow_module
 from proxflow.training.reflow import make_pairs, reflow, straightness
 
 
@@ -69,15 +69,15 @@ def test_pairs_are_prior_draws_and_what_the_sampler_makes_of_them(trained, tmp_p
     monkeypatch.setattr(reflow_module, "SHARD", 48)
     flow, predictor = trained
     pairs = make_pairs(predictor, flow, 100, (2,), tmp_path, nfe=5, sampler="deterministic", seed=7)
-    assert pairs.shape == (100, 2, 2)
+    assert pairs.x.shape == pairs.start.shape == (100, 2)
     streams = SampleStreams(7, torch.arange(100))
-    assert torch.equal(pairs[:, 0], flow.prior((100, 2), streams, torch.float32, torch.device("cpu")).mean)
-    assert torch.equal(pairs[:, 1], sample(predictor, flow, (100, 2), nfe=5, sampler=Deterministic(), seed=7))
-    belief = proxflow.DiagonalGaussian(pairs[:, 0], torch.ones(()))
+    assert torch.equal(pairs.start, flow.prior((100, 2), streams, torch.float32, torch.device("cpu")).mean)
+    assert torch.equal(pairs.x, sample(predictor, flow, (100, 2), nfe=5, sampler=Deterministic(), seed=7))
+    belief = proxflow.DiagonalGaussian(pairs.start, torch.ones(()))
     for k in range(4):  # the same by hand
         t, s = torch.tensor(k / 5), torch.tensor((k + 1) / 5)
         belief = flow.update(belief, predictor(belief, t.expand(100)), t, s, None)
-    torch.testing.assert_close(pairs[:, 1], predictor(belief, torch.full([100], 0.8)).mean)
+    torch.testing.assert_close(pairs.x, predictor(belief, torch.full([100], 0.8)).mean)
     assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
         f"samples-0000{k}.safetensors" for k in range(3)
     ]
@@ -95,7 +95,8 @@ def test_pairs_cut_anywhere_are_the_same_bytes(trained, tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(reflow_module, "SHARD", 32)
     again = make_pairs(predictor, flow, 100, (2,), tmp_path / "cut", nfe=3, batch_size=64)
-    assert torch.equal(whole, again)
+    assert torch.equal(whole.x, again.x)
+    assert torch.equal(whole.start, again.start)
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())  # not made again
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes()
@@ -117,9 +118,9 @@ def _stopped_at(number, call):
 def test_pairs_of_something_else_are_refused(trained, tmp_path):
     flow, predictor = trained
     make_pairs(predictor, flow, 20, (2,), tmp_path, nfe=2)
-    for change in ({"steps": 3}, {"seed": 1}, {"sampler": "midpoint"}):
-        with pytest.raises(OutputError, match=f"{next(iter(change))} = "):
-            make_pairs(predictor, flow, 20, (2,), tmp_path, **{"steps": 2, **change})
+    for change, named in (({"nfe": 3}, "steps"), ({"seed": 1}, "seed"), ({"sampler": "midpoint"}, "sampler")):
+        with pytest.raises(OutputError, match=f"{named} = "):
+            make_pairs(predictor, flow, 20, (2,), tmp_path, **{"nfe": 2, **change})
     torch.manual_seed(5)
     with pytest.raises(OutputError, match="weights = sha256"):
         make_pairs(PointPredictor(Perceptron(), flow), flow, 20, (2,), tmp_path, nfe=2)
@@ -147,23 +148,27 @@ def test_the_loss_is_the_flows_own_on_given_pairs(flow):
         seen.append(belief)
         return proxflow.DiagonalGaussian(belief.mean * 0.5, torch.zeros((), dtype=torch.float64))
 
-    loss = Reflow(flow).loss(predict, torch.stack([start, end], 1), seeded(), t)
+    loss = flow.loss(predict, end, seeded(), t, start=start)
     a, b = (c[:, None] for c in flow.path.coefficients(t))
     mean = a * end + b * start
     torch.testing.assert_close(seen[0].mean, mean)
     torch.testing.assert_close(loss, flow.weight(t) * (mean * 0.5 - end).square().mean(1))
-    assert torch.equal(*(Reflow(flow).loss(predict, torch.stack([start, end], 1), seeded(3)) for _ in range(2)))
+    assert torch.equal(*(flow.loss(predict, end, seeded(3), start=start) for _ in range(2)))
 
 
 def test_what_reflow_cannot_train_is_refused(tmp_path):
     classes = GPFN(proxflow.ReverseKL(), endpoints=proxflow.CategoricalEndpoints(3))
     for flow in (BFN(), proxflow.Diffusion(), GPFN(proxflow.FisherRao()), classes):
         with pytest.raises(ArgumentError, match="reflow needs"):
-            Reflow(flow)
-    for x in (torch.zeros(4, 3, 2), torch.zeros(4, 2), torch.zeros(4, 2, 3, dtype=torch.int64)):
-        with pytest.raises(ArgumentError, match="pairs"):
-            Reflow(GPFN()).loss(lambda belief, t: belief, x, seeded())
-    with pytest.raises(ArgumentError, match="objective Reflow"):
+            reflow_module.check_flow(flow)
+    for start in (torch.zeros(4, 3), torch.zeros(3, 2), torch.zeros(4, 2, dtype=torch.int64)):
+        with pytest.raises(ArgumentError, match="one prior draw for each"):
+            GPFN().loss(lambda belief, t: belief, torch.zeros(4, 2), seeded(), start=start)
+    for flow in (BFN(), proxflow.DiscreteBFN(3), classes):
+        x = torch.zeros(4, 2, dtype=torch.float32 if isinstance(flow, BFN) else torch.int64)
+        with pytest.raises(ArgumentError, match="no start can be given"):
+            flow.loss(lambda belief, t: belief, x, seeded(), start=torch.zeros(x.shape))
+    with pytest.raises(ArgumentError, match="pairs of its own"):
         GPFN(coupling=Reflowed()).loss(lambda belief, t: belief, torch.zeros(4, 2), seeded())
     module = torch.nn.Linear(1, 1)
     with pytest.raises(ArgumentError, match="without noise"):
@@ -196,7 +201,7 @@ def test_a_round_straightens_and_keeps_the_law(trained, tmp_path):
     flow, predictor = trained
     pairs = make_pairs(predictor, flow, 4096, (2,), tmp_path, nfe=20, seed=11)
     config = TrainingConfig(steps=400, batch_size=256, learning_rate=3e-3, ema=0.98, warmup_steps=20)
-    straight = fit(copy.deepcopy(predictor).requires_grad_(True), Reflow(flow), pairs, config).predictor
+    straight = fit(copy.deepcopy(predictor).requires_grad_(True), flow, pairs, config).predictor
     longer = fit(copy.deepcopy(predictor).requires_grad_(True), flow, clusters(), config).predictor  # no pairs, as long
     bends = [straightness(p, flow, (1024, 2), seed=3) for p in (predictor, longer, straight)]
     assert bends[2] < 0.3 * bends[0]

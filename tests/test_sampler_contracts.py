@@ -89,7 +89,7 @@ PAIRS = [
     pytest.param(name, setting, id=f"{name}-{setting}")
     for name in SAMPLERS
     for setting in SETTINGS
-    if setting.flow.latent_path is not None or not isinstance(SAMPLERS[name], PathSampler)
+    if setting.flow.latent is not None or not isinstance(SAMPLERS[name], PathSampler)
 ]
 every_pair = pytest.mark.parametrize(("name", "setting"), PAIRS)
 

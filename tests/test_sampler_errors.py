@@ -24,7 +24,7 @@ from proxflow import (
     GaussianEndpoints,
     Marginal,
     Midpoint,
-    Multistep2,
+    Multistep,
     ReverseKL,
     Stochastic,
 )
@@ -72,7 +72,7 @@ PATHS = [GPFN(), GPFN(schedule=Cosine()), GPFN(KL(), endpoints=GaussianEndpoints
 
 
 @pytest.mark.parametrize("flow", PATHS, ids=str)
-@pytest.mark.parametrize(("sampler", "order"), [(Marginal(0.0), 1), (Multistep2(), 2), (Midpoint(), 2)], ids=str)
+@pytest.mark.parametrize(("sampler", "order"), [(Marginal(0.0), 1), (Multistep(2), 2), (Midpoint(), 2)], ids=str)
 def test_order_in_even_steps_of_the_equation(sampler, order, flow, noise):
     def even(n):
         u = END * torch.arange(n, dtype=torch.float64) / (n - 1)
@@ -89,7 +89,7 @@ def test_order_in_even_steps_of_the_equation(sampler, order, flow, noise):
         (Midpoint(), GPFN(), 1.7, 2.2),
         (Midpoint(), BFN(0.05), 1.7, 2.3),
         # In BFN's even times the first step in u is of the size n^(−1/2), and without a memory yet its error is its square.
-        (Multistep2(), BFN(0.05), 0.85, 1.15),
+        (Multistep(2), BFN(0.05), 0.85, 1.15),
     ],
     ids=str,
 )

@@ -23,7 +23,7 @@ from proxflow import (
     FisherRao,
     GaussianEndpoints,
     Marginal,
-    Multistep2,
+    Multistep,
     PointPredictor,
     Stochastic,
     nn,
@@ -83,9 +83,9 @@ def test_reference_bfn_sampler_and_its_count():
 class Held(PathSampler):
     """Holds the prediction and the noise that it leaves fixed over a step."""
 
-    def move(self, y, x, tau, new, generator, memory):
-        decay = new[1] / tau[1]
-        return decay * y + (1 - decay) * x, memory
+    def move(self, step, memory):
+        decay = step.new[1] / step.tau[1]
+        return decay * step.y + (1 - decay) * step.x, memory
 
 
 MEMBERS = {**SAMPLERS, "held": Held()}
@@ -103,7 +103,7 @@ def test_evaluations_are_counted_truly(flow, name, nfe):
 
 
 @pytest.mark.parametrize("flow", FLOWS, ids=str)
-@pytest.mark.parametrize("sampler", [Marginal(0.0), Marginal(0.5), Marginal(1.0), Multistep2()], ids=str)
+@pytest.mark.parametrize("sampler", [Marginal(0.0), Marginal(0.5), Marginal(1.0), Multistep(2)], ids=str)
 def test_path_samplers_reach_the_data_distribution(sampler, flow):
     # The last prediction is a conditional mean, narrower than the data by what is still unknown at the last time.
     predict = GaussianData(flow, 0.2, 0.5)
@@ -142,7 +142,7 @@ def test_noise_free_bfn_gives_one_sample_and_gpfn_does_not():
     assert float(gpfn.events.std(0).min()) > 0.4
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(Deterministic(), 1), (Marginal(0.0), 1), (Multistep2(), 2)], ids=str)
+@pytest.mark.parametrize(("sampler", "order"), [(Deterministic(), 1), (Marginal(0.0), 1), (Multistep(2), 2)], ids=str)
 def test_order_of_convergence(sampler, order):
     # For Gaussian data the flow of the exact velocity maps quantiles to quantiles: x = mean + std · ε.
     mean, std = 0.2, 0.5
@@ -165,7 +165,7 @@ def test_constant_prediction_is_exact_for_path_samplers(flow):
         seen.append((float(t[0]), belief.mean))
         return type(belief)(torch.full_like(belief.mean, 0.7), torch.zeros_like(belief.mean))
 
-    for sampler in (Multistep2(), Marginal(0.0)):
+    for sampler in (Multistep(2), Marginal(0.0)):
         seen.clear()
         sampler(predict, flow, (3, 2), 6, seeded(), dtype=torch.float64)
         if flow.path.coefficients(torch.zeros(()))[1] > 0:
@@ -188,7 +188,7 @@ def test_discrete_flows_sample_classes():
             events = sampler(predict, flow, (4, 3), 10, seeded(), dtype=torch.float64).events
             assert torch.equal(events, x.expand(4, 3))
     with pytest.raises(ArgumentError, match="use Deterministic or Stochastic"):
-        Multistep2()(predict, flow, (4, 3), 10, seeded())
+        Multistep(2)(predict, flow, (4, 3), 10, seeded())
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_same_seed_same_samples_whatever_the_batch(model, flow, name):
 
 
 def test_a_graph_is_of_work_on_a_cuda_device(model):
-    with pytest.raises(ArgumentError, match=r"the model is on cpu$"):
+    with pytest.raises(ArgumentError, match=r"the predictor is on cpu$"):
         sample(PointPredictor(model, GPFN()), GPFN(), (4, 1, 14, 14), nfe=2, graph=True)
 
 
@@ -238,8 +238,8 @@ def test_sampling_restores_the_mode_and_reports(model):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "at least 1, got 0"),
-        ({"steps": -3}, "at least 1, got -3"),
+        ({"nfe": 0}, "at least 1, got 0"),
+        ({"nfe": -3}, "at least 1, got -3"),
         ({"sampler": "magic"}, "unknown sampler 'magic'; known are deterministic, stochastic"),
         ({"shape": (0, 1, 8, 8)}, "at least 1"),
         ({"batch_size": 0}, "at least 1"),

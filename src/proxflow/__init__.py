@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
     from proxflow.energies import Energy, Potential, TargetEnergy
     from proxflow.errors import ProxflowError
+    from proxflow.examples import Examples, given
     from proxflow.flows import (
         BFN,
         GPFN,
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
         Readout,
     )
     from proxflow.likelihood import Nats, OdeLikelihood, bayesian_bound, ode_log_likelihood, two_class_bound
-    from proxflow.models import build, load
-    from proxflow.paths import Cosine, Linear, VariancePreserving
+    from proxflow.models import Model, build, load
+    from proxflow.paths import Cosine, Linear, Shifted, VariancePreserving
     from proxflow.predictors import (
         BinnedPredictor,
         ClassPredictor,
@@ -69,7 +70,6 @@ if TYPE_CHECKING:
         Marginal,
         Midpoint,
         Multistep,
-        Multistep2,
         Sampler,
         Stochastic,
         sample,
@@ -83,9 +83,9 @@ if TYPE_CHECKING:
         EnergyScore,
         LongStep,
         Objective,
-        Reflow,
         StudentAndCritic,
     )
+    from proxflow.training.reflow import make_pairs, reflow, straightness
 
 __version__ = "0.1.0"
 
@@ -119,6 +119,7 @@ _HOMES = {
     ],
     "energies": ["Energy", "Potential", "TargetEnergy"],
     "errors": ["ProxflowError"],
+    "examples": ["Examples", "given"],
     "predictors.exact": ["ExactClasses", "ExactDraw", "ExactMean"],
     "flows": [
         "BFN",
@@ -134,14 +135,13 @@ _HOMES = {
     ],
     "samplers.optimise_times": ["OptimisedTimes", "optimise_times"],
     "likelihood": ["Nats", "OdeLikelihood", "bayesian_bound", "ode_log_likelihood", "two_class_bound"],
-    "models": ["build", "load"],
+    "models": ["Model", "build", "load"],
     "training.objectives": [
         "Autoguidance",
         "DistributionMatching",
         "EnergyScore",
         "LongStep",
         "Objective",
-        "Reflow",
         "StudentAndCritic",
     ],
     "predictors": [
@@ -160,14 +160,14 @@ _HOMES = {
         "Marginal",
         "Midpoint",
         "Multistep",
-        "Multistep2",
         "Sampler",
         "Stochastic",
         "sample",
     ],
-    "paths": ["Cosine", "Linear", "VariancePreserving"],
+    "paths": ["Cosine", "Linear", "Shifted", "VariancePreserving"],
     "solvers": ["NewtonSolver", "QuasiNewtonSolver"],
     "training.fit": ["fit"],
+    "training.reflow": ["make_pairs", "reflow", "straightness"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

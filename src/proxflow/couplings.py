@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from proxflow.divergences._plans import optimal_plans, pot
 from proxflow.errors import ArgumentError, ConvergenceError
+from proxflow.examples import Condition
 
 
 class Coupling(Protocol):
     """Pairs prior draws with data, within a batch."""
 
-    def pair(self, prior_mean: Tensor, x: Tensor, condition: Tensor | None = None) -> Tensor:
+    def pair(self, prior_mean: Tensor, x: Tensor, condition: Condition | None = None) -> Tensor:
         """A permutation (batch,), int64: data point i goes with prior draw ``permutation[i]``."""
 
 
@@ -60,7 +61,7 @@ class MinibatchOT:
         """
         pot()
 
-    def pair(self, prior_mean: Tensor, x: Tensor, condition: Tensor | None = None) -> Tensor:
+    def pair(self, prior_mean: Tensor, x: Tensor, condition: Condition | None = None) -> Tensor:
         """The assignment of least total squared distance.
 
         With conditions draw i is given the condition of data point i, which it does not depend on, and goes to data with
@@ -87,6 +88,8 @@ class MinibatchOT:
                 f"prior draws and data must be real numbers of one shape (batch, *event), got {prior_mean.dtype} "
                 f"{tuple(prior_mean.shape)} and {x.dtype} {tuple(x.shape)}"
             )
+        if isinstance(condition, Mapping):
+            condition = torch.cat([part.detach().double().cpu().reshape(len(x), -1) for part in condition.values()], 1)
         if condition is not None and (condition.ndim < 1 or len(condition) != len(x)):
             raise ArgumentError(f"expected one condition for each of {len(x)} examples, got {tuple(condition.shape)}")
         start, end = (z.detach().double().cpu().reshape(len(z), -1) for z in (prior_mean, x))
@@ -108,18 +111,20 @@ class MinibatchOT:
 
 @dataclass(frozen=True)
 class Reflowed:
-    """The pairs of prior draw and sample that an earlier model's flow makes: what :class:`proxflow.Reflow` trains on.
+    """The pairs of prior draw and sample that an earlier model's flow makes: what ``proxflow reflow`` trains on.
 
     It says of a flow how its network was trained. The pairs are data of their own, so it pairs no others.
     """
 
-    def pair(self, prior_mean: Tensor, x: Tensor, condition: Tensor | None = None) -> Tensor:
+    def pair(self, prior_mean: Tensor, x: Tensor, condition: Condition | None = None) -> Tensor:
         """Nothing.
 
         Raises:
             ArgumentError: Always.
         """
-        raise ArgumentError("this flow was trained on pairs of its own: train it on such, with the objective Reflow")
+        raise ArgumentError(
+            "this flow was trained on pairs of its own: give prior draws as start, as proxflow.make_pairs makes them"
+        )
 
 
 def _groups(number: int, condition: Tensor | None) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from proxflow.divergences import Divergence
 from proxflow.errors import ArgumentError
+from proxflow.examples import Condition, rows
 
 
 class Energy(ABC):
@@ -29,6 +30,10 @@ class Energy(ABC):
     @abstractmethod
     def __call__(self, belief: Any, message: Any) -> Tensor:
         """The energy of ``belief`` given the step's ``message``, (batch,)."""
+
+    def rows(self, index: Tensor) -> Energy:
+        """Return the energy of some examples of a batch alone: their own rows of what it holds for each."""
+        return self
 
     def __add__(self, other: Energy) -> Sum:
         return Sum(((1.0, self), (1.0, other)))
@@ -57,29 +62,36 @@ class TargetEnergy(Energy):
         return self.divergence(belief, message)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Potential(Energy):
     """A differentiable function of the belief, whatever the message: a guide, an observation, a constraint.
 
     Args:
-        function: Of the mean (batch, *event), or of the belief itself, to (batch,); twice differentiable for a Newton
-            solver, once for a quasi-Newton one. It always gets the whole batch in its order, so it may hold data for each
-            example, and in a solver it gets float64. Examples must not depend on each other.
+        function: Of the mean (batch, *event), or of the belief itself, to (batch,); with ``data`` of these and the data.
+            Twice differentiable for a Newton solver, once for a quasi-Newton one. In a solver it gets float64. Examples must
+            not depend on each other.
         of: What the function reads, ``"mean"`` or ``"belief"``.
+        data: What the function needs for each example, one row an example: an observation, say. However sampling divides
+            its samples into batches, each gets its own row.
 
     Raises:
         ArgumentError: The function returns something else than a tensor (batch,).
     """
 
-    function: Callable[[Any], Tensor]
+    function: Callable[..., Tensor]
     of: Literal["mean", "belief"] = "mean"
+    data: Condition | None = None
 
     def __post_init__(self) -> None:
         if self.of not in ("mean", "belief"):
             raise ArgumentError(f"a potential is a function of the 'mean' or of the 'belief', got {self.of!r}")
 
+    def rows(self, index: Tensor) -> Potential:
+        return self if self.data is None else replace(self, data=rows(self.data, index))
+
     def __call__(self, belief: Any, message: Any) -> Tensor:
-        values = self.function(belief.mean if self.of == "mean" else belief)
+        read = belief.mean if self.of == "mean" else belief
+        values = self.function(read) if self.data is None else self.function(read, self.data)
         if not isinstance(values, Tensor) or values.shape != (belief.batch_size,):
             found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ArgumentError(f"a potential gives one number for each example, ({belief.batch_size},), got {found}")
@@ -111,6 +123,9 @@ class Sum(Energy):
     @property
     def additive(self) -> bool:
         return all(energy.additive for _, energy in self.terms)
+
+    def rows(self, index: Tensor) -> Sum:
+        return Sum(tuple((weight, energy.rows(index)) for weight, energy in self.terms))
 
     def __call__(self, belief: Any, message: Any) -> Tensor:
         (weight, energy), *rest = self.terms

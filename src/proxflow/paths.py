@@ -11,11 +11,12 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from proxflow._math import on_device
+from proxflow._math import on_device, over_events
 from proxflow.errors import ArgumentError
 
 
@@ -24,7 +25,49 @@ class GaussianPath(ABC):
 
     @abstractmethod
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(a, b) at times ``t``, each of the shape of ``t``."""
+        """Return (a, b) at times ``t``, each of the shape of ``t``."""
+
+    def over(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (a, b) at times ``t`` (batch,), shaped to broadcast against events ``like`` (batch, *event)."""
+        a, b = self.coefficients(t)
+        return over_events(a, like), over_events(b, like)
+
+    def straight(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return τ = a/(a + b), 1 − τ and a + b at times ``t``.
+
+        In y = μ/(a + b) every Gaussian path is the straight line y = τ x + (1 − τ) ε. Where a and b both vanish, as for
+        BFN at t = 0, y is all noise.
+        """
+        a, b = self.coefficients(t)
+        total = (a + b).clamp_min(torch.finfo(a.dtype).tiny)
+        return a / total, torch.where(a == 0, torch.ones_like(a), b / total), a + b
+
+
+Scalar = TypeVar("Scalar", float, Tensor)
+
+
+def renewal(now: tuple[Scalar, Scalar], new: tuple[Scalar, Scalar], kappa: float) -> tuple[Scalar, Scalar, Scalar]:
+    """Return the weights (k, l, m) of a step z' = k z + l x̂ + m ξ that keeps the marginal a' x + b' ε of a Gaussian path.
+
+    With the noise ε̂ = (z − a x̂)/b that z and x̂ leave, z' = a' x̂ + √(b'² − m²) ε̂ + m ξ and
+    m = κ b' √(1 − (a b'/(a' b))²). κ = 0 is the step of DDIM, κ = 1 the ancestral one of DDPM and of Bayesian flows
+    (Denoising Diffusion Implicit Models (Song et al., 2020), arXiv 2010.02502, eqs. 12 and 16, on any path).
+
+    Args:
+        now: (a, b).
+        new: (a', b'), later on the path.
+        kappa: Share of the noise replaced, in [0, 1].
+    """
+    (a, b), (new_a, new_b) = now, new
+    ratio = a * new_b / (new_a * b)
+    replaced = 1 - ratio**2
+    keep = new_b * _root(1 - kappa**2 * replaced) / b
+    return keep, new_a - keep * a, kappa * new_b * _root(replaced)
+
+
+def _root(x: Scalar) -> Scalar:
+    """Return the square root of a number that rounding may have brought below 0."""
+    return x.clamp_min(0).sqrt() if isinstance(x, Tensor) else math.sqrt(max(x, 0.0))
 
 
 class Schedule(GaussianPath):
@@ -50,12 +93,12 @@ class Schedule(GaussianPath):
         remaining = self.remaining(t)
         return (remaining - self.remaining(s)) / remaining
 
-    def velocity_weight(self, t: Tensor, floor: float, coordinates: int = 1) -> Tensor:
-        """What a squared error of predicted data weighs as one of the velocity, bounded near t = 1.
+    def velocity_weight(self, t: Tensor, floor: float) -> Tensor:
+        """Return what a squared error of predicted data weighs as one of the velocity, bounded near t = 1.
 
-        (τ'/max(1 − τ, floor))² over the number of coordinates.
+        (τ'/max(1 − τ, floor))².
         """
-        return (self.derivative(t) / self.remaining(t).clamp_min(floor)).square() / coordinates
+        return (self.derivative(t) / self.remaining(t).clamp_min(floor)).square()
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return self.fraction(t), self.remaining(t)
@@ -88,10 +131,9 @@ class Linear(Schedule):
     def derivative(self, t: Tensor) -> Tensor:
         return torch.full_like(t, self.final)
 
-    def velocity_weight(self, t: Tensor, floor: float, coordinates: int = 1) -> Tensor:
+    def velocity_weight(self, t: Tensor, floor: float) -> Tensor:
         # Half the operations, which in training a small network are felt.
-        root = math.sqrt(coordinates)
-        return torch.rsub(t.clamp(max=(1 - floor) / self.final), root / self.final, alpha=root).pow_(-2)
+        return torch.rsub(t.clamp(max=(1 - floor) / self.final), 1 / self.final).pow_(-2)
 
 
 @dataclass(frozen=True)
@@ -173,6 +215,23 @@ class Shifted(Schedule):
         # Not 1 minus a ratio: where τ is tiny for long, as for KL, that would keep no digit of the step.
         before, after = self._shift(t)[0], self._shift(s)[0]
         return (after * s * (1 - t) - before * t * (1 - s)) / ((1 - s + after * s) * (1 - t))
+
+
+@dataclass(frozen=True)
+class InPrecision(GaussianPath):
+    """Path of the mean when precisions mix, as under KL: fraction τρ̂/((1−τ) + τρ̂), with prior precision 1.
+
+    Args:
+        schedule: τ.
+        target_std: 1/√ρ̂, standard deviation of the target around the data.
+    """
+
+    schedule: Schedule
+    target_std: float
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        take, keep = self.schedule.fraction(t), self.schedule.remaining(t) * self.target_std**2
+        return take / (take + keep), keep / (take + keep)
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def run_sample(options: Sample, device: torch.device) -> None:
 
 def _found_times(model: Model, sampler: str | None, steps: int) -> Sequence[float] | None:
     """What the command ``times`` found for so many evaluations, if it was run."""
-    return model.times_of(sampler or default_sampler(model.predictor), steps)
+    return model.times_of(sampler or default_sampler(model.predictor, model.flow), steps)
 
 
 def draw(
@@ -453,7 +453,7 @@ def run_times(options: Times, device: torch.device) -> None:
             f"{options.model} comes with the package, which stays as it is: give --out, a folder for it with its times"
         )
     folder = writable_folder(Path(options.model) if options.out is None else options.out)
-    sampler, shape = options.sampler or default_sampler(model.predictor), (options.n, *model.shape)
+    sampler, shape = options.sampler or default_sampler(model.predictor, model.flow), (options.n, *model.shape)
     reference, found = None, dict(model.times.get(sampler, {}))
     say(f"times: {sampler}, {options.n} images against {REFERENCE_STEPS} evaluations each")
     for steps in options.steps:
@@ -590,7 +590,7 @@ def _images_source(path: Path, options: Evaluate) -> tuple[evaluation.Source, in
 
 
 def _model_source(model: Model, name: str, n: int, options: Evaluate) -> evaluation.Source:
-    sampler = options.sampler or default_sampler(model.predictor)
+    sampler = options.sampler or default_sampler(model.predictor, model.flow)
     origin: dict[str, Any] = {"flow": model.config.flow, "sampler": sampler, "nfe": options.steps, "model": name}
     if times := _found_times(model, sampler, options.steps):
         origin["times"] = list(times)

@@ -24,6 +24,7 @@ from torch import Tensor
 from proxflow._math import over_events
 from proxflow.beliefs import Belief, Product
 from proxflow.errors import ArgumentError, UnsupportedPairError
+from proxflow.paths import GaussianPath, Schedule
 
 B = TypeVar("B", bound=Belief)
 Rule = TypeVar("Rule", bound=Callable[..., Any])
@@ -154,6 +155,19 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
     def over_parts(self, number: int) -> list[Divergence]:
         """The divergence of each part of a product, over which this one adds up; empty where it does not."""
         return [self] * number if self.additive else []
+
+    def path(self, schedule: Schedule, endpoints: Any) -> GaussianPath | None:
+        """Return the path a(t) x + b(t) ε of the means of a flow's training beliefs, where they are on one; else ``None``.
+
+        With a path, second-order samplers, likelihoods and noise or velocity prediction serve the flow. The standard
+        deviation of a belief may then depend on the time alone.
+
+        Args:
+            schedule: Fraction of the way at each time.
+            endpoints: Prior and targets of the flow, such as ``GaussianEndpoints``: N(ε, 1) and
+                N(x, ``target_std``²).
+        """
+        return None
 
     def objective(self, r: Any, p: Any, q: Any, fraction: Tensor) -> Tensor:
         """What :meth:`interpolate` minimises over r, (1 − f) D(r, p) + f D(r, q), for each example; f is (batch,).

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from proxflow._math import exp_excess, log_mix, log_ratio, sum_events
 from proxflow.beliefs import Categorical, DiagonalGaussian, FullGaussian
 from proxflow.divergences.base import Divergence, closed_form, value
+from proxflow.paths import GaussianPath, InPrecision, Schedule
 
 Over = Callable[[Tensor], Tensor]
 
@@ -28,6 +30,10 @@ class KL(Divergence):
 
     additive = True
     composes = True
+
+    def path(self, schedule: Schedule, endpoints: Any) -> GaussianPath | None:
+        std = getattr(endpoints, "target_std", None)
+        return None if std is None else InPrecision(schedule, std)
 
 
 @dataclass(frozen=True)

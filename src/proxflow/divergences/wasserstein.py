@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from proxflow.beliefs import DiagonalGaussian, FullGaussian
 from proxflow.divergences.base import Divergence, closed_form, value
 from proxflow.divergences.ground import GroundMetric
 from proxflow.errors import ArgumentError
+from proxflow.paths import GaussianPath, Schedule
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class Wasserstein2(Divergence):
     def additive(self) -> bool:  # type: ignore[override]
         # A single coordinate does not know its own weight.
         return self.metric is None
+
+    def path(self, schedule: Schedule, endpoints: Any) -> GaussianPath | None:
+        return schedule if hasattr(endpoints, "target_std") else None
 
 
 def one_std(belief: DiagonalGaussian) -> Tensor:

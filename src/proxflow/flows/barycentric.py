@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Generic
 
@@ -15,11 +15,12 @@ from torch import Tensor
 from proxflow._math import mean_events, one_hot, over_events, sum_events
 from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, Product
 from proxflow.couplings import Coupling
-from proxflow.divergences import KL, Divergence, Wasserstein2, steps_compose
+from proxflow.divergences import Divergence, Wasserstein2, steps_compose
 from proxflow.energies import Energy
 from proxflow.errors import ArgumentError
-from proxflow.flows.base import B, Flow, Predict, check_class_number, check_classes, check_real, draw_times
-from proxflow.paths import GaussianPath, Linear, Schedule
+from proxflow.examples import Condition
+from proxflow.flows.base import B, Flow, Means, check_class_number, check_classes, check_real, noise_of
+from proxflow.paths import Linear, Schedule
 from proxflow.proximal import Proximal
 from proxflow.random import Generator, rand, randn, randn_like
 from proxflow.solvers import Solver
@@ -172,18 +173,6 @@ class ProductEndpoints(Endpoints[Product]):
 
 
 @dataclass(frozen=True)
-class _StraightInPrecision(GaussianPath):
-    """Path of the mean when precisions mix (KL): fraction τρ̂/((1−τ) + τρ̂), with prior precision 1."""
-
-    schedule: Schedule
-    target_std: float
-
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        take, keep = self.schedule.fraction(t), self.schedule.remaining(t) * self.target_std**2
-        return take / (take + keep), keep / (take + keep)
-
-
-@dataclass(frozen=True)
 class GPFN(Flow[Any]):
     """General Proximal Flow Network: barycentric proximal steps of any divergence (2603.00751).
 
@@ -234,33 +223,58 @@ class GPFN(Flow[Any]):
         return Proximal(self.divergence, self.solver, self.energy)
 
     @property
-    def path(self) -> GaussianPath | None:  # type: ignore[override]
-        if isinstance(self.endpoints, GaussianEndpoints) and self.energy is None:
-            if isinstance(self.divergence, Wasserstein2):
-                return self.schedule
-            if isinstance(self.divergence, KL):
-                return _StraightInPrecision(self.schedule, self.endpoints.target_std)
-        return None
+    def latent(self) -> Means | None:
+        path = None if self.energy is not None else self.divergence.path(self.schedule, self.endpoints)
+        return None if path is None else Means(path, self._spread)
+
+    def _spread(self, t: Tensor, z: Tensor) -> Tensor:
+        """Return the standard deviation of beliefs on a Gaussian path, which does not depend on where their mean is."""
+        origin = DiagonalGaussian(z.new_zeros([len(z), *[1] * (z.ndim - 1)]), 1.0)
+        reached: DiagonalGaussian = self.walk(origin, self.endpoints.target(origin.mean, origin), t)  # type: ignore[assignment]
+        return reached.given_std
 
     def prior(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype, device: torch.device) -> Belief:
         prior: Belief = self.endpoints.prior(shape, generator, dtype, device)
         return prior
 
-    def belief(self, x: Tensor, t: Tensor, generator: Generator) -> Belief:
-        ends = self._straight_ends
-        if ends is not None and x.is_floating_point():
-            # What the proximal step gives, in a third of the operations: in training a small network they would be felt.
-            noise = randn_like(x, generator)
-            f = over_events(self.schedule.fraction(t), x)
-            # Few predictors read the spread.
-            return DiagonalGaussian(torch.lerp(noise, x, f), lambda: torch.rsub(f, 1, alpha=1 - ends.target_std))
-        dtype = x.dtype if x.is_floating_point() else t.dtype
-        prior = self.prior(x.shape, generator, dtype, x.device)
-        if self.coupling is not None:
-            start: Tensor = prior.mean
-            prior = DiagonalGaussian(start[self.coupling.pair(start, x)], 1.0)
-        target = self.endpoints.target(x, prior)
-        return self.walk(prior, target, t)
+    def begin(self, start: Tensor) -> Belief:
+        if isinstance(self.endpoints, GaussianEndpoints):
+            return DiagonalGaussian(start, 1.0)
+        refused: Belief = super().begin(start)
+        return refused
+
+    def check(self, x: Tensor) -> None:
+        self.endpoints.check(x)
+
+    def belief(
+        self,
+        x: Tensor,
+        t: Tensor,
+        generator: Generator,
+        *,
+        condition: Condition | None = None,
+        start: Tensor | None = None,
+    ) -> Belief:
+        if self._straight_ends is not None and start is None and x.is_floating_point():
+            return self._straight_belief(self._straight_ends, x, t, generator)
+        if start is not None:
+            prior = self.begin(noise_of(start, x))
+        else:
+            prior = self.prior(x.shape, generator, x.dtype if x.is_floating_point() else t.dtype, x.device)
+            if self.coupling is not None:
+                drawn: Tensor = prior.mean
+                prior = self.begin(drawn[self.coupling.pair(drawn, x, condition)])
+        return self.walk(prior, self.endpoints.target(x, prior), t)
+
+    def _straight_belief(self, ends: GaussianEndpoints, x: Tensor, t: Tensor, generator: Generator) -> DiagonalGaussian:
+        """Return what the proximal step of Wasserstein-2 gives, in a third of its operations.
+
+        In training a small network they are felt: ``python -m benchmarks.training`` has the loss beside it.
+        """
+        noise = randn_like(x, generator)
+        f = over_events(self.schedule.fraction(t), x)
+        # Few predictors read the spread.
+        return DiagonalGaussian(torch.lerp(noise, x, f), lambda: torch.rsub(f, 1, alpha=1 - ends.target_std))
 
     def walk(self, prior: Belief, target: Belief, t: Tensor) -> Belief:
         """The belief at times ``t`` (batch,) on the way from ``prior`` to ``target``."""
@@ -278,20 +292,17 @@ class GPFN(Flow[Any]):
     def weight(self, t: Tensor) -> Tensor:
         return self.schedule.velocity_weight(t, self.weight_floor)
 
-    def loss(self, predict: Predict, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
-        self.endpoints.check(x)
-        t = draw_times(len(x), generator, x.device) if t is None else t
-        weight = self.schedule.velocity_weight(t, self.weight_floor, math.prod(x.shape[1:]))
-        return self.endpoints.score(predict(self.belief(x, t, generator), t), x, weight)
+    def score(self, predicted: Any, x: Tensor, t: Tensor) -> Tensor:
+        return self.endpoints.score(predicted, x, self.weight(t) / math.prod(x.shape[1:]))
+
+    def rows(self, index: Tensor) -> GPFN:
+        own = None if self.energy is None else self.energy.rows(index)
+        return self if own is self.energy else replace(self, energy=own)
+
+    def target(self, x: Tensor) -> Any:
+        ends = self.endpoints
+        return DiagonalGaussian(x, ends.target_std) if isinstance(ends, GaussianEndpoints) else super().target(x)
 
     def times(self, nfe: int) -> list[float]:
         # n steps end at t = 1, where the last one lands on its target: the prediction itself.
         return [k / nfe for k in range(nfe)]
-
-    def belief_at(self, latent: Tensor, t: Tensor) -> DiagonalGaussian:
-        if self.path is None:
-            raise ArgumentError(f"{self} has no Gaussian path: use a proximal sampler")
-        # The spread of a belief does not depend on where its latent is, for the geometries that have a path.
-        origin = DiagonalGaussian(latent.new_zeros([len(latent), *[1] * (latent.ndim - 1)]), 1.0)
-        target = self.endpoints.target(origin.mean, origin)
-        return DiagonalGaussian(latent, self.proximal(origin, target, self.schedule.fraction(t)).given_std)

@@ -1,30 +1,88 @@
-"""What a flow is, and the times its training draws."""
+"""What a flow is, its one loss, and the times that training draws."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from proxflow.beliefs import Belief
+from proxflow.beliefs import Belief, DiagonalGaussian
 from proxflow.couplings import Coupling
 from proxflow.errors import ArgumentError
+from proxflow.examples import Condition, Predict, given
 from proxflow.paths import GaussianPath
 from proxflow.random import Generator, rand
 
 B = TypeVar("B", bound=Belief)
-Predict = Callable[[Any, Tensor], Any]
-"""A belief of the flow's family and times (batch,) → the predicted target, a belief of the same family."""
+
+
+@dataclass(frozen=True)
+class Latent(ABC):
+    """The coordinate z = a(t) u(x) + b(t) ε in which a flow's training beliefs are Gaussian.
+
+    Known elsewhere as the interpolant, with a = α_t and b = σ_t. Path samplers move along it, and likelihoods follow it.
+
+    Args:
+        path: Its coefficients (a, b).
+    """
+
+    path: GaussianPath
+
+    @abstractmethod
+    def of(self, belief: Any) -> Tensor:
+        """Return z of a belief."""
+
+    @abstractmethod
+    def of_target(self, target: Any) -> Tensor:
+        """Return u of a predicted target, where the path leads."""
+
+    @abstractmethod
+    def belief(self, z: Tensor, t: Tensor) -> Any:
+        """Return the belief with a given z at time ``t``, a scalar or (batch,)."""
+
+    def std(self, t: Tensor, like: Tensor) -> Tensor | None:
+        """Return the standard deviations of the beliefs at times ``t`` (number,), where these are Gaussian; else ``None``.
+
+        Args:
+            t: Times.
+            like: Latents of the precision and the dimensions wanted.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class Means(Latent):
+    """Means of Gaussian beliefs around real data: u(x) = x.
+
+    Args:
+        path: Coefficients of the means.
+        spread: From a time (batch,) or a scalar, and a latent, to the standard deviation of the beliefs there.
+    """
+
+    spread: Callable[[Tensor, Tensor], Tensor | Callable[[], Tensor]]
+
+    def of(self, belief: DiagonalGaussian) -> Tensor:
+        return belief.mean
+
+    def of_target(self, target: Any) -> Tensor:
+        mean: Tensor = target.mean
+        return mean
+
+    def belief(self, z: Tensor, t: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian(z, self.spread(t, z))
+
+    def std(self, t: Tensor, like: Tensor) -> Tensor:
+        # The spread depends on time alone, so one example a time has it.
+        one_each = like.new_zeros([len(t), *[1] * (like.ndim - 1)])
+        return self.belief(one_each, t).std.flatten()
 
 
 class Flow(ABC, Generic[B]):
     """What training and sampling need to know of a proximal flow."""
-
-    path: GaussianPath | None
-    """Coefficients of the training beliefs' means where they are Gaussian around a x, else ``None``."""
 
     coupling: Coupling | None = None
     """How training pairs the noise of its beliefs with the data; ``None`` where they are independent."""
@@ -32,13 +90,73 @@ class Flow(ABC, Generic[B]):
     passes: ClassVar[float] = 3.0
     """Network passes an example in a training step: one forward, and a backward that is counted as two."""
 
-    @abstractmethod
-    def prior(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype, device: torch.device) -> B:
-        """Beliefs at t = 0 for a batch of events of the given shape (batch, *event)."""
+    def loss(
+        self,
+        predict: Predict,
+        x: Tensor,
+        generator: Generator,
+        t: Tensor | None = None,
+        *,
+        condition: Condition | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Return the training loss of each example, (batch,), a mean over the coordinates of an event.
+
+        Args:
+            predict: Function of a belief and times (batch,) that returns the predicted target.
+            x: Data (batch, *event): real numbers for Gaussian beliefs, class indices for categorical ones.
+            generator: Source of the times and of the beliefs' noise.
+            t: Times (batch,) in [0, 1]; ``None`` draws them.
+            condition: What the predictions are conditioned on, one row an example.
+            start: Means of given prior draws, (batch, *event), for flows that begin with a drawn one; ``None`` draws them.
+
+        Raises:
+            ArgumentError: ``x`` has the wrong type for this flow's beliefs; the predictor reads no condition; or the flow
+                begins with a fixed belief, and a start is given.
+        """
+        self.check(x)
+        t = draw_times(len(x), generator, x.device) if t is None else t
+        belief = self.belief(x, t, generator, condition=condition, start=start)
+        return self.score(given(predict, condition)(belief, t), x, t)
 
     @abstractmethod
-    def belief(self, x: Tensor, t: Tensor, generator: Generator) -> B:
-        """Draw training beliefs at times ``t`` (batch,) for data ``x`` (batch, *event)."""
+    def check(self, x: Tensor) -> None:
+        """Refuse data of the wrong type.
+
+        Raises:
+            ArgumentError: They are not what this flow's beliefs are about.
+        """
+
+    @abstractmethod
+    def belief(
+        self,
+        x: Tensor,
+        t: Tensor,
+        generator: Generator,
+        *,
+        condition: Condition | None = None,
+        start: Tensor | None = None,
+    ) -> B:
+        """Draw training beliefs at times ``t`` (batch,) for data ``x`` (batch, *event).
+
+        Condition and start are as in :meth:`loss`; a belief depends on the condition through a coupling alone.
+        """
+
+    @abstractmethod
+    def score(self, predicted: B, x: Tensor, t: Tensor) -> Tensor:
+        """Return the loss of predictions made at times ``t`` (batch,) for data ``x``, (batch,)."""
+
+    @abstractmethod
+    def prior(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype, device: torch.device) -> B:
+        """Draw beliefs at t = 0 for a batch of events of the given shape (batch, *event)."""
+
+    def begin(self, start: Tensor) -> B:
+        """Return the beliefs at t = 0 whose draw is given, (batch, *event).
+
+        Raises:
+            ArgumentError: The flow begins with a fixed belief, or with one that is no mean.
+        """
+        raise ArgumentError(f"{self} has no prior draw of real numbers, so no start can be given: leave it out")
 
     @abstractmethod
     def update(self, belief: B, target: B, t: Tensor, s: Tensor, generator: Generator | None) -> B:
@@ -47,50 +165,46 @@ class Flow(ABC, Generic[B]):
         Without a generator the message is the target itself; with one it is a noisy draw around it.
         """
 
-    @abstractmethod
-    def loss(self, predict: Predict, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
-        """Training loss of each example, (batch,), a mean over the coordinates of an event.
+    def rows(self, index: Tensor) -> Flow[B]:
+        """Return the flow of some examples of a batch alone: their own rows of what it holds for each."""
+        return self
 
-        Args:
-            predict: Function of a belief and times (batch,) that returns the predicted target.
-            x: Data (batch, *event): real numbers for Gaussian beliefs, class indices for categorical ones.
-            generator: Source of the times and of the beliefs' noise.
-            t: Times (batch,) in [0, 1]; ``None`` draws them.
-
-        Raises:
-            ArgumentError: ``x`` has the wrong type for this flow's beliefs.
-        """
+    def target(self, x: Tensor) -> B:
+        """Return the target belief that stands for predicted real data ``x`` (batch, *event), a point without a spread."""
+        return DiagonalGaussian(x, 0.0)  # type: ignore[return-value]
 
     def weight(self, t: Tensor) -> Tensor:
-        """Weight of the squared error of predicted data at times ``t``; 1 where the loss has none."""
+        """Return the weight of the squared error of predicted data at times ``t``; 1 where the loss has none."""
         return torch.ones_like(t)
 
     @abstractmethod
     def times(self, nfe: int) -> list[float]:
-        """Times at which a proximal sampler that spends ``nfe`` evaluations calls the network, starting at 0.
+        """Return the times at which a proximal sampler that spends ``nfe`` evaluations calls the network, starting at 0.
 
         The prediction at the last of them is the sample.
         """
 
     @property
-    def latent_path(self) -> GaussianPath | None:
-        """Coefficients of the path a u(x) + b ε that path samplers move on; ``None`` where there is none.
+    def latent(self) -> Latent | None:
+        """The coordinate in which training beliefs are Gaussian; ``None`` where there is none."""
+        return None
 
-        Along it run the means of Gaussian beliefs, with u(x) = x, and the logits of discrete Bayesian ones.
-        """
-        return self.path
+    @property
+    def path(self) -> GaussianPath | None:
+        """Coefficients of the training beliefs' means where they are Gaussian around a x, else ``None``."""
+        latent = self.latent
+        return latent.path if isinstance(latent, Means) else None
 
-    def latent_data(self, target: B) -> Tensor:
-        """u of a predicted target, where :attr:`latent_path` leads."""
-        return target.mean
-
-    def belief_at(self, latent: Tensor, t: Tensor) -> B:
-        """The belief with a given point of :attr:`latent_path` at time ``t``."""
-        raise ArgumentError(f"{self} has no Gaussian path: use a proximal sampler")
+    @property
+    def begins_fixed(self) -> bool:
+        """Whether all samples begin with one and the same belief, as those of Bayesian Flow Networks do."""
+        latent = self.latent
+        zero = torch.zeros((), dtype=torch.float64, device="cpu")
+        return latent is not None and not any(float(c) for c in latent.path.coefficients(zero))
 
 
 def draw_times(batch: int, generator: Generator, device: torch.device) -> Tensor:
-    """One time for each example, (batch,), uniform on (0, 1) and evenly spread over the batch.
+    """Draw one time for each example, (batch,), uniform on (0, 1) and evenly spread over the batch.
 
     Each alone is uniform; together they share one random offset, which lowers the variance of the loss.
     """
@@ -103,16 +217,33 @@ def draw_times(batch: int, generator: Generator, device: torch.device) -> Tensor
     return (order + offset).div_(batch).clamp_(1e-6, 1 - 1e-6)
 
 
+def noise_of(start: Tensor, x: Tensor) -> Tensor:
+    """Return the given prior draws of data ``x``.
+
+    Raises:
+        ArgumentError: Their shape is not the data's.
+    """
+    if start.shape != x.shape or not start.is_floating_point():
+        raise ArgumentError(
+            f"start has one prior draw for each of the data, real numbers {tuple(x.shape)}; got {start.dtype} "
+            f"{tuple(start.shape)}"
+        )
+    return start.to(x.dtype)
+
+
 def check_real(x: Tensor) -> None:
+    """Refuse data that are not real numbers."""
     if not x.is_floating_point() or x.ndim < 1:
         raise ArgumentError(f"this flow's data are real numbers (batch, *event), got {x.dtype} {tuple(x.shape)}")
 
 
 def check_classes(x: Tensor) -> None:
+    """Refuse data that are not class indices."""
     if x.dtype != torch.int64 or x.ndim < 1:
         raise ArgumentError(f"this flow's data are int64 class indices (batch, *event), got {x.dtype} {tuple(x.shape)}")
 
 
 def check_class_number(classes: int) -> None:
+    """Refuse fewer than two classes."""
     if classes < 2:
         raise ArgumentError(f"categorical data need at least 2 classes, got {classes}")

@@ -9,7 +9,7 @@ Real numbers, numbers in bins and classes differ in what is predicted and in how
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,7 +19,8 @@ from torch import Tensor
 from proxflow._math import log_difference, mean_events, one_hot, over_events
 from proxflow.beliefs import Binned, Categorical, DiagonalGaussian, bin_centre, bin_of, gaussian_bin_log_prob
 from proxflow.errors import ArgumentError
-from proxflow.flows.base import B, Flow, Predict, check_class_number, check_classes, check_real, draw_times
+from proxflow.examples import Condition, Predict, given
+from proxflow.flows.base import B, Flow, Latent, Means, check_class_number, check_classes, check_real, draw_times
 from proxflow.paths import GaussianAccuracy, LogitPath, QuadraticAccuracy
 from proxflow.random import Generator, randn, randn_like
 
@@ -27,11 +28,18 @@ from proxflow.random import Generator, randn, randn_like
 class BayesianFlow(Flow[B]):
     """What Bayesian flows of all three data types have in common: their losses are parts of one bound of −log p(x)."""
 
-    @abstractmethod
     def n_step_loss(
-        self, predict: Predict, x: Tensor, generator: Generator, steps: int, t: Tensor | None = None, *, draws: int = 10
+        self,
+        predict: Predict,
+        x: Tensor,
+        generator: Generator,
+        steps: int,
+        t: Tensor | None = None,
+        *,
+        draws: int = 10,
+        condition: Condition | None = None,
     ) -> Tensor:
-        """Loss of sending ``steps`` messages, from one of them for each example, (batch,), nats per coordinate.
+        """Return the loss of sending ``steps`` messages, from one of them for each example, (batch,), nats per coordinate.
 
         n KL(S ‖ R) of the message of accuracy β(t + 1/n) − β(t), an unbiased estimate of the sum over all n when its time is
         drawn. As n grows it becomes :meth:`loss`.
@@ -43,37 +51,52 @@ class BayesianFlow(Flow[B]):
             steps: Number n of messages, ≥ 1.
             t: Times (batch,) before the message, k/n with k = 0 … n − 1; ``None`` draws them.
             draws: Messages that estimate the divergence where it has no closed form, ≥ 1.
+            condition: What the predictions are conditioned on, one row an example.
 
         Raises:
             ArgumentError: ``x`` has the wrong type, or a number is out of range.
         """
-
-    @abstractmethod
-    def reconstruction_loss(self, predict: Predict, x: Tensor, generator: Generator) -> Tensor:
-        """−log p(x | belief at t = 1) of each example, (batch,), nats per coordinate.
-
-        Args:
-            predict: Function of a belief and times (batch,) that returns the predicted target.
-            x: Data (batch, *event).
-            generator: Source of the beliefs' noise.
-
-        Raises:
-            ArgumentError: ``x`` has the wrong type.
-        """
-
-    def times(self, nfe: int) -> list[float]:
-        # n − 1 updates and a last prediction at t = 1: the reference sampler's n + 1 for n updates, counted as spent.
-        return [k / (nfe - 1) for k in range(nfe)] if nfe > 1 else [0.0]
-
-    @staticmethod
-    def _step_times(x: Tensor, generator: Generator, steps: int, t: Tensor | None, draws: int) -> tuple[Tensor, Tensor]:
-        """Times before and after the messages, (batch,) each."""
+        self.check(x)
         if steps < 1 or draws < 1:
             raise ArgumentError(f"steps and draws must be at least 1, got {steps} and {draws}")
         t = draw_times(len(x), generator, x.device) if t is None else t
         # Rounded up a little before the floor: k/n times n may fall just short of k.
         k = (t.double() * steps + 1e-4).floor().clamp(0, steps - 1)
-        return (k / steps).to(t.dtype), ((k + 1) / steps).to(t.dtype)
+        t, s = (k / steps).to(t.dtype), ((k + 1) / steps).to(t.dtype)
+        predicted = given(predict, condition)(self.belief(x, t, generator), t)
+        return steps * self._message_cost(predicted, x, t, s, generator, draws)
+
+    @abstractmethod
+    def _message_cost(
+        self, predicted: Any, x: Tensor, t: Tensor, s: Tensor, generator: Generator, draws: int
+    ) -> Tensor:
+        """Return KL(S ‖ R) of the message between times t and s (batch,), nats per coordinate."""
+
+    def reconstruction_loss(
+        self, predict: Predict, x: Tensor, generator: Generator, *, condition: Condition | None = None
+    ) -> Tensor:
+        """Return −log p(x | belief at t = 1) of each example, (batch,), nats per coordinate.
+
+        Args:
+            predict: Function of a belief and times (batch,) that returns the predicted target.
+            x: Data (batch, *event).
+            generator: Source of the beliefs' noise.
+            condition: What the predictions are conditioned on, one row an example.
+
+        Raises:
+            ArgumentError: ``x`` has the wrong type.
+        """
+        self.check(x)
+        t = torch.ones(len(x), dtype=x.dtype if x.is_floating_point() else torch.float32, device=x.device)
+        return self._read_out(given(predict, condition)(self.belief(x, t, generator), t), x)
+
+    @abstractmethod
+    def _read_out(self, predicted: Any, x: Tensor) -> Tensor:
+        """Return −log p(x | prediction at t = 1), (batch,), nats per coordinate."""
+
+    def times(self, nfe: int) -> list[float]:
+        # n − 1 updates and a last prediction at t = 1: the reference sampler's n + 1 for n updates, counted as spent.
+        return [k / (nfe - 1) for k in range(nfe)] if nfe > 1 else [0.0]
 
 
 class _GaussianBayesianFlow(BayesianFlow[DiagonalGaussian]):
@@ -82,8 +105,18 @@ class _GaussianBayesianFlow(BayesianFlow[DiagonalGaussian]):
     sigma1: float
 
     @property
-    def path(self) -> GaussianAccuracy:  # type: ignore[override]
+    def accuracies(self) -> GaussianAccuracy:
+        """Accuracies of the messages, and the path of the beliefs' means."""
         return GaussianAccuracy(self.sigma1)
+
+    @property
+    def latent(self) -> Means:
+        return Means(self.accuracies, self._spread)
+
+    def _spread(self, t: Tensor, z: Tensor) -> Callable[[], Tensor]:
+        return lambda: over_events(self.accuracies.precision(t).rsqrt(), z)
+
+    check = staticmethod(check_real)
 
     def prior(
         self,
@@ -95,18 +128,25 @@ class _GaussianBayesianFlow(BayesianFlow[DiagonalGaussian]):
         mean = torch.zeros(tuple(shape), dtype=dtype, device=device)
         return DiagonalGaussian(mean, 1.0)
 
-    def belief(self, x: Tensor, t: Tensor, generator: Generator) -> DiagonalGaussian:
+    def belief(
+        self,
+        x: Tensor,
+        t: Tensor,
+        generator: Generator,
+        *,
+        condition: Condition | None = None,
+        start: Tensor | None = None,
+    ) -> DiagonalGaussian:
+        if start is not None:
+            self.begin(start)  # refuses it
         x = self._sent(x)
-        a, b = (over_events(c, x) for c in self.path.coefficients(t))
-        return self.belief_at(a * x + b * randn_like(x, generator), t)
-
-    def belief_at(self, latent: Tensor, t: Tensor) -> DiagonalGaussian:
-        return DiagonalGaussian(latent, lambda: over_events(self.path.precision(t).rsqrt(), latent))
+        a, b = self.accuracies.over(t, x)
+        return DiagonalGaussian(a * x + b * randn_like(x, generator), self._spread(t, x))
 
     def update(
         self, belief: DiagonalGaussian, target: Any, t: Tensor, s: Tensor, generator: Generator | None
     ) -> DiagonalGaussian:
-        alpha = self.path.accuracy(t, s).to(belief.mean.dtype)
+        alpha = self.accuracies.accuracy(t, s).to(belief.mean.dtype)
         if generator is None:
             message = target.mean
         else:
@@ -117,16 +157,13 @@ class _GaussianBayesianFlow(BayesianFlow[DiagonalGaussian]):
         return DiagonalGaussian(torch.lerp(belief.mean, message, alpha / total), total.rsqrt())
 
     def weight(self, t: Tensor) -> Tensor:
-        return 0.5 * self.path.rate(t)
+        return 0.5 * self.accuracies.rate(t)
 
-    def loss(self, predict: Predict, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
-        """Continuous-time loss −ln σ₁ σ₁^{−2t} (x − x̂)², nats per coordinate (2308.07037, eq. 101).
+    def score(self, predicted: Any, x: Tensor, t: Tensor) -> Tensor:
+        """Return the continuous-time loss −ln σ₁ σ₁^{−2t} (x − x̂)², nats per coordinate (2308.07037, eq. 101).
 
         x̂ is the mean of the prediction, for bins Σ p_k c_k.
         """
-        check_real(x)
-        t = draw_times(len(x), generator, x.device) if t is None else t
-        predicted = predict(self.belief(x, t, generator), t)
         return self.weight(t) * mean_events((self._sent(x) - predicted.mean).square())
 
     def _sent(self, x: Tensor) -> Tensor:
@@ -181,19 +218,14 @@ class BFN(_GaussianBayesianFlow):
     def _drawn(self, target: DiagonalGaussian, generator: Generator) -> Tensor:
         return target.mean  # the reference's output distribution is a point, whatever spread a target carries
 
-    def n_step_loss(
-        self, predict: Predict, x: Tensor, generator: Generator, steps: int, t: Tensor | None = None, *, draws: int = 10
+    def _message_cost(
+        self, predicted: DiagonalGaussian, x: Tensor, t: Tensor, s: Tensor, generator: Generator, draws: int
     ) -> Tensor:
-        """n α/2 (x − x̂)², nats per coordinate (2308.07037, §4): sender and receiver are Gaussians of one spread."""
-        check_real(x)
-        t, s = self._step_times(x, generator, steps, t, draws)
-        predicted = predict(self.belief(x, t, generator), t)
-        return 0.5 * steps * self.path.accuracy(t, s) * mean_events((x - predicted.mean).square())
+        """Return α/2 (x − x̂)² (2308.07037, §4): sender and receiver are Gaussians of one spread."""
+        return 0.5 * self.accuracies.accuracy(t, s) * mean_events((x - predicted.mean).square())
 
-    def reconstruction_loss(self, predict: Predict, x: Tensor, generator: Generator) -> Tensor:
-        check_real(x)
-        t = torch.ones(len(x), dtype=x.dtype, device=x.device)
-        mean = predict(self.belief(x, t, generator), t).mean
+    def _read_out(self, predicted: DiagonalGaussian, x: Tensor) -> Tensor:
+        mean = predicted.mean
         std = mean.new_full((), self.sigma1 if self.readout.std is None else self.readout.std)
         return -mean_events(gaussian_bin_log_prob(x, mean, std, self.readout.bins, self.readout.density_below))
 
@@ -223,33 +255,28 @@ class DiscretisedBFN(_GaussianBayesianFlow):
     def _drawn(self, target: Binned, generator: Generator) -> Tensor:
         return target.sample(generator)
 
-    def n_step_loss(
-        self, predict: Predict, x: Tensor, generator: Generator, steps: int, t: Tensor | None = None, *, draws: int = 10
+    def _message_cost(
+        self, predicted: Any, x: Tensor, t: Tensor, s: Tensor, generator: Generator, draws: int
     ) -> Tensor:
-        """n E_y [log N(y; x, 1/α) − log Σ_k p_k N(y; c_k, 1/α)], nats per coordinate (2308.07037, §5).
+        """Return E_y [log N(y; x, 1/α) − log Σ_k p_k N(y; c_k, 1/α)] (2308.07037, §5).
 
         Each coordinate has a message of its own, one number, so there is one way only to mix (see :class:`DiscreteBFN`).
         """
-        check_real(x)
-        t, s = self._step_times(x, generator, steps, t, draws)
-        predicted = predict(self.belief(x, t, generator), t)
         log_probs = self._binned(predicted).log_probs
         # Distances of centres from the true one, exactly 0 at that one: so its term is log p_x whatever α is.
         index = bin_of(x, self.bins)[..., None]
         steps_off = torch.arange(self.bins, device=x.device) - index
-        root = over_events(self.path.accuracy(t, s).sqrt(), log_probs)
+        root = over_events(self.accuracies.accuracy(t, s).sqrt(), log_probs)
         away = steps_off.to(log_probs.dtype) * (2 / self.bins) * root
         total = torch.zeros_like(log_probs[..., 0])
         for _ in range(draws):
             # With y = x + ε/√α: log N(y; c_k, 1/α) − log N(y; x, 1/α) = ε²/2 − (away_k − ε)²/2.
             noise = randn(x.shape, generator, log_probs.dtype, x.device)[..., None]
             total = total - torch.logsumexp(log_probs - 0.5 * away * (away - 2 * noise), dim=-1)
-        return steps * mean_events(total / draws)
+        return mean_events(total / draws)
 
-    def reconstruction_loss(self, predict: Predict, x: Tensor, generator: Generator) -> Tensor:
-        check_real(x)
-        t = torch.ones(len(x), dtype=x.dtype, device=x.device)
-        log_probs = self._binned(predict(self.belief(x, t, generator), t)).log_probs
+    def _read_out(self, predicted: Any, x: Tensor) -> Tensor:
+        log_probs = self._binned(predicted).log_probs
         return -mean_events(log_probs.gather(-1, bin_of(x, self.bins)[..., None]).squeeze(-1))
 
     def _binned(self, predicted: Any) -> Binned:
@@ -261,6 +288,22 @@ class DiscretisedBFN(_GaussianBayesianFlow):
 
 
 @dataclass(frozen=True)
+class Logits(Latent):
+    """Log-probabilities of discrete Bayesian flows: u = K e_x − 1 (BFN-Solver (Xue et al., 2024), arXiv 2404.15766, §5)."""
+
+    path: LogitPath
+
+    def of(self, belief: Categorical) -> Tensor:
+        return belief.logits
+
+    def of_target(self, target: Categorical) -> Tensor:
+        return self.path.classes * target.probs - 1
+
+    def belief(self, z: Tensor, t: Tensor) -> Categorical:
+        return Categorical(z.log_softmax(-1))
+
+
+@dataclass(frozen=True)
 class DiscreteBFN(BayesianFlow[Categorical]):
     """Bayesian Flow Network for discrete data (2308.07037, §6).
 
@@ -269,31 +312,30 @@ class DiscreteBFN(BayesianFlow[Categorical]):
     Args:
         classes: Number of classes K ≥ 2.
         max_sqrt_beta: b = √β(1).
+        mixture: What the receiver of the loss of few messages expects. ``"coordinates"`` mixes each of a message's K numbers
+            by itself, Π_j Σ_k ê_k N(y_j), as the public reference implementation does. That is the divergence of another
+            receiver, who forgets that the K numbers speak of one class; the sampler draws no messages from it.
     """
 
     classes: int
     max_sqrt_beta: float = 3.0
+    mixture: Literal["joint", "coordinates"] = "joint"
 
     def __post_init__(self) -> None:
         check_class_number(self.classes)
-
-    @property
-    def path(self) -> None:  # type: ignore[override]
-        return None
+        if self.mixture not in ("joint", "coordinates"):
+            raise ArgumentError(f"mixture is 'joint' or 'coordinates', got {self.mixture!r}")
 
     @property
     def accuracies(self) -> QuadraticAccuracy:
+        """Accuracies of the messages."""
         return QuadraticAccuracy(self.max_sqrt_beta)
 
     @property
-    def latent_path(self) -> LogitPath:
-        return LogitPath(self.accuracies, self.classes)
+    def latent(self) -> Logits:
+        return Logits(LogitPath(self.accuracies, self.classes))
 
-    def latent_data(self, target: Categorical) -> Tensor:
-        return self.classes * target.probs - 1
-
-    def belief_at(self, latent: Tensor, t: Tensor) -> Categorical:
-        return Categorical(latent.log_softmax(-1))
+    check = staticmethod(check_classes)
 
     def prior(
         self,
@@ -311,7 +353,17 @@ class DiscreteBFN(BayesianFlow[Categorical]):
             return mean
         return mean + (alpha * self.classes).sqrt() * randn_like(probs, generator)
 
-    def belief(self, x: Tensor, t: Tensor, generator: Generator) -> Categorical:
+    def belief(
+        self,
+        x: Tensor,
+        t: Tensor,
+        generator: Generator,
+        *,
+        condition: Condition | None = None,
+        start: Tensor | None = None,
+    ) -> Categorical:
+        if start is not None:
+            self.begin(start)  # refuses it
         certain = torch.nn.functional.one_hot(x, self.classes).to(t.dtype)
         return Categorical(self._message(certain, self.accuracies.beta(t), generator).log_softmax(-1))
 
@@ -324,48 +376,28 @@ class DiscreteBFN(BayesianFlow[Categorical]):
         message = self._message(probs, self.accuracies.accuracy(t, s), generator)
         return Categorical((belief.logits + message).log_softmax(-1))
 
-    def loss(self, predict: Predict, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
-        """Continuous-time loss K b² t ‖e_x − ê‖², nats per coordinate (2308.07037, eq. 205)."""
-        check_classes(x)
-        t = draw_times(len(x), generator, x.device) if t is None else t
-        predicted = predict(self.belief(x, t, generator), t)
+    def score(self, predicted: Categorical, x: Tensor, t: Tensor) -> Tensor:
+        """Return the continuous-time loss K b² t ‖e_x − ê‖², nats per coordinate (2308.07037, eq. 205)."""
         certain = torch.nn.functional.one_hot(x, self.classes).to(predicted.logits.dtype)
         gap = (certain - predicted.probs).square().sum(-1)
         return 0.5 * self.classes * self.accuracies.rate(t) * mean_events(gap)
 
-    def n_step_loss(
-        self,
-        predict: Predict,
-        x: Tensor,
-        generator: Generator,
-        steps: int,
-        t: Tensor | None = None,
-        *,
-        draws: int = 10,
-        mixture: Literal["joint", "coordinates"] = "joint",
+    def _message_cost(
+        self, predicted: Categorical, x: Tensor, t: Tensor, s: Tensor, generator: Generator, draws: int
     ) -> Tensor:
-        """n E_y [log S(y|x; α) − log Σ_k ê_k S(y|k; α)], nats per coordinate of the event (2308.07037, §6).
+        """Return E_y [log S(y|x; α) − log Σ_k ê_k S(y|k; α)], nats per coordinate of the event (2308.07037, §6).
 
         A message is a vector of K numbers, and the receiver expects one class or another: the mixture is one of whole
         vectors, Σ_k ê_k Π_j N(y_j). All in log space; what is common to all S(y|k) cancels and leaves
         −log Σ_k ê_k exp(y_k − y_x).
-
-        Args:
-            mixture: ``"coordinates"`` mixes each of the K numbers by itself, Π_j Σ_k ê_k N(y_j), as the public reference
-                implementation does. That is the divergence of another receiver, who forgets that the K numbers speak of
-                one class; the sampler draws no messages from it.
         """
-        check_classes(x)
-        if mixture not in ("joint", "coordinates"):
-            raise ArgumentError(f"mixture is 'joint' or 'coordinates', got {mixture!r}")
-        t, s = self._step_times(x, generator, steps, t, draws)
-        log_probs = predict(self.belief(x, t, generator), t).log_probs
+        log_probs = predicted.log_probs
         own = torch.nn.functional.one_hot(x, self.classes).bool()
         scale = self.classes * over_events(self.accuracies.accuracy(t, s), log_probs)  # αK, the variance of a message
         total = torch.zeros_like(log_probs[..., 0])
         for _ in range(draws):
             noise = scale.sqrt() * randn_like(log_probs, generator)
-            if mixture == "joint":
+            if self.mixture == "joint":
                 # y_k − y_x without its cancelling parts: −αK + √(αK)(ε_k − ε_x), and exactly 0 for k = x.
                 ahead = noise - noise.gather(-1, x[..., None]) - scale
                 total = total - torch.logsumexp(log_probs + torch.where(own, 0, ahead), dim=-1)
@@ -375,10 +407,7 @@ class DiscreteBFN(BayesianFlow[Categorical]):
                 right, wrong = torch.where(own, log_probs, others), torch.where(own, others, log_probs)
                 odds = torch.where(own, -noise, noise) - scale / 2
                 total = total - torch.logsumexp(torch.stack([right, wrong + odds]), dim=0).sum(-1)
-        return steps * mean_events(total / draws)
+        return mean_events(total / draws)
 
-    def reconstruction_loss(self, predict: Predict, x: Tensor, generator: Generator) -> Tensor:
-        check_classes(x)
-        t = torch.ones(len(x), device=x.device)
-        log_probs = predict(self.belief(x, t, generator), t).log_probs
-        return -mean_events(log_probs.gather(-1, x[..., None]).squeeze(-1))
+    def _read_out(self, predicted: Categorical, x: Tensor) -> Tensor:
+        return -mean_events(predicted.log_probs.gather(-1, x[..., None]).squeeze(-1))

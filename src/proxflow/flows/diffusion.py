@@ -11,8 +11,9 @@ from torch import Tensor
 from proxflow._math import mean_events, over_events
 from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
-from proxflow.flows.base import Flow, Predict, check_real, draw_times
-from proxflow.paths import GaussianPath, VariancePreserving
+from proxflow.examples import Condition
+from proxflow.flows.base import Flow, Means, check_real, noise_of
+from proxflow.paths import GaussianPath, VariancePreserving, renewal
 from proxflow.random import Generator, randn, randn_like
 
 
@@ -32,53 +33,66 @@ class Diffusion(Flow[DiagonalGaussian]):
     Networks trained elsewhere on such a path fit in unchanged, by ``PointPredictor(…, parameterisation="epsilon")``.
 
     Args:
-        path: Coefficients (a, b). It begins in noise alone, or nearly so (a(0) ≪ b(0) ≈ 1), and ends in the data.
+        schedule: Coefficients (a, b). It begins in noise alone, or nearly so (a(0) ≪ b(0) ≈ 1), and ends in the data.
         weight_floor: In (0, 1]. Errors of the predicted data weigh (a/max(b, floor))²: toward 0 this is the plain squared
             error of the predicted noise.
     """
 
-    path: GaussianPath = field(default_factory=VariancePreserving)
+    schedule: GaussianPath = field(default_factory=VariancePreserving)
     weight_floor: float = 0.3
 
     def __post_init__(self) -> None:
         if not 0 < self.weight_floor <= 1:
             raise ArgumentError(f"weight_floor must lie in (0, 1], got {self.weight_floor}")
 
+    @property
+    def latent(self) -> Means:
+        return Means(self.schedule, self._spread)
+
+    def _spread(self, t: Tensor, z: Tensor) -> Tensor:
+        return over_events(self.schedule.coefficients(t)[1], z)
+
+    check = staticmethod(check_real)
+
     def prior(
         self, shape: Sequence[int], generator: Generator, dtype: torch.dtype, device: torch.device
     ) -> DiagonalGaussian:
-        mean = randn(torch.Size(shape), generator, dtype, device)
-        return DiagonalGaussian(mean, 1.0)
+        return self.begin(randn(torch.Size(shape), generator, dtype, device))
 
-    def belief(self, x: Tensor, t: Tensor, generator: Generator) -> DiagonalGaussian:
-        a, b = (over_events(c, x) for c in self.path.coefficients(t))
-        return DiagonalGaussian(a * x + b * randn_like(x, generator), b)
+    def begin(self, start: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian(start, 1.0)
 
-    def belief_at(self, latent: Tensor, t: Tensor) -> DiagonalGaussian:
-        return DiagonalGaussian(latent, over_events(self.path.coefficients(t)[1], latent))
+    def belief(
+        self,
+        x: Tensor,
+        t: Tensor,
+        generator: Generator,
+        *,
+        condition: Condition | None = None,
+        start: Tensor | None = None,
+    ) -> DiagonalGaussian:
+        a, b = self.schedule.over(t, x)
+        noise = randn_like(x, generator) if start is None else noise_of(start, x)
+        return DiagonalGaussian(a * x + b * noise, b)
 
     def update(
         self, belief: DiagonalGaussian, target: DiagonalGaussian, t: Tensor, s: Tensor, generator: Generator | None
     ) -> DiagonalGaussian:
         mean, x = belief.mean, target.mean
-        (a, b), (new_a, new_b) = self.path.coefficients(t), self.path.coefficients(s)
-        keep = new_b / b
-        if generator is None:
-            moved = keep.to(mean.dtype) * mean + (new_a - a * keep).to(mean.dtype) * x
-        else:
-            squared = new_a.square() - (a * keep).square()
-            noise = new_b * squared.clamp_min(0).sqrt() * randn_like(x, generator)
-            moved = ((a * keep.square()).to(mean.dtype) * mean + squared.to(mean.dtype) * x + noise) / new_a
-        return self.belief_at(moved.to(mean.dtype), s)
+        kappa = 0.0 if generator is None else 1.0
+        keep, take, fresh = (
+            c.to(mean.dtype) for c in renewal(self.schedule.coefficients(t), self.schedule.coefficients(s), kappa)
+        )
+        moved = keep * mean + take * x
+        if generator is not None:
+            moved = moved + fresh * randn_like(x, generator)
+        return DiagonalGaussian(moved, self._spread(s, moved))
 
     def weight(self, t: Tensor) -> Tensor:
-        a, b = self.path.coefficients(t)
+        a, b = self.schedule.coefficients(t)
         return (a / b.clamp_min(self.weight_floor)).square()
 
-    def loss(self, predict: Predict, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
-        check_real(x)
-        t = draw_times(len(x), generator, x.device) if t is None else t
-        predicted = predict(self.belief(x, t, generator), t)
+    def score(self, predicted: DiagonalGaussian, x: Tensor, t: Tensor) -> Tensor:
         return self.weight(t) * mean_events((predicted.mean - x).square())
 
     def times(self, nfe: int) -> list[float]:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from proxflow.errors import ArgumentError
-from proxflow.flows import BayesianFlow, Predict
+from proxflow.examples import Condition, Predict, given
+from proxflow.flows import BayesianFlow
 from proxflow.random import Generator, rand
 
 
@@ -26,6 +27,7 @@ def bayesian_bound(
     *,
     draws: int = 16,
     steps: int | None = None,
+    condition: Condition | None = None,
 ) -> Tensor:
     """Upper bound of −log p(x) of a Bayesian flow, in nats per example, by Monte Carlo.
 
@@ -44,6 +46,7 @@ def bayesian_bound(
         draws: Times for each example, one drawn from each of as many equal parts of [0, 1]; it costs draws + 1 evaluations.
         steps: Number n of messages; ``None`` takes the limit of infinitely many. A bound for few messages belongs to the
             sampler that makes as many updates.
+        condition: What the predictions are conditioned on, one row an example.
 
     Returns:
         Nats per example, (batch,), float64.
@@ -57,6 +60,7 @@ def bayesian_bound(
         raise ArgumentError(f"draws and steps must be at least 1, got {draws} and {steps}")
     if x.ndim < 1 or x.numel() == 0:
         raise ArgumentError(f"there must be data, (batch, *event), got {tuple(x.shape)}")
+    predict = given(predict, condition)
     dtype = x.dtype if x.is_floating_point() else torch.float32
     dimensions = x[0].numel()
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)

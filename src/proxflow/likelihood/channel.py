@@ -33,6 +33,7 @@ from proxflow._math import over_events, sum_events
 from proxflow.beliefs import Categorical
 from proxflow.divergences import Divergence, FisherRao, ReverseKL
 from proxflow.errors import ArgumentError
+from proxflow.examples import Condition, given
 from proxflow.flows import GPFN, CategoricalEndpoints
 from proxflow.likelihood._times import time_of
 from proxflow.random import Generator, rand
@@ -110,6 +111,7 @@ def two_class_bound(
     *,
     draws: int = 16,
     dtype: torch.dtype = torch.float32,
+    condition: Condition | None = None,
 ) -> Tensor:
     """Upper bound of −log p(x) for a flow between two classes, in nats per example.
 
@@ -129,6 +131,7 @@ def two_class_bound(
             example's number does not depend on its batch.
         draws: Evaluations of ``predict`` for each example, ≥ 1.
         dtype: Precision of what ``predict`` is given. All else is in float64.
+        condition: What the predictions are conditioned on, one row an example.
 
     Returns:
         Nats per example, (batch,), float64.
@@ -147,6 +150,7 @@ def two_class_bound(
         raise ArgumentError("the data must be classes 0 and 1, and at least one of them")
     if draws < 1:
         raise ArgumentError(f"draws must be at least 1, got {draws}")
+    predict = given(predict, condition)
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     toward = (2 * x - 1).to(torch.float64)
     for k in range(draws):

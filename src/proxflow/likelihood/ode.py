@@ -21,8 +21,9 @@ from torch import Tensor
 
 from proxflow._math import sum_events
 from proxflow.errors import ArgumentError
+from proxflow.examples import Condition, given
 from proxflow.flows import Flow
-from proxflow.likelihood._times import fraction_at, time_of
+from proxflow.likelihood._times import time_of
 from proxflow.random import Generator, rand, randn
 
 Method = Literal["rk4", "heun"]
@@ -68,6 +69,7 @@ def ode_log_likelihood(
     probes: int | None = None,
     probe: Probe = "rademacher",
     generator: Generator | None = None,
+    condition: Condition | None = None,
 ) -> OdeLikelihood:
     """log p(x) under the deterministic flow that ``predict`` defines.
 
@@ -90,12 +92,13 @@ def ode_log_likelihood(
         probes: Number of random probes of Hutchinson's estimate, ≥ 1; ``None`` takes the exact trace.
         probe: Distribution of the probes.
         generator: Source of the probes, on the device of ``x``; needed with ``probes``.
+        condition: What the predictions are conditioned on, one row an example.
 
     Raises:
         ArgumentError: The flow has no Gaussian path, ``x`` is not floating point, or a setting is out of range.
     """
-    path = flow.path
-    if path is None:
+    latent, path = flow.latent, flow.path
+    if latent is None or path is None:
         raise ArgumentError(f"{flow} has no Gaussian path, so no density to follow; for classes see two_class_bound")
     if not x.is_floating_point() or x.ndim < 2:
         raise ArgumentError(f"the data must be floating point (batch, *event), got {x.dtype} {tuple(x.shape)}")
@@ -107,7 +110,7 @@ def ode_log_likelihood(
         raise ArgumentError(
             f"steps and probes must be at least 1 and resolution positive, got {steps}, {probes} and {resolution}"
         )
-    size = math.prod(x.shape[1:])
+    asked, size = given(predict, condition), math.prod(x.shape[1:])
     if probes is None:
         vectors = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])
     elif generator is None:
@@ -117,20 +120,20 @@ def ode_log_likelihood(
 
     # Times of all stages, in float64, before the loop: at the ends and in the middle of every step, from the data down.
     span = torch.tensor([0.0, 1.0], dtype=torch.float64, device=x.device)
-    ends = fraction_at(path, span).clamp(max=1 / (1 + resolution))
+    ends = path.straight(span)[0].clamp(max=1 / (1 + resolution))
     first, last = ends[0], ends[1]
     length = torch.log1p(-first) - torch.log1p(-last)  # in u
     u = -torch.log1p(-last) - length * torch.linspace(0, 1, 2 * steps + 1, dtype=torch.float64, device=x.device)
     t = torch.cat([time_of(path, -torch.expm1(-u[:-1])), span[:1]])
     step = -length / steps
-    a, b = path.coefficients(t)
-    scale, clock = (a + b).to(x.dtype), t.to(x.dtype)
+    total = path.straight(t)[2]
+    scale, clock = total.to(x.dtype), t.to(x.dtype)
 
     def slope(y: Tensor, stage: int) -> tuple[Tensor, Tensor]:
         """dy/du, and the trace or each probe's estimate of it, (probes or 1, batch)."""
 
         def predicted(y: Tensor) -> Tensor:
-            mean: Tensor = predict(flow.belief_at(scale[stage] * y, t[stage]), clock[stage].expand(len(y))).mean
+            mean: Tensor = asked(latent.belief(scale[stage] * y, t[stage]), clock[stage].expand(len(y))).mean
             return mean
 
         pair = torch.func.vjp(predicted, y)
@@ -154,8 +157,7 @@ def ode_log_likelihood(
         y = moved
 
     # Where the prior mean is drawn it is (a + b) y ~ N(0, I); a path that begins in nothing has y ~ N(0, I).
-    total = a[-1] + b[-1]
-    spread = torch.where(total > 0, 1 / total, 1.0)
+    spread = torch.where(total[-1] > 0, 1 / total[-1], 1.0)
     log_prior = sum_events(-0.5 * (y.double() / spread).square() - spread.log() - 0.5 * math.log(2 * math.pi))
     # The step is negative, so that `trace` is −∫ tr du. The last term is the change from y = τ x to x.
     log_probs = log_prior + size * length + trace + size * last.log()

@@ -3,8 +3,8 @@
 A predictor is a module ``(belief, t) -> belief``. The network inside reads and returns plain tensors.
 """
 
-from proxflow.predictors.base import HasPath, Predictor
-from proxflow.predictors.binned import BinnedPredictor, HasBins
+from proxflow.predictors.base import Predictor, RealPredictor
+from proxflow.predictors.binned import BinnedPredictor
 from proxflow.predictors.classes import ClassPredictor
 from proxflow.predictors.draw import DrawPredictor
 from proxflow.predictors.long_step import LongStepPredictor
@@ -15,11 +15,10 @@ __all__ = [
     "BinnedPredictor",
     "ClassPredictor",
     "DrawPredictor",
-    "HasBins",
-    "HasPath",
     "LongStepPredictor",
     "Parameterisation",
     "PointPredictor",
     "Predictor",
     "ProductPredictor",
+    "RealPredictor",
 ]

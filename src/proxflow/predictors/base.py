@@ -2,31 +2,81 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from proxflow.beliefs import Belief
-from proxflow.paths import GaussianPath
-
-
-class HasPath(Protocol):
-    """Any flow: an object with the Gaussian path of its training beliefs, or ``None``."""
-
-    @property
-    def path(self) -> GaussianPath | None: ...
+from proxflow.errors import ArgumentError
+from proxflow.examples import Condition
+from proxflow.flows import Flow
 
 
 class Predictor(nn.Module, ABC):
-    """A module that predicts the target distribution from a belief."""
+    """A module that predicts the target distribution from a belief.
 
-    reads_end: ClassVar[bool] = False
-    """Whether it is to be called with ``end=``, the times (batch,) at which the steps toward its predictions end."""
+    Known elsewhere as a denoiser.
 
-    reads_noise: ClassVar[bool] = False
-    """Whether it is to be called with ``generator=``, the source of the noise that its predictions are drawn by."""
+    Args:
+        network: Module ``(x, t) -> tensor`` of what the belief tells, (batch, …), and times (batch,). Where its ``forward``
+            has a parameter ``condition``, the predictor reads one, too.
+    """
+
+    reads: frozenset[str] = frozenset()
+    """What it is to be called with beside belief and time: ``"end"``, the times (batch,) at which the steps toward its
+    predictions end; ``"noise"``, a ``generator`` that its predictions are drawn by; ``"condition"``."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        if "condition" in inspect.signature(getattr(network, "forward", network)).parameters:
+            self.reads = self.reads | {"condition"}
 
     @abstractmethod
-    def forward(self, belief: Any, t: Tensor) -> Belief:
-        """The predicted target for beliefs at times ``t`` (batch,)."""
+    def forward(self, belief: Any, t: Tensor, *, condition: Condition | None = None) -> Belief:
+        """Return the predicted target for beliefs at times ``t`` (batch,)."""
+
+    def output(self, x: Tensor, t: Tensor, condition: Condition | None = None, **told: Tensor) -> Tensor:
+        """Return what the network says, in the precision of what it reads."""
+        if condition is not None:
+            told["condition"] = condition  # type: ignore[assignment]
+        output: Tensor = self.network(x, t, **told)
+        return output if output.dtype == x.dtype else output.to(x.dtype)
+
+
+class RealPredictor(Predictor):
+    """Base of predictors of real data, whose predictions may be clipped to the range of the data.
+
+    Args:
+        network: As for :class:`Predictor`.
+        flow: The flow it is trained for.
+        clip: Range of the data (lowest, highest) that predictions are clipped to, or ``None``.
+        clip_in_training: Whether predictions in the loss are clipped as well. Clipped values pass no gradient.
+
+    Raises:
+        ArgumentError: An empty range.
+    """
+
+    def __init__(
+        self, network: nn.Module, flow: Flow[Any], clip: tuple[float, float] | None, clip_in_training: bool = False
+    ) -> None:
+        super().__init__(network)
+        if clip is not None and not clip[0] < clip[1]:
+            raise ArgumentError(f"clip is (lowest, highest) with lowest < highest, got {clip}")
+        self.clip, self.clip_in_training = clip, clip_in_training
+        self.target_std = float(flow.target(torch.zeros(1, 1, device="cpu")).given_std)
+
+    def clipped(self, prediction: Tensor) -> Tensor:
+        """Return a prediction within the range of the data; in training as it is, unless told otherwise."""
+        if self.clip is not None and (self.clip_in_training or not self.training):
+            return prediction.clamp(*self.clip)
+        return prediction
+
+
+def check_shape(output: Tensor, wanted: tuple[int, ...], what: str = "keep the shape") -> None:
+    """Refuse a network's output of another shape."""
+    if output.shape != wanted:
+        raise ArgumentError(f"the network must {what} {tuple(wanted)}, returned {tuple(output.shape)}")

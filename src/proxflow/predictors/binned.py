@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 
-from proxflow._math import over_events
 from proxflow.beliefs import Binned, DiagonalGaussian
 from proxflow.errors import ArgumentError
-from proxflow.paths import GaussianPath
-from proxflow.predictors.base import Predictor
-
-
-class HasBins(Protocol):
-    """A flow of discretised data: :class:`proxflow.DiscretisedBFN`."""
-
-    @property
-    def path(self) -> GaussianPath | None: ...
-
-    @property
-    def bins(self) -> int: ...
+from proxflow.examples import Condition
+from proxflow.flows import DiscretisedBFN
+from proxflow.predictors.base import Predictor, check_shape
 
 
 class BinnedPredictor(Predictor):
@@ -43,30 +31,27 @@ class BinnedPredictor(Predictor):
         ArgumentError: A flow without a Gaussian path.
     """
 
-    def __init__(self, network: nn.Module, flow: HasBins) -> None:
-        super().__init__()
-        if flow.path is None:
-            raise ArgumentError(f"{flow} has no Gaussian path, which bins of real data need")
-        self.network, self.path, self.bins = network, flow.path, flow.bins
+    def __init__(self, network: nn.Module, flow: DiscretisedBFN) -> None:
+        super().__init__(network)
+        if not isinstance(flow, DiscretisedBFN):
+            raise ArgumentError(f"bins are predicted for DiscretisedBFN, which has them, got {flow}")
+        self.path, self.bins = flow.accuracies, flow.bins
 
-    def gaussian(self, belief: DiagonalGaussian, t: Tensor) -> DiagonalGaussian:
-        """The Gaussian whose mass in the bins is predicted."""
+    def gaussian(self, belief: DiagonalGaussian, t: Tensor, *, condition: Condition | None = None) -> DiagonalGaussian:
+        """Return the Gaussian whose mass in the bins is predicted."""
         mean = belief.features()
-        output = self.network(mean, t).to(mean.dtype)
+        output = self.output(mean, t, condition)
         images = mean.ndim >= 4
         wanted = (len(mean), 2 * mean.shape[1], *mean.shape[2:]) if images else (*mean.shape, 2)
-        if output.shape != wanted:
-            raise ArgumentError(
-                f"the network must return two numbers for each coordinate, {wanted}, returned {tuple(output.shape)}"
-            )
+        check_shape(output, wanted, "return two numbers for each coordinate,")
         noise, log_std = output.chunk(2, dim=1) if images else output.unbind(-1)
-        a, b = (over_events(c, mean) for c in self.path.coefficients(t))
+        a, b = self.path.over(t, mean)
         silent = a < 1e-12
         a = a.clamp_min(1e-12)
         centre = torch.where(silent, 0, (mean - b * noise) / a)
         std = torch.where(silent, 1, b / a * log_std.clamp(-10, 10).exp()).clamp(1e-3, 10)
         return DiagonalGaussian(centre, std)
 
-    def forward(self, belief: DiagonalGaussian, t: Tensor) -> Binned:
-        gaussian = self.gaussian(belief, t)
+    def forward(self, belief: DiagonalGaussian, t: Tensor, *, condition: Condition | None = None) -> Binned:
+        gaussian = self.gaussian(belief, t, condition=condition)
         return Binned.of_gaussian(gaussian.mean, gaussian.std, self.bins)

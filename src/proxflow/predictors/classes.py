@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from proxflow.beliefs import Categorical
+from proxflow.examples import Condition
 from proxflow.predictors.base import Predictor
 
 
@@ -20,19 +21,15 @@ class ClassPredictor(Predictor):
         network: Module ``(features, t) -> tensor`` of the features' shape.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, belief: Categorical, t: Tensor) -> Categorical:
+    def forward(self, belief: Categorical, t: Tensor, *, condition: Condition | None = None) -> Categorical:
         features = belief.features()
         if belief.classes == 2 or features.ndim < 4:
-            return _classes(belief, self.network(features, t).to(features.dtype))
+            return classes_of(belief, self.output(features, t, condition))
         folded = features.movedim(-1, 2).flatten(1, 2)  # (batch, C, *space, K) → (batch, C·K, *space)
-        logits = self.network(folded, t).to(features.dtype)
-        return Categorical(logits.unflatten(1, (-1, belief.classes)).movedim(2, -1))
+        logits = self.output(folded, t, condition)
+        return Categorical(logits.reshape(len(logits), -1, belief.classes, *logits.shape[2:]).movedim(2, -1))
 
 
-def _classes(belief: Categorical, output: Tensor) -> Categorical:
-    """Predicted classes from an output of the shape of the belief's features."""
+def classes_of(belief: Categorical, output: Tensor) -> Categorical:
+    """Return predicted classes from an output of the shape of the belief's features."""
     return Categorical(torch.stack([output, torch.zeros_like(output)], dim=-1) if belief.classes == 2 else output)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from proxflow.beliefs import DiagonalGaussian, GaussianMixture
 from proxflow.errors import ArgumentError
-from proxflow.predictors.base import HasPath, Predictor
+from proxflow.examples import Condition, rows
+from proxflow.flows import Flow
+from proxflow.predictors.base import RealPredictor
 from proxflow.random import Generator, randn_like
 
 
-class DrawPredictor(Predictor):
+class DrawPredictor(RealPredictor):
     """Predicts the whole distribution of the data given the belief, p(x | belief, t), by drawing from it (2502.02483).
 
     The network reads the belief's mean with standard normal noise of the same shape beside it and returns a draw. A belief
@@ -31,21 +35,21 @@ class DrawPredictor(Predictor):
             an output of another shape.
     """
 
-    reads_noise = True
+    reads = frozenset({"noise"})
 
-    def __init__(self, network: nn.Module, flow: HasPath, *, clip: tuple[float, float] | None = (-1.0, 1.0)) -> None:
-        super().__init__()
-        if clip is not None and not clip[0] < clip[1]:
-            raise ArgumentError(f"clip is (lowest, highest) with lowest < highest, got {clip}")
-        self.network, self.clip = network, clip
-        self.target_std: float = getattr(getattr(flow, "endpoints", None), "target_std", 0.0)
-        zero = torch.zeros((), dtype=torch.float64, device="cpu")
-        self.begins_fixed = flow.path is not None and not any(float(c) for c in flow.path.coefficients(zero))
+    def __init__(self, network: nn.Module, flow: Flow[Any], *, clip: tuple[float, float] | None = (-1.0, 1.0)) -> None:
+        super().__init__(network, flow, clip)
 
     def forward(
-        self, belief: DiagonalGaussian, t: Tensor, *, generator: Generator | None = None, noise: Tensor | None = None
+        self,
+        belief: DiagonalGaussian,
+        t: Tensor,
+        *,
+        generator: Generator | None = None,
+        noise: Tensor | None = None,
+        condition: Condition | None = None,
     ) -> DiagonalGaussian | GaussianMixture:
-        """A draw for each belief at times ``t`` (batch,), by noise from a generator, or several, by noise that is given.
+        """Draw from what is predicted at times ``t`` (batch,): once by noise of a generator, or by given noise.
 
         Args:
             belief: Beliefs, (batch, *event).
@@ -53,6 +57,7 @@ class DrawPredictor(Predictor):
             generator: Source of the noise of one draw, as a target to step toward.
             noise: Standard normal noise (batch, draws, *event), drawn elsewhere since compiled code reads no generators. The
                 draws are together an estimate of the predicted distribution: a mixture whose means they are.
+            condition: One row an example.
         """
         mean, several = belief.features(), noise is not None
         if noise is None and generator is None:
@@ -69,15 +74,17 @@ class DrawPredictor(Predictor):
                 f"{tuple(noise.shape)}"
             )
         read = torch.cat([mean.repeat_interleave(number, 0), noise.flatten(0, 1)], dim=1)
-        drawn = self.network(read, t.repeat_interleave(number, 0)).to(mean.dtype)
+        each = torch.arange(len(t), device=t.device).repeat_interleave(number)
+        drawn = self.output(read, t.repeat_interleave(number, 0), rows(condition, each))
         if drawn.shape != (number * len(mean), *mean.shape[1:]):
             raise ArgumentError(
                 f"the network must return events {tuple(mean.shape[1:])} for features {tuple(read.shape[1:])}, returned "
                 f"{tuple(drawn.shape[1:])}"
             )
-        if self.clip is not None and not self.training:
-            drawn = drawn.clamp(*self.clip)
+        drawn = self.clipped(drawn)
         if not several:
             return DiagonalGaussian(drawn, self.target_std)
         std = drawn.new_full((), self.target_std)
-        return GaussianMixture(drawn.new_zeros(len(mean), number), drawn.unflatten(0, (len(mean), number)), std)
+        return GaussianMixture(
+            drawn.new_zeros(len(mean), number), drawn.reshape(len(mean), number, *drawn.shape[1:]), std
+        )

@@ -136,7 +136,8 @@ class ExactMean:
 
     def __call__(self, belief: DiagonalGaussian, t: Tensor) -> DiagonalGaussian:
         mean = self.law.posterior_mean(belief.mean, *_noisy_path(self.flow, t))
-        return DiagonalGaussian(mean, _target_std(self.flow))
+        target: DiagonalGaussian = self.flow.target(mean)
+        return target
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,14 +154,15 @@ class ExactDraw:
 
     flow: Flow[Any]
     law: GaussianMixtureLaw
-    reads_noise = True
+    reads = frozenset({"noise"})
 
     def __post_init__(self) -> None:
         ExactMean(self.flow, self.law)  # refuses the flows
 
     def __call__(self, belief: DiagonalGaussian, t: Tensor, *, generator: Generator) -> DiagonalGaussian:
         drawn = self.law.posterior_sample(belief.mean, *_noisy_path(self.flow, t), generator)
-        return DiagonalGaussian(drawn, _target_std(self.flow))
+        target: DiagonalGaussian = self.flow.target(drawn)
+        return target
 
 
 def _noisy_path(flow: Flow[Any], t: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,7 +170,3 @@ def _noisy_path(flow: Flow[Any], t: Tensor) -> tuple[Tensor, Tensor]:
     a, b = flow.path.coefficients(t.double())  # type: ignore[union-attr]
     nothing = (a + b) == 0  # a Bayesian flow's belief at t = 0 says nothing: b = 1 makes that so for any mean
     return a, torch.where(nothing, torch.ones_like(b), b)
-
-
-def _target_std(flow: Flow[Any]) -> float:
-    return getattr(getattr(flow, "endpoints", None), "target_std", 0.0)

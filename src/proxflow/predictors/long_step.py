@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
+from proxflow.examples import Condition
+from proxflow.flows import Flow
 from proxflow.paths import Schedule
-from proxflow.predictors.base import HasPath, Predictor
+from proxflow.predictors.base import RealPredictor, check_shape
 
 
-class LongStepPredictor(Predictor):
+class LongStepPredictor(RealPredictor):
     """Predicts the effective target X of a long step: one proximal step toward it lands where many small ones would.
 
     At ``end`` = t this is the prediction of the data, at ``end`` = 1 the end of the trajectory: the sample. It lies among
@@ -30,30 +33,25 @@ class LongStepPredictor(Predictor):
             (``final`` < 1), where the last step would end at no time.
     """
 
-    reads_end = True
+    reads = frozenset({"end"})
 
-    def __init__(self, network: nn.Module, flow: HasPath, *, clip: tuple[float, float] | None = (-1.0, 1.0)) -> None:
-        super().__init__()
+    def __init__(self, network: nn.Module, flow: Flow[Any], *, clip: tuple[float, float] | None = (-1.0, 1.0)) -> None:
+        super().__init__(network, flow, clip)
         if not isinstance(flow.path, Schedule):
             raise ArgumentError(
                 f"long steps need means that move on straight lines, as GPFN(Wasserstein2()) has, got {flow}"
             )
         if float(flow.path.remaining(torch.ones((), dtype=torch.float64, device="cpu"))) > 0:
             raise ArgumentError(f"long steps need a schedule that ends in the data, got {flow.path}: take final = 1")
-        if clip is not None and not clip[0] < clip[1]:
-            raise ArgumentError(f"clip is (lowest, highest) with lowest < highest, got {clip}")
-        self.network, self.clip = network, clip
-        self.target_std: float = getattr(getattr(flow, "endpoints", None), "target_std", 0.0)
 
-    def forward(self, belief: DiagonalGaussian, t: Tensor, end: Tensor | None = None) -> DiagonalGaussian:
-        """The effective targets of steps from times ``t`` (batch,) to ``end`` (batch,), by default t itself."""
+    def forward(
+        self, belief: DiagonalGaussian, t: Tensor, end: Tensor | None = None, *, condition: Condition | None = None
+    ) -> DiagonalGaussian:
+        """Return the effective targets of steps from times ``t`` (batch,) to ``end`` (batch,), by default t itself."""
         mean = belief.features()
-        output = self.network(mean, t, t if end is None else end).to(mean.dtype)
-        if output.shape != mean.shape:
-            raise ArgumentError(f"the network must keep the shape {tuple(mean.shape)}, returned {tuple(output.shape)}")
-        if self.clip is not None and not self.training:
-            output = output.clamp(*self.clip)
-        return DiagonalGaussian(output, self.target_std)
+        output = self.output(mean, t, condition, end=t if end is None else end)
+        check_shape(output, mean.shape)
+        return DiagonalGaussian(self.clipped(output), self.target_std)
 
     def begin_from(self, weights: Mapping[str, Tensor]) -> None:
         """Take the weights of a trained :class:`PointPredictor` (``state_dict``) whose network is the same but for the end.

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from proxflow._math import over_events
 from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
-from proxflow.predictors.base import HasPath, Predictor
+from proxflow.examples import Condition
+from proxflow.flows import Flow
+from proxflow.predictors.base import RealPredictor, check_shape
 
 Parameterisation = Literal["x", "epsilon", "v"]
 
 
-class PointPredictor(Predictor):
-    """Predicts a point x̂ for Gaussian beliefs; a target with standard deviation ``target_std`` around it.
+class PointPredictor(RealPredictor):
+    """Predicts a point x̂ for Gaussian beliefs: the posterior mean E[x | belief], where the loss is squared.
+
+    Known elsewhere as a denoiser, with x-, ε- or v-prediction.
 
     With training beliefs μ = a x + b ε the network's output is, by ``parameterisation``:
 
@@ -27,7 +30,7 @@ class PointPredictor(Predictor):
     ==========  =========================================  ==================
 
     Args:
-        network: Module ``(mean, t) -> tensor`` of the mean's shape (batch, *event); t is (batch,).
+        network: Module ``(mean, t) -> tensor`` of the mean's shape (batch, *event); t is (batch,). See :class:`Predictor`.
         flow: The flow it is trained for.
         parameterisation: What the network's output means.
         clip: Range of the data (lowest, highest) that predictions are clipped to, or ``None``.
@@ -41,40 +44,31 @@ class PointPredictor(Predictor):
     def __init__(
         self,
         network: nn.Module,
-        flow: HasPath,
+        flow: Flow[Any],
         *,
         parameterisation: Parameterisation = "x",
         clip: tuple[float, float] | None = (-1.0, 1.0),
         clip_in_training: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(network, flow, clip, clip_in_training)
         if parameterisation not in get_args(Parameterisation):
             raise ArgumentError(f"parameterisation is one of {get_args(Parameterisation)}, got {parameterisation!r}")
         if flow.path is None and parameterisation != "x":
             raise ArgumentError(f"{flow} has no Gaussian path for parameterisation {parameterisation!r}: use 'x'")
-        if clip is not None and not clip[0] < clip[1]:
-            raise ArgumentError(f"clip is (lowest, highest) with lowest < highest, got {clip}")
-        self.network, self.path, self.parameterisation = network, flow.path, parameterisation
-        self.clip, self.clip_in_training = clip, clip_in_training
-        self.target_std: float = getattr(getattr(flow, "endpoints", None), "target_std", 0.0)
+        self.path, self.parameterisation = flow.path, parameterisation
 
-    def forward(self, belief: DiagonalGaussian, t: Tensor) -> DiagonalGaussian:
+    def forward(self, belief: DiagonalGaussian, t: Tensor, *, condition: Condition | None = None) -> DiagonalGaussian:
         mean = belief.mean
-        output = self.network(mean, t)
-        if output.dtype != mean.dtype:
-            output = output.to(mean.dtype)
-        if output.shape != mean.shape:
-            raise ArgumentError(f"the network must keep the shape {tuple(mean.shape)}, returned {tuple(output.shape)}")
+        output = self.output(mean, t, condition)
+        check_shape(output, mean.shape)
         if self.parameterisation == "x" or self.path is None:
             prediction = output
         else:
-            a, b = (over_events(c, mean) for c in self.path.coefficients(t))
+            a, b = self.path.over(t, mean)
             # Where a belief says nothing yet (a = 0; for BFN b = 0 too) the prediction is 0 or clipped, not NaN.
             nothing = torch.finfo(mean.dtype).tiny
             if self.parameterisation == "epsilon":
                 prediction = (mean - b * output) / a.clamp_min(nothing)
             else:
                 prediction = (mean + b * output) / (a + b).clamp_min(nothing)
-        if self.clip is not None and (self.clip_in_training or not self.training):
-            prediction = prediction.clamp(*self.clip)
-        return DiagonalGaussian(prediction, self.target_std)
+        return DiagonalGaussian(self.clipped(prediction), self.target_std)

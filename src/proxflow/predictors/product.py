@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, Product
 from proxflow.errors import ArgumentError
-from proxflow.predictors.base import HasPath, Predictor
-from proxflow.predictors.classes import _classes
+from proxflow.examples import Condition
+from proxflow.flows import Flow
+from proxflow.predictors.base import Predictor, check_shape
+from proxflow.predictors.classes import classes_of
 
 
 class ProductPredictor(Predictor):
@@ -26,21 +30,17 @@ class ProductPredictor(Predictor):
             coordinates nor categorical, or an output of another shape.
     """
 
-    def __init__(self, network: nn.Module, flow: HasPath) -> None:
-        super().__init__()
+    def __init__(self, network: nn.Module, flow: Flow[Any]) -> None:
+        super().__init__(network)
         parts = getattr(getattr(flow, "endpoints", None), "parts", ())
         if not parts:
             raise ArgumentError(f"mixed data need a flow whose endpoints have parts (ProductEndpoints), got {flow}")
-        self.network = network
         self.target_stds: list[float] = [getattr(endpoints, "target_std", 0.0) for endpoints, _ in parts]
 
-    def forward(self, belief: Product, t: Tensor) -> Product:
+    def forward(self, belief: Product, t: Tensor, *, condition: Condition | None = None) -> Product:
         features = belief.features()
-        output = self.network(features, t).to(features.dtype)
-        if output.shape != features.shape:
-            raise ArgumentError(
-                f"the network must keep the shape {tuple(features.shape)}, returned {tuple(output.shape)}"
-            )
+        output = self.output(features, t, condition)
+        check_shape(output, features.shape)
         shapes = [part.features().shape for part in belief.parts]
         pieces = torch.split(output, [shape[1:].numel() for shape in shapes], dim=1)
         outputs = [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
@@ -51,7 +51,7 @@ class ProductPredictor(Predictor):
         if isinstance(belief, DiagonalGaussian):
             return DiagonalGaussian(output, target_std)
         if isinstance(belief, Categorical):
-            return _classes(belief, output)
+            return classes_of(belief, output)
         raise ArgumentError(
             f"predictions for mixed data are of DiagonalGaussian and Categorical parts, not {type(belief).__name__}"
         )

@@ -13,11 +13,11 @@ Two kinds:
   diffusion alike.
 """
 
-from proxflow.samplers.base import Predict, Sampler, Samples, SamplingFlow, Watch
+from proxflow.samplers.base import Sampler, Samples, Watch
 from proxflow.samplers.bfn_solver import BFNSolver
 from proxflow.samplers.midpoint import Midpoint
 from proxflow.samplers.multistep import Multistep
-from proxflow.samplers.path import Marginal, Multistep2, PathSampler
+from proxflow.samplers.path import Marginal, PathSampler, Step
 from proxflow.samplers.proximal import Deterministic, ProximalSampler, Stochastic
 from proxflow.samplers.registry import SAMPLERS, default_sampler, sample
 
@@ -28,13 +28,11 @@ __all__ = [
     "Marginal",
     "Midpoint",
     "Multistep",
-    "Multistep2",
     "PathSampler",
-    "Predict",
     "ProximalSampler",
     "Sampler",
     "Samples",
-    "SamplingFlow",
+    "Step",
     "Stochastic",
     "Watch",
     "default_sampler",

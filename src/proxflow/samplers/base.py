@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,28 +14,10 @@ from torch import Tensor
 from proxflow._math import on_device
 from proxflow.beliefs import Belief
 from proxflow.errors import ArgumentError
-from proxflow.paths import GaussianPath
+from proxflow.examples import Predict, reads
+from proxflow.flows import Flow
 from proxflow.random import Generator
 
-
-class SamplingFlow(Protocol):
-    """What a sampler asks of a flow; every :class:`proxflow.Flow` has it."""
-
-    @property
-    def latent_path(self) -> GaussianPath | None: ...
-
-    def latent_data(self, target: Any) -> Tensor: ...
-
-    def prior(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype, device: torch.device) -> Any: ...
-
-    def update(self, belief: Any, target: Any, t: Tensor, s: Tensor, generator: Generator | None) -> Any: ...
-
-    def times(self, nfe: int) -> list[float]: ...
-
-    def belief_at(self, latent: Tensor, t: Tensor) -> Any: ...
-
-
-Predict = Callable[..., Any]
 Watch = Callable[[float, Belief, Belief], None]
 """Called at each evaluation with the time, the belief and the predicted target."""
 
@@ -65,23 +47,23 @@ class Sampler(ABC):
         return True
 
     @abstractmethod
-    def init(self, flow: SamplingFlow, belief: Any, generator: Generator) -> tuple[Any, Any]:
+    def init(self, flow: Flow[Any], belief: Any, generator: Generator) -> tuple[Any, Any]:
         """First belief and state, from a belief drawn from the prior."""
 
     @abstractmethod
     def step(
-        self, flow: SamplingFlow, belief: Any, target: Any, t: Any, s: Any, generator: Generator, state: Any
+        self, flow: Flow[Any], belief: Any, target: Any, t: Any, s: Any, generator: Generator, state: Any
     ) -> tuple[Any, Any]:
         """Belief and state at time ``s``, from those at ``t`` and the target predicted there; times as in :meth:`plan`."""
 
-    def plan(self, flow: SamplingFlow, belief: Any, times: Sequence[float], device: torch.device) -> Sequence[Any]:
+    def plan(self, flow: Flow[Any], belief: Any, times: Sequence[float], device: torch.device) -> Sequence[Any]:
         """What :meth:`step` is to know of each time, one entry a time, computed for all of them before the loop.
 
         Here the times themselves, float64 scalars on ``device``. ``belief`` is the first one.
         """
         return on_device(times, device).unbind()
 
-    def times(self, flow: SamplingFlow, nfe: int) -> list[float]:
+    def times(self, flow: Flow[Any], nfe: int) -> list[float]:
         """Times of ``nfe`` evaluations, increasing from 0: the flow's own, unless a sampler knows better."""
         return flow.times(nfe)
 
@@ -89,7 +71,7 @@ class Sampler(ABC):
     def __call__(
         self,
         predict: Predict,
-        flow: SamplingFlow,
+        flow: Flow[Any],
         shape: Sequence[int],
         nfe: int,
         generator: Generator,
@@ -97,14 +79,14 @@ class Sampler(ABC):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         times: Sequence[float] | None = None,
+        start: Tensor | None = None,
         watch: Watch | None = None,
     ) -> Samples:
         """Draw samples with ``nfe`` evaluations of ``predict``.
 
         Args:
-            predict: Function of a belief and times (batch,) that returns the predicted target. One with ``reads_end`` is
-                told the times of the next belief, ``end`` (batch,), 1 at the last evaluation; one with ``reads_noise`` is
-                given ``generator``.
+            predict: Function of a belief and times (batch,) that returns the predicted target. If it ``reads`` "end" it is
+                told the times of the next belief, ``end`` (batch,), 1 at the last evaluation; if "noise", ``generator``.
             flow: The flow that ``predict`` was trained for.
             shape: Shape of the samples, (batch, *event).
             nfe: Number of network evaluations, ≥ 1.
@@ -112,6 +94,7 @@ class Sampler(ABC):
             dtype: Precision of the belief.
             device: Where to sample.
             times: Times of the evaluations, increasing from 0; ``None`` takes :meth:`times`.
+            start: Means of given prior draws, (batch, *event); ``None`` draws them.
             watch: Called at each evaluation.
 
         Raises:
@@ -126,7 +109,8 @@ class Sampler(ABC):
         times = self.times(flow, nfe) if times is None else list(times)
         if len(times) != nfe or times[0] != 0 or times[-1] > 1 or any(s <= t for t, s in pairwise(times)):
             raise ArgumentError(f"times must be {nfe} numbers increasing from 0, at most 1, got {times}")
-        reads_end, reads_noise = (getattr(predict, name, False) for name in ("reads_end", "reads_noise"))
+        asks = reads(predict)
+        reads_end, reads_noise = "end" in asks, "noise" in asks
         if reads_end and not self.keeps_to_target:
             raise ArgumentError(
                 f"{type(self).__name__} does not step straight toward the target, which this predictor made for a whole "
@@ -138,7 +122,13 @@ class Sampler(ABC):
                 "time: use Deterministic ('deterministic'), Stochastic ('stochastic') or Marginal ('marginal')"
             )
         device = torch.device(device)
-        belief, state = self.init(flow, flow.prior(shape, generator, dtype, device), generator)
+        if start is None:
+            prior = flow.prior(shape, generator, dtype, device)
+        elif tuple(start.shape) == tuple(shape):
+            prior = flow.begin(start.to(device, dtype))
+        else:
+            raise ArgumentError(f"start has the shape of the samples, {tuple(shape)}; got {tuple(start.shape)}")
+        belief, state = self.init(flow, prior, generator)
         # The schedule's arithmetic and its transfers are before the loop: inside, each scalar would cost what a batch does.
         plan = self.plan(flow, belief, times, device)
         asked = on_device(times, device).to(torch.promote_types(dtype, torch.float32))[:, None]

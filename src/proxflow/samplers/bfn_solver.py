@@ -22,17 +22,18 @@ from torch import Tensor
 
 from proxflow.beliefs import Categorical
 from proxflow.errors import ArgumentError
+from proxflow.flows import Flow
 from proxflow.random import Generator
-from proxflow.samplers.base import SamplingFlow
-from proxflow.samplers.path import Marginal, PathSampler, extrapolate
+from proxflow.samplers.path import Marginal, PathSampler, Step, extrapolate, renewed
 
 
 @dataclass(frozen=True)
 class BFNSolver(PathSampler):
-    """A solver of the BFN-Solver family (2404.15766), one evaluation a step.
+    """A solver of the BFN-Solver family (BFN-Solver (Xue et al., 2024), arXiv 2404.15766), one evaluation a step.
 
-    It evaluates at t = k/n, and the prediction at (n − 1)/n is the sample, as the paper's does; where the paper begins at a
-    small time η with pure noise, this begins at η = 0. It serves every flow whose means or logits follow a Gaussian path.
+    Its steps are those of :class:`Marginal`, of order 2 toward an extrapolated prediction. It evaluates at t = k/n, also of
+    Bayesian flows, and the prediction at (n − 1)/n is the sample, as in the paper; where that begins at a small time η with
+    pure noise, this begins at η = 0. It serves every flow whose means or logits follow a Gaussian path.
 
     Args:
         order: 1 or 2.
@@ -43,40 +44,33 @@ class BFNSolver(PathSampler):
     kappa: float = 0.0
 
     def __post_init__(self) -> None:
+        Marginal(self.kappa)  # refuses a share out of range
         if self.order not in (1, 2):
             raise ArgumentError(f"the order is 1 or 2, got {self.order}")
-        Marginal(self.kappa)  # refuses a share out of range
 
     @property
     def memoryless(self) -> bool:
         return self.order == 1
 
-    def times(self, flow: SamplingFlow, nfe: int) -> list[float]:
+    def times(self, flow: Flow[Any], nfe: int) -> list[float]:
         return [k / nfe for k in range(nfe)]
 
-    def init(self, flow: SamplingFlow, belief: Any, generator: Generator) -> tuple[Any, Any]:
-        belief, (y, _) = super().init(flow, belief, generator)
-        return belief, (y, (isinstance(belief, Categorical), None, None))
+    def init(self, flow: Flow[Any], belief: Any, generator: Generator) -> tuple[Any, Any]:
+        belief, (latent, y, _) = super().init(flow, belief, generator)
+        return belief, (latent, y, (isinstance(belief, Categorical), None, None))
 
     def move(
-        self,
-        y: Tensor,
-        x: Tensor,
-        tau: tuple[float, float],
-        new: tuple[float, float],
-        generator: Generator,
-        memory: tuple[bool, Tensor | None, float | None],
+        self, step: Step, memory: tuple[bool, Tensor | None, float | None]
     ) -> tuple[Tensor, tuple[bool, Tensor, float]]:
         logits, last_x, last_h = memory
-        ratio, new_ratio = (taken / left if left > 0 else math.inf for taken, left in (tau, new))
+        ratio, new_ratio = (taken / left if left > 0 else math.inf for taken, left in (step.tau, step.new))
         h = new_ratio - ratio if logits else _log(new_ratio) - _log(ratio)
-        ahead = x
+        ahead = step.x
         # From t = 0 the logarithm's step is infinite, and so is one to the end of a path without noise there.
         if self.order == 2 and last_x is not None and last_h is not None and math.isfinite(h) and math.isfinite(last_h):
             weight = (2 * new_ratio + ratio) / (3 * (new_ratio + ratio)) if logits and self.kappa > 0 else 0.5
-            ahead = extrapolate(last_x, x, weight * h / last_h)
-        moved, _ = Marginal(self.kappa).move(y, ahead, tau, new, generator, None)
-        return moved, (logits, x, h)
+            ahead = extrapolate(last_x, step.x, weight * h / last_h)
+        return renewed(step._replace(x=ahead), self.kappa), (logits, step.x, h)
 
 
 def _log(x: float) -> float:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proxflow.random import Generator
-from proxflow.samplers.path import PathSampler, log_step
+from proxflow.samplers.path import PathSampler, Step, log_step
 
 
 @dataclass(frozen=True)
@@ -27,19 +26,14 @@ class Midpoint(PathSampler):
         return False
 
     def move(
-        self,
-        y: Tensor,
-        x: Tensor,
-        tau: tuple[float, float],
-        new: tuple[float, float],
-        generator: Generator,
-        memory: tuple[Tensor, Tensor, float] | None,
+        self, step: Step, memory: tuple[Tensor, Tensor, float] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor, float] | None]:
+        (_, left), (_, new_left) = step.tau, step.new
         if memory is None:
-            return torch.lerp(x, y, new[1] / tau[1]), (y, x, tau[1])
+            return torch.lerp(step.x, step.y, new_left / left), (step.y, step.x, left)
         start, first_x, rest = memory
-        h, g, ahead = log_step(rest, new[1]), log_step(rest, tau[1]), x
+        h, g, ahead = log_step(rest, new_left), log_step(rest, left), step.x
         # A step that lands on the target (h = ∞) lands on the newest prediction.
         if math.isfinite(h):
-            ahead = torch.lerp(first_x, x, (-h / math.expm1(-h) - 1) / g)
-        return torch.lerp(ahead, start, new[1] / rest), None
+            ahead = torch.lerp(first_x, step.x, (-h / math.expm1(-h) - 1) / g)
+        return torch.lerp(ahead, start, new_left / rest), None

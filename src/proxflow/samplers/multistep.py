@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from proxflow.errors import ArgumentError
-from proxflow.random import Generator
-from proxflow.samplers.path import PathSampler, log_step
+from proxflow.samplers.path import PathSampler, Step, extrapolate, log_step
 
 Node = tuple[Tensor, float]
 """A prediction, and 1 − τ where it was made."""
@@ -23,7 +22,7 @@ class Multistep(PathSampler):
 
     In u = −ln(1 − τ) the equation is y' = x̂ − y. A step puts the polynomial through the newest predictions in place of x̂ and
     is exact for it, whatever the lengths of the steps: the exponential Adams–Bashforth method. The first steps have lower
-    order, as they have fewer predictions. Order 2 is :class:`Multistep2`.
+    order, as they have fewer predictions. Order 2 adds (h − 1 + e^{−h})(x̂ − x̂₋)/h₋ to e^{−h} y + (1 − e^{−h}) x̂.
 
     With ``corrected`` each step is made again when the prediction at its end is known, by the polynomial through that
     prediction as well, one order higher: UniPC's corrector (2302.04867), without an evaluation more. The next step begins at
@@ -49,20 +48,21 @@ class Multistep(PathSampler):
         return self.order == 1 and not self.corrected
 
     def move(
-        self,
-        y: Tensor,
-        x: Tensor,
-        tau: tuple[float, float],
-        new: tuple[float, float],
-        generator: Generator,
-        memory: tuple[Tensor, tuple[Node, ...]] | None,
+        self, step: Step, memory: tuple[Tensor, tuple[Node, ...]] | None
     ) -> tuple[Tensor, tuple[Tensor, tuple[Node, ...]]]:
+        y, left = step.y, step.tau[1]
         start, past = memory if memory is not None else (y, ())
-        nodes = ((x, tau[1]), *past)  # the newest first
+        nodes = ((step.x, left), *past)  # the newest first
         if self.corrected and past:
-            y = advance(start, past[0][1], tau[1], nodes)
+            y = advance(start, past[0][1], left, nodes)
         nodes = nodes[: self.order]
-        return advance(y, tau[1], new[1], nodes), (y, nodes)
+        if self.order == 2 and len(nodes) == 2 and not self.corrected and step.new[1] > 0:
+            # The same in one pass over the batch: toward a straight line of slope (x̂ − x̂₋)/h₋.
+            h = log_step(left, step.new[1])
+            slope = (-h / math.expm1(-h) - 1) / log_step(nodes[1][1], left)
+            ahead = extrapolate(nodes[1][0], nodes[0][0], slope)
+            return torch.lerp(ahead, y, step.new[1] / left), (y, nodes)
+        return advance(y, left, step.new[1], nodes), (y, nodes)
 
 
 def advance(y: Tensor, left: float, new_left: float, nodes: Sequence[Node]) -> Tensor:

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from proxflow.errors import ArgumentError
-from proxflow.samplers import SAMPLERS, Sampler, SamplingFlow, default_sampler, sample
+from proxflow.examples import reads
+from proxflow.flows import Flow
+from proxflow.samplers import SAMPLERS, Sampler, default_sampler, sample
 
 REFERENCE_STEPS = 64
 """Evaluations of each sample that few steps are to come near to."""
@@ -43,8 +45,8 @@ class OptimisedTimes:
 
 
 def optimise_times(
-    model: nn.Module,
-    flow: SamplingFlow,
+    predictor: nn.Module,
+    flow: Flow[Any],
     shape: Sequence[int],
     nfe: int,
     *,
@@ -59,7 +61,7 @@ def optimise_times(
     What comes before a time that is moved is not evaluated again: a round costs about nfe²/2 evaluations of each event.
 
     Args:
-        model: A predictor, as :func:`proxflow.sample` takes it.
+        predictor: As :func:`proxflow.sample` takes it.
         flow: The flow it was trained for.
         shape: (number of prior draws, *event). All are worked on at once; 64 images are enough.
         nfe: Network evaluations to spend on each sample later, ≥ 1.
@@ -73,7 +75,7 @@ def optimise_times(
         ArgumentError: A sampler that draws noise or is unknown, events that are not numbers, a reference of another shape,
             or a number out of range.
     """
-    sampler = default_sampler(model) if sampler is None else sampler
+    sampler = default_sampler(predictor, flow) if sampler is None else sampler
     drawn_by = SAMPLERS.get(sampler) if isinstance(sampler, str) else sampler
     if getattr(drawn_by, "noisy", False) or getattr(drawn_by, "kappa", 0) > 0:
         raise ArgumentError(
@@ -89,7 +91,7 @@ def optimise_times(
         raise ArgumentError(
             f"between classes there is no distance to make small: {flow} must be of data that are numbers"
         )
-    asked = _Replay(model)
+    asked = _Replay(predictor)
     settings: dict[str, Any] = {"sampler": sampler, "seed": seed, "batch_size": shape[0]}
     if reference is None:
         reference = sample(asked, flow, shape, nfe=REFERENCE_STEPS, **settings)
@@ -111,7 +113,7 @@ def optimise_times(
     here, answers = residual(times, ()), asked.answers
     before = _root_mean_square(here)
     # The prediction before a time changes with it, where a predictor is told where its step ends.
-    told = 1 if asked.reads_end else 0
+    told = 1 if "end" in asked.reads else 0
     for _ in range(rounds if nfe > 1 else 0):
         columns = []
         for k in range(1, nfe):
@@ -162,7 +164,7 @@ class _Replay(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.reads_end = model, bool(getattr(model, "reads_end", False))
+        self.model, self.reads = model, reads(model)
         self.known: Sequence[Any] = ()
         self.answers: list[Any] = []
         self.evaluations = 0

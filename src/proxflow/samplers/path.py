@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from proxflow._math import on_device
-from proxflow.beliefs import Categorical, DiagonalGaussian
+from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
-from proxflow.paths import GaussianPath
+from proxflow.flows import Flow, Latent
+from proxflow.paths import renewal
 from proxflow.random import Generator, randn_like
-from proxflow.samplers.base import Sampler, SamplingFlow
+from proxflow.samplers.base import Sampler
 
 
 class Point(NamedTuple):
@@ -47,79 +48,84 @@ def extrapolate(last: Tensor, x: Tensor, slope: float) -> Tensor:
     return torch.lerp(last, x, 1 + slope) if slope else x
 
 
-class PathSampler(Sampler):
-    """Base of samplers that move along the flow's :attr:`~proxflow.Flow.latent_path`.
+class Step(NamedTuple):
+    """One step of a path sampler.
 
-    For Gaussian beliefs these are means a x + b ε, for discrete Bayesian flows logits a (K e_x − 1) + b ε.
+    Args:
+        y: Straight coordinate τ x + (1 − τ) ε, (batch, …).
+        x: Predicted data, or K ê − 1, of its shape.
+        tau: (τ, 1 − τ) now.
+        new: (τ, 1 − τ) at the new time.
+        generator: Source of fresh noise.
+    """
+
+    y: Tensor
+    x: Tensor
+    tau: tuple[float, float]
+    new: tuple[float, float]
+    generator: Generator
+
+
+def renewed(step: Step, kappa: float) -> Tensor:
+    """Return the straight coordinate at the new time after a step of :func:`proxflow.paths.renewal`."""
+    keep, _, fresh = renewal(step.tau, step.new, kappa)
+    total = keep + step.new[0] - keep * step.tau[0]  # without noise the weights add up to 1
+    moved = torch.lerp(step.x, step.y, keep / total)
+    if kappa > 0:
+        moved.mul_(total).add_(randn_like(step.y, step.generator), alpha=fresh)
+    return moved
+
+
+class PathSampler(Sampler):
+    """Base of samplers that move along the flow's :attr:`~proxflow.Flow.latent`, the interpolant a u(x) + b ε.
+
+    For Gaussian beliefs it is that of the means, for discrete Bayesian flows that of the logits.
     """
 
     @abstractmethod
-    def move(
-        self,
-        y: Tensor,
-        x: Tensor,
-        tau: tuple[float, float],
-        new: tuple[float, float],
-        generator: Generator,
-        memory: Any,
-    ) -> tuple[Tensor, Any]:
-        """The straight coordinate at the new time.
+    def move(self, step: Step, memory: Any) -> tuple[Tensor, Any]:
+        """Return the straight coordinate at the new time, and what the next call is to remember (``None`` at first)."""
 
-        Args:
-            y: Straight coordinate τ x + (1 − τ) ε.
-            x: Predicted data, or K ê − 1.
-            tau: (τ, 1 − τ) now.
-            new: (τ, 1 − τ) at the new time.
-            generator: Source of fresh noise.
-            memory: What the last call returned, ``None`` at first.
-        """
-
-    def init(self, flow: SamplingFlow, belief: Any, generator: Generator) -> tuple[Any, Any]:
-        path = self._path(flow, belief)
-        if getattr(self, "kappa", 0) > 0 and getattr(flow, "coupling", None) is not None:
+    def init(self, flow: Flow[Any], belief: Any, generator: Generator) -> tuple[Any, Any]:
+        latent = self._latent(flow)
+        if getattr(self, "kappa", 0) > 0 and flow.coupling is not None:
             raise ArgumentError(
                 f"{self} replaces noise by fresh noise, as if it did not depend on the data, but {flow} pairs them: use a "
-                "sampler without noise, such as Multistep2"
+                "sampler without noise, such as Multistep(2)"
             )
-        latent = belief.mean if isinstance(belief, DiagonalGaussian) else belief.logits
-        a, b = path.coefficients(torch.zeros((), dtype=torch.float64))
-        scale = float(a + b)
+        z = latent.of(belief)
+        scale = float(latent.path.straight(torch.zeros((), dtype=torch.float64))[2])
         # A drawn prior is the noise ε; a fixed one says nothing of it, so ε is drawn here.
-        y = latent / scale if scale > 0 else randn_like(latent, generator)
-        return belief, (y, None)
+        y = z / scale if scale > 0 else randn_like(z, generator)
+        return belief, (latent, y, None)
 
-    def plan(self, flow: SamplingFlow, belief: Any, times: Sequence[float], device: torch.device) -> Sequence[Point]:
+    def plan(self, flow: Flow[Any], belief: Any, times: Sequence[float], device: torch.device) -> Sequence[Point]:
         # Numbers, so that a step does its arithmetic on the host and a device sees nothing but passes over the batch.
-        a, b = self._path(flow, belief).coefficients(torch.tensor(times, dtype=torch.float64))
-        # Both vanish for BFN at t = 0; there the straight coordinate is all noise.
-        total = (a + b).clamp_min(torch.finfo(torch.float64).tiny)
-        left = torch.where(a == 0, torch.ones_like(a), b / total)
-        grid = on_device(times, device)
-        stds: Sequence[Tensor | None] = [None] * len(times)
-        if isinstance(belief, DiagonalGaussian):
-            # The spread depends on time alone, so one example a time has it.
-            one_each = belief.mean.new_zeros([len(times), *[1] * (belief.mean.ndim - 1)])
-            stds = flow.belief_at(one_each, grid).std.flatten().unbind()
-        return list(map(Point, grid.unbind(), (a / total).tolist(), left.tolist(), (a + b).tolist(), stds))
+        latent, grid = self._latent(flow), on_device(times, device)
+        taken, left, scale = latent.path.straight(torch.tensor(times, dtype=torch.float64))
+        stds = latent.std(grid, latent.of(belief))
+        each = [None] * len(times) if stds is None else stds.unbind()
+        return list(map(Point, grid.unbind(), taken.tolist(), left.tolist(), scale.tolist(), each))
 
     def step(
-        self, flow: SamplingFlow, belief: Any, target: Any, t: Point, s: Point, generator: Generator, state: Any
+        self, flow: Flow[Any], belief: Any, target: Any, t: Point, s: Point, generator: Generator, state: Any
     ) -> tuple[Any, Any]:
-        y, memory = state
-        x = flow.latent_data(target)
-        y, memory = self.move(y, x, (t.taken, t.left), (s.taken, s.left), generator, memory)
-        latent = y if s.scale == 1 else s.scale * y
-        moved = flow.belief_at(latent, s.time) if s.std is None else DiagonalGaussian(latent, s.std)
-        return moved, (y, memory)
+        latent, y, memory = state
+        y, memory = self.move(
+            Step(y, latent.of_target(target), (t.taken, t.left), (s.taken, s.left), generator), memory
+        )
+        z = y if s.scale == 1 else s.scale * y
+        moved = latent.belief(z, s.time) if s.std is None else DiagonalGaussian(z, s.std)
+        return moved, (latent, y, memory)
 
-    def _path(self, flow: SamplingFlow, belief: Any) -> GaussianPath:
-        path = flow.latent_path
-        if path is None or not isinstance(belief, DiagonalGaussian | Categorical):
+    def _latent(self, flow: Flow[Any]) -> Latent:
+        latent = flow.latent
+        if latent is None:
             raise ArgumentError(
                 f"{type(self).__name__} needs beliefs whose means or logits follow a(t) x + b(t) ε, which {flow} has not: "
                 "use Deterministic or Stochastic"
             )
-        return path
+        return latent
 
 
 @dataclass(frozen=True)
@@ -138,52 +144,5 @@ class Marginal(PathSampler):
         if not 0 <= self.kappa <= 1:
             raise ArgumentError(f"kappa must lie in [0, 1], got {self.kappa}")
 
-    def move(
-        self,
-        y: Tensor,
-        x: Tensor,
-        tau: tuple[float, float],
-        new: tuple[float, float],
-        generator: Generator,
-        memory: None,
-    ) -> tuple[Tensor, None]:
-        ratio = tau[0] * new[1] / (new[0] * tau[1])
-        replaced = max(1 - ratio**2, 0.0)
-        # With ε̂ = (y − τ x̂)/(1 − τ) written out, y' is a sum of y, x̂ and ξ. Without ξ the weights add up to 1.
-        keep = new[1] * math.sqrt(1 - self.kappa**2 * replaced) / tau[1]
-        total = keep + new[0] - keep * tau[0]
-        moved = torch.lerp(x, y, keep / total)
-        if self.kappa > 0:
-            fresh = self.kappa * new[1] * math.sqrt(replaced)
-            moved.mul_(total).add_(randn_like(y, generator), alpha=fresh)
-        return moved, memory
-
-
-@dataclass(frozen=True)
-class Multistep2(PathSampler):
-    """Second-order exponential multistep, one evaluation a step (in the manner of DPM-Solver++, 2211.01095).
-
-    In u = −ln(1 − τ) the step of a constant prediction is exact: y' = e^{−h} y + (1 − e^{−h}) x̂. The prediction's slope in
-    u, from the last two evaluations, adds (h − 1 + e^{−h})(x̂_k − x̂_{k−1})/h_{k−1}, as if x̂ were the prediction
-    x̂_k + (h/(1 − e^{−h}) − 1)(x̂_k − x̂_{k−1})/h_{k−1}.
-    """
-
-    @property
-    def memoryless(self) -> bool:
-        return False
-
-    def move(
-        self,
-        y: Tensor,
-        x: Tensor,
-        tau: tuple[float, float],
-        new: tuple[float, float],
-        generator: Generator,
-        memory: tuple[Tensor, float] | None,
-    ) -> tuple[Tensor, tuple[Tensor, float]]:
-        h, ahead = log_step(tau[1], new[1]), x
-        # A step that lands on the target (h = ∞) lands on the newest prediction, whatever its slope was.
-        if memory is not None and math.isfinite(h):
-            last_x, last_h = memory
-            ahead = extrapolate(last_x, x, (-h / math.expm1(-h) - 1) / last_h)
-        return torch.lerp(ahead, y, new[1] / tau[1]), (x, h)
+    def move(self, step: Step, memory: Any) -> tuple[Tensor, Any]:
+        return renewed(step, self.kappa), memory

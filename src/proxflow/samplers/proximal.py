@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from proxflow.flows import Flow
 from proxflow.random import Generator
-from proxflow.samplers.base import Sampler, SamplingFlow
+from proxflow.samplers.base import Sampler
 
 
 class ProximalSampler(Sampler):
@@ -17,11 +18,11 @@ class ProximalSampler(Sampler):
     noisy: ClassVar[bool]
     """Whether the message is a noisy draw around the predicted target."""
 
-    def init(self, flow: SamplingFlow, belief: Any, generator: Generator) -> tuple[Any, None]:
+    def init(self, flow: Flow[Any], belief: Any, generator: Generator) -> tuple[Any, None]:
         return belief, None
 
     def step(
-        self, flow: SamplingFlow, belief: Any, target: Any, t: Tensor, s: Tensor, generator: Generator, state: None
+        self, flow: Flow[Any], belief: Any, target: Any, t: Tensor, s: Tensor, generator: Generator, state: None
     ) -> tuple[Any, None]:
         return flow.update(belief, target, t, s, generator if self.noisy else None), state
 

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from proxflow.errors import ArgumentError
+from proxflow.examples import Condition, check_rows, given, moved, reads, rows
+from proxflow.flows import Flow
 from proxflow.random import SampleStreams
-from proxflow.samplers.base import Sampler, SamplingFlow, Watch
+from proxflow.samplers.base import Sampler, Watch
 from proxflow.samplers.bfn_solver import BFNSolver
 from proxflow.samplers.midpoint import Midpoint
 from proxflow.samplers.multistep import Multistep
-from proxflow.samplers.path import Marginal, Multistep2
+from proxflow.samplers.path import Marginal
 from proxflow.samplers.proximal import Deterministic, Stochastic
 
 SAMPLERS: dict[str, Sampler] = {
     "deterministic": Deterministic(),
     "stochastic": Stochastic(),
     "marginal": Marginal(),
-    "multistep2": Multistep2(),
+    "multistep2": Multistep(2),
     "multistep3": Multistep(3),
     "unipc": Multistep(2, corrected=True),
     "midpoint": Midpoint(),
@@ -35,19 +38,24 @@ SAMPLERS: dict[str, Sampler] = {
 """
 
 
-def default_sampler(model: nn.Module) -> str:
-    """The sampler of choice at few evaluations: multistep2, for predictors that read ends of steps or draw deterministic.
+def default_sampler(predictor: nn.Module, flow: Flow[Any]) -> str:
+    """Name the best sampler at few evaluations that a predictor and its flow can take.
 
-    Draws need stochastic where the flow begins with a fixed belief: its later beliefs are noisy, so its steps must be.
+    It is multistep2 where beliefs follow a Gaussian path. Predictors that read the ends of steps, or draw, need one that
+    steps toward the newest target alone: deterministic. So do flows without a path. Where all samples begin with one belief,
+    only noise on the way tells them apart: stochastic.
     """
-    if getattr(model, "reads_noise", False):
-        return "stochastic" if getattr(model, "begins_fixed", False) else "deterministic"
-    return "deterministic" if getattr(model, "reads_end", False) else "multistep2"
+    asks = reads(predictor)
+    if "end" in asks:
+        return "deterministic"
+    if "noise" in asks or flow.latent is None:
+        return "stochastic" if flow.begins_fixed else "deterministic"
+    return "multistep2"
 
 
 def sample(
-    model: nn.Module,
-    flow: SamplingFlow,
+    predictor: nn.Module,
+    flow: Flow[Any],
     shape: Sequence[int],
     *,
     nfe: int = 20,
@@ -55,23 +63,27 @@ def sample(
     seed: int = 0,
     batch_size: int = 128,
     first: int = 0,
+    condition: Condition | None = None,
+    start: Tensor | None = None,
     times: Sequence[float] | None = None,
     watch: Watch | None = None,
     progress: Callable[[int], None] | None = None,
     graph: bool = False,
 ) -> Tensor:
-    """Draw samples from a trained predictor; each depends on the seed and its index alone.
+    """Draw samples from a trained predictor; each depends on the seed, its index and what it is given alone.
 
     Args:
-        model: A predictor; its device and precision are used, and it is put into evaluation mode meanwhile.
+        predictor: A predictor; its device and precision are used, and it is put into evaluation mode meanwhile.
         flow: The flow it was trained for.
         shape: (number of samples, *event).
-        nfe: Network evaluations spent on each sample (NFE), ≥ 1.
+        nfe: Network evaluations spent on each sample, ≥ 1.
         sampler: A sampler or its name in :data:`SAMPLERS`; ``None`` takes :func:`default_sampler`.
         seed: Seed of the samples.
         batch_size: Samples drawn at a time, rounded up to a multiple of 16. A last, smaller batch is filled up with
             samples that are thrown away: kernels take other paths, with other rounding, for odd batch sizes.
         first: Index of the first sample.
+        condition: What the samples are conditioned on, one row a sample; each batch is given its own rows.
+        start: Means of the prior draws that the samples begin with, (number, *event); ``None`` draws them.
         times: Times of the evaluations, increasing from 0, as :func:`proxflow.optimise_times` finds them; ``None`` takes the
             sampler's own.
         watch: Called at each evaluation of each batch.
@@ -80,60 +92,64 @@ def sample(
             less time than it takes to launch them one by one. It pays for many batches, and takes the memory of one more.
 
     Returns:
-        The samples (number, *event) on the model's device.
+        The samples (number, *event) on the predictor's device.
 
     Raises:
-        ArgumentError: An unknown sampler, a number out of range, or times that do not increase from 0; a graph without a
-            CUDA device, with ``watch``, or of work that waits for the device.
+        ArgumentError: An unknown sampler, a number out of range, times that do not increase from 0, or a condition or start
+            without a row for each sample; a graph without a CUDA device, with ``watch``, or of work that waits for the
+            device.
     """
-    sampler = default_sampler(model) if sampler is None else sampler
+    sampler = default_sampler(predictor, flow) if sampler is None else sampler
     if isinstance(sampler, str):
         if sampler not in SAMPLERS:
             raise ArgumentError(f"unknown sampler {sampler!r}; known are {', '.join(SAMPLERS)}")
         sampler = SAMPLERS[sampler]
     if not shape or min(shape) < 1 or batch_size < 1:
         raise ArgumentError(f"shape and batch size must be at least 1, got {tuple(shape)} and {batch_size}")
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    parameter = next((p for p in predictor.parameters() if p.is_floating_point()), torch.zeros(()))
     dtype = parameter.dtype if parameter.dtype == torch.float64 else torch.float32
-    number, event = shape[0], tuple(shape[1:])
-    if graph and (parameter.device.type != "cuda" or watch is not None):
+    device, number, event = parameter.device, shape[0], tuple(shape[1:])
+    check_rows(condition, number, "condition")
+    check_rows(start, number, "start")
+    if graph and (device.type != "cuda" or watch is not None):
         raise ArgumentError(
-            f"graph records a batch's work on a CUDA device, where no watch can look in: the model is on {parameter.device}"
+            f"graph records a batch's work on a CUDA device, where no watch can look in: the predictor is on {device}"
             + (", and watch is given" if watch is not None else "")
         )
-
-    def whole(size: int) -> int:
-        return -(-size // 16) * 16
+    condition, start = moved(condition, device), moved(start, device)
+    whole = -(-batch_size // 16) * 16
 
     def drawn(indices: Tensor) -> Tensor:
         streams, size = SampleStreams(seed, indices, expected=nfe), len(indices)
+        own = (indices - first).clamp_(max=number - 1)  # what fills up the last batch is given the last row
         return sampler(
-            model,
-            flow,
+            given(predictor, rows(condition, own)),
+            flow.rows(own),
             (size, *event),
             nfe,
             streams,
             dtype=dtype,
-            device=parameter.device,
+            device=device,
             times=times,
+            start=rows(start, own),
             watch=watch,
         ).events
 
-    was_training = model.training
-    model.eval()
+    was_training = predictor.training
+    predictor.eval()
     finished = []
     try:
-        replayed = Replayed(drawn, whole(batch_size), parameter.device) if graph and number >= batch_size else None
-        for start in range(0, number, whole(batch_size)):
-            wanted = min(whole(batch_size), number - start)
-            size = whole(wanted)
-            indices = torch.arange(first + start, first + start + size, device=parameter.device)
-            draw = replayed if replayed is not None and size == whole(batch_size) else drawn
+        replayed = Replayed(drawn, whole, device) if graph and number >= batch_size else None
+        for begin in range(0, number, whole):
+            wanted = min(whole, number - begin)
+            size = -(-wanted // 16) * 16
+            indices = torch.arange(first + begin, first + begin + size, device=device)
+            draw = replayed if replayed is not None and size == whole else drawn
             finished.append(draw(indices)[:wanted])
             if progress is not None:
-                progress(start + wanted)
+                progress(begin + wanted)
     finally:
-        model.train(was_training)
+        predictor.train(was_training)
     return torch.cat(finished)
 
 

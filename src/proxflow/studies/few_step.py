@@ -22,7 +22,7 @@ from proxflow.runtime.files import read_json, write_json
 from proxflow.studies import mnist
 from proxflow.studies.mnist import Cell, Contender
 from proxflow.studies.presets import FEW_STEP_METHODS, FewStepPreset
-from proxflow.training.objectives import LongStep, Reflow
+from proxflow.training.objectives import LongStep
 from proxflow.training.recipes import Lesson, lesson
 from proxflow.training.reflow import make_pairs
 
@@ -156,7 +156,7 @@ def _reflow(folder: Path, model: Model, teacher: Model, budget: float, seed: int
         teacher.predictor, teacher.flow, pairs, model.shape, folder, nfe=PAIR_STEPS, seed=10**9 + seed, batch_size=256
     )
     model.predictor.load_state_dict(teacher.predictor.state_dict())
-    return Lesson(Reflow(model.flow), model.predictor, lambda module: module, data)
+    return Lesson(model.flow, model.predictor, lambda module: module, data)
 
 
 def _distilled(model: Model, teacher: Model) -> Lesson:

@@ -83,7 +83,7 @@ class Tabulated(ByTime):
     true steps.
     """
 
-    def belief(self, x: Tensor, t: Tensor, generator: Generator) -> DiagonalGaussian:
+    def belief(self, x: Tensor, t: Tensor, generator: Generator, **_: Any) -> DiagonalGaussian:
         start = self.prior(x.shape, generator, x.dtype, x.device).mean
         way = x - start
         table, far = _table(self).to(x), way.abs().flatten(1)

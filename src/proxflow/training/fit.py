@@ -22,7 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from proxflow.config import TrainingConfig, to_dict
+from proxflow.data.images import to_range
 from proxflow.errors import ArgumentError, CheckpointError, DivergedError, MemoryLimitError
+from proxflow.examples import Examples, moved, rows
 from proxflow.flows import draw_times
 from proxflow.random import BatchRows
 from proxflow.runtime.checkpoints import Checkpoints, finite
@@ -30,6 +32,9 @@ from proxflow.runtime.processes import Processes, alike, distribute, local, plai
 from proxflow.runtime.progress import bar
 from proxflow.runtime.tracking import Log
 from proxflow.training.objectives import Objective
+
+Encode = Callable[[Tensor], Tensor]
+"""From a batch of stored data to what the flow's beliefs are about."""
 
 STRETCH = 50
 """Steps between looks at the loss; between them nothing waits for an accelerator."""
@@ -64,13 +69,14 @@ class Result:
 def fit(
     predictor: nn.Module,
     flow: Objective,
-    data: Tensor,
+    data: Tensor | Examples,
     config: TrainingConfig,
     *,
     folder: Path | None = None,
     device: torch.device | str = "cpu",
     label: str = "train",
-    held_out: Tensor | None = None,
+    held_out: Tensor | Examples | None = None,
+    encode: Encode | None = None,
     on_checkpoint: Callable[[nn.Module, int], None] | None = None,
     track: Callable[[dict[str, float]], None] | None = None,
 ) -> Result:
@@ -83,7 +89,8 @@ def fit(
         predictor: Trained in place; an averaged copy is returned. If it has a method ``parameter_groups``, this gives
             AdamW's groups, with ``factor`` for that of the learning rate; the gradient of each group is clipped by itself.
         flow: Makes the training beliefs and the loss; or another objective, see :mod:`proxflow.training.objectives`.
-        data: (number, *event): uint8 images, which are scaled to [-1, 1]; real numbers; or int64 class indices.
+        data: What is learnt, (number, *event), alone or as :class:`proxflow.Examples` with conditions and given prior draws,
+            which the flow's loss is told: uint8 images, real numbers or int64 class indices.
         config: How to train.
         folder: Where checkpoints are kept, see :mod:`proxflow.runtime.checkpoints`. If it holds some of the same
             configuration, training goes on from the newest. ``None`` keeps nothing on disk.
@@ -91,6 +98,8 @@ def fit(
         label: Name shown beside the progress bar.
         held_out: Examples that are not trained on, of the form of ``data``. The averaged predictor's loss on them is
             measured at each checkpoint, and decides which checkpoint is the best; without them the training loss does.
+        encode: From a batch of ``data`` to what the flow's beliefs are about, as a kind of data has it; ``None`` scales
+            uint8 to [-1, 1] and leaves the rest as it is.
         on_checkpoint: Called with the averaged predictor and the number of steps done, after each checkpoint.
         track: Called with numbers by name, ``step`` among them, each 50 steps and at each checkpoint.
 
@@ -108,9 +117,10 @@ def fit(
         KeyboardInterrupt: On SIGINT, after a checkpoint was written.
         SystemExit: On SIGTERM, likewise, with status 143.
     """
-    _check(data, "training")
+    data = _checked(data, "training")
     if held_out is not None:
-        _check(held_out, "held-out")
+        held_out = _checked(held_out, "held-out")
+    encode = _scaled if encode is None else encode
     processes, device = Processes.current(), torch.device(device)
     parts = _parts(config, processes)
     if held_out is not None and len(held_out) < processes.size:
@@ -138,11 +148,13 @@ def fit(
     generator, source, size = torch.Generator(device), torch.Generator(device), config.batch_size
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
 
-    def total_loss(network: nn.Module, examples: Tensor, t: Tensor, key: int, part: range) -> Tensor:
+    def total_loss(network: nn.Module, source_of: Examples, at: Any, t: Tensor, key: int, part: range) -> Tensor:
         source.manual_seed(_mix(key, _NOISE_KEY))
         noise = source if len(part) == len(t) else BatchRows(source, len(t), part)
+        x = encode(source_of.x[at].to(device))
+        told: dict[str, Any] = {name: moved(rows(value, at), device) for name, value in source_of.told()}
         with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
-            total = flow.loss(network, _scaled(examples), noise, t[part.start : part.stop]).float().sum()
+            total = flow.loss(network, x, noise, t[part.start : part.stop], **told).float().sum()
         if bf16:
             torch.clear_autocast_cache()  # weights cast here, of this step alone
         return total
@@ -155,7 +167,7 @@ def fit(
         key = _mix(config.seed, _HELD_OUT_KEY)
         t, total = draw_times(number, generator.manual_seed(key), device), torch.zeros((), device=device)
         for part in _split(processes.part(number), -(-number // processes.size // len(parts[0]))):
-            total += total_loss(averaged, held_out[part.start : part.stop].to(device), t, key, part)
+            total += total_loss(averaged, held_out, slice(part.start, part.stop), t, key, part)
         return float(processes.add_up(total)) / number
 
     with (
@@ -179,7 +191,7 @@ def fit(
                     torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
                 _seed_dropout(_mix(key, processes.rank * len(parts) + number), device)
                 with postponed(model, last=number == len(parts) - 1):
-                    total = total_loss(model, data[indices[part.start : part.stop]], t, key, part)
+                    total = total_loss(model, data, indices[part.start : part.stop], t, key, part)
                     # Gradients are averaged over the processes, and shall be those of the mean over the whole batch.
                     share = total / (size / processes.size)
                     share.backward()  # type: ignore[no-untyped-call]
@@ -253,7 +265,10 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def _check(data: Tensor, which: str) -> None:
+def _checked(given: Tensor | Examples, which: str) -> Examples:
+    """Refuse data that cannot be trained on."""
+    examples = given if isinstance(given, Examples) else None
+    data = given if isinstance(given, Tensor) else given.x
     if data.ndim < 2 or len(data) == 0 or not (data.is_floating_point() or data.dtype in (torch.uint8, torch.int64)):
         raise ArgumentError(
             f"{which} data must be a non-empty tensor (number, *event) of uint8 images, real numbers or int64 classes, "
@@ -262,6 +277,7 @@ def _check(data: Tensor, which: str) -> None:
     if data.is_floating_point() and not data.isfinite().all():
         bad = int((~data.isfinite()).flatten(1).any(1).sum())
         raise ArgumentError(f"{bad} of {len(data)} {which} examples hold NaN or infinite values: remove or mend them")
+    return Examples(data) if examples is None else examples
 
 
 def _parts(config: TrainingConfig, processes: Processes) -> list[range]:
@@ -279,7 +295,7 @@ def _split(indices: range, number: int) -> list[range]:
 
 
 def _scaled(batch: Tensor) -> Tensor:
-    return batch.float() / 127.5 - 1 if batch.dtype == torch.uint8 else batch
+    return to_range(batch) if batch.dtype == torch.uint8 else batch
 
 
 @dataclass

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from proxflow.config import MethodName
 from proxflow.errors import ArgumentError
+from proxflow.examples import Examples
 from proxflow.models import Model
 from proxflow.predictors import DrawPredictor, LongStepPredictor
 from proxflow.training.objectives import (
@@ -36,7 +37,7 @@ class Lesson:
     objective: Objective
     module: nn.Module
     kept: Callable[[nn.Module], nn.Module]
-    data: Tensor | None = None
+    data: Examples | None = None
 
 
 def lesson(

@@ -1,4 +1,9 @@
-"""Reflow (2209.03003): rounds of pairs and of training that straighten a model, and lose nothing when stopped."""
+"""Reflow: rounds of pairs and of training that straighten a model's paths, and lose nothing when stopped.
+
+A model's own pairs of prior draw and sample keep both laws. On straight lines between them paths that crossed no longer do,
+so the flow that is learned costs no more transport for any convex cost, and bends less and less with more rounds (Flow
+Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow (Liu et al., 2022), arXiv 2209.03003).
+"""
 
 from __future__ import annotations
 
@@ -16,8 +21,10 @@ from torch import Tensor, nn
 from proxflow import models
 from proxflow.config import ModelConfig, PairSamplerName, TrainingConfig, to_dict
 from proxflow.errors import ArgumentError, CheckpointError
-from proxflow.flows import Flow
+from proxflow.examples import Condition, Examples, check_rows, rows
+from proxflow.flows import GPFN, Flow
 from proxflow.models import Model
+from proxflow.paths import GaussianPath
 from proxflow.predictors import PointPredictor, Predictor
 from proxflow.random import SampleStreams
 from proxflow.runtime.checkpoints import claim_folder, digest, read_tensors, remove_all, write_tensors
@@ -26,7 +33,6 @@ from proxflow.runtime.processes import Processes
 from proxflow.runtime.progress import bar
 from proxflow.samplers import sample
 from proxflow.training.fit import fit
-from proxflow.training.objectives import Reflow
 
 SHARD = 1024
 """Samples in a file of pairs; what is lost at most when their making is stopped."""
@@ -51,7 +57,7 @@ def reflow(
     Stopped at any moment, the same call goes on where it was, to the same weights. With more rounds it adds them.
 
     Args:
-        model: What to begin with; its flow as :class:`proxflow.Reflow` takes it.
+        model: What to begin with; its flow a GPFN on a Gaussian path.
         training: How to train in each round, from the weights before it.
         out: Folder for the model after the last round, which loads like any other, and for each round's, ``round-1`` and so
             on.
@@ -76,7 +82,7 @@ def reflow(
     """
     _check(pairs=pairs, pair_nfe=pair_nfe, rounds=rounds)
     _check_sampler(sampler)
-    Reflow(model.flow)  # refuses another flow before work is done
+    check_flow(model.flow)
     if not isinstance(model.predictor, PointPredictor):
         raise ArgumentError(f"reflow trains predictors of points, not {type(model.predictor).__name__}")
     processes, device = Processes.current(), torch.device(device)
@@ -108,7 +114,7 @@ def reflow(
             )  # fmt: skip
             predictor = copy.deepcopy(current.predictor).requires_grad_(True)
             label = f"reflow {number}/{rounds}"
-            result = fit(predictor, Reflow(current.flow), data, training, folder=folder, device=device, label=label)
+            result = fit(predictor, current.flow, data, training, folder=folder, device=device, label=label)
             current = replace(current, predictor=cast(Predictor, result.predictor))
             bends = [*bends, _straightness(current)]
             record = {
@@ -124,7 +130,7 @@ def reflow(
                     "rounds": number,
                     "network_passes": {
                         "pairs": number * pairs * pair_nfe,
-                        "training": round(number * training.steps * training.batch_size * Reflow.passes),
+                        "training": round(number * training.steps * training.batch_size * current.flow.passes),
                     },
                     "straightness": bends,
                 },
@@ -145,6 +151,19 @@ def reflow(
     return current
 
 
+def check_flow(flow: Flow[Any]) -> GaussianPath:
+    """Refuse a flow that cannot be straightened; give the Gaussian path of one that can.
+
+    Raises:
+        ArgumentError: It is no GPFN whose training beliefs are on a Gaussian path.
+    """
+    if not isinstance(flow, GPFN) or flow.path is None:
+        raise ArgumentError(
+            f"reflow needs a GPFN with a Gaussian path, that of Wasserstein-2 or KL to real data, got {flow}"
+        )
+    return flow.path
+
+
 def make_pairs(
     predictor: nn.Module,
     flow: Flow[Any],
@@ -156,8 +175,9 @@ def make_pairs(
     sampler: PairSamplerName = "multistep2",
     seed: int = 0,
     batch_size: int = 128,
-) -> Tensor:
-    """Pairs of prior draws and the samples that a model's deterministic flow makes of them.
+    condition: Condition | None = None,
+) -> Examples:
+    """Draw pairs of prior draws and the samples that a model's deterministic flow makes of them.
 
     Samples are written as they are made, in files of 1024 with a tensor ``samples``; those that the folder holds are not
     made again. Prior draws are not written: draw i is a function of seed and i. Several processes share work and folder.
@@ -172,9 +192,10 @@ def make_pairs(
         sampler: A sampler without noise.
         seed: Seed of the prior draws. Models are not to be judged on draws that they were trained on: take another seed.
         batch_size: Samples drawn at a time. On a CPU it changes no bit of them.
+        condition: What the samples are conditioned on, one row a pair.
 
     Returns:
-        Pairs (number, 2, *event) on the host: means of prior draws, and samples.
+        The samples, (number, *event) on the host, each with the prior draw that it starts from.
 
     Raises:
         ArgumentError: A number out of range, a sampler that adds noise, or a flow that reflow cannot train.
@@ -183,7 +204,8 @@ def make_pairs(
     """
     _check(pairs=number, pair_nfe=nfe)
     _check_sampler(sampler)
-    Reflow(flow)
+    check_flow(flow)
+    check_rows(condition, number, "condition")
     processes = Processes.current()
     with processes.together():
         if processes.first:
@@ -207,22 +229,23 @@ def make_pairs(
                     seed=seed,
                     batch_size=batch_size,
                     first=starts[k],
+                    condition=rows(condition, slice(starts[k], starts[k] + sizes[k])),
                 )
                 write_tensors(paths[k], {"samples": drawn})
             done += sizes[k]
             show(done)
     parameter = next(predictor.parameters())
     dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32  # as in sample
-    found = torch.empty(number, 2, *event, dtype=dtype)
+    noise, ends = (torch.empty(number, *event, dtype=dtype) for _ in range(2))
     for path, start, size in zip(paths, starts, sizes, strict=True):
         samples = read_tensors(path).get("samples")
         if samples is None or samples.shape != (size, *event) or samples.dtype != dtype:
             raise CheckpointError(f"{path} does not hold {size} samples of {tuple(event)}: remove it to make them anew")
         indices = torch.arange(start, start + size, device=parameter.device)
         prior = flow.prior((size, *event), SampleStreams(seed, indices), dtype, parameter.device)
-        found[start : start + size, 0] = prior.mean
-        found[start : start + size, 1] = samples
-    return found
+        noise[start : start + size] = prior.mean
+        ends[start : start + size] = samples
+    return Examples(ends, condition, noise)
 
 
 def straightness(
@@ -235,7 +258,7 @@ def straightness(
 
     Args:
         predictor: The trained predictor.
-        flow: Its flow, as :class:`proxflow.Reflow` takes it.
+        flow: Its flow, a GPFN on a Gaussian path.
         shape: (number of samples, *event); the number is rounded up to a multiple of 16.
         nfe: Network evaluations a sample, ≥ 2.
         seed: Seed of the prior draws.
@@ -243,11 +266,10 @@ def straightness(
     Raises:
         ArgumentError: A number out of range, or another flow.
     """
-    path = Reflow(flow).flow.path
+    path = check_flow(flow)
     if nfe < 2:
         raise ArgumentError(f"a path of fewer than 2 steps cannot bend, got {nfe}")
-    a, b = path.coefficients(torch.tensor(flow.times(nfe), dtype=torch.float64))  # type: ignore[union-attr]
-    left = [*b.div(a + b).tolist(), 0.0]
+    left = [*path.straight(torch.tensor(flow.times(nfe), dtype=torch.float64))[1].tolist(), 0.0]
     way: list[tuple[Tensor, Tensor]] = []
     total, seen = 0.0, 0
 

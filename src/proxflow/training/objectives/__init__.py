@@ -9,7 +9,6 @@ from proxflow.training.objectives.base import Objective
 from proxflow.training.objectives.distribution_matching import DistributionMatching, StudentAndCritic
 from proxflow.training.objectives.energy_score import EnergyScore
 from proxflow.training.objectives.long_step import LongStep
-from proxflow.training.objectives.reflow import Reflow
 
 __all__ = [
     "Autoguidance",
@@ -17,6 +16,5 @@ __all__ = [
     "EnergyScore",
     "LongStep",
     "Objective",
-    "Reflow",
     "StudentAndCritic",
 ]

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from proxflow._math import mean_events
-from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
-from proxflow.flows import Flow, Predict, draw_times
+from proxflow.examples import Condition, Predict, given
+from proxflow.flows import Flow, draw_times
 from proxflow.random import Generator
+from proxflow.training.objectives.base import gaussian_belief
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,16 @@ class Autoguidance:
         if not 1 <= self.weight < math.inf:
             raise ArgumentError(f"the weight of guidance must be at least 1 and finite, got {self.weight}")
 
-    def loss(self, predict: Predict, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        predict: Predict,
+        x: Tensor,
+        generator: Generator,
+        t: Tensor | None = None,
+        *,
+        condition: Condition | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
         """Weighted squared distance to the guided target for each example, (batch,), a mean over coordinates.
 
         Args:
@@ -59,14 +69,15 @@ class Autoguidance:
             x: Real data (batch, *event), which the beliefs are about.
             generator: Source of times and noise.
             t: Times (batch,) in [0, 1]; ``None`` draws them.
+            condition: What the predictions are conditioned on, one row an example.
+            start: Means of given prior draws, (batch, *event); ``None`` draws them.
 
         Raises:
             ArgumentError: The flow's beliefs are not Gaussian, or ``x`` is not floating point.
         """
         t = draw_times(len(x), generator, x.device) if t is None else t
-        belief = self.flow.belief(x, t, generator)
-        if not isinstance(belief, DiagonalGaussian):
-            raise ArgumentError(f"autoguidance needs Gaussian beliefs, {self.flow} has {type(belief).__name__}")
+        belief = gaussian_belief(self.flow, x, t, generator, "autoguidance", condition, start)
+        student, teacher, worse = (given(p, condition) for p in (predict, self.teacher, self.worse))
         with torch.no_grad():
-            target = torch.lerp(self.worse(belief, t).mean, self.teacher(belief, t).mean, self.weight)
-        return self.flow.weight(t) * mean_events((predict(belief, t).mean - target).square())
+            target = torch.lerp(worse(belief, t).mean, teacher(belief, t).mean, self.weight)
+        return self.flow.weight(t) * mean_events((student(belief, t).mean - target).square())

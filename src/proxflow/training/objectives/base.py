@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from proxflow.flows import Predict
+from proxflow.beliefs import DiagonalGaussian
+from proxflow.errors import ArgumentError
+from proxflow.examples import Condition, Predict
+from proxflow.flows import Flow
 from proxflow.random import Generator
 
 
@@ -17,5 +20,35 @@ class Objective(Protocol):
     def passes(self) -> float:
         """Network passes an example in a training step, a backward pass counted as two; 3 for a flow's own loss."""
 
-    def loss(self, predict: Predict, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
-        """Loss of each example, (batch,); see :meth:`proxflow.Flow.loss`."""
+    def loss(
+        self,
+        predict: Predict,
+        x: Tensor,
+        generator: Generator,
+        t: Tensor | None = None,
+        *,
+        condition: Condition | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of each example, (batch,); see :meth:`proxflow.Flow.loss`."""
+
+
+def gaussian_belief(
+    flow: Flow[Any],
+    x: Tensor,
+    t: Tensor,
+    generator: Generator,
+    what: str,
+    condition: Condition | None,
+    start: Tensor | None,
+) -> DiagonalGaussian:
+    """Draw a training belief.
+
+    Raises:
+        ArgumentError: It is not Gaussian, or ``x`` is not data of the flow; ``what`` names who needs it.
+    """
+    flow.check(x)
+    belief = flow.belief(x, t, generator, condition=condition, start=start)
+    if not isinstance(belief, DiagonalGaussian):
+        raise ArgumentError(f"{what} needs Gaussian beliefs, {flow} has {type(belief).__name__}")
+    return belief

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from proxflow._math import mean_events, over_events
-from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
-from proxflow.flows import Flow, Predict, draw_times
+from proxflow.examples import Condition, Predict, given, reads
+from proxflow.flows import Flow, draw_times
 from proxflow.random import Generator, rand
+from proxflow.training.objectives.base import gaussian_belief
 
 Part = Literal["student", "critic", "discriminator"]
 
@@ -48,11 +49,13 @@ class StudentAndCritic(nn.Module):
         self.discriminator = copy.deepcopy(teacher).requires_grad_(True) if discriminator else None
         self.student_rate = student_rate
 
-    def forward(self, belief: Any, t: Tensor, *, part: Part = "student") -> Any:
+        self.reads = reads(teacher)
+
+    def forward(self, belief: Any, t: Tensor, *, part: Part = "student", condition: Condition | None = None) -> Any:
         chosen = getattr(self, part)
         if chosen is None:
             raise ArgumentError(f"there is no {part}: make StudentAndCritic with it, or take adversarial=0")
-        return chosen(belief, t)
+        return given(chosen, condition)(belief, t)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for :func:`proxflow.fit`: little momentum, as the parts follow each other."""
@@ -110,8 +113,7 @@ class DistributionMatching:
             raise ArgumentError(f"first_share and latest must lie in [0, 1], got {self.first_share} and {self.latest}")
         if self.flow.coupling is not None:  # only of independent noise do predictions give the scores of the laws
             raise ArgumentError(f"distribution matching needs a flow without a coupling, got {self.flow.coupling}")
-        path = self.flow.path
-        if path is not None and not any(float(c) for c in path.coefficients(torch.zeros((), dtype=torch.float64))):
+        if self.flow.begins_fixed:
             raise ArgumentError(
                 f"{self.flow} begins with a fixed belief, which holds nothing to draw from: take a GPFN"
             )
@@ -122,7 +124,16 @@ class DistributionMatching:
         matching = 7.0  # student 1 + 2, critic 1 + 2, teacher 1
         return matching + 6.0 if self.adversarial else matching  # the discriminator reads two
 
-    def loss(self, predict: Predict, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        predict: Predict,
+        x: Tensor,
+        generator: Generator,
+        t: Tensor | None = None,
+        *,
+        condition: Condition | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
         """Loss of each example, (batch,): critic's, discriminator's, and half the squared difference of teacher and critic.
 
         The student's adversarial loss is in the gradient alone: on its way to the student the gradient of the
@@ -133,6 +144,8 @@ class DistributionMatching:
             x: Real data (batch, *event).
             generator: Source of times and noise.
             t: Times (batch,) at which teacher and critic are compared, and data and draws told apart; ``None`` draws them.
+            condition: What the predictions are conditioned on, one row an example.
+            start: Means of given prior draws that the student draws from, (batch, *event); ``None`` draws them.
 
         Raises:
             ArgumentError: The flow's beliefs are not Gaussian, ``x`` is not floating point, or a discriminator is wanted
@@ -141,22 +154,21 @@ class DistributionMatching:
         t = draw_times(len(x), generator, x.device) if t is None else t
         chance = rand(t.shape, generator, t.dtype, t.device)
         asked = self.latest * (chance - self.first_share).clamp_min(0) / max(1 - self.first_share, 1e-6)
-        first = self.flow.belief(x, asked, generator)
-        if not isinstance(first, DiagonalGaussian):
-            raise ArgumentError(f"distribution matching needs Gaussian beliefs, {self.flow} has {type(first).__name__}")
+        first = gaussian_belief(self.flow, x, asked, generator, "distribution matching", condition, start)
+        predict, teacher = given(predict, condition), given(self.teacher, condition)
         drawn = predict(first, asked).mean
 
         seen: list[tuple[Any, Tensor]] = []
 
         def critic(belief: Any, time: Tensor) -> Any:
-            prediction = predict(belief, time, part="critic")  # type: ignore[call-arg]
+            prediction = predict(belief, time, part="critic")
             seen.append((belief, prediction.mean.detach()))
             return prediction
 
         following = self.flow.loss(critic, drawn.detach(), generator, t)
         belief, own = seen[0]
         with torch.no_grad():
-            wanted = self.teacher(belief, t).mean
+            wanted = teacher(belief, t).mean
             scale = mean_events((drawn - wanted).abs()).clamp_min(1e-3)
             moved = drawn - (own - wanted) / over_events(scale, drawn)
         matching = following + mean_events((drawn - moved).square()) / 2
@@ -167,7 +179,7 @@ class DistributionMatching:
 
         def logit(example: Tensor) -> Tensor:
             belief = self.flow.belief(example, t, generator)
-            return _LOGIT_SCALE * mean_events(predict(belief, t, part="discriminator").mean)  # type: ignore[call-arg]
+            return _LOGIT_SCALE * mean_events(predict(belief, t, part="discriminator").mean)
 
         judged = drawn.view_as(drawn)
         margin = logit(x) - logit(judged)

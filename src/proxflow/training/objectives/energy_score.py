@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -11,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from proxflow._math import mean_events
-from proxflow.beliefs import DiagonalGaussian, GaussianMixture
+from proxflow.beliefs import GaussianMixture
 from proxflow.errors import ArgumentError
+from proxflow.examples import Condition, Predict, given, reads
 from proxflow.flows import Flow, draw_times
 from proxflow.random import Generator, randn
-
-PredictDraws = Callable[..., Any]
-"""A belief, times (batch,) and ``noise=`` (batch, m, *event) → a mixture of which the means are the draws."""
+from proxflow.training.objectives.base import gaussian_belief
 
 
 def energy_score(draws: Tensor, x: Tensor, beta: float = 1.0, repulsion: float = 1.0) -> Tensor:
@@ -101,7 +99,16 @@ class EnergyScore:
         """Network passes an example in a training step; see :class:`proxflow.Objective`."""
         return 3.0 * self.draws
 
-    def loss(self, predict: PredictDraws, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        predict: Predict,
+        x: Tensor,
+        generator: Generator,
+        t: Tensor | None = None,
+        *,
+        condition: Condition | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
         """Loss of each example, (batch,).
 
         Args:
@@ -110,23 +117,23 @@ class EnergyScore:
             x: Real data (batch, *event).
             generator: Source of times, noise and draws.
             t: Times (batch,) in [0, 1]; ``None`` draws them.
+            condition: What the predictions are conditioned on, one row an example.
+            start: Means of given prior draws, (batch, *event); ``None`` draws them.
 
         Raises:
             ArgumentError: The flow's beliefs are not Gaussian, ``x`` is not floating point, or ``predict`` does not draw.
         """
         owner = getattr(predict, "module", predict)  # that of processes which share a batch wraps the predictor
-        if isinstance(owner, nn.Module) and not getattr(owner, "reads_noise", False):
+        if isinstance(owner, nn.Module) and "noise" not in reads(owner):
             raise ArgumentError(
                 f"the energy score trains predictors that draw, DrawPredictor, not {type(owner).__name__}"
             )
         if not x.is_floating_point():
             raise ArgumentError(f"the energy score is of real data (batch, *event), got {x.dtype} {tuple(x.shape)}")
         t = draw_times(len(x), generator, x.device) if t is None else t
-        belief = self.flow.belief(x, t, generator)
-        if not isinstance(belief, DiagonalGaussian):
-            raise ArgumentError(f"the energy score needs Gaussian beliefs, {self.flow} has {type(belief).__name__}")
+        belief = gaussian_belief(self.flow, x, t, generator, "the energy score", condition, start)
         shape = torch.Size([len(x), self.draws, *belief.mean.shape[1:]])
         noise = randn(shape, generator, belief.mean.dtype, belief.mean.device)
-        predicted: GaussianMixture = predict(belief, t, noise=noise)
+        predicted: GaussianMixture = given(predict, condition)(belief, t, noise=noise)
         score = energy_score(predicted.means, x, self.beta, self.repulsion)
         return self.flow.weight(t).pow(self.beta / 2) * score

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -13,13 +12,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from proxflow._math import mean_events, over_events
 from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
-from proxflow.flows import GPFN, Predict, draw_times
+from proxflow.examples import Condition, Predict, given, rows
+from proxflow.flows import GPFN, draw_times
 from proxflow.paths import Schedule
 from proxflow.random import Generator, rand
+from proxflow.training.objectives.base import gaussian_belief
 
 Kind = Literal["shortcut", "meanflow", "consistency"]
-PredictEnds = Callable[..., Any]
-"""A belief, times (batch,) and ``end=`` (batch,) → the effective target."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,16 @@ class LongStep:
         taught = 0.0 if self.teacher is None else self.plain_share if self.kind == "shortcut" else 1.0
         return 3 + far * (2 if self.kind == "shortcut" else 1) + taught
 
-    def loss(self, predict: PredictEnds, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        predict: Predict,
+        x: Tensor,
+        generator: Generator,
+        t: Tensor | None = None,
+        *,
+        condition: Condition | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
         """Loss of each example, (batch,).
 
         Args:
@@ -111,30 +119,33 @@ class LongStep:
             x: Data (batch, *event).
             generator: Source of times, noise and ends.
             t: Times (batch,) in [0, 1) at which steps begin; ``None`` draws them.
+            condition: What the predictions are conditioned on, one row an example.
+            start: Means of given prior draws, (batch, *event); ``None`` draws them.
 
         Raises:
             ArgumentError: ``x`` is not floating point.
         """
-        self.flow.endpoints.check(x)
         t = draw_times(len(x), generator, x.device) if t is None else t
-        belief = self.flow.belief(x, t, generator)
+        belief = gaussian_belief(self.flow, x, t, generator, "long steps", condition, start)
         chance, share = rand(torch.Size([len(t), 2]), generator, t.dtype, t.device).unbind(1)
         end = torch.where(chance < self.whole_share, torch.ones_like(t), torch.lerp(t, torch.ones_like(t), share))
 
         plain, far = self._rows(len(x), x.device)
         errors = []
         if len(plain):
-            z, start, data = _take(belief, plain), t[plain], x[plain]
-            errors.append(mean_events((predict(z, start, end=start).mean - self._pull(z, start, data)).square()))
+            z, at, data, own = _take(belief, plain), t[plain], x[plain], rows(condition, plain)
+            found = given(predict, own)(z, at, end=at).mean
+            errors.append(mean_events((found - self._pull(z, at, data, own)).square()))
         if len(far):
-            z, start, to, data = _take(belief, far), t[far], end[far], x[far]
+            z, at, to, data, own = _take(belief, far), t[far], end[far], x[far], rows(condition, far)
+            asked = given(predict, own)
             if self.kind == "meanflow":
-                found, wanted = self._differential(predict, z, start, to, self._pull(z, start, data))
+                found, wanted = self._differential(asked, z, at, to, self._pull(z, at, data, own))
             elif self.kind == "shortcut":
-                found, wanted = predict(z, start, end=to).mean, self._halves(predict, z, start, to)
+                found, wanted = asked(z, at, end=to).mean, self._halves(asked, z, at, to)
             else:
-                pull = DiagonalGaussian(self._pull(z, start, data), z.std)
-                found, wanted = predict(z, start, end=to).mean, self._composed(predict, z, pull, start, to, self.gap)
+                pull = DiagonalGaussian(self._pull(z, at, data, own), z.std)
+                found, wanted = asked(z, at, end=to).mean, self._composed(asked, z, pull, at, to, self.gap)
             error = mean_events((found - wanted).square())
             errors.append(error if self.knee is None else self.knee * (error / self.knee).log1p())
         order = torch.cat([plain, far])
@@ -151,19 +162,19 @@ class LongStep:
         )
 
     @torch.no_grad()
-    def _pull(self, belief: DiagonalGaussian, t: Tensor, x: Tensor) -> Tensor:
-        """What a belief moves toward: the data point, or the teacher's prediction."""
-        pull: Tensor = x if self.teacher is None else self.teacher(belief, t).mean
+    def _pull(self, belief: DiagonalGaussian, t: Tensor, x: Tensor, condition: Condition | None) -> Tensor:
+        """Return what a belief moves toward: the data point, or the teacher's prediction."""
+        pull: Tensor = x if self.teacher is None else given(self.teacher, condition)(belief, t).mean
         return pull
 
     @torch.no_grad()
-    def _halves(self, predict: PredictEnds, belief: DiagonalGaussian, t: Tensor, end: Tensor) -> Tensor:
+    def _halves(self, predict: Predict, belief: DiagonalGaussian, t: Tensor, end: Tensor) -> Tensor:
         """The effective target of a step as its two halves have it."""
         return self._composed(predict, belief, predict(belief, t, end=(t + end) / 2), t, end, 0.5)
 
     @torch.no_grad()
     def _composed(
-        self, predict: PredictEnds, belief: DiagonalGaussian, first: Any, t: Tensor, end: Tensor, gap: float
+        self, predict: Predict, belief: DiagonalGaussian, first: Any, t: Tensor, end: Tensor, gap: float
     ) -> Tensor:
         """The effective target of a step that is a step toward ``first``, over a share ``gap`` of it, and the rest."""
         schedule, middle = self.flow.schedule, torch.lerp(t, end, gap)
@@ -175,7 +186,7 @@ class LongStep:
         return torch.lerp(first.mean, second, over_events(share, second))
 
     def _differential(
-        self, predict: PredictEnds, belief: DiagonalGaussian, t: Tensor, end: Tensor, pull: Tensor
+        self, predict: Predict, belief: DiagonalGaussian, t: Tensor, end: Tensor, pull: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The predicted effective target, and what it is to be by its derivative along the trajectory."""
         schedule = self.flow.schedule

@@ -1,0 +1,145 @@
+"""Examples: data with what they are conditioned on, and predictors with their condition filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, Union
+
+import torch
+from torch import Tensor
+
+from proxflow.errors import ArgumentError
+
+Condition = Union[Tensor, Mapping[str, Tensor]]  # noqa: UP007 - read by typing.get_type_hints
+"""What a prediction is conditioned on, one row an example: labels, vectors, images, or a dictionary of them."""
+
+Predict = Callable[..., Any]
+"""A belief of a flow's family and times (batch,) → the predicted target, a belief of the same family."""
+
+C = TypeVar("C", bound=Union[Condition, None])  # noqa: UP007
+
+
+def _each(value: C, change: Callable[[Tensor], Tensor]) -> C:
+    """Change every tensor of a condition."""
+    if value is None:
+        return value
+    if isinstance(value, Tensor):
+        return change(value)  # type: ignore[return-value]
+    return {name: change(tensor) for name, tensor in value.items()}  # type: ignore[return-value]
+
+
+def rows(value: C, index: Any) -> C:
+    """Take rows of a condition, as of a tensor: a slice, or indices (number,)."""
+    return _each(value, lambda tensor: tensor[index])
+
+
+def moved(value: C, device: torch.device | str) -> C:
+    """Bring a condition to a device."""
+    return _each(value, lambda tensor: tensor.to(device))
+
+
+def check_rows(value: Condition | None, number: int, name: str) -> None:
+    """Refuse what has not one row an example.
+
+    Raises:
+        ArgumentError: It is no tensor or dictionary of tensors, or has another number of rows.
+    """
+    if value is None:
+        return
+    parts = value if isinstance(value, Mapping) else {"": value}
+    for key, tensor in parts.items():
+        called = f"{name}[{key!r}]" if key else name
+        if not isinstance(tensor, Tensor) or tensor.ndim < 1:
+            raise ArgumentError(f"{called} is a tensor with one row an example, got {type(tensor).__name__}")
+        if len(tensor) != number:
+            raise ArgumentError(f"{called} has one row an example, {number}; got {len(tensor)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Data, and what each of them comes with.
+
+    Args:
+        x: Data (number, *event).
+        condition: What each is conditioned on, (number, …), or a dictionary of such; ``None`` for nothing.
+        start: The prior draw that each is paired with, (number, *event), as :func:`proxflow.make_pairs` makes them; ``None``
+            draws it anew at every step.
+
+    Raises:
+        ArgumentError: The numbers of rows differ.
+    """
+
+    x: Tensor
+    condition: Condition | None = None
+    start: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_rows(self.x, len(self.x), "x")
+        check_rows(self.condition, len(self.x), "condition")
+        check_rows(self.start, len(self.x), "start")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: Any) -> Examples:
+        """Take some of the examples: a slice, or indices (number,)."""
+        return Examples(self.x[index], rows(self.condition, index), rows(self.start, index))
+
+    def told(self) -> list[tuple[str, Condition | Tensor]]:
+        """List by name what a loss is told beside the data."""
+        parts = (("condition", self.condition), ("start", self.start))
+        return [(name, value) for name, value in parts if value is not None]
+
+    def to(self, device: torch.device | str) -> Examples:
+        """Bring all tensors to a device."""
+        return Examples(self.x.to(device), moved(self.condition, device), moved(self.start, device))
+
+
+def reads(predict: Predict) -> frozenset[str]:
+    """Tell what a predictor is to be called with beside belief and time, of "end", "noise" and "condition"."""
+    # Wrappers such as DistributedDataParallel hold the predictor as ``module``.
+    asks = getattr(predict, "reads", None) or getattr(getattr(predict, "module", None), "reads", None)
+    return frozenset(asks or ())
+
+
+class Given:
+    """A predictor whose condition is filled in.
+
+    Args:
+        predict: The predictor.
+        condition: Its condition, one row an example of the batch that it will be called with.
+    """
+
+    def __init__(self, predict: Predict, condition: Condition) -> None:
+        self.predict, self.condition = predict, condition
+        self.reads = reads(predict) - {"condition"}
+
+    def __call__(self, belief: Any, t: Tensor, **told: Any) -> Any:
+        return self.predict(belief, t, condition=self.condition, **told)
+
+
+def given(predict: Predict, condition: Condition | None) -> Predict:
+    """Fill in a predictor's condition: what comes out is called like a predictor without one.
+
+    Args:
+        predict: Function of a belief and times (batch,) that returns the predicted target.
+        condition: One row an example; ``None`` gives the predictor back.
+
+    Raises:
+        ArgumentError: The predictor reads no condition.
+    """
+    if condition is None:
+        return predict
+    if "condition" not in reads(predict):
+        raise ArgumentError(
+            f"a condition is given, and {_called(predict)} reads none: take a network whose forward has the parameter "
+            "condition, or leave the condition out"
+        )
+    return Given(predict, condition)
+
+
+def _called(predict: Predict) -> str:
+    network = getattr(predict, "network", None)
+    inside = "" if network is None else f" of {type(network).__name__}"
+    return getattr(predict, "__name__", type(predict).__name__) + inside
