@@ -10,6 +10,7 @@ import torch
 from scipy import integrate, stats
 
 from proxflow import data
+from proxflow.beliefs import DiagonalGaussian
 from proxflow.config import ModelConfig, TrainingConfig
 from proxflow.divergences import Wasserstein2
 from proxflow.errors import CheckpointError, OutputError
@@ -115,6 +116,20 @@ def test_tabulated_beliefs_are_those_of_simulated_steps(pixels):
         simulated = GPFN.belief(flow, x, times, torch.Generator().manual_seed(3))
         torch.testing.assert_close(read.mean, simulated.mean, rtol=0, atol=5e-3)
         torch.testing.assert_close(read.std, simulated.std, rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("name", [*GEOMETRIES, "w2", "w2-as-kl", "w2-as-renyi", "fisher-rao-matched"])
+def test_a_flow_and_its_control_weigh_the_same_errors_alike(paths, name):
+    """By the loss itself: with one prediction for every belief it is ∑ (x̂ − x)² / (d max(1 − t, 0.3)²) for all of them."""
+    flow = gaussian_flows({**paths, "renyi": paths["fisher-rao"]})[name]
+    draws = torch.Generator().manual_seed(5)
+    x, predicted = (torch.rand(6, 1, 28, 28, generator=draws, dtype=torch.float64) * 2 - 1 for _ in range(2))
+    t = tensor([0.01, 0.2, 0.5, 0.65, 0.75, 0.99])
+    loss = flow.loss(lambda belief, t: DiagonalGaussian(predicted, 0.02), x, torch.Generator().manual_seed(6), t)
+    expected = [
+        float(((p - y) ** 2).mean()) / max(1 - float(s), 0.3) ** 2 for p, y, s in zip(predicted, x, t, strict=True)
+    ]
+    assert loss.tolist() == pytest.approx(expected, rel=1e-6)
 
 
 # Capacities -----------------------------------------------------------------------------------------------------------

@@ -281,7 +281,7 @@ class GPFN(Flow[Any]):
     def loss(self, predict: Predict, x: Tensor, generator: Generator, t: Tensor | None = None) -> Tensor:
         self.endpoints.check(x)
         t = draw_times(len(x), generator, x.device) if t is None else t
-        weight = self.schedule.velocity_weight(t, self.weight_floor, math.prod(x.shape[1:]))
+        weight = self.weight(t) / math.prod(x.shape[1:])
         return self.endpoints.score(predict(self.belief(x, t, generator), t), x, weight)
 
     def times(self, nfe: int) -> list[float]:
