@@ -1,6 +1,6 @@
 """Rewrites what the documentation takes from elsewhere: the README's results and the table of closed forms.
 
-``python -m proxflow.studies.docs``, in the root of the repository, after a run was put under ``results/`` or a rule was
+``python -m tools.docs``, in the root of the repository, after a run was put under ``results/`` or a rule was
 registered. A test fails while a page is behind.
 """
 
@@ -14,9 +14,10 @@ from proxflow import divergences
 from proxflow.divergences import table_of_closed_forms
 from proxflow.errors import DataError, ProxflowError
 from proxflow.runtime.files import read_json, write_text
-from proxflow.studies import few_step_report, peers, report
+from proxflow.studies import few_step_report, report
 from proxflow.studies.presets import PRESETS
 from proxflow.studies.report import Block, Heading, Paragraph, Scoreboard, Strong, Summary, Table
+from tools import peers
 
 
 def results_of(folder: Path) -> list[dict[str, Any]]:

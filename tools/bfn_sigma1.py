@@ -1,6 +1,6 @@
 """Search for the σ₁ that serves BFN best on MNIST, so that it meets GPFN at its best: ``bfn-tuned``.
 
-    python -m proxflow.studies.bfn_sigma1 --out results/bfn-sigma1
+    python -m tools.bfn_sigma1 --out results/bfn-sigma1
 
 Given again with other values, it adds them to the file.
 """
