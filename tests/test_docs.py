@@ -124,7 +124,7 @@ def test_the_results_name_every_run_with_its_conditions():
     assert "| real images | – | 1.25 | 1.25 |" in standard
     for part in (standard, quick):
         assert re.search(
-            r"over that of gpfn-w2 \(multistep2, the default sampler\), 20 NFE \| 15 \| ≥ [58] \| yes", part
+            r"over that of gpfn-w2 \(multistep2, the default sampler\), 20 NFE \| 15\.0 \| ≥ [58] \| \*\*yes\*\*", part
         )
         for condition in ("1,200 training steps", "seed 0", "64 samples", "0123456789ab", "1.25", "Some Processor"):
             assert condition in part

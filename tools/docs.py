@@ -14,9 +14,12 @@ from proxflow import divergences
 from proxflow.divergences import table_of_closed_forms
 from proxflow.errors import DataError, ProxflowError
 from proxflow.runtime.files import read_json, write_text
-from proxflow.studies import few_step_report, report
+from proxflow.studies import scoreboard
+from proxflow.studies.few_step import report as few_step_report
+from proxflow.studies.mnist import report as mnist_report
+from proxflow.studies.pages import Block, Heading, Paragraph, Table, to_markdown
 from proxflow.studies.presets import PRESETS
-from proxflow.studies.report import Block, Heading, Paragraph, Scoreboard, Strong, Summary, Table
+from proxflow.studies.scoreboard import Scoreboard
 from tools import peers
 
 
@@ -43,49 +46,10 @@ def results_block(runs: list[dict[str, Any]]) -> str:
         if run is runs[-1]:
             blocks += [
                 Paragraph("Fréchet distance by network evaluations (NFE), lower is better:"),
-                _distances(Scoreboard(tuple(run["cells"]))),
+                scoreboard.frechet_table(Scoreboard.of(run)),
             ]
-        blocks += [
-            Paragraph(report.summary(run)),
-            Table(
-                ("Claim", "Measured", "Expected", "Holds"),
-                tuple(
-                    (
-                        claim.statement,
-                        Summary.of(claim.values).text(lambda value: f"{value:.3g}"),
-                        "–" if claim.threshold is None else f"{claim.relation} {claim.threshold:g}",
-                        "–" if claim.held is None else "yes" if claim.holds else "no",
-                    )
-                    for claim in report.claims(run)
-                ),
-                1,
-            ),
-        ]
-    return report.to_markdown(blocks)
-
-
-def _distances(board: Scoreboard) -> Table:
-    found = {
-        (flow, sampler, nfe): summary.mean
-        for flow, sampler in board.rows
-        for nfe in board.nfes
-        if (summary := board.over_seeds(flow, sampler, nfe)) is not None
-    }
-    best = {nfe: min(value for (_, _, n), value in found.items() if n == nfe) for nfe in board.nfes}
-
-    def entry(value: float | None, nfe: int) -> str | Strong:
-        if value is None:
-            return "–"
-        text = f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
-        return Strong(text) if value == best[nfe] else text
-
-    rows = [
-        (flow, sampler, *(entry(found.get((flow, sampler, nfe)), nfe) for nfe in board.nfes))
-        for flow, sampler in board.rows
-    ]
-    floor = board.floor("floor").mean
-    rows.append(("real images", "–", *(f"{floor:.{2 if floor < 10 else 1}f}" for _ in board.nfes)))
-    return Table(("Flow", "Sampler", *map(str, board.nfes)), tuple(rows), 2)
+        blocks += [Paragraph(scoreboard.summary(run)), *mnist_report.outcome(run)]
+    return to_markdown(blocks)
 
 
 def closed_forms_block() -> str:
@@ -96,7 +60,7 @@ def closed_forms_block() -> str:
     known = {(divergence, family): how for divergence, family, how in rules}
     names = sorted({divergence for divergence, _, _ in rules})
     rows = tuple((name, *(known.get((name, family), "–") for family in families)) for name in names)
-    return report.to_markdown([Table(("Divergence", *families), rows, 1 + len(families))])
+    return to_markdown([Table(("Divergence", *families), rows, 1 + len(families))])
 
 
 def with_block(text: str, name: str, content: str) -> str:

@@ -6,8 +6,8 @@ import math
 import statistics
 from typing import Any
 
-from proxflow.studies import report
-from proxflow.studies.report import Block, Paragraph, Strong, Table
+from proxflow.studies.pages import Block, Paragraph, Strong, Table, to_markdown
+from proxflow.studies.scoreboard import distance
 
 OURS = "proxflow"
 JUDGED = (4, 10, 20)
@@ -35,12 +35,12 @@ def quality(rows: list[dict[str, Any]], metric: str) -> Table:
         row = found.get((system, nfe))
         if row is None:
             return "–"
-        text = f"{_short(row[metric])} {row['sampler']}"
+        text = f"{distance(row[metric])} {row['sampler']}"
         return Strong(text) if row[metric] == lowest[nfe] else text
 
     floor = rows[0]["floor"]
     body = [(system, *(entry(system, nfe) for nfe in nfes)) for system in systems]
-    return Table(("System", *map(str, nfes)), (*body, ("real data", *(_short(floor) for _ in nfes))), 1)
+    return Table(("System", *map(str, nfes)), (*body, ("real data", *(distance(floor) for _ in nfes))), 1)
 
 
 def cost(rows: list[dict[str, Any]]) -> Table:
@@ -75,8 +75,8 @@ def verdicts(results: dict[str, Any]) -> list[str]:
         theirs = min((row for s, row in here.items() if not s.startswith(OURS)), key=lambda row: row["frechet"])
         word = "no worse than" if ours["frechet"] <= theirs["frechet"] else "worse than"
         sentences.append(
-            f"At {nfe} evaluations {ours['system']} ({ours['sampler']}, {_short(ours['frechet'])}) is {word} the best peer, "
-            f"{theirs['system']} ({theirs['sampler']}, {_short(theirs['frechet'])})."
+            f"At {nfe} evaluations {ours['system']} ({ours['sampler']}, {distance(ours['frechet'])}) is {word} the best "
+            f"peer, {theirs['system']} ({theirs['sampler']}, {distance(theirs['frechet'])})."
         )
     for network, some in (("U-Net", rows), ("perceptron", results["toy_rows"])):
         sentences.append(f"Training the {network} is {_speed(some)}")
@@ -130,13 +130,13 @@ def conditions(results: dict[str, Any]) -> str:
         f"Preset {config['preset']}: {config['steps']['mnist']:,} training steps of 64 images on one network of each "
         f"objective; seed {seeds}; {config['samples']['mnist']:,} samples an entry against {results['reference']}; features "
         f"{extractor['name']}, sha256 {extractor['sha256'][:12]}; as many real training images score "
-        f"{_short(results['rows'][0]['floor'])} (the floor). {libraries}; {hardware['processor']}, one thread."
+        f"{distance(results['rows'][0]['floor'])} (the floor). {libraries}; {hardware['processor']}, one thread."
     )
 
 
 def summary_block(results: dict[str, Any]) -> str:
     """Markdown for the README: quality by evaluations, and the verdicts."""
-    return report.to_markdown(
+    return to_markdown(
         [
             Paragraph(
                 "Fréchet distance by network evaluations, lower is better, each system with its best sampler there:"
@@ -170,8 +170,4 @@ def full_block(results: dict[str, Any]) -> str:
         Paragraph("What it costs, on the perceptron at batch 256 (training) and 64 (sampling):"),
         cost(toy),
     ]
-    return report.to_markdown(blocks)
-
-
-def _short(value: float) -> str:
-    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+    return to_markdown(blocks)
