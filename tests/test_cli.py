@@ -25,7 +25,7 @@ from proxflow.config import ModelConfig
 from proxflow.data import image_files as imagefiles
 from proxflow.data import to_bytes
 from proxflow.nn import UNet
-from proxflow.studies import trials
+from proxflow.studies import scoreboard, trials
 from proxflow.studies.presets import PRESETS
 
 TINY_WORDS = ("--channels", "8", "--multipliers", "1", "--patch", "4", "--device", "cpu")
@@ -83,7 +83,7 @@ def no_work(monkeypatch):
 
     monkeypatch.setattr(commands, "sample", fail)
     monkeypatch.setattr(commands, "fit", fail)
-    monkeypatch.setattr(commands.mnist, "fit", fail)
+    monkeypatch.setattr(trials, "fit", fail)
 
 
 def noise(count, shape=(28, 28), channels=1, seed=0):
@@ -848,7 +848,7 @@ def test_evaluate_refuses_to_tabulate_unlike_with_unlike(run, model, tmp_path, n
     ):
         assert run("evaluate", tmp_path / "a.npz", *words, "--out", tmp_path / f"{name}.json")[0] == 0
     like = tmp_path / "like.json"
-    monkeypatch.setattr(commands.evaluation, "features", None)  # from here on nothing is worth computing
+    monkeypatch.setattr(scoreboard, "features", None)  # from here on nothing is worth computing
     for name, told in (
         ("reference", ("reference", "61 test images", "reference_sha256")),
         ("pixels", ("extractor: mnist-classifier and pixels", "sha256: 953281188c15 and e3b0c44298fc")),

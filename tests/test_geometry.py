@@ -258,7 +258,7 @@ def test_its_models_are_not_taken_for_others(finished):
 
 
 def test_the_report_holds_verdicts_and_numbers(finished):
-    out, results = finished
+    out, _ = finished
     files = trials.write_report(out, CPU)  # from the folder alone
     assert all(file.stat().st_size > 0 for file in files)
     assert {"mean-paths.png", "frechet-against-nfe.png", "pairs.png", "report.md", "report.html"} == {

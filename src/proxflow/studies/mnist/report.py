@@ -114,7 +114,8 @@ def _opening(results: Record, board: Scoreboard) -> list[Block]:
     flows = " ".join(f"{flow} is the {_FLOWS[flow]}." for flow in board.flows)
     words = (
         f"{flows} All were trained on the same images of {dataset_of(results)}, with the same network, for "
-        f"{training['steps']:,} steps of {training['batch_size']} images, and then sampled with equal numbers of network evaluations (NFE). "
+        f"{training['steps']:,} steps of {training['batch_size']} images, and then sampled with equal numbers "
+        "of network evaluations (NFE). "
         f"Claims that hold: {sum(bool(claim.holds) for claim in decided)} of {len(decided)}."
     )
     return [Paragraph(words), *outcome(results)]
