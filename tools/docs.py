@@ -1,4 +1,4 @@
-"""Rewrites what the documentation takes from elsewhere: the README's results and the table of closed forms.
+"""Rewrite what the documentation takes from elsewhere: the README's results and the table of closed forms.
 
 ``python -m tools.docs``, in the root of the repository, after a run was put under ``results/`` or a rule was
 registered. A test fails while a page is behind.
@@ -24,19 +24,19 @@ from tools import peers
 
 
 def results_of(folder: Path) -> list[dict[str, Any]]:
-    """The runs under a folder, ``mnist-*/results.json``, in the order of the presets: the most thorough last."""
+    """Read the runs under a folder, ``mnist-*/results.json``, in the order of the presets: the most thorough last."""
     runs = kept(folder, "mnist")
     order = {name: k for k, name in enumerate(PRESETS)}
     return sorted(runs, key=lambda run: order.get(run["config"]["preset"], len(order)))
 
 
-def kept(folder: Path, experiment: str) -> list[dict[str, Any]]:
-    """The runs of an experiment under a folder, ``EXPERIMENT-*/results.json``, by the names of their folders."""
-    return [read_json(path) for path in sorted(folder.glob(f"{experiment}-*/results.json"))]
+def kept(folder: Path, study: str) -> list[dict[str, Any]]:
+    """Read the runs of a study under a folder, ``STUDY-*/results.json``, by the names of their folders."""
+    return [read_json(path) for path in sorted(folder.glob(f"{study}-*/results.json"))]
 
 
 def results_block(runs: list[dict[str, Any]]) -> str:
-    """Markdown of the claims of every run, and of the Fréchet distances of the most thorough one."""
+    """Return Markdown of the claims of every run, and of the Fréchet distances of the most thorough one."""
     if not runs:
         return "No run is kept under `results/` yet.\n"
     blocks: list[Block] = []
@@ -53,7 +53,7 @@ def results_block(runs: list[dict[str, Any]]) -> str:
 
 
 def closed_forms_block() -> str:
-    """Markdown table of the registry: which divergence has a value and a closed-form step on which belief family."""
+    """Return a Markdown table of the registry: which divergence has a value and a closed-form step on which belief family."""
     # Rules that a user's own divergences registered are no part of this documentation.
     rules = [rule for rule in table_of_closed_forms() if rule[0] in divergences.__all__]
     families = sorted({family for _, family, _ in rules})
@@ -64,7 +64,7 @@ def closed_forms_block() -> str:
 
 
 def with_block(text: str, name: str, content: str) -> str:
-    """A page with the part between the comments ``<!-- name -->`` and ``<!-- /name -->`` replaced.
+    """Replace the part of a page between the comments ``<!-- name -->`` and ``<!-- /name -->``.
 
     Raises:
         DataError: The page has no such part.
@@ -78,7 +78,7 @@ def with_block(text: str, name: str, content: str) -> str:
 
 
 def rewritten(root: Path) -> dict[Path, str]:
-    """Every page with generated parts, as it should be now.
+    """Return every page with generated parts, as it should be now.
 
     Raises:
         DataError: A page is missing or has no place for its part.
@@ -103,7 +103,7 @@ def rewritten(root: Path) -> dict[Path, str]:
 
 
 def main() -> int:
-    """Rewrite the pages of the repository in the working directory; the exit status."""
+    """Rewrite the pages of the repository in the working directory; return the exit status."""
     try:
         for path, text in rewritten(Path()).items():
             write_text(path, text)

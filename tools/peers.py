@@ -15,7 +15,7 @@ JUDGED = (4, 10, 20)
 
 
 def best(rows: list[dict[str, Any]], metric: str) -> dict[tuple[str, int], dict[str, Any]]:
-    """The row of each system's best sampler, by system and evaluations."""
+    """Return the row of each system's best sampler, by system and evaluations."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for row in rows:
         key = (row["system"], row["nfe"])
@@ -25,7 +25,7 @@ def best(rows: list[dict[str, Any]], metric: str) -> dict[tuple[str, int], dict[
 
 
 def quality(rows: list[dict[str, Any]], metric: str) -> Table:
-    """Each system's best score at each number of evaluations, with the sampler it came from."""
+    """Set each system's best score at each number of evaluations, with the sampler it came from."""
     found = best(rows, metric)
     systems = list(dict.fromkeys(row["system"] for row in rows))
     nfes = sorted({row["nfe"] for row in rows})
@@ -44,7 +44,7 @@ def quality(rows: list[dict[str, Any]], metric: str) -> Table:
 
 
 def cost(rows: list[dict[str, Any]]) -> Table:
-    """Each system's costs: ours over theirs for training and memory, the sampling loop over its network calls."""
+    """Set each system's costs: ours over theirs for training and memory, the sampling loop over its network calls."""
     body = []
     for system, row in {row["system"]: row for row in rows}.items():
         loops = [r["sampler_overhead"] for r in rows if r["system"] == system]
@@ -66,7 +66,7 @@ def cost(rows: list[dict[str, Any]]) -> Table:
 
 
 def verdicts(results: dict[str, Any]) -> list[str]:
-    """What the numbers say of this library, losses included."""
+    """Say what the numbers tell of this library, losses included."""
     rows, sentences = results["rows"], []
     found = best(rows, "frechet")
     for nfe in JUDGED:
@@ -91,14 +91,14 @@ CHANCE = 0.05
 
 
 def _rate(row: dict[str, Any]) -> str:
-    """Training steps per second, ours over theirs: the median of the processes, and their quartiles."""
+    """Put training steps per second into digits, ours over theirs: the median of the processes, and their quartiles."""
     ratios = row["runs"]["train_steps_ratio"]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return f"{middle:.3f} ({low:.3f}–{high:.3f})"
 
 
 def _slower(row: dict[str, Any]) -> bool:
-    """Whether ours is the slower one in more processes than chance would have it (a sign test)."""
+    """Tell whether ours is the slower one in more processes than chance would have it (a sign test)."""
     ratios: list[float] = row["runs"]["train_steps_ratio"]
     number, below = len(ratios), sum(ratio < 1 for ratio in ratios)
     tail = sum(math.comb(number, k) for k in range(below, number + 1))
@@ -106,7 +106,7 @@ def _slower(row: dict[str, Any]) -> bool:
 
 
 def _speed(rows: list[dict[str, Any]]) -> str:
-    """Whom training is slower than, and how it compares with itself."""
+    """Say whom training is slower than, and how it compares with itself."""
     by_system = {row["system"]: row for row in rows}
     peers = [row for system, row in by_system.items() if not system.startswith(OURS)]
     slower = [f"{row['system']}, {_rate(row)}" for row in peers if _slower(row)]
@@ -118,7 +118,7 @@ def _speed(rows: list[dict[str, Any]]) -> str:
 
 
 def conditions(results: dict[str, Any]) -> str:
-    """How the numbers came about, in one paragraph."""
+    """Say how the numbers came about, in one paragraph."""
     config, hardware, extractor = results["config"], results["hardware"], results["extractor"]
     libraries = ", ".join(
         f"{name} {results['versions'][name]}"
@@ -135,7 +135,7 @@ def conditions(results: dict[str, Any]) -> str:
 
 
 def summary_block(results: dict[str, Any]) -> str:
-    """Markdown for the README: quality by evaluations, and the verdicts."""
+    """Return Markdown for the README: quality by evaluations, and the verdicts."""
     return to_markdown(
         [
             Paragraph(
@@ -149,7 +149,7 @@ def summary_block(results: dict[str, Any]) -> str:
 
 
 def full_block(results: dict[str, Any]) -> str:
-    """Markdown for docs/peers.md: everything."""
+    """Return Markdown for docs/peers.md: everything."""
     toy, config = results["toy_rows"], results["config"]
     blocks: list[Block] = [
         Paragraph("Fréchet distance on MNIST by network evaluations, each system with its best sampler there:"),

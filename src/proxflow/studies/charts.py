@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from proxflow.runtime.files import write_atomically
+from proxflow.studies.pages import Picture
 from proxflow.studies.scoreboard import Scoreboard, Summary
 
 if TYPE_CHECKING:
@@ -297,9 +298,11 @@ def labelled(sections: Sequence[Section], font_size: int) -> Image.Image:
     return image
 
 
-def write_picture(path: Path, image: Image.Image) -> None:
-    """Write a picture as PNG."""
+def write_grids(path: Path, sections: Sequence[Section], font_size: int, shown: str, caption: str) -> Picture:
+    """Write :func:`labelled` rows of images as PNG; return the picture with what it shows and its caption."""
+    image = labelled(sections, font_size)
     write_atomically(path, lambda temporary: image.save(temporary))
+    return Picture(path.name, shown, caption)
 
 
 def write_animation(path: Path, frames: Sequence[Image.Image], milliseconds: int, pause: int) -> None:

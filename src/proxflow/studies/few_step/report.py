@@ -45,7 +45,7 @@ _COLOURS = {
     "guided-matched": "#B15928",
 }
 _STRIP = 12
-"""Images of a method in the charts."""
+"""Images of a method in the pictures."""
 
 
 def claims(results: Record) -> list[Claim]:
@@ -174,10 +174,10 @@ def _samples(out: Path, board: Scoreboard, seed: int) -> Picture:
             images = kept_images(out, Cell(method, board.best_sampler(method, nfe), nfe, seed))[:_STRIP]
             rows.append(Row(method, (charts.tile(images, _STRIP, 48),)))
         sections.append(Section(f"{nfe} network evaluation{'s' if nfe > 1 else ''}", ("",), tuple(rows)))
-    file = "samples.png"
-    charts.write_picture(out / file, charts.labelled(sections, 22))
-    return Picture(
-        file,
+    return charts.write_grids(
+        out / "samples.png",
+        sections,
+        22,
         "Strips of samples, a row for each method, a section for each number of evaluations",
         f"The first {_STRIP} samples of each method with its best sampler, seed {seed}, not chosen.",
     )

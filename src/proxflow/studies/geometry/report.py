@@ -11,7 +11,7 @@ import torch
 
 from proxflow.config import SamplerName
 from proxflow.studies import charts, scoreboard
-from proxflow.studies.charts import Grey, Line, Row, Section
+from proxflow.studies.charts import Line, Row, Section
 from proxflow.studies.pages import Block, Bullets, Heading, Paragraph, Picture, Strong, Table
 from proxflow.studies.scoreboard import Record, Scoreboard, Summary, dataset_of, distance
 from proxflow.studies.trials import Cell, kept_images
@@ -38,7 +38,7 @@ _COLOURS = {
     "anisotropic": "#D55E00",
 }
 _STRIP = 12
-"""Images of a flow in the charts."""
+"""Images of a flow in the pictures."""
 
 
 @dataclass(frozen=True)
@@ -257,21 +257,17 @@ def _chart(out: Path, board: Scoreboard, found: Sequence[Verdict], dataset: str)
     )
 
 
-def _strip(out: Path, cell: Cell) -> Grey:
-    return charts.tile(kept_images(out, cell)[:_STRIP], _STRIP, 48)
-
-
 def _samples(out: Path, board: Scoreboard, found: Sequence[Verdict], seed: int) -> Picture:
     sections = []
     for verdict in found:
         nfe = board.nearest_nfe(verdict.flow, EVALUATIONS)
         cells = [Cell(name, verdict.sampler, nfe, seed) for name in (verdict.flow, verdict.control)]
-        rows = tuple(Row(cell.flow, (_strip(out, cell),)) for cell in cells)
+        rows = tuple(Row(c.flow, (charts.tile(kept_images(out, c)[:_STRIP], _STRIP, 48),)) for c in cells)
         sections.append(Section(f"{verdict.geometry}, {nfe} NFE", ("",), rows))
-    file = "pairs.png"
-    charts.write_picture(out / file, charts.labelled(sections, 22))
-    return Picture(
-        file,
+    return charts.write_grids(
+        out / "pairs.png",
+        sections,
+        22,
         "Strips of samples, each flow above its control",
         f"The first {_STRIP} samples of each flow and, below, of its control, from the same noise, seed {seed}. Where two "
         "rows show the same images, the geometry does nothing that its schedule does not. On binary images the control "

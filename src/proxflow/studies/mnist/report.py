@@ -102,7 +102,8 @@ def claims(results: Record) -> list[Claim]:
 
 def outcome(results: Record) -> list[Block]:
     """Return the claims with what was measured."""
-    return [scoreboard.claims_table(claims(results))]
+    found = claims(results)
+    return [scoreboard.claims_table(found)] if found else []
 
 
 # Text ---------------------------------------------------------------------------------------------------------------
@@ -166,22 +167,14 @@ def _samples(out: Path, board: Scoreboard, seed: int) -> Picture:
             return None
         return charts.tile(kept_images(out, Cell(flow, sampler, nfe, seed))[:16], 4, 48)
 
-    sections = [
-        Section(
-            flow,
-            tuple(f"{nfe} NFE" for nfe in board.nfes),
-            tuple(
-                Row(sampler, tuple(block(flow, sampler, nfe) for nfe in board.nfes))
-                for owner, sampler in board.rows
-                if owner == flow
-            ),
-        )
-        for flow in board.flows
-    ]
-    file = "samples.png"
-    charts.write_picture(out / file, charts.labelled(sections, 26))
-    return Picture(
-        file,
+    def row(flow: str, sampler: SamplerName) -> Row:
+        return Row(sampler, tuple(block(flow, sampler, nfe) for nfe in board.nfes))
+
+    columns = tuple(f"{nfe} NFE" for nfe in board.nfes)
+    return charts.write_grids(
+        out / "samples.png",
+        [Section(flow, columns, tuple(row(*of) for of in board.rows if of[0] == flow)) for flow in board.flows],
+        26,
         "Grids of sixteen samples, a row for each flow and sampler, a column for each NFE",
         f"The first sixteen samples of each entry, seed {seed}, none chosen.",
     )
@@ -195,24 +188,21 @@ def _grids(out: Path, board: Scoreboard, seed: int) -> list[Picture]:
         if board.one(flow, sampler, nfe, seed) is None:
             continue
         images = kept_images(out, Cell(flow, sampler, nfe, seed))
-        label = f"{flow}, {sampler}, {nfe} NFE"
-        file = f"grid-{flow}.png"
-        section = Section("", (label,), (Row("", (charts.tile(images, 8, 56),)),))
-        charts.write_picture(out / file, charts.labelled([section], 20))
-        caption = (
-            f"{flow} at {nfe} NFE with its best sampler there, {sampler}: the first {len(images)} samples, none chosen."
-        )
-        grids.append(Picture(file, f"Grid of {len(images)} samples of {flow}", caption))
+        section = Section("", (f"{flow}, {sampler}, {nfe} NFE",), (Row("", (charts.tile(images, 8, 56),)),))
+        best = f"{flow} at {nfe} NFE with its best sampler there, {sampler}"
+        caption = f"{best}: the first {len(images)} samples, none chosen."
+        shown = f"Grid of {len(images)} samples of {flow}"
+        grids.append(charts.write_grids(out / f"grid-{flow}.png", [section], 20, shown, caption))
     return grids
 
 
 def _own_sampler(flow: str) -> SamplerName:
-    """The sampler that a flow was published with."""
+    """Return the sampler that a flow was published with."""
     return "deterministic" if flow.startswith("gpfn") else "stochastic"
 
 
 def _strip(flow: str, evolution: Evolution) -> Section:
-    """Beliefs over predictions, for a few samples, at evenly spread evaluations from the first to the last."""
+    """Set beliefs over predictions, for a few samples, at evenly spread evaluations from the first to the last."""
     last = len(evolution.times) - 1
     columns = [round(k * last / (_STRIP_COLUMNS - 1)) for k in range(_STRIP_COLUMNS)]
     both = (("belief mean", evolution.beliefs), ("predicted target", evolution.targets))
@@ -227,7 +217,7 @@ def _strip(flow: str, evolution: Evolution) -> Section:
 
 
 def _frame(evolutions: dict[str, Evolution], k: int) -> Section:
-    """All beliefs over all predictions at evaluation ``k``, the flows side by side."""
+    """Set all beliefs over all predictions at evaluation ``k``, the flows side by side."""
     return Section(
         f"NFE {k + 1} of {EVALUATIONS}",
         tuple(f"{flow}, {_own_sampler(flow)}" for flow in evolutions),
@@ -239,12 +229,9 @@ def _frame(evolutions: dict[str, Evolution], k: int) -> Section:
 
 
 def _beliefs(out: Path, evolutions: dict[str, Evolution]) -> list[Picture]:
-    animation, strips = "beliefs.gif", "beliefs.png"
+    animation = "beliefs.gif"
     frames = [charts.labelled([_frame(evolutions, k)], 18) for k in range(EVALUATIONS)]
     charts.write_animation(out / animation, frames, milliseconds=250, pause=2500)
-    charts.write_picture(
-        out / strips, charts.labelled([_strip(flow, evolution) for flow, evolution in evolutions.items()], 20)
-    )
     return [
         Picture(
             animation,
@@ -252,8 +239,10 @@ def _beliefs(out: Path, evolutions: dict[str, Evolution]) -> list[Picture]:
             f"A sampling run of {EVALUATIONS} evaluations. Above, the means of the beliefs, which are what the network "
             "reads; below, the targets that it predicts from them. The last prediction is the sample.",
         ),
-        Picture(
-            strips,
+        charts.write_grids(
+            out / "beliefs.png",
+            [_strip(flow, evolution) for flow, evolution in evolutions.items()],
+            20,
             "Beliefs and predicted targets of each flow, one above the other, from the first evaluation to the last",
             f"The first {_STRIP_SAMPLES} samples of the same run, at some of its evaluations, from the first to the last. "
             "Values beyond black and white are cut off.",
