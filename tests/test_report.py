@@ -357,6 +357,13 @@ def test_missing_pictures_and_models_are_named(experiment, tmp_path):
         write_report(tmp_path, CPU)
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", '{"experiment": "peers"}'])
+def test_results_of_something_else_are_refused(content, tmp_path):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(DataError, match="no results of a study"):
+        write_report(tmp_path, CPU)
+
+
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut off"])
 def test_corrupt_images_of_a_cell_are_named(content, tmp_path):
     (tmp_path / "cells").mkdir()
@@ -434,8 +441,13 @@ def test_grid_shows_the_best_sampler(written):
     assert "gpfn-w2 at 20 NFE with its best sampler there, multistep2" in written["report.md"].decode()
 
 
-def test_using_the_library_does_not_load_matplotlib():
-    code = (
-        "import sys, proxflow; [getattr(proxflow, n) for n in proxflow.__all__]; sys.exit('matplotlib' in sys.modules)"
+def test_plotting_and_the_terminal_load_when_something_is_drawn_or_printed():
+    everything = (
+        "import sys, proxflow; [getattr(proxflow, name) for name in proxflow.__all__]\n"
+        "from proxflow.studies import trials\n"
+        "[trials.find(name) for name in ('mnist', 'geometry', 'few-step')]\n"
+        "print({'matplotlib', 'rich', 'tyro'} & set(sys.modules) or 'none')"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", everything], capture_output=True, text=True).stdout == "none\n"
+    presets = "import sys; from proxflow.studies import presets; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", presets]).returncode == 0

@@ -53,7 +53,7 @@ def results_block(runs: list[dict[str, Any]]) -> str:
 
 
 def closed_forms_block() -> str:
-    """Return a Markdown table of the registry: which divergence has a value and a closed-form step on which belief family."""
+    """Return the registry as Markdown: which divergence has a value and a closed-form step on which belief family."""
     # Rules that a user's own divergences registered are no part of this documentation.
     rules = [rule for rule in table_of_closed_forms() if rule[0] in divergences.__all__]
     families = sorted({family for _, family, _ in rules})

@@ -48,14 +48,7 @@ def cost(rows: list[dict[str, Any]]) -> Table:
     body = []
     for system, row in {row["system"]: row for row in rows}.items():
         loops = [r["sampler_overhead"] for r in rows if r["system"] == system]
-        body.append(
-            (
-                system,
-                _rate(row),
-                f"{min(loops):.3f}–{max(loops):.3f}",
-                f"{row['peak_memory_ratio']:.2f}",
-            )
-        )
+        body.append((system, _rate(row), f"{min(loops):.3f}–{max(loops):.3f}", f"{row['peak_memory_ratio']:.2f}"))
     head = (
         "System",
         "Training steps per second, ours over theirs: median (quartiles) of processes",

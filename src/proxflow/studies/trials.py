@@ -21,7 +21,7 @@ from torch import Tensor
 from proxflow import data, metrics, models
 from proxflow.config import ModelConfig, SamplerName, TrainingConfig, to_dict
 from proxflow.data import to_bytes
-from proxflow.errors import DataError, OutputError
+from proxflow.errors import ArgumentError, DataError, OutputError
 from proxflow.models import Model
 from proxflow.runtime.checkpoints import load_weights, remove_all
 from proxflow.runtime.files import read_json, writable_folder, write_atomically, write_json
@@ -30,7 +30,7 @@ from proxflow.runtime.progress import bar
 from proxflow.samplers import sample
 from proxflow.studies import pages
 from proxflow.studies.pages import Block
-from proxflow.studies.presets import Preset
+from proxflow.studies.presets import EXPERIMENTS, Preset
 from proxflow.studies.scoreboard import Record, floor, title_of_extractor
 from proxflow.training.fit import fit
 from proxflow.training.recipes import Lesson, lesson
@@ -131,7 +131,13 @@ class Study(Generic[P]):
 
 
 def find(name: str) -> Study[Any]:
-    """Return the study of a name in :data:`proxflow.studies.presets.EXPERIMENTS`."""
+    """Return the study of a name in :data:`proxflow.studies.presets.EXPERIMENTS`.
+
+    Raises:
+        ArgumentError: There is none.
+    """
+    if name not in EXPERIMENTS:
+        raise ArgumentError(f"there is no study {name!r}; known are {', '.join(EXPERIMENTS)}")
     study: Study[Any] = import_module(f"proxflow.studies.{name.replace('-', '_')}.study").STUDY
     return study
 
@@ -191,10 +197,12 @@ def write_report(out: Path, device: torch.device) -> list[Path]:
 
     Raises:
         CheckpointError: The results, or a model that is shown, are missing or corrupt.
-        DataError: The images of a cell are missing or corrupt.
+        DataError: The images of a cell are missing or corrupt, or the results are not those of a study.
         OutputError: A file cannot be written.
     """
     results = read_json(out / "results.json")
+    if not isinstance(results, dict) or results.get("experiment") not in EXPERIMENTS:
+        raise DataError(f"{out / 'results.json'} holds no results of a study: give the folder of a finished run")
     return pages.write(out, find(results["experiment"]).pages(out, results, device))
 
 
