@@ -27,7 +27,7 @@ Relation = Literal["<", "≤", ">", "≥"]
 Measure = Callable[[int], float | None]
 """From a seed to a value, ``None`` where its cells are missing."""
 
-# Cells --------------------------------------------------------------------------------------------------------------
+# Cells and claims ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,38 @@ def share(value: float) -> str:
 def ratio(above: float | None, below: float | None) -> float | None:
     """Divide two scores, if both are there and the second is not zero."""
     return None if above is None or not below else above / below
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that a study is expected to show, with what was measured.
+
+    Args:
+        name: Identifier.
+        statement: What is measured.
+        values: The value of each seed that has the cells for it, at least one.
+        relation: How a value must stand to the threshold.
+        threshold: What it is held against; ``None`` for a value that is only stated.
+    """
+
+    name: str
+    statement: str
+    values: tuple[float, ...]
+    relation: Relation
+    threshold: float | None
+
+    @property
+    def held(self) -> int | None:
+        """Number of seeds in which the claim holds, ``None`` without a threshold."""
+        if self.threshold is None:
+            return None
+        compare = {"<": operator.lt, "≤": operator.le, ">": operator.gt, "≥": operator.ge}[self.relation]
+        return sum(bool(compare(value, self.threshold)) for value in self.values)
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the claim holds in every seed, ``None`` without a threshold."""
+        return None if self.held is None else self.held == len(self.values)
 
 
 @dataclass(frozen=True)
@@ -132,52 +164,16 @@ class Scoreboard:
         scored = [(self.over_seeds(*row, nfe), row) for row in rows]
         return min(((s.mean, row) for s, row in scored if s is not None), key=lambda pair: pair[0])[1]
 
+    def claim(
+        self, name: str, statement: str, measure: Measure, relation: Relation, threshold: float | None
+    ) -> list[Claim]:
+        """Measure a claim, as :class:`Claim` has it, in every seed; return nothing where no seed has its cells."""
+        values = tuple(value for seed in self.seeds if (value := measure(seed)) is not None)
+        return [Claim(name, statement, values, relation, threshold)] if values else []
+
     def nearest_nfe(self, flow: str, wanted: int) -> int:
         """Return the NFE with cells of a trial that is nearest to ``wanted``."""
         return min(sorted({int(c["nfe"]) for c in self.cells if c["flow"] == flow}), key=lambda nfe: abs(nfe - wanted))
-
-
-# Claims -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Claim:
-    """Something that a study is expected to show, with what was measured.
-
-    Args:
-        name: Identifier.
-        statement: What is measured.
-        values: The value of each seed that has the cells for it, at least one.
-        relation: How a value must stand to the threshold.
-        threshold: What it is held against; ``None`` for a value that is only stated.
-    """
-
-    name: str
-    statement: str
-    values: tuple[float, ...]
-    relation: Relation
-    threshold: float | None
-
-    @property
-    def held(self) -> int | None:
-        """Number of seeds in which the claim holds, ``None`` without a threshold."""
-        if self.threshold is None:
-            return None
-        compare = {"<": operator.lt, "≤": operator.le, ">": operator.gt, "≥": operator.ge}[self.relation]
-        return sum(bool(compare(value, self.threshold)) for value in self.values)
-
-    @property
-    def holds(self) -> bool | None:
-        """Whether the claim holds in every seed, ``None`` without a threshold."""
-        return None if self.held is None else self.held == len(self.values)
-
-
-def measured_claim(
-    seeds: Sequence[int], name: str, statement: str, measure: Measure, relation: Relation, threshold: float | None
-) -> list[Claim]:
-    """Measure a claim, as :class:`Claim` has it, in every seed; return nothing where no seed has its cells."""
-    values = tuple(value for seed in seeds if (value := measure(seed)) is not None)
-    return [Claim(name, statement, values, relation, threshold)] if values else []
 
 
 # Tables -------------------------------------------------------------------------------------------------------------

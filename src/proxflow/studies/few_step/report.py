@@ -16,11 +16,9 @@ from proxflow.studies.scoreboard import (
     Claim,
     Measure,
     Record,
-    Relation,
     Score,
     Scoreboard,
     dataset_of,
-    measured_claim,
     ratio,
 )
 from proxflow.studies.trials import Cell, kept_images
@@ -59,9 +57,6 @@ def claims(results: Record) -> list[Claim]:
     """
     board, found = Scoreboard.of(results), list[Claim]()
 
-    def add(name: str, what: str, measure: Measure, relation: Relation, threshold: float) -> None:
-        found.extend(measured_claim(board.seeds, name, what, measure, relation, threshold))
-
     def over(few: int, many: int, other: tuple[str, str]) -> tuple[str, Measure]:
         method, sampler = best(board, few)
         return (
@@ -71,9 +66,9 @@ def claims(results: Record) -> list[Claim]:
 
     for few, many in ((4, 20), (2, 20), (1, 10), (1, 20)):
         if {few, many} <= set(board.nfes):
-            add(f"{few}-of-{many}", *over(few, many, ("plain", "deterministic")), "≤", 1.0)
+            found += board.claim(f"{few}-of-{many}", *over(few, many, ("plain", "deterministic")), "≤", 1.0)
     if {4, 20} <= set(board.nfes) and "early-twice" in board.flows:
-        add("4-of-best-20", *over(4, 20, ("early-twice", "multistep2")), "≤", 1.0)
+        found += board.claim("4-of-best-20", *over(4, 20, ("early-twice", "multistep2")), "≤", 1.0)
     if 20 in board.nfes:
         method, sampler = best(board, 20)
         floors = {cell["seed"]: cell for cell in board.cells}
@@ -82,9 +77,9 @@ def claims(results: Record) -> list[Claim]:
             return lambda seed: ratio(board.one(method, sampler, 20, seed, score), floors[seed][real])
 
         at = f"of {method} ({sampler}) at 20 NFE over that of real images"
-        add("floor", f"Fréchet distance {at}", over_floor("frechet", "floor"), "≤", 2.0)
-        add("precision", f"Precision {at}", over_floor("precision", "floor_precision"), "≥", 0.9)
-        add("recall", f"Recall {at}", over_floor("recall", "floor_recall"), "≥", 0.9)
+        found += board.claim("floor", f"Fréchet distance {at}", over_floor("frechet", "floor"), "≤", 2.0)
+        found += board.claim("precision", f"Precision {at}", over_floor("precision", "floor_precision"), "≥", 0.9)
+        found += board.claim("recall", f"Recall {at}", over_floor("recall", "floor_recall"), "≥", 0.9)
     return found
 
 

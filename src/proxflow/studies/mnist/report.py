@@ -21,7 +21,6 @@ from proxflow.studies.scoreboard import (
     Claim,
     Measure,
     Record,
-    Relation,
     Score,
     Scoreboard,
     dataset_of,
@@ -69,12 +68,9 @@ def claims(results: Record) -> list[Claim]:
     def largest(measures: list[Measure]) -> Measure:
         return lambda seed: max((v for measure in measures if (v := measure(seed)) is not None), default=None)
 
-    def add(name: str, statement: str, measure: Measure, relation: Relation, threshold: float | None) -> None:
-        found.extend(scoreboard.measured_claim(board.seeds, name, statement, measure, relation, threshold))
-
     at = f"{EVALUATIONS} NFE"
     bfn, default = one("bfn", "stochastic", EVALUATIONS), one("gpfn-w2", "multistep2", EVALUATIONS)
-    add(
+    found += board.claim(
         "advantage",
         "Fréchet distance of bfn (stochastic, its own sampler) over that of gpfn-w2 (multistep2, the default sampler), "
         + at,
@@ -83,20 +79,24 @@ def claims(results: Record) -> list[Claim]:
         _RATIO_THRESHOLDS.get(preset),
     )
     plain = over(bfn, one("gpfn-w2", "deterministic", EVALUATIONS))
-    add("advantage-deterministic", f"The same with gpfn-w2 deterministic, {at}", plain, "≥", None)
+    found += board.claim("advantage-deterministic", f"The same with gpfn-w2 deterministic, {at}", plain, "≥", None)
     tuned = f"Fréchet distance of bfn-tuned (stochastic) over that of gpfn-w2 (multistep2), {at}"
-    add("advantage-tuned", tuned, over(one("bfn-tuned", "stochastic", EVALUATIONS), default), "≥", None)
+    found += board.claim(
+        "advantage-tuned", tuned, over(one("bfn-tuned", "stochastic", EVALUATIONS), default), "≥", None
+    )
     collapsed = largest([one("bfn", "deterministic", nfe, "diversity") for nfe in board.nfes])
-    add("collapse", "Largest diversity of bfn without noise (deterministic), any NFE", collapsed, "<", 0.02)
+    found += board.claim(
+        "collapse", "Largest diversity of bfn without noise (deterministic), any NFE", collapsed, "<", 0.02
+    )
     diverse = one("gpfn-w2", "deterministic", EVALUATIONS, "diversity")
     least = None if preset == "quick" else 0.85
-    add("diversity", f"Diversity of gpfn-w2 without noise (deterministic), {at}", diverse, ">", least)
+    found += board.claim("diversity", f"Diversity of gpfn-w2 without noise (deterministic), {at}", diverse, ">", least)
     noisy = "Largest Fréchet distance of gpfn-w2 stochastic over deterministic, at equal NFE from 10 up"
     pairs = [[one("gpfn-w2", kind, nfe) for kind in ("stochastic", "deterministic")] for nfe in board.nfes if nfe >= 10]
-    add("noise", noisy, largest([over(*pair) for pair in pairs]), "≤", 1.3)
+    found += board.claim("noise", noisy, largest([over(*pair) for pair in pairs]), "≤", 1.3)
     multistep = over(one("gpfn-w2", "multistep2", 5), one("gpfn-w2", "deterministic", 10))
     statement = "Fréchet distance of gpfn-w2 with multistep2 at 5 NFE over deterministic at 10 NFE"
-    add("multistep", statement, multistep, "<", 1.0)
+    found += board.claim("multistep", statement, multistep, "<", 1.0)
     return found
 
 
