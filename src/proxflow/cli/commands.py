@@ -563,7 +563,7 @@ def _extractor(
 
 
 def _classifier(options: Evaluate, recognised: str | None) -> str:
-    """The data set whose classifier evaluators labels: that of the images, whatever features are compared."""
+    """The data set whose classifier finds classes: that of the images, whatever features are compared."""
     if recognised is not None:
         return recognised
     return options.extractor if options.extractor in metrics.CLASSIFIERS else "mnist"
@@ -577,7 +577,7 @@ def _images_source(path: Path, options: Evaluate) -> tuple[scoreboard.Source, in
         raise ArgumentError(f"{path}: evaluation needs at least {LEAST} images, got {len(images)}")
     shape = tuple(images.shape[1:])
     if labels is not None and shape != metrics.mnist_features().image_shape:
-        labels = None  # the classifiers that could evaluator them are of such images
+        labels = None  # the classifiers that could sort them are of such images
     origin = {"flow": None, "sampler": None, "nfe": None, "images": str(path)}
     held = None if labels is None else torch.from_numpy(labels)[: len(images)]
     return scoreboard.Source(str(path), lambda: images, held, origin), len(images), shape
