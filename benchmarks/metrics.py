@@ -32,7 +32,7 @@ from proxflow.metrics import (
     vendi_score,
 )
 from proxflow.metrics.frechet import frechet_estimate
-from proxflow.studies.evaluation import Judge, Source
+from proxflow.studies.scoreboard import Evaluator, Source
 
 T = TypeVar("T")
 
@@ -59,11 +59,11 @@ def of_digits(threads: int = 1) -> None:
     say(f"{'':44} {'wall s':>8} {'processor s':>12} {'peak GiB':>10}")
 
     def all_of_it() -> dict[str, object]:
-        judge = timed(
-            "reference: 10,000 test, 60,000 training", lambda: Judge.of(mnist_features(), training, test, "mnist")
+        evaluator = timed(
+            "reference: 10,000 test, 60,000 training", lambda: Evaluator.of(mnist_features(), training, test, "mnist")
         )
-        floor = timed("floor: 10,000 real images", lambda: judge.floor(10_000, 0))
-        return timed("10,000 samples", lambda: judge.record(Source("", lambda: images, None, {}), floor, 0))
+        floor = timed("floor: 10,000 real images", lambda: evaluator.floor(10_000, 0))
+        return timed("10,000 samples", lambda: evaluator.record(Source("", lambda: images, None, {}), floor, 0))
 
     record = timed("together", all_of_it)
     names = [field.name for field in fields(Scores) if isinstance(record[field.name], float)]

@@ -18,7 +18,7 @@ from benchmarks.tasks import TASKS
 from proxflow import GPFN, PointPredictor
 from proxflow.errors import ArgumentError
 from proxflow.samplers import Marginal
-from proxflow.studies import peers
+from tools import peers
 
 ROOT = Path(__file__).parent.parent
 NEEDS = {

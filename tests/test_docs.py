@@ -14,10 +14,10 @@ import torch
 from packaging.requirements import Requirement
 
 import proxflow
-from proxflow.cli import _parse
+from proxflow.cli.main import _parse
 from proxflow.errors import DataError
-from proxflow.studies.docs import closed_forms_block, results_block, results_of, rewritten, with_block
 from proxflow.studies.presets import PRESETS
+from tools.docs import closed_forms_block, results_block, results_of, rewritten, with_block
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -87,7 +87,7 @@ def test_the_examples_of_evaluation_run(tmp_path):
 
 def test_generated_parts_are_current():
     for path, text in rewritten(ROOT).items():
-        assert path.read_text(encoding="utf-8") == text, "run: python -m proxflow.studies.docs"
+        assert path.read_text(encoding="utf-8") == text, "run: python -m tools.docs"
 
 
 def test_the_table_of_closed_forms_comes_from_the_registry():
@@ -124,7 +124,7 @@ def test_the_results_name_every_run_with_its_conditions():
     assert "| real images | – | 1.25 | 1.25 |" in standard
     for part in (standard, quick):
         assert re.search(
-            r"over that of gpfn-w2 \(multistep2, the default sampler\), 20 NFE \| 15 \| ≥ [58] \| yes", part
+            r"over that of gpfn-w2 \(multistep2, the default sampler\), 20 NFE \| 15\.0 \| ≥ [58] \| \*\*yes\*\*", part
         )
         for condition in ("1,200 training steps", "seed 0", "64 samples", "0123456789ab", "1.25", "Some Processor"):
             assert condition in part
@@ -180,5 +180,6 @@ def test_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert (page.parent / target).exists(), target
-    for module in re.findall(r"python -m (proxflow[\w.]+)", text):
-        assert (ROOT / "src" / (module.replace(".", "/") + ".py")).exists(), module
+    for package, rest in re.findall(r"python -m\s+(proxflow|tools|benchmarks)\.([\w.]*\w)", text):
+        folder = ROOT / ("src/proxflow" if package == "proxflow" else package)
+        assert (folder / (rest.replace(".", "/") + ".py")).exists(), f"{package}.{rest}"

@@ -10,9 +10,10 @@ import torch
 from proxflow import data, metrics
 from proxflow.config import ModelConfig, TrainingConfig
 from proxflow.errors import ArgumentError, OutputError
-from proxflow.studies.mnist import Cell, cells_of, reproduce
-from proxflow.studies.mnist import run as run_cells
+from proxflow.studies import trials
+from proxflow.studies.mnist.study import STUDY, cells_of
 from proxflow.studies.presets import NFES, PRESETS
+from proxflow.studies.trials import Cell, Setup, reproduce
 
 TINY = replace(
     PRESETS["quick"],
@@ -27,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def run(out, said=None):
-    return reproduce("tiny", TINY, out, CPU, said.append if said is not None else lambda _: None)
+    return reproduce(STUDY, "tiny", TINY, out, CPU, said.append if said is not None else lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +74,7 @@ def test_flows_share_network_data_steps_and_seed(finished):
 
 def test_an_interrupted_run_goes_on(finished, tmp_path, monkeypatch):
     _, whole = finished
-    import proxflow.studies.mnist as experiment
-
-    original, calls = experiment.evaluate_cell, []
+    original, calls = trials.evaluate_cell, []
 
     def interrupt(*arguments):
         if len(calls) == 3:
@@ -83,10 +82,10 @@ def test_an_interrupted_run_goes_on(finished, tmp_path, monkeypatch):
         calls.append(arguments)
         original(*arguments)
 
-    monkeypatch.setattr(experiment, "evaluate_cell", interrupt)
+    monkeypatch.setattr(trials, "evaluate_cell", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
-    monkeypatch.setattr(experiment, "evaluate_cell", original)
+    monkeypatch.setattr(trials, "evaluate_cell", original)
     said = []
     resumed = run(tmp_path, said)
     assert not any("train" in line for line in said)
@@ -97,25 +96,26 @@ def test_an_interrupted_run_goes_on(finished, tmp_path, monkeypatch):
 def test_a_folder_of_another_run_is_refused(finished):
     out, _ = finished
     with pytest.raises(OutputError, match=r"other settings \(samples differs\)"):
-        reproduce("tiny", replace(TINY, samples=21), out, CPU, lambda _: None)
+        reproduce(STUDY, "tiny", replace(TINY, samples=21), out, CPU, lambda _: None)
 
 
 def test_fashion_mnist_is_scored_by_its_own_classifier(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "recognise", lambda images: "fashion-mnist")  # whatever its images
     weights = metrics.CLASSIFIERS["fashion-mnist"]
     one = replace(TINY, nfes=(1,), samplers={"gpfn-w2": ("deterministic", "multistep2")})
-    results = reproduce("tiny", one, tmp_path, CPU, lambda _: None)
+    results = reproduce(STUDY, "tiny", one, tmp_path, CPU, lambda _: None)
     assert results["extractor"] == {"name": "fashion-mnist-classifier", "sha256": weights.sha256, "dimension": 64}
     assert {cell["extractor"] for cell in results["cells"]} == {f"fashion-mnist-classifier {weights.sha256[:12]}"}
 
     # A folder holds cells of one extractor, and nothing is trained for one that is not known.
     cells = cells_of(one)
     (tmp_path / "cells" / f"{cells[1].name}.json").unlink()
-    fixed = (tmp_path, {}, cells, one.training, one.samples, CPU, lambda _: None)
+    images = torch.zeros(0, 1, 28, 28, dtype=torch.uint8)
+    fixed = (Setup(one, tmp_path, CPU, lambda _: None, images, images), {}, cells)
     with pytest.raises(OutputError, match=r"was scored on fashion-mnist-classifier .*, not on mnist-classifier"):
-        run_cells(*fixed)
+        trials.evaluate(*fixed, "mnist")
     with pytest.raises(ArgumentError, match="'letters'"):
-        run_cells(*fixed, "letters")
+        trials.evaluate(*fixed, "letters")
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -9,9 +9,11 @@ import torch
 from proxflow import data
 from proxflow.config import ModelConfig, TrainingConfig
 from proxflow.errors import OutputError
-from proxflow.studies import few_step, few_step_report
+from proxflow.studies import trials
+from proxflow.studies.few_step import report
+from proxflow.studies.few_step import study as few_step
 from proxflow.studies.presets import EXPERIMENTS, FEW_STEP_METHODS, FEW_STEP_PRESETS, FewStepPreset
-from proxflow.studies.report import Scoreboard
+from proxflow.studies.scoreboard import Scoreboard
 
 TINY = FewStepPreset(
     network=ModelConfig(channels=8, multipliers=(1,), patch=4),
@@ -25,7 +27,7 @@ TINY = FewStepPreset(
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def finished(tmp_path_factory):
     pytest.importorskip("ot")  # for the method with optimal transport
     out = tmp_path_factory.mktemp("few-step")
     load = data.load
@@ -35,17 +37,17 @@ def study(tmp_path_factory):
         return data.ImageData(whole.name, whole.images[:300], None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(few_step.data, "load", first)
-        yield out, few_step.reproduce("tiny", TINY, out, torch.device("cpu"), lambda line: None)
+        patch.setattr(data, "load", first)
+        yield out, trials.reproduce(few_step.STUDY, "tiny", TINY, out, torch.device("cpu"), lambda line: None)
 
 
-def test_every_method_has_its_cells_and_its_cost(study):
-    _, results = study
+def test_every_method_has_its_cells_and_its_cost(finished):
+    _, results = finished
     board = Scoreboard(tuple(results["cells"]))
     assert list(board.flows) == list(FEW_STEP_METHODS)
     cost = {cell["method"]: cell["train_cost"] for cell in results["cells"]}
     for name, method in FEW_STEP_METHODS.items():
-        before = sum(cost[other] for other in (method.teacher, method.worse) if other is not None)
+        before = sum(cost[other] for other in (method.teacher, method.weak) if other is not None)
         assert cost[name] == pytest.approx(method.share + before, rel=0.02), name
         assert cost[name] <= 2.02
     # A step of distribution matching is 7 passes, a plain one 3.
@@ -63,39 +65,42 @@ def test_what_is_not_repeated_has_the_first_seed_alone():
         assert {cell.seed for cell in cells if cell.flow == name} == ({3, 4} if method.repeated else {3})
 
 
-def test_at_one_evaluation_there_is_one_cell_a_method_and_seed(study):
-    _, results = study
+def test_at_one_evaluation_there_is_one_cell_a_method_and_seed(finished):
+    _, results = finished
     once = [(cell["method"], cell["seed"]) for cell in results["cells"] if cell["nfe"] == 1]
     assert len(once) == len(set(once))
 
 
-def test_a_second_call_has_nothing_to_do(study, monkeypatch):
-    out, results = study
+def test_a_second_call_has_nothing_to_do(finished, monkeypatch):
+    out, results = finished
 
     def fail(*_, **__):
         raise AssertionError("work was started")
 
-    monkeypatch.setattr(few_step.mnist, "fit", fail)
-    monkeypatch.setattr(few_step.mnist, "sample", fail)
-    assert few_step.reproduce("tiny", TINY, out, torch.device("cpu"), lambda line: None)["cells"] == results["cells"]
+    monkeypatch.setattr(trials, "fit", fail)
+    monkeypatch.setattr(trials, "sample", fail)
+    assert (
+        trials.reproduce(few_step.STUDY, "tiny", TINY, out, torch.device("cpu"), lambda line: None)["cells"]
+        == results["cells"]
+    )
     with pytest.raises(OutputError, match="other settings"):
-        few_step.reproduce("other", TINY, out, torch.device("cpu"), lambda line: None)
+        trials.reproduce(few_step.STUDY, "other", TINY, out, torch.device("cpu"), lambda line: None)
 
 
-def test_the_report_names_what_holds(study):
-    out, _ = study
+def test_the_report_names_what_holds(finished):
+    out, _ = finished
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    files = few_step_report.write_report(out, results)
+    files = trials.write_report(out, torch.device("cpu"))
     assert all(path.stat().st_size > 0 for path in files)
     text = (out / "report.md").read_text(encoding="utf-8")
     for name in FEW_STEP_METHODS:
         assert name in text
-    found = {claim.name: claim for claim in few_step_report.claims(results)}
+    found = {claim.name: claim for claim in report.claims(results)}
     # Two and ten evaluations are not among the tiny ones.
     assert list(found) == ["4-of-20", "1-of-20", "4-of-best-20", "floor", "precision", "recall"]
     assert found["4-of-20"].threshold == 1.0
     board = Scoreboard(tuple(results["cells"]))
-    method, sampler = few_step_report.best(board, 4)
+    method, sampler = report.best(board, 4)
     for seed, value in zip((0,), found["4-of-20"].values, strict=False):
         plain = board.one("plain", "deterministic", 20, seed)
         assert value == pytest.approx(board.one(method, sampler, 4, seed) / plain)
@@ -106,11 +111,11 @@ def test_every_preset_can_be_asked_for():
     for preset in FEW_STEP_PRESETS.values():
         names = preset.methods
         for place, name in enumerate(names):
-            for needed in (FEW_STEP_METHODS[name].teacher, FEW_STEP_METHODS[name].worse):
+            for needed in (FEW_STEP_METHODS[name].teacher, FEW_STEP_METHODS[name].weak):
                 assert needed is None or needed in names[:place]
 
 
 def test_every_method_has_a_colour_of_its_own():
-    colours = few_step_report._COLOURS
+    colours = report._COLOURS
     assert list(colours) == list(FEW_STEP_METHODS)
     assert len(set(colours.values())) == len(colours)

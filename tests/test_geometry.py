@@ -10,6 +10,7 @@ import torch
 from scipy import integrate, stats
 
 from proxflow import data
+from proxflow.beliefs import DiagonalGaussian
 from proxflow.config import ModelConfig, TrainingConfig
 from proxflow.divergences import Wasserstein2
 from proxflow.errors import CheckpointError, OutputError
@@ -17,8 +18,9 @@ from proxflow.flows import GPFN
 from proxflow.models import load
 from proxflow.paths import Linear
 from proxflow.predictors import PointPredictor
-from proxflow.studies import geometry, geometry_report
-from proxflow.studies.geometry import (
+from proxflow.studies import trials
+from proxflow.studies.geometry import report, study
+from proxflow.studies.geometry.study import (
     CAPACITIES,
     GEOMETRIES,
     fisher_capacity,
@@ -117,6 +119,20 @@ def test_tabulated_beliefs_are_those_of_simulated_steps(pixels):
         torch.testing.assert_close(read.std, simulated.std, rtol=0, atol=5e-3)
 
 
+@pytest.mark.parametrize("name", [*GEOMETRIES, "w2", "w2-as-kl", "w2-as-renyi", "fisher-rao-matched"])
+def test_a_flow_and_its_control_weigh_the_same_errors_alike(paths, name):
+    """By the loss itself: with one prediction for every belief it is ∑ (x̂ − x)² / (d max(1 − t, 0.3)²) for all of them."""
+    flow = gaussian_flows({**paths, "renyi": paths["fisher-rao"]})[name]
+    draws = torch.Generator().manual_seed(5)
+    x, predicted = (torch.rand(6, 1, 28, 28, generator=draws, dtype=torch.float64) * 2 - 1 for _ in range(2))
+    t = tensor([0.01, 0.2, 0.5, 0.65, 0.75, 0.99])
+    loss = flow.loss(lambda belief, t: DiagonalGaussian(predicted, 0.02), x, torch.Generator().manual_seed(6), t)
+    expected = [
+        float(((p - y) ** 2).mean()) / max(1 - float(s), 0.3) ** 2 for p, y, s in zip(predicted, x, t, strict=True)
+    ]
+    assert loss.tolist() == pytest.approx(expected, rel=1e-6)
+
+
 # Capacities -----------------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +192,7 @@ TINY = replace(
 
 
 def run(out, said=None):
-    return geometry.reproduce("tiny", TINY, out, CPU, said.append if said is not None else lambda _: None)
+    return trials.reproduce(study.STUDY, "tiny", TINY, out, CPU, said.append if said is not None else lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -185,9 +201,9 @@ def finished(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     whole = data.load
     patch.setattr(data, "load", lambda name, split: data.ImageData(name, whole(name, "test").images[:200], None))
-    patch.setattr(geometry, "KNOTS", 9)
-    patch.setattr(geometry, "MATCHING_IMAGES", 2)
-    patch.setattr(geometry, "DRAWS", 2)
+    patch.setattr(study, "KNOTS", 9)
+    patch.setattr(study, "MATCHING_IMAGES", 2)
+    patch.setattr(study, "DRAWS", 2)
     out = tmp_path_factory.mktemp("geometry")
     yield out, run(out)
     patch.undo()
@@ -232,18 +248,18 @@ def test_what_is_there_is_not_done_again(finished):
     assert len(said) == 2
     assert again["likelihood"] == results["likelihood"]
     with pytest.raises(OutputError, match="samples differs"):
-        geometry.reproduce("tiny", replace(TINY, samples=17), out, CPU, said.append)
+        trials.reproduce(study.STUDY, "tiny", replace(TINY, samples=17), out, CPU, said.append)
 
 
 def test_its_models_are_not_taken_for_others(finished):
     out, _ = finished
-    with pytest.raises(CheckpointError, match="contender"):
+    with pytest.raises(CheckpointError, match="trial"):
         load(out / "models" / "fisher-rao-seed0")
 
 
 def test_the_report_holds_verdicts_and_numbers(finished):
-    out, results = finished
-    files = geometry_report.write_report(out, results)
+    out, _ = finished
+    files = trials.write_report(out, CPU)  # from the folder alone
     assert all(file.stat().st_size > 0 for file in files)
     assert {"mean-paths.png", "frechet-against-nfe.png", "pairs.png", "report.md", "report.html"} == {
         file.name for file in files
@@ -287,14 +303,14 @@ def fake(flow, control, unexplained, seeds, geometry="fisher-rao", matched=False
     ],
 )
 def test_a_verdict_follows_from_the_numbers(unexplained, distances, expected):
-    (verdict,) = geometry_report.verdicts(fake("f", "c", unexplained, distances))
+    (verdict,) = report.verdicts(fake("f", "c", unexplained, distances))
     assert expected in verdict.sentence
     assert "2.00 to 2.00 times that of w2" in verdict.sentence  # the control's 20 over the 10 of w2
 
 
 def test_a_control_that_is_w2_has_no_schedule_of_its_own():
     results = fake("f", "w2", 0.1, {"f": (30.0,), "w2": (10.0, 11.0)})
-    (verdict,) = geometry_report.verdicts(results)
+    (verdict,) = report.verdicts(results)
     assert verdict.schedule == {}
     assert verdict.ratios == {5: pytest.approx(3), 10: pytest.approx(3)}
     assert "Its schedule alone" not in verdict.sentence
@@ -306,18 +322,19 @@ def test_bounds_are_told_apart_only_beyond_their_error():
         common = {"seed": 0, "standard_error": 1.0, "images": 10, "draws": 2}
         return {"likelihood": [{"flow": flow, "nats": value, **common} for flow, value in flows.items()]}
 
-    _, table, bullets = geometry_report._likelihood(bounds(own=112.0, matched=111.0))
+    _, table, bullets = report._likelihood(bounds(own=112.0, matched=111.0))
     assert ("binary-linear", "112.00", "1.00", "0") in table.rows
     assert "-1.00 ± 1.41 nats, within the error" in bullets.items[0]
     assert "+14.00 ± 1.41 nats, the work of the geometry" in bullets.items[0]
-    *_, bullets = geometry_report._likelihood(bounds(own=112.0, matched=106.0))
+    *_, bullets = report._likelihood(bounds(own=112.0, matched=106.0))
     assert "-6.00 ± 1.41 nats, the work of the schedule" in bullets.items[0]
 
 
-def test_the_study_predicts_points(paths):
-    preset = GEOMETRY_PRESETS["quick"]
+def test_the_study_predicts_points(paths, tmp_path, monkeypatch):
     images = torch.zeros(4, 1, 28, 28, dtype=torch.uint8)
-    contenders = geometry.contenders_of(preset, images, images, {**paths, "renyi": paths["kl"]})
-    assert isinstance(contenders["w2"].build().predictor, PointPredictor)
-    assert contenders["binary-bfn"].data.dtype == torch.int64
-    assert contenders["binary-bfn"].to_images(torch.ones(1, 2, dtype=torch.int64)).tolist() == [[255, 255]]
+    setup = trials.Setup(GEOMETRY_PRESETS["quick"], tmp_path, CPU, lambda _: None, images, images)
+    monkeypatch.setattr(study, "matched", lambda _: {**paths, "renyi": paths["kl"]})
+    found = study.trials_of(setup)
+    assert isinstance(found["w2"].build().predictor, PointPredictor)
+    assert found["binary-bfn"].data.dtype == torch.int64
+    assert found["binary-bfn"].to_images(torch.ones(1, 2, dtype=torch.int64)).tolist() == [[255, 255]]

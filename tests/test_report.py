@@ -1,6 +1,7 @@
 """The report: claims against hand-made numbers, both texts against the results, pictures against their content."""
 
 import io
+import json
 import re
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from proxflow.config import ModelConfig, to_dict
 from proxflow.data import to_bytes
 from proxflow.errors import CheckpointError, DataError
 from proxflow.samplers import sample
-from proxflow.studies import pictures
-from proxflow.studies.mnist import Cell
-from proxflow.studies.report import Paragraph, Scoreboard, Strong, Table, claims, kept_images, to_markdown, write_report
+from proxflow.studies import charts
+from proxflow.studies.mnist.report import claims, evolve, outcome
+from proxflow.studies.pages import Paragraph, Strong, Table, to_markdown
+from proxflow.studies.scoreboard import Scoreboard
+from proxflow.studies.trials import Cell, kept_images, write_report
 
 CPU = torch.device("cpu")
 SHAPE = (1, 8, 8)
@@ -108,7 +111,8 @@ def report(experiment, folder, results):
     """Write a report on an experiment into a folder of its own; the content of the files by their names."""
     for name in ("cells", "models"):
         (folder / name).symlink_to(experiment / name)
-    return {file.name: file.read_bytes() for file in write_report(folder, results, CPU)}
+    (folder / "results.json").write_text(json.dumps(results))
+    return {file.name: file.read_bytes() for file in write_report(folder, CPU)}
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +201,8 @@ def test_claims_are_computed_from_the_cells():
         "advantage-deterministic",
         "diversity",
     ]
-    assert "is 6.00 times" in found["advantage"].sentence
+    (table,) = outcome(results_of(by_hand()))
+    assert table.rows[0][1:] == ("6.000", "≥ 5", Strong("yes"))
 
 
 @pytest.mark.parametrize(
@@ -244,7 +249,8 @@ def test_claim_holds_only_when_it_does_in_every_seed():
     advantage = claims(results_of(by_hand() + other))[0]
     assert advantage.values == (pytest.approx(6.0), pytest.approx(4.0))
     assert (advantage.held, advantage.holds) == (1, False)
-    assert "5.00 (4.00–6.00) times" in advantage.sentence
+    (table,) = outcome(results_of(by_hand() + other))
+    assert table.rows[0][1:] == ("5.000 (4.000–6.000)", "≥ 5", "in 1 of 2 seeds")
 
 
 # Texts
@@ -277,7 +283,7 @@ def test_best_of_a_column_stands_out(written):
 
 def test_claims_and_conditions_are_stated(written):
     claim, *_, condition = markdown_tables(written["report.md"].decode())
-    assert claim[1][1:] == ["yes", "6.000", "≥ 5"]
+    assert claim[1][1:] == ["6.000", "≥ 5", "yes"]
     stated = dict(condition[1:])
     assert stated["Training images seen"] == "76,800, in batches of 64"
     assert stated["Seconds of training"] == "gpfn-w2 321; bfn 321"
@@ -329,7 +335,7 @@ def test_missing_cells_are_blanks(awkward):
     text = awkward["report.md"].decode()
     assert "| bfn | stochastic | 124 (99.0–148) | 60.0 (48.0–72.0) | – |" in text
     assert "bfn at 10 NFE with its best sampler there, stochastic" in text  # the nearest to 20 that there is
-    assert "bfn with its own sampler" not in text
+    assert "bfn (stochastic, its own sampler)" not in text
 
 
 def test_several_seeds_give_mean_and_range(awkward):
@@ -341,13 +347,21 @@ def test_several_seeds_give_mean_and_range(awkward):
 
 
 def test_missing_pictures_and_models_are_named(experiment, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(results_of(by_hand())))
     with pytest.raises(CheckpointError, match="gpfn-w2-seed0"):
-        write_report(tmp_path, results_of(by_hand()), CPU)
+        write_report(tmp_path, CPU)
     (tmp_path / "models").symlink_to(experiment / "models")
     with pytest.raises(
         DataError, match=r"gpfn-w2-deterministic-nfe005-seed0\.json beside it and run the experiment again"
     ):
-        write_report(tmp_path, results_of(by_hand()), CPU)
+        write_report(tmp_path, CPU)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"experiment": "peers"}'])
+def test_results_of_something_else_are_refused(content, tmp_path):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(DataError, match="no results of a study"):
+        write_report(tmp_path, CPU)
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut off"])
@@ -363,7 +377,12 @@ def test_same_results_give_the_same_files(experiment, written, tmp_path):
     results = results_of(by_hand())
     assert report(experiment, tmp_path, results) == written
     assert results == results_of(by_hand())  # left as they were
-    assert {path.name for path in tmp_path.iterdir()} == {*written, "cells", "models"}  # and no temporary file
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *written,
+        "cells",
+        "models",
+        "results.json",
+    }  # and no temporary file
 
 
 # Pictures
@@ -382,7 +401,7 @@ def test_animation_has_a_frame_for_each_evaluation(written):
 
 def test_evolution_runs_from_the_prior_to_the_sample(experiment):
     model = models.load(experiment / "models" / "bfn-seed0")
-    evolution = pictures.evolve(model, "stochastic", 3, 5, seed=7)
+    evolution = evolve(model, "stochastic", 3, 5, seed=7)
     expected = sample(model.predictor, model.flow, (3, *SHAPE), nfe=5, sampler="stochastic", seed=7)
     assert evolution.times == (0.0, 0.25, 0.5, 0.75, 1.0)
     assert evolution.beliefs.shape == evolution.targets.shape == (5, 3, 8, 8)
@@ -398,7 +417,7 @@ def test_chart_has_the_colour_of_every_flow_and_of_the_floor(written):
 
 def test_tile_keeps_every_pixel():
     images = np.arange(3 * 4, dtype=np.uint8).reshape(3, 2, 2)
-    tiled = pictures.tile(images, 2, 6)
+    tiled = charts.tile(images, 2, 6)
     assert tiled.shape == (15, 15)
     small = tiled[1::3, 1::3]
     assert (tiled == small.repeat(3, axis=0).repeat(3, axis=1)).all()
@@ -409,8 +428,8 @@ def test_tile_keeps_every_pixel():
 
 def test_labelled_grid_holds_its_tiles():
     tile = np.full((40, 40), 77, np.uint8)
-    rows = (pictures.Row("first", (tile, None)), pictures.Row("second", (None, tile), apart=True))
-    image = np.asarray(pictures.labelled([pictures.Section("title", ("a", "a column with a long name"), rows)], 16))
+    rows = (charts.Row("first", (tile, None)), charts.Row("second", (None, tile), apart=True))
+    image = np.asarray(charts.labelled([charts.Section("title", ("a", "a column with a long name"), rows)], 16))
     whole = np.lib.stride_tricks.sliding_window_view(image == 77, (40, 40)).all(axis=(2, 3))
     assert len(np.argwhere(whole)) == 2
     assert image[0].min() == image[-1].min() == image[:, 0].min() == image[:, -1].min() == 255  # nothing is cut off
@@ -422,8 +441,13 @@ def test_grid_shows_the_best_sampler(written):
     assert "gpfn-w2 at 20 NFE with its best sampler there, multistep2" in written["report.md"].decode()
 
 
-def test_using_the_library_does_not_load_matplotlib():
-    code = (
-        "import sys, proxflow; [getattr(proxflow, n) for n in proxflow.__all__]; sys.exit('matplotlib' in sys.modules)"
+def test_plotting_and_the_terminal_load_when_something_is_drawn_or_printed():
+    everything = (
+        "import sys, proxflow; [getattr(proxflow, name) for name in proxflow.__all__]\n"
+        "from proxflow.studies import trials\n"
+        "[trials.find(name) for name in ('mnist', 'geometry', 'few-step')]\n"
+        "print({'matplotlib', 'rich', 'tyro'} & set(sys.modules) or 'none')"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", everything], capture_output=True, text=True).stdout == "none\n"
+    presets = "import sys; from proxflow.studies import presets; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", presets]).returncode == 0

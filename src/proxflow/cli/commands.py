@@ -9,12 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -34,14 +31,11 @@ from proxflow.runtime.progress import bar
 from proxflow.runtime.tracking import TensorBoard
 from proxflow.samplers import default_sampler, sample
 from proxflow.samplers.optimise_times import REFERENCE_STEPS, optimise_times
-from proxflow.studies import evaluation, mnist
-from proxflow.studies.presets import EXPERIMENTS, FEW_STEP_PRESETS, GEOMETRY_PRESETS, PRESETS
+from proxflow.studies import pages, scoreboard, trials
+from proxflow.studies.presets import EXPERIMENTS
 from proxflow.training.fit import fit
 from proxflow.training.recipes import lesson
 from proxflow.training.reflow import reflow
-
-if TYPE_CHECKING:
-    from proxflow.studies.report import Claim
 
 
 def run(options: Options) -> None:
@@ -141,7 +135,7 @@ def run_sample(options: Sample, device: torch.device) -> None:
     images = draw(model, options.n, options.steps, options.sampler, options.seed, options.batch_size, options.graph)
     with first_alone() as writing:
         if writing:
-            imagefiles.write(options.out, mnist.to_channels_last(images))
+            imagefiles.write(options.out, trials.to_channels_last(images))
     at = " at the times found for them" if _found_times(model, options.sampler, options.steps) else ""
     say(f"{options.n} images, {options.steps} network evaluations each{at}: {options.out}")
 
@@ -268,7 +262,7 @@ def run_train(options: Train, device: torch.device) -> None:
             painter = Model(config, shape, model.flow, cast(Predictor, present))
             evaluations = 1 if method == "distribution-matching" else _GRID_STEPS
             drawn = draw(painter, options.grid, evaluations, "deterministic", training.seed, training.batch_size)
-            pictures = mnist.to_channels_last(drawn)
+            pictures = trials.to_channels_last(drawn)
             with first_alone() as writing:
                 if writing:
                     imagefiles.write(writable_folder(out / "samples") / f"step-{step:08d}.png", pictures)
@@ -491,10 +485,10 @@ def run_evaluate(options: Evaluate, device: torch.device) -> None:
     named = named or ["mnist"]
     earlier: dict[str, dict[str, Any]] = {}
     for path in (Path(name) for name in named if name.lower().endswith(".json")):
-        earlier |= evaluation.read_records(path)
+        earlier |= scoreboard.read_records(path)
     fresh = [name for name in named if not name.lower().endswith(".json")]
     if not fresh and Processes.current().first:
-        evaluation.show_all(earlier)
+        scoreboard.show_all(earlier)
     if not fresh:
         return
 
@@ -530,21 +524,21 @@ def run_evaluate(options: Evaluate, device: torch.device) -> None:
             f"--n: {count} images cannot be compared with as many of {len(training)} real training images"
         )
 
-    identity = evaluation.identity_of(extractor, training, test, called)
+    identity = scoreboard.identity_of(extractor, training, test, called)
     for title, record in earlier.items():
         ours = metrics.Conditions.of({**identity, "samples": count})
         metrics.check_comparable({title: metrics.Conditions.of(record, title), fresh[0]: ours})
-    judge = evaluation.Judge.of(extractor, training, test, called, _classifier(options, recognised))
-    floor = judge.floor(count, options.seed)
-    records = {source.title: judge.record(source, floor, options.seed) for source in sources}
+    evaluator = scoreboard.Evaluator.of(extractor, training, test, called, _classifier(options, recognised))
+    floor = evaluator.floor(count, options.seed)
+    records = {source.title: evaluator.record(source, floor, options.seed) for source in sources}
     if not Processes.current().first:
         return  # it has done its share of the images and of their features
     if len(records) + len(earlier) == 1:
         ((title, record),) = records.items()
         say(title)
-        evaluation.show_one(record)
+        scoreboard.show_one(record)
     else:
-        evaluation.show_all({**records, **earlier})
+        scoreboard.show_all({**records, **earlier})
     reference = f"{len(test)} test images of {called}"
     say(f"{count} images, and {count} real training images, against {reference}; ± is one standard error")
     say(f"features: {extractor.name}, {extractor.dimension} dimensions, sha256 {extractor.sha256}")
@@ -569,13 +563,13 @@ def _extractor(
 
 
 def _classifier(options: Evaluate, recognised: str | None) -> str:
-    """The data set whose classifier judges labels: that of the images, whatever features are compared."""
+    """The data set whose classifier finds classes: that of the images, whatever features are compared."""
     if recognised is not None:
         return recognised
     return options.extractor if options.extractor in metrics.CLASSIFIERS else "mnist"
 
 
-def _images_source(path: Path, options: Evaluate) -> tuple[evaluation.Source, int, tuple[int, ...]]:
+def _images_source(path: Path, options: Evaluate) -> tuple[scoreboard.Source, int, tuple[int, ...]]:
     whole = read_images(path)
     labels = imagefiles.read_labels(path, len(whole))
     images = whole[: options.n]
@@ -583,19 +577,19 @@ def _images_source(path: Path, options: Evaluate) -> tuple[evaluation.Source, in
         raise ArgumentError(f"{path}: evaluation needs at least {LEAST} images, got {len(images)}")
     shape = tuple(images.shape[1:])
     if labels is not None and shape != metrics.mnist_features().image_shape:
-        labels = None  # the classifiers that could judge them are of such images
+        labels = None  # the classifiers that could sort them are of such images
     origin = {"flow": None, "sampler": None, "nfe": None, "images": str(path)}
     held = None if labels is None else torch.from_numpy(labels)[: len(images)]
-    return evaluation.Source(str(path), lambda: images, held, origin), len(images), shape
+    return scoreboard.Source(str(path), lambda: images, held, origin), len(images), shape
 
 
-def _model_source(model: Model, name: str, n: int, options: Evaluate) -> evaluation.Source:
+def _model_source(model: Model, name: str, n: int, options: Evaluate) -> scoreboard.Source:
     sampler = options.sampler or default_sampler(model.predictor, model.flow)
     origin: dict[str, Any] = {"flow": model.config.flow, "sampler": sampler, "nfe": options.steps, "model": name}
     if times := _found_times(model, sampler, options.steps):
         origin["times"] = list(times)
     title = f"{name} ({model.config.flow}), {sampler}, {options.steps} evaluations, seed {options.seed}"
-    return evaluation.Source(
+    return scoreboard.Source(
         title,
         lambda: draw(model, n, options.steps, sampler, options.seed, options.batch_size, options.graph),
         None,
@@ -626,58 +620,9 @@ def run_reproduce(options: Reproduce, device: torch.device) -> None:
         f"{options.experiment}, {options.preset}: {presets[options.preset].minutes}; running on {device.type}, into {out}"
     )
     say("interrupt with Ctrl-C at any time: the same command goes on where it stopped")
-    work = {"mnist": reproduce_mnist, "geometry": reproduce_geometry, "few-step": reproduce_few_step}
-    files = work[options.experiment](options, out, device)
+    study, preset = trials.find(options.experiment), presets[options.preset].counted_from(options.seed)
+    results = trials.reproduce(study, options.preset, preset, out, device, say, options.data)
+    files = trials.write_report(out, device)
+    pages.show(study.outcome(results))
     for path in (out / "results.json", *(file for file in files if file.suffix in (".md", ".html"))):
         say(f"written: {path}")
-
-
-def reproduce_mnist(options: Reproduce, out: Path, device: torch.device) -> list[Path]:
-    """The paper's experiment; the files of its report."""
-    from proxflow.studies import report  # brings plotting, which no other command needs
-
-    preset = PRESETS[options.preset]
-    preset = replace(preset, seeds=tuple(options.seed + seed for seed in preset.seeds))
-    results = mnist.reproduce(options.preset, preset, out, device, say, options.data)
-    files = report.write_report(out, results, device)
-    _print_claims(report.claims(results))
-    return files
-
-
-def _print_claims(claims: Sequence[Claim]) -> None:
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("claim", "measured", "expected", "holds"):
-        table.add_column(heading, justify="left" if heading == "claim" else "right")
-    for claim in claims:
-        expected = "" if claim.threshold is None else f"{claim.relation} {claim.threshold:g}"
-        verdict = "" if claim.held is None else "yes" if claim.holds else "no"
-        table.add_row(claim.statement, f"{sum(claim.values) / len(claim.values):.3g}", expected, verdict)
-    Console(file=sys.stdout, highlight=False, width=100).print(table)
-
-
-def reproduce_geometry(options: Reproduce, out: Path, device: torch.device) -> list[Path]:
-    """The study of geometries; the files of its report."""
-    from proxflow.studies import geometry, geometry_report  # brings plotting, which no other command needs
-
-    preset = GEOMETRY_PRESETS[options.preset]
-    seeds, further = (
-        tuple(options.seed + seed for seed in counted) for counted in (preset.seeds, preset.further_seeds)
-    )
-    preset = replace(preset, seeds=seeds, further_seeds=further)
-    results = geometry.reproduce(options.preset, preset, out, device, say, options.data)
-    files = geometry_report.write_report(out, results)
-    for verdict in geometry_report.verdicts(results):
-        say(f"- {verdict.sentence}")
-    return files
-
-
-def reproduce_few_step(options: Reproduce, out: Path, device: torch.device) -> list[Path]:
-    """The study of few evaluations; the files of its report."""
-    from proxflow.studies import few_step, few_step_report  # brings plotting, which no other command needs
-
-    preset = FEW_STEP_PRESETS[options.preset]
-    preset = replace(preset, seeds=tuple(options.seed + seed for seed in preset.seeds))
-    results = few_step.reproduce(options.preset, preset, out, device, say, options.data)
-    files = few_step_report.write_report(out, results)
-    _print_claims(few_step_report.claims(results))
-    return files

@@ -12,12 +12,12 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from proxflow.config import DeviceName, ModelConfig, PairSamplerName, SamplerName, TrainingConfig
-from proxflow.studies.presets import FEW_STEP_PRESETS, GEOMETRY_PRESETS, PRESETS, ExperimentName, PresetName
+from proxflow.studies.presets import EXPERIMENTS, ExperimentName, PresetName
 
 _MINUTES = "; ".join(
-    [f"{name}: {preset.minutes}" for name, preset in PRESETS.items()]
-    + [f"geometry {name}: {preset.minutes}" for name, preset in GEOMETRY_PRESETS.items()]
-    + [f"few-step {name}: {preset.minutes}" for name, preset in FEW_STEP_PRESETS.items()]
+    f"{study} {name}: {preset.minutes}".removeprefix("mnist ")
+    for study, presets in EXPERIMENTS.items()
+    for name, preset in presets.items()
 )
 
 ModelSource = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")]

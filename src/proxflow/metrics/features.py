@@ -1,7 +1,7 @@
 """Features of images: of small classifiers shipped with the package, of any network, or the pixels themselves.
 
 Distances between image sets are only comparable on one extractor, so it carries its name and the sha256 of its
-weights. The classifiers were trained by ``python -m proxflow.studies.train_classifier``, one a data set.
+weights. The classifiers were trained by ``python -m tools.train_classifier``, one a data set.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Sizes of the experiments, importable without torch."""
+"""Sizes of the studies, importable without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Self
 
 from proxflow.config import FlowName, MethodName, ModelConfig, SamplerName, TrainingConfig
 
@@ -14,19 +14,18 @@ ExperimentName = Literal["mnist", "geometry", "few-step"]
 NFES = (1, 2, 4, 5, 10, 20, 50, 100)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Everything that fixes an experiment's result.
+    """Everything that fixes a study's result.
 
     Args:
-        network: The U-Net that all flows share; its ``flow`` is replaced by each.
-        training: Steps, rate and seed, the same for all flows; its ``seed`` is replaced by each of ``seeds``.
+        network: The U-Net that all trials share; what a trial needs otherwise is replaced.
+        training: Steps, rate and seed, the same for all trials; its ``seed`` is replaced by each of ``seeds``.
         samples: Samples a cell.
+        minutes: About how long it takes, for the reader, in words.
         seeds: Seeds of training and sampling.
         nfes: Numbers of network evaluations.
-        samplers: Samplers of each flow.
-        train_images: Number of training images, the first of MNIST's 60,000.
-        minutes: About how long it takes, for the reader, in words.
+        train_images: Number of training images, the first of the data set.
     """
 
     network: ModelConfig
@@ -36,6 +35,24 @@ class Preset:
     seeds: tuple[int, ...] = (0,)
     nfes: tuple[int, ...] = NFES
     train_images: int = 60_000
+
+    def counted_from(self, seed: int) -> Self:
+        """Return the same preset with its seeds counted up from another first one."""
+        return replace(self, seeds=tuple(seed + k for k in self.seeds))
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the result depends on, as it is written beside it."""
+        return {name: value for name, value in asdict(self).items() if name != "minutes"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MnistPreset(Preset):
+    """Everything that fixes the result of the paper's experiment.
+
+    Args:
+        samplers: Samplers of each flow.
+    """
+
     samplers: dict[FlowName, tuple[SamplerName, ...]] = field(
         default_factory=lambda: {
             "gpfn-w2": ("deterministic", "stochastic", "marginal", "multistep2"),
@@ -45,20 +62,20 @@ class Preset:
     )
 
 
-PRESETS: dict[PresetName, Preset] = {
-    "quick": Preset(
+PRESETS: dict[PresetName, MnistPreset] = {
+    "quick": MnistPreset(
         network=ModelConfig(channels=16),
         training=TrainingConfig(steps=1800, batch_size=64, checkpoint_every=100),
         samples=256,
         minutes="8 to 20 minutes on 2 processor cores",
     ),
-    "standard": Preset(
+    "standard": MnistPreset(
         network=ModelConfig(),
         training=TrainingConfig(steps=2400, batch_size=64, checkpoint_every=100),
         samples=500,
         minutes="about 45 minutes on 2 processor cores",
     ),
-    "paper": Preset(
+    "paper": MnistPreset(
         network=ModelConfig(channels=64, multipliers=(1, 2, 2), blocks=2, attention=(2,), patch=1),
         training=TrainingConfig(
             steps=47_000, batch_size=128, learning_rate=1e-3, warmup_steps=1000, ema=0.9995, checkpoint_every=1000
@@ -70,31 +87,21 @@ PRESETS: dict[PresetName, Preset] = {
 }
 
 
-@dataclass(frozen=True)
-class GeometryPreset:
+@dataclass(frozen=True, kw_only=True)
+class GeometryPreset(Preset):
     """Everything that fixes the result of the geometry study.
 
     Args:
-        network: The U-Net that all flows share; its ``flow`` is not used.
-        training: Steps, rate and seed, the same for all flows; its ``seed`` is replaced.
-        samples: Samples a cell.
-        minutes: About how long it takes, for the reader, in words.
-        seeds: Seeds of training and sampling.
-        further_seeds: More of them for some flows, those that all others are held against among them: they tell the noise.
-        nfes: Numbers of network evaluations.
+        further_seeds: More seeds for the flows that all others are held against: they tell the noise.
         likelihood_images: Test images whose likelihood is bounded.
-        train_images: Number of training images, the first of MNIST's 60,000.
     """
 
-    network: ModelConfig
-    training: TrainingConfig
-    samples: int
-    minutes: str
-    seeds: tuple[int, ...] = (0,)
-    further_seeds: tuple[int, ...] = (1, 2)
     nfes: tuple[int, ...] = (2, 4, 5, 10, 20, 50)
+    further_seeds: tuple[int, ...] = (1, 2)
     likelihood_images: int = 500
-    train_images: int = 60_000
+
+    def counted_from(self, seed: int) -> Self:
+        return replace(super().counted_from(seed), further_seeds=tuple(seed + k for k in self.further_seeds))
 
 
 GEOMETRY_PRESETS: dict[PresetName, GeometryPreset] = {
@@ -125,11 +132,11 @@ class FewStepMethod:
         samplers: Samplers that it is evaluated with.
         share: Network passes spent in its own training, over those of plain training.
         network: Settings of the network and flow that differ from the preset's.
-        lesson: What it is trained with.
+        recipe: What it is trained with.
         teacher: Another method, whose trained model this one learns from.
-        worse: Another method, whose trained model this one is led away from.
+        weak: Another method, whose trained model this one is led away from.
         training: Settings of training that differ from the preset's.
-        settings: Settings of the lesson that differ from its defaults, see :func:`proxflow.training.recipes.lesson`.
+        settings: Settings of the recipe that differ from its defaults, see :mod:`proxflow.training.recipes`.
         repeated: Whether it is run with every seed, or with the first alone.
     """
 
@@ -137,9 +144,9 @@ class FewStepMethod:
     samplers: tuple[SamplerName, ...]
     share: float = 1.0
     network: Mapping[str, Any] = field(default_factory=dict)
-    lesson: MethodName | Literal["reflow", "long-step"] = "flow"
+    recipe: MethodName | Literal["reflow", "long-step"] = "flow"
     teacher: str | None = None
-    worse: str | None = None
+    weak: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     repeated: bool = True
@@ -234,29 +241,26 @@ FEW_STEP_METHODS: dict[str, FewStepMethod] = {
 """Methods of the few-step study by name; each after its teacher."""
 
 
-@dataclass(frozen=True)
-class FewStepPreset:
+_KEYS = {"recipe": "lesson", "weak": "worse"}
+"""Keys of a method in results and in folders of runs, where its fields have other names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewStepPreset(Preset):
     """Everything that fixes the result of the few-step study.
 
     Args:
-        network: The U-Net of all methods.
-        training: Plain training; its ``seed`` is replaced by each of ``seeds``.
-        samples: Samples a cell.
-        minutes: About how long it takes, for the reader, in words.
-        seeds: Seeds of training and sampling.
         methods: Names in :data:`FEW_STEP_METHODS`, each after its teacher.
-        nfes: Numbers of network evaluations.
-        train_images: Number of training images, the first of the data set.
     """
 
-    network: ModelConfig
-    training: TrainingConfig
-    samples: int
-    minutes: str
     seeds: tuple[int, ...] = (0, 1, 2)
-    methods: tuple[str, ...] = tuple(FEW_STEP_METHODS)
     nfes: tuple[int, ...] = (1, 2, 4, 10, 20)
-    train_images: int = 60_000
+    methods: tuple[str, ...] = tuple(FEW_STEP_METHODS)
+
+    def settings(self) -> dict[str, Any]:
+        methods = {name: asdict(FEW_STEP_METHODS[name]) for name in self.methods}
+        written = {name: {_KEYS.get(key, key): value for key, value in m.items()} for name, m in methods.items()}
+        return {**super().settings(), "methods": written}
 
 
 _GUIDANCE = ("short", "late", "guided", "guided-matched")
@@ -293,9 +297,9 @@ FEW_STEP_PRESETS: dict[PresetName, FewStepPreset] = {
     ),
 }
 
-EXPERIMENTS: dict[ExperimentName, Mapping[PresetName, Preset | GeometryPreset | FewStepPreset]] = {
+EXPERIMENTS: dict[ExperimentName, Mapping[PresetName, Preset]] = {
     "mnist": PRESETS,
     "geometry": GEOMETRY_PRESETS,
     "few-step": FEW_STEP_PRESETS,
 }
-"""The presets of every experiment."""
+"""The presets of every study."""

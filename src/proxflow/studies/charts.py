@@ -1,59 +1,46 @@
-"""Pictures of the MNIST experiment: scores as a chart, samples and beliefs as labelled grids of grey images.
+"""Pictures of the studies: scores as a chart, samples and beliefs as labelled grids of grey images.
 
 Grids are put together pixel by pixel, each image pixel a whole square, so that nothing is blurred.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-import matplotlib.style
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.legend import Legend
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from proxflow.beliefs import Belief
-from proxflow.config import SamplerName
-from proxflow.data import to_bytes
-from proxflow.models import Model
 from proxflow.runtime.files import write_atomically
-from proxflow.samplers import sample
+from proxflow.studies.pages import Picture
+from proxflow.studies.scoreboard import Scoreboard, Summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Grey = np.ndarray[Any, np.dtype[np.uint8]]
 """Grey images of bytes, (N, H, W), or one of them, (H, W)."""
 
-# Of Okabe and Ito's colours, which readers with any kind of colour vision tell apart.
-_COLOURS: dict[str, str] = {
-    "gpfn-w2": "#0072B2",
-    "bfn": "#D55E00",
-    "bfn-tuned": "#009E73",
-    "gpfn-kl": "#CC79A7",
-    "gpfn-reverse-kl": "#E69F00",
-    "gpfn-fisher-rao": "#56B4E9",
-}
 # Line, and marker in open and filled shapes of different size, so that lines that coincide are both seen.
-_STYLES: dict[str, dict[str, Any]] = {
-    "deterministic": {"linestyle": "-", "marker": "o", "markersize": 5},
-    "stochastic": {"linestyle": "--", "marker": "s", "markersize": 9, "markerfacecolor": "none"},
-    "marginal": {"linestyle": ":", "marker": "^", "markersize": 7},
-    "multistep2": {"linestyle": "-.", "marker": "D", "markersize": 6, "markerfacecolor": "none"},
-    "midpoint": {"linestyle": (0, (8, 2)), "marker": "h", "markersize": 7, "markerfacecolor": "none"},
-    "bfn-solver1": {"linestyle": (0, (1, 1)), "marker": "v", "markersize": 6},
-    "bfn-solver2": {"linestyle": (0, (5, 1)), "marker": "P", "markersize": 6},
-    "sde-bfn-solver1": {"linestyle": (0, (3, 1, 1, 1)), "marker": "X", "markersize": 6},
-    "sde-bfn-solver2": {"linestyle": (0, (3, 1, 1, 1, 1, 1)), "marker": "*", "markersize": 8},
-}
-
-
+_LOOKS: tuple[dict[str, Any], ...] = (
+    {"linestyle": "-", "marker": "o", "markersize": 5},
+    {"linestyle": "--", "marker": "s", "markersize": 9, "markerfacecolor": "none"},
+    {"linestyle": ":", "marker": "^", "markersize": 7},
+    {"linestyle": "-.", "marker": "D", "markersize": 6, "markerfacecolor": "none"},
+    {"linestyle": (0, (3, 1, 1, 1)), "marker": "P", "markersize": 8},
+    {"linestyle": (0, (1, 1)), "marker": "p", "markersize": 7, "markerfacecolor": "none"},
+    {"linestyle": (0, (8, 2)), "marker": "h", "markersize": 7, "markerfacecolor": "none"},
+    {"linestyle": (0, (1, 3)), "marker": "v", "markersize": 6},
+    {"linestyle": (0, (5, 1)), "marker": "<", "markersize": 6},
+    {"linestyle": (0, (3, 1, 1, 1, 1, 1)), "marker": "X", "markersize": 6},
+    {"linestyle": (0, (8, 2, 1, 2)), "marker": "*", "markersize": 8},
+)
 _FLOOR = (0, (6, 3))
 
 _BETWEEN = 96
@@ -65,23 +52,50 @@ class Line:
     """One line of the chart.
 
     Args:
-        flow: Name of the flow.
-        sampler: Name of the sampler.
-        points: (NFE or other cost, mean, lowest, highest) over the seeds, by rising NFE.
+        colour: What decides its colour, for the legend.
+        style: What decides its style, for the legend.
+        points: Scores over the seeds by NFE or another cost, which rises.
     """
 
-    flow: str
-    sampler: str
-    points: tuple[tuple[float, float, float, float], ...]
+    colour: str
+    style: str
+    points: Mapping[float, Summary]
+
+
+def lines_of(board: Scoreboard) -> list[Line]:
+    """Return a line of Fréchet distances for each trial and sampler."""
+    return [Line(*row, {float(nfe): score for nfe, score in board.points(*row).items()}) for row in board.rows]
+
+
+@contextmanager
+def _written(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """Give an empty figure, and write it as PNG when the block ends."""
+    import matplotlib
+    import matplotlib.style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.style.context("default"), matplotlib.rc_context({"font.size": 12.0}):
+        figure = Figure(figsize=(width, height), dpi=140)
+        FigureCanvasAgg(figure)
+        yield figure
+        write_atomically(path, lambda temporary: figure.savefig(temporary, metadata={"Software": None}))
+
+
+def _tidy(axes: Axes) -> None:
+    axes.grid(color="0.88", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
 
 
 def write_chart(
     path: Path,
     lines: Sequence[Line],
-    floor: tuple[float, float, float],
+    floor: Summary,
     title: str,
-    colours: Mapping[str, str] = _COLOURS,
-    styles: Mapping[str, dict[str, Any]] = _STYLES,
+    colours: Mapping[str, str],
+    styles: Sequence[str] = (),
     headings: tuple[str, str] = ("Flow", "Sampler"),
     label: str = "network evaluations for each sample (NFE)",
 ) -> None:
@@ -90,30 +104,34 @@ def write_chart(
     Args:
         path: The file.
         lines: The lines; a band between lowest and highest shows where there are several seeds.
-        floor: Mean, lowest and highest distance of real images.
+        floor: Distance of real images.
         title: Heading.
-        colours: Of the lines, by their flow.
-        styles: Of the lines, by their sampler.
+        colours: Of the lines, by their ``colour``.
+        styles: Values of the lines' ``style`` that shall look the same in every chart, solid first.
         headings: Of the two legends, of colours and of styles.
         label: Of the horizontal axis.
     """
-    with matplotlib.style.context("default"), matplotlib.rc_context({"font.size": 12.0}):
-        figure = Figure(figsize=(10, 6), dpi=140)
-        FigureCanvasAgg(figure)
+    from matplotlib.legend import Legend
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    looks = dict(zip(dict.fromkeys([*styles, *(line.style for line in lines)]), cycle(_LOOKS), strict=False))
+    with _written(path, 10, 6) as figure:
         # A fixed place for the axes leaves the right for the legend, whatever the numbers.
         axes = figure.add_axes((0.085, 0.115, 0.675, 0.8))
         axes.set(xscale="log", yscale="log", title=title)
         axes.set_xlabel(label)
         axes.set_ylabel("Fréchet distance (lower is better)")
         for line in lines:
-            nfes, means, lows, highs = zip(*line.points, strict=True)
-            axes.plot(nfes, means, color=colours[line.flow], linewidth=1.8, **styles[line.sampler])
+            costs, scores, colour = list(line.points), list(line.points.values()), colours[line.colour]
+            axes.plot(costs, [score.mean for score in scores], color=colour, linewidth=1.8, **looks[line.style])
+            lows, highs = [score.low for score in scores], [score.high for score in scores]
             if lows != highs:
-                axes.fill_between(nfes, lows, highs, color=colours[line.flow], alpha=0.15, linewidth=0)
-        axes.axhline(floor[0], color="black", linestyle=_FLOOR, linewidth=1.2)
-        if floor[1] != floor[2]:
-            axes.axhspan(floor[1], floor[2], color="black", alpha=0.1, linewidth=0)
-        places = sorted({point[0] for line in lines for point in line.points})
+                axes.fill_between(costs, lows, highs, color=colour, alpha=0.15, linewidth=0)
+        axes.axhline(floor.mean, color="black", linestyle=_FLOOR, linewidth=1.2)
+        if floor.low != floor.high:
+            axes.axhspan(floor.low, floor.high, color="black", alpha=0.1, linewidth=0)
+        places = sorted({place for line in lines for place in line.points})
         whole = all(float(place).is_integer() for place in places)
         axes.xaxis.set_major_locator(FixedLocator(places) if whole else LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -121,15 +139,16 @@ def write_chart(
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_locator(NullLocator())
             axis.set_minor_formatter(NullFormatter())
-        axes.grid(color="0.88", linewidth=0.8)
-        axes.set_axisbelow(True)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        _tidy(axes)
 
-        flows = dict.fromkeys(line.flow for line in lines)
-        samplers = dict.fromkeys(line.sampler for line in lines)
-        by_colour = [Line2D([], [], color=colours[flow], linewidth=5, label=flow) for flow in flows]
-        by_style = [Line2D([], [], color="0.25", label=sampler, **styles[sampler]) for sampler in samplers]
+        by_colour = [
+            Line2D([], [], color=colours[name], linewidth=5, label=name)
+            for name in dict.fromkeys(line.colour for line in lines)
+        ]
+        by_style = [
+            Line2D([], [], color="0.25", label=name, **looks[name])
+            for name in dict.fromkeys(line.style for line in lines)
+        ]
         real = [Line2D([], [], color="black", linestyle=_FLOOR, linewidth=1.2, label="as many\nreal images")]
         entry = 0.052  # height of a line of a legend, over that of the axes
         second = min(0.6, 1.0 - entry * (len(by_colour) + 1.6))
@@ -152,7 +171,6 @@ def write_chart(
                 handlelength=3.0,
             )
             axes.add_artist(legend)
-        write_atomically(path, lambda temporary: figure.savefig(temporary, metadata={"Software": None}))
 
 
 def write_paths(
@@ -167,26 +185,20 @@ def write_paths(
         paths: (times, fraction of the way, root mean square of the rest) by the flow's name.
         colours: Of the lines, by the same names.
     """
-    with matplotlib.style.context("default"), matplotlib.rc_context({"font.size": 12.0}):
-        figure = Figure(figsize=(10, 4.4), dpi=140)
-        FigureCanvasAgg(figure)
+    with _written(path, 10, 4.4) as figure:
         left, right = figure.subplots(1, 2)
         left.plot([0, 1], [0, 1], color=colours["w2"], linewidth=1.2, linestyle=_FLOOR, label="w2")
         for k, (name, (times, fraction, rest)) in enumerate(paths.items()):
             # Of different width, so that lines that coincide are both seen.
-            look: dict[str, Any] = {"color": colours[name], "linewidth": 4.5 - 0.7 * k, "alpha": 0.85}
-            left.plot(times, fraction, label=name, **look)
-            right.plot(times, rest, **look)
+            style: dict[str, Any] = {"color": colours[name], "linewidth": 4.5 - 0.7 * k, "alpha": 0.85}
+            left.plot(times, fraction, label=name, **style)
+            right.plot(times, rest, **style)
         left.set(title="how far the mean has gone", xlabel="time", ylabel="part of the way")
         right.set(title="what no schedule explains", xlabel="time", ylabel="part of the way, root mean square")
         for axes in (left, right):
-            axes.grid(color="0.88", linewidth=0.8)
-            axes.set_axisbelow(True)
-            for side in ("top", "right"):
-                axes.spines[side].set_visible(False)
+            _tidy(axes)
         figure.tight_layout(rect=(0, 0, 0.85, 1))
         figure.legend(*left.get_legend_handles_labels(), frameon=False, loc="center right")
-        write_atomically(path, lambda temporary: figure.savefig(temporary, metadata={"Software": None}))
 
 
 @dataclass(frozen=True)
@@ -233,7 +245,8 @@ def tile(images: Grey, columns: int, size: int) -> Grey:
 
 @cache
 def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
-    # The font that comes with matplotlib is there on every machine, and has the letters that reports use.
+    import matplotlib  # its font is there on every machine, and has the letters that reports use
+
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
@@ -285,9 +298,11 @@ def labelled(sections: Sequence[Section], font_size: int) -> Image.Image:
     return image
 
 
-def write_picture(path: Path, image: Image.Image) -> None:
-    """Write a picture as PNG."""
+def write_grids(path: Path, sections: Sequence[Section], font_size: int, shown: str, caption: str) -> Picture:
+    """Write :func:`labelled` rows of images as PNG; return the picture with what it shows and its caption."""
+    image = labelled(sections, font_size)
     write_atomically(path, lambda temporary: image.save(temporary))
+    return Picture(path.name, shown, caption)
 
 
 def write_animation(path: Path, frames: Sequence[Image.Image], milliseconds: int, pause: int) -> None:
@@ -313,50 +328,3 @@ def write_animation(path: Path, frames: Sequence[Image.Image], milliseconds: int
             temporary, save_all=True, append_images=reduced[1:], duration=durations, loop=0, optimize=False
         ),
     )
-
-
-@dataclass(frozen=True)
-class Evolution:
-    """What happened to a few beliefs in one sampling run.
-
-    Args:
-        times: Time of each evaluation, T of them.
-        beliefs: Mean of the belief at each evaluation, which is what the network reads, (T, N, H, W).
-        targets: What the network predicted from it, (T, N, H, W); the last are the samples.
-    """
-
-    times: tuple[float, ...]
-    beliefs: Grey
-    targets: Grey
-
-
-def evolve(model: Model, sampler: SamplerName, count: int, steps: int, seed: int) -> Evolution:
-    """Sample, and keep belief and prediction of each evaluation.
-
-    Args:
-        model: A trained model.
-        sampler: Name of the sampler.
-        count: Number of samples.
-        steps: Network evaluations.
-        seed: Seed of the samples.
-    """
-    times: list[float] = []
-    beliefs: list[Grey] = []
-    targets: list[Grey] = []
-
-    def watch(time: float, belief: Belief, target: Belief) -> None:
-        times.append(time)
-        beliefs.append(to_bytes(belief.mean[:count, 0]).cpu().numpy())
-        targets.append(to_bytes(target.mean[:count, 0]).cpu().numpy())
-
-    sample(
-        model.predictor,
-        model.flow,
-        (count, *model.shape),
-        nfe=steps,
-        sampler=sampler,
-        seed=seed,
-        batch_size=count,
-        watch=watch,
-    )
-    return Evolution(tuple(times), np.stack(beliefs), np.stack(targets))

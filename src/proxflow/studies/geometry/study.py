@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,17 +36,18 @@ from proxflow.divergences import (
     Wasserstein2,
 )
 from proxflow.flows import GPFN, CategoricalEndpoints, DiscreteBFN, Flow
-from proxflow.likelihood import Nats, two_class_bound
+from proxflow.likelihood import Nats, bayesian_bound, two_class_bound
 from proxflow.models import Model
 from proxflow.paths import Linear, Schedule, Shifted
 from proxflow.predictors import ClassPredictor, PointPredictor
-from proxflow.random import Generator, SampleStreams, rand
+from proxflow.random import Generator, SampleStreams
 from proxflow.runtime.checkpoints import read_tensors
 from proxflow.runtime.files import read_json, writable_folder, write_json
 from proxflow.solvers.renyi import MomentSolver
-from proxflow.studies import mnist
-from proxflow.studies.mnist import Cell, Contender, kept_images
+from proxflow.studies.geometry.report import outcome, pages
 from proxflow.studies.presets import GeometryPreset
+from proxflow.studies.scoreboard import Record
+from proxflow.studies.trials import Cell, Setup, Study, Trial, kept_images, trained
 
 KNOTS = 65
 """Entries of a matched schedule's table."""
@@ -99,7 +99,7 @@ FARTHEST, TABLE = 8.0, 129
 
 @cache
 def _table(flow: Tabulated) -> Tensor:
-    """Part of the way and standard deviation, float64 (1, 2, times, ways)."""
+    """Simulate part of the way and standard deviation, float64 (1, 2, times, ways)."""
     times, ways = (torch.linspace(0, end, TABLE, dtype=torch.float64) for end in (1, FARTHEST))
     x = ways.clamp_min(1e-3).repeat(TABLE, 1)
     prior = DiagonalGaussian(torch.zeros_like(x), torch.ones_like(x))
@@ -145,7 +145,7 @@ class Pair:
 
 
 def pairs() -> Iterator[Pair]:
-    """All comparisons, in the order of the report."""
+    """Give all comparisons, in the order of the report."""
     for name in GEOMETRIES:
         # Reverse KL moves the mean as Wasserstein-2 does: every matched schedule is the linear one.
         yield Pair(name, "w2", name, True) if name == "reverse-kl" else Pair(name, f"w2-as-{name}", name, False)
@@ -195,39 +195,48 @@ def mean_path(flow: GPFN, x: Tensor, times: Tensor) -> MeanPath:
 
 
 def knots() -> Tensor:
-    """Times of a table's entries, float64; the ends stand for their limits, where log-odds are infinite."""
+    """Return the times of a table's entries, float64; the ends stand for their limits, where log-odds are infinite."""
     return torch.linspace(0, 1, KNOTS, dtype=torch.float64).clamp(1e-3, 1 - 1e-3)
 
 
 def log_odds(fraction: Tensor) -> Tensor:
-    """ln f/(1 − f)."""
+    """Return ln f/(1 − f)."""
     return fraction.log() - (-fraction).log1p()
 
 
 def schedule_of(path: MeanPath) -> Shifted:
-    """The schedule on which Wasserstein-2 has a path that was measured at :func:`knots`."""
+    """Return the schedule on which Wasserstein-2 has a path that was measured at :func:`knots`."""
     times, fraction = (torch.tensor(values, dtype=torch.float64) for values in (path.times, path.fraction))
     return rising(log_odds(fraction) - log_odds(times))
 
 
 def inverse_of(schedule: Schedule) -> Shifted:
-    """The schedule s with τ(s(t)) = t, for a flow that on the linear schedule goes as far as ``schedule`` says."""
+    """Return the schedule s with τ(s(t)) = t, for a flow that on the linear schedule goes as far as ``schedule`` says."""
     wanted = log_odds(knots())
-    low, high = torch.full_like(wanted, -40), torch.full_like(wanted, 40)
-    for _ in range(80):  # bisection in log-odds, where both ends of a schedule are resolved
-        middle = (low + high) / 2
-        s = torch.sigmoid(middle)
-        reached = schedule.fraction(s).log() - schedule.remaining(s).log()
-        before = reached < wanted
-        low, high = torch.where(before, middle, low), torch.where(before, high, middle)
-    return rising(middle - wanted)
+
+    def reached(odds: Tensor) -> Tensor:
+        s = torch.sigmoid(odds)
+        return schedule.fraction(s).log() - schedule.remaining(s).log()
+
+    # In log-odds, where both ends of a schedule are resolved.
+    return rising(bisect(reached, wanted, -40, 40) - wanted)
+
+
+def bisect(rise: Callable[[Tensor], Tensor], wanted: Tensor, low: float, high: float) -> Tensor:
+    """Solve rise(u) = wanted for each entry, for a function that rises from ``low`` to ``high``."""
+    below, above = torch.full_like(wanted, low), torch.full_like(wanted, high)
+    for _ in range(80):
+        middle = (below + above) / 2
+        early = rise(middle) < wanted
+        below, above = torch.where(early, middle, below), torch.where(early, above, middle)
+    return middle
 
 
 # Capacity of what a belief between two classes tells of its own pixel -------------------------------------------------
 
 
 def gaussian_capacity(accuracy: Tensor) -> Tensor:
-    """Capacity in nats of the beliefs of a two-class Bayesian Flow Network at accuracy β: log-odds N(±2β, 4β)."""
+    """Return the capacity in nats of the beliefs of a two-class Bayesian Flow Network at accuracy β: log-odds N(±2β, 4β)."""
     z = torch.linspace(-9, 9, 3001, dtype=torch.float64)
     density = torch.softmax(-z.square() / 2, dim=0)
     evidence = 2 * accuracy[:, None] + 2 * accuracy[:, None].sqrt() * z
@@ -235,12 +244,12 @@ def gaussian_capacity(accuracy: Tensor) -> Tensor:
 
 
 def linear_capacity(fraction: Tensor) -> Tensor:
-    """Capacity of the linear flow's beliefs: a class is certain in the share τ/(1 − τ), and unknown in the rest."""
+    """Return the capacity of the linear flow's beliefs: the share τ/(1 − τ) is certain, and the rest unknown."""
     return math.log(2) * (fraction / (1 - fraction)).clamp(max=1)
 
 
 def fisher_capacity(fraction: Tensor) -> Tensor:
-    """Capacity of the Fisher flow's beliefs, between even classes.
+    """Return the capacity of the Fisher flow's beliefs, between even classes.
 
     With θ = cos²ψ, a belief is at ψ = (1 − τ)ψ₀ for the one class and mirrored about π/4 for the other, and ψ₀ has the
     density sin 2ψ₀ on [0, π/2]. The integral over ψ is a midpoint sum.
@@ -261,17 +270,13 @@ CAPACITIES: dict[str, Callable[[Tensor], Tensor]] = {"linear": linear_capacity, 
 
 
 def schedule_of_capacity(capacity: Callable[[Tensor], Tensor], wanted: Tensor) -> Shifted:
-    """The schedule of a flow between two classes whose beliefs have the capacities ``wanted`` at :func:`knots`."""
-    low, high = torch.zeros_like(wanted), torch.full_like(wanted, 0.5)  # at τ = 1/2 every class is certain
-    for _ in range(60):
-        middle = (low + high) / 2
-        before = capacity(middle) < wanted
-        low, high = torch.where(before, middle, low), torch.where(before, high, middle)
-    return rising(log_odds(middle) - log_odds(knots()))
+    """Return the schedule of a flow between two classes whose beliefs have the capacities ``wanted`` at :func:`knots`."""
+    # At τ = 1/2 every class is certain.
+    return rising(log_odds(bisect(capacity, wanted, 0, 0.5)) - log_odds(knots()))
 
 
 def rising(table: Tensor) -> Shifted:
-    """A shifted schedule from a table that may ask the fraction to stand still: it rises a little instead."""
+    """Make a shifted schedule of a table that may ask the fraction to stand still: it rises a little instead."""
     pieces = len(table) - 1
     values = [float(table[0])]
     for k, wanted in enumerate(table[1:].tolist()):
@@ -289,14 +294,14 @@ class StudyConfig(ModelConfig):
     """The network of a flow of this study.
 
     Args:
-        contender: Name of the flow; a field that no model of the command line has, so that these refuse to load as such.
+        trial: Name of the flow; a field that no model of the command line has, so that these refuse to load as such.
     """
 
-    contender: str = ""
+    trial: str = ""
 
 
 def gaussian_flows(paths: dict[str, MeanPath]) -> dict[str, ByTime]:
-    """Every flow on grey images, by name."""
+    """Return every flow on grey images, by name."""
     flows = {"w2": ByTime(Wasserstein2())}
     for name, flow in GEOMETRIES.items():
         flows[name] = flow
@@ -309,7 +314,7 @@ def gaussian_flows(paths: dict[str, MeanPath]) -> dict[str, ByTime]:
 
 
 def simplex_flows() -> dict[str, GPFN | DiscreteBFN]:
-    """Every flow on binary images, by name."""
+    """Return every flow on binary images, by name."""
     bfn = DiscreteBFN(2)
     flows: dict[str, GPFN | DiscreteBFN] = {"binary-bfn": bfn}
     wanted = gaussian_capacity(bfn.accuracies.beta(knots()))
@@ -320,7 +325,7 @@ def simplex_flows() -> dict[str, GPFN | DiscreteBFN]:
 
 
 def binarised(images: Tensor, seed: int) -> Tensor:
-    """Each pixel's class, drawn once with its grey value as the probability of class 1: int64, the shape of the images."""
+    """Draw each pixel's class, once, with its grey value as the probability of class 1: int64, the shape of the images."""
     generator = torch.Generator().manual_seed(seed)
     return (255 * torch.rand(images.shape, generator=generator) < images).long()
 
@@ -329,37 +334,28 @@ def _as_images(classes: Tensor) -> Tensor:
     return (255 * classes).to(torch.uint8)
 
 
-def contenders_of(
-    preset: GeometryPreset, images: Tensor, test: Tensor, paths: dict[str, MeanPath]
-) -> dict[str, Contender]:
-    """Every flow of the study with its network and its data.
-
-    Args:
-        preset: Gives the network.
-        images: Training images of bytes.
-        test: Test images of bytes.
-        paths: Of :func:`matched`.
-    """
-    shape = tuple(images.shape[1:])
+def trials_of(setup: Setup[GeometryPreset]) -> dict[str, Trial]:
+    """Return every flow of the study with its network and its data, matched schedules included."""
+    images, test = setup.images, setup.test
 
     def build(name: str, flow: Flow[Any], head: Callable[[Any, Any], Any]) -> Model:
-        config = StudyConfig(**{**vars(preset.network), "contender": name})
-        return Model(config, shape, flow, head(models.unet(config, shape[0]), flow))
+        config = StudyConfig(**{**vars(setup.preset.network), "trial": name})
+        return Model(config, setup.shape, flow, head(models.unet(config, setup.shape[0]), flow))
 
     found = {
-        name: Contender(partial(build, name, flow, PointPredictor), images, images, test)
-        for name, flow in gaussian_flows(paths).items()
+        name: Trial(partial(build, name, flow, PointPredictor), images, images, test)
+        for name, flow in gaussian_flows(matched(setup)).items()
     }
     classes, test_classes = binarised(images, TRAINING_SEED), binarised(test, TEST_SEED)
     binary, test_binary = _as_images(classes), _as_images(test_classes)
     for name, flow in simplex_flows().items():
         head = partial(build, name, flow, lambda network, _: ClassPredictor(network))
-        found[name] = Contender(head, classes, binary, test_binary, _as_images)
+        found[name] = Trial(head, classes, binary, test_binary, _as_images)
     return found
 
 
 def samplers_of(name: str) -> tuple[SamplerName, ...]:
-    """The samplers of a flow: without noise for all but one; for the ones that all others are held against, their best."""
+    """Return the samplers of a flow: without noise, and the best of those that all others are held against."""
     if name == "binary-bfn":
         return ("stochastic",)  # without noise it gives one single sample
     if name.startswith("binary"):
@@ -368,7 +364,7 @@ def samplers_of(name: str) -> tuple[SamplerName, ...]:
 
 
 def cells_of(preset: GeometryPreset) -> list[Cell]:
-    """All cells of a preset."""
+    """Return all cells of a preset."""
     names = dict.fromkeys(name for pair in pairs() for name in (pair.flow, pair.control))
     names |= dict.fromkeys(f"binary-{name}" for name in SIMPLEX)
     return [
@@ -380,132 +376,90 @@ def cells_of(preset: GeometryPreset) -> list[Cell]:
     ]
 
 
-# The experiment -------------------------------------------------------------------------------------------------------
+# The records ----------------------------------------------------------------------------------------------------------
 
 
-def reproduce(
-    name: str,
-    preset: GeometryPreset,
-    out: Path,
-    device: torch.device,
-    say: Callable[[str], None],
-    dataset: str = "mnist",
-) -> dict[str, Any]:
-    """Run the study, or what is missing of it, and write ``results.json``.
-
-    Args:
-        name: Name of the preset, for the record.
-        preset: What to run.
-        out: Folder for models, cells and results.
-        device: Where to train and sample.
-        say: Called with a line at each stage.
-        dataset: ``mnist``, or a folder of IDX files of 28 × 28 grey images.
-
-    Returns:
-        The content of ``results.json``.
-
-    Raises:
-        OutputError: The folder cannot be written, or holds a run of another configuration.
-        DivergedError: Training broke down.
-    """
-    config = mnist.claim(out, {"preset": name, "dataset": dataset, **asdict(preset)})
-    images = data.load(dataset, "train").images[: preset.train_images]
-    test = data.load(dataset, "test").images
-    paths = matched(out, images, say)
-    contenders = contenders_of(preset, images, test, paths)
-    cells = cells_of(preset)
-    results = {
-        "experiment": "geometry",
-        "config": config,
-        **mnist.run(
-            out, contenders, cells, preset.training, preset.samples, device, say, data.recognise(test) or "mnist"
-        ),
-        "reference": f"{len(test)} test images of {dataset}, and the same made binary",
-        "parameters": sum(p.numel() for p in contenders["w2"].build().predictor.parameters()),
-        "paths": {flow: to_dict(path) for flow, path in paths.items()},
-        "pairs": [compare(out, pair, cells, preset) for pair in pairs()],
-        "likelihood": bounds(out, contenders, cells, preset, test, device, say),
+def records_of(setup: Setup[GeometryPreset], trials: Mapping[str, Trial], results: Record) -> Record:
+    """Return paths, comparisons and likelihoods, and what they were measured with."""
+    cells = cells_of(setup.preset)
+    return {
+        "reference": f"{results['reference']}, and the same made binary",
+        "parameters": sum(p.numel() for p in trials["w2"].build().predictor.parameters()),
+        "paths": {flow: to_dict(path) for flow, path in matched(setup).items()},
+        "pairs": [compare(setup, pair, cells) for pair in pairs()],
+        "likelihood": bounds(setup, trials, cells),
     }
-    write_json(out / "results.json", results)
-    return results
 
 
-def matched(out: Path, images: Tensor, say: Callable[[str], None]) -> dict[str, MeanPath]:
-    """How the means of every geometry go on the linear schedule, measured once and kept."""
-    x = data.to_range(images[:MATCHING_IMAGES]).double()
-    paths = {}
-    for name, flow in GEOMETRIES.items():
-        path = out / "paths" / f"{name}.json"
-        if not path.exists():
-            say(f"match: {name}")
-            writable_folder(path.parent)
-            write_json(path, asdict(mean_path(flow, x, knots())))
-        paths[name] = MeanPath(**{k: tuple(v) for k, v in read_json(path).items()})
-    return paths
+def _piece(setup: Setup[Any], kind: str, name: str, doing: str, make: Callable[[], Record]) -> Record:
+    """Read a record that is kept in the folder of the run, made first if it is not there."""
+    path = setup.out / kind / f"{name}.json"
+    if not path.exists():
+        setup.say(doing)
+        writable_folder(path.parent)
+        write_json(path, make())
+    record: Record = read_json(path)
+    return record
 
 
-def compare(out: Path, pair: Pair, cells: list[Cell], preset: GeometryPreset) -> dict[str, Any]:
-    """How far a flow is from its control after the same training, first seed.
+def matched(setup: Setup[GeometryPreset]) -> dict[str, MeanPath]:
+    """Return how the means of every geometry go on the linear schedule, measured once and kept."""
+    x = data.to_range(setup.images[:MATCHING_IMAGES]).double()
+
+    def path(name: str) -> MeanPath:
+        made = _piece(setup, "paths", name, f"match: {name}", lambda: asdict(mean_path(GEOMETRIES[name], x, knots())))
+        return MeanPath(**{key: tuple(values) for key, values in made.items()})
+
+    return {name: path(name) for name in GEOMETRIES}
+
+
+def compare(setup: Setup[GeometryPreset], pair: Pair, cells: Sequence[Cell]) -> Record:
+    """Measure how far a flow is from its control after the same training, first seed.
 
     The largest difference of a weight of their networks; and of samples from the same noise the mean absolute difference of
     pixels, of 255, for each sampler and NFE that both have.
     """
-    apart = []
+    out, seed, apart = setup.out, setup.preset.seeds[0], []
     for cell in cells:
         other = replace(cell, flow=pair.control)
-        if cell.flow == pair.flow and cell.seed == preset.seeds[0] and other in cells:
+        if (cell.flow, cell.seed) == (pair.flow, seed) and other in cells:
             images, others = (kept_images(out, c).astype(np.float64) for c in (cell, other))
             apart.append({"sampler": cell.sampler, "nfe": cell.nfe, "pixels": float(np.abs(images - others).mean())})
     ours, theirs = (
-        read_tensors(out / "models" / f"{name}-seed{preset.seeds[0]}" / "model.safetensors")
-        for name in (pair.flow, pair.control)
+        read_tensors(out / "models" / f"{name}-seed{seed}" / "model.safetensors") for name in (pair.flow, pair.control)
     )
     weights = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
     return {**asdict(pair), "weights": weights, "apart": apart}
 
 
-def bounds(
-    out: Path,
-    contenders: Mapping[str, Contender],
-    cells: Sequence[Cell],
-    preset: GeometryPreset,
-    test: Tensor,
-    device: torch.device,
-    say: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    """Bound of the negative log-likelihood of binary test images under each flow of them, nats an image.
+def bounds(setup: Setup[GeometryPreset], trials: Mapping[str, Trial], cells: Sequence[Cell]) -> list[Record]:
+    """Bound the negative log-likelihood of binary test images under each flow of them, in nats an image.
 
     The test images are those that samples are compared with, the first ``preset.likelihood_images``.
     """
-    x = binarised(test, TEST_SEED)[: preset.likelihood_images].to(device)
-    records = []
-    for flow, seed in dict.fromkeys((cell.flow, cell.seed) for cell in cells if cell.flow.startswith("binary")):
-        path = out / "likelihood" / f"{flow}-seed{seed}.json"
-        if not path.exists():
-            say(f"likelihood: {flow}, seed {seed}, {len(x)} images")
-            model = mnist.trained(out, flow, seed, contenders[flow], device)
-            parts = []
-            with torch.no_grad():
-                for start in range(0, len(x), 100):
-                    streams = SampleStreams(seed, torch.arange(start, min(start + 100, len(x)), device=device))
-                    parts.append(nats(simplex_flows()[flow], model.predictor, x[start : start + 100], streams))
-            found = Nats(torch.cat(parts), math.prod(model.shape))
-            writable_folder(path.parent)
-            record = {"flow": flow, "seed": seed, "nats": found.mean, "standard_error": found.standard_error}
-            write_json(path, {**record, "images": len(x), "draws": DRAWS})
-        records.append(read_json(path))
-    return records
+    x = binarised(setup.test, TEST_SEED)[: setup.preset.likelihood_images].to(setup.device)
+
+    def bound(flow: str, seed: int) -> Record:
+        model, parts = trained(setup, flow, trials[flow], seed), []
+        bound_of: Callable[..., Tensor] = bayesian_bound if isinstance(model.flow, DiscreteBFN) else two_class_bound
+        with torch.no_grad():
+            for start in range(0, len(x), 100):
+                streams = SampleStreams(seed, torch.arange(start, min(start + 100, len(x)), device=setup.device))
+                parts.append(bound_of(model.predictor, model.flow, x[start : start + 100], streams, draws=DRAWS))
+        found = Nats(torch.cat(parts), math.prod(model.shape))
+        record = {"flow": flow, "seed": seed, "nats": found.mean, "standard_error": found.standard_error}
+        return {**record, "images": len(x), "draws": DRAWS}
+
+    return [
+        _piece(
+            setup,
+            "likelihood",
+            f"{flow}-seed{seed}",
+            f"likelihood: {flow}, seed {seed}, {len(x)} images",
+            partial(bound, flow, seed),
+        )
+        for flow, seed in dict.fromkeys((cell.flow, cell.seed) for cell in cells if cell.flow.startswith("binary"))
+    ]
 
 
-def nats(flow: GPFN | DiscreteBFN, predict: Callable[[Any, Tensor], Any], x: Tensor, generator: Generator) -> Tensor:
-    """Upper bound of −log p(x) in nats per example, (batch,), from :data:`DRAWS` times for each example.
-
-    For a Bayesian Flow Network its variational bound (2308.07037, §6): continuous-time loss and reconstruction loss.
-    """
-    if not isinstance(flow, DiscreteBFN):
-        return two_class_bound(predict, flow, x, generator, draws=DRAWS)
-    total = flow.reconstruction_loss(predict, x, generator)
-    for k in range(DRAWS):
-        t = (k + rand(torch.Size([len(x)]), generator, torch.float32, x.device)) / DRAWS
-        total = total + flow.loss(predict, x, generator, t) / DRAWS
-    return total.double() * math.prod(x.shape[1:])
+STUDY = Study("geometry", cells_of, trials_of, pages, outcome, records_of)

@@ -1,6 +1,6 @@
-"""Rewrites what the documentation takes from elsewhere: the README's results and the table of closed forms.
+"""Rewrite what the documentation takes from elsewhere: the README's results and the table of closed forms.
 
-``python -m proxflow.studies.docs``, in the root of the repository, after a run was put under ``results/`` or a rule was
+``python -m tools.docs``, in the root of the repository, after a run was put under ``results/`` or a rule was
 registered. A test fails while a page is behind.
 """
 
@@ -14,25 +14,29 @@ from proxflow import divergences
 from proxflow.divergences import table_of_closed_forms
 from proxflow.errors import DataError, ProxflowError
 from proxflow.runtime.files import read_json, write_text
-from proxflow.studies import few_step_report, peers, report
+from proxflow.studies import scoreboard
+from proxflow.studies.few_step import report as few_step_report
+from proxflow.studies.mnist import report as mnist_report
+from proxflow.studies.pages import Block, Heading, Paragraph, Table, to_markdown
 from proxflow.studies.presets import PRESETS
-from proxflow.studies.report import Block, Heading, Paragraph, Scoreboard, Strong, Summary, Table
+from proxflow.studies.scoreboard import Scoreboard
+from tools import peers
 
 
 def results_of(folder: Path) -> list[dict[str, Any]]:
-    """The runs under a folder, ``mnist-*/results.json``, in the order of the presets: the most thorough last."""
+    """Read the runs under a folder, ``mnist-*/results.json``, in the order of the presets: the most thorough last."""
     runs = kept(folder, "mnist")
     order = {name: k for k, name in enumerate(PRESETS)}
     return sorted(runs, key=lambda run: order.get(run["config"]["preset"], len(order)))
 
 
-def kept(folder: Path, experiment: str) -> list[dict[str, Any]]:
-    """The runs of an experiment under a folder, ``EXPERIMENT-*/results.json``, by the names of their folders."""
-    return [read_json(path) for path in sorted(folder.glob(f"{experiment}-*/results.json"))]
+def kept(folder: Path, study: str) -> list[dict[str, Any]]:
+    """Read the runs of a study under a folder, ``STUDY-*/results.json``, by the names of their folders."""
+    return [read_json(path) for path in sorted(folder.glob(f"{study}-*/results.json"))]
 
 
 def results_block(runs: list[dict[str, Any]]) -> str:
-    """Markdown of the claims of every run, and of the Fréchet distances of the most thorough one."""
+    """Return Markdown of the claims of every run, and of the Fréchet distances of the most thorough one."""
     if not runs:
         return "No run is kept under `results/` yet.\n"
     blocks: list[Block] = []
@@ -42,64 +46,25 @@ def results_block(runs: list[dict[str, Any]]) -> str:
         if run is runs[-1]:
             blocks += [
                 Paragraph("Fréchet distance by network evaluations (NFE), lower is better:"),
-                _distances(Scoreboard(tuple(run["cells"]))),
+                scoreboard.frechet_table(Scoreboard.of(run)),
             ]
-        blocks += [
-            Paragraph(report.summary(run)),
-            Table(
-                ("Claim", "Measured", "Expected", "Holds"),
-                tuple(
-                    (
-                        claim.statement,
-                        Summary.of(claim.values).text(lambda value: f"{value:.3g}"),
-                        "–" if claim.threshold is None else f"{claim.relation} {claim.threshold:g}",
-                        "–" if claim.held is None else "yes" if claim.holds else "no",
-                    )
-                    for claim in report.claims(run)
-                ),
-                1,
-            ),
-        ]
-    return report.to_markdown(blocks)
-
-
-def _distances(board: Scoreboard) -> Table:
-    found = {
-        (flow, sampler, nfe): summary.mean
-        for flow, sampler in board.rows
-        for nfe in board.nfes
-        if (summary := board.over_seeds(flow, sampler, nfe)) is not None
-    }
-    best = {nfe: min(value for (_, _, n), value in found.items() if n == nfe) for nfe in board.nfes}
-
-    def entry(value: float | None, nfe: int) -> str | Strong:
-        if value is None:
-            return "–"
-        text = f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
-        return Strong(text) if value == best[nfe] else text
-
-    rows = [
-        (flow, sampler, *(entry(found.get((flow, sampler, nfe)), nfe) for nfe in board.nfes))
-        for flow, sampler in board.rows
-    ]
-    floor = board.floor("floor").mean
-    rows.append(("real images", "–", *(f"{floor:.{2 if floor < 10 else 1}f}" for _ in board.nfes)))
-    return Table(("Flow", "Sampler", *map(str, board.nfes)), tuple(rows), 2)
+        blocks += [Paragraph(scoreboard.summary(run)), *mnist_report.outcome(run)]
+    return to_markdown(blocks)
 
 
 def closed_forms_block() -> str:
-    """Markdown table of the registry: which divergence has a value and a closed-form step on which belief family."""
+    """Return the registry as Markdown: which divergence has a value and a closed-form step on which belief family."""
     # Rules that a user's own divergences registered are no part of this documentation.
     rules = [rule for rule in table_of_closed_forms() if rule[0] in divergences.__all__]
     families = sorted({family for _, family, _ in rules})
     known = {(divergence, family): how for divergence, family, how in rules}
     names = sorted({divergence for divergence, _, _ in rules})
     rows = tuple((name, *(known.get((name, family), "–") for family in families)) for name in names)
-    return report.to_markdown([Table(("Divergence", *families), rows, 1 + len(families))])
+    return to_markdown([Table(("Divergence", *families), rows, 1 + len(families))])
 
 
 def with_block(text: str, name: str, content: str) -> str:
-    """A page with the part between the comments ``<!-- name -->`` and ``<!-- /name -->`` replaced.
+    """Replace the part of a page between the comments ``<!-- name -->`` and ``<!-- /name -->``.
 
     Raises:
         DataError: The page has no such part.
@@ -113,7 +78,7 @@ def with_block(text: str, name: str, content: str) -> str:
 
 
 def rewritten(root: Path) -> dict[Path, str]:
-    """Every page with generated parts, as it should be now.
+    """Return every page with generated parts, as it should be now.
 
     Raises:
         DataError: A page is missing or has no place for its part.
@@ -138,7 +103,7 @@ def rewritten(root: Path) -> dict[Path, str]:
 
 
 def main() -> int:
-    """Rewrite the pages of the repository in the working directory; the exit status."""
+    """Rewrite the pages of the repository in the working directory; return the exit status."""
     try:
         for path, text in rewritten(Path()).items():
             write_text(path, text)

@@ -1,4 +1,4 @@
-"""Trains the classifier of a data set whose penultimate layer gives its features, or measures the shipped one."""
+"""Train the classifier of a data set whose penultimate layer gives its features, or measure the shipped one."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ RECIPES = {
 
 
 def distort(images: Tensor, config: Configuration, generator: torch.Generator) -> Tensor:
-    """Applies one small random affine map to each image; what enters at the border is background.
+    """Apply one small random affine map to each image; what enters at the border is background.
 
     Args:
         images: Values in [-1, 1], (N, 1, H, W).
@@ -107,7 +107,7 @@ def distort(images: Tensor, config: Configuration, generator: torch.Generator) -
 
 
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
-    """Draws all weights afresh from the generator."""
+    """Draw all weights afresh from the generator."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
@@ -116,7 +116,7 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def train(data: ImageData, config: Configuration) -> SmallClassifier:
-    """Trains a classifier on labelled images of 28 × 28; returns it in evaluation mode."""
+    """Train a classifier on labelled images of 28 × 28; return it in evaluation mode."""
     if data.labels is None:
         raise DataError(f"{data.name}: the classifier needs labels")
     generator = torch.Generator().manual_seed(config.seed)
@@ -146,7 +146,7 @@ def train(data: ImageData, config: Configuration) -> SmallClassifier:
 
 
 def main(arguments: Arguments) -> None:
-    """Trains and writes the weights of a classifier with a description, or measures the shipped weights."""
+    """Train and write the weights of a classifier with a description, or measure the shipped weights."""
     config, shipped = arguments.config, CLASSIFIERS[arguments.data].path.name
     torch.set_num_threads(config.threads)
     test = load(arguments.data, "test")

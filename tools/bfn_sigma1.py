@@ -1,6 +1,6 @@
 """Search for the σ₁ that serves BFN best on MNIST, so that it meets GPFN at its best: ``bfn-tuned``.
 
-    python -m proxflow.studies.bfn_sigma1 --out results/bfn-sigma1
+    python -m tools.bfn_sigma1 --out results/bfn-sigma1
 
 Given again with other values, it adds them to the file.
 """
@@ -20,7 +20,7 @@ from proxflow.config import ModelConfig, SamplerName, TrainingConfig, to_dict
 from proxflow.runtime.files import read_json, writable_folder, write_json
 from proxflow.runtime.machine import hardware, versions
 from proxflow.samplers import sample
-from proxflow.studies.mnist import floor
+from proxflow.studies.scoreboard import floor
 from proxflow.training.fit import fit
 
 SIGMAS = (0.1, 0.2, 0.3, 0.5, 0.7)

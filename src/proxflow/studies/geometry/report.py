@@ -6,25 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from proxflow.config import SamplerName
-from proxflow.runtime.files import write_text
-from proxflow.studies import pictures, report
-from proxflow.studies.mnist import Cell, kept_images
-from proxflow.studies.pictures import Grey, Line, Row, Section
-from proxflow.studies.report import (
-    Block,
-    Bullets,
-    Heading,
-    Paragraph,
-    Picture,
-    Scoreboard,
-    Strong,
-    Summary,
-    Table,
-    distance,
-)
+from proxflow.studies import charts, scoreboard
+from proxflow.studies.charts import Line, Row, Section
+from proxflow.studies.pages import Block, Bullets, Heading, Paragraph, Picture, Strong, Table
+from proxflow.studies.scoreboard import Record, Scoreboard, Summary, dataset_of, distance
+from proxflow.studies.trials import Cell, kept_images
 
 EVALUATIONS = 10
 """NFE of the pictures and of the overview."""
@@ -46,11 +36,6 @@ _COLOURS = {
     "fisher-rao": "#56B4E9",
     "renyi": "#009E73",
     "anisotropic": "#D55E00",
-}
-_STYLES: dict[str, dict[str, Any]] = {
-    "flow": {"linestyle": "-", "marker": "o", "markersize": 5},
-    "control": {"linestyle": "--", "marker": "s", "markersize": 9, "markerfacecolor": "none"},
-    "matched": {"linestyle": ":", "marker": "^", "markersize": 7},
 }
 _STRIP = 12
 """Images of a flow in the pictures."""
@@ -89,7 +74,7 @@ class Verdict:
 
     @property
     def beyond(self) -> dict[int, float]:
-        """The ratios that noise does not explain."""
+        """Return the ratios that noise does not explain."""
         return {
             nfe: r for nfe, r in self.ratios.items() if self.noise is None or abs(math.log(r)) > math.log(self.noise)
         }
@@ -101,7 +86,7 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """The verdict in words."""
+        """Put the verdict into words."""
         low, high = min(self.ratios.values()), max(self.ratios.values())
         measured = f"Fréchet distance {low:.2f} to {high:.2f} times that of {self.control}"
         if self.noise is None:
@@ -145,7 +130,7 @@ class Verdict:
 
 
 def noise_of(board: Scoreboard, flow: str, sampler: str) -> float | None:
-    """Factor within which a ratio of two Fréchet distances may be noise; ``None`` with one seed.
+    """Return the factor within which a ratio of two Fréchet distances may be noise; ``None`` with one seed.
 
     The larger of two: the largest ratio between seeds of a flow at any NFE, and what the bootstrap over its samples allows,
     exp(1.96 √2 e) with e the largest relative standard error of a distance.
@@ -159,13 +144,13 @@ def noise_of(board: Scoreboard, flow: str, sampler: str) -> float | None:
     return max(*ratios, math.exp(1.96 * math.sqrt(2) * max(errors, default=0.0)))
 
 
-def verdicts(results: dict[str, Any]) -> list[Verdict]:
-    """The verdict on every pair of the study.
+def verdicts(results: Record) -> list[Verdict]:
+    """Judge every pair of the study.
 
     Args:
         results: Content of ``results.json``.
     """
-    board = Scoreboard(tuple(results["cells"]))
+    board = Scoreboard.of(results)
 
     def ratio(over: str, under: str, sampler: str, nfe: int) -> float | None:
         both = [(board.one(over, sampler, nfe, s), board.one(under, sampler, nfe, s)) for s in board.seeds]
@@ -201,19 +186,18 @@ def verdicts(results: dict[str, Any]) -> list[Verdict]:
     return found
 
 
-def _over(board: Scoreboard, flow: str, sampler: str, nfe: int, seeds: Sequence[int]) -> Summary | None:
-    values = [board.one(flow, sampler, nfe, seed) for seed in sorted(set(seeds))]
-    found = [value for value in values if value is not None]
-    return Summary.of(found) if found else None
+def outcome(results: Record) -> list[Block]:
+    """Return the verdicts in words."""
+    return [Bullets(tuple(verdict.sentence for verdict in verdicts(results)))]
 
 
 def _decomposition(board: Scoreboard, found: Sequence[Verdict]) -> Table:
-    """Fréchet distance of each flow, of its control with the same seeds, and their ratio."""
+    """Set the Fréchet distance of each flow, of its control with the same seeds, and their ratio."""
     rows: list[tuple[str | Strong, ...]] = []
     for verdict in found:
-        seeds = [cell["seed"] for cell in board.cells if cell["flow"] == verdict.flow]
+        seeds = sorted({cell["seed"] for cell in board.cells if cell["flow"] == verdict.flow})
         for name, text in ((verdict.flow, "flow"), (verdict.control, "control")):
-            summaries = [_over(board, name, verdict.sampler, nfe, seeds) for nfe in board.nfes]
+            summaries = [board.over_seeds(name, verdict.sampler, nfe, seeds=seeds) for nfe in board.nfes]
             rows.append((name, text, *("–" if s is None else s.text(distance) for s in summaries)))
         ratios = [verdict.ratios.get(nfe) for nfe in board.nfes]
         rows.append(
@@ -232,9 +216,9 @@ def _decomposition(board: Scoreboard, found: Sequence[Verdict]) -> Table:
     return Table(("Flow", "", *(f"{nfe} NFE" for nfe in board.nfes)), tuple(rows), 2)
 
 
-def _paths(out: Path, results: dict[str, Any]) -> Picture:
+def _paths(out: Path, results: Record) -> Picture:
     file = "mean-paths.png"
-    pictures.write_paths(
+    charts.write_paths(
         out / file,
         {name: (path["times"], path["fraction"], path["unexplained"]) for name, path in results["paths"].items()},
         _COLOURS,
@@ -251,8 +235,8 @@ def _chart(out: Path, board: Scoreboard, found: Sequence[Verdict], dataset: str)
     lines = []
 
     def add(name: str, geometry: str, kind: str) -> None:
-        scored = [(nfe, board.over_seeds(name, "deterministic", nfe)) for nfe in board.nfes]
-        lines.append(Line(geometry, kind, tuple((nfe, s.mean, s.low, s.high) for nfe, s in scored if s is not None)))
+        points = board.points(name, "deterministic")
+        lines.append(Line(geometry, kind, {float(nfe): score for nfe, score in points.items()}))
 
     add("w2", "w2", "flow")
     for verdict in found:
@@ -260,10 +244,10 @@ def _chart(out: Path, board: Scoreboard, found: Sequence[Verdict], dataset: str)
             add(verdict.flow, verdict.geometry, "matched" if verdict.matched else "flow")
             if not verdict.matched:
                 add(verdict.control, verdict.geometry, "control")
-    floor, file = board.floor("floor"), "frechet-against-nfe.png"
+    file = "frechet-against-nfe.png"
     title = f"{dataset}: geometries, each with its control (deterministic sampler)"
-    shown = (floor.mean, floor.low, floor.high)
-    pictures.write_chart(out / file, lines, shown, title, _COLOURS, _STYLES, ("Geometry", "Line"))
+    kinds = ("flow", "control", "matched")
+    charts.write_chart(out / file, lines, board.floor(), title, _COLOURS, kinds, ("Geometry", "Line"))
     return Picture(
         file,
         "Line chart of Fréchet distance against NFE for each geometry and its control; the numbers are in the table",
@@ -273,21 +257,17 @@ def _chart(out: Path, board: Scoreboard, found: Sequence[Verdict], dataset: str)
     )
 
 
-def _strip(out: Path, cell: Cell) -> Grey:
-    return pictures.tile(kept_images(out, cell)[:_STRIP], _STRIP, 48)
-
-
 def _samples(out: Path, board: Scoreboard, found: Sequence[Verdict], seed: int) -> Picture:
     sections = []
     for verdict in found:
         nfe = board.nearest_nfe(verdict.flow, EVALUATIONS)
         cells = [Cell(name, verdict.sampler, nfe, seed) for name in (verdict.flow, verdict.control)]
-        rows = tuple(Row(cell.flow, (_strip(out, cell),)) for cell in cells)
+        rows = tuple(Row(c.flow, (charts.tile(kept_images(out, c)[:_STRIP], _STRIP, 48),)) for c in cells)
         sections.append(Section(f"{verdict.geometry}, {nfe} NFE", ("",), rows))
-    file = "pairs.png"
-    pictures.write_picture(out / file, pictures.labelled(sections, 22))
-    return Picture(
-        file,
+    return charts.write_grids(
+        out / "pairs.png",
+        sections,
+        22,
         "Strips of samples, each flow above its control",
         f"The first {_STRIP} samples of each flow and, below, of its control, from the same noise, seed {seed}. Where two "
         "rows show the same images, the geometry does nothing that its schedule does not. On binary images the control "
@@ -295,9 +275,9 @@ def _samples(out: Path, board: Scoreboard, found: Sequence[Verdict], seed: int) 
     )
 
 
-def _likelihood(results: dict[str, Any]) -> list[Block]:
+def _likelihood(results: Record) -> list[Block]:
     bounds = results["likelihood"]
-    by_flow: dict[str, list[dict[str, Any]]] = {}
+    by_flow: dict[str, list[Record]] = {}
     for bound in bounds:
         by_flow.setdefault(bound["flow"], []).append(bound)
     rows = tuple(
@@ -332,14 +312,17 @@ def _likelihood(results: dict[str, Any]) -> list[Block]:
     ]
 
 
-def _gap(a: dict[str, Any], b: dict[str, Any], cause: str) -> str:
-    """Difference of two bounds with its standard error, as if the images were drawn apart: an upper estimate."""
+def _gap(a: Record, b: Record, cause: str) -> str:
+    """Put the difference of two bounds into words.
+
+    Its standard error is that of images drawn apart: an upper estimate.
+    """
     gap, error = a["nats"] - b["nats"], math.hypot(a["standard_error"], b["standard_error"])
     outcome = f"the work of {cause}" if abs(gap) > 1.96 * error else "within the error"
     return f"{gap:+.2f} ± {error:.2f} nats, {outcome}"
 
 
-def _part(results: dict[str, Any], binary: bool) -> Scoreboard:
+def _part(results: Record, binary: bool) -> Scoreboard:
     return Scoreboard(tuple(c for c in results["cells"] if c["flow"].startswith("binary") == binary))
 
 
@@ -362,24 +345,26 @@ _READING = Bullets(
 )
 
 
-def write_report(out: Path, results: dict[str, Any]) -> list[Path]:
-    """Write pictures, ``report.md`` and ``report.html`` into the folder of the study.
+def pages(out: Path, results: Record, device: torch.device) -> list[Block]:
+    """Write the pictures of the study into its folder; return its report.
 
     Args:
         out: Folder with the study's ``cells``.
         results: Content of its ``results.json``.
-
-    Returns:
-        The files written: the pictures, then the two reports.
+        device: Not used: nothing is sampled.
 
     Raises:
         DataError: The images of a cell are missing or corrupt.
         OutputError: A file cannot be written.
     """
-    grey, binary, dataset = _part(results, False), _part(results, True), report.dataset_of(results)
-    every, found, seed = Scoreboard(tuple(results["cells"])), verdicts(results), grey.seeds[0]
-    training = results["config"]["training"]
-    blocks: list[Block] = [
+    grey, binary, every, dataset = (
+        _part(results, False),
+        _part(results, True),
+        Scoreboard.of(results),
+        dataset_of(results),
+    )
+    found, training, shown = verdicts(results), results["config"]["training"], (5, 20, 100)
+    return [
         Heading(1, f"Geometry or schedule: proximal flows on {dataset}"),
         Paragraph(
             f"One network was trained under several divergences, {training['steps']:,} steps of {training['batch_size']} "
@@ -387,29 +372,25 @@ def write_report(out: Path, results: dict[str, Any]) -> list[Path]:
             + " ".join(f"{name} is {text}." for name, text in _GEOMETRIES.items())
         ),
         Heading(2, "Verdicts"),
-        Bullets(tuple(verdict.sentence for verdict in found)),
+        *outcome(results),
         Heading(2, "What is the geometry's and what the schedule's"),
         _decomposition(every, found),
         Heading(2, "How the means go"),
         _paths(out, results),
         Heading(2, "Fréchet distance against evaluations, grey images"),
         _chart(out, grey, found, dataset),
-        report.frechet_table(grey),
+        scoreboard.frechet_table(grey),
         Heading(2, "Binary images"),
-        report.frechet_table(binary),
+        scoreboard.frechet_table(binary),
         Heading(3, "Likelihood"),
         *_likelihood(results),
         Heading(2, "Samples"),
-        _samples(out, every, found, seed),
+        _samples(out, every, found, grey.seeds[0]),
         Heading(2, "Precision, recall and diversity"),
-        report.quality_table(grey),
-        report.quality_table(binary),
+        scoreboard.quality_table(grey, shown),
+        scoreboard.quality_table(binary, shown),
         Heading(2, "How to read this"),
         _READING,
         Heading(2, "Conditions"),
-        report.conditions(results, every, results["parameters"]),
+        scoreboard.conditions(results, results["parameters"]),
     ]
-    write_text(out / "report.md", report.to_markdown(blocks))
-    write_text(out / "report.html", report.to_html(blocks, out))
-    files = [block.file for block in blocks if isinstance(block, Picture)] + ["report.md", "report.html"]
-    return [out / file for file in files]

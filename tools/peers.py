@@ -6,8 +6,8 @@ import math
 import statistics
 from typing import Any
 
-from proxflow.studies import report
-from proxflow.studies.report import Block, Paragraph, Strong, Table
+from proxflow.studies.pages import Block, Paragraph, Strong, Table, to_markdown
+from proxflow.studies.scoreboard import distance
 
 OURS = "proxflow"
 JUDGED = (4, 10, 20)
@@ -15,7 +15,7 @@ JUDGED = (4, 10, 20)
 
 
 def best(rows: list[dict[str, Any]], metric: str) -> dict[tuple[str, int], dict[str, Any]]:
-    """The row of each system's best sampler, by system and evaluations."""
+    """Return the row of each system's best sampler, by system and evaluations."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for row in rows:
         key = (row["system"], row["nfe"])
@@ -25,7 +25,7 @@ def best(rows: list[dict[str, Any]], metric: str) -> dict[tuple[str, int], dict[
 
 
 def quality(rows: list[dict[str, Any]], metric: str) -> Table:
-    """Each system's best score at each number of evaluations, with the sampler it came from."""
+    """Set each system's best score at each number of evaluations, with the sampler it came from."""
     found = best(rows, metric)
     systems = list(dict.fromkeys(row["system"] for row in rows))
     nfes = sorted({row["nfe"] for row in rows})
@@ -35,27 +35,20 @@ def quality(rows: list[dict[str, Any]], metric: str) -> Table:
         row = found.get((system, nfe))
         if row is None:
             return "–"
-        text = f"{_short(row[metric])} {row['sampler']}"
+        text = f"{distance(row[metric])} {row['sampler']}"
         return Strong(text) if row[metric] == lowest[nfe] else text
 
     floor = rows[0]["floor"]
     body = [(system, *(entry(system, nfe) for nfe in nfes)) for system in systems]
-    return Table(("System", *map(str, nfes)), (*body, ("real data", *(_short(floor) for _ in nfes))), 1)
+    return Table(("System", *map(str, nfes)), (*body, ("real data", *(distance(floor) for _ in nfes))), 1)
 
 
 def cost(rows: list[dict[str, Any]]) -> Table:
-    """Each system's costs: ours over theirs for training and memory, the sampling loop over its network calls."""
+    """Set each system's costs: ours over theirs for training and memory, the sampling loop over its network calls."""
     body = []
     for system, row in {row["system"]: row for row in rows}.items():
         loops = [r["sampler_overhead"] for r in rows if r["system"] == system]
-        body.append(
-            (
-                system,
-                _rate(row),
-                f"{min(loops):.3f}–{max(loops):.3f}",
-                f"{row['peak_memory_ratio']:.2f}",
-            )
-        )
+        body.append((system, _rate(row), f"{min(loops):.3f}–{max(loops):.3f}", f"{row['peak_memory_ratio']:.2f}"))
     head = (
         "System",
         "Training steps per second, ours over theirs: median (quartiles) of processes",
@@ -66,7 +59,7 @@ def cost(rows: list[dict[str, Any]]) -> Table:
 
 
 def verdicts(results: dict[str, Any]) -> list[str]:
-    """What the numbers say of this library, losses included."""
+    """Say what the numbers tell of this library, losses included."""
     rows, sentences = results["rows"], []
     found = best(rows, "frechet")
     for nfe in JUDGED:
@@ -75,8 +68,8 @@ def verdicts(results: dict[str, Any]) -> list[str]:
         theirs = min((row for s, row in here.items() if not s.startswith(OURS)), key=lambda row: row["frechet"])
         word = "no worse than" if ours["frechet"] <= theirs["frechet"] else "worse than"
         sentences.append(
-            f"At {nfe} evaluations {ours['system']} ({ours['sampler']}, {_short(ours['frechet'])}) is {word} the best peer, "
-            f"{theirs['system']} ({theirs['sampler']}, {_short(theirs['frechet'])})."
+            f"At {nfe} evaluations {ours['system']} ({ours['sampler']}, {distance(ours['frechet'])}) is {word} the best "
+            f"peer, {theirs['system']} ({theirs['sampler']}, {distance(theirs['frechet'])})."
         )
     for network, some in (("U-Net", rows), ("perceptron", results["toy_rows"])):
         sentences.append(f"Training the {network} is {_speed(some)}")
@@ -91,14 +84,14 @@ CHANCE = 0.05
 
 
 def _rate(row: dict[str, Any]) -> str:
-    """Training steps per second, ours over theirs: the median of the processes, and their quartiles."""
+    """Put training steps per second into digits, ours over theirs: the median of the processes, and their quartiles."""
     ratios = row["runs"]["train_steps_ratio"]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return f"{middle:.3f} ({low:.3f}–{high:.3f})"
 
 
 def _slower(row: dict[str, Any]) -> bool:
-    """Whether ours is the slower one in more processes than chance would have it (a sign test)."""
+    """Tell whether ours is the slower one in more processes than chance would have it (a sign test)."""
     ratios: list[float] = row["runs"]["train_steps_ratio"]
     number, below = len(ratios), sum(ratio < 1 for ratio in ratios)
     tail = sum(math.comb(number, k) for k in range(below, number + 1))
@@ -106,7 +99,7 @@ def _slower(row: dict[str, Any]) -> bool:
 
 
 def _speed(rows: list[dict[str, Any]]) -> str:
-    """Whom training is slower than, and how it compares with itself."""
+    """Say whom training is slower than, and how it compares with itself."""
     by_system = {row["system"]: row for row in rows}
     peers = [row for system, row in by_system.items() if not system.startswith(OURS)]
     slower = [f"{row['system']}, {_rate(row)}" for row in peers if _slower(row)]
@@ -118,7 +111,7 @@ def _speed(rows: list[dict[str, Any]]) -> str:
 
 
 def conditions(results: dict[str, Any]) -> str:
-    """How the numbers came about, in one paragraph."""
+    """Say how the numbers came about, in one paragraph."""
     config, hardware, extractor = results["config"], results["hardware"], results["extractor"]
     libraries = ", ".join(
         f"{name} {results['versions'][name]}"
@@ -130,13 +123,13 @@ def conditions(results: dict[str, Any]) -> str:
         f"Preset {config['preset']}: {config['steps']['mnist']:,} training steps of 64 images on one network of each "
         f"objective; seed {seeds}; {config['samples']['mnist']:,} samples an entry against {results['reference']}; features "
         f"{extractor['name']}, sha256 {extractor['sha256'][:12]}; as many real training images score "
-        f"{_short(results['rows'][0]['floor'])} (the floor). {libraries}; {hardware['processor']}, one thread."
+        f"{distance(results['rows'][0]['floor'])} (the floor). {libraries}; {hardware['processor']}, one thread."
     )
 
 
 def summary_block(results: dict[str, Any]) -> str:
-    """Markdown for the README: quality by evaluations, and the verdicts."""
-    return report.to_markdown(
+    """Return Markdown for the README: quality by evaluations, and the verdicts."""
+    return to_markdown(
         [
             Paragraph(
                 "Fréchet distance by network evaluations, lower is better, each system with its best sampler there:"
@@ -149,7 +142,7 @@ def summary_block(results: dict[str, Any]) -> str:
 
 
 def full_block(results: dict[str, Any]) -> str:
-    """Markdown for docs/peers.md: everything."""
+    """Return Markdown for docs/peers.md: everything."""
     toy, config = results["toy_rows"], results["config"]
     blocks: list[Block] = [
         Paragraph("Fréchet distance on MNIST by network evaluations, each system with its best sampler there:"),
@@ -170,8 +163,4 @@ def full_block(results: dict[str, Any]) -> str:
         Paragraph("What it costs, on the perceptron at batch 256 (training) and 64 (sampling):"),
         cost(toy),
     ]
-    return report.to_markdown(blocks)
-
-
-def _short(value: float) -> str:
-    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+    return to_markdown(blocks)

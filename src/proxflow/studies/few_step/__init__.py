@@ -1,0 +1,1 @@
+"""Ways to good samples in few evaluations, at counted cost."""

@@ -1,0 +1,127 @@
+"""Few steps: ways to good samples in one to twenty evaluations, at equal network and counted cost.
+
+Cost is counted in network passes: a forward pass is one, a backward pass two, a sampling evaluation one. ``train_cost`` is
+that of training, a teacher's included, over that of plain training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from proxflow import models
+from proxflow.config import SamplerName, TrainingConfig
+from proxflow.flows import Flow
+from proxflow.models import Model
+from proxflow.predictors import LongStepPredictor
+from proxflow.studies.few_step.report import outcome, pages
+from proxflow.studies.presets import FEW_STEP_METHODS, FewStepPreset
+from proxflow.studies.scoreboard import Record
+from proxflow.studies.trials import Cell, Setup, Study, Trial, provenance, trained
+from proxflow.training.objectives import LongStep
+from proxflow.training.recipes import Lesson, lesson
+from proxflow.training.reflow import make_pairs
+
+PAIRS_SHARE = 0.3
+"""Share of the network passes of a round of reflow that go into its pairs."""
+
+PAIR_STEPS = 10
+"""Network evaluations a pair."""
+
+
+def cells_of(preset: FewStepPreset) -> list[Cell]:
+    """Return all cells of a preset. With one evaluation all samplers are one."""
+
+    def samplers(method: str, nfe: int) -> tuple[SamplerName, ...]:
+        chosen = FEW_STEP_METHODS[method].samplers
+        return chosen[:1] if nfe == 1 else chosen
+
+    return [
+        Cell(method, sampler, nfe, seed)
+        for seed in preset.seeds
+        for method in preset.methods
+        if FEW_STEP_METHODS[method].repeated or seed == preset.seeds[0]
+        for nfe in preset.nfes
+        for sampler in samplers(method, nfe)
+    ]
+
+
+def trials_of(setup: Setup[FewStepPreset]) -> dict[str, Trial]:
+    """Return a trial for each method, with what it learns from other trials of the run."""
+    trials: dict[str, Trial] = {}
+
+    def recipe(name: str, model: Model, training: TrainingConfig) -> tuple[Lesson, TrainingConfig]:
+        method, seed = FEW_STEP_METHODS[name], training.seed
+        budget = method.share * setup.preset.training.steps * Flow.passes
+        teacher, weak = (
+            None if other is None else trained(setup, other, trials[other], seed)
+            for other in (method.teacher, method.weak)
+        )
+        if method.recipe == "reflow":
+            folder, passes = setup.out / "pairs" / f"{name}-seed{seed}", budget * training.batch_size
+            learning = _reflow(folder, model, cast(Model, teacher), passes, seed)
+            budget *= 1 - PAIRS_SHARE
+        elif method.recipe == "long-step":
+            learning = _distilled(model, cast(Model, teacher))
+        else:
+            learning = lesson(method.recipe, model, teacher, weak, **method.settings)
+        steps = round(budget / learning.objective.passes)
+        return learning, replace(training, **{**method.training, "steps": steps})
+
+    for name in setup.preset.methods:
+        config = replace(setup.preset.network, **FEW_STEP_METHODS[name].network)
+        build = partial(models.build, config, setup.shape)
+        trials[name] = Trial(build, setup.images, setup.images, setup.test, recipe=partial(recipe, name))
+    return trials
+
+
+def _reflow(folder: Path, model: Model, teacher: Model, budget: float, seed: int) -> Lesson:
+    """Make pairs of a teacher's prior draws and samples, to train its own network on."""
+    pairs = round(PAIRS_SHARE * budget / PAIR_STEPS)
+    # Far from the seeds of the samples that are scored.
+    data = make_pairs(
+        teacher.predictor, teacher.flow, pairs, model.shape, folder, nfe=PAIR_STEPS, seed=10**9 + seed, batch_size=256
+    )
+    model.predictor.load_state_dict(teacher.predictor.state_dict())
+    return Lesson(model.flow, model.predictor, lambda module: module, data)
+
+
+def _distilled(model: Model, teacher: Model) -> Lesson:
+    """Teach long steps from a teacher's predictions; what reads a step's end begins with no effect."""
+    cast(LongStepPredictor, model.predictor).begin_from(teacher.predictor.state_dict())
+    guide = teacher.predictor.requires_grad_(False)
+    return Lesson(LongStep(cast(Any, model.flow), "consistency", teacher=guide), model.predictor, lambda module: module)
+
+
+def records_of(setup: Setup[FewStepPreset], trials: Mapping[str, Trial], results: Record) -> Record:
+    """Return the cells with what their methods cost.
+
+    Each also has ``method``, the name in :data:`FEW_STEP_METHODS`; ``train_cost``; and ``parameters``, the number of the
+    network's.
+    """
+    preset = setup.preset
+    plain = preset.training.steps * Flow.passes
+    costs = {method: train_cost(setup.out, method, preset.seeds[0], plain) for method in preset.methods}
+    sizes = {method: sum(p.numel() for p in trials[method].build().predictor.parameters()) for method in costs}
+    return {
+        "cells": [
+            {**cell, "method": cell["flow"], "train_cost": costs[cell["flow"]], "parameters": sizes[cell["flow"]]}
+            for cell in results["cells"]
+        ]
+    }
+
+
+def train_cost(out: Path, name: str, seed: int, plain: float) -> float:
+    """Count the network passes of a method's training and of the models it needs, over those of plain training, as spent."""
+    origin, method = provenance(out, name, seed), FEW_STEP_METHODS[name]
+    own = origin["training"]["steps"] * origin["passes"] / plain
+    if method.recipe == "reflow":
+        own += method.share * PAIRS_SHARE
+    before = sum(train_cost(out, other, seed, plain) for other in (method.teacher, method.weak) if other is not None)
+    return float(round(own + before, 4))
+
+
+STUDY = Study("few-step", cells_of, trials_of, pages, outcome, records_of)

@@ -1,0 +1,1 @@
+"""What geometry does to a proximal flow, and what its schedule does."""

@@ -1,0 +1,1 @@
+"""The paper's experiment on MNIST: flows and samplers at equal evaluations."""

@@ -1,0 +1,335 @@
+"""The report of the paper's experiment on MNIST: claims, tables, samples, and how beliefs become samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from proxflow import models
+from proxflow.beliefs import Belief
+from proxflow.config import SamplerName
+from proxflow.data import to_bytes
+from proxflow.models import Model
+from proxflow.samplers import sample
+from proxflow.studies import charts, scoreboard
+from proxflow.studies.charts import Grey, Row, Section
+from proxflow.studies.pages import Block, Bullets, Heading, Paragraph, Picture
+from proxflow.studies.scoreboard import (
+    Claim,
+    Measure,
+    Record,
+    Score,
+    Scoreboard,
+    dataset_of,
+    ratio,
+    sample_counts,
+)
+from proxflow.studies.trials import Cell, kept_images
+
+EVALUATIONS = 20
+"""NFE of the headline, the grids and the pictures of beliefs."""
+
+_FLOWS: dict[str, str] = {
+    "gpfn-w2": "General Proximal Flow Network with Wasserstein-2 steps (arXiv 2603.00751)",
+    "bfn": "Bayesian Flow Network with the settings of its reference implementation (arXiv 2308.07037)",
+    "bfn-tuned": "Bayesian Flow Network with σ₁ and parameterisation chosen for MNIST",
+}
+_SAMPLERS: dict[str, str] = {
+    "deterministic": "the proximal step with the predicted target itself as message",
+    "stochastic": "the proximal step with a noisy draw around the predicted target, as Bayesian Flow Networks have it",
+    "marginal": "replaces noise and keeps the distribution that beliefs have in training (ancestral sampling)",
+    "multistep2": "of second order: uses the last two predictions, at one evaluation a step",
+}
+# Of Okabe and Ito's colours, which readers with any kind of colour vision tell apart.
+_COLOURS = {"gpfn-w2": "#0072B2", "bfn": "#D55E00", "bfn-tuned": "#009E73"}
+_RATIO_THRESHOLDS = {"quick": 5.0, "standard": 8.0, "paper": 22.0}
+
+
+def claims(results: Record) -> list[Claim]:
+    """Measure what the experiment is expected to show.
+
+    Args:
+        results: Content of ``results.json``.
+
+    Returns:
+        The claims whose cells are there, in the order of the report.
+    """
+    board, preset, found = Scoreboard.of(results), results["config"]["preset"], list[Claim]()
+
+    def one(flow: str, sampler: str, nfe: int, score: Score = "frechet") -> Measure:
+        return lambda seed: board.one(flow, sampler, nfe, seed, score)
+
+    def over(above: Measure, below: Measure) -> Measure:
+        return lambda seed: ratio(above(seed), below(seed))
+
+    def largest(measures: list[Measure]) -> Measure:
+        return lambda seed: max((v for measure in measures if (v := measure(seed)) is not None), default=None)
+
+    at = f"{EVALUATIONS} NFE"
+    bfn, default = one("bfn", "stochastic", EVALUATIONS), one("gpfn-w2", "multistep2", EVALUATIONS)
+    found += board.claim(
+        "advantage",
+        "Fréchet distance of bfn (stochastic, its own sampler) over that of gpfn-w2 (multistep2, the default sampler), "
+        + at,
+        over(bfn, default),
+        "≥",
+        _RATIO_THRESHOLDS.get(preset),
+    )
+    plain = over(bfn, one("gpfn-w2", "deterministic", EVALUATIONS))
+    found += board.claim("advantage-deterministic", f"The same with gpfn-w2 deterministic, {at}", plain, "≥", None)
+    tuned = f"Fréchet distance of bfn-tuned (stochastic) over that of gpfn-w2 (multistep2), {at}"
+    found += board.claim(
+        "advantage-tuned", tuned, over(one("bfn-tuned", "stochastic", EVALUATIONS), default), "≥", None
+    )
+    collapsed = largest([one("bfn", "deterministic", nfe, "diversity") for nfe in board.nfes])
+    found += board.claim(
+        "collapse", "Largest diversity of bfn without noise (deterministic), any NFE", collapsed, "<", 0.02
+    )
+    diverse = one("gpfn-w2", "deterministic", EVALUATIONS, "diversity")
+    least = None if preset == "quick" else 0.85
+    found += board.claim("diversity", f"Diversity of gpfn-w2 without noise (deterministic), {at}", diverse, ">", least)
+    noisy = "Largest Fréchet distance of gpfn-w2 stochastic over deterministic, at equal NFE from 10 up"
+    pairs = [[one("gpfn-w2", kind, nfe) for kind in ("stochastic", "deterministic")] for nfe in board.nfes if nfe >= 10]
+    found += board.claim("noise", noisy, largest([over(*pair) for pair in pairs]), "≤", 1.3)
+    multistep = over(one("gpfn-w2", "multistep2", 5), one("gpfn-w2", "deterministic", 10))
+    statement = "Fréchet distance of gpfn-w2 with multistep2 at 5 NFE over deterministic at 10 NFE"
+    found += board.claim("multistep", statement, multistep, "<", 1.0)
+    return found
+
+
+def outcome(results: Record) -> list[Block]:
+    """Return the claims with what was measured."""
+    found = claims(results)
+    return [scoreboard.claims_table(found)] if found else []
+
+
+# Text ---------------------------------------------------------------------------------------------------------------
+
+
+def _opening(results: Record, board: Scoreboard) -> list[Block]:
+    """Say what was compared, and what came out."""
+    training, decided = results["config"]["training"], [claim for claim in claims(results) if claim.holds is not None]
+    flows = " ".join(f"{flow} is the {_FLOWS[flow]}." for flow in board.flows)
+    words = (
+        f"{flows} All were trained on the same images of {dataset_of(results)}, with the same network, for "
+        f"{training['steps']:,} steps of {training['batch_size']} images, and then sampled with equal numbers "
+        "of network evaluations (NFE). "
+        f"Claims that hold: {sum(bool(claim.holds) for claim in decided)} of {len(decided)}."
+    )
+    return [Paragraph(words), *outcome(results)]
+
+
+def _reading(board: Scoreboard) -> Bullets:
+    """Say what the words and numbers mean."""
+    items = [f"{sampler}: {_SAMPLERS[sampler]}." for sampler in dict.fromkeys(sampler for _, sampler in board.rows)]
+    items += [
+        """NFE counts every evaluation of the network for one sample, the last one included; the prediction of the last
+        evaluation is the sample. The reference sampler of Bayesian Flow Networks spends n + 1 evaluations on n updates, and
+        is counted so: at NFE k, bfn and bfn-tuned make k − 1 updates and a last prediction. A gpfn flow at NFE k makes k
+        steps, of which the last one lands on its prediction.""",
+        """Fréchet distance compares features of samples with those of the reference; lower is better. It is biased upwards
+        with few samples, so numbers compare only at equal counts and on the same features. The row of real images scores as
+        many training images, which is what a perfect model would reach. The lowest numbers of a column are bold.""",
+        """Precision is the share of samples that look like real images, recall the share of real images that look like
+        samples, diversity the mean distance between samples over that between real images: 1 as diverse, 0 all the same.""",
+    ]
+    if len(board.seeds) > 1:
+        items.append(
+            """Numbers are means over the seeds, with the lowest and the highest in brackets. A claim holds when it does in
+            every seed; pictures are of the first."""
+        )
+    return Bullets(tuple(items))
+
+
+# Pictures -----------------------------------------------------------------------------------------------------------
+
+_STRIP_SAMPLES, _STRIP_COLUMNS, _ANIMATED = 3, 10, 16
+
+
+def _chart(out: Path, board: Scoreboard, dataset: str) -> Picture:
+    file = "frechet-against-nfe.png"
+    title = f"{dataset}: quality of samples against their cost"
+    charts.write_chart(out / file, charts.lines_of(board), board.floor(), title, _COLOURS)
+    return Picture(
+        file,
+        "Line chart of Fréchet distance against NFE for each flow and sampler; the numbers are in the table below",
+        f"Fréchet distance of {sample_counts(board)} samples against network evaluations, both axes logarithmic. The "
+        "dashed line is the distance of as many real images.",
+    )
+
+
+def _samples(out: Path, board: Scoreboard, seed: int) -> Picture:
+    def block(flow: str, sampler: SamplerName, nfe: int) -> Grey | None:
+        if board.one(flow, sampler, nfe, seed) is None:
+            return None
+        return charts.tile(kept_images(out, Cell(flow, sampler, nfe, seed))[:16], 4, 48)
+
+    def row(flow: str, sampler: SamplerName) -> Row:
+        return Row(sampler, tuple(block(flow, sampler, nfe) for nfe in board.nfes))
+
+    columns = tuple(f"{nfe} NFE" for nfe in board.nfes)
+    return charts.write_grids(
+        out / "samples.png",
+        [Section(flow, columns, tuple(row(*of) for of in board.rows if of[0] == flow)) for flow in board.flows],
+        26,
+        "Grids of sixteen samples, a row for each flow and sampler, a column for each NFE",
+        f"The first sixteen samples of each entry, seed {seed}, none chosen.",
+    )
+
+
+def _grids(out: Path, board: Scoreboard, seed: int) -> list[Picture]:
+    grids = []
+    for flow in board.flows:
+        nfe = board.nearest_nfe(flow, EVALUATIONS)
+        sampler = board.best_sampler(flow, nfe)
+        if board.one(flow, sampler, nfe, seed) is None:
+            continue
+        images = kept_images(out, Cell(flow, sampler, nfe, seed))
+        section = Section("", (f"{flow}, {sampler}, {nfe} NFE",), (Row("", (charts.tile(images, 8, 56),)),))
+        best = f"{flow} at {nfe} NFE with its best sampler there, {sampler}"
+        caption = f"{best}: the first {len(images)} samples, none chosen."
+        shown = f"Grid of {len(images)} samples of {flow}"
+        grids.append(charts.write_grids(out / f"grid-{flow}.png", [section], 20, shown, caption))
+    return grids
+
+
+def _own_sampler(flow: str) -> SamplerName:
+    """Return the sampler that a flow was published with."""
+    return "deterministic" if flow.startswith("gpfn") else "stochastic"
+
+
+def _strip(flow: str, evolution: Evolution) -> Section:
+    """Set beliefs over predictions, for a few samples, at evenly spread evaluations from the first to the last."""
+    last = len(evolution.times) - 1
+    columns = [round(k * last / (_STRIP_COLUMNS - 1)) for k in range(_STRIP_COLUMNS)]
+    both = (("belief mean", evolution.beliefs), ("predicted target", evolution.targets))
+    rows = []
+    for example in range(_STRIP_SAMPLES):
+        for label, history in both:
+            tiles = tuple(charts.tile(history[k, example, None], 1, 72) for k in columns)
+            rows.append(Row(label, tiles, apart=example > 0 and history is evolution.beliefs))
+    return Section(
+        f"{flow}, {_own_sampler(flow)}", tuple(f"t = {evolution.times[k]:.2f}" for k in columns), tuple(rows)
+    )
+
+
+def _frame(evolutions: dict[str, Evolution], k: int) -> Section:
+    """Set all beliefs over all predictions at evaluation ``k``, the flows side by side."""
+    return Section(
+        f"NFE {k + 1} of {EVALUATIONS}",
+        tuple(f"{flow}, {_own_sampler(flow)}" for flow in evolutions),
+        (
+            Row("belief mean", tuple(charts.tile(e.beliefs[k], 4, 56) for e in evolutions.values())),
+            Row("predicted target", tuple(charts.tile(e.targets[k], 4, 56) for e in evolutions.values())),
+        ),
+    )
+
+
+def _beliefs(out: Path, evolutions: dict[str, Evolution]) -> list[Picture]:
+    animation = "beliefs.gif"
+    frames = [charts.labelled([_frame(evolutions, k)], 18) for k in range(EVALUATIONS)]
+    charts.write_animation(out / animation, frames, milliseconds=250, pause=2500)
+    return [
+        Picture(
+            animation,
+            "Animation of sixteen beliefs of each flow and of what the network predicts from them",
+            f"A sampling run of {EVALUATIONS} evaluations. Above, the means of the beliefs, which are what the network "
+            "reads; below, the targets that it predicts from them. The last prediction is the sample.",
+        ),
+        charts.write_grids(
+            out / "beliefs.png",
+            [_strip(flow, evolution) for flow, evolution in evolutions.items()],
+            20,
+            "Beliefs and predicted targets of each flow, one above the other, from the first evaluation to the last",
+            f"The first {_STRIP_SAMPLES} samples of the same run, at some of its evaluations, from the first to the last. "
+            "Values beyond black and white are cut off.",
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """What happened to a few beliefs in one sampling run.
+
+    Args:
+        times: Time of each evaluation, T of them.
+        beliefs: Mean of the belief at each evaluation, which is what the network reads, (T, N, H, W).
+        targets: What the network predicted from it, (T, N, H, W); the last are the samples.
+    """
+
+    times: tuple[float, ...]
+    beliefs: Grey
+    targets: Grey
+
+
+def evolve(model: Model, sampler: SamplerName, count: int, nfe: int, seed: int) -> Evolution:
+    """Sample, and keep belief and prediction of each evaluation.
+
+    Args:
+        model: A trained model.
+        sampler: Name of the sampler.
+        count: Number of samples.
+        nfe: Network evaluations.
+        seed: Seed of the samples.
+    """
+    times: list[float] = []
+    beliefs: list[Grey] = []
+    targets: list[Grey] = []
+
+    def watch(time: float, belief: Belief, target: Belief) -> None:
+        times.append(time)
+        beliefs.append(to_bytes(belief.mean[:count, 0]).cpu().numpy())
+        targets.append(to_bytes(target.mean[:count, 0]).cpu().numpy())
+
+    sample(
+        model.predictor,
+        model.flow,
+        (count, *model.shape),
+        nfe=nfe,
+        sampler=sampler,
+        seed=seed,
+        batch_size=count,
+        watch=watch,
+    )
+    return Evolution(tuple(times), np.stack(beliefs), np.stack(targets))
+
+
+def pages(out: Path, results: Record, device: torch.device) -> list[Block]:
+    """Write the pictures of the experiment into its folder; return its report.
+
+    Args:
+        out: Folder with the experiment's ``cells`` and ``models``.
+        results: Content of its ``results.json``.
+        device: Where to sample the beliefs that are shown.
+
+    Raises:
+        CheckpointError: A model is missing or corrupt.
+        DataError: The images of a cell are missing or corrupt.
+        OutputError: A file cannot be written.
+    """
+    board, dataset = Scoreboard.of(results), dataset_of(results)
+    seed = board.seeds[0]
+    trained = {flow: models.load(out / "models" / f"{flow}-seed{seed}", device) for flow in board.flows}
+    evolutions = {flow: evolve(m, _own_sampler(flow), _ANIMATED, EVALUATIONS, seed) for flow, m in trained.items()}
+    parameters = sum(p.numel() for p in trained[board.flows[0]].predictor.parameters())
+    return [
+        Heading(1, f"General Proximal Flow Networks against Bayesian Flow Networks on {dataset}"),
+        *_opening(results, board),
+        Heading(2, "Fréchet distance against evaluations"),
+        _chart(out, board, dataset),
+        scoreboard.frechet_table(board),
+        Heading(2, "Samples"),
+        _samples(out, board, seed),
+        *_grids(out, board, seed),
+        Heading(2, "From beliefs to samples"),
+        *_beliefs(out, evolutions),
+        Heading(2, "Precision, recall and diversity"),
+        scoreboard.quality_table(board, (5, EVALUATIONS, 100)),
+        Heading(2, "How to read this"),
+        _reading(board),
+        Heading(2, "Conditions"),
+        scoreboard.conditions(results, parameters),
+    ]

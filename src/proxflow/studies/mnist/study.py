@@ -1,0 +1,35 @@
+"""The paper's experiment on MNIST: GPFN-W2 against Bayesian Flow Networks, sampler by sampler, at equal evaluations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from proxflow import models
+from proxflow.config import FlowName
+from proxflow.studies.mnist.report import outcome, pages
+from proxflow.studies.presets import MnistPreset
+from proxflow.studies.trials import Cell, Setup, Study, Trial
+
+
+def cells_of(preset: MnistPreset) -> list[Cell]:
+    """Return all cells of a preset, cheapest first within a flow and sampler."""
+    return [
+        Cell(flow, sampler, nfe, seed)
+        for seed in preset.seeds
+        for flow, samplers in preset.samplers.items()
+        for sampler in samplers
+        for nfe in preset.nfes
+    ]
+
+
+def trials_of(setup: Setup[MnistPreset]) -> dict[str, Trial]:
+    """Return a trial for each flow, on the same network and images."""
+
+    def trial(flow: FlowName) -> Trial:
+        config = replace(setup.preset.network, flow=flow)
+        return Trial(lambda: models.build(config, setup.shape), setup.images, setup.images, setup.test)
+
+    return {flow: trial(flow) for flow in setup.preset.samplers}
+
+
+STUDY = Study("mnist", cells_of, trials_of, pages, outcome)

@@ -1,0 +1,573 @@
+"""Scores of several trials or sets of images under one set of conditions, what is claimed of them, and their tables."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from proxflow import metrics
+from proxflow.config import SamplerName
+from proxflow.errors import DataError
+from proxflow.metrics import FeatureExtractor, Reference, Scores
+from proxflow.runtime.files import read_json
+from proxflow.runtime.processes import Processes
+from proxflow.studies.pages import Block, Paragraph, Strong, Table, show
+
+Record = dict[str, Any]
+Score = Literal["frechet", "precision", "recall", "diversity"]
+Relation = Literal["<", "≤", ">", "≥"]
+Measure = Callable[[int], float | None]
+"""From a seed to a value, ``None`` where its cells are missing."""
+
+# Cells and claims ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A score over the seeds: mean, lowest and highest."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Summary:
+        """Summarise at least one value."""
+        return cls(sum(values) / len(values), min(values), max(values))
+
+    def text(self, form: Callable[[float], str]) -> str:
+        """Return the mean in words, and the range where there is one."""
+        if self.low == self.high:
+            return form(self.mean)
+        return f"{form(self.mean)} ({form(self.low)}–{form(self.high)})"
+
+
+def distance(value: float) -> str:
+    """Put a Fréchet distance, or a ratio of two, into about three digits."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def share(value: float) -> str:
+    """Put a precision, recall or diversity into digits."""
+    return f"{value:.2f}"
+
+
+def ratio(above: float | None, below: float | None) -> float | None:
+    """Divide two scores, if both are there and the second is not zero."""
+    return None if above is None or not below else above / below
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that a study is expected to show, with what was measured.
+
+    Args:
+        name: Identifier.
+        statement: What is measured.
+        values: The value of each seed that has the cells for it, at least one.
+        relation: How a value must stand to the threshold.
+        threshold: What it is held against; ``None`` for a value that is only stated.
+    """
+
+    name: str
+    statement: str
+    values: tuple[float, ...]
+    relation: Relation
+    threshold: float | None
+
+    @property
+    def held(self) -> int | None:
+        """Number of seeds in which the claim holds, ``None`` without a threshold."""
+        if self.threshold is None:
+            return None
+        compare = {"<": operator.lt, "≤": operator.le, ">": operator.gt, "≥": operator.ge}[self.relation]
+        return sum(bool(compare(value, self.threshold)) for value in self.values)
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the claim holds in every seed, ``None`` without a threshold."""
+        return None if self.held is None else self.held == len(self.values)
+
+
+@dataclass(frozen=True)
+class Scoreboard:
+    """The cells of a results file, by what they are.
+
+    Args:
+        cells: The records, as in ``results["cells"]``.
+    """
+
+    cells: tuple[Record, ...]
+
+    @classmethod
+    def of(cls, results: Record) -> Scoreboard:
+        """Take the cells of the content of ``results.json``."""
+        return cls(tuple(results["cells"]))
+
+    @cached_property
+    def _records(self) -> dict[tuple[str, str, int, int], Record]:
+        return {(c["flow"], c["sampler"], c["nfe"], c["seed"]): c for c in self.cells}
+
+    @cached_property
+    def rows(self) -> list[tuple[str, SamplerName]]:
+        """Trials with their samplers, in the order of the study."""
+        return list(dict.fromkeys((c["flow"], c["sampler"]) for c in self.cells))
+
+    @cached_property
+    def flows(self) -> list[str]:
+        """Names of the trials, in the order of the study."""
+        return list(dict.fromkeys(flow for flow, _ in self.rows))
+
+    @cached_property
+    def nfes(self) -> list[int]:
+        return sorted({c["nfe"] for c in self.cells})
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        return sorted({c["seed"] for c in self.cells})
+
+    def one(self, flow: str, sampler: str, nfe: int, seed: int, score: Score = "frechet") -> float | None:
+        """Return a score of one cell, or ``None`` where there is no such cell."""
+        record = self._records.get((flow, sampler, nfe, seed))
+        return None if record is None else float(record[score])
+
+    def over_seeds(
+        self, flow: str, sampler: str, nfe: int, score: Score = "frechet", seeds: Sequence[int] | None = None
+    ) -> Summary | None:
+        """Return a score over the seeds, all by default, or ``None`` where no seed has such a cell."""
+        values = [self.one(flow, sampler, nfe, seed, score) for seed in (self.seeds if seeds is None else seeds)]
+        found = [value for value in values if value is not None]
+        return Summary.of(found) if found else None
+
+    def points(self, flow: str, sampler: str) -> dict[int, Summary]:
+        """Return the Fréchet distances of a trial with a sampler, by rising NFE."""
+        return {nfe: found for nfe in self.nfes if (found := self.over_seeds(flow, sampler, nfe)) is not None}
+
+    def floor(self, score: Literal["floor", "floor_precision", "floor_recall"] = "floor") -> Summary:
+        """Return a score of real images; it depends on the seed alone."""
+        return Summary.of(list({c["seed"]: float(c[score]) for c in self.cells}.values()))
+
+    def best_sampler(self, flow: str, nfe: int) -> SamplerName:
+        """Return the sampler with the lowest mean Fréchet distance, of those with a cell at this NFE."""
+        return self.best([row for row in self.rows if row[0] == flow], nfe)[1]
+
+    def best(self, rows: Sequence[tuple[str, SamplerName]], nfe: int) -> tuple[str, SamplerName]:
+        """Return the one of some trials with samplers that has the lowest mean Fréchet distance at an NFE."""
+        scored = [(self.over_seeds(*row, nfe), row) for row in rows]
+        return min(((s.mean, row) for s, row in scored if s is not None), key=lambda pair: pair[0])[1]
+
+    def claim(
+        self, name: str, statement: str, measure: Measure, relation: Relation, threshold: float | None
+    ) -> list[Claim]:
+        """Measure a claim, as :class:`Claim` has it, in every seed; return nothing where no seed has its cells."""
+        values = tuple(value for seed in self.seeds if (value := measure(seed)) is not None)
+        return [Claim(name, statement, values, relation, threshold)] if values else []
+
+    def nearest_nfe(self, flow: str, wanted: int) -> int:
+        """Return the NFE with cells of a trial that is nearest to ``wanted``."""
+        return min(sorted({int(c["nfe"]) for c in self.cells if c["flow"] == flow}), key=lambda nfe: abs(nfe - wanted))
+
+
+# Tables -------------------------------------------------------------------------------------------------------------
+
+
+def claims_table(found: Sequence[Claim]) -> Table:
+    """Set claims in rows: what was expected, and what was measured."""
+
+    def measured(value: float) -> str:
+        return f"{value:.{3 if value < 10 else 1}f}"  # enough digits to tell it from its threshold
+
+    def verdict(claim: Claim) -> str | Strong:
+        if claim.held is None:
+            return "–"
+        if claim.holds:
+            return Strong("yes")
+        return f"in {claim.held} of {len(claim.values)} seeds" if claim.held else "no"
+
+    def expected(claim: Claim) -> str:
+        return "–" if claim.threshold is None else f"{claim.relation} {claim.threshold:g}"
+
+    rows = [(c.statement, Summary.of(c.values).text(measured), expected(c), verdict(c)) for c in found]
+    return Table(("Claim", "Measured", "Expected", "Holds"), tuple(rows), 1)
+
+
+def frechet_table(
+    board: Scoreboard, what: str = "Flow", columns: Sequence[tuple[str, Callable[[str], str]]] = ()
+) -> Table:
+    """Set Fréchet distances in rows of trial and sampler, a column for each NFE, the lowest of it bold.
+
+    Args:
+        board: The cells.
+        what: What a trial is called.
+        columns: Headings of further columns, with what they say of a trial.
+    """
+    shown = {row: board.points(*row) for row in board.rows}
+    best = {nfe: distance(min(p[nfe].mean for p in shown.values() if nfe in p)) for nfe in board.nfes}
+
+    def entry(summary: Summary | None, nfe: int) -> str | Strong:
+        if summary is None:
+            return "–"
+        text = summary.text(distance)
+        return Strong(text) if distance(summary.mean) == best[nfe] else text
+
+    rows: list[tuple[str | Strong, ...]] = [
+        (*row, *(told(row[0]) for _, told in columns), *(entry(points.get(nfe), nfe) for nfe in board.nfes))
+        for row, points in shown.items()
+    ]
+    rows.append(("real images", "–", *("–" for _ in columns), *(board.floor().text(distance) for _ in board.nfes)))
+    return Table(
+        (what, "Sampler", *(heading for heading, _ in columns), *(f"{nfe} NFE" for nfe in board.nfes)), tuple(rows), 2
+    )
+
+
+def quality_table(board: Scoreboard, wanted: Sequence[int], what: str = "Flow") -> Table:
+    """Set precision, recall and diversity in rows of trial and sampler.
+
+    Args:
+        board: The cells.
+        wanted: The NFEs that are shown, of those that there are.
+        what: What a trial is called.
+    """
+    nfes = sorted({*wanted} & {*board.nfes}) or board.nfes[-1:]
+    scores: tuple[Score, ...] = ("precision", "recall", "diversity")
+
+    def entry(flow: str, sampler: str, nfe: int, score: Score) -> str:
+        summary = board.over_seeds(flow, sampler, nfe, score)
+        return "–" if summary is None else summary.text(share)
+
+    rows = [(*row, *(entry(*row, nfe, score) for score in scores for nfe in nfes)) for row in board.rows]
+    floors = [board.floor("floor_precision").text(share), board.floor("floor_recall").text(share), "1"]
+    rows.append(("real images", "–", *(floor for floor in floors for _ in nfes)))
+    return Table((what, "Sampler", *(f"{score}, {nfe} NFE" for score in scores for nfe in nfes)), tuple(rows), 2)
+
+
+def _listed(words: Sequence[object]) -> str:
+    *first, last = map(str, words)
+    return " and ".join(filter(None, [", ".join(first), last]))
+
+
+def dataset_of(results: Record) -> str:
+    """Return the name of the data set, for texts."""
+    name = str(results["config"]["dataset"])
+    return "MNIST" if name == "mnist" else name
+
+
+def sample_counts(board: Scoreboard) -> str:
+    """Return how many samples an entry of the tables has, in words."""
+    return _listed(sorted({c["samples"] for c in board.cells}))
+
+
+def _hardware(described: Record) -> str:
+    names = [described[key] for key in ("accelerator", "processor") if key in described]
+    return ", ".join([*names, f"cores {described['cores']}", f"threads {described['threads']}", described["system"]])
+
+
+def conditions(results: Record, parameters: int) -> Table:
+    """Set what the numbers were measured with in rows.
+
+    Args:
+        results: Content of ``results.json``.
+        parameters: Number of the network's.
+    """
+    board, config, extractor = Scoreboard.of(results), results["config"], results["extractor"]
+    network, training, trained = config["network"], config["training"], results["training"]
+    times = {
+        flow: [trained[key]["seconds"] for seed in board.seeds if (key := f"{flow}-seed{seed}") in trained]
+        for flow in board.flows
+    }
+    seconds = [f"{flow} {Summary.of(values).text('{:.0f}'.format)}" for flow, values in times.items()]
+    steps, batch = training["steps"], training["batch_size"]
+    rows = {
+        "Preset": config["preset"],
+        "Data": f"{dataset_of(results)}, {_listed(sorted({record['data'] for record in trained.values()}))}",
+        "Network": f"U-Net, {parameters:,} parameters",
+        "Channels at each level": ", ".join(str(network["channels"] * factor) for factor in network["multipliers"]),
+        "Residual blocks a level": str(network["blocks"]),
+        "Levels with attention": ", ".join(map(str, network["attention"])) or "none",
+        "Patch": str(network["patch"]),
+        "Dropout": f"{network['dropout']:g}",
+        **({"σ₁ of bfn-tuned": f"{network['sigma1']:g}"} if "bfn-tuned" in board.flows else {}),
+        "Training steps": f"{steps:,}, the same for every flow",
+        "Training images seen": f"{steps * batch:,}, in batches of {batch}",
+        "Optimiser": f"AdamW, peak rate {training['learning_rate']:g}; weights averaged with decay {training['ema']:g}",
+        "Seconds of training": "; ".join(seconds),
+        "Seeds": ", ".join(map(str, board.seeds)),
+        "Samples scored": f"{sample_counts(board)} for each entry of the tables",
+        "Feature extractor": f"{extractor['name']}, dimension {extractor['dimension']}, SHA-256 {extractor['sha256']}",
+        "Reference": results["reference"],
+        "Hardware of training": "; ".join(dict.fromkeys(_hardware(record["hardware"]) for record in trained.values())),
+        "Hardware of evaluation": _hardware(results["hardware"]),
+        "Versions": ", ".join(f"{name} {version}" for name, version in results["versions"].items()),
+    }
+    return Table(("Condition", "Value"), tuple(rows.items()), 2)
+
+
+def summary(results: Record) -> str:
+    """Put the conditions of a run into one paragraph."""
+    board, training = Scoreboard.of(results), results["config"]["training"]
+    extractor, hardware = results["extractor"], results["hardware"]
+    samples = ", ".join(str(n) for n in sorted({cell["samples"] for cell in board.cells}))
+    seeds = ", ".join(map(str, board.seeds))
+    return (
+        f"{training['steps']:,} training steps of {training['batch_size']} images for each flow; seed {seeds}; {samples} "
+        f"samples an entry against {results['reference']}; features {extractor['name']}, sha256 {extractor['sha256'][:12]}; "
+        f"as many real training images score {board.floor().mean:.2f} (the floor); evaluated on "
+        f"{hardware.get('accelerator') or hardware['processor']}, {hardware['cores']} cores, PyTorch "
+        f"{results['versions']['torch']}."
+    )
+
+
+# Sets of images -----------------------------------------------------------------------------------------------------
+
+# By name of score: what it is called, how many digits are shown, and the best value.
+ROWS = {
+    "frechet": ("Fréchet distance", ".2f", "0"),
+    "kid": ("KID × 1000", ".2f", "0"),
+    "precision": ("precision", ".3f", "1"),
+    "recall": ("recall", ".3f", "1"),
+    "density": ("density", ".3f", "1"),
+    "coverage": ("coverage", ".3f", "1"),
+    "diversity": ("diversity", ".3f", "1"),
+    "vendi": ("Vendi score", ".2f", "as real"),
+    "sliced_wasserstein": ("sliced Wasserstein", ".3f", "0"),
+    "nearest": ("nearest training image", ".3f", "as real"),
+    "accuracy": ("classifier accuracy", ".3f", "1"),
+}
+_SCALES = {"kid": 1000.0}
+NEIGHBOURS = 3
+"""The neighbour that the balls of precision and recall reach to."""
+
+_COLUMNS = 4
+"""Results beside each other in one table."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A set of images to evaluate.
+
+    Args:
+        title: For the table.
+        images: Gives them, uint8, (N, C, H, W); called once, when everything has been checked.
+        labels: int64, (N,), the classes that they were drawn for, or None.
+        origin: What made them, for the record.
+    """
+
+    title: str
+    images: Callable[[], Tensor]
+    labels: Tensor | None
+    origin: Record
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """An extractor and a reference, prepared once, and all that a record must say about them.
+
+    Args:
+        extractor: The feature extractor.
+        reference: Of the test images.
+        training: Features of the training images, which the floor is drawn from.
+        identity: The conditions, as :func:`identity_of` gives them.
+        classifier: The data set whose classifier finds the class of images that have labels, a key of
+            ``metrics.CLASSIFIERS``.
+    """
+
+    extractor: FeatureExtractor
+    reference: Reference
+    training: Tensor
+    identity: Record
+    classifier: str = "mnist"
+
+    @classmethod
+    def of(
+        cls, extractor: FeatureExtractor, training: Tensor, test: Tensor, name: str, classifier: str = "mnist"
+    ) -> Evaluator:
+        """Prepare the test images of a data set as the reference, with its training images beside it."""
+        known = features(extractor, training)
+        reference = Reference.of(features(extractor, test), NEIGHBOURS, known)
+        return cls(extractor, reference, known, identity_of(extractor, training, test, name), classifier)
+
+    def floor(self, count: int, seed: int) -> Scores:
+        """Score as many training images; their nearest training image is themselves, so that is left out."""
+        return metrics.real_floor(self.reference, self.training, count, seed)
+
+    def record(self, source: Source, floor: Scores, seed: int) -> Record:
+        """Score a set of images."""
+        images, hits, classified = source.images(), None, dict[str, str]()
+        if source.labels is not None:
+            hits = metrics.class_hits(metrics.load_classifier(self.classifier), images, source.labels)
+            weights = metrics.CLASSIFIERS[self.classifier]
+            classified["classifier"] = f"{weights.name} {weights.sha256[:12]}"
+        scores = self.reference.score(features(self.extractor, images), hits, seed)
+        return {
+            **source.origin,
+            "seed": seed,
+            **asdict(scores),
+            **floor.as_floor(),
+            "floor_nearest": scores.nearest_real,
+            **classified,
+            **self.identity,
+        }
+
+
+def features(extractor: FeatureExtractor, images: Tensor) -> Tensor:
+    """Compute the features of all images, in every process.
+
+    Each process works out its share, in blocks that do not depend on it, in float32: networks compute in it, so nothing is
+    lost, and large sets take half the memory.
+    """
+    processes, block = Processes.current(), 100
+    mine = processes.part(len(images), block)
+    found = torch.zeros(0, extractor.dimension)
+    if mine:
+        found = extractor(images[mine.start : mine.stop], block, torch.float32)
+    return processes.gather(found, len(images), block)
+
+
+def identity_of(extractor: FeatureExtractor, training: Tensor, test: Tensor, name: str) -> Record:
+    """Return what records say of an extractor and of the data set that they were measured with; computes no features."""
+    return {
+        "extractor": title_of_extractor(extractor),
+        "extractor_sha256": extractor.sha256,
+        "dimension": extractor.dimension,
+        "reference": f"{len(test)} test images of {name}",
+        "reference_sha256": _images_sha256(test),
+        "training": f"{len(training)} training images of {name}",
+        "training_sha256": _images_sha256(training),
+        "neighbours": NEIGHBOURS,
+    }
+
+
+def title_of_extractor(extractor: FeatureExtractor) -> str:
+    """Return the name of an extractor with the beginning of its checksum, as records have it."""
+    return f"{extractor.name} {extractor.sha256[:12]}"
+
+
+def floor(reference: Reference, extractor: FeatureExtractor, images: Tensor, samples: int, seed: int) -> Scores:
+    """Score as many real training images, the ones that a seed picks."""
+    picked = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:samples]
+    return reference.score(extractor(images[picked]))
+
+
+def _images_sha256(images: Tensor) -> str:
+    return hashlib.sha256(f"{tuple(images.shape)};".encode() + images.contiguous().numpy().tobytes()).hexdigest()
+
+
+def read_records(path: Path) -> dict[str, Record]:
+    """Read the results in a file that ``evaluate --out`` or an experiment wrote, by title.
+
+    Raises:
+        DataError: The file holds no such results.
+    """
+    held = read_json(path)
+    if not isinstance(held, dict) or not isinstance(held.get("cells"), list) or not held["cells"]:
+        raise DataError(f'{path}: holds no results; expected a file of "proxflow evaluate --out" or of an experiment')
+    shared: Record = {}
+    if isinstance(held.get("reference"), str):
+        shared["reference"] = held["reference"]
+    if isinstance(held.get("extractor"), dict):
+        shared["extractor_sha256"] = held["extractor"].get("sha256")
+    records: dict[str, Record] = {}
+    for index, cell in enumerate(held["cells"]):
+        if not isinstance(cell, dict):
+            raise DataError(f"{path}: result {index} is no record")
+        record = {**shared, **cell}
+        records[f"{path}: {title_of(record)}"] = record
+    return records
+
+
+def title_of(record: Mapping[str, Any]) -> str:
+    """Return what made the images of a record, in words."""
+    if record.get("images") is not None:
+        return str(record["images"])
+    words = [record.get("model") or record.get("flow"), record.get("sampler")]
+    if record.get("nfe") is not None:
+        words.append(f"NFE {record['nfe']}")
+    if record.get("seed") is not None:
+        words.append(f"seed {record['seed']}")
+    return " ".join(str(word) for word in words if word is not None) or "images"
+
+
+def show_one(record: Mapping[str, Any]) -> None:
+    """Print a result beside that of real images."""
+    rows = []
+    for name, (label, _, best) in ROWS.items():
+        if record.get(name) is not None:
+            ends = record.get("intervals", {}).get(name)
+            between = "–" if ends is None else f"{_text(name, ends[0])} to {_text(name, ends[1])}"
+            rows.append((label, _text(name, record[name]), _error(record, name), between, _floor(record, name), best))
+    show([Table(("", "these images", "±", "95 % interval", "real images", "best"), tuple(rows), 1)])
+
+
+def show_all(records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print comparable results beside each other, with the number of each under "real images" of the first.
+
+    Raises:
+        ArgumentError: They are not comparable; nothing is printed.
+        DataError: One does not state its conditions.
+    """
+    metrics.check_comparable({title: metrics.Conditions.of(record, title) for title, record in records.items()})
+    files = {title.rpartition(": ")[0] for title in records}
+    shared = f"{files.pop()}: " if len(files) == 1 else ""
+    items = [(title.removeprefix(shared), record) for title, record in records.items()]
+    blocks: list[Block] = [Paragraph(shared)] if shared.strip(": ") else []
+    for start in range(0, len(items), _COLUMNS):
+        part = items[start : start + _COLUMNS]
+        rows = []
+        for name, (label, _, best) in ROWS.items():
+            if any(record.get(name) is not None for _, record in part):
+                floors = dict.fromkeys(_floor(record, name) for _, record in part)
+                rows.append((label, *(_cell(record, name) for _, record in part), " / ".join(floors), best))
+        blocks.append(Table(("", *(title for title, _ in part), "real images", "best"), tuple(rows), 1))
+    show([*blocks, *_over_seeds(list(records.values()))])
+
+
+def _over_seeds(records: Sequence[Mapping[str, Any]]) -> list[Block]:
+    """Set mean and interval over seeds of results that differ in the seed alone."""
+    groups: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for record in records:
+        if record.get("images") is None and isinstance(record.get("seed"), int):
+            title = title_of({**record, "seed": None})
+            groups.setdefault(title, {})[record["seed"]] = record
+    blocks: list[Block] = []
+    for title, found in groups.items():
+        if len(found) < 2:
+            continue
+        rows = []
+        for name, (label, _, _) in ROWS.items():
+            values = [record[name] for record in found.values() if record.get(name) is not None]
+            if len(values) == len(found):
+                low, high = metrics.bootstrap_seeds(values, seed=0)
+                mean = sum(values) / len(values)
+                rows.append((label, _text(name, mean), f"{_text(name, low)} to {_text(name, high)}"))
+        blocks += [Paragraph(f"{title}, over {len(found)} seeds"), Table(("", "mean", "95 % interval"), tuple(rows), 1)]
+    return blocks
+
+
+def _text(name: str, value: float) -> str:
+    return format(value * _SCALES.get(name, 1.0), ROWS[name][1])
+
+
+def _cell(record: Mapping[str, Any], name: str) -> str:
+    if record.get(name) is None:
+        return "–"
+    error = _error(record, name)
+    return _text(name, record[name]) + ("" if error == "–" else f" ±{error}")
+
+
+def _error(record: Mapping[str, Any], name: str) -> str:
+    # That of KID is over both sets, as usual; the others hold the reference.
+    error = record.get("kid_error") if name == "kid" else record.get("errors", {}).get(name)
+    return "–" if error is None else _text(name, error)
+
+
+def _floor(record: Mapping[str, Any], name: str) -> str:
+    value = record.get("floor" if name == "frechet" else f"floor_{name}")
+    return "–" if value is None else _text(name, value)

@@ -1,0 +1,400 @@
+"""Studies: a trial is trained for each seed, a cell scored for each sampler, NFE and seed, and pages are written.
+
+The work is cut into pieces, each written to disk when done. Given again, the command does what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proxflow import data, metrics, models
+from proxflow.config import ModelConfig, SamplerName, TrainingConfig, to_dict
+from proxflow.data import to_bytes
+from proxflow.errors import ArgumentError, DataError, OutputError
+from proxflow.models import Model
+from proxflow.runtime.checkpoints import load_weights, remove_all
+from proxflow.runtime.files import read_json, writable_folder, write_atomically, write_json
+from proxflow.runtime.machine import hardware, versions
+from proxflow.runtime.progress import bar
+from proxflow.samplers import sample
+from proxflow.studies import pages
+from proxflow.studies.pages import Block
+from proxflow.studies.presets import EXPERIMENTS, Preset
+from proxflow.studies.scoreboard import Record, floor, title_of_extractor
+from proxflow.training.fit import fit
+from proxflow.training.recipes import Lesson, lesson
+
+P = TypeVar("P", bound=Preset)
+
+KEPT = 64
+"""Images kept of each cell, for the report."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the table.
+
+    Args:
+        flow: Name of the trial.
+        sampler: Name of the sampler.
+        nfe: Network evaluations spent on each sample.
+        seed: Seed of training and sampling.
+    """
+
+    flow: str
+    sampler: SamplerName
+    nfe: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.flow}-{self.sampler}-nfe{self.nfe:03d}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is trained and scored: a model, what it learns from and what its samples are held against.
+
+    Args:
+        build: Makes the untrained model; initial weights come from torch's global generator.
+        data: What it is trained on, as :func:`proxflow.fit` takes it.
+        images: The same as images of bytes: the floor scores some of them.
+        test: Images of bytes that samples are compared with; trials that are compared share one tensor.
+        to_images: From samples to images of bytes.
+        recipe: From the untrained model, and settings with the seed, to what it is trained with and the settings to use;
+            ``None`` for the flow's own loss and those given.
+    """
+
+    build: Callable[[], Model]
+    data: Tensor
+    images: Tensor
+    test: Tensor
+    to_images: Callable[[Tensor], Tensor] = to_bytes
+    recipe: Callable[[Model, TrainingConfig], tuple[Lesson, TrainingConfig]] | None = None
+
+
+@dataclass(frozen=True)
+class Setup(Generic[P]):
+    """What a study works with.
+
+    Args:
+        preset: What to run.
+        out: Folder for models, cells and results.
+        device: Where to train and sample.
+        say: Called with a line at each stage.
+        images: Training images of bytes, (N, C, H, W).
+        test: Test images of bytes.
+    """
+
+    preset: P
+    out: Path
+    device: torch.device
+    say: Callable[[str], None]
+    images: Tensor
+    test: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.images.shape[1:])
+
+
+@dataclass(frozen=True)
+class Study(Generic[P]):
+    """What :func:`reproduce` runs, and how its results are told.
+
+    Args:
+        name: Its name on the command line and in its results.
+        cells: All cells of a preset; a trial is trained with every seed that it has cells of.
+        trials: The trials by name.
+        pages: Writes pictures into the folder of a run with the given results; returns the report.
+        outcome: What came out, from the results alone.
+        records: What its results hold beside those of trials and cells, which it is given with the trials.
+    """
+
+    name: str
+    cells: Callable[[P], list[Cell]]
+    trials: Callable[[Setup[P]], dict[str, Trial]]
+    pages: Callable[[Path, Record, torch.device], list[Block]]
+    outcome: Callable[[Record], list[Block]]
+    records: Callable[[Setup[P], Mapping[str, Trial], Record], Record] = lambda setup, trials, found: {}
+
+
+def find(name: str) -> Study[Any]:
+    """Return the study of a name in :data:`proxflow.studies.presets.EXPERIMENTS`.
+
+    Raises:
+        ArgumentError: There is none.
+    """
+    if name not in EXPERIMENTS:
+        raise ArgumentError(f"there is no study {name!r}; known are {', '.join(EXPERIMENTS)}")
+    study: Study[Any] = import_module(f"proxflow.studies.{name.replace('-', '_')}.study").STUDY
+    return study
+
+
+def reproduce(
+    study: Study[P],
+    name: str,
+    preset: P,
+    out: Path,
+    device: torch.device,
+    say: Callable[[str], None],
+    dataset: str = "mnist",
+) -> Record:
+    """Run a study, or what is missing of it, and write ``results.json``.
+
+    Args:
+        study: What to run.
+        name: Name of the preset, for the record.
+        preset: Its size.
+        out: Folder for models, cells and results.
+        device: Where to train and sample.
+        say: Called with a line at each stage.
+        dataset: As :func:`proxflow.data.load` takes it. Fashion-MNIST, wherever it was read from, is scored on the features
+            of its own classifier, everything else on those of MNIST's.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        OutputError: The folder cannot be written, or holds a run of another configuration.
+        DivergedError: Training broke down.
+    """
+    config = claim(out, {"preset": name, "dataset": dataset, **preset.settings()})
+    images, test = data.load(dataset, "train").images[: preset.train_images], data.load(dataset, "test").images
+    setup, recognised = Setup(preset, out, device, say, images, test), data.recognise(test)
+    trials = study.trials(setup)
+    results = {
+        "experiment": study.name,
+        "config": config,
+        **evaluate(setup, trials, study.cells(preset), recognised or "mnist"),
+        "reference": f"{len(test)} test images of {recognised or dataset}",
+    }
+    results |= study.records(setup, trials, results)
+    write_json(out / "results.json", results)
+    return results
+
+
+def write_report(out: Path, device: torch.device) -> list[Path]:
+    """Write pictures, ``report.md`` and ``report.html`` from the folder of a run that is finished.
+
+    Args:
+        out: Folder with ``results.json``, ``cells`` and ``models``, whoever ran it.
+        device: Where to sample what is shown.
+
+    Returns:
+        The files written: the pictures, then the two reports.
+
+    Raises:
+        CheckpointError: The results, or a model that is shown, are missing or corrupt.
+        DataError: The images of a cell are missing or corrupt, or the results are not those of a study.
+        OutputError: A file cannot be written.
+    """
+    results = read_json(out / "results.json")
+    if not isinstance(results, dict) or results.get("experiment") not in EXPERIMENTS:
+        raise DataError(f"{out / 'results.json'} holds no results of a study: give the folder of a finished run")
+    return pages.write(out, find(results["experiment"]).pages(out, results, device))
+
+
+def claim(out: Path, config: Mapping[str, Any]) -> Record:
+    """Write down what a folder holds, or refuse one that holds something else.
+
+    Args:
+        out: The folder; made where there is none.
+        config: Names and settings that decide the result.
+
+    Returns:
+        The settings as plain JSON values.
+    """
+    plain: Record = json.loads(json.dumps(config))
+    path = writable_folder(out) / "config.json"
+    if not path.exists():
+        write_json(path, plain)
+        return plain
+    held = read_json(path)
+    for key, kind in (("network", ModelConfig), ("training", TrainingConfig)):
+        # What was added later had its default.
+        held[key] = {**to_dict(kind()), **held.get(key, {})}
+    for key in plain:
+        if held.get(key) != plain[key]:
+            raise OutputError(
+                f"{out} holds a run with other settings ({key} differs): choose another --out folder, or remove this one"
+            )
+    return plain
+
+
+def evaluate(setup: Setup[Any], trials: Mapping[str, Trial], cells: Sequence[Cell], features: str) -> Record:
+    """Train and evaluate what is missing of a study.
+
+    Args:
+        setup: Where, and with which settings.
+        trials: The trials by name.
+        cells: What to evaluate.
+        features: The data set whose classifier's features all cells are scored on, as
+            :func:`proxflow.metrics.classifier_features` takes it.
+
+    Returns:
+        The records of all cells and trainings, with the conditions that they share.
+
+    Raises:
+        ArgumentError: There is no classifier of such a data set.
+        OutputError: The folder holds cells that were scored on other features.
+    """
+    out, samples = setup.out, setup.preset.samples
+    extractor = metrics.classifier_features(features, setup.device)
+    held = [cell for cell in cells if (out / "cells" / f"{cell.name}.json").exists()]
+    for path in (out / "cells" / f"{cell.name}.json" for cell in held):
+        found, wanted = read_json(path).get("extractor"), title_of_extractor(extractor)
+        if found != wanted:
+            raise OutputError(
+                f"{path} was scored on {found}, not on {wanted}: choose another folder, or remove its cells to score them "
+                "again"
+            )
+    trained_with = list(dict.fromkeys((cell.flow, cell.seed) for cell in cells))
+    for name, seed in trained_with:
+        train(setup, name, trials[name], seed)
+    todo = [cell for cell in cells if cell not in held]
+    if todo:
+        setup.say(f"evaluate: {len(todo)} cells of {samples} samples")
+        references: dict[int, metrics.Reference] = {}
+        floors: dict[tuple[int, int], dict[str, float]] = {}
+        with bar("evaluate", sum(cell.nfe for cell in todo) * samples, "evaluations") as show:
+            spent = 0
+            for cell in todo:
+                trial = trials[cell.flow]
+                test = id(trial.test)
+                if test not in references:
+                    references[test] = metrics.Reference.of(extractor(trial.test))
+                if (test, cell.seed) not in floors:
+                    real = floor(references[test], extractor, trial.images, samples, cell.seed)
+                    floors[test, cell.seed] = real.as_floor()
+                evaluate_cell(setup, cell, trial, extractor, references[test], floors[test, cell.seed])
+                spent += cell.nfe * samples
+                show(spent)
+    return {
+        "hardware": hardware(setup.device),
+        "versions": versions(),
+        "extractor": {"name": extractor.name, "sha256": extractor.sha256, "dimension": extractor.dimension},
+        "training": {f"{name}-seed{seed}": provenance(out, name, seed) for name, seed in trained_with},
+        "cells": [read_json(out / "cells" / f"{cell.name}.json") for cell in cells],
+    }
+
+
+def train(setup: Setup[Any], name: str, trial: Trial, seed: int) -> None:
+    """Train one trial unless its model is there."""
+    folder = setup.out / "models" / f"{name}-seed{seed}"
+    if (folder / "config.json").exists():
+        return
+    torch.manual_seed(seed)  # the same initial weights for every trial
+    model, settings = trial.build(), replace(setup.preset.training, seed=seed)
+    learning = lesson("flow", model)
+    if trial.recipe is not None:
+        learning, settings = trial.recipe(model, settings)
+    setup.say(f"train: {name}, seed {seed}, {settings.steps} steps of {settings.batch_size} images")
+    examples = trial.data if learning.data is None else learning.data
+    result = fit(
+        learning.module,
+        learning.objective,
+        examples,
+        settings,
+        folder=folder,
+        device=setup.device,
+        label=f"train {name}",
+    )
+    record = {
+        "data": f"{len(examples)} training {'images' if learning.data is None else 'pairs'}",
+        "training": to_dict(settings),
+        "passes": learning.objective.passes,
+        "seconds": round(result.seconds, 1),
+        "losses": [round(loss, 6) for loss in result.losses],
+        "hardware": hardware(setup.device),
+        "versions": versions(),
+    }
+    models.save(folder, model, learning.kept(result.predictor).state_dict(), record)
+    remove_all(folder)
+
+
+def provenance(out: Path, name: str, seed: int) -> Record:
+    """Read how the model of a trial was trained."""
+    record: Record = read_json(out / "models" / f"{name}-seed{seed}" / "config.json")["provenance"]
+    return record
+
+
+def trained(setup: Setup[Any], name: str, trial: Trial, seed: int) -> Model:
+    """Load the model of a trial as :func:`train` left it.
+
+    Raises:
+        CheckpointError: It is missing or corrupt.
+    """
+    model = trial.build()
+    load_weights(model.predictor, setup.out / "models" / f"{name}-seed{seed}" / "model.safetensors")
+    model.predictor.eval().to(setup.device)
+    return model
+
+
+def evaluate_cell(
+    setup: Setup[Any],
+    cell: Cell,
+    trial: Trial,
+    extractor: metrics.FeatureExtractor,
+    reference: metrics.Reference,
+    real: Mapping[str, float],
+) -> None:
+    """Sample and score one cell, and write its record and its first images."""
+    model, started = trained(setup, cell.flow, trial, cell.seed), time.monotonic()
+    samples = sample(
+        model.predictor,
+        model.flow,
+        (setup.preset.samples, *model.shape),
+        nfe=cell.nfe,
+        sampler=cell.sampler,
+        seed=cell.seed,
+        batch_size=256,
+    )
+    seconds = time.monotonic() - started
+    images = trial.to_images(samples).cpu()
+    scores = reference.score(extractor(images))
+    folder = writable_folder(setup.out / "cells")
+    kept = to_channels_last(images[:KEPT])
+    write_atomically(folder / f"{cell.name}.npz", lambda path: np.savez_compressed(path, images=kept))
+    record = {
+        **asdict(cell),
+        **asdict(scores),
+        **real,
+        "extractor": title_of_extractor(extractor),
+        "sampling_seconds": round(seconds, 2),
+    }
+    write_json(folder / f"{cell.name}.json", record)
+
+
+def kept_images(out: Path, cell: Cell) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Read the images kept of a cell, (N, H, W).
+
+    Raises:
+        DataError: They are missing or corrupt.
+    """
+    path = out / "cells" / f"{cell.name}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            images: np.ndarray[Any, np.dtype[np.uint8]] = content["images"]
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise DataError(
+            f"{path} does not hold the images of this cell ({error}): remove {cell.name}.json beside it and run the "
+            "experiment again, which makes both anew"
+        ) from error
+    return images[..., 0]
+
+
+def to_channels_last(images: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Turn images (N, C, H, W) into a numpy array (N, H, W, C)."""
+    return np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy())
