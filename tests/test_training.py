@@ -15,7 +15,7 @@ from proxflow import GPFN, PointPredictor, TrainingConfig, fit, models, sample
 from proxflow.config import ModelConfig, from_dict, to_dict
 from proxflow.errors import ArgumentError, CheckpointError, DivergedError, MemoryLimitError, OutputError
 from proxflow.flows import draw_times
-from proxflow.training.fit import fit as training
+from proxflow.training import fit as training
 from proxflow.training.fit import learning_rate
 
 
