@@ -67,6 +67,7 @@ BUILT_IN: dict[str, dict[str, Name]] = {
     },
     "networks": {
         "unet": Name("proxflow.nn:UNet", "U-Net for pictures"),
+        "mlp": Name("proxflow.nn:MLP", "multilayer perceptron for rows of numbers"),
     },
 }
 """The library's own names by group."""
