@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 UNREADABLE = (
     OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, RuntimeError, MemoryError, zipfile.BadZipFile,
-    zlib.error, struct.error,
+    zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError, ArithmeticError,
 )  # fmt: skip
 """What numpy and zipfile raise for damaged files: of headers, of sizes beyond memory, of unknown compressions."""
 

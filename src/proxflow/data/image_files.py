@@ -96,8 +96,7 @@ def grid(images: Array) -> Array:
 
 def read(path: Path) -> Array:
     """Read images (number, height, width, channels) as :func:`read_images` does."""
-    images = read_images(path).images
-    array: Array = images.permute(0, 2, 3, 1).contiguous().numpy()
+    array: Array = np.array(read_images(path).images.permute(0, 2, 3, 1).numpy(), order="C")
     return array
 
 
@@ -136,7 +135,8 @@ def read_images(path: Path) -> ImageData:
     if _channels_last(images.shape, path):
         images = images.transpose(0, 3, 1, 2)
     whole = None if labels is None else torch.from_numpy(labels.astype(np.int64))
-    return ImageData(path.stem, torch.from_numpy(np.ascontiguousarray(images)), whole)
+    # A copy has the usual strides also where there is one channel: by strides torch chooses a layout, and that a rounding.
+    return ImageData(path.stem, torch.from_numpy(np.array(images, order="C")), whole)
 
 
 _USUAL, _MOST_CHANNELS = (1, 3), 16
