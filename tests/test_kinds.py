@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
+import proxflow
 from proxflow import names
 from proxflow.data import image_files, kinds
 from proxflow.data.kinds import Kind, kind_of_source
@@ -279,6 +280,25 @@ def test_a_gaussians_density_is_in_the_datas_own_units(tmp_path):
     found = (-encoded.square() / 2 - math.log(2 * math.pi) / 2).sum(1) - loaded.kind.log_scale
     law = torch.distributions.Normal(torch.tensor([4.0, 0.0]).double(), torch.tensor([1.5, 30.0]).double())
     assert found.mean().item() == pytest.approx(law.log_prob(loaded.train.x).sum(1).mean().item(), abs=0.01)
+
+
+def test_data_of_any_scale_are_learnt_with_the_kinds_own_network(tmp_path):
+    rows = np.random.default_rng(0).normal([4.0, -2e5], [1.5, 3e4], (4000, 2))
+    loaded = Vector.read(npz(tmp_path / "a.npz", x=rows), held_out=0)
+    kind, flow = loaded.kind, proxflow.GPFN(weight_floor=0.1)
+    torch.manual_seed(0)
+    network = names.find("networks", kind.defaults.network).load()(kind.shape, width=64, depth=2)
+    predictor = proxflow.PointPredictor(network, flow, clip=kind.defaults.clip)
+    config = proxflow.TrainingConfig(steps=400, learning_rate=3e-3)
+    trained = proxflow.fit(predictor, flow, kind.encode(loaded.train.x), config).predictor
+    samples = kind.decode(proxflow.sample(trained, flow, (2000, 2), nfe=50, sampler="deterministic", batch_size=2000))
+    assert samples.mean(0).tolist() == pytest.approx([4.0, -2e5], rel=0.05)
+    assert samples.std(0).tolist() == pytest.approx([1.5, 3e4], rel=0.05)
+    with torch.no_grad():
+        encoded = kind.encode(loaded.train.x[:256])
+        found = proxflow.ode_log_likelihood(trained, flow, encoded, steps=16).log_prob - kind.log_scale
+    law = torch.distributions.Normal(torch.tensor([4.0, -2e5]).double(), torch.tensor([1.5, 3e4]).double())
+    assert found.mean().item() == pytest.approx(law.log_prob(loaded.train.x[:256]).sum(1).mean().item(), abs=0.1)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8", "uint64", ">f8"])

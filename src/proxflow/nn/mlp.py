@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from proxflow.errors import ArgumentError
@@ -12,26 +13,26 @@ from proxflow.nn.layers import TimeEmbedding, embed_step, event_shape, gap_embed
 
 
 class _Block(nn.Module):
-    """Two layers added to their input, which is normalised, scaled and shifted by the time before them."""
+    """Two layers added to their input, which the time scales and shifts before them."""
 
     def __init__(self, width: int, embedding: int, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * width))
         last = zero(nn.Linear(width, width))
         self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Dropout(dropout), last)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.modulation(embedding).chunk(2, dim=1)
-        output: Tensor = x + self.layers(self.norm(x) * (1 + scale) + shift)
+        output: Tensor = x + self.layers(torch.addcmul(shift, x, 1 + scale))
         return output
 
 
 class MLP(nn.Module):
     """A multilayer perceptron of residual blocks, for vectors, rows of a table and small events of any shape.
 
-    The time enters each block by adaptive normalisation: "Scalable Diffusion Models with Transformers" (Peebles & Xie,
-    2022), arXiv 2212.09748.
+    The time scales and shifts the features of each block: "FiLM: Visual Reasoning with a General Conditioning Layer" (Perez
+    et al., 2017), arXiv 1709.07871. Nothing is normalised: of few dimensions a layer's features may nearly agree somewhere,
+    where normalisation has derivatives of any size, and a likelihood along the flow is lost.
 
     Args:
         shape: Shape of the events read.
@@ -70,7 +71,7 @@ class MLP(nn.Module):
         self.enter = nn.Linear(math.prod(self.shape), width)
         self.blocks = nn.ModuleList(_Block(width, embedding, dropout) for _ in range(depth))
         last = zero(nn.Linear(width, math.prod(self.returned)))
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), last)
+        self.head = nn.Sequential(nn.SiLU(), last)
         if reads_end:  # last, so that the other weights are drawn as without it
             self.embed_gap = gap_embedding(embedding)
 
