@@ -58,7 +58,9 @@ class Mnist(Task):
         return data.load_mnist("train").images
 
     def network(self) -> nn.Module:
-        return UNet(1, channels=16, multipliers=(1, 2), blocks=1, patch=2).to(memory_format=torch.channels_last)
+        return UNet(self.shape, channels=16, multipliers=(1, 2), blocks=1, patch=2).to(
+            memory_format=torch.channels_last
+        )
 
     def training(self, steps: int, seed: int) -> TrainingConfig:
         return TrainingConfig(steps=steps, batch_size=64, seed=seed, checkpoint_every=100)

@@ -27,6 +27,7 @@ from proxflow.cli import commands, main
 from proxflow.config import ModelConfig, TrainingConfig, from_dict
 from proxflow.data import image_files as imagefiles
 from proxflow.data.idx import read_idx
+from proxflow.data.kinds import kind_of_source
 from proxflow.errors import ProxflowError
 from proxflow.runtime.checkpoints import Checkpoint, Checkpoints, read_tensors
 from proxflow.runtime.processes import Processes
@@ -137,6 +138,17 @@ def test_arrays_and_png_folders(tmp_path):
     hammer(
         300, tmp_path / "png" / "0.png", [(tmp_path / "x.png").read_bytes()], lambda: imagefiles.read(tmp_path / "png")
     )
+
+
+def test_tables_of_numbers(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((5, 3)))
+    np.savez(tmp_path / "a.npz", x=np.ones((5, 3)))
+    np.savez_compressed(tmp_path / "b.npz", rows=np.ones((5, 3), np.int8))
+    (tmp_path / "a.csv").write_text('"a, b",c\n1,2.5\n-3e4,nan\n')
+    for ending in ("npy", "npz", "csv"):
+        path = tmp_path / f"x.{ending}"
+        originals = [found.read_bytes() for found in sorted(tmp_path.glob(f"?.{ending}")) if found != path]
+        hammer(500, path, originals, lambda path=path: kind_of_source(str(path)).read(str(path)))
 
 
 def test_safetensors_files(tmp_path):

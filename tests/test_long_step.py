@@ -311,24 +311,24 @@ SMALL = {"channels": 8, "multipliers": (1,), "patch": 4}
 
 def test_a_plain_networks_weights_serve_as_they_did():
     torch.manual_seed(0)
-    plain = UNet(1, channels=8, blocks=1)
+    plain = UNet((1, 8, 8), channels=8, blocks=1)
     for parameter in plain.parameters():
         nn.init.normal_(parameter, std=0.1)
     flow = GPFN()
-    predictor = LongStepPredictor(UNet(1, channels=8, blocks=1, reads_end=True), flow).eval()
+    predictor = LongStepPredictor(UNet((1, 8, 8), channels=8, blocks=1, reads_end=True), flow).eval()
     predictor.begin_from(PointPredictor(plain, flow).state_dict())
     belief, t = DiagonalGaussian(torch.randn(3, 1, 8, 8), torch.ones(())), torch.tensor([0.1, 0.5, 0.9])
     for end in (None, t, torch.ones(3)):
         assert torch.equal(predictor(belief, t, end).mean, PointPredictor(plain, flow).eval()(belief, t).mean)
     with pytest.raises(ArgumentError, match="no place"):
-        predictor.begin_from(PointPredictor(UNet(1, channels=16, blocks=1), flow).state_dict())
+        predictor.begin_from(PointPredictor(UNet((1, 8, 8), channels=16, blocks=1), flow).state_dict())
     with pytest.raises(ArgumentError, match="no place"):
         predictor.begin_from({"network.other": torch.zeros(1)})
 
 
 def test_the_end_matters_to_a_network_and_each_weight_is_used():
     torch.manual_seed(0)
-    network = UNet(1, channels=8, blocks=1, attention=(1,), reads_end=True).double()
+    network = UNet((1, 8, 8), channels=8, blocks=1, attention=(1,), reads_end=True).double()
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
     x, t = torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.tensor([0.2, 0.4], dtype=torch.float64)
@@ -341,7 +341,7 @@ def test_the_end_matters_to_a_network_and_each_weight_is_used():
         objective.loss(LongStepPredictor(network, flow), x.clamp(-1, 1), seeded(), t).sum().backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
     with pytest.raises(ArgumentError, match="reads_end"):
-        UNet(1)(x.float(), t.float(), t.float())
+        UNet((1, 8, 8))(x.float(), t.float(), t.float())
 
 
 def test_a_saved_model_samples_in_one_step(tmp_path):

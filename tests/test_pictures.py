@@ -1,7 +1,9 @@
 """Folders of pictures of any size, grey or colour, and training on them."""
 
+import io
 import json
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 from proxflow import data
 from proxflow.cli import main
+from proxflow.data.pictures import survey
 from proxflow.errors import ArgumentError, DataError
 
 
@@ -54,19 +57,41 @@ def test_every_kind_of_pixel_becomes_bytes(tmp_path):
     np.testing.assert_allclose(colours, [[10, 20, 30]] * 3, atol=26)  # palettes and JPEG round
 
 
-def test_unequal_sizes_are_cut_to_squares_around_the_middle(tmp_path):
+def test_unequal_sizes_are_cut_around_the_middle(tmp_path):
     left, middle, right = (np.full((8, 4, 3), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
     put(tmp_path / "wide.png", np.concatenate([left, middle, middle, right], axis=1))
     put(tmp_path / "tall.png", np.full((20, 10, 3), 7))
     found = data.read_pictures(tmp_path)
-    assert found.shape == (2, 3, 8, 8)  # the smallest side
-    assert found[1, :, 4, 4].tolist() == [0, 255, 0]
-    assert found[1, 0].max() == 0  # the ends are cut off
+    assert found.shape == (2, 3, 8, 10)  # the smallest height and the smallest width
+    assert found[1, :, 4, 5].tolist() == [0, 255, 0]
+    assert found[1, 0, :, 1:].max() == 0  # the ends are cut off, but for the last of 4 columns that 3 of 10 show
     assert data.read_pictures(tmp_path, 5).shape == (2, 3, 5, 5)
     put(tmp_path / "large.png", np.zeros((100, 90)))
     put(tmp_path / "tall.png", np.zeros((200, 100)))
     put(tmp_path / "wide.png", np.zeros((80, 100)))
-    assert data.read_pictures(tmp_path).shape == (3, 1, 64, 64)
+    assert data.read_pictures(tmp_path).shape == (3, 1, 64, 72)
+
+
+def test_equal_and_nearly_equal_sizes_have_one_rule(tmp_path):
+    for index in range(3):
+        put(tmp_path / f"{index}.png", np.zeros((150, 200)))
+    equal = survey(tmp_path)
+    assert equal.shape == (1, 64, 85)
+    assert "3 grey pictures of 64 x 85, 0.0 MB in memory, scaled and cut from up to 150 x 200" in equal.describe()
+    put(tmp_path / "0.png", np.zeros((150, 199)))
+    assert survey(tmp_path).shape == (1, 64, 85)
+    put(tmp_path / "0.png", np.zeros((60, 64)))
+    small = survey(tmp_path)  # small enough to stay
+    assert small.shape == (1, 60, 64)
+    assert survey(tmp_path, 100).shape == (1, 100, 100)
+
+
+def test_what_must_not_be_resized_is_read_as_it_is_or_refused(tmp_path):
+    put(tmp_path / "0.png", np.zeros((100, 90)))
+    assert data.read_pictures(tmp_path, resize=False).shape == (1, 1, 100, 90)
+    put(tmp_path / "1.png", np.zeros((100, 91)))
+    with pytest.raises(DataError, match=r"1\.png: has height and width \(100, 91\), but 0\.png has \(100, 90\)"):
+        data.read_pictures(tmp_path, resize=False)
 
 
 def test_pictures_are_turned_as_their_camera_says(tmp_path):
@@ -106,12 +131,110 @@ def test_a_picture_may_not_claim_unbounded_memory(tmp_path):
         data.read_pictures(tmp_path)
 
 
-def test_links_out_of_the_folder_are_refused(tmp_path):
-    put(tmp_path / "secret.png", np.zeros((4, 4)))
-    (tmp_path / "in").mkdir()
-    os.symlink(tmp_path / "secret.png", tmp_path / "in" / "a.png")
-    with pytest.raises(DataError, match=r"a\.png: is a link that leads out of"):
+def test_links_are_followed_to_pictures_and_folders(tmp_path):
+    put(tmp_path / "blobs" / "abc", np.full((4, 4), 7), format="PNG")
+    put(tmp_path / "real" / "1.png", np.full((4, 4), 8))
+    put(tmp_path / "in" / "cats" / "1.png", np.full((4, 4), 9))
+    os.symlink(tmp_path / "blobs" / "abc", tmp_path / "in" / "a.png")  # as caches of downloads have it
+    os.symlink(tmp_path / "real", tmp_path / "in" / "dogs")
+    os.symlink(tmp_path / "in", tmp_path / "in" / "cats" / "around")
+    os.symlink(tmp_path / "in" / "cats", tmp_path / "in" / "cats" / "itself")
+    found = data.read_pictures(tmp_path / "in")
+    assert found[:, 0, 0, 0].tolist() == [7, 9, 8]
+    os.symlink(tmp_path / "nothing", tmp_path / "in" / "b.png")
+    with pytest.raises(DataError, match=r"b\.png: cannot be read"):
         data.read_pictures(tmp_path / "in")
+
+
+@pytest.mark.parametrize("mark", ["run.json", "model.safetensors"])
+def test_folders_of_training_runs_are_no_data(tmp_path, mark):
+    put(tmp_path / "a.png", np.zeros((4, 4)))
+    put(tmp_path / "run" / "samples" / "step-1.png", np.zeros((40, 40)))
+    assert len(data.read_pictures(tmp_path)) == 2
+    (tmp_path / "run" / mark).write_text("{}")
+    found = survey(tmp_path)
+    assert found.shape == (1, 4, 4)
+    assert "left out: run, which a training run wrote" in found.describe()
+
+
+def spoilt(name, picture):
+    """An intact picture with metadata that are not."""
+    file = io.BytesIO()
+    if name == "exif":
+        exif = Image.Exif()
+        exif[0x0112], exif[0x010F] = 1, "Camera maker with a long name"
+        picture.save(file, "JPEG", exif=exif.tobytes()[:-14])
+        return file.getvalue(), ".jpg"
+    if name == "several pictures":
+        picture.save(file, "MPO", save_all=True, append_images=[picture])
+        content = bytearray(file.getvalue())
+        place = content.index(b"MPF\0") + 4
+        content[place : place + 4] = b"XX*\0"
+        return bytes(content), ".jpg"
+    picture.save(file, "TIFF")
+    content = bytearray(file.getvalue())
+    start = struct.unpack("<I", content[4:8])[0]
+    for k in range(struct.unpack("<H", content[start : start + 2])[0]):
+        entry = start + 2 + 12 * k
+        if struct.unpack("<H", content[entry : entry + 2])[0] == 284:
+            content[entry + 4 : entry + 8] = struct.pack("<I", 2)
+    return bytes(content), ".tif"
+
+
+@pytest.mark.parametrize("name", ["exif", "several pictures", "tags"])
+def test_intact_pixels_with_spoilt_metadata_are_read(tmp_path, name, recwarn):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 24, 3), dtype=np.uint8)
+    content, ending = spoilt(name, Image.fromarray(pixels))
+    (tmp_path / f"a{ending}").write_bytes(content)
+    found = data.read_pictures(tmp_path)
+    with Image.open(tmp_path / f"a{ending}") as picture:
+        assert (found[0].permute(1, 2, 0).numpy() == np.asarray(picture)).all()
+
+
+RAMP = np.add.outer(np.arange(32), np.arange(32))
+
+
+@pytest.mark.parametrize(
+    ("picture", "expected"),
+    [
+        (Image.fromarray((RAMP / 62).astype(np.float32)), (RAMP / 62 * 255).round()),
+        (Image.fromarray((RAMP * 66).astype(np.uint16)), RAMP * 66 // 16),  # 12 bits
+        (Image.fromarray((RAMP * 1040).astype(np.uint16)), RAMP * 1040 // 256),
+        (Image.fromarray((RAMP * 1040).astype(np.int32)), RAMP * 1040 // 256),
+        (Image.frombytes("I;16B", (32, 32), (RAMP * 1040).astype(">u2").tobytes()), RAMP * 1040 // 256),
+        (Image.fromarray((RAMP * 4).astype(np.int32)), RAMP * 4),  # bytes
+    ],
+)
+def test_grey_levels_beyond_bytes_are_kept(tmp_path, picture, expected):
+    picture.save(tmp_path / "a.tif")
+    found = data.read_pictures(tmp_path)
+    assert found.shape == (1, 1, 32, 32)
+    np.testing.assert_allclose(found[0, 0].numpy(), expected, atol=1e-9)
+
+
+def test_the_deepest_picture_sets_the_scale_of_all(tmp_path):
+    put(tmp_path / "a.png", np.full((4, 4), 800), "I;16")
+    put(tmp_path / "b.png", np.full((4, 4), 4000), "I;16")
+    put(tmp_path / "c.png", np.full((4, 4), 99))
+    assert data.read_pictures(tmp_path)[:, 0, 0, 0].tolist() == [50, 250, 99]
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        (
+            np.full((4, 4), 1.5, np.float32),
+            r"a\.tif: has real grey levels from 1\.5 to 1\.5; expected 0 \(black\) to 1",
+        ),
+        (np.full((4, 4), np.nan, np.float32), r"a\.tif: has real grey levels from nan"),
+        (np.full((4, 4), -1, np.int32), r"a\.tif: has grey levels from -1 to -1; expected 0 to 65535"),
+        (np.full((4, 4), 70000, np.int32), r"a\.tif: has grey levels from 70000"),
+    ],
+)
+def test_levels_without_a_rule_are_refused_by_name(tmp_path, levels, message):
+    Image.fromarray(levels).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=message):
+        data.read_pictures(tmp_path)
 
 
 TINY = ("--channels", "8", "--multipliers", "1", "--patch", "4", "--device", "cpu", "--batch-size", "4")

@@ -194,7 +194,7 @@ def test_discrete_flows_sample_classes():
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    network = nn.UNet(1, channels=16, blocks=1, patch=2)
+    network = nn.UNet((1, 8, 8), channels=16, blocks=1, patch=2)
     for parameter in network.parameters():  # a fresh network's last layer is zero
         torch.nn.init.normal_(parameter, std=0.05)
     return network

@@ -1,15 +1,17 @@
-"""The U-Net: any size and channel count, every parameter in use, independent examples."""
+"""The networks: any size and channel count, every parameter in use, independent examples."""
+
+import hashlib
 
 import pytest
 import torch
 
 from proxflow.errors import ArgumentError
-from proxflow.nn import UNet
+from proxflow.nn import MLP, UNet
 
 
 def network(channels=1, **settings):
     torch.manual_seed(0)
-    net = UNet(channels, **{"channels": 8, "blocks": 1, **settings}).double()
+    net = UNet((channels, 8, 8), **{"channels": 8, "blocks": 1, **settings}).double()
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return net
@@ -21,7 +23,7 @@ def network(channels=1, **settings):
 )
 def test_any_size_and_channel_count(size, settings):
     for channels, out in ((1, None), (3, 5)):
-        net = network(channels, out_channels=out, **settings)
+        net = network(channels, outputs=out, **settings)
         output = net(torch.randn(2, channels, *size, dtype=torch.float64), torch.rand(2, dtype=torch.float64))
         assert output.shape == (2, out or channels, *size)
 
@@ -43,7 +45,7 @@ def test_examples_do_not_mix_and_time_matters():
 
 
 def test_a_fresh_network_returns_zero():
-    assert not UNet(1)(torch.randn(1, 1, 8, 8), torch.zeros(1)).any()
+    assert not UNet((1, 8, 8))(torch.randn(1, 1, 8, 8), torch.zeros(1)).any()
 
 
 @pytest.mark.parametrize(
@@ -54,13 +56,103 @@ def test_a_fresh_network_returns_zero():
         ({"attention": (2,)}, "levels 0 to 1"),
         ({"dropout": 1.0}, "dropout"),
         ({"patch": 0}, "patch ≥ 1"),
+        ({"outputs": 0}, "outputs ≥ 1"),
     ],
 )
 def test_settings_refused(settings, message):
     with pytest.raises(ArgumentError, match=message):
-        UNet(1, **settings)
+        UNet((1, 8, 8), **settings)
 
 
 def test_wrong_input():
     with pytest.raises(ArgumentError, match=r"reads \(batch, 1, height, width\), got \(2, 3, 8, 8\)"):
-        UNet(1)(torch.zeros(2, 3, 8, 8), torch.zeros(2))
+        UNet((1, 8, 8))(torch.zeros(2, 3, 8, 8), torch.zeros(2))
+
+
+@pytest.mark.parametrize("shape", [1, (1, 8), (1, 8, 8, 8), (0, 8, 8), (1.0, 8, 8), "188"])
+def test_unets_need_a_shape_of_images(shape):
+    with pytest.raises(ArgumentError, match=r"UNet needs a shape \(channels, height, width\)"):
+        UNet(shape)
+
+
+def test_initial_weights_and_outputs_at_a_seed_stay_as_they_were():
+    torch.manual_seed(3)
+    net = UNet((3, 8, 8), outputs=5, patch=2, attention=(1,), reads_end=True, channels=16)
+    digest = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    assert digest.hexdigest()[:16] == "4f2422af9a3aeb21"  # before its arguments were a shape and outputs
+
+
+# MLP ------------------------------------------------------------------------------------------------------------------
+
+
+def perceptron(shape, **settings):
+    torch.manual_seed(0)
+    net = MLP(shape, **{"width": 16, "depth": 2, **settings}).double()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs", "returned"), [((3,), None, (3,)), ((6,), 3, (3,)), ((2, 3, 4), 5, (5, 3, 4))]
+)
+def test_an_mlp_reads_events_of_any_shape(shape, outputs, returned):
+    net = perceptron(shape, outputs=outputs, reads_end=True)
+    x, t = torch.randn(4, *shape, dtype=torch.float64), torch.tensor([0.1, 0.2, 0.5, 0.9], dtype=torch.float64)
+    together = net(x, t)
+    assert together.shape == (4, *returned)
+    for i in range(4):
+        torch.testing.assert_close(net(x[i : i + 1], t[i : i + 1]), together[i : i + 1])
+    torch.testing.assert_close(net(x[:1], t[0]), together[:1])  # a scalar time serves the batch
+    assert torch.equal(net(x, t, t), together)
+    assert not torch.allclose(net(x, t, t + 0.1), together)
+    assert not torch.allclose(net(x, t + 0.05), together)
+    net(x, t, t + 0.1).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_a_fresh_mlp_returns_zero_and_its_weights_serve_with_an_end():
+    torch.manual_seed(0)
+    plain = MLP((3,), width=8)
+    assert not plain(torch.randn(2, 3), torch.zeros(2)).any()
+    torch.manual_seed(0)
+    reader = MLP((3,), width=8, reads_end=True)
+    assert all(torch.equal(tensor, reader.state_dict()[name]) for name, tensor in plain.state_dict().items())
+
+
+def test_an_mlp_learns_a_function_of_its_input_and_time():
+    torch.manual_seed(0)
+    net = MLP((2,), outputs=1, width=64, depth=2)
+    adam = torch.optim.Adam(net.parameters(), lr=2e-3)
+    for _ in range(400):
+        x, t = torch.randn(256, 2), torch.rand(256)
+        loss = (net(x, t)[:, 0] - x[:, 0] * t - x[:, 1].sin()).square().mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    assert loss < 0.01  # the function's own variance is about 0.8
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "message"),
+    [
+        ((), {}, r"MLP needs a shape of an event"),
+        ((3, 0), {}, "each number ≥ 1"),
+        ((3,), {"width": 0}, "width ≥ 1"),
+        ((3,), {"depth": 0}, "depth ≥ 1"),
+        ((3,), {"outputs": 0}, "outputs ≥ 1"),
+        ((3,), {"dropout": -0.1}, "dropout"),
+    ],
+)
+def test_settings_an_mlp_refuses(shape, settings, message):
+    with pytest.raises(ArgumentError, match=message):
+        MLP(shape, **settings)
+
+
+def test_wrong_input_of_an_mlp():
+    with pytest.raises(ArgumentError, match=r"reads \(batch, 3\), got \(2, 4\)"):
+        MLP((3,))(torch.zeros(2, 4), torch.zeros(2))
+    with pytest.raises(ArgumentError, match="reads_end"):
+        MLP((3,))(torch.zeros(2, 3), torch.zeros(2), torch.ones(2))

@@ -65,8 +65,13 @@ BUILT_IN: dict[str, dict[str, Name]] = {
         "cosine": Name("proxflow.paths:Cosine", "τ(t) = sin²(πt/2): slow at both ends"),
         "shifted": Name("proxflow.paths:Shifted", "linear with its log-odds shifted, as in large image models"),
     },
+    "kinds": {
+        "image": Name("proxflow.data.kinds.image:Image", "images: MNIST, folders of pictures or IDX files, .npz"),
+        "vector": Name("proxflow.data.kinds.vector:Vector", "rows of real numbers: .npy, .npz, .csv"),
+    },
     "networks": {
         "unet": Name("proxflow.nn:UNet", "U-Net for pictures"),
+        "mlp": Name("proxflow.nn:MLP", "multilayer perceptron for rows of numbers"),
     },
 }
 """The library's own names by group."""

@@ -41,7 +41,7 @@ _SHA256 = {"mnist": mnist.SHA256, "fashion-mnist": fashion_mnist.SHA256}
 
 
 def load(source: str | Path, split: Split) -> ImageData:
-    """Loads one split of an image data set.
+    """Load one split of an image data set.
 
     Args:
         source: "mnist" for the embedded set, "fashion-mnist" for the one that Debian's package ``dataset-fashion-mnist``
@@ -70,7 +70,7 @@ def load(source: str | Path, split: Split) -> ImageData:
 
 
 def recognise(images: Tensor) -> str | None:
-    """Name of the data set that has a split of exactly these images (uint8, (N, 1, H, W)), wherever they were read from.
+    """Return the name of the data set that has a split of exactly these images (uint8, (N, 1, H, W)), wherever read from.
 
     A folder's name says nothing certain of what is in it; a checksum does. None where no set of :data:`NAMED` has them.
     """

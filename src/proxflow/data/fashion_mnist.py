@@ -1,5 +1,7 @@
-"""Fashion-MNIST: photographs of clothes in ten classes, as many and of the same size as MNIST's digits (1708.07747).
+"""Fashion-MNIST: photographs of clothes in ten classes, as many and of the same size as MNIST's digits.
 
+"Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms" (Xiao, Rasul & Vollgraf, 2017), arXiv
+1708.07747.
 Authors: Han Xiao, Kashif Rasul and Roland Vollgraf, Zalando SE; licence MIT. It is not in the package: Debian's and Ubuntu's
 package ``dataset-fashion-mnist`` puts the original IDX files where they are looked for here.
 """
@@ -24,7 +26,7 @@ SHA256 = {
 
 
 def load_fashion_mnist(split: Split, folder: Path | None = None) -> ImageData:
-    """A split of Fashion-MNIST: images (N, 1, 28, 28) and labels 0 to 9, N = 60,000 (train) or 10,000 (test).
+    """Read a split of Fashion-MNIST: images (N, 1, 28, 28) and labels 0 to 9, N = 60,000 (train) or 10,000 (test).
 
     Args:
         split: "train" or "test".

@@ -34,7 +34,7 @@ def file_names(split: Split) -> tuple[str, str]:
 
 
 def read_idx(path: Path, dimensions: int, sha256: str | None = None) -> Tensor:
-    """Reads one IDX file of unsigned bytes; the suffixes .gz and .xz are decompressed.
+    """Read one IDX file of unsigned bytes; the suffixes .gz and .xz are decompressed.
 
     Memory grows only with what the file really holds, never with what its header claims, and decompression stops one
     byte behind the declared end.
@@ -84,7 +84,7 @@ def idx_sha256(array: Tensor) -> str:
 def read_folder(
     folder: Path, split: Split, name: str | None = None, sha256: Mapping[str, str] | None = None
 ) -> ImageData:
-    """Reads a split from a folder of IDX files named as MNIST's and Fashion-MNIST's, plain or with suffix .gz.
+    """Read a split from a folder of IDX files named as MNIST's and Fashion-MNIST's, plain or with suffix .gz.
 
     Args:
         folder: Where the files lie, for example /usr/share/datasets/fashion-mnist. A split without a label file is a
@@ -112,7 +112,7 @@ def read_folder(
 
 
 def assemble(name: str, images: Tensor, labels: Tensor | None, origin: str) -> ImageData:
-    """Makes a data set of the file contents: images (N, H, W) and labels (N,), both uint8."""
+    """Make a data set of the file contents: images (N, H, W) and labels (N,), both uint8."""
     if labels is not None and len(labels) != len(images):
         raise DataError(f"{origin}: {len(images)} images but {len(labels)} labels; expected as many of both")
     return ImageData(name, images.unsqueeze(1), None if labels is None else labels.to(torch.int64))

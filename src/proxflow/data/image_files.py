@@ -1,4 +1,4 @@
-"""Images as files: a PNG grid, an ``.npz`` array, or a folder of PNG files.
+"""Images as files: a PNG grid, an ``.npz`` array, or a folder of pictures.
 
 Images are arrays of bytes, (number, height, width, channels), with 1 channel (grey) or 3 (RGB).
 """
@@ -6,33 +6,20 @@ Images are arrays of bytes, (number, height, width, channels), with 1 channel (g
 from __future__ import annotations
 
 import math
-import warnings
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
+from proxflow.data.arrays import read_npz
+from proxflow.data.images import ImageData
+from proxflow.data.pictures import read_pictures
 from proxflow.errors import ArgumentError, DataError, OutputError
 from proxflow.runtime.files import writable_folder, write_atomically
 
 Array = np.ndarray[Any, np.dtype[np.uint8]]
-
-# What numpy and zipfile raise for damaged files: of headers, of sizes beyond memory, of unknown compressions.
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    TypeError,
-    SyntaxError,
-    RuntimeError,
-    MemoryError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 GAP = 2
 """Pixels between the images of a grid and around it."""
@@ -108,97 +95,67 @@ def grid(images: Array) -> Array:
 
 
 def read(path: Path) -> Array:
-    """Read images from an ``.npz`` file with key ``images``, or from a folder of PNG files in the order of their names.
+    """Read images (number, height, width, channels) as :func:`read_images` does."""
+    array: Array = np.array(read_images(path).images.permute(0, 2, 3, 1).numpy(), order="C")
+    return array
+
+
+def read_labels(path: Path, count: int) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+    """Read the classes that the images of an ``.npz`` file were drawn for, (count,); ``None`` where it has none."""
+    labels = None if path.is_dir() else read_images(path).labels
+    return None if labels is None else labels.numpy()
+
+
+def read_images(path: Path) -> ImageData:
+    """Read images as they are: of an ``.npz`` file, or of a folder of pictures of one size in the order of their names.
+
+    An ``.npz`` file has them under the key ``images``, uint8, (number, height, width, channels), or, where only the second
+    dimension can be that of the channels, (number, channels, height, width); and whole numbers ``labels`` or none.
 
     Raises:
-        DataError: There is no such file or folder, or it is corrupt or of another form.
+        DataError: There is no such file or folder, it is damaged or of another form, or the order of its dimensions is
+            uncertain.
     """
     if path.is_dir():
-        return _read_folder(path)
+        return ImageData(path.name, read_pictures(path, resize=False), None)
     if path.suffix.lower() != ".npz":
-        raise DataError(f"no images in {str(path)!r}: expected a folder of PNG files or an existing .npz file")
-    try:
-        with path.open("rb") as file:
-            arrays = np.load(file, allow_pickle=False)
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise DataError(f"{path}: is a single array; expected an .npz file")
-            if "images" not in arrays:
-                raise DataError(f'{path}: expected the key "images", found {", ".join(arrays) or "none"}')
-            images: Array = arrays["images"]
-    except DataError:
-        raise
-    except _UNREADABLE as error:
-        raise DataError(f"{path}: cannot be read ({error}); expected an intact .npz file") from error
+        raise DataError(f"no images in {str(path)!r}: expected a folder of pictures or an existing .npz file")
+    held = read_npz(path, ("images", "labels"))
+    images, labels = held["images"], held.get("labels")
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
         raise DataError(
             f'{path}: "images" is {images.dtype} of shape {images.shape}; expected uint8, (number, height, width, '
             "channels), not empty"
         )
-    return images
-
-
-def read_labels(path: Path, count: int) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-    """The classes that the images of an ``.npz`` file were drawn for, key ``labels``; ``None`` where it has none.
-
-    Args:
-        path: As :func:`read` takes it, and has read it.
-        count: Number of its images.
-
-    Raises:
-        DataError: They are no whole numbers, or not as many as the images.
-    """
-    if path.is_dir():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if "labels" not in arrays:
-                return None
-            labels = arrays["labels"]
-    except _UNREADABLE as error:
-        raise DataError(f"{path}: cannot be read ({error}); expected an intact .npz file") from error
-    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+    if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]):
         raise DataError(
             f'{path}: "labels" is {labels.dtype} of shape {labels.shape}; expected whole numbers, one for each of the '
-            f"{count} images"
+            f"{len(images)} images"
         )
-    whole: np.ndarray[Any, np.dtype[np.int64]] = labels.astype(np.int64)
-    return whole
+    if _channels_last(images.shape, path):
+        images = images.transpose(0, 3, 1, 2)
+    whole = None if labels is None else torch.from_numpy(labels.astype(np.int64))
+    # A copy has the usual strides also where there is one channel: by strides torch chooses a layout, and that a rounding.
+    return ImageData(path.stem, torch.from_numpy(np.array(images, order="C")), whole)
 
 
-def _read_folder(folder: Path) -> Array:
-    try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png")
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error})") from error
-    if not paths:
-        raise DataError(f"{folder}: holds no PNG files, name.png")
-    images: list[Array] = []
-    for path in paths:
-        try:
-            # Beyond its limit for sizes Pillow warns before it refuses; both are a refusal here.
-            with (
-                warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
-                Image.open(path) as file,
-            ):
-                mode, pixels = file.mode, np.asarray(file)
-        except (
-            OSError,
-            ValueError,
-            SyntaxError,
-            Image.DecompressionBombError,
-            Image.DecompressionBombWarning,
-        ) as error:
-            raise DataError(f"{path}: cannot be read ({error}); expected an intact PNG file") from error
-        if mode not in ("L", "RGB"):
-            raise DataError(f"{path}: has the colour mode {mode}; expected 8-bit grey (L) or colour (RGB)")
-        image = pixels.reshape(*pixels.shape[:2], -1)
-        if images and image.shape != images[0].shape:
-            raise DataError(
-                f"{path}: has height, width, channels {image.shape}, but {paths[0].name} has {images[0].shape}; expected "
-                "all of one shape"
-            )
-        images.append(image)
-    return np.stack(images)
+_USUAL, _MOST_CHANNELS = (1, 3), 16
+
+
+def _channels_last(shape: tuple[int, ...], path: Path) -> bool:
+    """Tell whether the channels are the last dimension of four, and not the second.
+
+    Where just one of the two has 1 or 3, it is that one; else the smaller, if it is also smaller than the third dimension.
+    """
+    second, middle, last = shape[1:]
+    if (second in _USUAL) != (last in _USUAL):
+        return last in _USUAL
+    if second == last or second in _USUAL or min(second, last) >= min(middle, _MOST_CHANNELS + 1):
+        raise DataError(
+            f'{path}: "images" of shape {shape} may be (number, height, width, channels) or (number, channels, height, '
+            "width); expected the first, with 1 channel (grey) or 3 (colour) and a height of another number"
+        )
+    return last < second
 
 
 def _picture(image: Array) -> Image.Image:

@@ -48,7 +48,7 @@ class ImageData:
 
 
 def to_range(images: Tensor) -> Tensor:
-    """Maps bytes to the models' range, x / 127.5 − 1.
+    """Map bytes to the models' range, x / 127.5 − 1.
 
     Args:
         images: uint8, any shape.
@@ -65,7 +65,7 @@ def to_range(images: Tensor) -> Tensor:
 
 
 def to_bytes(values: Tensor) -> Tensor:
-    """Clamps values to [-1, 1] and rounds them to bytes; the inverse of :func:`to_range` on all 256 levels.
+    """Clamp values to [-1, 1] and round them to bytes; the inverse of :func:`to_range` on all 256 levels.
 
     Args:
         values: Floating point, any shape; infinite values clamp.
@@ -89,9 +89,11 @@ def to_bytes(values: Tensor) -> Tensor:
 
 
 def dequantise(images: Tensor, generator: Generator) -> Tensor:
-    """Uniform dequantisation: bytes in the models' range, with noise uniform over each byte's own bin of width 1/127.5.
+    """Map bytes to the models' range and add noise uniform over each byte's own bin of width 1/127.5.
 
-    For any density p, log P(bytes) ≥ E log p(dequantised) − d ln 127.5, with d the coordinates of an image (1511.01844).
+    For any density p, log P(bytes) ≥ E log p(dequantised) − d ln 127.5, with d the coordinates of an image: "A note on the
+    evaluation of generative models" (Theis, van den Oord & Bethge, 2015), arXiv 1511.01844. Known elsewhere as uniform
+    dequantisation.
 
     Args:
         images: uint8 (batch, …).

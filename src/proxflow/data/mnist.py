@@ -24,7 +24,7 @@ SHA256 = {
 
 
 def load_mnist(split: Split, folder: Path = _FILES) -> ImageData:
-    """The embedded MNIST split: images (N, 1, 28, 28) and labels 0 to 9, N = 60,000 (train) or 10,000 (test).
+    """Read the embedded MNIST: images (N, 1, 28, 28) and labels 0 to 9, N = 60,000 (train) or 10,000 (test).
 
     Raises:
         DataError: A file is missing or its content has another sha256 than the original.

@@ -176,8 +176,8 @@ def unet(config: ModelConfig, channels: int) -> UNet:
     """The untrained U-Net of a configuration, for images of the given number of channels."""
     reads_end = config.predictor == "long-step"
     network = UNet(
-        2 * channels if config.predictor == "draw" else channels,
-        channels,
+        (2 * channels if config.predictor == "draw" else channels, 1, 1),  # it serves every height and width
+        outputs=channels,
         channels=config.channels,
         multipliers=config.multipliers,
         blocks=config.blocks,

@@ -1,5 +1,6 @@
 """Networks: tensors in, tensors out."""
 
+from proxflow.nn.mlp import MLP
 from proxflow.nn.unet import UNet
 
-__all__ = ["UNet"]
+__all__ = ["MLP", "UNet"]

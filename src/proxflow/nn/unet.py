@@ -1,60 +1,24 @@
-"""Image networks: tensors in, tensors out.
+"""U-Net: images in, images out.
 
-A network here knows nothing of beliefs, flows or divergences. It reads an image-shaped tensor and a time in [0, 1]
-and returns an image-shaped tensor; a :mod:`proxflow.predictors` member turns that into a predicted target.
+A network here knows nothing of beliefs, flows or divergences. It reads a tensor and a time in [0, 1] and returns a tensor;
+a :mod:`proxflow.predictors` member turns that into a predicted target.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from proxflow.errors import ArgumentError
-
-
-class TimeEmbedding(nn.Module):
-    """Fourier features of the time followed by a two-layer perceptron.
-
-    Args:
-        width: Size of the embedding, even.
-        highest: Highest angular frequency.
-
-    Shapes: ``t`` (batch,) in [0, 1] → (batch, width).
-    """
-
-    frequencies: Tensor
-
-    def __init__(self, width: int, highest: float = 200 * math.pi) -> None:
-        super().__init__()
-        # Angular frequencies from π/2 (one slow sweep over [0, 1]) to the highest, geometrically spaced.
-        exponents = torch.linspace(math.log(math.pi / 2), math.log(highest), width // 2)
-        self.register_buffer("frequencies", exponents.exp(), persistent=False)
-        self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, t: Tensor) -> Tensor:
-        angles = t[:, None] * self.frequencies
-        waves = torch.cat([angles.sin(), angles.cos()], dim=1)
-        embedded: Tensor = self.layers(waves.to(next(self.layers.parameters()).dtype))
-        return embedded
+from proxflow.nn.layers import TimeEmbedding, embed_step, event_shape, gap_embedding, refuse_out_of_range, zero
 
 
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(8, channels), channels)
-
-
-Layer = TypeVar("Layer", bound=nn.Module)
-
-
-def _zero(layer: Layer) -> Layer:
-    """Start a residual branch at zero, so that a fresh network is the identity along its skips."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
 
 
 class ResidualBlock(nn.Module):
@@ -65,7 +29,7 @@ class ResidualBlock(nn.Module):
         self.enter = nn.Sequential(_norm(inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1))
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * outputs))
         self.norm = _norm(outputs)
-        self.leave = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), _zero(nn.Conv2d(outputs, outputs, 3, padding=1)))
+        self.leave = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), zero(nn.Conv2d(outputs, outputs, 3, padding=1)))
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -85,7 +49,7 @@ class Attention(nn.Module):
             raise ArgumentError(f"attention needs channels divisible by {self.heads} heads, got {channels} channels")
         self.norm = _norm(channels)
         self.project_in = nn.Conv2d(channels, 3 * channels, 1)
-        self.project_out = _zero(nn.Conv2d(channels, channels, 1))
+        self.project_out = zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
@@ -129,11 +93,12 @@ class Double(nn.Conv2d):
 class UNet(nn.Module):
     """A U-Net for images of any height, width and channel count.
 
+    The U-Net of diffusion models: "Denoising Diffusion Probabilistic Models" (Ho, Jain & Abbeel, 2020), arXiv 2006.11239.
     Images whose sides do not divide by ``patch · 2^(levels − 1)`` are padded inside and cropped again.
 
     Args:
-        in_channels: Channels of the images read.
-        out_channels: Channels returned; ``None`` for as many as are read.
+        shape: Shape of the images read, (channels, height, width). Other heights and widths serve the same weights.
+        outputs: Channels returned; ``None`` for as many as are read.
         channels: Width of the first level.
         multipliers: Width of each level over that of the first; each further level halves the resolution.
         blocks: Residual blocks a level on the way down (one more on the way up).
@@ -144,8 +109,8 @@ class UNet(nn.Module):
         reads_end: Whether it reads a second time, ``end`` ≥ t, by an embedding of end − t that is added to that of t. What
             is added begins at zero, so that weights without it serve as they did.
 
-    Shapes: ``x`` (batch, in_channels, height, width), ``t`` and ``end`` (batch,) or scalars → (batch, out_channels, height,
-    width). Without ``end`` it is t.
+    Shapes: ``x`` (batch, channels, height, width), ``t`` and ``end`` (batch,) or scalars → (batch, outputs, height, width).
+    Without ``end`` it is t.
 
     Raises:
         ArgumentError: An argument is out of range, ``x`` has another number of dimensions or channels, or an ``end`` is
@@ -154,9 +119,9 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int | None = None,
+        shape: Sequence[int],
         *,
+        outputs: int | None = None,
         channels: int = 32,
         multipliers: Sequence[int] = (1, 2),
         blocks: int = 2,
@@ -166,29 +131,20 @@ class UNet(nn.Module):
         reads_end: bool = False,
     ) -> None:
         super().__init__()
-        out_channels = in_channels if out_channels is None else out_channels
-        for name, value in {
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "channels": channels,
-            "blocks": blocks,
-            "patch": patch,
-        }.items():
-            if value < 1:
-                raise ArgumentError(f"UNet needs {name} ≥ 1, got {value}")
+        inputs = event_shape(shape, "UNet", 3)[0]
+        outputs = inputs if outputs is None else outputs
+        refuse_out_of_range("UNet", dropout, outputs=outputs, channels=channels, blocks=blocks, patch=patch)
         if not multipliers or min(multipliers) < 1:
             raise ArgumentError(f"UNet needs at least one multiplier, each ≥ 1, got {tuple(multipliers)}")
         if any(not 0 <= level < len(multipliers) for level in attention):
             raise ArgumentError(f"attention names levels 0 to {len(multipliers) - 1}, got {tuple(attention)}")
-        if not 0 <= dropout < 1:
-            raise ArgumentError(f"UNet needs 0 ≤ dropout < 1, got {dropout}")
-        self.in_channels, self.out_channels, self.patch = in_channels, out_channels, patch
+        self.inputs, self.patch = inputs, patch
         self.multiple = patch * 2 ** (len(multipliers) - 1)
 
         width = 4 * channels
         self.embed = TimeEmbedding(width)
         self.embed_gap: TimeEmbedding | None = None
-        self.stem = nn.Conv2d(in_channels * patch**2, channels, 3, padding=1)
+        self.stem = nn.Conv2d(inputs * patch**2, channels, 3, padding=1)
 
         size, skips = channels, [channels]
         self.down = nn.ModuleList()
@@ -209,22 +165,15 @@ class UNet(nn.Module):
                 size = channels * multiplier
             if level:
                 self.up.append(Double(size))
-        self.head = nn.Sequential(_norm(size), nn.SiLU(), _zero(nn.Conv2d(size, out_channels * patch**2, 3, padding=1)))
+        self.head = nn.Sequential(_norm(size), nn.SiLU(), zero(nn.Conv2d(size, outputs * patch**2, 3, padding=1)))
         if reads_end:  # last, so that the other weights are drawn as without it
-            # Slow waves: what is said of a whole step changes little with its end, and derivatives pass through here.
-            self.embed_gap = TimeEmbedding(width, 8 * math.pi)
-            _zero(self.embed_gap.layers[-1])
+            self.embed_gap = gap_embedding(width)
 
     def forward(self, x: Tensor, t: Tensor, end: Tensor | None = None) -> Tensor:
-        if end is not None and self.embed_gap is None:
-            raise ArgumentError("this UNet reads no end of a step: build it with reads_end=True")
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ArgumentError(f"UNet reads (batch, {self.in_channels}, height, width), got {tuple(x.shape)}")
+        if x.ndim != 4 or x.shape[1] != self.inputs:
+            raise ArgumentError(f"UNet reads (batch, {self.inputs}, height, width), got {tuple(x.shape)}")
         height, width = x.shape[-2:]
-        embedding = self.embed(t.expand(x.shape[0]))
-        if self.embed_gap is not None:
-            gap = torch.zeros_like(t) if end is None else end - t
-            embedding = embedding + self.embed_gap(gap.expand(x.shape[0]))
+        embedding = embed_step(self.embed, self.embed_gap, len(x), t, end)
         x = functional.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
         hidden = self.stem(functional.pixel_unshuffle(x, self.patch))
         skips = [hidden]

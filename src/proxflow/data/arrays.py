@@ -1,0 +1,84 @@
+"""Arrays of NumPy's ``.npy`` and ``.npz`` files. No pickle is read."""
+
+from __future__ import annotations
+
+import lzma
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from proxflow.errors import DataError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+UNREADABLE = (
+    OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, RuntimeError, MemoryError, zipfile.BadZipFile,
+    zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError, ArithmeticError,
+)  # fmt: skip
+"""What numpy and zipfile raise for damaged files: of headers, of sizes beyond memory, of unknown compressions."""
+
+
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the arrays of an ``.npz`` file by their keys, of which only headers are read.
+
+    Arrays whose header is damaged or of an unknown version are left out; a file that is no ``.npz`` has none.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    try:
+        with zipfile.ZipFile(path) as file:
+            for name in file.namelist():
+                with file.open(name) as entry:
+                    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                    if (version := np.lib.format.read_magic(entry)) in readers:
+                        shapes[name.removesuffix(".npy")] = readers[version](entry)[0]
+    except UNREADABLE:
+        pass
+    return shapes
+
+
+def holds_table(path: Path) -> bool:
+    """Tell whether an ``.npz`` file is of rows of numbers, not of images: it has a key ``x`` or an array (rows, columns)."""
+    shapes = shapes_in(path)
+    return "images" not in shapes and ("x" in shapes or any(len(shape) == 2 for shape in shapes.values()))
+
+
+def read_npz(path: Path, keys: Sequence[str]) -> dict[str, Array]:
+    """Read arrays of an ``.npz`` file: the first key, which must be there, and those of the others that are.
+
+    Raises:
+        DataError: The file is missing, damaged or a single array, holds Python objects, or has not the first key.
+    """
+    try:
+        with path.open("rb") as file:
+            held = np.load(file, allow_pickle=False)
+            if not isinstance(held, np.lib.npyio.NpzFile):
+                raise DataError(f"{path}: is a single array; expected an .npz file")
+            if keys[0] not in held:
+                raise DataError(f'{path}: expected the key "{keys[0]}", found {", ".join(held) or "none"}')
+            return {key: held[key] for key in keys if key in held}
+    except DataError:
+        raise
+    except UNREADABLE as error:
+        raise DataError(f"{path}: cannot be read ({error}); expected an intact .npz file") from error
+
+
+def read_npy(path: Path) -> Array:
+    """Read the array of an ``.npy`` file.
+
+    Raises:
+        DataError: The file is missing, damaged or an ``.npz`` file, or holds Python objects.
+    """
+    try:
+        with path.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
+    except UNREADABLE as error:
+        raise DataError(f"{path}: cannot be read ({error}); expected an intact .npy file") from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: holds several arrays; expected an .npy file of one, or the ending .npz")
+    return array

@@ -1,0 +1,46 @@
+"""Kinds of data: images, rows of numbers, and what installed packages add."""
+
+from __future__ import annotations
+
+import os
+
+from proxflow import names
+from proxflow.data.kinds.base import Defaults, Kind, Loaded, Picture
+from proxflow.errors import ArgumentError, DataError
+
+__all__ = ["Defaults", "Kind", "Loaded", "Picture", "kind_of_source"]
+
+
+def kind_of_source(source: str, name: str | None = None) -> type[Kind]:
+    """Return the kind of data that reads a source.
+
+    Args:
+        source: Name, file or folder.
+        name: Of the kind, see ``proxflow list kinds``; ``None`` for the first that takes the source, those of the library
+            before those that packages add.
+
+    Raises:
+        ArgumentError: No kind is called so, or it is another package's and broken.
+        DataError: No kind takes the source.
+    """
+    if name is not None:
+        kind = names.find("kinds", name).load()
+        if not (isinstance(kind, type) and issubclass(kind, Kind)):
+            raise ArgumentError(
+                f"the kind {name}: expected a class that derives from proxflow.data.kinds.Kind, got {kind!r}"
+            )
+        return kind
+    told = []
+    for known in names.known("kinds"):
+        try:
+            kind = kind_of_source(source, known)
+        except ArgumentError:  # a package that is broken keeps nobody from the other kinds
+            continue
+        if kind.takes(source):
+            return kind
+        told.append(kind.sources)
+    if os.path.isdir(source):
+        raise DataError(
+            f"the folder {source} holds no pictures, nor other data that are known: expected {'; '.join(told)}"
+        )
+    raise DataError(f"no training data {source!r}: expected {'; '.join(told)}")

@@ -1,0 +1,86 @@
+"""Multilayer perceptron: events of any shape in and out, each read as one vector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from proxflow.errors import ArgumentError
+from proxflow.nn.layers import TimeEmbedding, embed_step, event_shape, gap_embedding, refuse_out_of_range, zero
+
+
+class _Block(nn.Module):
+    """Two layers added to their input, which the time scales and shifts before them."""
+
+    def __init__(self, width: int, embedding: int, dropout: float) -> None:
+        super().__init__()
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * width))
+        last = zero(nn.Linear(width, width))
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Dropout(dropout), last)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.modulation(embedding).chunk(2, dim=1)
+        output: Tensor = x + self.layers(torch.addcmul(shift, x, 1 + scale))
+        return output
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron of residual blocks, for vectors, rows of a table and small events of any shape.
+
+    The time scales and shifts the features of each block: "FiLM: Visual Reasoning with a General Conditioning Layer" (Perez
+    et al., 2017), arXiv 1709.07871. Nothing is normalised: of few dimensions a layer's features may nearly agree somewhere,
+    where normalisation has derivatives of any size, and a likelihood along the flow is lost.
+
+    Args:
+        shape: Shape of the events read.
+        outputs: Size of the first dimension of what is returned; ``None`` for that of the events.
+        width: Features of each layer.
+        depth: Residual blocks.
+        dropout: Probability of dropping a feature in the blocks.
+        reads_end: Whether it reads a second time, ``end`` ≥ t, as :class:`UNet` does.
+
+    Shapes: ``x`` (batch, *shape), ``t`` and ``end`` (batch,) or scalars → (batch, outputs, *shape[1:]). Without ``end`` it
+    is t.
+
+    Raises:
+        ArgumentError: An argument is out of range, ``x`` has another shape, or an ``end`` is given to a network that reads
+            none.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        outputs: int | None = None,
+        width: int = 128,
+        depth: int = 3,
+        dropout: float = 0.0,
+        reads_end: bool = False,
+    ) -> None:
+        super().__init__()
+        self.shape = event_shape(shape, "MLP")
+        first, *rest = self.shape
+        self.returned = (first if outputs is None else outputs, *rest)
+        refuse_out_of_range("MLP", dropout, outputs=self.returned[0], width=width, depth=depth)
+        embedding = width + width % 2
+        self.embed = TimeEmbedding(embedding)
+        self.embed_gap: TimeEmbedding | None = None
+        self.enter = nn.Linear(math.prod(self.shape), width)
+        self.blocks = nn.ModuleList(_Block(width, embedding, dropout) for _ in range(depth))
+        last = zero(nn.Linear(width, math.prod(self.returned)))
+        self.head = nn.Sequential(nn.SiLU(), last)
+        if reads_end:  # last, so that the other weights are drawn as without it
+            self.embed_gap = gap_embedding(embedding)
+
+    def forward(self, x: Tensor, t: Tensor, end: Tensor | None = None) -> Tensor:
+        if tuple(x.shape[1:]) != self.shape:
+            raise ArgumentError(f"MLP reads (batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        embedding = embed_step(self.embed, self.embed_gap, len(x), t, end)
+        hidden = self.enter(x.flatten(1))
+        for block in self.blocks:
+            hidden = block(hidden, embedding)
+        output: Tensor = self.head(hidden).unflatten(1, self.returned)
+        return output
