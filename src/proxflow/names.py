@@ -68,16 +68,7 @@ class Name:
             found = import_module(module)
             for part in attribute.split("."):
                 found = getattr(found, part)
-        except (
-            ImportError,
-            AttributeError,
-            SyntaxError,
-            TypeError,
-            ValueError,
-            LookupError,
-            RuntimeError,
-            OSError,
-        ) as error:
+        except _BROKEN as error:
             raise ArgumentError(
                 f"{self.target}, which the package {self.package} adds, cannot be imported: "
                 f"{type(error).__name__}: {error}"

@@ -131,7 +131,9 @@ class Model:
         return self.data.decode(samples) if decode else samples
 
     def fit(self, data: Tensor | Examples, config: TrainingConfig | None = None, **settings: Any) -> Model:
-        """Train on data by the flow's own loss, and return the model with averaged weights.
+        """Train on data by the loss that suits flow and predictor, and return the model with averaged weights.
+
+        This model's predictor is trained in place, and keeps its last weights.
 
         Args:
             data: Examples in the data's own form, as uint8 images, alone or with conditions (:class:`proxflow.Examples`).
@@ -142,13 +144,15 @@ class Model:
             ArgumentError: As :func:`proxflow.fit`; a configuration and settings of one.
         """
         from proxflow.training.fit import fit  # training stands above models; this is for convenience
+        from proxflow.training.recipes import lesson
 
         known = inspect.signature(TrainingConfig).parameters
         own = {name: settings.pop(name) for name in known if name in settings}
         if config is not None and own:
             raise ArgumentError(f"{', '.join(own)} belongs to the configuration, and one is given: set it there")
         config = config or TrainingConfig(**own)
-        result = fit(self.predictor, self.flow, data, config, encode=self.data.encode, **settings)
+        objective = lesson("flow", self).objective
+        result = fit(self.predictor, objective, data, config, encode=self.data.encode, **settings)
         told = {"data": f"{len(data)} {self.data.examples_word}", "steps": config.steps, "training": to_dict(config)}
         return replace(self, predictor=cast(Predictor, result.predictor), provenance=told, times={})
 
@@ -411,7 +415,7 @@ def load(source: str | Path = "mnist", device: torch.device | str = "cpu") -> Mo
         raise CheckpointError(f"{path}: data: events of shape {data.shape} are larger than any use")
     times = _times(content.get("times", {}), path)
     try:
-        with outlined(_operations(weights)):  # a wrong configuration may claim any amount of memory
+        with outlined(_tensors(weights)):  # a wrong configuration may claim any amount of memory
             outline = _assembled(data, flow, network, predictor)
         refuse_other_weights(outline.predictor, weights)
         model = _assembled(data, flow, network, predictor)
@@ -443,16 +447,15 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _operations(weights: Path) -> int:
-    """Return how many tensor operations the outline of a file's module may take, by the size of the file's header."""
+def _tensors(weights: Path) -> int:
+    """Return more than the number of tensors that a file can hold, by the size of its header."""
     try:
         with weights.open("rb") as file:
             stated = int.from_bytes(file.read(8), "little")
             size = weights.stat().st_size
     except OSError:
-        return 10_000  # that the file cannot be read is said when its header is
-    # A header has more than 50 bytes a tensor, and a tensor is made by fewer operations.
-    return 10_000 + min(stated, size)
+        return 1000  # that the file cannot be read is said when its header is
+    return 1000 + min(stated, size) // 50  # a name, a type, a shape and a place are more than 50 bytes
 
 
 def _times(content: Any, path: Path) -> dict[str, dict[int, tuple[float, ...]]]:

@@ -18,16 +18,16 @@ _SMALL = 2**22
 
 
 @contextmanager
-def outlined(operations: int) -> Iterator[None]:
+def outlined(tensors: int) -> Iterator[None]:
     """Build modules within this without memory, without draws, and without torch's compiler.
 
     Args:
-        operations: How many tensor operations may be spent: a file may claim any number of layers.
+        tensors: How many may be made: a file may claim any number of layers.
 
     Raises:
-        ArgumentError: More were needed.
+        ArgumentError: More were to be made.
     """
-    with torch.device("meta"), _Outline(operations):
+    with torch.device("meta"), _Outline(tensors):
         yield
 
 
@@ -37,9 +37,9 @@ class _Outline(TorchFunctionMode):
     Torch's arithmetic on meta tensors is written in Python and imports its compiler, which takes seconds.
     """
 
-    def __init__(self, operations: int) -> None:
+    def __init__(self, tensors: int) -> None:
         super().__init__()
-        self.left = operations
+        self.left = tensors
 
     def __torch_function__(
         self,
@@ -48,10 +48,11 @@ class _Outline(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        self.left -= 1
-        if self.left < 0:
-            raise ArgumentError("another architecture: the model has many more layers than there are weights")
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
+        if name == "empty" or name in _TABLES:  # no other call may fail here, as leaving no_grad is one, too
+            self.left -= 1
+            if self.left < 0:
+                raise ArgumentError("another architecture: the model has many more layers than there are weights")
         if name in _FILLS:
             filled = args[0] if args else kwargs.get("tensor")
             if isinstance(filled, Tensor) and filled.is_meta:

@@ -55,7 +55,7 @@ _BASES: dict[str, type[Any]] = {
     "networks": nn.Module,
     "predictors": Predictor,
 }
-"""What an installed package's class must derive from; kinds of data are checked by those who read them."""
+"""What an installed package's class must derive from."""
 
 _TOLD = {"networks": ("outputs", "reads_end"), "predictors": ("network", "flow")}
 """Parameters of a constructor that are no settings: the model gives them."""
@@ -130,7 +130,7 @@ def restore(group: str, value: Any, where: str) -> Any:
     """
     try:
         return make(group, value)
-    except ArgumentError as error:
+    except (ArgumentError, RecursionError) as error:
         raise CheckpointError(f"{where}: {error}") from error
 
 
@@ -165,7 +165,7 @@ def word(thing: Any) -> str:
     words = []
     for kind in found:
         usual = _usual(group, kind) if group else {}
-        changed = {name: own.get(name) for name in {**usual, **own} if usual.get(name) != own.get(name)}
+        changed = {name: own.get(name) for name in {**own, **usual} if usual.get(name) != own.get(name)}
         words.append((len(changed), -_agree(found[kind], own), kind, changed))
     *_, kind, changed = min(words, key=lambda found: found[:2])
     return kind + ":" * bool(changed) + ",".join(f"{name}={_text(value)}" for name, value in changed.items())
@@ -194,6 +194,8 @@ def class_of(group: str, kind: str) -> type[Any]:
     """
     found = names.find(group, kind).load()
     base = _BASES.get(group)
+    if group == "kinds":
+        from proxflow.data.kinds import Kind as base  # noqa: N813 - using the library loads no data before a model needs it
     if base is not None and not issubclass(found, base):
         raise ArgumentError(f"{kind} of the {group} is {found.__name__}, which does not derive from {base.__name__}")
     return found
