@@ -422,7 +422,7 @@ def load(source: str | Path = "mnist", device: torch.device | str = "cpu") -> Mo
     except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {str(error).partition(chr(10))[0]}") from error
     load_weights(model.predictor, weights)
     model.predictor.eval().to(device)
     return replace(model, provenance=content["provenance"], times=times)

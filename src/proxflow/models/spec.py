@@ -305,7 +305,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     expected = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text"}.get(hint)
     if expected is None:
         raise ArgumentError(f"{where} cannot be named or held by a file, as a function cannot: give it in Python")
-    if hint is float or type(value) is not hint:
+    if hint is float or type(value) is not hint or (hint is int and not abs(value) < 2**63):
         raise ArgumentError(f"{where} is {expected}, got {value!r:.80}")
     return value
 
