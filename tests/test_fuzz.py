@@ -24,11 +24,13 @@ from safetensors.torch import save
 
 from proxflow import data, models
 from proxflow.cli import commands, main
-from proxflow.config import ModelConfig, TrainingConfig, from_dict
+from proxflow.config import TrainingConfig, from_dict
 from proxflow.data import image_files as imagefiles
 from proxflow.data.idx import read_idx
 from proxflow.data.kinds import kind_of_source
 from proxflow.errors import ProxflowError
+from proxflow.models import spec
+from proxflow.names import BUILT_IN
 from proxflow.runtime.checkpoints import Checkpoint, Checkpoints, read_tensors
 from proxflow.runtime.processes import Processes
 
@@ -161,8 +163,8 @@ def test_safetensors_files(tmp_path):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    built = models.build(ModelConfig(channels=8, multipliers=(1,), patch=4), (1, 8, 8))
-    models.save(folder, built, built.predictor.state_dict(), {"steps": 3})
+    built = models.build((1, 8, 8), network="unet:channels=8,multipliers=1,patch=4")
+    models.save(folder, built, provenance={"steps": 3})
     return folder
 
 
@@ -195,21 +197,58 @@ VALUES = st.recursive(
 
 
 @settings(max_examples=700 * TIMES)
-@given(st.sampled_from([ModelConfig, TrainingConfig]), st.data())
-def test_configurations(kind, draw):
-    names = st.sampled_from(sorted(kind.__dataclass_fields__)) | st.text(max_size=8)
+@given(st.data())
+def test_training_configurations(draw):
+    names = st.sampled_from(sorted(TrainingConfig.__dataclass_fields__)) | st.text(max_size=8)
     values = draw.draw(st.dictionaries(names, VALUES, max_size=4) | VALUES)
     with suppress(ProxflowError):
-        assert isinstance(from_dict(kind, values, "x.json"), kind)
+        assert isinstance(from_dict(TrainingConfig, values, "x.json"), TrainingConfig)
+
+
+NAMED = [(group, kind) for group, found in BUILT_IN.items() for kind in found]
+
+
+@settings(max_examples=700 * TIMES)
+@given(st.sampled_from(NAMED), st.data())
+def test_specifications(named, draw):
+    group, kind = named
+    names = st.sampled_from([*spec.fields(group, kind), "kind"]) | st.text(max_size=8)
+    values = draw.draw(
+        st.dictionaries(names, VALUES | st.sampled_from([{"kind": kind} for _, kind in NAMED]), max_size=4)
+    )
+    with suppress(ProxflowError):
+        made = spec.restore(group, {"kind": kind, **values}, "x.json")
+        assert spec.describe(spec.restore(group, spec.describe(made), "x.json")) == spec.describe(made)
+
+
+@settings(max_examples=700 * TIMES)
+@given(st.sampled_from(NAMED), st.data())
+def test_words(named, draw):
+    group, kind = named
+    some = [*spec.fields(group, kind), *",=:()[]", "1", "0.5", "none", "w2", "linear", kind]
+    piece = st.sampled_from(some) | st.text(max_size=3)
+    text = draw.draw(st.sampled_from(["", f"{kind}:"])) + "".join(draw.draw(st.lists(piece, max_size=8)))
+    with suppress(ProxflowError):
+        made = spec.parse(group, text)
+        assert spec.describe(spec.parse(group, spec.word(made))) == spec.describe(made)
 
 
 @settings(max_examples=400 * TIMES)
-@given(st.dictionaries(st.sampled_from(["format", "model", "shape", "provenance", "x"]), VALUES, max_size=5))
+@given(
+    st.dictionaries(
+        st.sampled_from(["format", "flow", "network", "predictor", "data", "model", "shape", "provenance", "times"]),
+        VALUES,
+        max_size=5,
+    )
+)
 def test_model_configurations(model, values):
     folder = model.with_name("fuzzed")
     folder.mkdir(exist_ok=True)
     (folder / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
-    content = {**json.loads((model / "config.json").read_text()), **values}
+    content = json.loads((model / "config.json").read_text())
+    for name, value in values.items():  # in the place of a part, or of some of its settings
+        held = content.get(name)
+        content[name] = {**held, **value} if isinstance(held, dict) and isinstance(value, dict) else value
     (folder / "config.json").write_text(json.dumps(content))
     with suppress(ProxflowError):
         assert isinstance(models.load(folder), models.Model)

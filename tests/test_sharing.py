@@ -2,13 +2,15 @@
 
 import json
 import pickle
+from dataclasses import replace
+from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from proxflow import ModelConfig, models
+from proxflow import models
 from proxflow.errors import CheckpointError, OutputError
 from proxflow.models import Model
 
@@ -20,15 +22,14 @@ RESULT = {
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    built = models.build(ModelConfig(channels=8, multipliers=(1,), patch=4), (1, 8, 12))
+    built = models.build((1, 8, 12), network="unet:channels=8,multipliers=1,patch=4", seed=0)
     provenance = {
         "data": "90 images of flowers",
         "steps": 70,
         "training": {"seed": 3, "steps": 70},
         "versions": {"torch": "2"},
     }
-    return Model(built.config, built.shape, built.flow, built.predictor, provenance)
+    return replace(built, provenance=provenance)
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_a_folder_holds_all_of_a_model_and_needs_no_network(model, tmp_path, no_
     model.save_pretrained(tmp_path / "m", results=[RESULT])
     assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["README.md", "config.json", "model.safetensors"]
     loaded = Model.from_pretrained(tmp_path / "m")
-    assert (loaded.config, loaded.shape, loaded.provenance) == (model.config, model.shape, model.provenance)
+    assert (loaded.spec, loaded.shape, loaded.provenance) == (model.spec, model.shape, model.provenance)
     for name, value in model.predictor.state_dict().items():
         assert torch.equal(value, loaded.predictor.state_dict()[name])
     assert Model.from_pretrained("mnist").shape == (1, 28, 28)
@@ -54,7 +55,15 @@ def test_the_card_says_what_and_how(model, tmp_path):
     model.save_pretrained(tmp_path, results=[RESULT, {**RESULT, "nfe": 5, "frechet": 4.5, "precision": None}])
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("---\nlibrary_name: proxflow\n")
-    for said in ("gpfn-w2", "8 × 12", "90 images of flowers", "steps: 70", "seed: 3", "torch: 2", "channels 8"):
+    for said in (
+        "gpfn-w2",
+        "images of shape 1 × 8 × 12",
+        "90 images of flowers",
+        "steps: 70",
+        "seed: 3",
+        "torch: 2",
+        "unet:channels=8",
+    ):
         assert said in text
     assert "| multistep2 | 20 | 0 | 3.25 | 0.5 |" in text
     assert "| multistep2 | 5 | 0 | 4.5 | – |" in text
@@ -114,8 +123,8 @@ def test_upload(model, monkeypatch):
         def upload_folder(self, *, repo_id, folder_path, commit_message, allow_patterns):
             if repo_id == "me/refused":
                 raise OSError("the Hub says no")
-            found = json.loads((models.Path(folder_path) / "config.json").read_text())
-            assert found["shape"] == [1, 8, 12]
+            found = json.loads((Path(folder_path) / "config.json").read_text())
+            assert found["data"]["shape"] == [1, 8, 12]
             return f"https://hub/{repo_id}"
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
@@ -127,23 +136,35 @@ def test_upload(model, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"channels": 16}, r"another architecture: 'network.* is \(.*8.*the model's is \(.*16"),
-        ({"blocks": 2}, "another architecture: it lacks 'network"),
-        ({"multipliers": [1, 2]}, "another architecture: "),
-        ({"channels": 4097}, "channels must be at most 4096, got 4097"),
-        ({"channels": 4096, "multipliers": [64, 64, 64]}, "another architecture: "),  # without taking the memory
-        ({"blocks": 10**9}, "blocks must be at most 64"),
-        ({"multipliers": [1] * 9}, "at most 8 levels"),
-        ({"sigma1": 0.0}, "sigma1 must be positive"),
+        ({"network": {"channels": 16}}, r"another architecture: 'network.* is \(.*8.*the model's is \(.*16"),
+        ({"network": {"blocks": 2}}, "another architecture: it lacks 'network"),
+        ({"network": {"multipliers": [1, 2]}}, "another architecture: "),
+        # Without taking the memory, or the time, that is claimed:
+        ({"network": {"channels": 2**20}}, "another architecture: "),
+        ({"network": {"channels": 4096, "multipliers": [64, 64, 64]}}, "another architecture: "),
+        ({"network": {"blocks": 10**9}}, "another architecture: the model has many more layers than there are weights"),
+        ({"network": {"multipliers": [1] * 10**5}}, "another architecture: the model has many more layers"),
+        ({"network": {"patch": 10**12}}, "config.json: "),
+        ({"network": {"channels": 10**30}}, "config.json: "),
+        ({"data": {"shape": [10**6, 10**6, 1]}}, "larger than any use"),
+        (
+            {"flow": {"schedule": {"kind": "linear", "final": 0.0}}},
+            r"flow: gpfn: schedule: linear: final must lie in \(0, 1\]",
+        ),
+        ({"flow": {"sigma1": 0.3}}, "flow: gpfn has no setting 'sigma1'"),
+        ({"predictor": {"kind": "banana"}}, "predictor: no predictor is called 'banana'"),
+        ({"colour": {}}, "unknown field 'colour'"),
     ],
 )
-def test_weights_of_another_architecture_are_refused(model, tmp_path, change, message):
+def test_what_does_not_fit_the_weights_or_means_nothing_is_refused(model, tmp_path, change, message):
     model.save_pretrained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
-    content["model"].update(change)
+    for part, settings in change.items():
+        content.setdefault(part, {}).update(settings)
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=message):
         models.load(tmp_path)
+    assert torch.is_grad_enabled()
 
 
 def test_weights_with_one_more_tensor_are_refused(model, tmp_path):

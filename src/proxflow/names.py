@@ -8,6 +8,8 @@ or ``proxflow.kinds``, whose value is ``module:Class``. A file may hold names al
 from __future__ import annotations
 
 import difflib
+import inspect
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,6 +21,19 @@ from proxflow.errors import ArgumentError
 OPEN = ("divergences", "samplers", "networks", "kinds")
 """Groups that installed packages may add names to, by entry points of the group ``proxflow.GROUP``."""
 
+_BROKEN = (
+    ImportError,
+    AttributeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    OSError,
+    NameError,
+)
+"""What importing another package's module may raise."""
+
 
 @dataclass(frozen=True)
 class Name:
@@ -26,79 +41,223 @@ class Name:
 
     Args:
         target: ``module:Class`` in this package, or of an entry point.
-        line: What it is, in one line; of an entry point the first line of the class's docstring, read when it is loaded.
-        settings: Fields of the class that the name fixes to other values than their defaults: a preset.
+        line: What it is, in one line; empty for an entry point, whose class says it (:meth:`says`).
+        settings: Fields of the class that the name fixes to other values than their defaults: a preset. Parts are nested,
+            ``{"kind": name, …}``, as in a model file.
+        predictor: Of a flow, the predictor that a model gets with it if none is named, in the same form.
         package: The package that added it; this one where empty.
     """
 
     target: str
     line: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    predictor: Mapping[str, Any] = field(default_factory=dict)
     package: str = ""
 
-    def load(self) -> Any:
+    def load(self) -> type[Any]:
         """Import the class.
 
         Raises:
-            ArgumentError: It is another package's and cannot be imported; the message names the package.
+            ArgumentError: It is another package's and cannot be imported, or is no class; the message names the package.
         """
         module, _, attribute = self.target.partition(":")
         if not self.package:
-            return getattr(import_module(module), attribute)
+            built_in: type[Any] = getattr(import_module(module), attribute)
+            return built_in
         try:
-            return getattr(import_module(module), attribute)
-        except (ImportError, AttributeError, SyntaxError, TypeError, ValueError, RuntimeError, OSError) as error:
+            found = import_module(module)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except _BROKEN as error:
             raise ArgumentError(
-                f"{self.target}, which the package {self.package} adds, cannot be imported: {error}"
+                f"{self.target}, which the package {self.package} adds, cannot be imported: "
+                f"{type(error).__name__}: {error}"
             ) from error
+        if not isinstance(found, type):
+            raise ArgumentError(f"{self.target}, which the package {self.package} adds, is no class: {found!r:.80}")
+        return found
 
+    def says(self) -> str:
+        """Return what it is in one line: of an entry point that of its class's docstring, or why it cannot be imported."""
+        if self.line or not self.package:
+            return self.line
+        try:
+            text = inspect.getdoc(self.load()) or ""
+        except ArgumentError as error:
+            return str(error)
+        return f"{text.partition(chr(10))[0]} ({self.package})".lstrip()
+
+
+def _preset(name: str) -> dict[str, Any]:
+    return {"divergence": {"kind": name}}
+
+
+_SCHEDULES = {
+    "linear": Name("proxflow.paths:Linear", "τ(t) = final · t"),
+    "cosine": Name("proxflow.paths:Cosine", "τ(t) = sin²(πt/2): slow at both ends"),
+    "shifted": Name("proxflow.paths:Shifted", "linear with its log-odds shifted, as in large image models"),
+}
 
 BUILT_IN: dict[str, dict[str, Name]] = {
+    "flows": {
+        "gpfn": Name("proxflow.flows:GPFN", "General Proximal Flow Network: proximal steps of any divergence"),
+        "gpfn-w2": Name("proxflow.flows:GPFN", "gpfn with Wasserstein-2: rectified flow", _preset("w2")),
+        "gpfn-kl": Name("proxflow.flows:GPFN", "gpfn with KL: precisions mix", _preset("kl")),
+        "gpfn-reverse-kl": Name("proxflow.flows:GPFN", "gpfn with reverse KL: moments mix", _preset("reverse-kl")),
+        "gpfn-fisher-rao": Name(
+            "proxflow.flows:GPFN", "gpfn with Fisher–Rao: geodesics of the Fisher information", _preset("fisher-rao")
+        ),
+        "bfn": Name(
+            "proxflow.flows:BFN",
+            "Bayesian Flow Network of real numbers, as its reference has it: it predicts noise",
+            predictor={"kind": "point", "parameterisation": "epsilon", "clip_in_training": True},
+        ),
+        "bfn-tuned": Name(
+            "proxflow.flows:BFN",
+            "Bayesian Flow Network with a σ₁ suited to MNIST, which predicts data",
+            {"sigma1": 0.7},
+        ),
+        "bfn-discretised": Name(
+            "proxflow.flows:DiscretisedBFN", "Bayesian Flow Network of real numbers that come in equal bins"
+        ),
+        "bfn-discrete": Name("proxflow.flows:DiscreteBFN", "Bayesian Flow Network of classes"),
+        "diffusion": Name("proxflow.flows:Diffusion", "diffusion on a Gaussian path, from noise to data"),
+    },
     "divergences": {
         "w2": Name("proxflow.divergences:Wasserstein2", "Wasserstein-2: straight lines; rectified flow"),
         "kl": Name("proxflow.divergences:KL", "Kullback–Leibler, D(p ‖ ·): precisions mix"),
         "reverse-kl": Name("proxflow.divergences:ReverseKL", "reverse Kullback–Leibler, D(· ‖ p): moments mix"),
         "fisher-rao": Name("proxflow.divergences:FisherRao", "Fisher–Rao: geodesics of the Fisher information"),
+        "jeffreys": Name("proxflow.divergences:Jeffreys", "Jeffreys: the sum of KL and its reverse"),
+        "hellinger": Name("proxflow.divergences:HellingerSquared", "squared Hellinger distance"),
+        "chi-squared": Name("proxflow.divergences:ChiSquared", "Pearson's χ²"),
+        "reverse-chi-squared": Name("proxflow.divergences:ReverseChiSquared", "χ² with its arguments exchanged"),
+        "alpha": Name("proxflow.divergences:Alpha", "Amari's α-divergences, between KL and its reverse"),
+        "renyi": Name("proxflow.divergences:Renyi", "Rényi divergence of an order"),
+        "mmd": Name("proxflow.divergences:MMD", "squared maximum mean discrepancy of a kernel"),
+        "energy-distance": Name("proxflow.divergences:EnergyDistance", "energy distance"),
+        "sinkhorn": Name("proxflow.divergences:SinkhornDivergence", "Sinkhorn divergence: transport with entropy ε"),
+        "anisotropic-w2": Name(
+            "proxflow.divergences:AnisotropicWasserstein2", "Wasserstein-2 under a ground metric, steps toward plain W2"
+        ),
+        "discrete-w2": Name("proxflow.divergences:DiscreteWasserstein2", "Wasserstein-2 of categories at given points"),
+        "mixture-w2": Name("proxflow.divergences:MixtureWasserstein2", "Wasserstein-2 of Gaussian mixtures"),
+        "per-part": Name("proxflow.divergences:PerPart", "a divergence for each part of mixed data"),
     },
-    "schedules": {
-        "linear": Name("proxflow.paths:Linear", "τ(t) = final · t"),
-        "cosine": Name("proxflow.paths:Cosine", "τ(t) = sin²(πt/2): slow at both ends"),
-        "shifted": Name("proxflow.paths:Shifted", "linear with its log-odds shifted, as in large image models"),
+    "metrics": {
+        "coordinate": Name("proxflow.divergences:CoordinateMetric", "a weight for each coordinate"),
+        "frequency": Name("proxflow.divergences:FrequencyMetric", "a weight for each spatial frequency of images"),
     },
-    "kinds": {
-        "image": Name("proxflow.data.kinds.image:Image", "images: MNIST, folders of pictures or IDX files, .npz"),
-        "vector": Name("proxflow.data.kinds.vector:Vector", "rows of real numbers: .npy, .npz, .csv"),
+    "schedules": _SCHEDULES,
+    "paths": {
+        "variance-preserving": Name("proxflow.paths:VariancePreserving", "a² + b² = 1, as diffusion models have it"),
+        **_SCHEDULES,
+    },
+    "endpoints": {
+        "gaussian": Name("proxflow.flows:GaussianEndpoints", "real numbers, from standard normal means"),
+        "categorical": Name("proxflow.flows:CategoricalEndpoints", "classes, from uniformly drawn probabilities"),
+        "product": Name("proxflow.flows:ProductEndpoints", "mixed data: endpoints for each group of columns"),
+    },
+    "couplings": {
+        "ot": Name("proxflow.couplings:MinibatchOT", "prior draws and data that are near together within a batch"),
+        "reflow": Name(
+            "proxflow.couplings:Reflowed", "the pairs that a trained model makes, as the command reflow does"
+        ),
+    },
+    "solvers": {
+        "newton": Name("proxflow.solvers:NewtonSolver", "Newton's method"),
+        "quasi-newton": Name("proxflow.solvers:QuasiNewtonSolver", "limited-memory BFGS"),
+        "moment": Name("proxflow.solvers.renyi:MomentSolver", "the moments of Rényi steps of order below 1"),
     },
     "networks": {
-        "unet": Name("proxflow.nn:UNet", "U-Net for pictures"),
-        "mlp": Name("proxflow.nn:MLP", "multilayer perceptron for rows of numbers"),
+        "unet": Name("proxflow.nn:UNet", "U-Net for images", {"blocks": 1, "patch": 2}),
+        "mlp": Name("proxflow.nn:MLP", "multilayer perceptron for vectors and small events"),
+    },
+    "predictors": {
+        "point": Name("proxflow.predictors:PointPredictor", "the data's mean given the belief"),
+        "long-step": Name(
+            "proxflow.predictors:LongStepPredictor", "where many small steps would lead, for few evaluations"
+        ),
+        "draw": Name("proxflow.predictors:DrawPredictor", "draws of what the data may be, for few evaluations"),
+        "classes": Name("proxflow.predictors:ClassPredictor", "probabilities of classes"),
+        "binned": Name("proxflow.predictors:BinnedPredictor", "probabilities of bins"),
+        "product": Name("proxflow.predictors:ProductPredictor", "every part of mixed data at once"),
+    },
+    "samplers": {
+        "deterministic": Name("proxflow.samplers:Deterministic", "proximal steps toward the prediction"),
+        "stochastic": Name(
+            "proxflow.samplers:Stochastic", "proximal steps toward noisy messages around the prediction"
+        ),
+        "marginal": Name("proxflow.samplers:Marginal", "fresh noise that keeps the law at each time; DDPM"),
+        "multistep2": Name("proxflow.samplers:Multistep", "second order from two predictions", {"order": 2}),
+        "multistep3": Name("proxflow.samplers:Multistep", "third order from three predictions", {"order": 3}),
+        "unipc": Name("proxflow.samplers:Multistep", "second order with a corrector", {"order": 2, "corrected": True}),
+        "midpoint": Name("proxflow.samplers:Midpoint", "second order, two evaluations a step"),
+        "bfn-solver1": Name("proxflow.samplers:BFNSolver", "BFN-Solver of first order", {"order": 1}),
+        "bfn-solver2": Name("proxflow.samplers:BFNSolver", "BFN-Solver of second order", {"order": 2}),
+        "sde-bfn-solver1": Name(
+            "proxflow.samplers:BFNSolver", "BFN-Solver of first order with noise", {"order": 1, "kappa": 1.0}
+        ),
+        "sde-bfn-solver2": Name(
+            "proxflow.samplers:BFNSolver", "BFN-Solver of second order with noise", {"order": 2, "kappa": 1.0}
+        ),
+    },
+    "kinds": {
+        "image": Name("proxflow.data.kinds.image:Image", "images: picture folders, IDX files, arrays"),
+        "vector": Name("proxflow.data.kinds.vector:Vector", "rows of real numbers: .npy, .npz, .csv"),
     },
 }
 """The library's own names by group."""
 
 
 @cache
-def added(group: str) -> dict[str, Name]:
-    """Names that installed packages add to a group; one that stands here already is left out."""
-    if group not in OPEN:
-        return {}
+def _scan(group: str) -> tuple[dict[str, Name], tuple[str, ...]]:
+    """Return the names that installed packages add to a group, and a sentence for each that is not taken."""
     from importlib.metadata import entry_points
 
     found: dict[str, Name] = {}
+    clashes = []
     for point in entry_points(group=f"proxflow.{group}"):
-        package = point.dist.name if point.dist is not None else "an installed package"
-        if point.name not in BUILT_IN[group]:
-            found.setdefault(point.name, Name(point.value, package=package))
-    return found
+        added_by = point.dist.name if point.dist is not None else "an installed package"
+        new = Name(point.value, package=added_by)
+        if point.name in BUILT_IN[group]:
+            owner = "proxflow"
+        elif point.name not in found:
+            found[point.name] = new
+            continue
+        elif found[point.name] == new:  # the same package, found by two ways
+            continue
+        else:
+            owner = found[point.name].package
+        clashes.append(
+            f"the packages {owner} and {added_by} both call one of the {group} {point.name!r}: that of {owner} is taken, "
+            f"rename or remove the other"
+        )
+    for clash in clashes:
+        warnings.warn(clash, stacklevel=2)
+    return found, tuple(clashes)
+
+
+def added(group: str) -> dict[str, Name]:
+    """Return the names that installed packages add to a group.
+
+    Of two with one name the first stands, and the library's own before all; a warning names both packages.
+    """
+    return _scan(group)[0] if group in OPEN else {}
+
+
+def clashes(group: str) -> tuple[str, ...]:
+    """Return a sentence for each name of a group that two packages claim."""
+    return _scan(group)[1] if group in OPEN else ()
 
 
 def known(group: str) -> dict[str, Name]:
-    """All names of a group, the library's own first."""
+    """Return all names of a group, the library's own first."""
     return {**BUILT_IN[group], **added(group)}
 
 
 def find(group: str, name: str) -> Name:
-    """The entry of a name.
+    """Return the entry of a name.
 
     Raises:
         ArgumentError: There is none; the message lists near names and says where names come from.
@@ -112,3 +271,22 @@ def find(group: str, name: str) -> Name:
     raise ArgumentError(
         f"no {group.removesuffix('s')} is called {name!r:.80}: {hint} (proxflow list {group} shows all{origin})"
     )
+
+
+def names_of(found: type[Any]) -> list[tuple[str, str, Name]]:
+    """Return every (group, name, entry) that stands for a class; none for a class without a name."""
+    own = [
+        (group, name, entry)
+        for group, names in BUILT_IN.items()
+        for name, entry in names.items()
+        if entry.target.endswith(f":{found.__qualname__}") and entry.load() is found
+    ]
+    return own or [(group, name, entry) for group in OPEN for name, entry in added(group).items() if _is(entry, found)]
+
+
+def _is(entry: Name, found: type[Any]) -> bool:
+    """Return whether an entry stands for a class; ``False`` where it cannot be imported."""
+    try:
+        return entry.load() is found
+    except ArgumentError:
+        return False

@@ -1,5 +1,21 @@
-"""Models: a flow with its trained predictor, on disk and in memory."""
+"""Models: a flow with its trained predictor and the kind of its data, in memory and on disk."""
 
-from proxflow.models.model import FORMAT, SHIPPED, Model, build, card, load, save, shipped_models, unet
+from proxflow.models.card import card
+from proxflow.models.model import FORMAT, SHIPPED, Model, build, load, save, shipped_models
+from proxflow.models.spec import Part, describe, parse, restore, word
 
-__all__ = ["FORMAT", "SHIPPED", "Model", "build", "card", "load", "save", "shipped_models", "unet"]
+__all__ = [
+    "FORMAT",
+    "SHIPPED",
+    "Model",
+    "Part",
+    "build",
+    "card",
+    "describe",
+    "load",
+    "parse",
+    "restore",
+    "save",
+    "shipped_models",
+    "word",
+]

@@ -1,57 +1,160 @@
-"""Models on disk: a folder with ``config.json`` and ``model.safetensors``, or the name of one that is shipped."""
+"""Models: a flow with its trained predictor and the kind of its data, in memory and as a folder.
+
+A folder holds ``config.json``, which describes flow, network, predictor and kind of data by name
+(:mod:`proxflow.models.spec`), and ``model.safetensors``, the weights.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from proxflow.config import ModelConfig, SamplerName, from_dict, to_dict
-from proxflow.couplings import Coupling, MinibatchOT, Reflowed
-from proxflow.divergences import KL, FisherRao, ReverseKL, Wasserstein2
+from proxflow import names
+from proxflow.config import TrainingConfig, to_dict
 from proxflow.errors import ArgumentError, CheckpointError, OutputError
-from proxflow.flows import BFN, GPFN, Flow
+from proxflow.flows import Flow
+from proxflow.models import format1, spec
+from proxflow.models.card import card
+from proxflow.models.outline import outlined
+from proxflow.models.spec import Part
 from proxflow.nn import UNet
-from proxflow.paths import Linear
-from proxflow.predictors import DrawPredictor, LongStepPredictor, PointPredictor, Predictor
+from proxflow.predictors import Predictor
 from proxflow.runtime.checkpoints import load_weights, refuse_other_weights, write_tensors
 from proxflow.runtime.files import read_json, writable_folder, write_json, write_text
+from proxflow.samplers import Sampler, default_sampler, sample
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from proxflow.data.kinds import Kind
+    from proxflow.examples import Condition, Examples
+
+FORMAT = 2
 SHIPPED = Path(__file__).parent.parent / "weights"
 
 
 @dataclass(frozen=True)
 class Model:
-    """A predictor with the flow it belongs to and the shape of its events.
+    """A predictor with the flow it belongs to and the kind of data it is about.
 
     Args:
-        config: What it was built from.
-        shape: Shape of an event: (channels, height, width).
         flow: Where beliefs start and how they move.
+        network: What the predictor's network was built from.
         predictor: The network with its parameterisation.
+        data: Kind of the data: their shape, and how they are read, encoded and written.
         provenance: How its weights were got, as they were saved with them.
         times: By sampler and number of evaluations, the times of evaluations that suit these weights, as
-            :func:`proxflow.optimise_times` finds them: ``proxflow.sample(..., times=model.times_of("multistep2", 4))``.
+            :func:`proxflow.optimise_times` finds them.
     """
 
-    config: ModelConfig
-    shape: tuple[int, ...]
     flow: Flow[Any]
+    network: Part
     predictor: Predictor
+    data: Kind
     provenance: dict[str, Any] = field(default_factory=dict)
     times: Mapping[str, Mapping[int, Sequence[float]]] = field(default_factory=dict)
 
-    def times_of(self, sampler: str, steps: int) -> Sequence[float] | None:
-        """Its times for a sampler and number of evaluations; ``None``, the sampler's own, where none were found."""
-        return self.times.get(sampler, {}).get(steps)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of an event, as networks take it."""
+        return self.data.shape
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What it was built from, as JSON values: flow, network, predictor and data.
+
+        Raises:
+            ArgumentError: A part of it has no name, so no file can hold it.
+        """
+        parts = {"flow": self.flow, "network": self.network, "predictor": self.predictor, "data": self.data}
+        return {name: spec.describe(part) for name, part in parts.items()}
+
+    def times_of(self, sampler: str | Sampler | None, nfe: int) -> Sequence[float] | None:
+        """Return its times for a sampler and number of evaluations; ``None``, the sampler's own, where none were found.
+
+        Args:
+            sampler: Name of a sampler, or a sampler; ``None`` for that of :func:`proxflow.samplers.default_sampler`.
+            nfe: Network evaluations a sample.
+        """
+        if sampler is None:
+            sampler = default_sampler(self.predictor, self.flow)
+        if not isinstance(sampler, str):
+            sampler = next((name for name in self.times if spec.parse("samplers", name) == sampler), "")
+        return self.times.get(sampler, {}).get(nfe)
+
+    def sample(
+        self,
+        number: int,
+        *,
+        nfe: int = 20,
+        sampler: Sampler | str | None = None,
+        seed: int = 0,
+        condition: Condition | None = None,
+        start: Tensor | None = None,
+        times: Sequence[float] | None = None,
+        decode: bool = True,
+        **settings: Any,
+    ) -> Tensor:
+        """Draw samples; each depends on the seed, its index and what it is given alone.
+
+        Args:
+            number: How many.
+            nfe: Network evaluations spent on each sample.
+            sampler: A sampler, or a word for one, as ``multistep2``; ``None`` takes the one that suits the predictor.
+            seed: Seed of the samples.
+            condition: What the predictions are conditioned on, one row a sample, for networks that read it.
+            start: Prior draws to begin from, (number, *shape); ``None`` draws them.
+            times: Times of the evaluations, increasing from 0; ``None`` takes the model's own for this sampler and number of
+                evaluations, and where it has none the sampler's.
+            decode: Whether samples come in the data's own form and units, as uint8 for images, or as networks see them.
+            **settings: Further ones of :func:`proxflow.sample`, as ``batch_size``.
+
+        Raises:
+            ArgumentError: As :func:`proxflow.sample`; an unknown sampler.
+        """
+        chosen = default_sampler(self.predictor, self.flow) if sampler is None else sampler
+        times = self.times_of(chosen, nfe) if times is None else times
+        chosen = spec.parse("samplers", chosen) if isinstance(chosen, str) else chosen
+        shape = (number, *self.shape)
+        samples = sample(
+            self.predictor, self.flow, shape, nfe=nfe, sampler=chosen, seed=seed, condition=condition, start=start,
+            times=times, **settings,
+        )  # fmt: skip
+        return self.data.decode(samples) if decode else samples
+
+    def fit(self, data: Tensor | Examples, config: TrainingConfig | None = None, **settings: Any) -> Model:
+        """Train on data by the loss that suits flow and predictor, and return the model with averaged weights.
+
+        This model's predictor is trained in place, and keeps its last weights.
+
+        Args:
+            data: Examples in the data's own form, as uint8 images, alone or with conditions (:class:`proxflow.Examples`).
+            config: How to train; ``None`` makes it of the settings that it has, as ``steps=1000``.
+            **settings: Further ones of :func:`proxflow.fit`, as ``device`` and ``folder``.
+
+        Raises:
+            ArgumentError: As :func:`proxflow.fit`; a configuration and settings of one.
+        """
+        from proxflow.training.fit import fit  # training stands above models; this is for convenience
+        from proxflow.training.recipes import lesson
+
+        known = inspect.signature(TrainingConfig).parameters
+        own = {name: settings.pop(name) for name in known if name in settings}
+        if config is not None and own:
+            raise ArgumentError(f"{', '.join(own)} belongs to the configuration, and one is given: set it there")
+        config = config or TrainingConfig(**own)
+        objective = lesson("flow", self).objective
+        result = fit(self.predictor, objective, data, config, encode=self.data.encode, **settings)
+        told = {"data": f"{len(data)} {self.data.examples_word}", "steps": config.steps, "training": to_dict(config)}
+        return replace(self, predictor=cast(Predictor, result.predictor), provenance=told, times={})
 
     def save_pretrained(self, save_directory: str | Path, *, results: Sequence[dict[str, Any]] = ()) -> None:
         """Write weights, configuration and a model card (README.md) into a folder.
@@ -64,7 +167,7 @@ class Model:
             OutputError: It cannot be written.
         """
         folder = Path(save_directory)
-        save(folder, self, self.predictor.state_dict(), self.provenance)
+        save(folder, self)
         write_text(folder / "README.md", card(self, results))
 
     @classmethod
@@ -116,7 +219,7 @@ class Model:
         commit_message: str = "Upload a proxflow model",
         results: Sequence[dict[str, Any]] = (),
     ) -> str:
-        """Upload weights, configuration and model card to the Hugging Face Hub; gives the address of the commit.
+        """Upload weights, configuration and model card to the Hugging Face Hub, and return the address of the commit.
 
         Raises:
             ArgumentError: huggingface_hub is not installed.
@@ -136,70 +239,141 @@ class Model:
         return str(commit)
 
 
-def build(config: ModelConfig, shape: tuple[int, ...]) -> Model:
-    """Build an untrained model for images of the given shape (channels, height, width), with values in [-1, 1].
+def build(
+    data: Kind | Tensor | Examples | Sequence[int],
+    *,
+    flow: Flow[Any] | str | None = None,
+    network: Part | str | None = None,
+    predictor: Part | str | None = None,
+    seed: int | None = None,
+) -> Model:
+    """Build an untrained model.
 
-    Initial weights come from torch's global generator: seed it first.
+    Args:
+        data: Kind of the data; or examples of them, or the shape of one: (channels, height, width) for images with values in
+            [-1, 1] when encoded, (columns,) for rows of numbers of mean 0 and variance 1.
+        flow: A flow, or a word for one, as ``gpfn-w2`` or ``bfn:sigma1=0.3``; ``None`` takes the default of the data.
+        network: A network, as ``unet:channels=64``, likewise.
+        predictor: A predictor, as ``point:parameterisation=v``; ``None`` takes the one that belongs to the flow's word or to
+            its beliefs, or else the default of the data.
+        seed: Of the initial weights; ``None`` draws them from torch's global generator.
 
     Raises:
-        ArgumentError: Another shape, sizes out of range, or a long-step predictor for a flow that has none.
+        ArgumentError: An unknown name or setting, a value out of range, or parts that do not fit together.
     """
-    if len(shape) != 3 or min(shape) < 1:
-        raise ArgumentError(f"image models need a shape (channels, height, width), got {tuple(shape)}")
-    network = unet(config, shape[0])
-    flow: Flow[Any]
-    predictor: Predictor
-    if config.flow == "bfn":  # as the reference has it: noise prediction, clipped in the loss as well
-        flow = BFN(sigma1=1e-3)
-        predictor = PointPredictor(network, flow, parameterisation="epsilon", clip_in_training=True)
-    elif config.flow == "bfn-tuned":
-        flow = BFN(sigma1=config.sigma1)
-        predictor = PointPredictor(network, flow)
-    else:
-        geometry = {
-            "gpfn-w2": Wasserstein2(),
-            "gpfn-kl": KL(),
-            "gpfn-reverse-kl": ReverseKL(),
-            "gpfn-fisher-rao": FisherRao(),
-        }
-        coupling: Coupling | None = {"independent": None, "ot": MinibatchOT(), "reflow": Reflowed()}[config.coupling]
-        flow = GPFN(geometry[config.flow], Linear(config.final), coupling=coupling)
-        predictor = PointPredictor(network, flow)
-    if config.predictor == "long-step":
-        predictor = LongStepPredictor(network, flow)
-    elif config.predictor == "draw":
-        predictor = DrawPredictor(network, flow)
-    return Model(config, tuple(shape), flow, predictor)
+    kind = _kind(data)
+    usual = kind.defaults
+    described = spec.content("flows", usual.flow if flow is None else flow) if not isinstance(flow, Flow) else {}
+    made: Flow[Any] = flow if isinstance(flow, Flow) else spec.make("flows", described)
+    belonging = dict(names.find("flows", described["kind"]).predictor) if described else {}
+    told = belonging or {"kind": _needed(made)} if predictor is None else spec.content("predictors", predictor)
+    if told["kind"] is None:
+        told = spec.content("predictors", usual.predictor)
+    if "clip" in spec.fields("predictors", told["kind"]):
+        told.setdefault("clip", usual.clip)
+    parts = (spec.make("networks", spec.content("networks", network or usual.network)), spec.make("predictors", told))
+    if seed is None:
+        return _assembled(kind, made, *parts)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _assembled(kind, made, *parts)
 
 
-def unet(config: ModelConfig, channels: int) -> UNet:
-    """The untrained U-Net of a configuration, for images of the given number of channels."""
-    reads_end = config.predictor == "long-step"
-    network = UNet(
-        (2 * channels if config.predictor == "draw" else channels, 1, 1),  # it serves every height and width
-        outputs=channels,
-        channels=config.channels,
-        multipliers=config.multipliers,
-        blocks=config.blocks,
-        attention=config.attention,
-        patch=config.patch,
-        dropout=config.dropout,
-        reads_end=reads_end,
-    )
+def _kind(data: Any) -> Kind:
+    """Return a kind of data, or the one that examples or the shape of one stand for."""
+    from proxflow.data.kinds import Kind
+
+    if isinstance(data, Kind):
+        return data
+    events = getattr(data, "x", data)
+    shape = list(events.shape[1:] if isinstance(events, Tensor) else events)
+    found: dict[str, Any] = {"kind": "image", "shape": shape}
+    if len(shape) == 1:
+        found = {"kind": "vector", "shape": shape, "mean": [0.0] * shape[0], "std": [1.0] * shape[0]}
+    elif len(shape) != 3:
+        raise ArgumentError(
+            f"expected the shape of an image, (channels, height, width), or of a row, (columns,), got {tuple(shape)}: for "
+            "others give the kind of the data"
+        )
+    made: Kind = spec.make("kinds", found)
+    return made
+
+
+def _needed(flow: Flow[Any]) -> str | None:
+    """Return the predictor that a flow's beliefs ask for; ``None`` for real data, which several predict."""
+    ends = getattr(flow, "endpoints", flow)
+    asked = {"parts": "product", "classes": "classes", "bins": "binned"}
+    return next((predictor for attribute, predictor in asked.items() if hasattr(ends, attribute)), None)
+
+
+def _assembled(data: Kind, flow: Flow[Any], network: Part, predictor: Part) -> Model:
+    """Build the untrained model of its parts.
+
+    Raises:
+        ArgumentError: They do not fit together.
+    """
+    needed, taken = _needed(flow), predictor.kind
+    if taken != needed and (needed is not None or taken in ("product", "classes", "binned")):
+        raise ArgumentError(f"the predictor {taken} does not fit {flow}: take {needed or 'point'}")
+    inputs, outputs = _sizes(taken, flow, data.shape)
+    told: dict[str, Any] = {} if outputs == inputs[0] else {"outputs": outputs}
+    if taken == "long-step":
+        told["reads_end"] = True
+    made = spec.class_of("networks", network.kind)
+    takes = inspect.signature(made).parameters
+    for name in told:
+        if name not in takes:
+            raise ArgumentError(
+                f"the predictor {taken} needs a network that is built with {name}=, which {network.kind} does not take"
+            )
+    module: nn.Module = made(inputs, **network.settings, **told)
     # The forward derivative of group normalisation, which long steps may be trained by, is for the other layout alone.
-    return network if reads_end else network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if isinstance(module, UNet) and taken != "long-step":
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    head = spec.class_of("predictors", taken)
+    given = (module, flow) if "flow" in inspect.signature(head).parameters else (module,)
+    return Model(flow, network, head(*given, **predictor.settings), data)
 
 
-def save(folder: Path, model: Model, weights: dict[str, Tensor], provenance: dict[str, Any]) -> None:
+def _sizes(predictor: str, flow: Flow[Any], shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """Return the shape of what a predictor's network reads, and the size of the first dimension of what it returns."""
+    first, *rest = shape
+    ends: Any = getattr(flow, "endpoints", flow)
+    if predictor == "draw":
+        return (2 * first, *rest), first
+    if predictor == "binned":
+        if len(shape) < 3:
+            raise ArgumentError(f"bins are predicted of images (channels, height, width), got events of shape {shape}")
+        return shape, 2 * first
+    if predictor == "classes" and ends.classes > 2:
+        shape = (first * ends.classes, *rest) if rest else (first, ends.classes)
+    if predictor == "product":
+        # A category is as many numbers as it has classes, two classes are one, see ProductPredictor.
+        sizes = ((getattr(part, "classes", 1), columns) for part, columns in ends.parts)
+        shape = (sum(columns * (classes if classes > 2 else 1) for classes, columns in sizes),)
+    return shape, shape[0]
+
+
+def save(
+    folder: Path, model: Model, weights: Mapping[str, Tensor] | None = None, provenance: dict[str, Any] | None = None
+) -> None:
     """Write a model folder, atomically file by file.
+
+    Args:
+        folder: The folder.
+        model: The model.
+        weights: Weights to write in place of the model's, as those of another predictor of its kind.
+        provenance: How they were got; ``None`` for what the model says.
 
     Raises:
         OutputError: The folder cannot be written.
+        ArgumentError: A part of the model has no name, so no file can hold it.
     """
-    write_tensors(writable_folder(folder) / "model.safetensors", weights)
+    told = {"format": FORMAT, **model.spec, "provenance": model.provenance if provenance is None else provenance}
     times = {name: {str(n): list(found[n]) for n in sorted(found)} for name, found in sorted(model.times.items())}
-    content = {"format": FORMAT, "model": to_dict(model.config), "shape": list(model.shape), "provenance": provenance}
-    write_json(folder / "config.json", {**content, **({"times": times} if times else {})})
+    held = model.predictor.state_dict() if weights is None else dict(weights)
+    write_tensors(writable_folder(folder) / "model.safetensors", held)
+    write_json(folder / "config.json", {**told, **({"times": times} if times else {})})
 
 
 _FILES = ["config.json", "model.safetensors", "README.md"]
@@ -214,67 +388,8 @@ def _hub() -> Any:
     return huggingface_hub
 
 
-def card(model: Model, results: Sequence[dict[str, Any]] = ()) -> str:
-    """A model card in Markdown: what the model is, how to use it, how it was trained, and what it scores."""
-    channels, height, width = model.shape
-    known = model.provenance
-    trained = known.get("training", {})
-    lines = [
-        "---",
-        "library_name: proxflow",
-        "pipeline_tag: unconditional-image-generation",
-        "tags: [proxflow, generative-model, proximal-flow]",
-        "---",
-        "",
-        f"# {model.config.flow}, {height} × {width} images of {channels} channels",
-        "",
-        "A proximal flow network: it begins with a vague belief about an image and improves it step by step.",
-        "",
-        "```python",
-        "from proxflow.models import Model",
-        "import proxflow",
-        "",
-        'model = Model.from_pretrained("THIS MODEL")',
-        "images = proxflow.sample(model.predictor, model.flow, (64, *model.shape), nfe=20, seed=0)",
-        "```",
-        "",
-        "## How it was trained",
-        "",
-        *[
-            f"- {name}: {known[name]}"
-            for name in ("data", "held_out", "steps", "seconds", "held_out_loss")
-            if name in known
-        ],
-        *[f"- {name}: {value}" for name, value in trained.items() if name not in known],
-        *[f"- {name}: {value}" for part in ("hardware", "versions") for name, value in known.get(part, {}).items()],
-        "",
-        "Network: " + ", ".join(f"{name} {value}" for name, value in to_dict(model.config).items()) + ".",
-        "",
-        "## Results",
-        "",
-    ]
-    if not results:
-        return "\n".join([*lines, "None were measured. `proxflow evaluate` measures them.", ""])
-    shown = [name for name in _SCORES if any(isinstance(record.get(name), (int, float)) for record in results)]
-    lines += ["| " + " | ".join(("sampler", "evaluations", "seed", *shown)) + " |", "|" + " --- |" * (3 + len(shown))]
-    for record in results:
-        numbers = [f"{record[name]:.4g}" if record.get(name) is not None else "–" for name in shown]
-        lines.append(
-            "| " + " | ".join((*(str(record.get(k, "–")) for k in ("sampler", "nfe", "seed")), *numbers)) + " |"
-        )
-    conditions = dict.fromkeys(
-        f"{record.get('samples', '?')} images against {record.get('reference', 'an unnamed reference')}, features "
-        f"{record.get('extractor', 'unnamed')}"
-        for record in results
-    )
-    return "\n".join([*lines, "", "Measured by `proxflow evaluate`: " + "; ".join(conditions) + ".", ""])
-
-
-_SCORES = ("frechet", "floor", "kid", "precision", "recall", "density", "coverage", "diversity")
-
-
 def shipped_models() -> list[str]:
-    """Names of the models that come with the package."""
+    """Return the names of the models that come with the package."""
     return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
 
 
@@ -290,38 +405,65 @@ def load(source: str | Path = "mnist", device: torch.device | str = "cpu") -> Mo
             f"no model {str(source)!r}: expected a folder with config.json and model.safetensors, or one of the shipped "
             f"models: {', '.join(shipped_models()) or 'none'}"
         )
-    path = folder / "config.json"
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: expected a model configuration of format {FORMAT}")
-    config = from_dict(ModelConfig, content.get("model"), str(path))
-    shape = content.get("shape")
-    if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and 1 <= n <= 4096 for n in shape)):
-        raise CheckpointError(f"{path}: shape must be [channels, height, width], got {json.dumps(shape)[:80]}")
-    provenance = content.get("provenance", {})
-    if not isinstance(provenance, dict):
-        raise CheckpointError(f"{path}: provenance must be an object, got {json.dumps(provenance):.80}")
+    path, weights = folder / "config.json", folder / "model.safetensors"
+    content = _read(path)
+    flow, network, predictor, data = (
+        spec.restore(f"{name}s" if name != "data" else "kinds", content.get(name), f"{path}: {name}")
+        for name in ("flow", "network", "predictor", "data")
+    )
+    if not 0 < math.prod(data.shape) < 2**31:
+        raise CheckpointError(f"{path}: data: events of shape {data.shape} are larger than any use")
     times = _times(content.get("times", {}), path)
     try:
-        with torch.device("meta"):  # without memory: a wrong configuration may claim any amount
-            outline = build(config, tuple(shape))
-        refuse_other_weights(outline.predictor, folder / "model.safetensors")
-        model = build(config, tuple(shape))
-    except (ValueError, RuntimeError, MemoryError) as error:
+        with outlined(_tensors(weights)):  # a wrong configuration may claim any amount of memory
+            outline = _assembled(data, flow, network, predictor)
+        refuse_other_weights(outline.predictor, weights)
+        model = _assembled(data, flow, network, predictor)
+    except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path}: {error}") from error
-    load_weights(model.predictor, folder / "model.safetensors")
+        raise CheckpointError(f"{path}: {str(error).partition(chr(10))[0]}") from error
+    load_weights(model.predictor, weights)
     model.predictor.eval().to(device)
-    return replace(model, provenance=provenance, times=times)
+    return replace(model, provenance=content["provenance"], times=times)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the content of a model's configuration in the newest format."""
+    content = read_json(path)
+    form = content.get("format") if isinstance(content, dict) else None
+    if type(form) is int and form > FORMAT:
+        raise CheckpointError(f"{path} has format {form}, and this version reads up to {FORMAT}: install a newer one")
+    if form not in (1, FORMAT):
+        raise CheckpointError(f"{path}: expected a model configuration of format 1 or {FORMAT}")
+    known = {"format", "flow", "network", "predictor", "data", "provenance", "times"}
+    if form == 1:
+        content = format1.translate(content, str(path))
+    elif unknown := sorted(set(content) - known):
+        raise CheckpointError(f"{path}: unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    provenance = content.setdefault("provenance", {})
+    if not isinstance(provenance, dict):
+        raise CheckpointError(f"{path}: provenance must be an object, got {json.dumps(provenance):.80}")
+    return dict(content)
+
+
+def _tensors(weights: Path) -> int:
+    """Return more than the number of tensors that a file can hold, by the size of its header."""
+    try:
+        with weights.open("rb") as file:
+            stated = int.from_bytes(file.read(8), "little")
+            size = weights.stat().st_size
+    except OSError:
+        return 1000  # that the file cannot be read is said when its header is
+    return 1000 + min(stated, size) // 50  # a name, a type, a shape and a place are more than 50 bytes
 
 
 def _times(content: Any, path: Path) -> dict[str, dict[int, tuple[float, ...]]]:
-    """Times of evaluations by sampler and number, as a model's configuration has them."""
+    """Return the times of evaluations by sampler and number, as a model's configuration has them."""
     expected = f"{path}: times must be of the form {{sampler: {{number: [0, increasing below 1]}}}}, got"
     if not isinstance(content, dict) or not all(isinstance(found, dict) for found in content.values()):
         raise CheckpointError(f"{expected} {json.dumps(content):.80}")
-    known = get_args(SamplerName)
+    known = names.known("samplers")
     if unknown := sorted(set(content) - set(known)):
         raise CheckpointError(f"{path}: times of an unknown sampler {unknown[0]!r:.80}; known are {', '.join(known)}")
     times: dict[str, dict[int, tuple[float, ...]]] = {}

@@ -1,0 +1,75 @@
+"""Model cards: what a model is, how it was trained and what it scores, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from proxflow.models import spec
+
+if TYPE_CHECKING:
+    from proxflow.models.model import Model
+
+_SCORES = ("frechet", "floor", "kid", "precision", "recall", "density", "coverage", "diversity")
+
+
+def card(model: Model, results: Sequence[dict[str, Any]] = ()) -> str:
+    """Return a model card in Markdown: what the model is, how to use it, how it was trained, and what it scores.
+
+    Args:
+        model: The model.
+        results: Records of ``proxflow evaluate``.
+    """
+    known, word = model.provenance, model.data.examples_word
+    trained = known.get("training", {})
+    lines = [
+        "---",
+        "library_name: proxflow",
+        *(["pipeline_tag: unconditional-image-generation"] if word == "images" else []),
+        "tags: [proxflow, generative-model, proximal-flow]",
+        "---",
+        "",
+        f"# {spec.word(model.flow)}, {word} of shape {' × '.join(map(str, model.shape))}",
+        "",
+        "A proximal flow network: it begins with a vague belief and improves it step by step.",
+        "",
+        "```python",
+        "from proxflow.models import Model",
+        "",
+        'model = Model.from_pretrained("THIS MODEL")',
+        f"{word} = model.sample(64, nfe=20, seed=0)",
+        "```",
+        "",
+        "## How it was trained",
+        "",
+        *[
+            f"- {name}: {known[name]}"
+            for name in ("data", "held_out", "steps", "seconds", "held_out_loss")
+            if name in known
+        ],
+        *[f"- {name}: {value}" for name, value in trained.items() if name not in known],
+        *[f"- {name}: {value}" for part in ("hardware", "versions") for name, value in known.get(part, {}).items()],
+        "",
+        *[
+            f"- {name}: `{spec.word(part)}`"
+            for name, part in (("network", model.network), ("predictor", model.predictor))
+        ],
+        "",
+        "## Results",
+        "",
+    ]
+    if not results:
+        return "\n".join([*lines, "None were measured. `proxflow evaluate` measures them.", ""])
+    shown = [name for name in _SCORES if any(isinstance(record.get(name), (int, float)) for record in results)]
+    lines += ["| " + " | ".join(("sampler", "evaluations", "seed", *shown)) + " |", "|" + " --- |" * (3 + len(shown))]
+    for record in results:
+        numbers = [f"{record[name]:.4g}" if record.get(name) is not None else "–" for name in shown]
+        lines.append(
+            "| " + " | ".join((*(str(record.get(k, "–")) for k in ("sampler", "nfe", "seed")), *numbers)) + " |"
+        )
+    conditions = dict.fromkeys(
+        f"{record.get('samples', '?')} {word} against {record.get('reference', 'an unnamed reference')}, features "
+        f"{record.get('extractor', 'unnamed')}"
+        for record in results
+    )
+    return "\n".join([*lines, "", "Measured by `proxflow evaluate`: " + "; ".join(conditions) + ".", ""])
