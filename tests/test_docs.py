@@ -14,7 +14,7 @@ import torch
 from packaging.requirements import Requirement
 
 import proxflow
-from proxflow.cli import _parse
+from proxflow.cli.main import _parse
 from proxflow.errors import DataError
 from proxflow.studies.docs import closed_forms_block, results_block, results_of, rewritten, with_block
 from proxflow.studies.presets import PRESETS
