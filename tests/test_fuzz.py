@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
-from proxflow import data, models
+from proxflow import data, models, samplers
 from proxflow.cli import evaluate, main, reproduce, train
 from proxflow.cli import sample as sampling
 from proxflow.config import ModelConfig, TrainingConfig, from_dict
