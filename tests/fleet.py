@@ -13,7 +13,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
         "fleet",
-        "proxflow.cli.commands",
+        "proxflow.training.recipes",
         "torch.distributed.fsdp",
         "torch.distributed.tensor",
         "torch.nn.parallel",

@@ -19,14 +19,14 @@ from safetensors.torch import load_file, save_file
 from support import needs_fashion_mnist
 
 import proxflow
-from proxflow import models
-from proxflow.cli import commands, main
+from proxflow import models, samplers
+from proxflow.cli import main
 from proxflow.config import ModelConfig
 from proxflow.data import image_files as imagefiles
 from proxflow.data import to_bytes
 from proxflow.nn import UNet
-from proxflow.studies import scoreboard, trials
-from proxflow.studies.presets import PRESETS
+from proxflow.studies import presets, scoreboard, trials
+from proxflow.training import fit as training_fit
 
 TINY_WORDS = ("--channels", "8", "--multipliers", "1", "--patch", "4", "--device", "cpu")
 
@@ -81,8 +81,8 @@ def no_work(monkeypatch):
     def fail(*_, **__):
         raise AssertionError("work was started")
 
-    monkeypatch.setattr(commands, "sample", fail)
-    monkeypatch.setattr(commands, "fit", fail)
+    monkeypatch.setattr(samplers, "sample", fail)
+    monkeypatch.setattr(training_fit, "fit", fail)
     monkeypatch.setattr(trials, "fit", fail)
 
 
@@ -171,7 +171,7 @@ def test_sample_writes_a_grid(run, model, tmp_path):
 
 def test_few_evaluations_take_the_shipped_student(run, tmp_path, monkeypatch):
     asked, load = [], models.load
-    monkeypatch.setattr(commands.models, "load", lambda name, device: asked.append(name) or load(name, device))
+    monkeypatch.setattr(models, "load", lambda name, device: asked.append(name) or load(name, device))
     for steps in (1, 2, 3):
         assert run("sample", "--n", 1, "--steps", steps, "--device", "cpu", "--out", tmp_path / "x.npz")[0] == 0
     assert asked == ["mnist-few", "mnist-few", "mnist"]
@@ -269,7 +269,9 @@ def test_images_of_two_channels_fit_an_array_only(run, tmp_path):
 
 def test_a_sampler_that_the_flow_cannot_use_is_refused(run, tmp_path):
     folder = save_model(tmp_path / "m", (1, 8, 8), "gpfn-fisher-rao")
-    assert refused(run("sample", folder, "--n", 2, "--out", tmp_path / "x.npz"), "Deterministic")
+    words = ("sample", folder, "--n", 2, "--steps", 2, "--out", tmp_path / "x.npz")
+    assert refused(run(*words, "--sampler", "multistep2"), "Deterministic")
+    assert run(*words)[0] == 0  # of its own accord it takes one that the flow can use
 
 
 def test_damaged_models_are_refused(run, model, tmp_path, no_work):
@@ -331,7 +333,7 @@ def test_out_of_memory_says_what_to_lower(run, model, tmp_path, monkeypatch, err
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(commands, "sample", fail)
+    monkeypatch.setattr(samplers, "sample", fail)
     result = run("sample", model, "--batch-size", 64, "--out", tmp_path / "x.png")
     assert refused(result, "lower --batch-size, now 64", status=1)
 
@@ -340,7 +342,7 @@ def test_a_disk_that_is_full_is_no_traceback(run, model, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr(commands, "sample", fail)
+    monkeypatch.setattr(samplers, "sample", fail)
     assert refused(run("sample", model, "--out", tmp_path / "x.png"), "cannot write", "No space left on device")
 
 
@@ -348,7 +350,7 @@ def test_an_interrupt_is_no_traceback(run, model, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "sample", interrupt)
+    monkeypatch.setattr(samplers, "sample", interrupt)
     status, _, err = run("sample", model, "--out", tmp_path / "x.png")
     assert status == 130
     assert err == "proxflow: interrupted; give the same command again to go on\n"
@@ -360,7 +362,7 @@ def test_a_network_that_cannot_be_compiled_is_no_traceback(run, arrays, tmp_path
     def fail(*_, **__):
         raise CppCompileError(["g++"], "no such instruction\n" * 100)
 
-    monkeypatch.setattr(commands, "fit", fail)
+    monkeypatch.setattr(training_fit, "fit", fail)
     result = run("train", "--out", tmp_path / "m", "--data", arrays, "--compile", *TINY_WORDS)
     assert refused(result, "cannot be compiled here, leave out --compile", status=1)
     assert len(result[2]) < 400
@@ -370,7 +372,7 @@ def test_a_termination_is_no_traceback(run, arrays, tmp_path, monkeypatch):
     def terminate(*_, **__):
         raise SystemExit(143)
 
-    monkeypatch.setattr(commands, "fit", terminate)
+    monkeypatch.setattr(training_fit, "fit", terminate)
     status, _, err = run("train", "--out", tmp_path / "m", "--data", arrays, *TINY_WORDS)
     assert status == 143
     assert err == "proxflow: terminated; give the same command again to go on\n"
@@ -435,11 +437,11 @@ def test_a_student_learns_from_a_teacher(run, arrays, tmp_path):
     assert refused(run(*words, "--data", "mnist"), "alike")
 
 
-def test_a_student_is_led_away_from_a_worse_model(run, arrays, tmp_path):
+def test_a_student_is_led_away_from_a_weak_model(run, arrays, tmp_path):
     common = ("--data", arrays, "--batch-size", 4, "--device", "cpu")
     for name, steps in (("t", 3), ("w", 1)):
         assert run("train", "--out", tmp_path / name, *common, "--steps", steps, *TINY_WORDS)[0] == 0
-    words = ("train", "--out", tmp_path / "g", "--teacher", tmp_path / "t", "--worse", tmp_path / "w", *common)
+    words = ("train", "--out", tmp_path / "g", "--teacher", tmp_path / "t", "--weak", tmp_path / "w", *common)
     # At a rate of next to nothing the student stays what it begins as: the teacher.
     still = (*words[:2], tmp_path / "still", *words[3:], "--steps", 1, "--learning-rate", 1e-12)
     assert run(*still)[0] == 0
@@ -448,17 +450,17 @@ def test_a_student_is_led_away_from_a_worse_model(run, arrays, tmp_path):
     status, _, err = run(*words, "--steps", 2, "--guidance", 1.5)
     assert (status, err) == (0, "")
     origin = json.loads((tmp_path / "g" / "config.json").read_text())["provenance"]
-    assert (origin["method"], origin["guidance"], origin["worse"]) == ("autoguidance", 1.5, str(tmp_path / "w"))
+    assert (origin["method"], origin["guidance"], origin["weak"]) == ("autoguidance", 1.5, str(tmp_path / "w"))
     assert run("sample", tmp_path / "g", "--steps", 2, "--n", 2, "--out", tmp_path / "x.npz")[0] == 0
 
     assert refused(run(*words, "--steps", 2), "guidance = 1.5, not 2.0")
-    assert refused(run(*words[:3], "--worse", tmp_path / "w", *common), "needs a --teacher")
-    assert refused(run(*words[:5], *common, "--guidance", 3), "--worse must name")
+    assert refused(run(*words[:3], "--weak", tmp_path / "w", *common), "needs a --teacher")
+    assert refused(run(*words[:5], *common, "--guidance", 3), "--weak must name")
     assert refused(run(*words, "--steps", 2, "--adversarial", 1), "a student of a --teacher alone")
     other = ("train", "--out", tmp_path / "h", *words[3:], "--steps", 2)
     assert refused(run(*other, "--guidance", 0.5), "at least 1")
     assert run("train", "--out", tmp_path / "e", *common, "--steps", 1, "--final", 0.6, *TINY_WORDS)[0] == 0
-    assert refused(run(*other, "--worse", tmp_path / "e"), "the teacher's flow")
+    assert refused(run(*other, "--weak", tmp_path / "e"), "the teacher's flow")
 
 
 def test_train_with_coupled_noise(run, arrays, tmp_path, monkeypatch):
@@ -982,7 +984,7 @@ presets.PRESETS["quick"] = presets.MnistPreset(
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     monkeypatch.setattr(proxflow.data, "load", proxflow.data.load)
-    monkeypatch.setitem(PRESETS, "quick", PRESETS["quick"])
+    monkeypatch.setitem(presets.PRESETS, "quick", presets.PRESETS["quick"])
     (tmp_path / "small.py").write_text(SMALL)
     runpy.run_path(str(tmp_path / "small.py"))
 

@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
-from proxflow import data, models
-from proxflow.cli import commands, main
-from proxflow.config import TrainingConfig, from_dict
+from proxflow import data, models, samplers
+from proxflow.cli import evaluate, main, reproduce, train
+from proxflow.cli import sample as sampling
+from proxflow.config import ModelConfig, TrainingConfig, from_dict
 from proxflow.data import image_files as imagefiles
 from proxflow.data.idx import read_idx
 from proxflow.data.kinds import kind_of_source
@@ -270,8 +271,8 @@ def test_command_lines(tmp_path, monkeypatch, capsys):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     begun = []
-    for name in ("run_sample", "run_train", "run_evaluate", "run_reproduce"):
-        monkeypatch.setattr(commands, name, lambda options, device: begun.append(options))
+    for command in (sampling, train, evaluate, reproduce):
+        monkeypatch.setattr(command, "run", lambda options, device: begun.append(options))
     chance = random.Random(0)
     for index in range(500 * TIMES):
         command = [chance.choice(WORDS[:4])] if chance.random() < 0.9 else []
@@ -294,8 +295,8 @@ def test_arguments_that_would_begin_work(model, tmp_path, monkeypatch, capsys):
     """Options with any values, through all that is checked before work, writing nowhere but where they say."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(commands, "sample", lambda model, flow, shape, **_: torch.zeros(shape))
-    monkeypatch.setattr(commands, "fit", lambda *_, **__: (_ for _ in ()).throw(ProxflowError("stop here")))
+    monkeypatch.setattr(samplers, "sample", lambda model, flow, shape, **_: torch.zeros(shape))
+    monkeypatch.setattr("proxflow.training.fit.fit", lambda *_, **__: (_ for _ in ()).throw(ProxflowError("stop here")))
     values = ["0", "1", "-1", "7", "nan", "inf", "1e400", "0.5", "99999999999", str(2**63), "x", "", "\x00", "../x"]
     chance = random.Random(1)
     np.savez(tmp_path / "own.npz", images=np.zeros((9, 8, 8, 1), np.uint8))

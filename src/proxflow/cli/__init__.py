@@ -1,5 +1,19 @@
-"""The command line."""
+"""The command line: one file a command, which holds its options and its work."""
 
-from proxflow.cli.main import main
+from __future__ import annotations
 
-__all__ = ["main"]
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status.
+
+    Args:
+        arguments: The words after the program's name; ``None`` takes those of the process.
+
+    Raises:
+        SystemExit: Of status 2 for words that do not parse, of status 0 after ``--help``.
+    """
+    from proxflow.cli.main import run
+
+    return run(arguments)

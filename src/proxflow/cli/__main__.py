@@ -2,6 +2,6 @@
 
 import sys
 
-from proxflow.cli.main import main
+from proxflow.cli import main
 
 sys.exit(main())

@@ -1,47 +1,46 @@
-"""The command line: parses, runs, and turns every error raised on purpose into one line and an exit status."""
+"""Parse the words of a command, do it, and turn every error raised on purpose into one line and an exit status."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated, Any, Union
 
-import tyro
-
 import proxflow
-from proxflow.cli.options import Evaluate, Options, Reflow, Reproduce, Sample, Times, Train
-from proxflow.errors import ArgumentError, CheckpointError, DataError, OutputError, ProxflowError
+from proxflow.errors import (
+    ArgumentError,
+    CheckpointError,
+    DataError,
+    MemoryLimitError,
+    OutputError,
+    ProxflowError,
+)
 
 WRONG_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 """Exit statuses: arguments or files are not as expected; the work itself failed; stopped by SIGINT; by SIGTERM."""
 
+COMMANDS = ("sample", "train", "reflow", "times", "evaluate", "reproduce", "list")
+"""Each is a module beside this one, with a class of options, whose docstring is the help, and ``run(options, device)``."""
+
 _DESCRIPTION = """Proximal flow networks: generative models that improve a belief step by step.
 
 Begin with "proxflow sample", which draws digits from the model that comes with the package, or with "proxflow reproduce",
-which repeats the paper's experiment. "proxflow COMMAND --help" explains a command; "proxflow --version" prints the version.
+which repeats the paper's experiment. "proxflow COMMAND --help" explains a command, "proxflow list" shows every name that an
+option takes, and "proxflow --version" prints the version.
 
 Exit status: 0 done; 1 the work failed; 2 wrong arguments or files; 130 interrupted; 143 terminated."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status.
-
-    Args:
-        arguments: The words after the program's name; ``None`` takes those of the process.
-
-    Raises:
-        SystemExit: Of status 2 for words that do not parse, of status 0 after ``--help``.
-    """
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, see :func:`proxflow.cli.main`."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words == ["--version"]:
         sys.stdout.write(f"proxflow {proxflow.__version__}\n")
         return 0
     try:
-        options = _parse(words)
-        from proxflow.cli import commands  # brings torch, which parsing and --help do without
-
-        commands.run(options)
+        _work(_parse(words))
     except (ArgumentError, DataError, CheckpointError, OutputError) as error:
         return _fail(f"error: {error}", WRONG_INPUT)
     except ProxflowError as error:
@@ -60,27 +59,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(words: list[str]) -> Options:
-    kinds = {
-        "sample": Sample,
-        "train": Train,
-        "reflow": Reflow,
-        "times": Times,
-        "evaluate": Evaluate,
-        "reproduce": Reproduce,
-    }
-    commands = tuple(
+def _parse(words: list[str]) -> Any:
+    import tyro
+
+    kinds = tuple(
         # The list of commands shows the first line of each, the command's own help all of it.
         Annotated[kind, tyro.conf.subcommand(name, description=None if name in words[:1] else _first_line(kind))]
-        for name, kind in kinds.items()
+        for name, kind in (
+            (name, getattr(import_module(f"proxflow.cli.{name}"), name.capitalize())) for name in COMMANDS
+        )
     )
-    kind: Any = Union[commands]  # noqa: UP007
-    options: Options = tyro.cli(kind, prog="proxflow", description=_DESCRIPTION, args=words)
-    return options
+    union: Any = Union[kinds]  # noqa: UP007
+    return tyro.cli(union, prog="proxflow", description=_DESCRIPTION, args=words)
 
 
 def _first_line(kind: type[Any]) -> str:
     return (kind.__doc__ or "").partition("\n")[0]
+
+
+def _work(options: Any) -> None:
+    """Do what a command asks for.
+
+    Raises:
+        ProxflowError: Any error of the library; of this class itself when memory ran out.
+    """
+    module = sys.modules[type(options).__module__]
+    seed = getattr(getattr(options, "training", options), "seed", 0)
+    if not 0 <= seed < 2**63:
+        raise ArgumentError(f"--seed must be at least 0 and below 2^63, got {seed}")
+    if not hasattr(options, "device"):
+        module.run(options)
+        return
+    from safetensors import SafetensorError
+
+    from proxflow.cli._common import device_of
+    from proxflow.runtime.machine import out_of_memory
+    from proxflow.runtime.processes import joined
+
+    try:
+        with joined(device_of(options.device)) as device:
+            module.run(options, device)
+    except MemoryLimitError:
+        raise
+    except SafetensorError as error:  # from writing: whatever reads such files has an error of its own
+        raise OutputError(f"cannot write the weights: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            reason = " ".join(str(error).split())[:200]
+            raise ProxflowError(f"the network cannot be compiled here, leave out --compile: {reason}") from error
+        if not out_of_memory(error):
+            raise
+        raise ProxflowError(f"out of memory: {options.with_less_memory}") from error
 
 
 def _fail(message: str, status: int) -> int:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from proxflow.errors import CheckpointError, OutputError
-from proxflow.runtime.files import flush_folder, read_json, uninterrupted, writable_folder, write_atomically, write_json
+from proxflow.runtime.files import flush_folder, read_json, uninterrupted, writable_folder, write_atomically
 from proxflow.runtime.processes import Processes, local, rows_of
 
 FORMAT = 2
@@ -37,7 +37,7 @@ _PIECE = re.compile(r"state-\d{5,}-of-\d{5,}\.safetensors")
 
 @uninterrupted()
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file.
+    """Read all tensors of a safetensors file.
 
     Raises:
         CheckpointError: The file is missing, truncated or corrupt, or holds values that are not finite.
@@ -69,7 +69,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether all values are finite, as those of integers are."""
+    """Tell whether all values are finite, as those of integers are."""
     return not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
@@ -92,16 +92,16 @@ class Checkpoints:
                 writable_folder(folder)
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints, oldest first."""
+        """List the steps of the checkpoints, oldest first."""
         found = (_NAME.fullmatch(path.name) for path in self.folder.glob("step-*"))
         return sorted(int(match[1]) for match in found if match)
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step is."""
+        """Return where the checkpoint of a step is."""
         return self.folder / f"step-{step:08d}"
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint, proven whole; ``None`` where there is none.
+        """Return the newest checkpoint, proven whole; ``None`` where there is none.
 
         Raises:
             CheckpointError: It is damaged. An older one is used only when this one has been removed.
@@ -210,7 +210,7 @@ class Checkpoint:
     @classmethod
     @uninterrupted()
     def of_file(cls, path: Path) -> Checkpoint:
-        """A checkpoint of format 1: one file, which holds its progress as metadata."""
+        """Open a checkpoint of format 1: one file, which holds its progress as metadata."""
         read_tensors(path)
         checkpoint = cls.__new__(cls)
         try:
@@ -313,40 +313,9 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
 
 
 def digest(module: torch.nn.Module) -> str:
-    """What tells the weights of one module from those of another."""
+    """Return what tells the weights of one module from those of another."""
     content = b"".join(tensor.cpu().numpy().tobytes() for tensor in module.state_dict().values())
     return f"sha256 {hashlib.sha256(content).hexdigest()}"
-
-
-def claim_folder(folder: Path, wanted: Mapping[str, Any], defaults: Mapping[str, Any], what: str) -> None:
-    """Write down what a folder is for, in ``run.json``, or refuse one that is for something else.
-
-    Args:
-        folder: The folder.
-        wanted: Settings by name, as JSON values.
-        defaults: What settings stand for where a folder does not name them, because they were added later.
-        what: What is made there, in a word.
-
-    Raises:
-        OutputError: It is for something else, or cannot be written.
-        CheckpointError: What was written down is corrupt.
-    """
-    path = folder / "run.json"
-    if not path.exists():
-        if (folder / "config.json").exists():
-            raise OutputError(f"{folder} holds a model that this command did not begin: choose another --out folder")
-        write_json(path, dict(wanted))
-        return
-    held = read_json(path)
-    if not isinstance(held, dict):
-        raise CheckpointError(f"{path}: expected the settings of a {what} run, got {json.dumps(held):.80}")
-    held = {**defaults, **held}
-    for name, value in wanted.items():
-        if held.get(name) != value:
-            raise OutputError(
-                f"{folder} holds a {what} run with {name} = {held.get(name)}, not {value}: choose another --out folder, or "
-                "remove this one to start over"
-            )
 
 
 def remove_all(folder: Path) -> None:
@@ -382,7 +351,7 @@ def _compare(path: Path, description: Any, verify: bool) -> None:
 
 
 def _score(path: Path) -> float:
-    """A checkpoint's score; infinite where it has none."""
+    """Return a checkpoint's score; infinite where it has none."""
     try:
         score = read_json(path / "progress.json")["score"]
         return float("inf") if score is None else float(score)

@@ -1,4 +1,4 @@
-"""The machine a result comes from, and the versions of what it was made with."""
+"""The machine a result comes from, the versions of what it was made with, and whether its memory ran out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import proxflow
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Return the versions of what a result depends on."""
     return {
         "proxflow": proxflow.__version__,
         "python": platform.python_version(),
@@ -24,7 +24,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """The machine a result comes from."""
+    """Describe the machine a result comes from."""
     described: dict[str, Any] = {
         "device": device.type,
         "processor": _processor(),
@@ -35,6 +35,12 @@ def hardware(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         described["accelerator"] = torch.cuda.get_device_name(device)
     return described
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out, of the processor or of an accelerator."""
+    # Of the processor's memory torch has no class of its own.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 def _processor() -> str:

@@ -38,38 +38,38 @@ class Processes:
 
     @classmethod
     def current(cls) -> Processes:
-        """The group that this process is in."""
+        """Return the group that this process is in."""
         if distributed.is_available() and distributed.is_initialized():
             return cls(distributed.get_rank(), distributed.get_world_size())
         return cls()
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that prints and writes."""
+        """Tell whether this process is the one that prints and writes."""
         return self.rank == 0
 
     def part(self, number: int, multiple: int = 1) -> range:
-        """This process's share of ``number`` indices; shares are neighbouring, and begin at multiples of ``multiple``."""
+        """Return this process's share of ``number`` indices: a range that begins at a multiple of ``multiple``."""
         blocks = -(-number // multiple)
         start, stop = (min(number, multiple * (blocks * k // self.size)) for k in (self.rank, self.rank + 1))
         return range(start, stop)
 
     def add_up(self, tensor: Tensor) -> Tensor:
-        """The sum over the processes, in place."""
+        """Sum over the processes, in place."""
         if self.size > 1:
             distributed.all_reduce(tensor)
         return tensor
 
     def average(self, tensor: Tensor) -> Tensor:
-        """The mean over the processes."""
+        """Return the mean over the processes."""
         return self.add_up(tensor) / self.size if self.size > 1 else tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process; waits for all of them, but not for their accelerators."""
+        """Tell whether the flag is set in any process; wait for all of them, but not for their accelerators."""
         return bool(self.add_up(torch.tensor(int(flag)))) if self.size > 1 else flag
 
     def gather(self, rows: Tensor, number: int, multiple: int = 1) -> Tensor:
-        """All rows, on the host, of which each process has those of its :meth:`part`."""
+        """Return all rows, on the host, of which each process has those of its :meth:`part`."""
         if self.size == 1:
             return rows.cpu()
         parts = [Processes(rank, self.size).part(number, multiple) for rank in range(self.size)]
@@ -81,7 +81,7 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that fails in every process when it fails in one, so that none waits for another in vain."""
+        """Fail in every process when the block fails in one, so that none waits for another in vain."""
         failure: ProxflowError | None = None
         try:
             yield
@@ -126,7 +126,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     distributed.destroy_process_group()  # not after an error: it could wait for a process that has gone
 
 
-def alike(module: nn.Module, processes: Processes) -> None:
+def broadcast_weights(module: nn.Module, processes: Processes) -> None:
     """Give every process the weights of the first."""
     if processes.size > 1:
         for tensor in (*module.parameters(), *module.buffers()):
@@ -134,7 +134,7 @@ def alike(module: nn.Module, processes: Processes) -> None:
 
 
 def distribute(predictor: nn.Module, parallel: Parallel, processes: Processes, device: torch.device) -> nn.Module:
-    """A module that computes what the predictor does, and whose gradients are means over the processes.
+    """Return a module that computes what the predictor does, and whose gradients are means over the processes.
 
     Args:
         predictor: Stays the owner of the parameters.
@@ -151,7 +151,7 @@ def distribute(predictor: nn.Module, parallel: Parallel, processes: Processes, d
     if parallel == "ddp":
         from torch.nn.parallel import DistributedDataParallel
 
-        # Buffers are alike from the start; PyTorch 2.13 calls this argument deprecated and older ones know no other.
+        # Buffers are equal from the start; PyTorch 2.13 calls this argument deprecated and older ones know no other.
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             return DistributedDataParallel(
                 predictor, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
@@ -182,32 +182,36 @@ def shard(predictor: nn.Module, processes: Processes, device: torch.device) -> N
             fully_shard(child, mesh=mesh)
 
 
-def postponed(module: nn.Module, last: bool) -> Any:
-    """A context for one of several backward passes of a step: gradients meet those of other processes in the last."""
+def no_sync(module: nn.Module, last: bool) -> Any:
+    """Return a context for one of several backward passes of a step: only the last averages over the processes."""
     return nullcontext() if last else getattr(module, "no_sync", nullcontext)()
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's rows of a sharded tensor; any other as it is."""
+    """Return this process's rows of a sharded tensor; any other as it is."""
     found: Tensor = getattr(tensor, "to_local", lambda: tensor)()
     return found
 
 
 def rows_of(tensor: Tensor, processes: Processes) -> range:
-    """Which rows of the whole a sharded tensor's local part is."""
+    """Return which rows of the whole a sharded tensor's local part is."""
     size = -(-tensor.shape[0] // processes.size)
     start = min(tensor.shape[0], processes.rank * size)
     return range(start, start + len(local(tensor)))
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All rows of a sharded tensor, in every process; any other as it is."""
+    """Return all rows of a sharded tensor, in every process; any other as it is."""
     found: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
     return found
 
 
 def plain_copy(module: nn.Module, like: nn.Module) -> nn.Module:
-    """The weights of a sharded module in a copy of ``like``, which is not sharded."""
+    """Return the weights of a sharded module in a copy of ``like``, which is not sharded."""
     copied = copy.deepcopy(like)
     copied.load_state_dict({name: whole(tensor) for name, tensor in module.state_dict().items()})
     return copied
+
+
+# Until the training loop says the new names.
+alike, postponed = broadcast_weights, no_sync

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: a log of JSON lines always, TensorBoard where it is asked for."""
+"""What a run says while it goes on: a log of JSON lines always, TensorBoard where it is asked for."""
 
 from __future__ import annotations
 

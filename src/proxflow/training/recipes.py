@@ -1,10 +1,10 @@
-"""Lessons: what a model learns by, its flow's own loss or an objective for few evaluations, by name."""
+"""Recipes: what a model learns by, its flow's own loss or an objective for few evaluations, by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from torch import nn
 
@@ -24,7 +24,7 @@ from proxflow.training.objectives import (
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Recipe:
     """What :func:`proxflow.fit` is given, and what of its result is the model.
 
     Args:
@@ -40,37 +40,37 @@ class Lesson:
     data: Examples | None = None
 
 
-def lesson(
+def recipe(
     method: MethodName,
     model: Model,
     teacher: Model | None = None,
-    worse: Model | None = None,
+    weak: Model | None = None,
     *,
     guidance: float = 2.0,
     adversarial: float = 0.1,
     first_share: float = 1.0,
     student_rate: float = 0.3,
-) -> Lesson:
-    """The lesson of a name.
+) -> Recipe:
+    """Return the recipe of a name.
 
     Args:
         method: flow: the flow's own loss; :class:`proxflow.LongStep` for a model that predicts long steps,
             :class:`proxflow.EnergyScore` for one that draws.
             distribution-matching: :class:`proxflow.DistributionMatching` from a teacher.
-            autoguidance: :class:`proxflow.Autoguidance` from a teacher, away from a worse model.
+            autoguidance: :class:`proxflow.Autoguidance` from a teacher, away from a weak model.
             What learns from a teacher begins with its weights.
         model: The model to train, untrained.
         teacher: A trained model of the same configuration, for methods that need one.
-        worse: A trained model of the same flow, for autoguidance; its network may be another.
+        weak: A trained model of the same flow, for autoguidance; its network may be another.
         guidance: Weight of autoguidance, ≥ 1.
         adversarial: Of distribution matching, as :class:`proxflow.DistributionMatching` takes it; ``first_share`` likewise.
         student_rate: Of distribution matching, as :class:`proxflow.StudentAndCritic` takes it.
 
     Raises:
-        ArgumentError: A teacher is missing, not needed, or of another configuration; a worse model likewise.
+        ArgumentError: A teacher is missing, not needed, or of another configuration; a weak model likewise.
     """
-    if (worse is None) == (method == "autoguidance"):
-        raise ArgumentError("a worse model to lead away from is for the method autoguidance, which needs one")
+    if (weak is None) == (method == "autoguidance"):
+        raise ArgumentError("a weak model to lead away from is for the method autoguidance, which needs one")
     if method == "flow":
         if teacher is not None:
             raise ArgumentError("a flow's own loss needs no teacher: choose distribution-matching or autoguidance")
@@ -79,7 +79,7 @@ def lesson(
             objective = LongStep(cast(Any, model.flow))
         elif isinstance(model.predictor, DrawPredictor):
             objective = EnergyScore(model.flow)
-        return Lesson(objective, model.predictor, lambda module: module)
+        return Recipe(objective, model.predictor, lambda module: module)
     if teacher is None:
         raise ArgumentError(f"{method} learns from a trained model: name a teacher")
     if teacher.config != model.config or teacher.shape != model.shape:
@@ -91,17 +91,22 @@ def lesson(
             f"{method} needs a teacher that predicts the data from the belief: one of predictor 'point'"
         )
     guide = teacher.predictor.eval().requires_grad_(False)
-    if worse is None:
-        return Lesson(
+    if weak is None:
+        return Recipe(
             DistributionMatching(model.flow, guide, adversarial, first_share),
             StudentAndCritic(guide, student_rate, discriminator=adversarial > 0),
             lambda module: cast(Any, module).student,
         )
-    if worse.flow != teacher.flow or worse.shape != teacher.shape or type(worse.predictor) is not type(guide):
+    if weak.flow != teacher.flow or weak.shape != teacher.shape or type(weak.predictor) is not type(guide):
         raise ArgumentError(
-            f"the model to lead away from must have the teacher's flow and predict the same: {worse.flow} {worse.shape} of "
-            f"predictor {worse.config.predictor!r}, {teacher.flow} {teacher.shape}"
+            f"the model to lead away from must have the teacher's flow and predict the same: {weak.flow} {weak.shape} of "
+            f"predictor {weak.config.predictor!r}, {teacher.flow} {teacher.shape}"
         )
     model.predictor.load_state_dict(guide.state_dict())
-    shunned = worse.predictor.eval().requires_grad_(False)
-    return Lesson(Autoguidance(model.flow, guide, shunned, guidance), model.predictor, lambda module: module)
+    away_from = weak.predictor.eval().requires_grad_(False)
+    return Recipe(Autoguidance(model.flow, guide, away_from, guidance), model.predictor, lambda module: module)
+
+
+# Until the studies say the new names.
+Lesson: TypeAlias = Recipe
+lesson = recipe

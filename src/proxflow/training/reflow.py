@@ -27,12 +27,12 @@ from proxflow.models import Model
 from proxflow.paths import GaussianPath
 from proxflow.predictors import PointPredictor, Predictor
 from proxflow.random import SampleStreams
-from proxflow.runtime.checkpoints import claim_folder, digest, read_tensors, remove_all, write_tensors
-from proxflow.runtime.files import writable_folder
+from proxflow.runtime.checkpoints import digest, read_tensors, remove_all, write_tensors
 from proxflow.runtime.processes import Processes
 from proxflow.runtime.progress import bar
 from proxflow.samplers import sample
 from proxflow.training.fit import fit
+from proxflow.training.run import RunFolder
 
 SHARD = 1024
 """Samples in a file of pairs; what is lost at most when their making is stopped."""
@@ -88,12 +88,9 @@ def reflow(
     processes, device = Processes.current(), torch.device(device)
     model.predictor.to(device).eval()
     wanted = {"pairs": pairs, "pair_steps": pair_nfe, "sampler": sampler, "weights": digest(model.predictor)}
-    with processes.together():
-        if processes.first:
-            settings = {**to_dict(model.config), **training.decisive(), **wanted}
-            claim_folder(
-                writable_folder(out), settings, {**to_dict(ModelConfig()), **to_dict(TrainingConfig())}, "reflow"
-            )
+    run = RunFolder(out, "reflow")
+    earlier = {**to_dict(ModelConfig()), **to_dict(TrainingConfig())}  # what was added later had its default
+    run.claim({**to_dict(model.config), **training.decisive(), **wanted}, lambda held: {**earlier, **held})
 
     config = replace(model.config, coupling="reflow")
     # Times that suit the model are none of the straightened one's.
@@ -101,7 +98,8 @@ def reflow(
     bends: list[float] = []
     for number in range(1, rounds + 1):
         folder = out / f"round-{number}"
-        if (folder / "config.json").exists():
+        made = RunFolder(folder)
+        if made.has_model:
             current = models.load(folder, device)
             bends = list(current.provenance.get("reflow", {}).get("straightness", []))
         else:
@@ -137,17 +135,13 @@ def reflow(
                 "origin": model.provenance,
             }
             current = replace(current, provenance=record)
-            with processes.together():
-                if processes.first:
-                    models.save(folder, current, result.predictor.state_dict(), record)
+            made.save(current, result.predictor, record)
             say(f"straightness {bends[-2]:.4g} -> {bends[-1]:.4g} (0 is straight): {folder}")
         with processes.together():
             if processes.first:  # only now: what a round was made of is needed until its model is there
                 remove_all(folder)
                 shutil.rmtree(folder / "pairs", ignore_errors=True)
-    with processes.together():
-        if processes.first:
-            models.save(out, current, current.predictor.state_dict(), current.provenance)
+    run.save(current, current.predictor, current.provenance)
     return current
 
 
@@ -207,10 +201,8 @@ def make_pairs(
     check_flow(flow)
     check_rows(condition, number, "condition")
     processes = Processes.current()
-    with processes.together():
-        if processes.first:
-            settings = {"number": number, "event": list(event), "steps": nfe, "sampler": sampler, "seed": seed}
-            claim_folder(writable_folder(folder), {**settings, "weights": digest(predictor)}, {}, "pairs")
+    settings = {"number": number, "event": list(event), "steps": nfe, "sampler": sampler, "seed": seed}
+    RunFolder(folder, "pairs").claim({**settings, "weights": digest(predictor)})
     starts = range(0, number, SHARD)
     paths = [folder / f"samples-{k:05d}.safetensors" for k in range(len(starts))]
     sizes = [min(SHARD, number - start) for start in starts]

@@ -1,0 +1,183 @@
+"""What the commands share. Importable without torch, which each function imports in its work."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from proxflow.config import DeviceName, TrainingConfig
+from proxflow.errors import ArgumentError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from proxflow.models import Model
+
+ModelSource = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")]
+SamplerChoice = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="NAME",
+        help_behavior_hint="(default: the best at few evaluations, multistep2 where the flow has a Gaussian path)",
+    ),
+]
+
+
+def word(default: str) -> Any:
+    """Annotate an option that takes a word and may be left out; ``default`` says what is taken then."""
+    return tyro.conf.arg(metavar="WORD", help_behavior_hint=f"(default: {default})")
+
+
+@dataclass(frozen=True)
+class TrainingOptions(TrainingConfig):
+    """How to train."""
+
+    def __post_init__(self) -> None:
+        """Check nothing: ranges are checked after parsing, because the parser's messages would name its own internals."""
+
+    def checked(self) -> TrainingConfig:
+        """Return them as the library takes them.
+
+        Raises:
+            ArgumentError: A number is out of range or not finite.
+        """
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ArgumentError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
+        return TrainingConfig(**vars(self))
+
+
+def say(line: str) -> None:
+    """Print a line at once, also into a file or pipe; of several processes, the first one does."""
+    from proxflow.runtime.processes import Processes
+
+    if Processes.current().first:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
+@contextmanager
+def first_alone() -> Iterator[bool]:
+    """Tell in a block whether this process is the first, which alone is to write; all of them fail where it does."""
+    from proxflow.runtime.processes import Processes
+
+    processes = Processes.current()
+    with processes.together():
+        yield processes.first
+
+
+def device_of(name: DeviceName) -> torch.device:
+    """Return the device of a name; ``auto`` is CUDA where there is one."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ArgumentError(
+            "--device cuda: this machine has no CUDA device that PyTorch can use; give --device cpu or auto"
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def check_counts(n: int, steps: int, batch_size: int, least: int = 1) -> None:
+    """Refuse numbers to draw by that are out of range.
+
+    Raises:
+        ArgumentError: The message names the option.
+    """
+    if n < least:
+        raise ArgumentError(f"--n must be at least {least}, got {n}")
+    if steps < 1:
+        raise ArgumentError(f"--steps, the number of network evaluations, must be at least 1, got {steps}")
+    if batch_size < 1:
+        raise ArgumentError(f"--batch-size must be at least 1, got {batch_size}")
+
+
+def check_graph(graph: bool, device: torch.device) -> None:
+    """Refuse to record a graph where there is no CUDA device."""
+    if graph and device.type != "cuda":
+        raise ArgumentError(f"--graph records work on a CUDA device, and this is {device.type}: leave it out")
+
+
+def less_memory(batch_size: int) -> str:
+    """Say what to lower where memory ran out while drawing."""
+    return f"lower --batch-size, now {batch_size}: try --batch-size {max(1, batch_size // 2)}"
+
+
+def sampler_of(model: Model, sampler: str | None) -> str:
+    """Return the name of a sampler, the model's best where none is named."""
+    from proxflow.samplers import default_sampler
+
+    return sampler or default_sampler(model.predictor)
+
+
+def found_times(model: Model, sampler: str | None, steps: int) -> Sequence[float] | None:
+    """Return what the command ``times`` found for so many evaluations, if it was run."""
+    return model.times_of(sampler_of(model, sampler), steps)
+
+
+def draw(
+    model: Model, n: int, steps: int, sampler: str | None, seed: int, batch_size: int, graph: bool = False
+) -> Tensor:
+    """Sample with a progress bar: uint8 (n, channels, height, width), in every process; each of them draws its share."""
+    import torch
+
+    from proxflow import data
+    from proxflow.runtime.processes import Processes
+    from proxflow.runtime.progress import bar
+    from proxflow.samplers import sample
+
+    processes = Processes.current()
+    # Shares begin where batches may: sampling works in multiples of 16 images.
+    mine = processes.part(n, 16)
+    events = torch.zeros(0, *model.shape)
+    with bar("sample", len(mine), "images") as show:
+        if mine:
+            events = sample(
+                model.predictor,
+                model.flow,
+                (len(mine), *model.shape),
+                nfe=steps,
+                sampler=sampler,
+                seed=seed,
+                batch_size=batch_size,
+                first=mine.start,
+                times=found_times(model, sampler, steps),
+                progress=show,
+                graph=graph,
+            )
+    return processes.gather(data.to_bytes(events), n, 16)
+
+
+def say_how_to_sample(folder: Path) -> None:
+    """Print the command that draws from the model in a folder."""
+    say(f"draw from it: proxflow sample {folder}")
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] = ()) -> None:
+    """Print a table on standard output; columns named in ``left`` are set to the left."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in left else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(file=sys.stdout, highlight=False, width=100).print(table)
+
+
+def origin(device: torch.device) -> dict[str, Any]:
+    """Describe where a result is made."""
+    from proxflow.runtime.machine import hardware, versions
+
+    return {"hardware": hardware(device), "versions": versions()}

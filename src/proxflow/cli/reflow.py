@@ -1,0 +1,78 @@
+"""``proxflow reflow``: straighten a model's paths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from proxflow.cli._common import ModelSource, TrainingOptions, origin, say, say_how_to_sample
+from proxflow.config import DeviceName, PairSamplerName
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Reflow:
+    """Straighten a model's paths, for fewer evaluations: train it on its own pairs of noise and image.
+
+    Each round draws pairs from the model, by a sampler without noise, and trains the model on straight lines between them,
+    from the weights it has (2209.03003). The new model's folder is used like any other; the model of each round is in the
+    folders round-1 and so on. An interrupted run goes on where it stopped when the same command is given again, and with
+    more --rounds it adds them.
+
+    For example:
+        proxflow reflow runs/mine --out runs/straight --steps 2000 --learning-rate 5e-4
+        proxflow reflow runs/mine --out runs/straight --rounds 2 --pairs 50000 --pair-steps 20
+
+    Args:
+        model: Name of a model that comes with the package, or a model folder; of the flow gpfn-w2 or gpfn-kl.
+        out: Folder for the straightened model, and for pairs and checkpoints on the way.
+        rounds: Number of rounds. One does most; errors of the sampler and of training add up with each.
+        pairs: Pairs of noise and image that a round is trained on.
+        pair_steps: Network evaluations spent on each image of a pair (NFE).
+        pair_sampler: How these are drawn; "proxflow sample --help" explains the choices.
+        training: How to train in each round.
+        device: Where to compute; auto takes CUDA when there is one.
+    """
+
+    model: ModelSource
+    out: Path
+    rounds: int = 1
+    pairs: int = 20_000
+    pair_steps: int = 10
+    pair_sampler: PairSamplerName = "multistep2"
+    training: tyro.conf.OmitArgPrefixes[TrainingOptions] = field(default_factory=TrainingOptions)
+    device: DeviceName = "auto"
+
+    @property
+    def with_less_memory(self) -> str:
+        """Say how to train with less memory."""
+        return f"lower --batch-size, now {self.training.batch_size}, or take a smaller network"
+
+
+def run(options: Reflow, device: torch.device) -> None:
+    """Straighten a model's paths, or go on with it."""
+    training = options.training.checked()
+    from proxflow import models
+    from proxflow.training.reflow import reflow
+
+    straightened = reflow(
+        models.load(options.model, device),
+        training,
+        options.out,
+        rounds=options.rounds,
+        pairs=options.pairs,
+        pair_nfe=options.pair_steps,
+        sampler=options.pair_sampler,
+        source=options.model,
+        device=device,
+        provenance=origin(device),
+        say=say,
+    )
+    passes = straightened.provenance["reflow"]["network_passes"]
+    say(f"straightened in {options.rounds} rounds, {sum(passes.values()):,} network passes: {options.out}")
+    say_how_to_sample(options.out)

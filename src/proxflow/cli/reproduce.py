@@ -1,0 +1,165 @@
+"""``proxflow reproduce``: repeat a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from proxflow.cli._common import print_table, say
+from proxflow.config import DeviceName
+from proxflow.errors import ArgumentError
+from proxflow.studies.presets import (
+    EXPERIMENTS,
+    FEW_STEP_PRESETS,
+    GEOMETRY_PRESETS,
+    PRESETS,
+    ExperimentName,
+    PresetName,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from proxflow.studies.report import Claim
+
+_MINUTES = "; ".join(
+    [f"{name}: {preset.minutes}" for name, preset in PRESETS.items()]
+    + [f"geometry {name}: {preset.minutes}" for name, preset in GEOMETRY_PRESETS.items()]
+    + [f"few-step {name}: {preset.minutes}" for name, preset in FEW_STEP_PRESETS.items()]
+)
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Repeat an experiment of the paper: train, sample, evaluate, report.
+
+    mnist trains a proximal flow with Wasserstein-2 steps (gpfn-w2) and two Bayesian Flow Networks (bfn with the
+    reference's settings, bfn-tuned with the best found for MNIST) on one U-Net, with equal data, steps and seed. It
+    evaluates each with each of its samplers at 1 to 100 network evaluations and writes results.json, a Markdown and an
+    HTML report with pictures.
+
+    few-step trains that U-Net in several ways that aim at good images in one to twenty evaluations, counts what each
+    costs in training, and draws quality against evaluations and against cost. Its preset quick runs the best of
+    them with one seed; long trains guidance and what it needs thirteen times as long.
+
+    geometry trains that U-Net under six divergences, and on binary images under three, each beside a control that has its
+    schedule but not its geometry, and says which differences are the geometry's. It has
+    the presets quick and standard.
+
+    An interrupted run goes on where it stopped when the same command is given again.
+
+    For example:
+        proxflow reproduce --preset quick
+        proxflow reproduce mnist --preset paper --device cuda --out runs/paper
+        proxflow reproduce geometry --preset quick
+        proxflow reproduce few-step --data fashion-mnist
+
+    Args:
+        experiment: Which experiment.
+        preset: How much to train and to sample.
+        data: What to learn: mnist, or a folder of IDX files of 28 x 28 grey images.
+        out: Folder for models, results and report.
+        seed: Number that fixes initial weights, order of data and noise; a preset of several seeds counts up from it.
+        device: Where to compute; auto takes CUDA when there is one.
+    """
+
+    experiment: Annotated[
+        ExperimentName, tyro.conf.Positional, tyro.conf.arg(metavar="[{mnist,geometry,few-step}]")
+    ] = "mnist"
+    preset: Annotated[PresetName, tyro.conf.arg(help_behavior_hint=f"({_MINUTES}; default: quick)")] = "quick"
+    data: str = "mnist"
+    out: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="PATH", help_behavior_hint="(default: runs/EXPERIMENT-PRESET, with other data also -DATA)"
+        ),
+    ] = None
+    seed: int = 0
+    device: DeviceName = "auto"
+
+    @property
+    def with_less_memory(self) -> str:
+        """Say how to go on with less memory."""
+        return "free some on the device, or choose another --device; the same command then goes on"
+
+
+def run(options: Reproduce, device: torch.device) -> None:
+    """Run an experiment, or what is missing of it, and write the report."""
+    from proxflow.runtime.files import writable_folder
+    from proxflow.runtime.processes import Processes
+
+    if Processes.current().size > 1:
+        raise ArgumentError(
+            "reproduce runs on one process: start it without torchrun; train, sample and evaluate run on many"
+        )
+    presets = EXPERIMENTS[options.experiment]
+    if options.preset not in presets:
+        raise ArgumentError(
+            f"{options.experiment} has the presets {' and '.join(presets)}, got --preset {options.preset}"
+        )
+    name = f"{options.experiment}-{options.preset}"
+    if options.data != "mnist":
+        name += f"-{Path(options.data).name}"
+    out = options.out if options.out is not None else Path("runs") / name
+    writable_folder(out)
+    say(
+        f"{options.experiment}, {options.preset}: {presets[options.preset].minutes}; running on {device.type}, into {out}"
+    )
+    say("interrupt with Ctrl-C at any time: the same command goes on where it stopped")
+    work = {"mnist": reproduce_mnist, "geometry": reproduce_geometry, "few-step": reproduce_few_step}
+    files = work[options.experiment](options, out, device)
+    for path in (out / "results.json", *(file for file in files if file.suffix in (".md", ".html"))):
+        say(f"written: {path}")
+
+
+def reproduce_mnist(options: Reproduce, out: Path, device: torch.device) -> list[Path]:
+    """The paper's experiment; the files of its report."""
+    from proxflow.studies import mnist, report
+
+    preset = PRESETS[options.preset]
+    preset = replace(preset, seeds=tuple(options.seed + seed for seed in preset.seeds))
+    results = mnist.reproduce(options.preset, preset, out, device, say, options.data)
+    files = report.write_report(out, results, device)
+    _print_claims(report.claims(results))
+    return files
+
+
+def _print_claims(claims: Sequence[Claim]) -> None:
+    rows = []
+    for claim in claims:
+        expected = "" if claim.threshold is None else f"{claim.relation} {claim.threshold:g}"
+        verdict = "" if claim.held is None else "yes" if claim.holds else "no"
+        rows.append((claim.statement, f"{sum(claim.values) / len(claim.values):.3g}", expected, verdict))
+    print_table(("claim", "measured", "expected", "holds"), rows, left=("claim",))
+
+
+def reproduce_geometry(options: Reproduce, out: Path, device: torch.device) -> list[Path]:
+    """The study of geometries; the files of its report."""
+    from proxflow.studies import geometry, geometry_report
+
+    preset = GEOMETRY_PRESETS[options.preset]
+    seeds, further = (
+        tuple(options.seed + seed for seed in counted) for counted in (preset.seeds, preset.further_seeds)
+    )
+    preset = replace(preset, seeds=seeds, further_seeds=further)
+    results = geometry.reproduce(options.preset, preset, out, device, say, options.data)
+    files = geometry_report.write_report(out, results)
+    for verdict in geometry_report.verdicts(results):
+        say(f"- {verdict.sentence}")
+    return files
+
+
+def reproduce_few_step(options: Reproduce, out: Path, device: torch.device) -> list[Path]:
+    """The study of few evaluations; the files of its report."""
+    from proxflow.studies import few_step, few_step_report
+
+    preset = FEW_STEP_PRESETS[options.preset]
+    preset = replace(preset, seeds=tuple(options.seed + seed for seed in preset.seeds))
+    results = few_step.reproduce(options.preset, preset, out, device, say, options.data)
+    files = few_step_report.write_report(out, results)
+    _print_claims(few_step_report.claims(results))
+    return files

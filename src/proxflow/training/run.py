@@ -1,0 +1,294 @@
+"""A run: its folder, and while it trains what changes, the non-finite guard, the log and the checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proxflow import models
+from proxflow.config import TrainingConfig, to_dict
+from proxflow.errors import CheckpointError, DivergedError, OutputError
+from proxflow.models import Model
+from proxflow.runtime.checkpoints import Checkpoints, finite, remove_all
+from proxflow.runtime.files import read_json, writable_folder, write_json
+from proxflow.runtime.processes import Processes, local
+from proxflow.runtime.tracking import Log
+
+LOG_WINDOW = STRETCH = 50
+"""Steps that one line of the log sums up; within them nothing waits for an accelerator."""
+
+
+class RunFolder:
+    """A run's folder: what it is for (``run.json``), the model so far, the best one (``best``), and the checkpoints.
+
+    Of several processes that train together the first one writes, and all of them fail where it does.
+
+    Args:
+        path: The folder.
+        what: What is made there, in a word.
+        file: Where it is written down what the folder is for.
+    """
+
+    def __init__(self, path: Path, what: str = "training", file: str = "run.json") -> None:
+        self.path, self.what, self.file, self.best = path, what, path / file, math.inf
+
+    def claim(self, wanted: Mapping[str, Any], upgrade: Callable[[Any], Any] = dict) -> None:
+        """Write down what the folder is for, or refuse one that is for something else.
+
+        Args:
+            wanted: Settings by name, as JSON values.
+            upgrade: From settings that an earlier version wrote down to those of today.
+
+        Raises:
+            OutputError: It is for something else, or cannot be written.
+            CheckpointError: What was written down is corrupt.
+        """
+        with Processes.current().together():
+            if Processes.current().first:
+                writable_folder(self.path)
+                self._claim(wanted, upgrade)
+        self.best = self._held_out_loss()
+
+    def _claim(self, wanted: Mapping[str, Any], upgrade: Callable[[Any], Any]) -> None:
+        if not self.file.exists():
+            if self.has_model:
+                raise OutputError(
+                    f"{self.path} holds a model that this command did not begin: choose another --out folder"
+                )
+            write_json(self.file, dict(wanted))
+            return
+        held = read_json(self.file)
+        if not isinstance(held, dict):
+            raise CheckpointError(
+                f"{self.file}: expected the settings of a {self.what} run, got {json.dumps(held):.80}"
+            )
+        found = _flat(upgrade(held))
+        for name, value in _flat(wanted).items():
+            if found.get(name) != value:
+                raise OutputError(
+                    f"{self.path} holds a {self.what} run with {name} = {found.get(name)}, not {value}: choose another "
+                    "--out folder, or remove this one to start over"
+                )
+
+    @property
+    def has_model(self) -> bool:
+        """Tell whether a model is there already."""
+        return (self.path / "config.json").exists()
+
+    @property
+    def steps_done(self) -> int | None:
+        """Return the steps that the model was trained for; ``None`` where there is no model yet."""
+        match read_json(self.path / "config.json") if self.has_model else None:
+            case {"provenance": {"steps": int(steps)}}:
+                return steps
+        return None
+
+    def _held_out_loss(self) -> float:
+        """Return the best model's held-out loss; infinite where there is none."""
+        path = self.path / "best" / "config.json"
+        match read_json(path) if path.exists() else None:
+            case {"provenance": {"held_out_loss": float(loss)}}:
+                return loss
+        return math.inf
+
+    def save(self, model: Model, predictor: nn.Module, provenance: dict[str, Any], score: float = math.inf) -> None:
+        """Write the model as it is now, also into ``best`` if it is.
+
+        Args:
+            model: What is trained; its weights are not looked at.
+            predictor: The present weights.
+            provenance: How they were got.
+            score: The held-out loss; the lowest is the best.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        weights = predictor.state_dict()
+        with Processes.current().together():
+            if Processes.current().first:
+                models.save(self.path, model, weights, provenance)
+                if score < self.best:
+                    self.best = score
+                    models.save(self.path / "best", model, weights, {**provenance, "held_out_loss": score})
+
+    def finish(self, model: Model, predictor: nn.Module, provenance: dict[str, Any]) -> None:
+        """Write the model as it is to stay, and then remove the checkpoints.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        self.save(model, predictor, provenance)
+        with Processes.current().together():
+            if Processes.current().first:
+                remove_all(self.path)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their path; what a setting's kind is has the path of the setting."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        path = prefix.removesuffix(".") if prefix and name == "kind" else f"{prefix}{name}"
+        found |= _flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return found
+
+
+class Run:
+    """What changes while training, with the non-finite guard, the log and the checkpoints."""
+
+    def __init__(
+        self,
+        predictor: nn.Module,
+        averaged: nn.Module,
+        optimiser: torch.optim.AdamW,
+        config: TrainingConfig,
+        folder: Path | None,
+        processes: Processes,
+        track: Callable[[dict[str, float]], None] | None,
+    ) -> None:
+        self.predictor, self.averaged, self.optimiser, self.config = predictor, averaged, optimiser, config
+        self.processes, self.track = processes, track
+        self.checkpoints = Checkpoints(folder, config.keep, processes) if folder is not None else None
+        self.log = Log(folder / "log.jsonl") if folder is not None and processes.first else None
+        self.step, self.skipped, self.losses = 0, 0, list[float]()
+        self.saved, self.begun = 0, time.monotonic()
+        # Loss and gradient norm of the steps of the log window, each in the row of its place in it.
+        self.numbers, self.since = torch.zeros(LOG_WINDOW, 2, device=next(predictor.parameters()).device), 0
+        self.rows = self.numbers.unbind()
+        for parameter in predictor.parameters():  # made now, so that a checkpoint has where to go
+            optimiser.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+    @property
+    def seconds(self) -> float:
+        """Return the time spent so far, interrupted runs included."""
+        return time.monotonic() - self.begun
+
+    def guard(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """Note a step; return 1 where its loss or gradient is not finite, else 0, without waiting for the device."""
+        numbers = torch.stack([loss, norm], out=self.rows[self.step % LOG_WINDOW])
+        return (numbers * 0).sum().nan_to_num(1.0)
+
+    def window(self) -> list[list[float]]:
+        """Return loss and gradient norm of each step of the log window; wait for the device."""
+        first = self.since % LOG_WINDOW
+        numbers: list[list[float]] = self.numbers[first : first + self.step - self.since].tolist()
+        return numbers
+
+    def close_window(self, rate: float) -> None:
+        """Record the log window and begin the next.
+
+        Raises:
+            DivergedError: Too many of its steps were not finite.
+        """
+        steps = self.window()
+        self.since = self.step
+        good = [numbers for numbers in steps if all(map(math.isfinite, numbers))]
+        bad, bad_losses = len(steps) - len(good), sum(not math.isfinite(loss) for loss, _ in steps)
+        self.skipped += bad
+        if bad > self.config.skip_limit or not good:
+            raise DivergedError(self._diagnosis(bad, bad_losses, len(steps), rate))
+        loss, norm = (math.fsum(column) / len(good) for column in zip(*good, strict=True))
+        self.losses.append(loss)
+        self.record(loss=loss, gradient_norm=norm, learning_rate=rate, skipped=self.skipped)
+
+    look = close_window  # until the training loop says the new name
+
+    def _diagnosis(self, bad: int, bad_losses: int, steps: int, rate: float) -> str:
+        which = [n for n, p in self.predictor.named_parameters() if p.grad is not None and not finite(local(p.grad))]
+        largest = max(float(local(p.detach()).abs().max()) for p in self.predictor.parameters() if local(p).numel())
+        kept = self.checkpoints.steps() if self.checkpoints is not None else []
+        return (
+            f"the loss or its gradient was not finite in {bad} of the {steps} steps before step {self.step} (the loss in "
+            f"{bad_losses}); these steps were skipped. Last learning rate {rate:.3g}, largest weight {largest:.3g}, "
+            + (f"last gradient not finite in {len(which)} parameters, {which[0]} the first. " if which else "")
+            + f"Lower the learning rate ({self.config.learning_rate}) or look at the data"
+            + (f"; the checkpoint of step {kept[-1]} in {self.checkpoints.folder} is still good" if kept else "")  # type: ignore[union-attr]
+        )
+
+    def record(self, **numbers: float) -> None:
+        """Write numbers of this step to the log."""
+        entry = {"step": self.step, "seconds": round(self.seconds, 3), **numbers}
+        if self.log is not None:
+            self.log.write(entry)
+        if self.track is not None and self.processes.first:
+            self.track(entry)
+
+    def _state(self) -> dict[str, Tensor]:
+        named = {f"predictor.{k}": v for k, v in self.predictor.state_dict().items()}
+        named |= {f"averaged.{k}": v for k, v in self.averaged.state_dict().items()}
+        for index, parameter in enumerate(self.predictor.parameters()):
+            named |= {f"optimiser.{index}.{k}": v for k, v in self.optimiser.state[parameter].items()}
+        return named
+
+    def save(self, held_out: float | None) -> None:
+        """Write a checkpoint, unless this step has one.
+
+        Raises:
+            DivergedError: The state is not finite.
+            OutputError: It cannot be written; earlier ones are still good.
+        """
+        if held_out is not None:
+            self.record(held_out_loss=held_out)
+        if self.checkpoints is None or self.saved == self.step:
+            return
+        state = self._state()
+        with self.processes.together():
+            bad = [name for name, tensor in state.items() if not finite(local(tensor))]
+            if bad:
+                raise DivergedError(f"{bad[0]} is not finite after step {self.step}: no checkpoint was written of it")
+        progress = {
+            "step": self.step,
+            "seconds": round(self.seconds, 3),
+            "score": held_out,
+            "skipped": self.skipped,
+            "losses": self.losses,
+            "stretch": [[n if math.isfinite(n) else None for n in numbers] for numbers in self.window()],
+            "training": to_dict(self.config),
+        }
+        self.checkpoints.save(self.step, state, progress)
+        self.saved = self.step
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one.
+
+        Raises:
+            CheckpointError: It is damaged, or of another configuration or architecture.
+        """
+        checkpoint = self.checkpoints.newest() if self.checkpoints is not None else None
+        if checkpoint is None:
+            return
+        progress, path = checkpoint.progress, checkpoint.path
+        try:
+            self.step, seconds = int(progress["step"]), float(progress["seconds"])
+            self.losses = [float(loss) for loss in progress["losses"]]
+            self.skipped = int(progress.get("skipped", 0))
+            kept = progress.get("stretch", [])
+            window = [[math.nan if n is None else float(n) for n in numbers] for numbers in kept]
+            if len(window) > self.step % LOG_WINDOW:
+                raise ValueError(f"{len(window)} steps of a log window at step {self.step}")
+            self.since = self.step - len(window)
+            for step, (loss, norm) in enumerate(window, self.since):
+                self.rows[step % LOG_WINDOW].copy_(torch.tensor([loss, norm]))
+            trained = {**to_dict(TrainingConfig()), **progress["training"]}  # what was added later had its default
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is not a checkpoint of this library: {error}") from error
+        for name, wanted in self.config.decisive().items():
+            if trained.get(name) != wanted:
+                raise CheckpointError(
+                    f"{path} was trained with {name} = {trained.get(name)}, not {wanted}: choose another output folder, or "
+                    "remove the checkpoints to start over"
+                )
+        checkpoint.fill(self._state(), self.processes)
+        self.saved, self.begun = self.step, time.monotonic() - seconds
+        if self.log is not None:
+            self.log.forget_after(self.step)
