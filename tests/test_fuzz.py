@@ -25,7 +25,7 @@ from safetensors.torch import save
 from proxflow import data, models, samplers
 from proxflow.cli import evaluate, main, reproduce, train
 from proxflow.cli import sample as sampling
-from proxflow.config import ModelConfig, TrainingConfig, from_dict
+from proxflow.config import TrainingConfig, from_dict
 from proxflow.data import image_files as imagefiles
 from proxflow.data.idx import read_idx
 from proxflow.data.kinds import kind_of_source

@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from proxflow.data.kinds.image import Image
-from proxflow.data.kinds.vector import Vector
-from proxflow.examples import Examples
 from safetensors.torch import load_file
 from stranger import stranger_package
 
@@ -28,7 +25,10 @@ from proxflow import (
     ProductEndpoints,
     TargetEnergy,
 )
+from proxflow.data.kinds.image import Image
+from proxflow.data.kinds.vector import Vector
 from proxflow.errors import ArgumentError, CheckpointError
+from proxflow.examples import Examples
 from proxflow.models import Part, build, load, save
 from proxflow.models.outline import outlined
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from proxflow import data, metrics, models
-from proxflow.config import ModelConfig, SamplerName, TrainingConfig, to_dict
+from proxflow.config import TrainingConfig, to_dict
+from proxflow.flows import BFN
 from proxflow.runtime.files import read_json, writable_folder, write_json
 from proxflow.runtime.machine import hardware, versions
 from proxflow.samplers import sample
@@ -24,9 +25,9 @@ from proxflow.studies.scoreboard import floor
 from proxflow.training.fit import fit
 
 SIGMAS = (0.1, 0.2, 0.3, 0.5, 0.7)
-SAMPLERS: tuple[SamplerName, ...] = ("stochastic", "multistep2")
+SAMPLERS: tuple[str, ...] = ("stochastic", "multistep2")
 NFES = (10, 20, 50)
-NETWORK = ModelConfig(flow="bfn-tuned", channels=16)
+NETWORK = "unet:channels=16"
 TRAINING = TrainingConfig(steps=800, batch_size=64)
 SAMPLES = 500
 
@@ -45,7 +46,7 @@ def main() -> None:
     path = folder / "results.json"
     results: dict[str, Any] = {
         "experiment": "bfn-sigma1",
-        "config": {"network": to_dict(NETWORK), "training": to_dict(TRAINING)},
+        "config": {"network": NETWORK, "training": to_dict(TRAINING)},
         "extractor": {"name": extractor.name, "sha256": extractor.sha256},
         "floor": asdict(real),
         "hardware": hardware(device),
@@ -55,7 +56,7 @@ def main() -> None:
     done = {record["sigma1"] for record in results["records"]}
     for sigma1 in (sigma1 for sigma1 in arguments.sigmas if sigma1 not in done):
         torch.manual_seed(TRAINING.seed)
-        model = models.build(replace(NETWORK, sigma1=sigma1), tuple(training.images.shape[1:]))
+        model = models.build(training.images.shape[1:], flow=BFN(sigma1), network=NETWORK, predictor="point")
         predictor = fit(model.predictor, model.flow, training.images, TRAINING, label=f"σ₁ = {sigma1}").predictor
         for sampler in SAMPLERS:
             for nfe in NFES:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from proxflow import data, metrics, nn
     from proxflow.beliefs import Belief, Binned, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture, Product
-    from proxflow.config import ModelConfig, TrainingConfig
+    from proxflow.config import TrainingConfig
     from proxflow.couplings import Coupling, MinibatchOT, Reflowed
     from proxflow.divergences import (
         KL,
@@ -91,7 +91,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "beliefs": ["Belief", "Binned", "Categorical", "DiagonalGaussian", "FullGaussian", "GaussianMixture", "Product"],
-    "config": ["ModelConfig", "TrainingConfig"],
+    "config": ["TrainingConfig"],
     "couplings": ["Coupling", "MinibatchOT", "Reflowed"],
     "divergences": [
         "KL",

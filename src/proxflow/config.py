@@ -11,81 +11,11 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from proxflow.errors import ArgumentError, CheckpointError
 
-FlowName = Literal["gpfn-w2", "gpfn-kl", "gpfn-reverse-kl", "gpfn-fisher-rao", "bfn", "bfn-tuned"]
-SamplerName = Literal[
-    "deterministic",
-    "stochastic",
-    "marginal",
-    "multistep2",
-    "multistep3",
-    "unipc",
-    "midpoint",
-    "bfn-solver1",
-    "bfn-solver2",
-    "sde-bfn-solver1",
-    "sde-bfn-solver2",
-]
 MethodName = Literal["flow", "distribution-matching", "autoguidance"]
 PairSamplerName = Literal["deterministic", "multistep2", "midpoint"]
-CouplingName = Literal["independent", "ot", "reflow"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bf16"]
-PredictorName = Literal["point", "long-step", "draw"]
 Parallel = Literal["ddp", "fsdp"]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """A flow and its U-Net, enough to rebuild the model from its weights.
-
-    Args:
-        flow: Which proximal flow: gpfn-* is the General Proximal Flow Network with the named divergence, bfn the
-            Bayesian Flow Network with the reference's settings, bfn-tuned the same with a σ₁ suited to MNIST.
-        channels: Width of the U-Net's first level.
-        multipliers: Width of each level over that of the first; each further level halves the resolution.
-        blocks: Residual blocks a level.
-        attention: Levels with self-attention, 0 the finest; none by default.
-        patch: Side of the space-to-depth stem; 1 for none.
-        dropout: Probability of dropping a feature in training.
-        sigma1: σ₁ of bfn-tuned, in units of data in [-1, 1]; the other flows do not use it.
-        final: Share of the way to the data at which beliefs of gpfn flows end, in (0, 1]. The last prediction goes the rest.
-            0.6 suits images as simple as digits, where beliefs of later times tell nothing new.
-        coupling: Which prior draw a gpfn flow pairs with which image in training. independent: any. ot: those that are
-            nearest together within a batch (minibatch optimal transport), which straightens the paths; needs the extra
-            "transport" to train, not to sample. reflow: those of a trained model, as the command reflow pairs them.
-        predictor: point predicts the data from the belief; long-step reads the end of each step as well and learns where
-            many small steps would lead, for few evaluations. It needs gpfn-w2 with final 1, and the deterministic sampler.
-            draw reads noise as well and draws from what the data may be, for few evaluations; it is trained by the energy
-            score, at twice the cost a step, and takes the samplers that keep no memory of earlier predictions.
-    """
-
-    flow: FlowName = "gpfn-w2"
-    channels: int = 32
-    multipliers: tuple[int, ...] = (1, 2)
-    blocks: int = 1
-    attention: tuple[int, ...] = ()
-    patch: int = 2
-    dropout: float = 0.0
-    sigma1: float = 0.7
-    final: float = 1.0
-    coupling: CouplingName = "independent"
-    predictor: PredictorName = "point"
-
-    def __post_init__(self) -> None:
-        """Refuse sizes beyond any use: a file may claim them. The network itself is stricter."""
-        for name, most in (("channels", 4096), ("blocks", 64), ("patch", 64)):
-            if getattr(self, name) > most:
-                raise ArgumentError(f"{name} must be at most {most}, got {getattr(self, name)}")
-        if len(self.multipliers) > 8 or len(self.attention) > 8 or max(self.multipliers, default=1) > 64:
-            raise ArgumentError(f"expected at most 8 levels of at most 64 times the width, got {self.multipliers}")
-        if not 0 < self.sigma1 < math.inf:
-            raise ArgumentError(f"sigma1 must be positive and finite, got {self.sigma1}")
-        if not 0 < self.final <= 1:
-            raise ArgumentError(f"final must lie in (0, 1], got {self.final}")
-        if self.coupling != "independent" and not self.flow.startswith("gpfn-"):
-            raise ArgumentError(
-                f"{self.flow} begins with one fixed belief, so there is nothing to pair: take a gpfn flow"
-            )
 
 
 @dataclass(frozen=True)

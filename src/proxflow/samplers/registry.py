@@ -8,34 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from proxflow import names
 from proxflow.errors import ArgumentError
 from proxflow.examples import Condition, check_rows, given, moved, reads, rows
 from proxflow.flows import Flow
 from proxflow.random import SampleStreams
 from proxflow.samplers.base import Sampler, Watch
-from proxflow.samplers.bfn_solver import BFNSolver
-from proxflow.samplers.midpoint import Midpoint
-from proxflow.samplers.multistep import Multistep
-from proxflow.samplers.path import Marginal
-from proxflow.samplers.proximal import Deterministic, Stochastic
 
 SAMPLERS: dict[str, Sampler] = {
-    "deterministic": Deterministic(),
-    "stochastic": Stochastic(),
-    "marginal": Marginal(),
-    "multistep2": Multistep(2),
-    "multistep3": Multistep(3),
-    "unipc": Multistep(2, corrected=True),
-    "midpoint": Midpoint(),
-    "bfn-solver1": BFNSolver(1),
-    "bfn-solver2": BFNSolver(2),
-    "sde-bfn-solver1": BFNSolver(1, 1.0),
-    "sde-bfn-solver2": BFNSolver(2, 1.0),
+    name: entry.load()(**entry.settings) for name, entry in names.BUILT_IN["samplers"].items()
 }
-"""Samplers by the name that the command line and results files use. A sampler that joins here joins all contract tests.
-
-``config.SamplerName`` repeats the names for those who must not load torch; a test holds both together.
-"""
+"""The library's own samplers by the names of :mod:`proxflow.names`. One that joins there joins all contract tests."""
 
 
 def default_sampler(predictor: nn.Module, flow: Flow[Any]) -> str:
@@ -101,9 +84,8 @@ def sample(
     """
     sampler = default_sampler(predictor, flow) if sampler is None else sampler
     if isinstance(sampler, str):
-        if sampler not in SAMPLERS:
-            raise ArgumentError(f"unknown sampler {sampler!r}; known are {', '.join(SAMPLERS)}")
-        sampler = SAMPLERS[sampler]
+        entry = names.find("samplers", sampler)
+        sampler = SAMPLERS[sampler] if sampler in SAMPLERS else entry.load()(**entry.settings)
     if not shape or min(shape) < 1 or batch_size < 1:
         raise ArgumentError(f"shape and batch size must be at least 1, got {tuple(shape)} and {batch_size}")
     parameter = next((p for p in predictor.parameters() if p.is_floating_point()), torch.zeros(()))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
-from proxflow.config import FlowName, MethodName, ModelConfig, SamplerName, TrainingConfig
+from proxflow.config import MethodName, TrainingConfig
 
 PresetName = Literal["quick", "standard", "long", "paper"]
 ExperimentName = Literal["mnist", "geometry", "few-step"]
@@ -19,7 +19,7 @@ class Preset:
     """Everything that fixes a study's result.
 
     Args:
-        network: The U-Net that all trials share; what a trial needs otherwise is replaced.
+        network: The network that all trials share, in a word.
         training: Steps, rate and seed, the same for all trials; its ``seed`` is replaced by each of ``seeds``.
         samples: Samples a cell.
         minutes: About how long it takes, for the reader, in words.
@@ -28,7 +28,7 @@ class Preset:
         train_images: Number of training images, the first of the data set.
     """
 
-    network: ModelConfig
+    network: str
     training: TrainingConfig
     samples: int
     minutes: str
@@ -53,7 +53,7 @@ class MnistPreset(Preset):
         samplers: Samplers of each flow.
     """
 
-    samplers: dict[FlowName, tuple[SamplerName, ...]] = field(
+    samplers: dict[str, tuple[str, ...]] = field(
         default_factory=lambda: {
             "gpfn-w2": ("deterministic", "stochastic", "marginal", "multistep2"),
             "bfn": ("deterministic", "stochastic"),
@@ -64,19 +64,19 @@ class MnistPreset(Preset):
 
 PRESETS: dict[PresetName, MnistPreset] = {
     "quick": MnistPreset(
-        network=ModelConfig(channels=16),
+        network="unet:channels=16",
         training=TrainingConfig(steps=1800, batch_size=64, checkpoint_every=100),
         samples=256,
         minutes="8 to 20 minutes on 2 processor cores",
     ),
     "standard": MnistPreset(
-        network=ModelConfig(),
+        network="unet",
         training=TrainingConfig(steps=2400, batch_size=64, checkpoint_every=100),
         samples=500,
         minutes="about 45 minutes on 2 processor cores",
     ),
     "paper": MnistPreset(
-        network=ModelConfig(channels=64, multipliers=(1, 2, 2), blocks=2, attention=(2,), patch=1),
+        network="unet:channels=64,multipliers=1,2,2,blocks=2,attention=2,patch=1",
         training=TrainingConfig(
             steps=47_000, batch_size=128, learning_rate=1e-3, warmup_steps=1000, ema=0.9995, checkpoint_every=1000
         ),
@@ -106,13 +106,13 @@ class GeometryPreset(Preset):
 
 GEOMETRY_PRESETS: dict[PresetName, GeometryPreset] = {
     "quick": GeometryPreset(
-        network=ModelConfig(channels=16),
+        network="unet:channels=16",
         training=TrainingConfig(steps=1200, batch_size=64, checkpoint_every=100),
         samples=256,
         minutes="about 40 minutes on 2 processor cores",
     ),
     "standard": GeometryPreset(
-        network=ModelConfig(),
+        network="unet",
         training=TrainingConfig(steps=2400, batch_size=64, checkpoint_every=100),
         samples=500,
         minutes="about 10 hours on 2 processor cores",
@@ -131,30 +131,32 @@ class FewStepMethod:
         title: What it does, for the report.
         samplers: Samplers that it is evaluated with.
         share: Network passes spent in its own training, over those of plain training.
-        network: Settings of the network and flow that differ from the preset's.
+        flow: Its flow, in a word.
         recipe: What it is trained with.
         teacher: Another method, whose trained model this one learns from.
         weak: Another method, whose trained model this one is led away from.
         training: Settings of training that differ from the preset's.
         settings: Settings of the recipe that differ from its defaults, see :mod:`proxflow.training.recipes`.
         repeated: Whether it is run with every seed, or with the first alone.
+        predictor: What its network predicts, in a word.
     """
 
     title: str
-    samplers: tuple[SamplerName, ...]
+    samplers: tuple[str, ...]
     share: float = 1.0
-    network: Mapping[str, Any] = field(default_factory=dict)
+    flow: str = "gpfn-w2"
     recipe: MethodName | Literal["reflow", "long-step"] = "flow"
     teacher: str | None = None
     weak: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     repeated: bool = True
+    predictor: str = "point"
 
 
 _STUDENT = {"warmup_steps": 50, "ema": 0.99}
 _GUIDED = {**_STUDENT, "learning_rate": 1e-3}
-_EARLY, _LATE = {"final": 0.6}, {"final": 0.8}
+_EARLY, _LATE = "gpfn-w2:schedule=linear:final=0.6", "gpfn-w2:schedule=linear:final=0.8"
 
 FEW_STEP_METHODS: dict[str, FewStepMethod] = {
     "plain": FewStepMethod("GPFN-W2 as in the other experiments", ("deterministic", "multistep2")),
@@ -168,13 +170,13 @@ FEW_STEP_METHODS: dict[str, FewStepMethod] = {
         "early with minibatch optimal transport, trained twice as long",
         ("multistep2",),
         2.0,
-        {**_EARLY, "coupling": "ot"},
+        "gpfn-w2:coupling=ot,schedule=linear:final=0.6",
     ),
     "reflow": FewStepMethod(
         "plain, then one round of reflow",
         ("multistep2",),
         1.0,
-        {"coupling": "reflow"},
+        "gpfn-w2:coupling=reflow",
         "reflow",
         "plain",
         repeated=False,
@@ -183,18 +185,20 @@ FEW_STEP_METHODS: dict[str, FewStepMethod] = {
         "early with draws of the target trained by the energy score, two for each image",
         ("deterministic",),
         2.0,
-        {**_EARLY, "predictor": "draw"},
+        _EARLY,
         repeated=False,
+        predictor="draw",
     ),
     "long-step": FewStepMethod(
         "plain, then a student of it that is told where its steps end (consistency)",
         ("deterministic",),
         1.0,
-        {"predictor": "long-step"},
+        "gpfn-w2",
         "long-step",
         "plain",
         training={"learning_rate": 1e-3, "ema": 0.99},
         repeated=False,
+        predictor="long-step",
     ),
     "matched": FewStepMethod(
         "early-longer, then a student that matches its distribution",
@@ -267,7 +271,7 @@ _GUIDANCE = ("short", "late", "guided", "guided-matched")
 """Guidance and what it needs."""
 
 _SMALL = FewStepPreset(
-    network=ModelConfig(channels=16),
+    network="unet:channels=16",
     # A network this small gains no speed from bfloat16, and shall be the same on every device.
     training=TrainingConfig(steps=1800, batch_size=64, checkpoint_every=100, precision="float32"),
     samples=10_000,

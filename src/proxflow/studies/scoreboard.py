@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from proxflow import metrics
-from proxflow.config import SamplerName
 from proxflow.errors import DataError
 from proxflow.metrics import FeatureExtractor, Reference, Scores
 from proxflow.runtime.files import read_json
@@ -117,7 +116,7 @@ class Scoreboard:
         return {(c["flow"], c["sampler"], c["nfe"], c["seed"]): c for c in self.cells}
 
     @cached_property
-    def rows(self) -> list[tuple[str, SamplerName]]:
+    def rows(self) -> list[tuple[str, str]]:
         """Trials with their samplers, in the order of the study."""
         return list(dict.fromkeys((c["flow"], c["sampler"]) for c in self.cells))
 
@@ -155,11 +154,11 @@ class Scoreboard:
         """Return a score of real images; it depends on the seed alone."""
         return Summary.of(list({c["seed"]: float(c[score]) for c in self.cells}.values()))
 
-    def best_sampler(self, flow: str, nfe: int) -> SamplerName:
+    def best_sampler(self, flow: str, nfe: int) -> str:
         """Return the sampler with the lowest mean Fréchet distance, of those with a cell at this NFE."""
         return self.best([row for row in self.rows if row[0] == flow], nfe)[1]
 
-    def best(self, rows: Sequence[tuple[str, SamplerName]], nfe: int) -> tuple[str, SamplerName]:
+    def best(self, rows: Sequence[tuple[str, str]], nfe: int) -> tuple[str, str]:
         """Return the one of some trials with samplers that has the lowest mean Fréchet distance at an NFE."""
         scored = [(self.over_seeds(*row, nfe), row) for row in rows]
         return min(((s.mean, row) for s, row in scored if s is not None), key=lambda pair: pair[0])[1]
@@ -279,6 +278,8 @@ def conditions(results: Record, parameters: int) -> Table:
     """
     board, config, extractor = Scoreboard.of(results), results["config"], results["extractor"]
     network, training, trained = config["network"], config["training"], results["training"]
+    if isinstance(network, dict):  # as earlier versions wrote it
+        network = "unet, " + ", ".join(f"{name} {value}" for name, value in network.items())
     times = {
         flow: [trained[key]["seconds"] for seed in board.seeds if (key := f"{flow}-seed{seed}") in trained]
         for flow in board.flows
@@ -288,13 +289,7 @@ def conditions(results: Record, parameters: int) -> Table:
     rows = {
         "Preset": config["preset"],
         "Data": f"{dataset_of(results)}, {_listed(sorted({record['data'] for record in trained.values()}))}",
-        "Network": f"U-Net, {parameters:,} parameters",
-        "Channels at each level": ", ".join(str(network["channels"] * factor) for factor in network["multipliers"]),
-        "Residual blocks a level": str(network["blocks"]),
-        "Levels with attention": ", ".join(map(str, network["attention"])) or "none",
-        "Patch": str(network["patch"]),
-        "Dropout": f"{network['dropout']:g}",
-        **({"σ₁ of bfn-tuned": f"{network['sigma1']:g}"} if "bfn-tuned" in board.flows else {}),
+        "Network": f"{network}, {parameters:,} parameters",
         "Training steps": f"{steps:,}, the same for every flow",
         "Training images seen": f"{steps * batch:,}, in batches of {batch}",
         "Optimiser": f"AdamW, peak rate {training['learning_rate']:g}; weights averaged with decay {training['ema']:g}",

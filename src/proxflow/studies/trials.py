@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from proxflow import data, metrics, models
-from proxflow.config import ModelConfig, SamplerName, TrainingConfig, to_dict
+from proxflow.config import TrainingConfig, to_dict
 from proxflow.data import to_bytes
 from proxflow.errors import ArgumentError, DataError, OutputError
-from proxflow.models import Model
-from proxflow.runtime.checkpoints import load_weights, remove_all
+from proxflow.models import Model, format1, spec
+from proxflow.runtime.checkpoints import load_weights, remove_all, write_tensors
 from proxflow.runtime.files import read_json, writable_folder, write_atomically, write_json
 from proxflow.runtime.machine import hardware, versions
 from proxflow.runtime.progress import bar
@@ -33,7 +33,7 @@ from proxflow.studies.pages import Block
 from proxflow.studies.presets import EXPERIMENTS, Preset
 from proxflow.studies.scoreboard import Record, floor, title_of_extractor
 from proxflow.training.fit import fit
-from proxflow.training.recipes import Lesson, lesson
+from proxflow.training.recipes import Recipe, recipe
 
 P = TypeVar("P", bound=Preset)
 
@@ -53,7 +53,7 @@ class Cell:
     """
 
     flow: str
-    sampler: SamplerName
+    sampler: str
     nfe: int
     seed: int
 
@@ -74,6 +74,7 @@ class Trial:
         to_images: From samples to images of bytes.
         recipe: From the untrained model, and settings with the seed, to what it is trained with and the settings to use;
             ``None`` for the flow's own loss and those given.
+        named: Whether flow and predictor have names, so that the trained model's folder loads like any other.
     """
 
     build: Callable[[], Model]
@@ -81,7 +82,8 @@ class Trial:
     images: Tensor
     test: Tensor
     to_images: Callable[[Tensor], Tensor] = to_bytes
-    recipe: Callable[[Model, TrainingConfig], tuple[Lesson, TrainingConfig]] | None = None
+    recipe: Callable[[Model, TrainingConfig], tuple[Recipe, TrainingConfig]] | None = None
+    named: bool = True
 
 
 @dataclass(frozen=True)
@@ -222,9 +224,10 @@ def claim(out: Path, config: Mapping[str, Any]) -> Record:
         write_json(path, plain)
         return plain
     held = read_json(path)
-    for key, kind in (("network", ModelConfig), ("training", TrainingConfig)):
-        # What was added later had its default.
-        held[key] = {**to_dict(kind()), **held.get(key, {})}
+    held["training"] = {**to_dict(TrainingConfig()), **held.get("training", {})}  # what was added later had its default
+    if isinstance(held.get("network"), dict):  # as earlier versions wrote it
+        old = format1.translate({"model": held["network"]}, str(path))["network"]
+        held["network"] = spec.word(spec.restore("networks", old, str(path)))
     for key in plain:
         if held.get(key) != plain[key]:
             raise OutputError(
@@ -297,7 +300,7 @@ def train(setup: Setup[Any], name: str, trial: Trial, seed: int) -> None:
         return
     torch.manual_seed(seed)  # the same initial weights for every trial
     model, settings = trial.build(), replace(setup.preset.training, seed=seed)
-    learning = lesson("flow", model)
+    learning = recipe("flow", model)
     if trial.recipe is not None:
         learning, settings = trial.recipe(model, settings)
     setup.say(f"train: {name}, seed {seed}, {settings.steps} steps of {settings.batch_size} images")
@@ -320,7 +323,12 @@ def train(setup: Setup[Any], name: str, trial: Trial, seed: int) -> None:
         "hardware": hardware(setup.device),
         "versions": versions(),
     }
-    models.save(folder, model, learning.kept(result.predictor).state_dict(), record)
+    weights = learning.kept(result.predictor).state_dict()
+    if trial.named:
+        models.save(folder, model, weights, record)
+    else:
+        write_tensors(folder / "model.safetensors", weights)
+        write_json(folder / "config.json", {"provenance": record})
     remove_all(folder)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from proxflow import models
-from proxflow.config import SamplerName, TrainingConfig
+from proxflow.config import TrainingConfig
 from proxflow.flows import Flow
 from proxflow.models import Model
 from proxflow.predictors import LongStepPredictor
@@ -22,7 +22,7 @@ from proxflow.studies.presets import FEW_STEP_METHODS, FewStepPreset
 from proxflow.studies.scoreboard import Record
 from proxflow.studies.trials import Cell, Setup, Study, Trial, provenance, trained
 from proxflow.training.objectives import LongStep
-from proxflow.training.recipes import Lesson, lesson
+from proxflow.training.recipes import Recipe, recipe
 from proxflow.training.reflow import make_pairs
 
 PAIRS_SHARE = 0.3
@@ -35,7 +35,7 @@ PAIR_STEPS = 10
 def cells_of(preset: FewStepPreset) -> list[Cell]:
     """Return all cells of a preset. With one evaluation all samplers are one."""
 
-    def samplers(method: str, nfe: int) -> tuple[SamplerName, ...]:
+    def samplers(method: str, nfe: int) -> tuple[str, ...]:
         chosen = FEW_STEP_METHODS[method].samplers
         return chosen[:1] if nfe == 1 else chosen
 
@@ -53,7 +53,7 @@ def trials_of(setup: Setup[FewStepPreset]) -> dict[str, Trial]:
     """Return a trial for each method, with what it learns from other trials of the run."""
     trials: dict[str, Trial] = {}
 
-    def recipe(name: str, model: Model, training: TrainingConfig) -> tuple[Lesson, TrainingConfig]:
+    def taught(name: str, model: Model, training: TrainingConfig) -> tuple[Recipe, TrainingConfig]:
         method, seed = FEW_STEP_METHODS[name], training.seed
         budget = method.share * setup.preset.training.steps * Flow.passes
         teacher, weak = (
@@ -67,18 +67,18 @@ def trials_of(setup: Setup[FewStepPreset]) -> dict[str, Trial]:
         elif method.recipe == "long-step":
             learning = _distilled(model, cast(Model, teacher))
         else:
-            learning = lesson(method.recipe, model, teacher, weak, **method.settings)
+            learning = recipe(method.recipe, model, teacher, weak, **method.settings)
         steps = round(budget / learning.objective.passes)
         return learning, replace(training, **{**method.training, "steps": steps})
 
     for name in setup.preset.methods:
-        config = replace(setup.preset.network, **FEW_STEP_METHODS[name].network)
-        build = partial(models.build, config, setup.shape)
-        trials[name] = Trial(build, setup.images, setup.images, setup.test, recipe=partial(recipe, name))
+        flow, predictor = FEW_STEP_METHODS[name].flow, FEW_STEP_METHODS[name].predictor
+        build = partial(models.build, setup.shape, flow=flow, network=setup.preset.network, predictor=predictor)
+        trials[name] = Trial(build, setup.images, setup.images, setup.test, recipe=partial(taught, name))
     return trials
 
 
-def _reflow(folder: Path, model: Model, teacher: Model, budget: float, seed: int) -> Lesson:
+def _reflow(folder: Path, model: Model, teacher: Model, budget: float, seed: int) -> Recipe:
     """Make pairs of a teacher's prior draws and samples, to train its own network on."""
     pairs = round(PAIRS_SHARE * budget / PAIR_STEPS)
     # Far from the seeds of the samples that are scored.
@@ -86,14 +86,14 @@ def _reflow(folder: Path, model: Model, teacher: Model, budget: float, seed: int
         teacher.predictor, teacher.flow, pairs, model.shape, folder, nfe=PAIR_STEPS, seed=10**9 + seed, batch_size=256
     )
     model.predictor.load_state_dict(teacher.predictor.state_dict())
-    return Lesson(model.flow, model.predictor, lambda module: module, data)
+    return Recipe(model.flow, model.predictor, lambda module: module, data)
 
 
-def _distilled(model: Model, teacher: Model) -> Lesson:
+def _distilled(model: Model, teacher: Model) -> Recipe:
     """Teach long steps from a teacher's predictions; what reads a step's end begins with no effect."""
     cast(LongStepPredictor, model.predictor).begin_from(teacher.predictor.state_dict())
     guide = teacher.predictor.requires_grad_(False)
-    return Lesson(LongStep(cast(Any, model.flow), "consistency", teacher=guide), model.predictor, lambda module: module)
+    return Recipe(LongStep(cast(Any, model.flow), "consistency", teacher=guide), model.predictor, lambda module: module)
 
 
 def records_of(setup: Setup[FewStepPreset], trials: Mapping[str, Trial], results: Record) -> Record:

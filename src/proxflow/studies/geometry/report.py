@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from proxflow.config import SamplerName
 from proxflow.studies import charts, scoreboard
 from proxflow.studies.charts import Line, Row, Section
 from proxflow.studies.pages import Block, Bullets, Heading, Paragraph, Picture, Strong, Table
@@ -64,7 +63,7 @@ class Verdict:
     control: str
     geometry: str
     matched: bool
-    sampler: SamplerName
+    sampler: str
     ratios: dict[int, float]
     noise: float | None
     unexplained: float | None
@@ -165,7 +164,7 @@ def verdicts(results: Record) -> list[Verdict]:
     for pair in results["pairs"]:
         flow, control = pair["flow"], pair["control"]
         binary = control == "binary-bfn"
-        sampler: SamplerName = "stochastic" if binary else "deterministic"
+        sampler: str = "stochastic" if binary else "deterministic"
         origin = "binary-bfn" if binary else "w2"
         found.append(
             Verdict(

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from proxflow import data, models
 from proxflow.beliefs import DiagonalGaussian
-from proxflow.config import ModelConfig, SamplerName, to_dict
+from proxflow.config import to_dict
 from proxflow.divergences import (
     KL,
     AnisotropicWasserstein2,
@@ -35,11 +35,9 @@ from proxflow.divergences import (
     ReverseKL,
     Wasserstein2,
 )
-from proxflow.flows import GPFN, CategoricalEndpoints, DiscreteBFN, Flow
+from proxflow.flows import GPFN, CategoricalEndpoints, DiscreteBFN
 from proxflow.likelihood import Nats, bayesian_bound, two_class_bound
-from proxflow.models import Model
 from proxflow.paths import Linear, Schedule, Shifted
-from proxflow.predictors import ClassPredictor, PointPredictor
 from proxflow.random import Generator, SampleStreams
 from proxflow.runtime.checkpoints import read_tensors
 from proxflow.runtime.files import read_json, writable_folder, write_json
@@ -289,17 +287,6 @@ def rising(table: Tensor) -> Shifted:
 # The flows ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class StudyConfig(ModelConfig):
-    """The network of a flow of this study.
-
-    Args:
-        trial: Name of the flow; a field that no model of the command line has, so that these refuse to load as such.
-    """
-
-    trial: str = ""
-
-
 def gaussian_flows(paths: dict[str, MeanPath]) -> dict[str, ByTime]:
     """Return every flow on grey images, by name."""
     flows = {"w2": ByTime(Wasserstein2())}
@@ -338,23 +325,25 @@ def trials_of(setup: Setup[GeometryPreset]) -> dict[str, Trial]:
     """Return every flow of the study with its network and its data, matched schedules included."""
     images, test = setup.images, setup.test
 
-    def build(name: str, flow: Flow[Any], head: Callable[[Any, Any], Any]) -> Model:
-        config = StudyConfig(**{**vars(setup.preset.network), "trial": name})
-        return Model(config, setup.shape, flow, head(models.unet(config, setup.shape[0]), flow))
-
+    build = partial(models.build, setup.shape, network=setup.preset.network)
     found = {
-        name: Trial(partial(build, name, flow, PointPredictor), images, images, test)
+        name: Trial(
+            partial(models.build, setup.shape, flow=flow, network=setup.preset.network),
+            images,
+            images,
+            test,
+            named=False,
+        )
         for name, flow in gaussian_flows(matched(setup)).items()
     }
     classes, test_classes = binarised(images, TRAINING_SEED), binarised(test, TEST_SEED)
     binary, test_binary = _as_images(classes), _as_images(test_classes)
     for name, flow in simplex_flows().items():
-        head = partial(build, name, flow, lambda network, _: ClassPredictor(network))
-        found[name] = Trial(head, classes, binary, test_binary, _as_images)
+        found[name] = Trial(partial(build, flow=flow), classes, binary, test_binary, _as_images, named=False)
     return found
 
 
-def samplers_of(name: str) -> tuple[SamplerName, ...]:
+def samplers_of(name: str) -> tuple[str, ...]:
     """Return the samplers of a flow: without noise, and the best of those that all others are held against."""
     if name == "binary-bfn":
         return ("stochastic",)  # without noise it gives one single sample

@@ -10,7 +10,6 @@ import torch
 
 from proxflow import models
 from proxflow.beliefs import Belief
-from proxflow.config import SamplerName
 from proxflow.data import to_bytes
 from proxflow.models import Model
 from proxflow.samplers import sample
@@ -162,12 +161,12 @@ def _chart(out: Path, board: Scoreboard, dataset: str) -> Picture:
 
 
 def _samples(out: Path, board: Scoreboard, seed: int) -> Picture:
-    def block(flow: str, sampler: SamplerName, nfe: int) -> Grey | None:
+    def block(flow: str, sampler: str, nfe: int) -> Grey | None:
         if board.one(flow, sampler, nfe, seed) is None:
             return None
         return charts.tile(kept_images(out, Cell(flow, sampler, nfe, seed))[:16], 4, 48)
 
-    def row(flow: str, sampler: SamplerName) -> Row:
+    def row(flow: str, sampler: str) -> Row:
         return Row(sampler, tuple(block(flow, sampler, nfe) for nfe in board.nfes))
 
     columns = tuple(f"{nfe} NFE" for nfe in board.nfes)
@@ -196,7 +195,7 @@ def _grids(out: Path, board: Scoreboard, seed: int) -> list[Picture]:
     return grids
 
 
-def _own_sampler(flow: str) -> SamplerName:
+def _own_sampler(flow: str) -> str:
     """Return the sampler that a flow was published with."""
     return "deterministic" if flow.startswith("gpfn") else "stochastic"
 
@@ -265,7 +264,7 @@ class Evolution:
     targets: Grey
 
 
-def evolve(model: Model, sampler: SamplerName, count: int, nfe: int, seed: int) -> Evolution:
+def evolve(model: Model, sampler: str, count: int, nfe: int, seed: int) -> Evolution:
     """Sample, and keep belief and prediction of each evaluation.
 
     Args:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 
 from proxflow import models
-from proxflow.config import FlowName
 from proxflow.studies.mnist.report import outcome, pages
 from proxflow.studies.presets import MnistPreset
 from proxflow.studies.trials import Cell, Setup, Study, Trial
@@ -25,9 +24,9 @@ def cells_of(preset: MnistPreset) -> list[Cell]:
 def trials_of(setup: Setup[MnistPreset]) -> dict[str, Trial]:
     """Return a trial for each flow, on the same network and images."""
 
-    def trial(flow: FlowName) -> Trial:
-        config = replace(setup.preset.network, flow=flow)
-        return Trial(lambda: models.build(config, setup.shape), setup.images, setup.images, setup.test)
+    def trial(flow: str) -> Trial:
+        build = partial(models.build, setup.shape, flow=flow, network=setup.preset.network)
+        return Trial(build, setup.images, setup.images, setup.test)
 
     return {flow: trial(flow) for flow in setup.preset.samplers}
 
