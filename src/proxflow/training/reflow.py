@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from proxflow import models
-from proxflow.config import ModelConfig, PairSamplerName, TrainingConfig, to_dict
+from proxflow.config import PairSamplerName, TrainingConfig, to_dict
+from proxflow.couplings import Reflowed
 from proxflow.errors import ArgumentError, CheckpointError
 from proxflow.flows import Flow
 from proxflow.models import Model
@@ -26,7 +27,7 @@ from proxflow.runtime.progress import bar
 from proxflow.samplers import sample
 from proxflow.training.fit import fit
 from proxflow.training.objectives import Reflow
-from proxflow.training.run import RunFolder
+from proxflow.training.run import RunFolder, decisive, upgrade
 
 SHARD = 1024
 """Samples in a file of pairs; what is lost at most when their making is stopped."""
@@ -83,12 +84,10 @@ def reflow(
     model.predictor.to(device).eval()
     wanted = {"pairs": pairs, "pair_steps": pair_nfe, "sampler": sampler, "weights": digest(model.predictor)}
     run = RunFolder(out, "reflow")
-    earlier = {**to_dict(ModelConfig()), **to_dict(TrainingConfig())}  # what was added later had its default
-    run.claim({**to_dict(model.config), **training.decisive(), **wanted}, lambda held: {**earlier, **held})
+    run.claim({**decisive(model, training), **wanted}, upgrade)
 
-    config = replace(model.config, coupling="reflow")
     # Times that suit the model are none of the straightened one's.
-    current = replace(model, config=config, flow=models.build(config, model.shape).flow, times={})
+    current = replace(model, flow=replace(cast(Any, model.flow), coupling=Reflowed()), times={})
     bends: list[float] = []
     for number in range(1, rounds + 1):
         folder = out / f"round-{number}"
