@@ -19,26 +19,26 @@ from safetensors.torch import load_file, save_file
 from support import needs_fashion_mnist
 
 import proxflow
-from proxflow import models, samplers
+from proxflow import models, names
 from proxflow.cli import main
-from proxflow.config import ModelConfig
 from proxflow.data import image_files as imagefiles
 from proxflow.data import to_bytes
 from proxflow.nn import UNet
 from proxflow.studies import presets, scoreboard, trials
 from proxflow.training import fit as training_fit
 
-TINY_WORDS = ("--channels", "8", "--multipliers", "1", "--patch", "4", "--device", "cpu")
+TINY = "unet:channels=8,multipliers=1,patch=4"
+TINY_WORDS = ("--network", TINY, "--device", "cpu")
 
 
 def save_model(folder, shape=(1, 28, 28), flow="gpfn-w2"):
     torch.manual_seed(0)
-    model = models.build(ModelConfig(flow=flow, channels=8, multipliers=(1,), patch=4), shape)
+    model = models.build(shape, flow=flow, network=TINY if len(shape) == 3 else "mlp:width=16,depth=2")
     with torch.no_grad():
         for parameter in model.predictor.parameters():  # a new network's last layer is zero: all images would be grey
             parameter.add_(0.2 * torch.randn_like(parameter))
     folder.mkdir(parents=True, exist_ok=True)
-    models.save(folder, model, model.predictor.state_dict(), {})
+    models.save(folder, model)
     return folder
 
 
@@ -81,7 +81,7 @@ def no_work(monkeypatch):
     def fail(*_, **__):
         raise AssertionError("work was started")
 
-    monkeypatch.setattr(samplers, "sample", fail)
+    monkeypatch.setattr(models.model, "sample", fail)
     monkeypatch.setattr(training_fit, "fit", fail)
     monkeypatch.setattr(trials, "fit", fail)
 
@@ -112,7 +112,7 @@ def test_help_names_every_option_and_does_not_import_torch():
     script = """
 import sys
 from proxflow.cli import main
-for words in [], ["sample"], ["train"], ["reflow"], ["times"], ["evaluate"], ["reproduce"]:
+for words in [], ["sample"], ["train"], ["reflow"], ["times"], ["evaluate"], ["reproduce"], ["list"]:
     try:
         main([*words, "--help"])
     except SystemExit as stop:
@@ -124,16 +124,19 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    top, sample, train, reflow, times, evaluate, reproduce, version = done.stdout.split("=====\n")
-    commands = ("sample", "train", "reflow", "times", "evaluate", "reproduce")
+    top, sample, train, reflow, times, evaluate, reproduce, listing, version = done.stdout.split("=====\n")
+    commands = ("sample", "train", "reflow", "times", "evaluate", "reproduce", "list")
     assert all(name in top for name in (*commands, "--version", "Exit status"))
     assert all(word in sample for word in ("--n", "--steps", "--sampler", "--seed", "--out", "multistep2", ".npz"))
     assert all(word in train for word in ("--data", "--flow", "--learning-rate", "--batch-size", "gpfn-w2", "goes on"))
+    assert all(
+        f"--{word} WORD" in train for word in ("flow", "divergence", "schedule", "coupling", "network", "predictor")
+    )
     assert all(word in evaluate for word in ("--images", "Fréchet", "1000; of images, all"))
     assert all(word in reproduce for word in ("quick", "standard", "paper", "2 processor", "goes on", "geometry"))
     assert all(word in reflow for word in ("--rounds", "--pairs", "--pair-steps", "--learning-rate", "goes on"))
     assert all(word in times for word in ("--steps", "--sampler", "--out", "needs no data"))
-    for page in (sample, train, reflow, times, evaluate, reproduce):
+    for page in (sample, train, reflow, times, evaluate, reproduce, listing):
         assert "For example:\n    proxflow " in page
         assert "None" not in page
     assert version == f"proxflow {proxflow.__version__}\n"
@@ -144,17 +147,74 @@ def test_words_that_do_not_parse_are_named(run):
         (["draw"], "draw"),
         ([], "Missing subcommand"),
         (["sample", "--sampler", "fast"], "multistep2"),
+        (["sample", "--sampler", "multistep"], "or multistep2?"),
+        (["sample", "--sampler", "marginal:kappa=2"], "kappa"),
+        (["sample", "--sampler", "marginal:colour=2"], "its settings are kappa"),
         (["sample", "--steps", "many"], "--steps"),
         (["sample", "--colour", "red"], "--colour"),
         (["sample", "--device", "tpu"], "cuda"),
         (["train"], "--out"),
         (["train", "--out", "x", "--flow", "gan"], "gpfn-w2"),
+        (["train", "--out", "x", "--divergence", "kll"], "did you mean kl"),
+        (["train", "--out", "x", "--divergence", "kll"], "entry point of the group proxflow.divergences"),
+        (["train", "--out", "x", "--schedule", "linear:final=2"], "final"),
+        (["train", "--out", "x", "--flow", "bfn", "--divergence", "kl"], "the flow bfn has no divergence"),
+        (["train", "--out", "x", "--flow", "bfn:sigma1=0"], "sigma"),
+        (["train", "--out", "x", "--kind", "text"], "no kind is called 'text'"),
+        (["train", "--out", "x", "--network", "unett"], "did you mean unet"),
+        (["train", "--out", "x", "--predictor", "pint"], "did you mean point"),
+        (["train", "--out", "x", "--parameterisation", "w"], "epsilon"),
+        (["list", "colours"], "divergences"),
         (["reproduce", "cifar"], "mnist"),
         (["reproduce", "--preset", "huge"], "standard"),
     ):
         status, _, err = run(*words)
-        assert status == 2
-        assert named in err
+        assert status == 2, words
+        assert named in err, words
+
+
+# list -----------------------------------------------------------------------------------------------------------------
+
+
+def test_list_names_everything_once_with_a_line(run):
+    status, whole, err = run("list")
+    assert (status, err) == (0, "")
+    for group in ("flows", "divergences", "schedules", "couplings", "networks", "predictors", "samplers", "kinds"):
+        status, out, _ = run("list", group)
+        assert status == 0
+        assert out in whole
+        told = dict(line.split(maxsplit=1) for line in out.splitlines())  # a name and its line in every row
+        assert list(told) == list(names.known(group))
+        assert all(told.values())
+    assert [line.split()[0] for line in run("list", "models")[1].splitlines()] == models.shipped_models()
+    assert [line.split()[0] for line in run("list", "data")[1].splitlines()] == list(proxflow.data.NAMED)
+
+
+def test_list_shows_what_packages_add_also_what_is_broken(run, monkeypatch):
+    added = {
+        "mine": names.Name("collections:OrderedDict", package="their-package"),
+        "broken": names.Name("nonesuch.module:Thing", package="other-package"),
+    }
+    monkeypatch.setattr(names, "added", lambda group: added if group == "samplers" else {})
+    status, out, err = run("list", "samplers")
+    assert (status, err) == (0, "")
+    told = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert told["mine"].startswith("Dictionary that remembers insertion order")
+    assert "their-package" in told["mine"]
+    assert "other-package" in told["broken"]
+    assert "cannot be imported" in told["broken"]
+    assert "multistep2" in told
+
+
+def test_list_needs_no_torch():
+    script = """
+import sys
+from proxflow.cli import main
+assert main(["list"]) == 0
+assert not {"torch", "numpy", "rich"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 # sample ---------------------------------------------------------------------------------------------------------------
@@ -231,7 +291,7 @@ def test_images_depend_on_the_seed_alone(run, model, tmp_path):
 def test_steps_are_network_evaluations(run, tmp_path, monkeypatch, flow, sampler):
     folder, calls = save_model(tmp_path / "m", (1, 8, 8), flow), []
     forward = UNet.forward
-    monkeypatch.setattr(UNet, "forward", lambda self, x, t: calls.append(len(x)) or forward(self, x, t))
+    monkeypatch.setattr(UNet, "forward", lambda self, x, *_, **__: calls.append(len(x)) or forward(self, x, *_, **__))
     for steps in (1, 2, 5):
         calls.clear()
         words = ("--n", 16, "--steps", steps, "--sampler", sampler, "--out", tmp_path / "x.npz")
@@ -303,10 +363,12 @@ def test_damaged_models_are_refused(run, model, tmp_path, no_work):
     assert damaged("{", expected="config.json is not readable as JSON")
     assert damaged("[]", expected="config.json")
     assert damaged(json.dumps({**config, "format": 99}), expected="format")
-    assert damaged(json.dumps({**config, "shape": [1, 28]}), expected="[channels, height, width]")
-    assert damaged(json.dumps({**config, "model": {**config["model"], "flow": "gan"}}), expected="gpfn-w2")
-    assert damaged(json.dumps({**config, "model": {**config["model"], "colour": 1}}), expected="colour")
-    assert damaged(json.dumps({**config, "model": {**config["model"], "channels": "8"}}), expected="channels")
+    assert damaged(
+        json.dumps({**config, "data": {"kind": "image", "shape": [1, 28]}}), expected="(channels, height, width)"
+    )
+    assert damaged(json.dumps({**config, "flow": {"kind": "gan"}}), expected="gpfn-w2")
+    assert damaged(json.dumps({**config, "network": {**config["network"], "colour": 1}}), expected="colour")
+    assert damaged(json.dumps({**config, "network": {**config["network"], "channels": "8"}}), expected="channels")
     assert not (tmp_path / "x.png").exists()
 
 
@@ -333,7 +395,7 @@ def test_out_of_memory_says_what_to_lower(run, model, tmp_path, monkeypatch, err
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(samplers, "sample", fail)
+    monkeypatch.setattr(models.model, "sample", fail)
     result = run("sample", model, "--batch-size", 64, "--out", tmp_path / "x.png")
     assert refused(result, "lower --batch-size, now 64", status=1)
 
@@ -342,7 +404,7 @@ def test_a_disk_that_is_full_is_no_traceback(run, model, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr(samplers, "sample", fail)
+    monkeypatch.setattr(models.model, "sample", fail)
     assert refused(run("sample", model, "--out", tmp_path / "x.png"), "cannot write", "No space left on device")
 
 
@@ -350,7 +412,7 @@ def test_an_interrupt_is_no_traceback(run, model, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(samplers, "sample", interrupt)
+    monkeypatch.setattr(models.model, "sample", interrupt)
     status, _, err = run("sample", model, "--out", tmp_path / "x.png")
     assert status == 130
     assert err == "proxflow: interrupted; give the same command again to go on\n"
@@ -407,7 +469,9 @@ def test_train_then_sample(run, arrays, tmp_path):
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
 
     assert refused(run(*words, "--learning-rate", 1e-4), "learning_rate = 0.002, not 0.0001", "--out")
-    assert refused(run(*words, "--flow", "gpfn-kl"), "flow = gpfn-w2, not gpfn-kl")
+    assert refused(run(*words, "--flow", "gpfn-kl"), "flow.divergence = w2, not kl")
+    assert refused(run(*words, "--coupling", "ot"), "flow.coupling = None, not ot")
+    assert refused(run(*words, "--network", "unet:channels=8"), "network.multipliers = [1], not [1, 2]")
     other = tmp_path / "other.npz"
     imagefiles.write(other, noise(24, (8, 8), 3, seed=1))
     assert refused(run(*words, "--data", other), "data = ")
@@ -432,9 +496,10 @@ def test_a_student_learns_from_a_teacher(run, arrays, tmp_path):
     assert run("train", "--out", tmp_path / "u", *common, "--seed", 1, *TINY_WORDS)[0] == 0
     assert refused(run(*words, "--teacher", tmp_path / "u"), "teacher = sha256")
     assert refused(run(*words, "--adversarial", 0), "adversarial = 0.1, not 0.0")
-    assert refused(run(*words, "--channels", 8), "leave out the options of the network")
+    for option, word in (("--network", TINY), ("--flow", "gpfn-w2"), ("--divergence", "w2"), ("--predictor", "point")):
+        assert refused(run(*words, option, word), f"of its teacher: leave out {option}")
     assert refused(run(*words, "--teacher", "nobody"), "no model 'nobody'")
-    assert refused(run(*words, "--data", "mnist"), "alike")
+    assert refused(run(*words, "--data", "mnist"), "(3, 8, 8)", "(1, 28, 28)")
 
 
 def test_a_student_is_led_away_from_a_weak_model(run, arrays, tmp_path):
@@ -459,15 +524,18 @@ def test_a_student_is_led_away_from_a_weak_model(run, arrays, tmp_path):
     assert refused(run(*words, "--steps", 2, "--adversarial", 1), "a student of a --teacher alone")
     other = ("train", "--out", tmp_path / "h", *words[3:], "--steps", 2)
     assert refused(run(*other, "--guidance", 0.5), "at least 1")
-    assert run("train", "--out", tmp_path / "e", *common, "--steps", 1, "--final", 0.6, *TINY_WORDS)[0] == 0
+    assert (
+        run("train", "--out", tmp_path / "e", *common, "--steps", 1, "--schedule", "linear:final=0.6", *TINY_WORDS)[0]
+        == 0
+    )
     assert refused(run(*other, "--weak", tmp_path / "e"), "the teacher's flow")
 
 
 def test_train_with_coupled_noise(run, arrays, tmp_path, monkeypatch):
     words = ("train", "--data", arrays, "--steps", 2, "--batch-size", 8, "--coupling", "ot", *TINY_WORDS)
     assert run(*words, "--out", tmp_path / "m")[0] == 0
-    assert json.loads((tmp_path / "m" / "config.json").read_text())["model"]["coupling"] == "ot"
-    assert refused(run(*words, "--out", tmp_path / "b", "--flow", "bfn"), "nothing to pair")
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["flow"]["coupling"]["kind"] == "ot"
+    assert refused(run(*words, "--out", tmp_path / "b", "--flow", "bfn"), "the flow bfn has no coupling")
     monkeypatch.setitem(sys.modules, "ot", None)
     assert refused(run(*words, "--out", tmp_path / "b"), "pip install 'proxflow[transport]'", status=1)
     assert not (tmp_path / "b").exists()
@@ -559,9 +627,9 @@ def test_train_reads_idx_folders_and_picture_folders(run, tmp_path):
     imagefiles.write(tmp_path / "pictures", noise(10, (9, 7)))
     common = ("--steps", 1, "--batch-size", 4, *TINY_WORDS)
     assert run("train", "--out", tmp_path / "a", "--data", tmp_path / "pictures", *common)[0] == 0
-    assert json.loads((tmp_path / "a" / "config.json").read_text())["shape"] == [1, 9, 7]
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["data"]["shape"] == [1, 9, 7]
     assert run("train", "--out", tmp_path / "b", "--data", write_idx(tmp_path / "idx"), *common)[0] == 0
-    assert json.loads((tmp_path / "b" / "config.json").read_text())["shape"] == [1, 28, 28]
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["data"]["shape"] == [1, 28, 28]
 
 
 def test_fashion_mnist_by_name_is_asked_for_where_it_is_not_installed(run, model, tmp_path, monkeypatch, no_work):
@@ -579,7 +647,7 @@ def test_train_on_fashion_mnist_by_name(run, tmp_path):
     assert run("train", "--out", tmp_path / "a", *words)[0] == 0
     held = json.loads((tmp_path / "a" / "config.json").read_text())
     assert held["provenance"]["data"] == "60000 images of fashion-mnist"
-    assert held["shape"] == [1, 28, 28]
+    assert held["data"]["shape"] == [1, 28, 28]
 
 
 def test_train_refuses_wrong_numbers_before_it_works(run, arrays, tmp_path, no_work):
@@ -594,12 +662,15 @@ def test_train_refuses_wrong_numbers_before_it_works(run, arrays, tmp_path, no_w
         (["--clip", 0], "clip"),
         (["--ema", 1], "ema"),
         (["--seed", -1], "--seed"),
-        (["--channels", 0], "channels"),
-        (["--multipliers"], "multiplier"),
-        (["--blocks", 0], "blocks"),
-        (["--patch", 0], "patch"),
-        (["--attention", 5], "attention"),
-        (["--dropout", 1.5], "dropout"),
+        (["--network", "unet:channels=0"], "channels"),
+        (["--network", "unet:channels=many"], "channels is a whole number"),
+        (["--network", "unet:multipliers=()"], "multiplier"),
+        (["--network", "unet:blocks=0"], "blocks"),
+        (["--network", "unet:patch=0"], "patch"),
+        (["--network", "unet:attention=5"], "attention"),
+        (["--network", "unet:dropout=1.5"], "dropout"),
+        (["--network", "unet:colour=1"], "its settings are channels"),
+        (["--flow", "bfn", "--schedule", "cosine"], "the flow bfn has no schedule"),
     ):
         assert refused(run("train", "--out", tmp_path / "m", "--data", arrays, *TINY_WORDS, *words), expected)
     assert not (tmp_path / "m").exists()
@@ -649,6 +720,92 @@ def test_damaged_data_are_refused(run, arrays, tmp_path, no_work):
     idx = write_idx(tmp_path / "idx") / "train-images-idx3-ubyte"
     idx.write_bytes(idx.read_bytes()[:-1])
     assert bad(tmp_path / "idx", "train-images-idx3-ubyte", "expected exactly")
+
+
+def test_train_on_rows_of_numbers_and_sample_them(run, tmp_path):
+    rows = np.random.default_rng(0).normal(size=(200, 2)) * [1, 50] + [1000, 0]
+    np.save(tmp_path / "points.npy", rows)
+    words = ("--data", tmp_path / "points.npy", "--steps", 60, "--batch-size", 16, "--device", "cpu")
+    status, out, err = run("train", "--out", tmp_path / "p", *words, "--network", "mlp:width=16,depth=2")
+    assert (status, err) == (0, "")
+    assert "190 rows of 2 columns" in out
+    assert (tmp_path / "p" / "samples" / "step-00000060.png").exists()
+    held = json.loads((tmp_path / "p" / "config.json").read_text())
+    assert held["provenance"]["data"] == f"190 rows of {tmp_path / 'points.npy'}"
+    for name in ("x.npy", "x.csv", "x.npz", "x.png"):
+        status, out, err = run("sample", tmp_path / "p", "--n", 20, "--steps", 2, "--out", tmp_path / name)
+        assert (status, err) == (0, "")
+        assert "20 rows" in out
+    drawn = np.load(tmp_path / "x.npy")
+    assert (drawn == np.loadtxt(tmp_path / "x.csv", delimiter=",")).all()
+    assert (drawn == np.load(tmp_path / "x.npz")["x"]).all()
+    assert drawn.shape == (20, 2)
+    assert 900 < drawn[:, 0].mean() < 1100  # in their own units
+    assert refused(run("sample", tmp_path / "p", "--out", tmp_path / "x.jpg"), ".csv")
+    assert refused(run("train", "--out", tmp_path / "q", *words, "--network", "unet"), "shape")
+    assert refused(run("train", "--out", tmp_path / "q", *words, "--size", 8), "size")
+    assert refused(run("train", "--out", tmp_path / "q", *words, "--kind", "image"), "points.npy")
+
+
+@pytest.mark.parametrize(
+    "flow", [name for name in names.BUILT_IN["flows"] if name not in ("bfn-discrete", "bfn-discretised")]
+)
+def test_every_flow_of_real_numbers_trains_and_samples_by_default(run, arrays, tmp_path, flow):
+    words = ("--data", arrays, "--steps", 2, "--batch-size", 4, "--grid", 4, *TINY_WORDS)
+    status, _, err = run("train", "--out", tmp_path / "m", "--flow", flow, *words)
+    assert (status, err) == (0, "")
+    status, _, err = run("sample", tmp_path / "m", "--n", 2, "--steps", 2, "--out", tmp_path / "x.npz")
+    assert (status, err) == (0, "")
+
+
+def test_words_choose_every_part(run, arrays, tmp_path):
+    words = ("train", "--out", tmp_path / "m", "--data", arrays, "--steps", 1, "--batch-size", 4, *TINY_WORDS)
+    parts = ("--flow", "gpfn:weight_floor=0.5", "--divergence", "kl", "--schedule", "linear:final=0.6")
+    assert run(*words, *parts)[0] == 0
+    held = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert held["flow"]["divergence"] == {"kind": "kl"}
+    assert held["flow"]["weight_floor"] == 0.5
+    assert held["flow"]["schedule"] == {"kind": "linear", "final": 0.6}
+    assert held["network"]["channels"] == 8
+    velocity = (*words[:2], tmp_path / "v", *words[3:], "--parameterisation", "v")
+    assert run(*velocity)[0] == 0
+    assert json.loads((tmp_path / "v" / "config.json").read_text())["predictor"]["parameterisation"] == "v"
+    draws = (*words[:2], tmp_path / "d", *words[3:], "--predictor", "draw")
+    assert run(*draws)[0] == 0
+    assert refused(
+        run(*draws, "--out", tmp_path / "e", "--parameterisation", "v"), "draw has no setting", "parameterisation"
+    )
+    sampling = ("sample", tmp_path / "v", "--n", 2, "--steps", 2, "--out", tmp_path / "x.npz", "--device", "cpu")
+    assert run(*sampling, "--sampler", "marginal:kappa=0.5")[0] == 0
+
+
+def test_a_folder_of_an_earlier_version_goes_on(run, arrays, tmp_path):
+    words = ("train", "--out", tmp_path / "m", "--data", arrays, "--steps", 4, "--batch-size", 4, *TINY_WORDS)
+    assert run(*words, "--schedule", "linear:final=0.6")[0] == 0
+    held = json.loads((tmp_path / "m" / "run.json").read_text())
+    for name in ("flow", "network", "predictor", "weak"):
+        del held[name]
+    held |= {
+        "flow": "gpfn-w2",
+        "channels": 8,
+        "multipliers": [1],
+        "blocks": 1,
+        "attention": [],
+        "patch": 4,
+        "dropout": 0.0,
+    }
+    held |= {"sigma1": 0.7, "final": 0.6, "coupling": "independent", "predictor": "point", "worse": None}
+    (tmp_path / "m" / "run.json").write_text(json.dumps(held))
+    status, out, _ = run(*words, "--schedule", "linear:final=0.6")
+    assert status == 0
+    assert "trained for all of its 4 steps" in out
+    assert refused(run(*words), "flow.schedule.final = 0.6, not 1.0")
+    (tmp_path / "m" / "run.json").write_text(json.dumps({**held, "coupling": "ot"}))
+    assert refused(run(*words, "--schedule", "linear:final=0.6"), "flow.coupling = ot, not None")
+    (tmp_path / "m" / "run.json").write_text(json.dumps({**held, "channels": "eight"}))
+    assert refused(run(*words), "run.json", "channels")
+    (tmp_path / "m" / "run.json").write_text("[]")
+    assert refused(run(*words), "run.json", "expected the settings")
 
 
 def test_a_loss_that_is_not_finite_stops_training(run, arrays, tmp_path):

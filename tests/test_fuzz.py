@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
-from proxflow import data, models, samplers
+from proxflow import data, models
 from proxflow.cli import evaluate, main, reproduce, train
 from proxflow.cli import sample as sampling
 from proxflow.config import TrainingConfig, from_dict
@@ -259,8 +259,8 @@ def test_model_configurations(model, values):
 
 WORDS = [
     "sample", "train", "evaluate", "reproduce", "--n", "--steps", "--seed", "--out", "--data", "--batch-size", "--flow",
-    "--channels", "--multipliers", "--held-out", "--size", "--device", "--sampler", "--images", "--preset", "--parallel",
-    "--accumulate", "--help", "--version", "--", "-x", "--no-compile", "--precision", "mnist", "gpfn-w2", "cpu", "fsdp",
+    "--divergence", "--network", "--held-out", "--size", "--device", "--sampler", "--images", "--preset", "--parallel",
+    "--accumulate", "--help", "--version", "--", "-x", "--no-compile", "--precision", "mnist", "gpfn-w2", "cpu", "fsdp", "kl", "unet:channels=8",
     "0", "1", "-1", "3.5", "nan", "inf", "1e400", "99999999999999999999", "", " ", "../..", "/", "/dev/null", "x.png",
     "x.npz", "\x00", "é", "a" * 300, "None", "True", "[]", "{}", "'", "$(true)", "*",
 ]  # fmt: skip
@@ -295,9 +295,18 @@ def test_arguments_that_would_begin_work(model, tmp_path, monkeypatch, capsys):
     """Options with any values, through all that is checked before work, writing nowhere but where they say."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(samplers, "sample", lambda model, flow, shape, **_: torch.zeros(shape))
+    monkeypatch.setattr(models.model, "sample", lambda model, flow, shape, **_: torch.zeros(shape))
     monkeypatch.setattr("proxflow.training.fit.fit", lambda *_, **__: (_ for _ in ()).throw(ProxflowError("stop here")))
     values = ["0", "1", "-1", "7", "nan", "inf", "1e400", "0.5", "99999999999", str(2**63), "x", "", "\x00", "../x"]
+    values += [
+        "unet:channels=0",
+        "unet:multipliers=1,2,3",
+        "unet:=",
+        ":",
+        "gpfn:divergence=(",
+        "linear:final=nan",
+        "bfn:sigma1=7",
+    ]
     chance = random.Random(1)
     np.savez(tmp_path / "own.npz", images=np.zeros((9, 8, 8, 1), np.uint8))
     with bounded():
@@ -307,10 +316,18 @@ def test_arguments_that_would_begin_work(model, tmp_path, monkeypatch, capsys):
                 words = ["sample", str(model), "--n", "3", "--out", str(out)]
                 options = ("--n", "--steps", "--seed", "--batch-size")
             else:
-                words = ["train", "--out", str(out), "--data", str(tmp_path / "own.npz"), "--channels", "8"]
+                words = [
+                    "train",
+                    "--out",
+                    str(out),
+                    "--data",
+                    str(tmp_path / "own.npz"),
+                    "--network",
+                    "unet:channels=8",
+                ]
                 options = (
-                    "--steps", "--batch-size", "--learning-rate", "--ema", "--channels", "--multipliers", "--blocks",
-                    "--patch", "--attention", "--dropout", "--held-out", "--size", "--grid", "--accumulate", "--keep",
+                    "--steps", "--batch-size", "--learning-rate", "--ema", "--network", "--flow", "--divergence",
+                    "--schedule", "--predictor", "--parameterisation", "--kind", "--held-out", "--size", "--grid", "--accumulate", "--keep",
                     "--skip-limit", "--clip", "--warmup-steps",
                 )  # fmt: skip
             for _ in range(chance.randrange(1, 3)):

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import tyro
 
@@ -19,14 +19,20 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from proxflow.examples import Condition
     from proxflow.models import Model
+
+# Of "str | None" tyro imports a checker of types, which takes as long as all the rest of it.
+Text = Union[str, None]  # noqa: UP007
+Number = Union[int, None]  # noqa: UP007
+File = Union[Path, None]  # noqa: UP007
 
 ModelSource = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")]
 SamplerChoice = Annotated[
-    str | None,
+    Text,
     tyro.conf.arg(
-        metavar="NAME",
-        help_behavior_hint="(default: the best at few evaluations, multistep2 where the flow has a Gaussian path)",
+        metavar="WORD",
+        help_behavior_hint="(default: the best that the model can take at few evaluations, multistep2 for most)",
     ),
 ]
 
@@ -112,49 +118,49 @@ def less_memory(batch_size: int) -> str:
     return f"lower --batch-size, now {batch_size}: try --batch-size {max(1, batch_size // 2)}"
 
 
-def sampler_of(model: Model, sampler: str | None) -> str:
-    """Return the name of a sampler, the model's best where none is named."""
-    from proxflow.samplers import default_sampler
+def check_sampler(sampler: str | None) -> None:
+    """Refuse a word that names no sampler, before any work is done for it."""
+    from proxflow.models import parse
 
-    return sampler or default_sampler(model.predictor)
-
-
-def found_times(model: Model, sampler: str | None, steps: int) -> Sequence[float] | None:
-    """Return what the command ``times`` found for so many evaluations, if it was run."""
-    return model.times_of(sampler_of(model, sampler), steps)
+    if sampler is not None:
+        parse("samplers", sampler)
 
 
 def draw(
-    model: Model, n: int, steps: int, sampler: str | None, seed: int, batch_size: int, graph: bool = False
+    model: Model,
+    n: int,
+    steps: int,
+    sampler: str | None,
+    seed: int,
+    batch_size: int,
+    graph: bool = False,
+    condition: Condition | None = None,
 ) -> Tensor:
-    """Sample with a progress bar: uint8 (n, channels, height, width), in every process; each of them draws its share."""
+    """Sample with a progress bar: (n, …) in stored form, in every process; each of them draws its share."""
     import torch
 
-    from proxflow import data
+    from proxflow.examples import rows
     from proxflow.runtime.processes import Processes
     from proxflow.runtime.progress import bar
-    from proxflow.samplers import sample
 
     processes = Processes.current()
-    # Shares begin where batches may: sampling works in multiples of 16 images.
+    # Shares begin where batches may: sampling works in multiples of 16 examples.
     mine = processes.part(n, 16)
-    events = torch.zeros(0, *model.shape)
-    with bar("sample", len(mine), "images") as show:
-        if mine:
-            events = sample(
-                model.predictor,
-                model.flow,
-                (len(mine), *model.shape),
-                nfe=steps,
-                sampler=sampler,
-                seed=seed,
-                batch_size=batch_size,
-                first=mine.start,
-                times=found_times(model, sampler, steps),
-                progress=show,
-                graph=graph,
-            )
-    return processes.gather(data.to_bytes(events), n, 16)
+    if not mine:
+        return processes.gather(model.data.decode(torch.zeros(0, *model.shape)), n, 16)
+    with bar("sample", len(mine), model.data.examples_word) as show:
+        drawn = model.sample(
+            len(mine),
+            nfe=steps,
+            sampler=sampler,
+            seed=seed,
+            batch_size=batch_size,
+            first=mine.start,
+            condition=rows(condition, slice(mine.start, mine.stop)),
+            progress=show,
+            graph=graph,
+        )
+    return processes.gather(drawn, n, 16)
 
 
 def say_how_to_sample(folder: Path) -> None:

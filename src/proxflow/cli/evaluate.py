@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
 
 from proxflow.cli._common import (
+    File,
+    Number,
     SamplerChoice,
     check_counts,
     check_graph,
+    check_sampler,
     draw,
     first_alone,
-    found_times,
     less_memory,
     origin,
-    sampler_of,
     say,
 )
 from proxflow.config import DeviceName
@@ -58,9 +59,9 @@ class Evaluate:
         sources: What to evaluate, one or several: the name of a model that comes with the package, or a model folder, as
             train and reproduce write them; images, in an .npz file with key "images", uint8, N x H x W x C, and perhaps
             "labels", N classes, or in a folder of PNG files; or results that evaluate or reproduce wrote, ending in .json.
-        n: Number of images drawn from a model, or taken of images made elsewhere, the first ones.
+        n: Images drawn from a model, or the first of those made elsewhere.
         steps: Network evaluations spent on each image (NFE).
-        sampler: How to sample; "proxflow sample --help" explains the choices.
+        sampler: How to sample; "proxflow list samplers" shows the choices.
         seed: Number that fixes the images drawn, and which real training images are scored beside them.
         images: Evaluate these: the same as to name them first.
         data: What to compare with: mnist; fashion-mnist, which Debian's package dataset-fashion-mnist installs; or a folder
@@ -81,23 +82,23 @@ class Evaluate:
         tyro.conf.Positional,
         tyro.conf.arg(metavar="[MODEL|IMAGES|RESULTS ...]", help_behavior_hint="(default: mnist)"),
     ] = ()
-    n: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1000; of images, all)")] = None
+    n: Annotated[Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1000; of images, all)")] = None
     steps: int = 20
     sampler: SamplerChoice = None
     seed: int = 0
-    images: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: the model's)")] = None
+    images: Annotated[File, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: the model's)")] = None
     data: str = "mnist"
     extractor: Annotated[
-        Literal["mnist", "fashion-mnist", "pixels", "inception"] | None,
+        Union[Literal["mnist", "fashion-mnist", "pixels", "inception"], None],  # noqa: UP007 - as of Text
         tyro.conf.arg(
             metavar="{mnist,fashion-mnist,pixels,inception}",
             help_behavior_hint="(default: fashion-mnist where the test images are its own, else mnist)",
         ),
     ] = None
-    inception_weights: Annotated[
-        Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(needed for inception)")
-    ] = None
-    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: only print)")] = None
+    inception_weights: Annotated[File, tyro.conf.arg(metavar="PATH", help_behavior_hint="(needed for inception)")] = (
+        None
+    )
+    out: Annotated[File, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: only print)")] = None
     batch_size: int = 128
     device: DeviceName = "auto"
     graph: bool = False
@@ -113,6 +114,7 @@ def run(options: Evaluate, device: torch.device) -> None:
     n = options.n if options.n is not None else 1000
     check_counts(n, options.steps, options.batch_size, LEAST)
     check_graph(options.graph, device)
+    check_sampler(options.sampler)
     from proxflow import data, metrics, models
     from proxflow.runtime.files import writable_folder, write_json
     from proxflow.runtime.processes import Processes
@@ -222,8 +224,9 @@ def _images_source(path: Path, options: Evaluate) -> tuple[evaluation.Source, in
     from proxflow.data import image_files
     from proxflow.studies import evaluation
 
-    whole = torch.from_numpy(image_files.read(path)).permute(0, 3, 1, 2).contiguous()
-    labels = image_files.read_labels(path, len(whole))
+    found = image_files.read_images(path)
+    # Of one channel the order of dimensions in memory is uncertain, and kernels with another rounding would be chosen by it.
+    whole, labels = found.images.clone(memory_format=torch.contiguous_format), found.labels
     images = whole[: options.n]
     if len(images) < LEAST:
         raise ArgumentError(f"{path}: evaluation needs at least {LEAST} images, got {len(images)}")
@@ -231,18 +234,21 @@ def _images_source(path: Path, options: Evaluate) -> tuple[evaluation.Source, in
     if labels is not None and shape != metrics.mnist_features().image_shape:
         labels = None  # the classifiers that could judge them are of such images
     made = {"flow": None, "sampler": None, "nfe": None, "images": str(path)}
-    held = None if labels is None else torch.from_numpy(labels)[: len(images)]
+    held = None if labels is None else labels[: len(images)]
     return evaluation.Source(str(path), lambda: images, held, made), len(images), shape
 
 
 def _model_source(model: Model, name: str, n: int, options: Evaluate) -> evaluation.Source:
+    from proxflow.models import word
+    from proxflow.samplers import default_sampler
     from proxflow.studies import evaluation
 
-    sampler = sampler_of(model, options.sampler)
-    made: dict[str, Any] = {"flow": model.config.flow, "sampler": sampler, "nfe": options.steps, "model": name}
-    if times := found_times(model, sampler, options.steps):
+    sampler = options.sampler or default_sampler(model.predictor, model.flow)
+    flow = word(model.flow).partition(":")[0]
+    made: dict[str, Any] = {"flow": flow, "sampler": sampler, "nfe": options.steps, "model": name}
+    if times := model.times_of(sampler, options.steps):
         made["times"] = list(times)
-    title = f"{name} ({model.config.flow}), {sampler}, {options.steps} evaluations, seed {options.seed}"
+    title = f"{name} ({flow}), {sampler}, {options.steps} evaluations, seed {options.seed}"
     return evaluation.Source(
         title,
         lambda: draw(model, n, options.steps, sampler, options.seed, options.batch_size, options.graph),

@@ -5,26 +5,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 
 from proxflow import names
-from proxflow.cli._common import print_table
+from proxflow.cli._common import Text, print_table
 from proxflow.errors import ArgumentError
+from proxflow.runtime.files import read_json
 
-GROUPS = (
-    "divergences",
-    "schedules",
-    "couplings",
-    "samplers",
-    "networks",
-    "predictors",
-    "flows",
-    "kinds",
-    "models",
-    "data",
-)
+NAMED = (
+    "flows", "divergences", "schedules", "couplings", "endpoints", "networks", "predictors", "samplers", "kinds",
+)  # fmt: skip
+GROUPS = (*NAMED, "models", "data")
+
+DATA = {
+    "mnist": "handwritten digits, 70,000 grey images of 28 x 28; they come with the package",
+    "fashion-mnist": "clothes, 70,000 grey images of 28 x 28, from Debian's package dataset-fashion-mnist",
+}
+"""The data sets that have a name; anything else is a file or folder."""
+
+WEIGHTS = Path(__file__).parent.parent / "weights"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class List:
         group: Which names; without it, all of them.
     """
 
-    group: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar=f"[{{{','.join(GROUPS)}}}]")] = None
+    group: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar=f"[{{{','.join(GROUPS)}}}]")] = None
 
 
 def run(options: List) -> None:
@@ -66,14 +68,15 @@ def run(options: List) -> None:
 
 def lines(group: str) -> Mapping[str, tuple[str, str]]:
     """Return what each name of a group is, in a line, and the package that added it; empty where it is this one."""
-    return {name: (described(entry), entry.package) for name, entry in names.known(group).items()}
+    if group == "data":
+        return {name: (line, "") for name, line in DATA.items()}
+    if group == "models":
+        return {path.parent.name: (_model(read_json(path)), "") for path in sorted(WEIGHTS.glob("*/config.json"))}
+    return {name: (entry.says(), entry.package) for name, entry in names.known(group).items()}
 
 
-def described(entry: names.Name) -> str:
-    """Return an entry's line; of another package's the first of its docstring, or why it cannot be imported."""
-    if not entry.package:
-        return entry.line
-    try:
-        return (entry.load().__doc__ or "").strip().partition("\n")[0]
-    except ArgumentError as error:
-        return str(error)
+def _model(content: Any) -> str:
+    """Describe a model that comes with the package, by its configuration."""
+    student = content["provenance"].get("method") == "distribution-matching"
+    shape = " x ".join(map(str, content["data"]["shape"]))
+    return f"{content['data']['kind']} of {shape}" + (", a student that draws with one evaluation" if student else "")

@@ -29,12 +29,13 @@ class Reflow:
         proxflow reflow runs/mine --out runs/straight --rounds 2 --pairs 50000 --pair-steps 20
 
     Args:
-        model: Name of a model that comes with the package, or a model folder; of the flow gpfn-w2 or gpfn-kl.
+        model: Name of a model that comes with the package, or a model folder; of a gpfn flow with Gaussian paths, as gpfn-w2
+            or gpfn-kl.
         out: Folder for the straightened model, and for pairs and checkpoints on the way.
         rounds: Number of rounds. One does most; errors of the sampler and of training add up with each.
         pairs: Pairs of noise and image that a round is trained on.
         pair_steps: Network evaluations spent on each image of a pair (NFE).
-        pair_sampler: How these are drawn; "proxflow sample --help" explains the choices.
+        pair_sampler: How these are drawn; "proxflow list samplers" says what they are.
         training: How to train in each round.
         device: Where to compute; auto takes CUDA when there is one.
     """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from proxflow.cli._common import print_table, say
+from proxflow.cli._common import File, print_table, say
 from proxflow.config import DeviceName
 from proxflow.errors import ArgumentError
 from proxflow.studies.presets import (
@@ -73,7 +73,7 @@ class Reproduce:
     preset: Annotated[PresetName, tyro.conf.arg(help_behavior_hint=f"({_MINUTES}; default: quick)")] = "quick"
     data: str = "mnist"
     out: Annotated[
-        Path | None,
+        File,
         tyro.conf.arg(
             metavar="PATH", help_behavior_hint="(default: runs/EXPERIMENT-PRESET, with other data also -DATA)"
         ),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from proxflow.cli._common import ModelSource, SamplerChoice, sampler_of, say
+from proxflow.cli._common import File, ModelSource, SamplerChoice, say
 from proxflow.config import DeviceName
 from proxflow.errors import ArgumentError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Times:
-    """Find the times of few evaluations that suit a trained model, for better images at the same cost.
+    """Find the times of few evaluations that suit a trained model, for better samples at the same cost.
 
     Few steps are brought nearest to where many steps lead from the same noise, which needs no data and trains nothing. The
     times are kept in the model folder, and sample and evaluate take them by themselves wherever --sampler and --steps are
@@ -31,8 +31,8 @@ class Times:
     Args:
         model: A model folder, or the name of a model that comes with the package, which needs --out.
         steps: Numbers of network evaluations (NFE) to find times for, each by itself.
-        sampler: How images will be drawn; "proxflow sample --help" explains the choices. It must draw no noise.
-        n: Images that it compares few and many steps by, all at once; lower it when memory runs out.
+        sampler: How samples will be drawn; "proxflow list samplers" shows the choices. It must draw no noise.
+        n: Samples that it compares few and many steps by, all at once; lower it when memory runs out.
         seed: Seed of their noise.
         out: Folder for the model with the times, instead of its own.
         device: Where to compute; auto takes CUDA when there is one.
@@ -43,9 +43,7 @@ class Times:
     sampler: SamplerChoice = None
     n: int = 64
     seed: int = 0
-    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: the model's folder)")] = (
-        None
-    )
+    out: Annotated[File, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: the model's folder)")] = None
     device: DeviceName = "auto"
 
     @property
@@ -56,9 +54,10 @@ class Times:
 
 def run(options: Times, device: torch.device) -> None:
     """Find times of evaluations and keep them with the model."""
-    from proxflow import models
+    from proxflow import models, names
     from proxflow.runtime.files import writable_folder
     from proxflow.runtime.processes import Processes
+    from proxflow.samplers import default_sampler
     from proxflow.samplers.optimise_times import REFERENCE_STEPS, optimise_times
 
     if Processes.current().size > 1:
@@ -67,18 +66,26 @@ def run(options: Times, device: torch.device) -> None:
         raise ArgumentError(f"--steps, the numbers of network evaluations, must be at least 1, got {options.steps}")
     if options.n < 1:
         raise ArgumentError(f"--n must be at least 1, got {options.n}")
+    if options.sampler is not None:
+        names.find("samplers", options.sampler)  # times are kept by name
     model = models.load(options.model, device)
     if options.out is None and options.model in models.shipped_models():
         raise ArgumentError(
             f"{options.model} comes with the package, which stays as it is: give --out, a folder for it with its times"
         )
     folder = writable_folder(Path(options.model) if options.out is None else options.out)
-    sampler, shape = sampler_of(model, options.sampler), (options.n, *model.shape)
+    sampler, shape = options.sampler or default_sampler(model.predictor, model.flow), (options.n, *model.shape)
     reference, found = None, dict(model.times.get(sampler, {}))
-    say(f"times: {sampler}, {options.n} images against {REFERENCE_STEPS} evaluations each")
+    say(f"times: {sampler}, {options.n} {model.data.examples_word} against {REFERENCE_STEPS} evaluations each")
     for steps in options.steps:
         best = optimise_times(
-            model.predictor, model.flow, shape, steps, sampler=sampler, seed=options.seed, reference=reference
+            model.predictor,
+            model.flow,
+            shape,
+            steps,
+            sampler=models.parse("samplers", sampler),
+            seed=options.seed,
+            reference=reference,
         )
         reference, found[steps] = best.reference, best.times
         say(
@@ -87,5 +94,5 @@ def run(options: Times, device: torch.device) -> None:
         )
         # Each at once, so that an interruption loses one at most.
         better = replace(model, times={**model.times, sampler: found})
-        models.save(folder, better, model.predictor.state_dict(), model.provenance)
+        models.save(folder, better)
     say(f"written: {folder}; sample and evaluate take them with --sampler {sampler} and these --steps")

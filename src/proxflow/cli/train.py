@@ -5,47 +5,49 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import tyro
 
-from proxflow.cli._common import TrainingOptions, draw, first_alone, origin, say, say_how_to_sample
-from proxflow.config import DeviceName, MethodName, ModelConfig, TrainingConfig, to_dict
-from proxflow.errors import ArgumentError, DataError
+from proxflow.cli._common import Number, Text, TrainingOptions, draw, first_alone, origin, say, say_how_to_sample, word
+from proxflow.config import DeviceName, MethodName, to_dict
+from proxflow.errors import ArgumentError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
+    from proxflow.data.kinds import Kind, Loaded, Picture
+    from proxflow.flows import Flow
+    from proxflow.models import Model
 
 GRID_STEPS = 10
 """Network evaluations for each of the samples drawn while training."""
 
-
-@dataclass(frozen=True)
-class NetworkOptions(ModelConfig):
-    """A flow and its U-Net."""
-
-    def __post_init__(self) -> None:
-        """Check nothing, as :class:`TrainingOptions`."""
+_CHANGES = {"divergence": "divergences", "schedule": "schedules", "coupling": "couplings"}
+"""Options that change a part of the flow, and where their names come from."""
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a model on MNIST or on images of your own.
+    """Train a model on MNIST, on images or on rows of numbers of your own.
 
     Checkpoints are written on the way, and the model can be sampled from after the first. An interrupted training goes on
     where it stopped when the same command is given again. 10,000 steps of the default network on MNIST take about 70
     minutes on 2 processor cores.
 
+    Flow, network and the like are words, NAME or NAME:field=value,field=value; "proxflow list" shows all names.
+
     For example:
         proxflow train --out runs/mine
-        proxflow train --out runs/kl --flow gpfn-kl --steps 1000
+        proxflow train --out runs/kl --divergence kl --steps 1000
+        proxflow train --out runs/bfn --flow bfn:sigma1=0.3
         proxflow train --out runs/straight --coupling ot
         proxflow train --out runs/draws --predictor draw
-        proxflow train --out runs/own --data pictures --size 32 --channels 64 --multipliers 1 2 2 --patch 1
+        proxflow train --out runs/own --data pictures --size 32 --network unet:channels=64,multipliers=1,2,2,patch=1
+        proxflow train --out runs/rows --data points.csv --steps 2000
         proxflow train --out runs/few --teacher runs/mine --steps 800 --ema 0.99
         proxflow train --out runs/short --steps 1500
         proxflow train --out runs/better --teacher runs/mine --weak runs/short --steps 2000 --learning-rate 1e-3
@@ -53,46 +55,67 @@ class Train:
 
     Args:
         out: Folder for the model, its checkpoints, the log (log.jsonl) and pictures drawn on the way (samples).
-        data: What to learn: mnist; fashion-mnist, which Debian's package dataset-fashion-mnist installs; a folder of IDX
-            files named as theirs; a folder of pictures (PNG, JPEG, WebP, BMP, TIFF)
-            of any size, grey or colour, with folders in it or not; or an .npz file with key "images", uint8,
-            N x H x W x C.
+        data: What to learn. Images: mnist; fashion-mnist, which Debian's package dataset-fashion-mnist installs; a folder
+            of IDX files named as theirs; a folder of pictures (PNG, JPEG, WebP, BMP, TIFF) of any size, grey or colour,
+            with folders in it or not; or an .npz file with key "images", uint8, N x H x W x C. Rows of numbers: a file
+            .npy, .npz or .csv.
+        kind: What kind of data they are, where that is not plain.
         size: Side of the squares that the pictures of a folder are brought to, by scaling and cutting out the middle.
-        held_out: Share of the images that is not trained on; the loss on them chooses the model kept in the folder "best".
+        held_out: Share of the data that is not trained on; the loss on them chooses the model kept in the folder "best".
             IDX data sets have test images of their own, which are taken for it.
-        grid: Images drawn at each checkpoint, into the folder "samples"; 0 for none.
+        flow: Which flow; gpfn-* is the General Proximal Flow Network with the named divergence, bfn the Bayesian Flow
+            Network with the reference's settings, bfn-tuned the same with a σ₁ suited to MNIST.
+        divergence: What distance a gpfn flow steps in, instead of its own.
+        schedule: How far a gpfn flow steps when, instead of its own. linear:final=0.6 suits images as simple as digits,
+            where beliefs of later times tell nothing new.
+        coupling: Which prior draw a gpfn flow pairs with which example in training. ot: those that are nearest together
+            within a batch (minibatch optimal transport), which straightens the paths; needs the extra "transport" to
+            train, not to sample.
+        network: The network, with its sizes: unet for images, mlp for rows of numbers.
+        predictor: point predicts the data from the belief; long-step reads the end of each step as well and learns where
+            many small steps would lead, for few evaluations. It needs gpfn-w2 with final 1, and the deterministic sampler.
+            draw reads noise as well and draws from what the data may be, for few evaluations; it is trained by the energy
+            score, at twice the cost a step, and takes the samplers that keep no memory of earlier predictions.
+        parameterisation: What the network of a point predictor gives: x, the data; epsilon, the noise; v, the velocity.
+        grid: Samples drawn at each checkpoint, into the folder "samples"; 0 for none.
         teacher: A trained model, by name or folder, to make a student of, which draws good images with one
             evaluation (distribution matching, and a discriminator of drawn and real images). It has the teacher's
             flow and network, whose options are not given again.
-        weak: With a teacher: a weaker model of the same flow and data, trained a tenth to a third as long. The student then
-            learns what the teacher predicts, led away from what this one predicts (autoguidance). If the
+        weak: With a teacher: a weaker model of the same flow and data, trained a tenth to a third as long. The student
+            then learns what the teacher predicts, led away from what this one predicts (autoguidance). If the
             teacher was trained well, it draws better with as many evaluations.
         adversarial: Weight of the discriminator in distribution matching; 0 for none, which halves a step's cost.
         guidance: How far it is led: 1 not at all, 2 as far again as the teacher is from the weak model.
         tensorboard: Write for TensorBoard, too, into the folder "tensorboard"; needs the extra of this name.
-        network: Which flow, and the U-Net that predicts its targets.
         training: How to train: AdamW with warm-up and cosine decay, clipped gradients, averaged weights.
         device: Where to compute; auto takes CUDA when there is one.
     """
 
     out: Path
     data: str = "mnist"
+    kind: Annotated[Text, word("the one that reads such data")] = None
     size: Annotated[
-        int | None,
+        Number,
         tyro.conf.arg(metavar="INT", help_behavior_hint="(default: their own, or the smallest side, at most 64)"),
     ] = None
     held_out: float = 0.05
+    flow: Annotated[Text, word("gpfn-w2")] = None
+    divergence: Annotated[Text, word("the flow's")] = None
+    schedule: Annotated[Text, word("the flow's")] = None
+    coupling: Annotated[Text, word("any with any")] = None
+    network: Annotated[Text, word("the kind's")] = None
+    predictor: Annotated[Text, word("the flow's, or point")] = None
+    parameterisation: Annotated[Text, word("the flow's, or x")] = None
     grid: int = 16
     teacher: Annotated[
-        str | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: none, the flow's own loss)")
+        Text, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: none, the flow's own loss)")
     ] = None
     weak: Annotated[
-        str | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: none, distribution matching)")
+        Text, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: none, distribution matching)")
     ] = None
     adversarial: float = 0.1
     guidance: float = 2.0
     tensorboard: bool = False
-    network: tyro.conf.OmitArgPrefixes[NetworkOptions] = NetworkOptions()
     training: tyro.conf.OmitArgPrefixes[TrainingOptions] = field(default_factory=TrainingOptions)
     device: DeviceName = "auto"
 
@@ -106,63 +129,65 @@ def run(options: Train, device: torch.device) -> None:
     """Train a model, or go on with one, and say where it is."""
     training = options.training.checked()
     method = _method(options)
+    if options.grid < 0:
+        raise ArgumentError(f"--grid must not be negative, got {options.grid}")
     import torch
 
     from proxflow import models
-    from proxflow.couplings import MinibatchOT
-    from proxflow.data import image_files
-    from proxflow.models import Model
+    from proxflow.examples import Examples, reads, rows
     from proxflow.predictors import Predictor
     from proxflow.runtime.checkpoints import digest
     from proxflow.runtime.files import writable_folder
     from proxflow.runtime.processes import Processes
     from proxflow.runtime.tracking import TensorBoard
-    from proxflow.studies import mnist
     from proxflow.training.fit import fit
     from proxflow.training.recipes import recipe
-    from proxflow.training.run import RunFolder
+    from proxflow.training.run import RunFolder, decisive, upgrade
 
-    config = ModelConfig(**vars(options.network))
     teacher = None if options.teacher is None else models.load(options.teacher, device)
     weak = None if options.weak is None else models.load(options.weak, device)
-    if teacher is not None:
-        if config != ModelConfig():
-            raise ArgumentError(
-                "a student has the flow and network of its teacher: leave out the options of the network"
-            )
-        config = teacher.config
-    elif config.coupling == "ot":
-        MinibatchOT().check()
-    elif config.coupling == "reflow":
-        raise ArgumentError("--coupling reflow: such a model is made of a trained one, by the command reflow")
-    images, held_out = training_images(options)
-    shape = tuple(images.shape[1:])
+    if teacher is None:
+        _flow(options, options.flow or "gpfn-w2")  # refuses what cannot be before data are read
+    loaded = _loaded(options)
+    kind, examples, held_out = loaded.kind, loaded.train, loaded.held_out
     torch.manual_seed(training.seed)
-    model = models.build(config, shape)
+    model = _student(options, kind, teacher) if teacher is not None else _untrained(options, kind)
+    kind = model.data
+    if "condition" not in reads(model.predictor):
+        examples, held_out = Examples(examples.x), None if held_out is None else Examples(held_out.x)
     if teacher is not None:
         held_out = None  # a student's loss says how far it is from its teacher, not how good it is
     learning = recipe(method, model, teacher, weak, guidance=options.guidance, adversarial=options.adversarial)
+
     out, folder = options.out, RunFolder(options.out)
+    content = hashlib.sha256(examples.x.numpy().tobytes()).hexdigest()
     settings = {
         "held_out": options.held_out,
-        "data": f"sha256 {hashlib.sha256(images.numpy().tobytes()).hexdigest()}, shape {list(images.shape)}",
+        "data": f"sha256 {content}, shape {list(examples.x.shape)}",
         "teacher": None if teacher is None else digest(teacher.predictor),
         "weak": None if weak is None else digest(weak.predictor),
         "guidance": None if weak is None else options.guidance,
         "adversarial": options.adversarial if method == "distribution-matching" else None,
     }
-    folder.claim({**to_dict(config), **training.decisive(), **settings}, _upgrade)
+    folder.claim(
+        {**decisive(model, training), **settings},
+        lambda held: upgrade({"held_out": 0.0, "weak": held.pop("worse", None), **held}),
+    )
     if folder.steps_done == training.steps:
         say(f"{out} holds this model, trained for all of its {training.steps} steps")
         say_how_to_sample(out)
         return
+    for note in loaded.notes:
+        say(note)
     source = "" if teacher is None else f" after {options.teacher}"
+    size = Processes.current().size
+    where = device.type if size == 1 else f"{device.type}, {size} processes"
     say(
-        f"train: {config.flow}{source} on {len(images)} images of {shape[1]} x {shape[2]}, {training.steps} steps of "
-        f"{training.batch_size}, on {_where(device)}; interrupt with Ctrl-C, the same command goes on"
+        f"train: {models.word(model.flow)}{source} on {loaded.description}, {training.steps} steps of "
+        f"{training.batch_size}, on {where}; interrupt with Ctrl-C, the same command goes on"
     )
     provenance = {
-        "data": f"{len(images)} images of {options.data}",
+        "data": f"{len(examples)} {kind.examples_word} of {options.data}",
         "held_out": 0 if held_out is None else len(held_out),
         "training": to_dict(training),
         **origin(device),
@@ -171,9 +196,7 @@ def run(options: Train, device: torch.device) -> None:
         **({"adversarial": options.adversarial} if method == "distribution-matching" else {}),
     }
 
-    first, board = Processes.current().first, None
-    if options.tensorboard and first:
-        board = TensorBoard(out / "tensorboard")
+    board = TensorBoard(out / "tensorboard") if options.tensorboard and Processes.current().first else None
     latest = math.inf
 
     def track(entry: dict[str, float]) -> None:
@@ -185,27 +208,30 @@ def run(options: Train, device: torch.device) -> None:
     def keep(averaged: nn.Module, step: int) -> None:
         present = learning.kept(averaged)
         folder.save(model, present, {**provenance, "steps": step}, latest)
-        if options.grid and shape[0] in (1, 3):
-            painter = Model(config, shape, model.flow, cast(Predictor, present))
-            evaluations = 1 if method == "distribution-matching" else GRID_STEPS
-            drawn = draw(painter, options.grid, evaluations, "deterministic", training.seed, training.batch_size)
-            pictures = mnist.to_channels_last(drawn)
+        if options.grid:
+            painter = replace(model, predictor=cast(Predictor, present))
+            nfe, condition = 1 if method == "distribution-matching" else GRID_STEPS, None
+            if examples.condition is not None:  # drawn for the first examples' conditions, over and over
+                condition = rows(examples.condition, torch.arange(options.grid) % len(examples))
+            drawn = draw(painter, options.grid, nfe, None, training.seed, training.batch_size, condition=condition)
+            picture = kind.preview(drawn)
             with first_alone() as writing:
                 if writing:
-                    image_files.write(writable_folder(out / "samples") / f"step-{step:08d}.png", pictures)
+                    _write_picture(writable_folder(out / "samples") / f"step-{step:08d}.png", picture)
             if board is not None:
-                board.picture("samples", image_files.grid(pictures), step)
+                board.picture("samples", picture, step)
         if not sys.stderr.isatty():  # where no bar shows it
             say(f"step {step} of {training.steps}: saved")
 
     result = fit(
         learning.module,
         learning.objective,
-        images,
+        examples,
         training,
         folder=out,
         device=device,
         held_out=held_out,
+        encode=kind.encode,
         on_checkpoint=keep,
         track=track,
     )
@@ -229,55 +255,72 @@ def _method(options: Train) -> MethodName:
     return "autoguidance"
 
 
-def _where(device: torch.device) -> str:
-    from proxflow.runtime.processes import Processes
+def _loaded(options: Train) -> Loaded:
+    from proxflow.data.kinds import kind_of_source
 
-    size = Processes.current().size
-    return device.type if size == 1 else f"{device.type}, {size} processes"
+    settings: dict[str, Any] = {} if options.size is None else {"size": options.size}
+    kind = kind_of_source(options.data, options.kind)
+    return kind.read(options.data, held_out=options.held_out, seed=options.training.seed, **settings)
 
 
-def training_images(options: Train) -> tuple[Tensor, Tensor | None]:
-    """Read uint8 images (number, channels, height, width) to train on and held-out ones, of what the options name.
+def _student(options: Train, kind: Kind, teacher: Model) -> Model:
+    """Build the untrained student of a teacher."""
+    from proxflow import models
+    from proxflow.models import spec
+
+    given = [name for name in (*_CHANGES, "flow", "network", "predictor", "parameterisation") if getattr(options, name)]
+    if given:
+        raise ArgumentError(f"a student has the flow and network of its teacher: leave out --{' --'.join(given)}")
+    if kind.shape != teacher.shape:
+        raise ArgumentError(
+            f"a student learns from data like its teacher's, {teacher.shape}, and these are {kind.shape}"
+        )
+    predictor = spec.make("predictors", teacher.spec["predictor"])
+    # Of the teacher's kind: rows of numbers keep the units that its network was trained in.
+    return models.build(teacher.data, flow=teacher.flow, network=teacher.network, predictor=predictor)
+
+
+def _untrained(options: Train, kind: Kind) -> Model:
+    """Build the untrained model that the options describe."""
+    from proxflow import models
+
+    predictor = options.predictor
+    if options.parameterisation is not None:
+        predictor = predictor or kind.defaults.predictor
+        predictor += f"{',' if ':' in predictor else ':'}parameterisation={options.parameterisation}"
+    flow = _flow(options, options.flow or kind.defaults.flow)
+    return models.build(kind, flow=flow, network=options.network, predictor=predictor)
+
+
+def _flow(options: Train, flow: str) -> str | Flow[Any]:
+    """Return a flow, or its word where no part of it is changed.
 
     Raises:
-        ArgumentError: The share to hold out is no share, or leaves nothing.
-        DataError: There is nothing such, or it is corrupt.
+        ArgumentError: An unknown name, a value out of range, or a part that the flow has not.
     """
-    import torch
+    from proxflow import models
 
-    from proxflow import data
-    from proxflow.data import image_files
-    from proxflow.runtime.processes import Processes
-
-    if not 0 <= options.held_out < 1:
-        raise ArgumentError(f"--held-out must lie in [0, 1), got {options.held_out}")
-    if options.grid < 0:
-        raise ArgumentError(f"--grid must not be negative, got {options.grid}")
-    path = Path(options.data)
-    idx = options.data in data.NAMED or any(path.glob("train-images-idx3-ubyte*"))
-    if options.size is not None and (idx or not path.is_dir()):
-        raise ArgumentError(f"--size is for folders of pictures; {options.data} has a size of its own")
-    if idx:
-        tested = options.data in data.NAMED or any(path.glob("t10k-images-idx3-ubyte*"))
-        held_out = data.load(options.data, "test").images if tested and options.held_out else None
-        return data.load(options.data, "train").images, held_out
-    if path.is_dir():
-        images = data.read_pictures(path, options.size)
-    elif path.suffix.lower() == ".npz":
-        images = torch.from_numpy(image_files.read(path)).permute(0, 3, 1, 2).contiguous()
-    else:
-        raise DataError(
-            f"no training data {options.data!r}: expected {', '.join(data.NAMED)}, an existing folder of IDX files named as "
-            "MNIST's or of pictures (PNG, JPEG and others), or an .npz file"
-        )
-    number = int(options.held_out * len(images))
-    if number < Processes.current().size:
-        return images, None  # so few images are all needed
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.training.seed))
-    return images[order[number:].sort().values], images[order[:number]]
+    made = models.parse("flows", flow)
+    changes: dict[str, Any] = {}
+    for name, group in _CHANGES.items():
+        text = getattr(options, name)
+        if text is None:
+            continue
+        if name not in {f.name for f in fields(made)}:
+            raise ArgumentError(f"--{name} {text}: the flow {flow} has no {name}; take a gpfn flow, or leave it out")
+        changes[name] = models.parse(group, text)
+    coupling = changes.get("coupling")
+    if options.coupling is not None and options.coupling.startswith("reflow"):
+        raise ArgumentError("--coupling reflow: such a model is made of a trained one, by the command reflow")
+    if coupling is not None and hasattr(coupling, "check"):
+        coupling.check()  # what it needs may not be installed
+    return replace(made, **changes) if changes else flow
 
 
-def _upgrade(held: dict[str, Any]) -> dict[str, Any]:
-    """Bring what an earlier version wrote down to today's names."""
-    later = {"held_out": 0.0, "teacher": None, "weak": held.pop("worse", None), "guidance": None, "adversarial": None}
-    return {**to_dict(ModelConfig()), **to_dict(TrainingConfig()), **later, **held}
+def _write_picture(path: Path, picture: Picture) -> None:
+    from PIL import Image
+
+    from proxflow.runtime.files import write_atomically
+
+    image = Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture)
+    write_atomically(path, image.save)

@@ -11,7 +11,7 @@ from torch import nn
 from proxflow.config import MethodName
 from proxflow.errors import ArgumentError
 from proxflow.examples import Examples
-from proxflow.models import Model
+from proxflow.models import Model, word
 from proxflow.predictors import DrawPredictor, LongStepPredictor
 from proxflow.training.objectives import (
     Autoguidance,
@@ -82,10 +82,8 @@ def recipe(
         return Recipe(objective, model.predictor, lambda module: module)
     if teacher is None:
         raise ArgumentError(f"{method} learns from a trained model: name a teacher")
-    if teacher.config != model.config or teacher.shape != model.shape:
-        raise ArgumentError(
-            f"teacher and student must be alike: {teacher.config} {teacher.shape}, {model.config} {model.shape}"
-        )
+    if teacher.spec != model.spec:
+        raise ArgumentError(f"teacher and student must be alike, got {_words(teacher)} and {_words(model)}")
     if isinstance(teacher.predictor, LongStepPredictor | DrawPredictor):
         raise ArgumentError(
             f"{method} needs a teacher that predicts the data from the belief: one of predictor 'point'"
@@ -99,12 +97,17 @@ def recipe(
         )
     if weak.flow != teacher.flow or weak.shape != teacher.shape or type(weak.predictor) is not type(guide):
         raise ArgumentError(
-            f"the model to lead away from must have the teacher's flow and predict the same: {weak.flow} {weak.shape} of "
-            f"predictor {weak.config.predictor!r}, {teacher.flow} {teacher.shape}"
+            f"the model to lead away from must have the teacher's flow and predict the same, got {_words(weak)} and "
+            f"{_words(teacher)}"
         )
     model.predictor.load_state_dict(guide.state_dict())
     away_from = weak.predictor.eval().requires_grad_(False)
     return Recipe(Autoguidance(model.flow, guide, away_from, guidance), model.predictor, lambda module: module)
+
+
+def _words(model: Model) -> str:
+    parts = ", ".join(word(part) for part in (model.flow, model.network, model.predictor))
+    return f"{parts} of {model.shape}"
 
 
 # Until the studies say the new names.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from proxflow import models
 from proxflow.config import TrainingConfig, to_dict
 from proxflow.errors import CheckpointError, DivergedError, OutputError
-from proxflow.models import Model
+from proxflow.models import Model, format1, spec
 from proxflow.runtime.checkpoints import Checkpoints, finite, remove_all
 from proxflow.runtime.files import read_json, writable_folder, write_json
 from proxflow.runtime.processes import Processes, local
@@ -69,12 +69,12 @@ class RunFolder:
             raise CheckpointError(
                 f"{self.file}: expected the settings of a {self.what} run, got {json.dumps(held):.80}"
             )
-        found = _flat(upgrade(held))
-        for name, value in _flat(wanted).items():
-            if found.get(name) != value:
+        found, asked = _flat(upgrade(held)), _flat(wanted)
+        for name in {**asked, **found}:
+            if found.get(name) != asked.get(name):
                 raise OutputError(
-                    f"{self.path} holds a {self.what} run with {name} = {found.get(name)}, not {value}: choose another "
-                    "--out folder, or remove this one to start over"
+                    f"{self.path} holds a {self.what} run with {name} = {found.get(name)}, not {asked.get(name)}: choose "
+                    "another --out folder, or remove this one to start over"
                 )
 
     @property
@@ -128,6 +128,37 @@ class RunFolder:
         with Processes.current().together():
             if Processes.current().first:
                 remove_all(self.path)
+
+
+def decisive(model: Model, training: TrainingConfig) -> dict[str, Any]:
+    """Return the settings that decide what a run makes of its data, as :meth:`RunFolder.claim` takes them.
+
+    Raises:
+        ArgumentError: A part of the model has no name, so no file can hold it.
+    """
+    return {**{name: part for name, part in model.spec.items() if name != "data"}, **training.decisive()}
+
+
+def upgrade(held: dict[str, Any]) -> dict[str, Any]:
+    """Return what an earlier version wrote down of :func:`decisive` settings as this one would have.
+
+    Raises:
+        CheckpointError: It is corrupt.
+    """
+    if isinstance(held.get("flow"), str):  # with the fields of a model file of format 1 among the others
+        old = {name: value for name, value in held.items() if name in _FORMAT_1}
+        held = {name: value for name, value in held.items() if name not in _FORMAT_1}
+        held |= {name: format1.translate({"model": old}, "run.json")[name] for name in _PARTS}
+    # What was added later had its default.
+    parts = {name: spec.describe(spec.restore(f"{name}s", held.get(name), "run.json")) for name in _PARTS}
+    return {**TrainingConfig().decisive(), **held, **parts}
+
+
+_PARTS = ("flow", "network", "predictor")
+_FORMAT_1 = (
+    *("flow", "channels", "multipliers", "blocks", "attention", "patch", "dropout", "sigma1", "final"),
+    *("coupling", "predictor"),
+)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
