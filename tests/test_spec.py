@@ -84,6 +84,10 @@ def test_every_name_without_required_settings_is_built_and_described(group):
             assert word(thing) == name or name in ("gpfn",)
 
 
+def test_samplers_by_name_are_those_of_the_registry():
+    assert {name: parse("samplers", name) for name in names.BUILT_IN["samplers"]} == SAMPLERS
+
+
 def test_words_say_what_python_says():
     assert parse("flows", "gpfn-kl:schedule=linear:final=0.6,coupling=ot") == GPFN(
         KL(), Linear(0.6), coupling=MinibatchOT()
