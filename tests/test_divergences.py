@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import integrate, linalg, optimize, stats
 from torch import Tensor
 
-from proxflow import _tensor, divergences
+from proxflow import _math, divergences
 from proxflow._math import sum_events
 from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture, Product
 from proxflow.divergences import (
@@ -42,6 +42,8 @@ from proxflow.divergences import (
     value,
 )
 from proxflow.errors import ArgumentError, UnsupportedPairError
+from proxflow.flows import CategoricalEndpoints, GaussianEndpoints
+from proxflow.paths import Shifted
 
 
 # A member from outside the package: the class, its rules, and its place in the list are all it takes.
@@ -747,6 +749,28 @@ def test_infinite_renyi_divergences() -> None:
     assert float(Alpha(-3.0)(wide, narrow)) == math.inf
 
 
+# Gaussian paths ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "d", [Wasserstein2(), Wasserstein2(contracts.CoordinateMetric((0.5, 2.0))), KL()], ids=lambda d: str(d)[:20]
+)
+def test_a_path_is_that_of_the_steps(d: Divergence) -> None:
+    ends, schedule, t = GaussianEndpoints(0.3), Shifted((0.4,)), torch.linspace(0, 1, 6, dtype=torch.float64)
+    path = d.path(schedule, ends)
+    assert path is not None
+    noise, x = normal(1, 6, 2), normal(2, 6, 2)
+    moved = d.interpolate(DiagonalGaussian(noise, 1.0), DiagonalGaussian(x, 0.3), schedule.fraction(t))
+    a, b = path.coefficients(t)
+    torch.testing.assert_close(a[:, None] * x + b[:, None] * noise, moved.mean, rtol=1e-12, atol=1e-12)
+    assert d.path(schedule, CategoricalEndpoints(3)) is None
+
+
+def test_other_divergences_have_no_path() -> None:
+    for d in (ReverseKL(), FisherRao(), Jeffreys(), PerPart((Wasserstein2(), KL())), Aitchison()):
+        assert d.path(Shifted((0.4,)), GaussianEndpoints()) is None
+
+
 # Errors and the table ----------------------------------------------------------------------------------------------------
 
 
@@ -885,20 +909,18 @@ def test_exp_excess_is_accurate_everywhere(x: float) -> None:
     with localcontext() as context:
         context.prec = 60
         exact = float(Decimal(x).exp() - 1 - Decimal(x))
-    assert float(_tensor.exp_excess(torch.tensor(x, dtype=torch.float64))) == pytest.approx(
-        exact, rel=1e-14, abs=1e-300
-    )
+    assert float(_math.exp_excess(torch.tensor(x, dtype=torch.float64))) == pytest.approx(exact, rel=1e-14, abs=1e-300)
 
 
 def test_helpers_are_smooth_across_their_branches() -> None:
     """Value and slope from both sides of each threshold, against double-double differences of the plain formula."""
     f = torch.tensor(0.3, dtype=torch.float64)
     cases: list[tuple[Any, Any, float]] = [
-        (_tensor.exp_excess, lambda x: math.expm1(x) - x, 0.1),
-        (_tensor.squared_arcsinh_sqrt, lambda s: math.asinh(math.sqrt(s)) ** 2, 1e-3),
-        (_tensor.squared_arcsin_sqrt, lambda s: math.asin(math.sqrt(s)) ** 2, 1e-3),
-        (lambda s: _tensor.sinh_ratio(f, s), lambda s: math.sinh(0.3 * math.sqrt(s)) / math.sinh(math.sqrt(s)), 1e-3),
-        (lambda s: _tensor.sin_ratio(f, s), lambda s: math.sin(0.3 * math.sqrt(s)) / math.sin(math.sqrt(s)), 1e-3),
+        (_math.exp_excess, lambda x: math.expm1(x) - x, 0.1),
+        (_math.squared_arcsinh_sqrt, lambda s: math.asinh(math.sqrt(s)) ** 2, 1e-3),
+        (_math.squared_arcsin_sqrt, lambda s: math.asin(math.sqrt(s)) ** 2, 1e-3),
+        (lambda s: _math.sinh_ratio(f, s), lambda s: math.sinh(0.3 * math.sqrt(s)) / math.sinh(math.sqrt(s)), 1e-3),
+        (lambda s: _math.sin_ratio(f, s), lambda s: math.sin(0.3 * math.sqrt(s)) / math.sin(math.sqrt(s)), 1e-3),
     ]
     for function, plain, threshold in cases:
         for x in (0.5 * threshold, 0.999 * threshold, 1.001 * threshold, 2 * threshold):
@@ -914,7 +936,7 @@ def test_helpers_are_smooth_across_their_branches() -> None:
 
 def test_large_arguments_leave_no_nan_in_gradients() -> None:
     """In single precision the series of the branch not taken overflows."""
-    for function in (_tensor.squared_arcsinh_sqrt, lambda s: _tensor.sinh_ratio(torch.tensor(0.5), s)):
+    for function in (_math.squared_arcsinh_sqrt, lambda s: _math.sinh_ratio(torch.tensor(0.5), s)):
         s = torch.tensor([0.0, 1e-9, 1.0, 1e14], requires_grad=True)
         (slope,) = torch.autograd.grad(function(s).sum(), s)
         assert bool(slope.isfinite().all())
@@ -927,7 +949,7 @@ def test_log_weighted_sum() -> None:
     )
     for fraction in (0.0, 0.25, 1.0):
         f = torch.tensor(fraction, dtype=torch.float64, requires_grad=True)
-        mixed = _tensor.log_mix(a, b, f)
+        mixed = _math.log_mix(a, b, f)
         expected = torch.logaddexp(
             a + math.log(1 - fraction) if fraction < 1 else a - math.inf,
             b + (math.log(fraction) if fraction else -math.inf),

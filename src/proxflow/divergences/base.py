@@ -24,6 +24,7 @@ from torch import Tensor
 from proxflow._math import over_events
 from proxflow.beliefs import Belief, Product
 from proxflow.errors import ArgumentError, UnsupportedPairError
+from proxflow.paths import GaussianPath, Schedule
 
 B = TypeVar("B", bound=Belief)
 Rule = TypeVar("Rule", bound=Callable[..., Any])
@@ -162,6 +163,18 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
         """
         objective: Tensor = (1 - fraction) * self(r, p) + fraction * self(r, q)
         return objective
+
+    def path(self, schedule: Schedule, endpoints: object) -> GaussianPath | None:
+        """Return the path of the means of training beliefs about real data x, if it is Gaussian: a(t) x + b(t) ε.
+
+        A divergence with such a path gets the path samplers, the network parameterisations and a likelihood. The default is
+        ``None``: means that move otherwise, or an ``endpoints`` whose beliefs are not Gaussian.
+
+        Args:
+            schedule: Fraction τ(t) of the way from the prior N(ε, 1), ε standard normal, to the target.
+            endpoints: Of the flow; those that go to Gaussian targets N(x, σ²) give σ as the attribute ``target_std``.
+        """
+        return None
 
 
 def independent_parts(divergence: Divergence, p: Belief, q: Belief) -> list[tuple[Divergence, Belief, Belief]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from proxflow._math import exp_excess, log_mix, log_ratio, sum_events
 from proxflow.beliefs import Categorical, DiagonalGaussian, FullGaussian
 from proxflow.divergences.base import Divergence, closed_form, value
+from proxflow.paths import GaussianPath, Schedule
 
 Over = Callable[[Tensor], Tensor]
 
@@ -28,6 +29,22 @@ class KL(Divergence):
 
     additive = True
     composes = True
+
+    def path(self, schedule: Schedule, endpoints: object) -> GaussianPath | None:
+        target_std = getattr(endpoints, "target_std", None)
+        return None if target_std is None else _StraightInPrecision(schedule, target_std)
+
+
+@dataclass(frozen=True)
+class _StraightInPrecision(GaussianPath):
+    """Path of the mean where precisions mix: the fraction τρ/((1 − τ) + τρ), with precision 1 at first and ρ at last."""
+
+    schedule: Schedule
+    target_std: float
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        take, keep = self.schedule.fraction(t), self.schedule.remaining(t) * self.target_std**2
+        return take / (take + keep), keep / (take + keep)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from proxflow.beliefs import DiagonalGaussian, FullGaussian
 from proxflow.divergences.base import Divergence, closed_form, value
 from proxflow.divergences.ground import GroundMetric
 from proxflow.errors import ArgumentError
+from proxflow.paths import GaussianPath, Schedule
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Wasserstein2(Divergence):
     def additive(self) -> bool:  # type: ignore[override]
         # A single coordinate does not know its own weight.
         return self.metric is None
+
+    def path(self, schedule: Schedule, endpoints: object) -> GaussianPath | None:
+        # Under every metric the means move on the same straight lines.
+        return schedule if hasattr(endpoints, "target_std") else None
 
 
 def one_std(belief: DiagonalGaussian) -> Tensor:
