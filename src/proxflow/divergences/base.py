@@ -46,9 +46,21 @@ def _register(table: dict[Pair, Any], divergence: type[Divergence], family: type
     return add
 
 
-def value(divergence: type[Divergence], family: type[Belief]) -> Callable[[Rule], Rule]:
-    """Register ``rule(divergence, p, q) -> (batch,)``, the divergence of two beliefs of one family."""
-    return _register(VALUES, divergence, family)
+def value(
+    divergence: type[Divergence], family: type[Belief], *, reverse: type[Divergence] | None = None
+) -> Callable[[Rule], Rule]:
+    """Register ``rule(divergence, p, q) -> (batch,)``, the divergence of two beliefs of one family.
+
+    With ``reverse`` the rule also gives the values of that divergence, with its arguments swapped; the rule's first argument
+    is then the reverse divergence, which must have the parameters that the rule reads.
+    """
+
+    def add(rule: Rule) -> Rule:
+        if reverse is not None:
+            _register(VALUES, reverse, family)(lambda d, p, q: rule(d, q, p))
+        return _register(VALUES, divergence, family)(rule)
+
+    return add
 
 
 def closed_form(
