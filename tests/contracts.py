@@ -1,4 +1,4 @@
-"""What every divergence and belief must satisfy: the lists of members, random beliefs, and the shared checks."""
+"""The lists of members that must satisfy the contracts of ``proxflow.testing``, and what is particular to some."""
 
 from __future__ import annotations
 
@@ -40,46 +40,9 @@ from proxflow.divergences import (
     has_value,
 )
 from proxflow.solvers import NewtonSolver
+from proxflow.testing import BELIEFS, uniform
 
 SOLVER = NewtonSolver()
-
-
-# Random beliefs ----------------------------------------------------------------------------------------------------
-
-
-def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def uniform(seed: int, *shape: int) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def diagonal_gaussian(seed: int, batch: int) -> DiagonalGaussian:
-    return DiagonalGaussian(normal(seed, batch, 2), (0.5 * normal(seed + 1000, batch, 2)).exp())
-
-
-def full_gaussian(seed: int, batch: int) -> FullGaussian:
-    factor = 0.5 * normal(seed, batch, 2, 2).tril(-1) + torch.diag_embed((0.5 * normal(seed + 1000, batch, 2)).exp())
-    return FullGaussian(normal(seed + 2000, batch, 2), factor)
-
-
-def categorical(seed: int, batch: int) -> Categorical:
-    return Categorical(normal(seed, batch, 2, 3))
-
-
-def binned(seed: int, batch: int) -> Binned:
-    return Binned(normal(seed, batch, 2, 3))
-
-
-def gaussian_mixture(seed: int, batch: int) -> GaussianMixture:
-    means, log_stds = normal(seed + 1000, batch, 2, 2), 0.3 * normal(seed + 2000, batch, 2, 2)
-    return GaussianMixture(0.5 * normal(seed, batch, 2), 1.5 * means, log_stds.exp())
-
-
-def product(seed: int, batch: int) -> Product:
-    """Mixed data: two numbers and a category."""
-    return Product((diagonal_gaussian(seed, batch), Categorical(normal(seed + 3000, batch, 1, 3))))
 
 
 def alike(belief: Any) -> Any:
@@ -111,17 +74,13 @@ def _sites(law: torch.distributions.Distribution) -> torch.distributions.Distrib
 
 @dataclass(frozen=True)
 class Family:
-    """How to draw beliefs (seed, batch), and an independent account of their law.
+    """An independent account of a family's law.
 
     ``law(belief)`` is a distribution over ``events(x)``, which are the belief's events x unless something is given.
     """
 
-    draw: Callable[[int, int], Any]
     law: Callable[[Any], torch.distributions.Distribution]
     events: Callable[[Tensor], Tensor] = lambda x: x
-
-    def __call__(self, seed: int, batch: int) -> Any:
-        return self.draw(seed, batch)
 
 
 def _mixture_law(belief: GaussianMixture) -> torch.distributions.Distribution:
@@ -135,20 +94,17 @@ def _product_law(belief: Product) -> torch.distributions.Distribution:
     return SideBySide(*columns, torch.distributions.Categorical(logits=classes.logits[:, 0]))
 
 
-# A family joins every contract by joining this list.
+# A family joins every contract by joining BELIEFS of proxflow.testing and this list.
 FAMILIES: dict[type[Belief], Family] = {
-    DiagonalGaussian: Family(diagonal_gaussian, lambda b: _sites(torch.distributions.Normal(b.mean, b.std))),
-    FullGaussian: Family(
-        full_gaussian, lambda b: torch.distributions.MultivariateNormal(b.mean, scale_tril=b.scale_tril)
-    ),
-    Categorical: Family(categorical, lambda b: _sites(torch.distributions.Categorical(logits=b.logits))),
+    DiagonalGaussian: Family(lambda b: _sites(torch.distributions.Normal(b.mean, b.std))),
+    FullGaussian: Family(lambda b: torch.distributions.MultivariateNormal(b.mean, scale_tril=b.scale_tril)),
+    Categorical: Family(lambda b: _sites(torch.distributions.Categorical(logits=b.logits))),
     Binned: Family(  # numbers of three bins, from their centres
-        binned,
         lambda b: _sites(torch.distributions.Categorical(logits=b.logits)),
         lambda x: (1.5 * (x + 1) - 0.5).round().long(),
     ),
-    GaussianMixture: Family(gaussian_mixture, _mixture_law),
-    Product: Family(product, _product_law),
+    GaussianMixture: Family(_mixture_law),
+    Product: Family(_product_law),
 }
 
 
@@ -269,12 +225,13 @@ class Pair:
     def closed(self) -> bool:
         return has_closed_form(self.divergence, self.beliefs(1)[0])
 
+    def draw(self, seed: int, batch: int) -> Any:
+        belief = BELIEFS[self.family](seed, batch)
+        return alike(belief) if self.often_infinite else belief
+
     def beliefs(self, batch: int, seed: int = 0) -> tuple[Any, Any, Tensor]:
         """Two random beliefs, and a fraction for each example."""
-        p, q = (FAMILIES[self.family](seed + n, batch) for n in (1, 2))
-        if self.often_infinite:
-            p, q = alike(p), alike(q)
-        return p, q, 0.1 + 0.8 * uniform(seed + 3, batch)
+        return self.draw(seed + 1, batch), self.draw(seed + 2, batch), 0.1 + 0.8 * uniform(seed + 3, batch)
 
     def step(self, p: Any, q: Any, fraction: Tensor | float) -> Any:
         """The step by closed form where there is one, else by the solver."""
@@ -290,42 +247,17 @@ class Pair:
 
 def pairs(members: list[Member]) -> list[Pair]:
     """Every pair with a known value; of products, which take the rules of their parts, some for all."""
-    entries = [m if isinstance(m, tuple) else (m, *FAMILIES) for m in members]
+    entries = [m if isinstance(m, tuple) else (m, *BELIEFS) for m in members]
 
     def held(divergence: Divergence, family: type[Belief]) -> bool:
         some = family is not Product or isinstance(divergence, KL | FisherRao | Jeffreys | PerPart)
-        return some and has_value(divergence, FAMILIES[family](0, 1))
+        return some and has_value(divergence, BELIEFS[family](0, 1))
 
     return [Pair(d, family) for d, *families in entries for family in families if held(d, family)]
 
 
 def solve(divergence: Divergence, p: Any, q: Any, fraction: Tensor | float) -> Any:
     return SOLVER(divergence, p, q, fraction).belief_or_raise()
-
-
-def distance(a: Belief, b: Belief) -> float:
-    """Largest difference of a parameter, where parameters differ without a difference of distributions in a standard form.
-
-    Probabilities instead of logits, and components in order.
-    """
-
-    if isinstance(a, GaussianMixture) and isinstance(b, GaussianMixture) and a.components != b.components:
-        # Components may be split or have no weight; as distributions they are compared by their densities.
-        points = 1.5 * normal(0, 40, *a.means.shape[2:]).to(a.means)
-        return max(
-            float((a.log_prob(x).exp() - b.log_prob(x).exp()).abs().max())
-            for x in (point.expand_as(a.mean) for point in points)
-        )
-
-    def values(belief: Belief) -> list[Tensor]:
-        if isinstance(belief, GaussianMixture):  # components in the order of their means' first coordinate
-            means, stds = (a.reshape(*a.shape[:2], -1) for a in (belief.means, belief.stds))
-            order = means[..., 0].argsort(1)
-            ordered = [a.take_along_dim(order[..., None], 1) for a in (means, stds)]
-            return [belief.weights.take_along_dim(order, 1), *ordered]
-        return [x.softmax(-1) if name.endswith("logits") else x for name, x in belief.tensors().items()]
-
-    return max(float((x - y).abs().max()) for x, y in zip(values(a), values(b), strict=True))
 
 
 # Recorded reference values -------------------------------------------------------------------------------------------

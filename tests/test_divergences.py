@@ -9,7 +9,7 @@ import contracts
 import numpy as np
 import pytest
 import torch
-from contracts import Pair, distance, normal, solve, uniform
+from contracts import Pair, solve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, linalg, optimize, stats
@@ -42,6 +42,9 @@ from proxflow.divergences import (
     value,
 )
 from proxflow.errors import ArgumentError, UnsupportedPairError
+from proxflow.flows import CategoricalEndpoints, GaussianEndpoints
+from proxflow.paths import Shifted
+from proxflow.testing import BELIEFS, check_divergence, difference, normal, uniform
 
 
 # A member from outside the package: the class, its rules, and its place in the list are all it takes.
@@ -70,92 +73,40 @@ def _(_: Aitchison, belief: Categorical, target: Categorical, over: Any) -> Cate
 
 PAIRS = contracts.pairs([*contracts.DIVERGENCES, Aitchison()])
 every_pair = pytest.mark.parametrize("pair", PAIRS, ids=str)
-# Contracts of smooth functions, and of tensor operations all through; contracts.py says which members are neither.
-smooth_pairs = pytest.mark.parametrize("pair", [p for p in PAIRS if p.smooth], ids=str)
-additive_pairs = pytest.mark.parametrize(
-    "pair", [p for p in PAIRS if p.divergence.additive and p.family.factorised], ids=str
-)
+# contracts.py says which members have no step, and which are not tensor operations all through.
 stepped_pairs = pytest.mark.parametrize("pair", [p for p in PAIRS if p.has_step], ids=str)
 traced_pairs = pytest.mark.parametrize("pair", [p for p in PAIRS if p.traces], ids=str)
-closed_pairs = pytest.mark.parametrize("pair", [p for p in PAIRS if p.closed and p.smooth], ids=str)
 
 
 # Contracts of every pair ---------------------------------------------------------------------------------------------
 
 
 @every_pair
-def test_value_is_positive_and_zero_at_equality_alone(pair: Pair) -> None:
+def test_contract(pair: Pair) -> None:
+    check_divergence(
+        pair.divergence, {pair.family: pair.draw}, contracts.SOLVER if pair.has_step else None, smooth=pair.smooth
+    )
+
+
+@every_pair
+def test_value_keeps_its_accuracy_near_equality(pair: Pair) -> None:
     p, q, _ = pair.beliefs(64)
-    values = pair.divergence(p, q)
-    assert values.shape == (64,)
-    assert bool((values > 1e-4).all())
-    assert float(pair.divergence(p, p).abs().max()) < 1e-14
-    for eps in (
-        (1e-3, 1e-5, pair.least_difference) if pair.smooth else ()
-    ):  # quadratic near equality, all the way down: no cancellation
-        near = p.at(p.coordinates() + eps * normal(9, 1, p.coordinates().shape[1]))
-        ratio = pair.divergence(p, near) / eps**2
-        wider = pair.divergence(p, p.at(p.coordinates() + 1e-2 * normal(9, 1, p.coordinates().shape[1]))) / 1e-4
+    assert bool((pair.divergence(p, q) > 1e-4).all())
+    if pair.smooth:  # quadratic near equality, all the way down: no cancellation
+        eps, way = pair.least_difference, normal(9, 1, p.coordinates().shape[1])
+        ratio = pair.divergence(p, p.at(p.coordinates() + eps * way)) / eps**2
+        wider = pair.divergence(p, p.at(p.coordinates() + 1e-2 * way)) / 1e-4
         torch.testing.assert_close(ratio, wider, rtol=0.2, atol=0)
 
 
-@additive_pairs
-def test_value_of_independent_coordinates_adds_up(pair: Pair) -> None:
-    p, q, _ = pair.beliefs(5)
-    per_site = pair.divergence(p.sites(), q.sites()).reshape(5, -1)
-    torch.testing.assert_close(pair.divergence(p, q), per_site.sum(1), rtol=1e-13, atol=0)
-
-
 @stepped_pairs
-def test_examples_are_independent(pair: Pair) -> None:
+def test_no_claim_to_compose_is_missing(pair: Pair) -> None:
+    """Flows would simulate several steps for nothing."""
     p, q, f = pair.beliefs(4)
-    alone = pair.step(p.map(lambda a: a[2:3]), q.map(lambda a: a[2:3]), f[2:3])
-    assert distance(pair.step(p, q, f).map(lambda a: a[2:3]), alone) < 1e-13
-
-
-@stepped_pairs
-def test_fraction_zero_and_one_give_the_ends(pair: Pair) -> None:
-    p, q, _ = pair.beliefs(4)
-    for fraction in (torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float64)):
-        moved = pair.step(p, q, fraction)
-        take = fraction == 1
-        assert distance(moved.map(lambda a, take=take: a[take]), q.map(lambda a, take=take: a[take])) < 1e-12
-        assert distance(moved.map(lambda a, take=take: a[~take]), p.map(lambda a, take=take: a[~take])) < 1e-12
-    assert distance(pair.step(p, q, 0.0), p) < 1e-12
-    assert distance(pair.step(p, q, 1), q) < 1e-12
-
-
-@stepped_pairs
-def test_steps_compose_where_claimed(pair: Pair) -> None:
-    p, q, f = pair.beliefs(4)
-    g = 0.1 + 0.8 * uniform(5, 4)
-    twice = pair.step(pair.step(p, q, f), q, g)
-    once = pair.step(p, q, 1 - (1 - f) * (1 - g))
-    if steps_compose(pair.divergence, p):
-        assert distance(twice, once) < 1e-12
-    else:  # the claim is not made lightly where it is not made: flows would then simulate for nothing
-        assert distance(twice, once) > 1e-5
-
-
-@stepped_pairs
-def test_step_minimises_the_objective(pair: Pair) -> None:
-    p, q, f = pair.beliefs(4)
-    r = pair.step(p, q, f)
-    x = r.coordinates().detach().requires_grad_()
-    lowest = pair.objective(r.at(x), p, q, f)
-    (gradient,) = torch.autograd.grad(lowest.sum(), x)
-    if pair.smooth:
-        assert float(gradient.abs().max()) < 1e-9
-    for size in (1e-3, 1e-2, 0.1, 1.0):
-        for seed in range(5):
-            other = pair.objective(r.at(x.detach() + size * normal(seed, *x.shape)), p, q, f)
-            assert bool((other > lowest).all()), size
-
-
-@closed_pairs
-def test_solver_agrees_with_closed_form(pair: Pair) -> None:
-    p, q, f = pair.beliefs(16)
-    assert distance(pair.divergence.interpolate(p, q, f), solve(pair.divergence, p, q, f)) < 1e-10
+    if not steps_compose(pair.divergence, p):
+        g = 0.1 + 0.8 * uniform(5, 4)
+        twice = pair.step(pair.step(p, q, f), q, g)
+        assert difference(twice, pair.step(p, q, 1 - (1 - f) * (1 - g))) > 1e-5
 
 
 @stepped_pairs
@@ -170,30 +121,6 @@ def test_envelope_gradient(pair: Pair) -> None:
     fixed = torch.autograd.grad(pair.objective(r.map(Tensor.detach), start, end, f).sum(), (x, y, f))
     for a, b in zip(through, fixed, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
-
-
-@pytest.mark.parametrize("equal", [False, True], ids=["apart", "equal"])
-@smooth_pairs
-def test_gradients_match_finite_differences(pair: Pair, equal: bool) -> None:
-    p, q, f = pair.beliefs(1)
-    x, y = p.coordinates(), (p if equal else q).coordinates()
-    inputs = (x.requires_grad_(), y.requires_grad_(), f.requires_grad_())
-
-    def step(x: Tensor, y: Tensor, f: Tensor) -> Tensor:
-        return pair.step(p.at(x), q.at(y), f).coordinates()
-
-    assert torch.autograd.gradcheck(lambda x, y: pair.divergence(p.at(x), q.at(y)), inputs[:2], atol=1e-7)
-    # Along one random direction where every evaluation is a numerical solution.
-    assert torch.autograd.gradcheck(step, inputs, atol=1e-6, fast_mode=not pair.closed)
-
-
-@smooth_pairs
-def test_second_derivatives_match_finite_differences(pair: Pair) -> None:
-    """The solver's Hessians, at equality too."""
-    p, q, _ = pair.beliefs(1)
-    for target in (p, q):
-        x, y = p.coordinates().requires_grad_(), target.coordinates().requires_grad_()
-        assert torch.autograd.gradgradcheck(lambda x, y: pair.divergence(p.at(x), p.at(y)), (x, y), atol=1e-6)
 
 
 @traced_pairs
@@ -299,7 +226,7 @@ def test_single_precision_of_the_other_families(pair: Pair) -> None:
     if pair.closed:
         rounded = pair.divergence.interpolate(p.map(Tensor.float), q.map(Tensor.float), f.float())
         assert rounded.tensors().popitem()[1].dtype == torch.float32
-        assert distance(rounded.map(Tensor.double), pair.divergence.interpolate(p, q, f)) < 2e-5
+        assert difference(rounded.map(Tensor.double), pair.divergence.interpolate(p, q, f)) < 2e-5
 
 
 # Ruled-out classes and point masses ------------------------------------------------------------------------------------
@@ -515,7 +442,7 @@ def test_mmd_matches_quadrature(bandwidth: float) -> None:
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         return torch.exp(-(x - y).square() / (2 * bandwidth**2))
 
-    p, q = contracts.diagonal_gaussian(1, 6), contracts.diagonal_gaussian(2, 6)
+    p, q = BELIEFS[DiagonalGaussian](1, 6), BELIEFS[DiagonalGaussian](2, 6)
     same, other, cross = (_expected(kernel, a, b) for a, b in ((p, p), (q, q), (p, q)))
     torch.testing.assert_close(MMD(bandwidth)(p, q), (same + other - 2 * cross).sum(1), rtol=1e-7, atol=1e-9)
     # Between whole events the kernel is a product over coordinates.
@@ -527,16 +454,16 @@ def test_mmd_matches_quadrature(bandwidth: float) -> None:
 
 
 def test_mmd_of_full_covariances_and_mixtures_does_not_depend_on_the_axes() -> None:
-    p, q = contracts.full_gaussian(1, 5), contracts.full_gaussian(2, 5)
+    p, q = BELIEFS[FullGaussian](1, 5), BELIEFS[FullGaussian](2, 5)
     turn = torch.linalg.qr(normal(3, 2, 2)).Q
     turned = (FullGaussian.from_covariance(b.mean @ turn.T, turn @ b.covariance @ turn.T) for b in (p, q))
     torch.testing.assert_close(MMD(0.7)(*turned), MMD(0.7)(p, q))
     # Two halves of one component are that component.
-    one = contracts.gaussian_mixture(1, 5)
+    one = BELIEFS[GaussianMixture](1, 5)
     halves = one.map(lambda a: a.repeat_interleave(2, 1))
-    other = contracts.gaussian_mixture(2, 5).map(lambda a: a.repeat_interleave(2, 1))
+    other = BELIEFS[GaussianMixture](2, 5).map(lambda a: a.repeat_interleave(2, 1))
     assert float(MMD()(halves, halves.map(lambda a: a.flip(1))).abs().max()) < 1e-15
-    torch.testing.assert_close(MMD()(halves, other), MMD()(one, contracts.gaussian_mixture(2, 5)))
+    torch.testing.assert_close(MMD()(halves, other), MMD()(one, BELIEFS[GaussianMixture](2, 5)))
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.7, 0.8), (-3.0, 1.2), (0.01, 1.01), (0.0, 2.5), (20.0, 0.1)])
@@ -576,11 +503,11 @@ def test_bregman_divergences_of_well_known_functions() -> None:
     entropy = Bregman(contracts.negative_entropy, contracts.softmax)
     torch.testing.assert_close(entropy(c, d), KL()(c, d))
     torch.testing.assert_close(ReverseBregman(contracts.negative_entropy)(c, d), KL()(d, c))
-    assert distance(entropy.interpolate(c, d, f), KL().interpolate(c, d, f)) < 1e-12
+    assert difference(entropy.interpolate(c, d, f), KL().interpolate(c, d, f)) < 1e-12
     p, q, f = Pair(KL(), DiagonalGaussian).beliefs(10)
     norm = Bregman(contracts.squared_norm, contracts.half)
     torch.testing.assert_close(norm(p, q), Wasserstein2()(p, q))
-    assert distance(norm.interpolate(p, q, f), Wasserstein2().interpolate(p, q, f)) < 1e-12
+    assert difference(norm.interpolate(p, q, f), Wasserstein2().interpolate(p, q, f)) < 1e-12
     # −ln σ gives the Itakura–Saito distance of the standard deviations.
     ratio = p.std / q.std
     means = contracts.barrier(torch.stack([p.mean, torch.ones_like(p.mean)], -1))
@@ -600,7 +527,7 @@ def test_bregman_divergences_at_the_edge_of_the_family() -> None:
     assert float(entropy(SURE, OPEN)) == pytest.approx(-math.log(0.2))
     assert float(entropy(OPEN, SURE)) == math.inf
     for fraction, expected in ((0.0, OPEN), (0.5, SURE), (1.0, SURE)):
-        assert distance(entropy.interpolate(OPEN, SURE, fraction), expected) < 1e-12
+        assert difference(entropy.interpolate(OPEN, SURE, fraction), expected) < 1e-12
     torch.testing.assert_close(
         ReverseBregman(contracts.negative_entropy).interpolate(OPEN, SURE, 0.5).probs, (OPEN.probs + SURE.probs) / 2
     )
@@ -724,7 +651,7 @@ def test_gaussian_values_and_steps_are_equivariant(p: DiagonalGaussian, q: Diago
         factor = 16 if isinstance(d, Wasserstein2) else 1
         torch.testing.assert_close(d(moved(p), moved(q)), factor * d(p, q), rtol=1e-8, atol=1e-11)
         if has_closed_form(d, p):
-            assert distance(d.interpolate(moved(p), moved(q), fraction), moved(d.interpolate(p, q, fraction))) < 1e-9
+            assert difference(d.interpolate(moved(p), moved(q), fraction), moved(d.interpolate(p, q, fraction))) < 1e-9
 
 
 @settings(max_examples=60, deadline=None)
@@ -745,6 +672,28 @@ def test_infinite_renyi_divergences() -> None:
     assert float(Renyi(2.0)(wide, narrow)) == math.inf
     assert math.isfinite(float(Renyi(2.0)(narrow, wide)))
     assert float(Alpha(-3.0)(wide, narrow)) == math.inf
+
+
+# Gaussian paths ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "d", [Wasserstein2(), Wasserstein2(contracts.CoordinateMetric((0.5, 2.0))), KL()], ids=lambda d: str(d)[:20]
+)
+def test_a_path_is_that_of_the_steps(d: Divergence) -> None:
+    ends, schedule, t = GaussianEndpoints(0.3), Shifted((0.4,)), torch.linspace(0, 1, 6, dtype=torch.float64)
+    path = d.path(schedule, ends)
+    assert path is not None
+    noise, x = normal(1, 6, 2), normal(2, 6, 2)
+    moved = d.interpolate(DiagonalGaussian(noise, 1.0), DiagonalGaussian(x, 0.3), schedule.fraction(t))
+    a, b = path.coefficients(t)
+    torch.testing.assert_close(a[:, None] * x + b[:, None] * noise, moved.mean, rtol=1e-12, atol=1e-12)
+    assert d.path(schedule, CategoricalEndpoints(3)) is None
+
+
+def test_other_divergences_have_no_path() -> None:
+    for d in (ReverseKL(), FisherRao(), Jeffreys(), PerPart((Wasserstein2(), KL())), Aitchison()):
+        assert d.path(Shifted((0.4,)), GaussianEndpoints()) is None
 
 
 # Errors and the table ----------------------------------------------------------------------------------------------------
@@ -773,10 +722,10 @@ def test_products_add_up_what_adds_up() -> None:
     for divergence in (KL(), FisherRao(), Renyi(0.5)):
         torch.testing.assert_close(divergence(p, q), divergence(a, c) + divergence(b, d))
     numbers, classes = KL().interpolate(p, q, f).parts
-    assert distance(numbers, KL().interpolate(a, c, f)) == distance(classes, KL().interpolate(b, d, f)) == 0
+    assert difference(numbers, KL().interpolate(a, c, f)) == difference(classes, KL().interpolate(b, d, f)) == 0
     separate = PerPart((Wasserstein2(), FisherRao()))
     torch.testing.assert_close(separate(p, q), Wasserstein2()(a, c) + FisherRao()(b, d))
-    assert distance(separate.interpolate(p, q, f).parts[0], Wasserstein2().interpolate(a, c, f)) == 0
+    assert difference(separate.interpolate(p, q, f).parts[0], Wasserstein2().interpolate(a, c, f)) == 0
     with pytest.raises(ArgumentError, match="each of 3 parts, the product has 2"):
         PerPart((KL(), KL(), KL()))(p, q)
     with pytest.raises(UnsupportedPairError, match="no value is known for PerPart"):
@@ -805,7 +754,7 @@ def test_a_closed_form_may_depend_on_the_member() -> None:
     p, q, f = Pair(KL(), DiagonalGaussian).beliefs(3)
     assert has_closed_form(Scaled(1.0), p)
     assert not has_closed_form(Scaled(2.0), p)
-    assert distance(Scaled(1.0).interpolate(p, q, f), KL().interpolate(p, q, f)) == 0
+    assert difference(Scaled(1.0).interpolate(p, q, f), KL().interpolate(p, q, f)) == 0
     with pytest.raises(UnsupportedPairError, match=r"Scaled\(scale=2.0\) on DiagonalGaussian.*solver"):
         Scaled(2.0).interpolate(p, q, f)
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contracts import distance, normal, uniform
 from support import GaussianData
 from torch import Tensor
 
@@ -33,6 +32,7 @@ from proxflow.errors import ArgumentError, ConvergenceError, UnsupportedPairErro
 from proxflow.samplers import Deterministic, Multistep
 from proxflow.solvers import CoordinateSolver
 from proxflow.solvers.renyi import MomentSolver
+from proxflow.testing import difference, normal, uniform
 
 SOLVERS: list[CoordinateSolver] = [NewtonSolver(), QuasiNewtonSolver()]
 every_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
@@ -66,10 +66,10 @@ def test_mixed_closed_forms_agree_with_the_solvers(solver: CoordinateSolver) -> 
     a, b = CoordinateMetric((0.5, 1.0, 3.0)), CoordinateMetric((2.0, 0.3, 1.0))
     for divergence, energy in ((a, None), (None, b), (a, b)):
         closed = Proximal(Wasserstein2(divergence), energy=TargetEnergy(Wasserstein2(energy)))
-        assert distance(closed(p, q, f), dataclasses.replace(closed, solver=solver)(p, q, f)) < 1e-7
+        assert difference(closed(p, q, f), dataclasses.replace(closed, solver=solver)(p, q, f)) < 1e-7
     ends = [Proximal(Wasserstein2(a), energy=TargetEnergy(Wasserstein2(b)))(p, q, fraction) for fraction in (0.0, 1.0)]
-    assert distance(ends[0], p) < 1e-14
-    assert distance(ends[1], q) < 1e-14
+    assert difference(ends[0], p) < 1e-14
+    assert difference(ends[1], q) < 1e-14
 
 
 def test_full_covariances_in_two_metrics_move_each_mode_by_its_fraction() -> None:
@@ -89,17 +89,17 @@ def test_the_composing_step_is_a_proximal_step_with_a_size_for_each_mode() -> No
     etas = [(1 - f) ** (-1 / m) - 1 for m in weights]
     scaled = Wasserstein2(CoordinateMetric(tuple(1 / eta for eta in etas)))
     expected = Proximal(scaled, energy=TargetEnergy(Wasserstein2()))(p, q, 0.5)
-    assert distance(AnisotropicWasserstein2(CoordinateMetric(weights)).interpolate(p, q, f), expected) < 1e-14
+    assert difference(AnisotropicWasserstein2(CoordinateMetric(weights)).interpolate(p, q, f), expected) < 1e-14
 
 
 def test_an_energy_that_is_the_divergence_is_no_other_step() -> None:
     p, q, f = gaussians(1, 4, 3), gaussians(2, 4, 3), uniform(3, 4)
     for d in (KL(), Wasserstein2(), Wasserstein2(CoordinateMetric((1.0, 2.0, 3.0)))):
-        assert distance(Proximal(d, energy=TargetEnergy(d))(p, q, f), d.interpolate(p, q, f)) == 0
+        assert difference(Proximal(d, energy=TargetEnergy(d))(p, q, f), d.interpolate(p, q, f)) == 0
     # But the energy W₂²_M in the metric M itself, on which both agree, is the straight line and not the composing step.
     d = AnisotropicWasserstein2(CoordinateMetric((0.5, 1.0, 3.0)))
     straight = Proximal(d, NewtonSolver(), TargetEnergy(d))(p, q, f)
-    assert distance(straight, Wasserstein2().interpolate(p, q, f)) < 1e-9
+    assert difference(straight, Wasserstein2().interpolate(p, q, f)) < 1e-9
 
 
 def test_energies_of_one_divergence_in_the_geometry_of_another() -> None:
@@ -108,7 +108,7 @@ def test_energies_of_one_divergence_in_the_geometry_of_another() -> None:
     for divergence, energy in ((Wasserstein2(), KL()), (KL(), ReverseKL()), (FisherRao(), Wasserstein2())):
         newton = Proximal(divergence, NewtonSolver(), TargetEnergy(energy))(p, q, f)
         whole = Proximal(divergence, QuasiNewtonSolver(tolerance=1e-10), TargetEnergy(energy))(p, q, f)
-        assert distance(newton, whole) < 1e-7
+        assert difference(newton, whole) < 1e-7
         x = newton.coordinates().requires_grad_()
         r = newton.at(x)
         (slope,) = torch.autograd.grad(((1 - f) * divergence(r, p) + f * energy(r, q)).sum(), x)

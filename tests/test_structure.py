@@ -41,6 +41,7 @@ ALLOWED["models"] = LIBRARY - {"likelihood", "metrics"}
 ALLOWED["training"] = LIBRARY - {"likelihood", "metrics"} | {"models"}
 ALLOWED["studies"] = LIBRARY | {"models", "training", "proxflow"}
 ALLOWED["cli"] = ALLOWED["studies"] | {"studies"}
+ALLOWED["testing"] = LIBRARY | {"examples"}
 # The package itself gives names out, and imports them when they are asked for.
 ALLOWED["proxflow"] = LIBRARY | {"models", "training"}
 

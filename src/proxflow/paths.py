@@ -218,23 +218,6 @@ class Shifted(Schedule):
 
 
 @dataclass(frozen=True)
-class InPrecision(GaussianPath):
-    """Path of the mean when precisions mix, as under KL: fraction τρ̂/((1−τ) + τρ̂), with prior precision 1.
-
-    Args:
-        schedule: τ.
-        target_std: 1/√ρ̂, standard deviation of the target around the data.
-    """
-
-    schedule: Schedule
-    target_std: float
-
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        take, keep = self.schedule.fraction(t), self.schedule.remaining(t) * self.target_std**2
-        return take / (take + keep), keep / (take + keep)
-
-
-@dataclass(frozen=True)
 class GaussianAccuracy(GaussianPath):
     """Accuracy schedule of continuous Bayesian Flow Networks, β(t) = σ₁^{−2t} − 1 (2308.07037, eq. 72).
 

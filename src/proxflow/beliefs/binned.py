@@ -9,10 +9,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from proxflow._math import log_difference, sum_events
-from proxflow.beliefs.base import Belief
+from proxflow._math import log_difference
+from proxflow.beliefs.categorical import Discrete
 from proxflow.errors import ArgumentError
-from proxflow.random import Generator, gumbel_max
 
 
 def bin_of(x: Tensor, bins: int) -> Tensor:
@@ -62,10 +61,11 @@ def gaussian_bin_log_prob(x: Tensor, mean: Tensor, std: Tensor, bins: int, densi
 
 
 @dataclass(frozen=True, eq=False)
-class Binned(Belief):
-    """Independent distributions over K equal bins of [−1, 1], the output of a BFN for discretised data (2308.07037, §5).
+class Binned(Discrete):
+    """Independent distributions over K equal bins of [−1, 1]: the prediction of a flow for discretised data.
 
-    Its events are the centres c_k = −1 + (2k + 1)/K, k = 0 … K − 1.
+    Its events are the centres c_k = −1 + (2k + 1)/K, k = 0 … K − 1. Known elsewhere as the discretised output distribution
+    of Bayesian Flow Networks (Graves et al., 2023), arXiv 2308.07037, §5.
 
     Args:
         logits: Log-probabilities of the bins up to a constant, (batch, *event, K), K ≥ 2. −∞ is a bin ruled out.
@@ -74,19 +74,11 @@ class Binned(Belief):
         ArgumentError: Wrong number of dimensions or bins, or not floating point.
     """
 
-    logits: Tensor
-    factorised = True
-
-    def __post_init__(self) -> None:
-        if not self.logits.is_floating_point() or self.logits.ndim < 2 or self.logits.shape[-1] < 2:
-            raise ArgumentError(
-                "a binned belief needs floating-point logits (batch, *event, bins) with at least 2 bins, "
-                f"got {self.logits.dtype} {tuple(self.logits.shape)}"
-            )
+    _words = ("binned", "bins")
 
     @classmethod
     def of_gaussian(cls, mean: Tensor, std: Tensor, bins: int) -> Self:
-        """The mass of N(mean, std²) in each bin, its tails in the end bins.
+        """Return the mass of N(mean, std²) in each bin, its tails in the end bins.
 
         In double precision (what is left of a difference of distribution functions in single is too little), then rounded.
 
@@ -106,60 +98,29 @@ class Binned(Belief):
         return cls(torch.cat([below[..., :1], middle, above[..., -1:]], dim=-1).to(mean.dtype))
 
     @property
-    def batch_size(self) -> int:
-        return self.logits.shape[0]
-
-    @property
     def bins(self) -> int:
+        """Number of bins K."""
         return self.logits.shape[-1]
 
     @property
     def centres(self) -> Tensor:
-        """c_k, (K,)."""
+        """Centres c_k of the bins, (K,)."""
         return bin_centre(torch.arange(self.bins, device=self.logits.device), self.bins, self.logits.dtype)
-
-    @property
-    def log_probs(self) -> Tensor:
-        return self.logits.log_softmax(-1)
-
-    @property
-    def probs(self) -> Tensor:
-        return self.logits.softmax(-1)
 
     @property
     def mean(self) -> Tensor:
         """Σ p_k c_k, (batch, *event)."""
         return (self.probs * self.centres).sum(-1)
 
-    @property
-    def mode(self) -> Tensor:
-        """Centre of the most probable bin, (batch, *event)."""
-        return bin_centre(self.logits.argmax(-1), self.bins, self.logits.dtype)
+    def events_of(self, indices: Tensor) -> Tensor:
+        return bin_centre(indices, self.bins, self.logits.dtype)
 
-    def sample(self, generator: Generator) -> Tensor:
-        return bin_centre(gumbel_max(self.log_probs, generator), self.bins, self.logits.dtype)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log-probability (nats) of the bins that hold ``x`` (batch, *event), real numbers, → (batch,)."""
-        self._check_event(x, self.logits.shape[:-1])
+    def indices_of(self, x: Tensor) -> Tensor:
+        """Return the bins that hold real numbers ``x``, which need not be centres."""
         if not x.is_floating_point():
             raise ArgumentError(f"events of a binned belief are real numbers in [-1, 1], got {x.dtype}")
-        return sum_events(self.log_probs.gather(-1, bin_of(x, self.bins)[..., None]).squeeze(-1))
-
-    def coordinates(self) -> Tensor:
-        """Log-odds against the last bin, (batch, sites · (K − 1)); infinite where a bin is ruled out."""
-        return (self.logits[..., :-1] - self.logits[..., -1:]).reshape(self.batch_size, -1)
-
-    def at(self, coordinates: Tensor) -> Self:
-        free = coordinates.reshape(len(coordinates), *self.logits.shape[1:-1], self.bins - 1)
-        return type(self)(torch.cat([free, torch.zeros_like(free[..., :1])], dim=-1).log_softmax(-1))
+        return bin_of(x, self.bins)
 
     def features(self) -> Tensor:
-        """The mean, as a network reads it of other beliefs about real data."""
+        """Return the mean, as a network reads it of other beliefs about real data."""
         return self.mean
-
-    def sites(self) -> Self:
-        return type(self)(self.logits.reshape(-1, 1, self.bins))
-
-    def unsites(self, sites: Self) -> Self:
-        return type(self)(sites.logits.reshape(self.logits.shape))

@@ -46,9 +46,21 @@ def _register(table: dict[Pair, Any], divergence: type[Divergence], family: type
     return add
 
 
-def value(divergence: type[Divergence], family: type[Belief]) -> Callable[[Rule], Rule]:
-    """Register ``rule(divergence, p, q) -> (batch,)``, the divergence of two beliefs of one family."""
-    return _register(VALUES, divergence, family)
+def value(
+    divergence: type[Divergence], family: type[Belief], *, reverse: type[Divergence] | None = None
+) -> Callable[[Rule], Rule]:
+    """Register ``rule(divergence, p, q) -> (batch,)``, the divergence of two beliefs of one family.
+
+    With ``reverse`` the rule also gives the values of that divergence, with its arguments swapped; the rule's first argument
+    is then the reverse divergence, which must have the parameters that the rule reads.
+    """
+
+    def add(rule: Rule) -> Rule:
+        if reverse is not None:
+            _register(VALUES, reverse, family)(lambda d, p, q: rule(d, q, p))
+        return _register(VALUES, divergence, family)(rule)
+
+    return add
 
 
 def closed_form(
@@ -156,19 +168,6 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
         """The divergence of each part of a product, over which this one adds up; empty where it does not."""
         return [self] * number if self.additive else []
 
-    def path(self, schedule: Schedule, endpoints: Any) -> GaussianPath | None:
-        """Return the path a(t) x + b(t) ε of the means of a flow's training beliefs, where they are on one; else ``None``.
-
-        With a path, second-order samplers, likelihoods and noise or velocity prediction serve the flow. The standard
-        deviation of a belief may then depend on the time alone.
-
-        Args:
-            schedule: Fraction of the way at each time.
-            endpoints: Prior and targets of the flow, such as ``GaussianEndpoints``: N(ε, 1) and
-                N(x, ``target_std``²).
-        """
-        return None
-
     def objective(self, r: Any, p: Any, q: Any, fraction: Tensor) -> Tensor:
         """What :meth:`interpolate` minimises over r, (1 − f) D(r, p) + f D(r, q), for each example; f is (batch,).
 
@@ -176,6 +175,18 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
         """
         objective: Tensor = (1 - fraction) * self(r, p) + fraction * self(r, q)
         return objective
+
+    def path(self, schedule: Schedule, endpoints: object) -> GaussianPath | None:
+        """Return the path of the means of training beliefs about real data x, if it is Gaussian: a(t) x + b(t) ε.
+
+        A divergence with such a path gets the path samplers, the network parameterisations and a likelihood. The default is
+        ``None``: means that move otherwise, or an ``endpoints`` whose beliefs are not Gaussian.
+
+        Args:
+            schedule: Fraction τ(t) of the way from the prior N(ε, 1), ε standard normal, to the target.
+            endpoints: Of the flow; those that go to Gaussian targets N(x, σ²) give σ as the attribute ``target_std``.
+        """
+        return None
 
 
 def independent_parts(divergence: Divergence, p: Belief, q: Belief) -> list[tuple[Divergence, Belief, Belief]]:

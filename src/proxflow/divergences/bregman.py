@@ -101,24 +101,14 @@ def _invertible(divergence: Bregman) -> bool:
     return divergence.inverse_gradient is not None
 
 
-@value(Bregman, DiagonalGaussian)
-def _(divergence: Bregman, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
+@value(Bregman, DiagonalGaussian, reverse=ReverseBregman)
+def _(divergence: Bregman | ReverseBregman, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
     return _bregman(divergence.potential, _parameters(p), _parameters(q))
 
 
-@value(Bregman, Categorical)
-def _(divergence: Bregman, p: Categorical, q: Categorical) -> Tensor:
+@value(Bregman, Categorical, reverse=ReverseBregman)
+def _(divergence: Bregman | ReverseBregman, p: Categorical, q: Categorical) -> Tensor:
     return _bregman(divergence.potential, p.probs, q.probs)
-
-
-@value(ReverseBregman, DiagonalGaussian)
-def _(divergence: ReverseBregman, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
-    return _bregman(divergence.potential, _parameters(q), _parameters(p))
-
-
-@value(ReverseBregman, Categorical)
-def _(divergence: ReverseBregman, p: Categorical, q: Categorical) -> Tensor:
-    return _bregman(divergence.potential, q.probs, p.probs)
 
 
 @closed_form(Bregman, DiagonalGaussian, when=_invertible)

@@ -40,16 +40,10 @@ class ReverseChiSquared(Divergence):
     additive = True
 
 
-@value(ChiSquared, DiagonalGaussian)
-@value(ChiSquared, Categorical)
-def _(_: ChiSquared, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
+@value(ChiSquared, DiagonalGaussian, reverse=ReverseChiSquared)
+@value(ChiSquared, Categorical, reverse=ReverseChiSquared)
+def _(_: ChiSquared | ReverseChiSquared, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
     return 2 * Alpha(-3)(p, q)
-
-
-@value(ReverseChiSquared, DiagonalGaussian)
-@value(ReverseChiSquared, Categorical)
-def _(_: ReverseChiSquared, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
-    return 2 * Alpha(3)(p, q)
 
 
 @closed_form(ChiSquared, Categorical)

@@ -24,12 +24,8 @@ class HellingerSquared(Divergence):
 
 
 @value(HellingerSquared, DiagonalGaussian)
-def _(_: HellingerSquared, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
-    return Alpha(0)(p, q) / 4
-
-
 @value(HellingerSquared, Categorical)
-def _(_: HellingerSquared, p: Categorical, q: Categorical) -> Tensor:
+def _(_: HellingerSquared, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
     return Alpha(0)(p, q) / 4
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from proxflow._math import exp_excess, log_mix, log_ratio, sum_events
 from proxflow.beliefs import Categorical, DiagonalGaussian, FullGaussian
 from proxflow.divergences.base import Divergence, closed_form, value
-from proxflow.paths import GaussianPath, InPrecision, Schedule
+from proxflow.paths import GaussianPath, Schedule
 
 Over = Callable[[Tensor], Tensor]
 
@@ -31,9 +30,21 @@ class KL(Divergence):
     additive = True
     composes = True
 
-    def path(self, schedule: Schedule, endpoints: Any) -> GaussianPath | None:
-        std = getattr(endpoints, "target_std", None)
-        return None if std is None else InPrecision(schedule, std)
+    def path(self, schedule: Schedule, endpoints: object) -> GaussianPath | None:
+        target_std = getattr(endpoints, "target_std", None)
+        return None if target_std is None else _StraightInPrecision(schedule, target_std)
+
+
+@dataclass(frozen=True)
+class _StraightInPrecision(GaussianPath):
+    """Path of the mean where precisions mix: the fraction τρ/((1 − τ) + τρ), with precision 1 at first and ρ at last."""
+
+    schedule: Schedule
+    target_std: float
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        take, keep = self.schedule.fraction(t), self.schedule.remaining(t) * self.target_std**2
+        return take / (take + keep), keep / (take + keep)
 
 
 @dataclass(frozen=True)
@@ -47,12 +58,14 @@ class ReverseKL(Divergence):
     composes = True
 
 
-def _kl_gaussian(p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
+@value(KL, DiagonalGaussian, reverse=ReverseKL)
+def _(_: KL | ReverseKL, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
     spread = exp_excess(2 * log_ratio(p.std, q.std))
     return 0.5 * sum_events(spread + ((p.mean - q.mean) / q.std).square())
 
 
-def _kl_categorical(p: Categorical, q: Categorical) -> Tensor:
+@value(KL, Categorical, reverse=ReverseKL)
+def _(_: KL | ReverseKL, p: Categorical, q: Categorical) -> Tensor:
     log_p, log_q = p.log_probs, q.log_probs
     # Classes that p rules out contribute 0 to E_p[log p − log q], whatever q says.
     gap = torch.where(log_p.isneginf(), torch.zeros_like(log_p), log_q - log_p)
@@ -62,43 +75,14 @@ def _kl_categorical(p: Categorical, q: Categorical) -> Tensor:
     return sum_events(torch.where(close & ~log_p.isneginf(), near, log_q.exp() - log_p.exp() * (1 + gap)).sum(-1))
 
 
-def _kl_full(p: FullGaussian, q: FullGaussian) -> Tensor:
+@value(KL, FullGaussian, reverse=ReverseKL)
+def _(_: KL | ReverseKL, p: FullGaussian, q: FullGaussian) -> Tensor:
     whitened = torch.linalg.solve_triangular(
         q.scale_tril, torch.cat([p.scale_tril, (p.mean - q.mean)[..., None]], dim=2), upper=False
     )
     spread = exp_excess(2 * log_ratio(p.scale_tril.diagonal(dim1=1, dim2=2), q.scale_tril.diagonal(dim1=1, dim2=2)))
     # The diagonal of L_q⁻¹ L_p is in ``spread``; below it are correlations, beside it the difference of the means.
     return 0.5 * (spread.sum(1) + torch.cat([whitened.tril(-1)[..., :-1], whitened[..., -1:]], 2).square().sum((1, 2)))
-
-
-@value(KL, DiagonalGaussian)
-def _(_: KL, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
-    return _kl_gaussian(p, q)
-
-
-@value(ReverseKL, DiagonalGaussian)
-def _(_: ReverseKL, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
-    return _kl_gaussian(q, p)
-
-
-@value(KL, Categorical)
-def _(_: KL, p: Categorical, q: Categorical) -> Tensor:
-    return _kl_categorical(p, q)
-
-
-@value(ReverseKL, Categorical)
-def _(_: ReverseKL, p: Categorical, q: Categorical) -> Tensor:
-    return _kl_categorical(q, p)
-
-
-@value(KL, FullGaussian)
-def _(_: KL, p: FullGaussian, q: FullGaussian) -> Tensor:
-    return _kl_full(p, q)
-
-
-@value(ReverseKL, FullGaussian)
-def _(_: ReverseKL, p: FullGaussian, q: FullGaussian) -> Tensor:
-    return _kl_full(q, p)
 
 
 @closed_form(KL, DiagonalGaussian)

@@ -1,0 +1,657 @@
+"""Contracts of the parts that others can add: call them from any test suite.
+
+    from proxflow.testing import check_divergence
+
+    def test_my_divergence():
+        check_divergence(MyDivergence())
+
+Each raises ``AssertionError`` with a sentence that names what failed. The library's own members are held to the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from proxflow.beliefs import Belief, Binned, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture, Product
+from proxflow.data import GaussianMixtureLaw
+from proxflow.divergences import Divergence, ReverseKL, has_closed_form, has_value, steps_compose
+from proxflow.errors import ArgumentError
+from proxflow.flows import BFN, GPFN, CategoricalEndpoints, Diffusion, DiscreteBFN
+from proxflow.predictors.exact import ExactClasses, ExactMean
+from proxflow.random import SampleStreams
+from proxflow.samplers import Sampler
+from proxflow.solvers import NewtonSolver, Solver
+
+__all__ = [
+    "BELIEFS",
+    "check_belief",
+    "check_divergence",
+    "check_kind",
+    "check_network",
+    "check_sampler",
+    "difference",
+    "normal",
+    "uniform",
+]
+
+Draw = Callable[[int, int], Any]
+"""``draw(seed, batch)``: random beliefs of one family in double precision, a function of its arguments."""
+
+
+def _require(holds: bool | Tensor, sentence: str) -> None:
+    if not bool(holds):
+        raise AssertionError(sentence)
+
+
+def _near(found: Tensor, expected: Tensor, sentence: str, *, rtol: float = 0.0, atol: float = 0.0) -> None:
+    """Require two tensors to be of one shape and close, equal infinities included; the message says by how much."""
+    _require(found.shape == expected.shape, f"{sentence}: got {tuple(found.shape)}, not {tuple(expected.shape)}")
+    found, expected = found.detach().double(), expected.detach().double()
+    if not torch.allclose(found, expected, rtol=rtol, atol=atol):
+        worst = float((found - expected).abs().max())
+        raise AssertionError(
+            f"{sentence}: they differ by up to {worst:.1e}, allowed are {atol:g} + {rtol:g} of the value"
+        )
+
+
+def _part(belief: Any, rows: Any) -> Any:
+    return belief.map(lambda a: a[rows])
+
+
+# Random beliefs ----------------------------------------------------------------------------------------------------------
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    """Draw standard normal numbers of a shape, float64, from a seed."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def uniform(seed: int, *shape: int) -> Tensor:
+    """Draw uniform numbers of a shape, float64, from a seed."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _diagonal_gaussian(seed: int, batch: int) -> DiagonalGaussian:
+    return DiagonalGaussian(normal(seed, batch, 2), (0.5 * normal(seed + 1000, batch, 2)).exp())
+
+
+def _full_gaussian(seed: int, batch: int) -> FullGaussian:
+    factor = 0.5 * normal(seed, batch, 2, 2).tril(-1) + torch.diag_embed((0.5 * normal(seed + 1000, batch, 2)).exp())
+    return FullGaussian(normal(seed + 2000, batch, 2), factor)
+
+
+def _gaussian_mixture(seed: int, batch: int) -> GaussianMixture:
+    means, log_stds = normal(seed + 1000, batch, 2, 2), 0.3 * normal(seed + 2000, batch, 2, 2)
+    return GaussianMixture(0.5 * normal(seed, batch, 2), 1.5 * means, log_stds.exp())
+
+
+def _product(seed: int, batch: int) -> Product:
+    return Product((_diagonal_gaussian(seed, batch), Categorical(normal(seed + 3000, batch, 1, 3))))
+
+
+BELIEFS: dict[type[Belief], Draw] = {
+    DiagonalGaussian: _diagonal_gaussian,
+    FullGaussian: _full_gaussian,
+    Categorical: lambda seed, batch: Categorical(normal(seed, batch, 2, 3)),
+    Binned: lambda seed, batch: Binned(normal(seed, batch, 2, 3)),
+    GaussianMixture: _gaussian_mixture,
+    Product: _product,
+}
+"""How to draw beliefs of each family of the library: events of two coordinates, mixed data of two numbers and a category."""
+
+
+def difference(a: Belief, b: Belief) -> float:
+    """Return the largest difference of a parameter, where parameters are compared in a form that distributions share.
+
+    Probabilities instead of logits; components of a mixture in the order of their means, or densities at some points where
+    the numbers of components differ.
+    """
+    if isinstance(a, GaussianMixture) and isinstance(b, GaussianMixture) and a.components != b.components:
+        points = 1.5 * normal(0, 40, *a.means.shape[2:]).to(a.means)
+        return max(
+            float((a.log_prob(x).exp() - b.log_prob(x).exp()).abs().max())
+            for x in (point.expand_as(a.mean) for point in points)
+        )
+
+    def values(belief: Belief) -> list[Tensor]:
+        if isinstance(belief, GaussianMixture):
+            means, stds = (a.reshape(*a.shape[:2], -1) for a in (belief.means, belief.stds))
+            order = means[..., 0].argsort(1)
+            ordered = [a.take_along_dim(order[..., None], 1) for a in (means, stds)]
+            return [belief.weights.take_along_dim(order, 1), *ordered]
+        return [x.softmax(-1) if name.endswith("logits") else x for name, x in belief.tensors().items()]
+
+    return max(float((x - y).abs().max()) for x, y in zip(values(a), values(b), strict=True))
+
+
+def _same(a: Belief, b: Belief, allowed: float, sentence: str) -> None:
+    found = difference(a, b)
+    _require(found <= allowed, f"{sentence}: they differ by {found:.1e}, allowed are {allowed:g}")
+
+
+# Divergences -------------------------------------------------------------------------------------------------------------
+
+
+def check_divergence(
+    divergence: Divergence,
+    families: Mapping[type[Belief], Draw] | None = None,
+    solver: Solver | None = None,
+    *,
+    smooth: bool = True,
+    tolerance: float = 1e-12,
+) -> None:
+    """Check a divergence on every family that it has values on.
+
+    Values are 0 at equal beliefs and positive elsewhere, sums where ``additive`` says so, independent of the rest of the
+    batch, nearly the same in single precision, and have finite derivatives. Steps end at belief and target, minimise the
+    objective of :meth:`~proxflow.Divergence.objective`, agree with the solver where they have a closed form, and compose
+    where ``composes`` says so.
+
+    Args:
+        divergence: The member.
+        families: How to draw beliefs of each family, ``draw(seed, batch)``; ``None`` for :data:`BELIEFS`. Families without
+            a value are passed over.
+        solver: What takes the steps that have no closed form; ``None`` leaves these out. Closed forms are compared with
+            it, or with :class:`~proxflow.NewtonSolver`.
+        smooth: Whether the value is twice differentiable, also at equal beliefs.
+        tolerance: Largest difference allowed between beliefs that should be equal, in double precision; a hundredth of it
+            for values at equal beliefs, a hundred times as much between closed form and solver.
+
+    Raises:
+        AssertionError: A part of the contract does not hold.
+    """
+    draws = {f: draw for f, draw in (families or BELIEFS).items() if has_value(divergence, draw(0, 1))}
+    _require(bool(draws), f"{divergence} has values on none of the families that were given")
+    for family, draw in draws.items():
+        known = has_closed_form(divergence, draw(0, 1))
+        pair = _Pair(divergence, draw, f"{divergence} on {family.__name__}", solver or NewtonSolver(), known, tolerance)
+        pair.check_values(smooth)
+        if known or solver is not None:
+            pair.check_steps(smooth)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    divergence: Divergence
+    draw: Draw
+    name: str
+    solver: Solver
+    closed: bool
+    tolerance: float
+
+    def beliefs(self, batch: int) -> tuple[Any, Any, Tensor]:
+        return self.draw(1, batch), self.draw(2, batch), 0.1 + 0.8 * uniform(3, batch)
+
+    def step(self, p: Any, q: Any, fraction: Tensor | float) -> Any:
+        return self.divergence.interpolate(p, q, fraction) if self.closed else self.solved(p, q, fraction)
+
+    def solved(self, p: Any, q: Any, fraction: Tensor | float) -> Any:
+        return self.solver(self.divergence, p, q, fraction).belief_or_raise()
+
+    def check_values(self, smooth: bool) -> None:
+        d, name, (p, q, _) = self.divergence, self.name, self.beliefs(64)
+        values = d(p, q)
+        _require(values.shape == (64,), f"{name}: values have the shape (64,) of the batch, got {tuple(values.shape)}")
+        _require((values > self.tolerance).all(), f"{name}: values of different beliefs are positive")
+        _near(d(p, p), torch.zeros(64), f"{name}: the value of equal beliefs is 0", atol=self.tolerance / 100)
+        third = slice(2, 3)
+        _near(
+            d(_part(p, third), _part(q, third)),
+            values[third],
+            f"{name}: the value of an example does not depend on the rest of the batch",
+            rtol=self.tolerance,
+        )
+        if d.additive and p.factorised:
+            per_site = d(p.sites(), q.sites()).reshape(64, -1)
+            _near(per_site.sum(1), values, f"{name}: the value is the sum over coordinates", rtol=self.tolerance / 10)
+        rounded = [b.map(Tensor.float) for b in (p, q)]
+        single = d(*rounded)
+        _require(single.dtype == torch.float32, f"{name}: values of float32 beliefs are float32, got {single.dtype}")
+        exact = d(*(b.map(Tensor.double) for b in rounded))
+        _near(single, exact, f"{name}: values in float32 and float64 agree", rtol=1e-4, atol=1e-6)
+        self.check_derivatives_of_values(smooth)
+
+    def check_derivatives_of_values(self, smooth: bool) -> None:
+        d, name, (p, q, _) = self.divergence, self.name, self.beliefs(1)
+        for other, where in ((q, "apart"), (p, "at equal beliefs"))[: 1 + smooth]:
+            x, y = p.coordinates().requires_grad_(), other.coordinates().requires_grad_()
+            slopes = torch.autograd.grad(d(p.at(x), p.at(y)).sum(), (x, y))
+            _require(all(bool(a.isfinite().all()) for a in slopes), f"{name}: derivatives of values are finite {where}")
+            if smooth:
+                first = torch.autograd.gradcheck(
+                    lambda x, y: d(p.at(x), p.at(y)), (x, y), atol=1e-7, raise_exception=False
+                )
+                _require(first, f"{name}: first derivatives of values match finite differences {where}")
+                second = torch.autograd.gradgradcheck(
+                    lambda x, y: d(p.at(x), p.at(y)), (x, y), atol=1e-6, raise_exception=False
+                )
+                _require(second, f"{name}: second derivatives of values match finite differences {where}")
+        if smooth:
+            p, _, _ = self.beliefs(64)
+            way = normal(9, *p.coordinates().shape)
+
+            def ratio(size: float) -> Tensor:
+                return d(p, p.at(p.coordinates() + size * way)) / size**2
+
+            for size in (1e-3, 1e-5):
+                _near(ratio(size), ratio(1e-2), f"{name}: values are quadratic near equality, {size:g} apart", rtol=0.2)
+
+    def check_steps(self, smooth: bool) -> None:
+        d, name, (p, q, f) = self.divergence, self.name, self.beliefs(4)
+        moved, third = self.step(p, q, f), slice(2, 3)
+        _same(
+            self.step(_part(p, third), _part(q, third), f[third]),
+            _part(moved, third),
+            self.tolerance / 10,
+            f"{name}: the step of an example does not depend on the rest of the batch",
+        )
+        for ends in (torch.tensor([0.0, 1, 0, 1]), torch.tensor([0.0, 1, 0, 1], dtype=torch.float64)):
+            landed = self.step(p, q, ends)
+            for end, belief in ((0, p), (1, q)):
+                found, expected = _part(landed, ends == end), _part(belief, ends == end)
+                _same(found, expected, self.tolerance, f"{name}: the step of fraction {end} is the belief itself")
+        _same(self.step(p, q, 0.0), p, self.tolerance, f"{name}: the step of fraction 0 is the first belief")
+        _same(self.step(p, q, 1), q, self.tolerance, f"{name}: the step of fraction 1 is the target")
+        if steps_compose(d, p):
+            g = 0.1 + 0.8 * uniform(5, 4)
+            twice, once = self.step(moved, q, g), self.step(p, q, 1 - (1 - f) * (1 - g))
+            _same(twice, once, self.tolerance, f"{name}: steps toward a target compose, as is claimed")
+        self.check_minimiser(p, q, f, moved, smooth)
+        if self.closed:
+            single = d.interpolate(p.map(Tensor.float), q.map(Tensor.float), f.float())
+            dtypes = {a.dtype for a in single.tensors().values()}
+            _require(dtypes == {torch.float32}, f"{name}: the step of float32 beliefs is float32, got {dtypes}")
+            _same(single.map(Tensor.double), moved, 2e-5, f"{name}: steps in float32 and float64 agree")
+            if smooth:
+                p, q, f = self.beliefs(16)
+                sentence = f"{name}: the closed form is what {type(self.solver).__name__} finds"
+                _same(d.interpolate(p, q, f), self.solved(p, q, f), 100 * self.tolerance, sentence)
+        if smooth:
+            p, q, f = self.beliefs(1)
+            for other in (q, p):
+                inputs = [a.requires_grad_() for a in (p.coordinates(), other.coordinates(), f.clone())]
+                matches = torch.autograd.gradcheck(
+                    lambda x, y, f: self.step(p.at(x), p.at(y), f).coordinates(),
+                    inputs,
+                    atol=1e-6,
+                    fast_mode=not self.closed,  # one random direction, where every evaluation is a numerical solution
+                    raise_exception=False,
+                )
+                _require(matches, f"{name}: derivatives of steps match finite differences")
+
+    def check_minimiser(self, p: Any, q: Any, f: Tensor, r: Any, smooth: bool) -> None:
+        d, name = self.divergence, self.name
+
+        def objective(r: Any) -> Tensor:
+            return (1 - f) * d(r, p) + f * d(r, q) if d.barycentric else d.objective(r, p, q, f)
+
+        x = r.coordinates().detach().requires_grad_()
+        lowest = objective(r.at(x))
+        (slope,) = torch.autograd.grad(lowest.sum(), x)
+        if smooth:
+            _near(slope, torch.zeros_like(slope), f"{name}: the objective is flat at the step's end", atol=1e-9)
+        for size in (1e-3, 1e-2, 0.1, 1.0):
+            for seed in range(5):
+                other = objective(r.at(x.detach() + size * normal(seed, *x.shape)))
+                _require((other > lowest).all(), f"{name}: the objective is larger {size:g} away from the step's end")
+
+
+# Beliefs -----------------------------------------------------------------------------------------------------------------
+
+
+def check_belief(draw: Draw) -> None:
+    """Check a family of beliefs.
+
+    Coordinates lead there and back, events have one shape, samples depend on the generator alone and follow the density,
+    examples are independent of each other, and what does not fit is refused.
+
+    Args:
+        draw: ``draw(seed, batch)``, beliefs in double precision with events (batch, number).
+
+    Raises:
+        AssertionError: A part of the contract does not hold.
+    """
+    belief = draw(1, 5)
+    name, x = type(belief).__name__, belief.coordinates()
+    _require(belief.batch_size == 5, f"{name}: batch_size is that of its tensors, got {belief.batch_size} for 5")
+    _require(x.ndim == 2 and len(x) == 5, f"{name}: coordinates have the shape (batch, number), got {tuple(x.shape)}")
+    _same(belief.at(x), belief, 1e-14, f"{name}: the belief at its own coordinates is itself")
+    other = 3 * normal(7, *x.shape)
+    sentence = f"{name}: any real vector is coordinates of a belief, which gives them back"
+    _near(belief.at(other).coordinates(), other, sentence, rtol=1e-12, atol=1e-12)
+    _require(belief.at(other[:2]).batch_size == 2, f"{name}: coordinates of another batch size make such beliefs")
+    named = belief.tensors()
+    _same(belief.with_tensors(named), belief, 0, f"{name}: its tensors make it again")
+    single = belief.map(Tensor.float)
+    dtypes = {a.dtype for a in single.tensors().values()}
+    _require(dtypes == {torch.float32}, f"{name}: map reaches every tensor, got {dtypes} after float32")
+    try:
+        setattr(belief, next(iter(type(belief).__match_args__)), None)
+    except AttributeError:
+        pass
+    else:
+        raise AssertionError(f"{name}: a belief cannot be changed: make it a frozen dataclass")
+    _check_events(belief, name)
+    _check_law(draw(1, 1), name)
+    _check_sites(belief, name)
+
+
+def _check_events(belief: Any, name: str) -> None:
+    def sampled(seed: int) -> Tensor:
+        events: Tensor = belief.sample(torch.Generator().manual_seed(seed))
+        return events
+
+    events, part = sampled(0), _part(belief, slice(1, 3))
+    _require(torch.equal(sampled(0), events), f"{name}: samples are a function of the generator's state")
+    _require(not torch.equal(sampled(1), events), f"{name}: another seed gives other samples")
+    mode, density, features = belief.mode, belief.log_prob(events), belief.features()
+    shapes = f"{tuple(mode.shape)} and {tuple(events.shape)}"
+    _require(mode.shape == events.shape, f"{name}: mode and samples have one shape, got {shapes}")
+    _require(mode.dtype == events.dtype, f"{name}: mode and samples have one type")
+    _require(density.shape == (5,), f"{name}: log_prob has the shape (batch,), got {tuple(density.shape)}")
+    _require(density.isfinite().all(), f"{name}: log_prob of its own samples is finite")
+    _require(len(features) == 5, f"{name}: features have the batch first, got {tuple(features.shape)}")
+    pairs = [
+        (part.log_prob(events[1:3]), density[1:3], "log_prob"),
+        (part.mode, mode[1:3], "mode"),
+        (part.mean, belief.mean[1:3], "mean"),
+        (part.features(), features[1:3], "features"),
+        (part.coordinates(), belief.coordinates()[1:3], "coordinates"),
+        (
+            _part(belief, slice(3, 4)).sample(SampleStreams(0, torch.tensor([3]))),
+            belief.sample(SampleStreams(0, torch.arange(5)))[3:4],
+            "a sample drawn from streams",
+        ),
+    ]
+    for alone, together, what in pairs:
+        _near(alone, together, f"{name}: {what} does not depend on the rest of the batch", rtol=1e-12, atol=1e-14)
+    single = belief.map(Tensor.float)
+    _near(single.log_prob(events if events.dtype == torch.int64 else events.float()), density, rtol=1e-4, atol=1e-4,
+          sentence=f"{name}: log_prob in float32 and float64 agree")  # fmt: skip
+    for wrong in (events[:1], events[:, :1], events[..., None]):
+        try:
+            belief.log_prob(wrong)
+        except ArgumentError:
+            continue
+        raise AssertionError(f"{name}: log_prob refuses events of the shape {tuple(wrong.shape)} by ArgumentError")
+
+
+def _check_law(one: Any, name: str) -> None:
+    """Samples and density belong together: E ∂ log p/∂θ = 0, to five standard errors of the mean over many samples."""
+    n = 40_000
+    x = one.coordinates().expand(n, -1).clone().requires_grad_()
+    many = one.at(x)
+    events = many.sample(torch.Generator().manual_seed(3)).detach()
+    (scores,) = torch.autograd.grad(many.log_prob(events).sum(), x)
+    _require(scores.isfinite().all(), f"{name}: derivatives of log_prob in the coordinates are finite")
+    error = scores.mean(0).abs() / (scores.std(0) / n**0.5).clamp_min(1e-12)
+    _require((error < 5).all(), f"{name}: samples follow log_prob; some derivative of it has a mean other than 0")
+    if one.mean.shape == events[:1].shape and events.is_floating_point():
+        error = (events.mean(0) - one.mean[0].detach()).abs() / (events.std(0) / n**0.5)
+        _require((error < 5).all(), f"{name}: the mean of the samples is the belief's mean")
+
+
+def _check_sites(belief: Any, name: str) -> None:
+    if not belief.factorised:
+        for call in (belief.sites, lambda: belief.unsites(belief)):
+            try:
+                call()
+            except ArgumentError:
+                continue
+            raise AssertionError(f"{name}: a family that does not factorise refuses to be split, by ArgumentError")
+        return
+    sites, events = belief.sites(), belief.sample(torch.Generator().manual_seed(0))
+    flat = events.reshape(-1, 1)
+    drawn = sites.sample(torch.Generator().manual_seed(0))
+    _require(drawn.shape == flat.shape, f"{name}: sites have events {tuple(flat.shape)}, got {tuple(drawn.shape)}")
+    _same(belief.unsites(sites), belief, 0, f"{name}: unsites is the inverse of sites")
+    sentence = f"{name}: log_prob is the sum over the coordinates of an event"
+    _near(sites.log_prob(flat).reshape(len(events), -1).sum(1), belief.log_prob(events), sentence, rtol=1e-12)
+
+
+# Samplers ----------------------------------------------------------------------------------------------------------------
+
+
+class _Counted:
+    """A predictor that counts its calls."""
+
+    def __init__(self, predict: Any) -> None:
+        self.predict, self.calls = predict, 0
+
+    def __call__(self, belief: Any, t: Tensor) -> Any:
+        self.calls += 1
+        return self.predict(belief, t)
+
+
+def _exact() -> list[tuple[Any, Any, Callable[[Tensor], bool]]]:
+    """Flows of every kind, each with the exact predictor of some data and whether samples may be such data."""
+    law = GaussianMixtureLaw(
+        torch.ones(1, dtype=torch.float64),
+        torch.full((1, 3), 0.2, dtype=torch.float64),
+        0.15**2 * torch.eye(3, dtype=torch.float64)[None],
+    )
+    rows = torch.tensor([[0, 2, 0], [1, 1, 1], [2, 2, 2]])
+    shares = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+
+    def within(events: Tensor) -> bool:
+        return bool((events.mean() - 0.2).abs() < 0.1) and bool(events.abs().max() <= 1)
+
+    def classes(events: Tensor) -> bool:
+        return bool((events >= 0).all()) and bool((events < 3).all())
+
+    def possible(events: Tensor) -> bool:
+        # One sample for all is that of a sampler without noise, where the coordinates need not agree yet.
+        distinct = set(map(tuple, events.tolist()))
+        return classes(events) and (len(distinct) == 1 or distinct <= set(map(tuple, rows.tolist())))
+
+    gaussian = [(flow, ExactMean(flow, law), within) for flow in (GPFN(), Diffusion(), BFN(0.05))]
+    bayesian, barycentric = DiscreteBFN(3, 3.0), GPFN(ReverseKL(), endpoints=CategoricalEndpoints(3))
+    return [
+        *gaussian,
+        (bayesian, ExactClasses(bayesian, rows, shares), possible),
+        (barycentric, ExactClasses(barycentric, rows, shares), classes),
+    ]
+
+
+def check_sampler(
+    sampler: Sampler, flow: Any = None, predict: Any = None, possible: Callable[[Tensor], bool] = lambda events: True
+) -> None:
+    """Check a sampler on a flow of every kind that it takes, or on the given one.
+
+    It spends the evaluations that it was given, a sample depends on its seed and index alone, single precision gives the
+    same samples, and those of an exact predictor lie where the data do.
+
+    Args:
+        sampler: The member.
+        flow: A flow for events (3,); ``None`` for those of the library, of which it may refuse some by ``ArgumentError``.
+        predict: An exact predictor of some data, for ``flow``.
+        possible: Whether samples (batch, 3) by 60 evaluations of ``predict`` may be such data.
+
+    Raises:
+        AssertionError: A part of the contract does not hold.
+    """
+    taken = 0
+    for this, exact, allowed in _exact() if flow is None else [(flow, predict, possible)]:
+        name = f"{type(sampler).__name__} on {type(this).__name__}"
+        try:
+            _sampled(sampler, this, exact, 2)
+        except ArgumentError:
+            continue
+        taken += 1
+        for nfe in (1, 2, 5):
+            counted = _Counted(exact)
+            samples = _sampled(sampler, this, counted, nfe)
+            _require(counted.calls == nfe, f"{name}: {nfe} evaluations were asked for, {counted.calls} were spent")
+            _require(samples.nfe == nfe, f"{name}: {nfe} evaluations were spent, {samples.nfe} are reported")
+            shape = tuple(samples.events.shape)
+            _require(shape == (8, 3), f"{name}: samples have the shape that was asked for, (8, 3), got {shape}")
+        _require(
+            allowed(_sampled(sampler, this, exact, 60, range(40)).events), f"{name}: samples lie where the data do"
+        )
+        together = _sampled(sampler, this, exact, 6).events
+        apart = torch.cat([_sampled(sampler, this, exact, 6, part).events for part in (range(3), range(3, 8))])
+        _near(apart, together, f"{name}: a sample depends on its seed and index alone, not on its batch", atol=1e-12)
+        again = _sampled(sampler, this, exact, 6).events
+        _require(torch.equal(again, together), f"{name}: the same seed gives the same samples")
+        single = _sampled(sampler, this, exact, 8, dtype=torch.float32).events
+        double = _sampled(sampler, this, exact, 8).events
+        kept = double.dtype if not double.is_floating_point() else torch.float32
+        _require(single.dtype == kept, f"{name}: samples in float32 are {kept}, got {single.dtype}")
+        _near(single, double, f"{name}: samples in float32 and float64 agree", atol=2e-4)
+    _require(taken > 0, f"{type(sampler).__name__} takes none of the flows")
+
+
+def _sampled(
+    sampler: Sampler,
+    flow: Any,
+    predict: Any,
+    nfe: int,
+    indices: Sequence[int] = range(8),
+    dtype: torch.dtype = torch.float64,
+) -> Any:
+    streams = SampleStreams(0, torch.tensor(list(indices)))
+    return sampler(predict, flow, (len(indices), 3), nfe, streams, dtype=dtype)
+
+
+# Networks ----------------------------------------------------------------------------------------------------------------
+
+
+def check_network(
+    network_class: Callable[..., nn.Module], shape: Sequence[int], *, condition: Tensor | None = None, **fields: Any
+) -> None:
+    """Check a network: built by ``network_class(shape, **fields)``, called as ``network(x, t, end=…, condition=…)``.
+
+    It keeps the shape of events in single and double precision, finite gradients reach every parameter, examples do not
+    depend on each other in evaluation mode, and its state makes another one the same.
+
+    Args:
+        network_class: The member; its ``forward`` may lack ``end`` and ``condition``.
+        shape: Shape of an event, without the batch.
+        condition: What it is conditioned on, one row each of 4 examples, of a network that reads it.
+        **fields: Its settings. With ``reads_end=True`` it is given the ends of steps.
+
+    Raises:
+        AssertionError: A part of the contract does not hold.
+    """
+    name = getattr(network_class, "__name__", str(network_class))
+    network = network_class(tuple(shape), **fields)
+    parameters = set(inspect.signature(network.forward).parameters)
+    _require(condition is None or "condition" in parameters, f"{name}: its forward has no parameter condition")
+    _require(not fields.get("reads_end") or "end" in parameters, f"{name}: its forward has no parameter end")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # layers that begin at zero would hide what comes before them
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    x, t = normal(1, 4, *shape), torch.tensor([0.0, 0.3, 0.8, 0.9], dtype=torch.float64)
+
+    def output(network: nn.Module, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
+        told: dict[str, Any] = {}
+        if fields.get("reads_end"):
+            told["end"] = (t[rows] + 0.1).to(dtype)
+        if condition is not None:
+            told["condition"] = condition[rows].to(dtype) if condition.is_floating_point() else condition[rows]
+        returned: Tensor = network(x[rows].to(dtype), t[rows].to(dtype), **told)
+        return returned
+
+    returned = output(network, torch.float32)
+    _require(
+        returned.shape == x.shape, f"{name}: it returns {tuple(returned.shape)} for {tuple(x.shape)}, not the same"
+    )
+    _require(returned.dtype == torch.float32, f"{name}: it returns {returned.dtype} for float32")
+    torch.autograd.backward(returned.square().sum())
+    for called, parameter in network.named_parameters():
+        reached = parameter.grad is not None and bool(parameter.grad.isfinite().all())
+        _require(reached or not parameter.requires_grad, f"{name}: no finite gradient reaches {called}")
+    network.eval()
+    with torch.no_grad():
+        single = output(network, torch.float32)
+        other = network_class(tuple(shape), **fields)
+        other.load_state_dict(network.state_dict())
+        same = torch.equal(output(other.eval(), torch.float32), single)
+        _require(same, f"{name}: another one with its state_dict returns the same")
+        double = output(network.double(), torch.float64)
+        _require(double.dtype == torch.float64, f"{name}: it returns {double.dtype} for float64")
+        size = float(double.abs().max())
+        _near(single, double, f"{name}: float32 and float64 agree", atol=1e-4 * size)
+        alone = output(network, torch.float64, slice(1, 2))
+        _near(alone, double[1:2], f"{name}: an example does not depend on its batch in evaluation", atol=1e-10 * size)
+
+
+# Kinds of data -----------------------------------------------------------------------------------------------------------
+
+
+def check_kind(kind_class: type[Any], source: str, ending: str = ".npz", **settings: Any) -> None:
+    """Check a kind of data on a source of at least two examples.
+
+    The kind says that it takes the source and reads it, encoded examples decode to what is stored, the kind is the same
+    after a way through a model's file, and examples can be written and drawn, and read again where it takes what it writes.
+
+    Args:
+        kind_class: The member.
+        source: Name, file or folder.
+        ending: Of a file that it can write.
+        **settings: Of :meth:`read`.
+
+    Raises:
+        AssertionError: A part of the contract does not hold.
+    """
+    from proxflow.examples import Examples  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+    name = kind_class.__name__
+    _require(kind_class.takes(source), f"{name}: it takes {source!r}")
+    loaded = kind_class.read(source, held_out=0.0, **settings)
+    kind, train = loaded.kind, loaded.train
+    _require(isinstance(kind, kind_class), f"{name}: what is read has its kind, got {type(kind).__name__}")
+    _require(isinstance(train, Examples), f"{name}: what is read is Examples, got {type(train).__name__}")
+    _require(len(train) >= 2, f"{name}: the source has at least two examples, got {len(train)}")
+    _require(loaded.held_out is None, f"{name}: a share of 0 keeps no example from training")
+    again = kind_class.read(source, held_out=0.0, **settings).train.x
+    _require(torch.equal(again, train.x), f"{name}: reading twice gives the same examples")
+
+    stored = train.x[:8]
+    encoded = kind.encode(stored)
+    expected = (len(stored), *kind.shape)
+    _require(tuple(encoded.shape) == expected, f"{name}: encoded are {tuple(encoded.shape)}, not {expected}")
+    _require(encoded.isfinite().all(), f"{name}: encoded examples are finite")
+    _near(kind.encode(stored[1:2]), encoded[1:2], f"{name}: an example is encoded alone as among others", atol=1e-6)
+    decoded = kind.decode(encoded)
+    _require(decoded.dtype == stored.dtype, f"{name}: stored are {stored.dtype}, decoded {decoded.dtype}")
+    size = 1e-5 * float(stored.double().abs().max()) if stored.is_floating_point() else 0.0
+    _near(decoded, stored, f"{name}: what is encoded decodes to what is stored", atol=size)
+
+    try:
+        content = json.loads(json.dumps(dataclasses.asdict(kind)))
+    except TypeError as error:
+        raise AssertionError(f"{name}: its fields are plain values, which a model's file can hold: {error}") from error
+    rebuilt = kind_class(**_with_tuples(content))
+    _require(rebuilt == kind, f"{name}: the kind made again of its fields is {rebuilt}, not {kind}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"examples{ending}"
+        kind.check_output(path, len(stored))
+        kind.write(path, stored)
+        _require(path.is_file() and path.stat().st_size > 0, f"{name}: writing {path.name} makes a file")
+        if kind_class.takes(str(path)):
+            back = kind_class.read(str(path), held_out=0.0).train.x
+            _near(back, stored, f"{name}: what is written to {path.name} is read again", atol=size)
+    picture = np.asarray(kind.preview(stored))
+    drawn = picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] in (1, 3)
+    _require(drawn, f"{name}: a preview is bytes (height, width, 1 or 3), got {picture.dtype} {picture.shape}")
+
+
+def _with_tuples(value: Any) -> Any:
+    """Restore the tuples that JSON has as lists."""
+    if isinstance(value, list):
+        return tuple(map(_with_tuples, value))
+    return {key: _with_tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
