@@ -184,7 +184,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     task, repeats = TASKS["mnist"], options.repeats
-    unet = models.build(PRESETS[options.preset].network, task.shape).predictor.network
+    unet = models.build(task.shape, network=PRESETS[options.preset].network).predictor.network
     print(
         f"{'flow':5} {'sampler':16} {'loop':>24} {'loop, streams':>24} {'runs':>28} "
         f"{'step, µs':>9} {'streams':>8} {'points':>7}"

@@ -31,7 +31,7 @@ IMAGES = torch.randint(0, 256, (1000, 1, 28, 28), dtype=torch.uint8, generator=t
 
 def network() -> torch.nn.Module:
     torch.manual_seed(0)
-    return proxflow.build(proxflow.ModelConfig(channels=options.channels), (1, 28, 28)).predictor
+    return proxflow.build((1, 28, 28), network=f"unet:channels={options.channels}").predictor
 
 
 class Bare:

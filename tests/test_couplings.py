@@ -9,7 +9,6 @@ from scipy.optimize import linear_sum_assignment
 
 import proxflow
 from proxflow import GPFN, DistributionMatching, MinibatchOT, PointPredictor, TrainingConfig, fit, models, sample
-from proxflow.config import ModelConfig
 from proxflow.errors import ArgumentError, CheckpointError, MissingPackageError
 from proxflow.predictors.exact import ExactMean
 from proxflow.random import BatchRows, SampleStreams
@@ -258,17 +257,17 @@ def test_arguments_that_do_not_fit_are_refused():
         MinibatchOT().pair(x, torch.full((4, 2), torch.nan))
     with pytest.raises(ArgumentError, match="GaussianEndpoints"):
         GPFN(proxflow.ReverseKL(), endpoints=proxflow.CategoricalEndpoints(3), coupling=MinibatchOT())
-    with pytest.raises(ArgumentError, match="nothing to pair"):
-        ModelConfig(flow="bfn", coupling="ot")
+    with pytest.raises(ArgumentError, match="bfn has no setting 'coupling'"):
+        models.build((1, 8, 8), flow="bfn:coupling=ot")
 
 
 def test_a_missing_solver_is_named_in_training_and_not_needed_after(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ot", None)
-    model = models.build(ModelConfig(channels=8, multipliers=(1,), coupling="ot"), (1, 8, 8))
+    model = models.build((1, 8, 8), flow="gpfn-w2:coupling=ot", network="unet:channels=8,multipliers=1")
     assert model.flow.coupling == MinibatchOT()
     models.save(tmp_path, model, model.predictor.state_dict(), {})
     again = models.load(tmp_path)
-    assert again.config.coupling == "ot"
+    assert again.flow == model.flow
     assert sample(again.predictor, again.flow, (2, 1, 8, 8), nfe=2).isfinite().all()
     with pytest.raises(MissingPackageError, match=r"pip install 'proxflow\[transport\]'"):
         again.flow.loss(again.predictor, torch.zeros(4, 1, 8, 8), seeded())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from proxflow import data, metrics
-from proxflow.config import ModelConfig, TrainingConfig
+from proxflow.config import TrainingConfig
 from proxflow.errors import ArgumentError, OutputError
 from proxflow.studies import trials
 from proxflow.studies.mnist.study import STUDY, cells_of
@@ -17,7 +17,7 @@ from proxflow.studies.trials import Cell, Setup, reproduce
 
 TINY = replace(
     PRESETS["quick"],
-    network=ModelConfig(channels=8, patch=4),
+    network="unet:channels=8,patch=4",
     training=TrainingConfig(steps=3, batch_size=8),
     samples=20,
     nfes=(1, 3),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from proxflow import data
-from proxflow.config import ModelConfig, TrainingConfig
+from proxflow.config import TrainingConfig
 from proxflow.errors import OutputError
 from proxflow.studies import trials
 from proxflow.studies.few_step import report
@@ -16,7 +16,7 @@ from proxflow.studies.presets import EXPERIMENTS, FEW_STEP_METHODS, FEW_STEP_PRE
 from proxflow.studies.scoreboard import Scoreboard
 
 TINY = FewStepPreset(
-    network=ModelConfig(channels=8, multipliers=(1,), patch=4),
+    network="unet:channels=8,multipliers=1,patch=4",
     training=TrainingConfig(steps=60, batch_size=8, checkpoint_every=100, warmup_steps=2),
     samples=48,
     minutes="",

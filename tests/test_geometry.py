@@ -11,7 +11,7 @@ from scipy import integrate, stats
 
 from proxflow import data
 from proxflow.beliefs import DiagonalGaussian
-from proxflow.config import ModelConfig, TrainingConfig
+from proxflow.config import TrainingConfig
 from proxflow.divergences import Wasserstein2
 from proxflow.errors import CheckpointError, OutputError
 from proxflow.flows import GPFN
@@ -181,7 +181,7 @@ def test_a_matched_schedule_has_the_capacity_of_the_bayesian_flow(name):
 
 TINY = replace(
     GEOMETRY_PRESETS["quick"],
-    network=ModelConfig(channels=8, patch=4, multipliers=(1,)),
+    network="unet:channels=8,multipliers=1,patch=4",
     training=TrainingConfig(steps=2, batch_size=4),
     samples=16,
     nfes=(1, 2),

@@ -25,7 +25,6 @@ from proxflow import (
     optimise_times,
     sample,
 )
-from proxflow.config import ModelConfig
 from proxflow.errors import ArgumentError, CheckpointError
 
 FLOW = GPFN(endpoints=GaussianEndpoints(0.0))
@@ -149,7 +148,7 @@ def test_classes_have_no_distance(flow):
 
 def small():
     torch.manual_seed(0)
-    return models.build(ModelConfig(channels=4, multipliers=(1,)), (1, 8, 8))
+    return models.build((1, 8, 8), network="unet:channels=4,multipliers=1")
 
 
 def test_a_model_keeps_its_times(tmp_path):

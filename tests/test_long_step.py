@@ -16,7 +16,6 @@ from proxflow import (
     Deterministic,
     LongStep,
     LongStepPredictor,
-    ModelConfig,
     PointPredictor,
     TrainingConfig,
     models,
@@ -28,7 +27,7 @@ from proxflow.nn import UNet
 from proxflow.paths import Linear, Shifted
 from proxflow.samplers import SAMPLERS
 from proxflow.training.fit import fit
-from proxflow.training.recipes import lesson
+from proxflow.training.recipes import recipe
 
 CENTRE, SPREAD = 0.3, 0.4
 SCHEDULES = [Linear(), Shifted((0.7,))]
@@ -306,7 +305,7 @@ class PlainView(nn.Module):
         return self.predictor(belief, t)
 
 
-SMALL = {"channels": 8, "multipliers": (1,), "patch": 4}
+SMALL = "unet:channels=8,multipliers=1,patch=4"
 
 
 def test_a_plain_networks_weights_serve_as_they_did():
@@ -346,8 +345,8 @@ def test_the_end_matters_to_a_network_and_each_weight_is_used():
 
 def test_a_saved_model_samples_in_one_step(tmp_path):
     torch.manual_seed(0)
-    built = models.build(ModelConfig(predictor="long-step", **SMALL), (1, 8, 8))
-    learning = lesson("flow", built)
+    built = models.build((1, 8, 8), network=SMALL, predictor="long-step")
+    learning = recipe("flow", built)
     assert isinstance(learning.objective, LongStep)
     for parameter in built.predictor.parameters():
         nn.init.normal_(parameter, std=0.1)
@@ -373,21 +372,12 @@ def test_a_saved_model_samples_in_one_step(tmp_path):
     assert main([*words, "--sampler", "multistep2"]) == 2
 
     content = json.loads((tmp_path / "config.json").read_text())
-    content["model"]["final"] = 0.6
+    content["flow"]["schedule"]["final"] = 0.6
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="final = 1"):
         models.load(tmp_path)
     with pytest.raises(ArgumentError, match="straight lines"):
-        models.build(ModelConfig(flow="bfn", predictor="long-step", **SMALL), (1, 8, 8))
-
-
-def test_models_of_before_there_were_kinds_of_predictors_load(tmp_path):
-    built = models.build(ModelConfig(**SMALL), (1, 8, 8))
-    built.save_pretrained(tmp_path)
-    content = json.loads((tmp_path / "config.json").read_text())
-    del content["model"]["predictor"]
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    assert isinstance(models.load(tmp_path).predictor, PointPredictor)
+        models.build((1, 8, 8), flow="bfn", network=SMALL, predictor="long-step")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from support import GaussianData
 
 import proxflow
 from proxflow import BFN, GPFN, PointPredictor, TrainingConfig, fit, models, sample
-from proxflow.config import ModelConfig
 from proxflow.couplings import Reflowed
 from proxflow.errors import ArgumentError, CheckpointError, OutputError
 from proxflow.paths import Linear
@@ -223,7 +222,7 @@ WORK = {"rounds": 2, "pairs": 40, "pair_nfe": 3}
 
 def tiny(flow="gpfn-w2"):
     torch.manual_seed(0)
-    model = models.build(ModelConfig(flow=flow, channels=8, multipliers=(1,)), (1, 8, 8))
+    model = models.build((1, 8, 8), flow=flow, network="unet:channels=8,multipliers=1")
     with torch.no_grad():
         for parameter in model.predictor.parameters():  # a new network's last layer is zero
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -244,7 +243,7 @@ def whole(tmp_path_factory):
 def test_the_folder_is_that_of_a_model(whole):
     model = models.load(whole)
     assert model.flow.coupling == Reflowed()
-    assert model.config.coupling == "reflow"
+    assert model.flow.coupling == Reflowed()
     assert sample(model.predictor, model.flow, (2, *model.shape), nfe=1).isfinite().all()
     known = model.provenance["reflow"]
     assert known["rounds"] == 2

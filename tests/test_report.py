@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,7 +13,6 @@ import torch
 from PIL import Image
 
 from proxflow import models
-from proxflow.config import ModelConfig, to_dict
 from proxflow.data import to_bytes
 from proxflow.errors import CheckpointError, DataError
 from proxflow.samplers import sample
@@ -26,7 +24,7 @@ from proxflow.studies.trials import Cell, kept_images, write_report
 
 CPU = torch.device("cpu")
 SHAPE = (1, 8, 8)
-NETWORK = ModelConfig(channels=8, multipliers=(1,), patch=2)
+NETWORK = "unet:channels=8,multipliers=1"
 SAMPLERS = {"gpfn-w2": ("deterministic", "stochastic", "multistep2"), "bfn": ("deterministic", "stochastic")}
 HARDWARE = {"device": "cpu", "processor": "Abacus", "cores": 2, "threads": 1, "system": "Linux"}
 
@@ -57,7 +55,7 @@ def results_of(cells, preset="quick", dataset="mnist"):
         "config": {
             "preset": preset,
             "dataset": dataset,
-            "network": to_dict(NETWORK),
+            "network": NETWORK,
             "training": {"steps": 1200, "batch_size": 64, "learning_rate": 0.002, "ema": 0.999},
         },
         "hardware": HARDWARE,
@@ -95,7 +93,7 @@ def experiment(tmp_path_factory):
     out = tmp_path_factory.mktemp("experiment")
     for flow in SAMPLERS:
         torch.manual_seed(0)
-        model = models.build(replace(NETWORK, flow=flow), SHAPE)
+        model = models.build(SHAPE, flow=flow, network=NETWORK)
         (out / "models" / f"{flow}-seed0").mkdir(parents=True)
         models.save(out / "models" / f"{flow}-seed0", model, model.predictor.state_dict(), {})
     (out / "cells").mkdir()

@@ -1,7 +1,7 @@
 """What every sampler must satisfy, on every kind of flow that it serves. A sampler joins by joining ``SAMPLERS``."""
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +20,6 @@ from proxflow import (
     ExactClasses,
     ReverseKL,
 )
-from proxflow.config import SamplerName
 from proxflow.errors import ArgumentError
 from proxflow.random import SampleStreams
 from proxflow.samplers import SAMPLERS, PathSampler
@@ -99,10 +98,6 @@ def run(name, setting, nfe, indices=range(8), predict=None, seed=0, dtype=torch.
     predict = setting.predict(device) if predict is None else predict
     shape = (len(streams.indices), *EVENT)
     return SAMPLERS[name](predict, setting.flow, shape, nfe, streams, dtype=dtype, device=device)
-
-
-def test_the_command_line_offers_all():
-    assert get_args(SamplerName) == tuple(SAMPLERS)
 
 
 @pytest.mark.parametrize("name", [n for n in SAMPLERS if isinstance(SAMPLERS[n], PathSampler)])

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from proxflow import GPFN, PointPredictor, TrainingConfig, fit, models, sample
-from proxflow.config import ModelConfig, from_dict, to_dict
+from proxflow.config import from_dict, to_dict
 from proxflow.errors import ArgumentError, CheckpointError, DivergedError, MemoryLimitError, OutputError
 from proxflow.flows import draw_times
 from proxflow.training import fit as training
@@ -102,7 +102,7 @@ def test_resuming_a_network_in_another_memory_layout(tmp_path):
 
     def train(**settings):
         torch.manual_seed(0)
-        built = models.build(ModelConfig(channels=8), (1, 8, 8))
+        built = models.build((1, 8, 8), network="unet:channels=8")
         return fit(built.predictor, built.flow, images, config, **settings).predictor.state_dict()
 
     def stop(predictor, step):
@@ -407,7 +407,7 @@ class TestModels:
     @pytest.fixture
     def folder(self, tmp_path):
         torch.manual_seed(0)
-        built = models.build(ModelConfig(channels=8), (1, 12, 12))
+        built = models.build((1, 12, 12), network="unet:channels=8")
         for parameter in built.predictor.parameters():
             torch.nn.init.normal_(parameter, std=0.05)
         models.save(tmp_path, built, built.predictor.state_dict(), {"data": "none"})
@@ -417,7 +417,7 @@ class TestModels:
         loaded = models.load(folder)
         torch.manual_seed(1)
         assert loaded.shape == (1, 12, 12)
-        assert loaded.config == ModelConfig(channels=8)
+        assert loaded.network == models.parse("networks", "unet:channels=8")
         weights = load_file(folder / "model.safetensors")
         assert all(torch.equal(value, weights[name]) for name, value in loaded.predictor.state_dict().items())
         assert not loaded.predictor.training
@@ -425,7 +425,7 @@ class TestModels:
     @pytest.mark.parametrize("flow", ["gpfn-w2", "gpfn-kl", "gpfn-reverse-kl", "gpfn-fisher-rao", "bfn", "bfn-tuned"])
     def test_every_flow_builds_trains_and_samples(self, flow):
         torch.manual_seed(0)
-        built = models.build(ModelConfig(flow=flow, channels=8), (1, 8, 8))
+        built = models.build((1, 8, 8), flow=flow, network="unet:channels=8")
         images = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8)
         result = fit(built.predictor, built.flow, images, TrainingConfig(steps=3, batch_size=4))
         samples = sample(result.predictor, built.flow, (2, *built.shape), nfe=3, sampler="stochastic")
