@@ -28,7 +28,7 @@ class Energy(ABC):
 
     @abstractmethod
     def __call__(self, belief: Any, message: Any) -> Tensor:
-        """The energy of ``belief`` given the step's ``message``, (batch,)."""
+        """Return the energy of ``belief`` given the step's ``message``, (batch,)."""
 
     def __add__(self, other: Energy) -> Sum:
         return Sum(((1.0, self), (1.0, other)))
