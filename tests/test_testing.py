@@ -341,7 +341,6 @@ class Rows:
 
 @pytest.fixture
 def table(tmp_path: Path) -> str:
-    pytest.importorskip("proxflow.examples")
     path = tmp_path / "table.csv"
     path.write_text("\n".join(f"{x},{y}" for x, y in normal(1, 12, 2).tolist()) + "\n")
     return str(path)

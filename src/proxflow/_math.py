@@ -11,7 +11,7 @@ from proxflow.errors import ArgumentError
 
 
 def on_device(values: Sequence[float], device: torch.device) -> Tensor:
-    """Numbers of the host as a float64 tensor, without the wait for the device that a copy is."""
+    """Return numbers of the host as a float64 tensor, without the wait for the device that a copy is."""
     if device.type == "cpu":
         return torch.tensor(values, dtype=torch.float64, device=device)
     tensor = torch.zeros(len(values), dtype=torch.float64, device=device)
@@ -20,7 +20,7 @@ def on_device(values: Sequence[float], device: torch.device) -> Tensor:
 
 
 def one_hot(classes: Tensor, number: int, dtype: torch.dtype) -> Tensor:
-    """e_x for class indices (…) → (…, number), unchecked: torch's own looks at the values, and so waits for the device."""
+    """Return e_x for class indices (…) → (…, number), unchecked: a check of the values would wait for the device."""
     return (classes[..., None] == torch.arange(number, device=classes.device)).to(dtype)
 
 
@@ -46,7 +46,7 @@ def sum_events(values: Tensor) -> Tensor:
 
 
 def mean_events(values: Tensor) -> Tensor:
-    """Mean over all dimensions but the first: (batch, …) → (batch,)."""
+    """Average over all dimensions but the first: (batch, …) → (batch,)."""
     return values.flatten(1).mean(1) if values.ndim > 1 else values
 
 
@@ -54,7 +54,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 def _piecewise(near_zero: Tensor, x: Tensor, series: Function, elsewhere: Function) -> Tensor:
-    """``series(x)`` where ``near_zero``, else ``elsewhere(x)``.
+    """Return ``series(x)`` where ``near_zero``, else ``elsewhere(x)``.
 
     Each function sees only its own part (0 and 1/4 stand in for the rest), so no overflow or 0/0 of the branch that is
     not taken enters a gradient.
@@ -67,14 +67,14 @@ def _piecewise(near_zero: Tensor, x: Tensor, series: Function, elsewhere: Functi
 
 
 def log_ratio(a: Tensor, b: Tensor) -> Tensor:
-    """log(a/b) for positive numbers, to full relative accuracy also where a ≈ b."""
+    """Compute log(a/b) for positive numbers, to full relative accuracy also where a ≈ b."""
     gap = (a - b) / b
     close = gap > -0.5
     return torch.where(close, torch.where(close, gap, torch.zeros_like(gap)).log1p(), a.log() - b.log())
 
 
 def exp_excess(x: Tensor) -> Tensor:
-    """eˣ − 1 − x ≥ 0, to full relative accuracy also near 0; the divergences' values are sums of such terms."""
+    """Compute eˣ − 1 − x ≥ 0, to full relative accuracy also near 0; values of divergences are sums of such terms."""
 
     def series(u: Tensor) -> Tensor:
         tail = torch.ones_like(u)
@@ -87,7 +87,7 @@ def exp_excess(x: Tensor) -> Tensor:
 
 
 def squared_arcsinh_sqrt(s: Tensor) -> Tensor:
-    """arcsinh(√s)² for s ≥ 0: smooth at 0, with finite gradients there."""
+    """Compute arcsinh(√s)² for s ≥ 0: smooth at 0, with finite gradients there."""
     return _piecewise(
         s < 1e-3,
         s,
@@ -97,7 +97,7 @@ def squared_arcsinh_sqrt(s: Tensor) -> Tensor:
 
 
 def squared_arcsin_sqrt(s: Tensor) -> Tensor:
-    """arcsin(√s)² for 0 ≤ s < 1: smooth at 0, with finite gradients there."""
+    """Compute arcsin(√s)² for 0 ≤ s < 1: smooth at 0, with finite gradients there."""
     return _piecewise(
         s < 1e-3,
         s,
@@ -107,7 +107,7 @@ def squared_arcsin_sqrt(s: Tensor) -> Tensor:
 
 
 def sinh_ratio(fraction: Tensor, squared: Tensor) -> Tensor:
-    """sinh(f d)/sinh(d) for 0 ≤ f ≤ 1 given d², without overflow for large d and smooth at d = 0."""
+    """Compute sinh(f d)/sinh(d) for 0 ≤ f ≤ 1 given d², without overflow for large d and smooth at d = 0."""
     f2 = fraction.square()
 
     def ratio(d2: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def sinh_ratio(fraction: Tensor, squared: Tensor) -> Tensor:
 
 
 def sin_ratio(fraction: Tensor, squared: Tensor) -> Tensor:
-    """sin(f φ)/sin(φ) for 0 ≤ f ≤ 1 given φ² < π², smooth at φ = 0."""
+    """Compute sin(f φ)/sin(φ) for 0 ≤ f ≤ 1 given φ² < π², smooth at φ = 0."""
     f2 = fraction.square()
     return _piecewise(
         squared < 1e-3,
@@ -134,7 +134,7 @@ def sin_ratio(fraction: Tensor, squared: Tensor) -> Tensor:
 
 
 def log_weighted_sum(log_a: Tensor, log_b: Tensor, weight_a: Tensor, weight_b: Tensor) -> Tensor:
-    """log(w_a eᵃ + w_b eᵇ) for weights ≥ 0, not both 0; either may be 0 and either logarithm −∞.
+    """Compute log(w_a eᵃ + w_b eᵇ) for weights ≥ 0, not both 0; either may be 0 and either logarithm −∞.
 
     Unlike ``logaddexp(a + log w_a, b + log w_b)`` it has finite gradients in the weights where one is 0.
     """
@@ -150,7 +150,7 @@ def log_weighted_sum(log_a: Tensor, log_b: Tensor, weight_a: Tensor, weight_b: T
 
 
 def log_difference(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """log(eᵃ − eᵇ) for a > b; b may be −∞."""
+    """Compute log(eᵃ − eᵇ) for a > b; b may be −∞."""
     gap = log_b - log_a
     # log1p where e^gap is small, log(−expm1) where it is near 1: either alone loses half of the digits somewhere.
     near = gap > -0.69
@@ -162,5 +162,5 @@ def log_difference(log_a: Tensor, log_b: Tensor) -> Tensor:
 
 
 def log_mix(log_p: Tensor, log_q: Tensor, fraction: Tensor) -> Tensor:
-    """log((1 − f) p + f q) from log p and log q, exact at f = 0 and f = 1."""
+    """Compute log((1 − f) p + f q) from log p and log q, exact at f = 0 and f = 1."""
     return log_weighted_sum(log_p, log_q, 1 - fraction, fraction)

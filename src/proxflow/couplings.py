@@ -16,15 +16,19 @@ from proxflow.examples import Condition
 
 
 class Coupling(Protocol):
-    """Pairs prior draws with data, within a batch."""
+    """A rule that pairs prior draws with data, within a batch."""
 
     def pair(self, prior_mean: Tensor, x: Tensor, condition: Condition | None = None) -> Tensor:
-        """A permutation (batch,), int64: data point i goes with prior draw ``permutation[i]``."""
+        """Return a permutation (batch,), int64: data point i goes with prior draw ``permutation[i]``."""
 
 
 @dataclass(frozen=True)
 class MinibatchOT:
-    """Minibatch optimal transport: the pairs of least total squared distance within a batch (2302.00482, 2304.14772).
+    """Minibatch optimal transport: the pairs of least total squared distance within a batch.
+
+    "Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport" (Tong et al., 2023),
+    arXiv 2302.00482, and "Multisample Flow Matching: Straightening Flows with Minibatch Couplings" (Pooladian et al., 2023),
+    arXiv 2304.14772. Known elsewhere as OT-CFM.
 
     The assignment is exact, by POT's network simplex (extra ``transport``), and a function of the batch alone. It only
     permutes the prior draws of a batch, so prior and data keep their laws, and the paths between them get straighter: fewer
@@ -39,9 +43,10 @@ class MinibatchOT:
     Args:
         condition_weight: How conditions keep a prior that does not depend on them. ``None``: only data with equal ones are
             exchanged, which is exact, and right for labels. A weight w > 0 is for continuous ones: w times their squared
-            distance is added to the cost (in the manner of 2503.10636). Then the prior given a condition c still leans
-            toward its data, by less the larger w is: with c ~ N(0, 1) and data of mean kc its mean is about kc/w, for w ≫ k.
-            Toward w = ∞ nothing is exchanged. Conditions are best scaled to variance 1.
+            distance is added to the cost (in the manner of "The Curse of Conditions: Analyzing and Improving Optimal
+            Transport for Conditional Flow-Based Generation", Cheng & Schwing, 2025, arXiv 2503.10636). Then the prior given
+            a condition c still leans toward its data, by less the larger w is: with c ~ N(0, 1) and data of mean kc its mean
+            is about kc/w, for w ≫ k. Toward w = ∞ nothing is exchanged. Conditions are best scaled to variance 1.
 
     Raises:
         ArgumentError: A weight that is not positive and finite.
@@ -62,12 +67,13 @@ class MinibatchOT:
         pot()
 
     def pair(self, prior_mean: Tensor, x: Tensor, condition: Condition | None = None) -> Tensor:
-        """The assignment of least total squared distance.
+        """Return the assignment of least total squared distance.
 
         With conditions draw i is given the condition of data point i, which it does not depend on, and goes to data with
         that condition, or with a weight one near it. So the prior given a condition stays what it is, or nearly, and what is
         learned for a condition starts where sampling will. Pairing without regard to conditions would shift the prior of
-        each toward its data (2503.10636). Without a weight, conditions that are all different leave the batch as it is.
+        each toward its data (Cheng & Schwing, 2025). Without a weight, conditions that are all different leave the batch as
+        it is.
 
         Args:
             prior_mean: Means of the prior draws, (batch, *event).
@@ -117,7 +123,7 @@ class Reflowed:
     """
 
     def pair(self, prior_mean: Tensor, x: Tensor, condition: Condition | None = None) -> Tensor:
-        """Nothing.
+        """Refuse to pair.
 
         Raises:
             ArgumentError: Always.
@@ -128,7 +134,7 @@ class Reflowed:
 
 
 def _groups(number: int, condition: Tensor | None) -> Iterator[Tensor]:
-    """Indices of the examples of each condition."""
+    """Yield the indices of the examples of each condition."""
     if condition is None:
         yield torch.arange(number)
         return
@@ -138,7 +144,7 @@ def _groups(number: int, condition: Tensor | None) -> Iterator[Tensor]:
 
 
 def _assign(start: Tensor, end: Tensor) -> Tensor:
-    """For each row of ``end`` (n, d) the row of ``start`` (n, d) in the pairing of least total squared distance."""
+    """Return for each row of ``end`` (n, d) the row of ``start`` (n, d) in the pairing of least total squared distance."""
     if len(start) < 2:
         return torch.arange(len(start))
     squares = start.square().sum(1)[None, :] + end.square().sum(1)[:, None]

@@ -29,7 +29,7 @@ class Energy(ABC):
 
     @abstractmethod
     def __call__(self, belief: Any, message: Any) -> Tensor:
-        """The energy of ``belief`` given the step's ``message``, (batch,)."""
+        """Return the energy of ``belief`` given the step's ``message``, (batch,)."""
 
     def rows(self, index: Tensor) -> Energy:
         """Return the energy of some examples of a batch alone: their own rows of what it holds for each."""

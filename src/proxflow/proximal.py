@@ -2,7 +2,9 @@
 
     p' = argmin_p  E(p; message) + D(p, belief)/η = argmin_p  (1 − f) D(p, belief) + f E(p; message),   η = f/(1 − f)
 
-With the barycentric energy E = D(·, message) this is (1 − f) D(p, belief) + f D(p, message) (GPFN, 2603.00751).
+With the barycentric energy E = D(·, message) this is (1 − f) D(p, belief) + f D(p, message): "General Proximal Flow
+Networks" (Strunk & Assam, 2026), arXiv 2603.00751. Known elsewhere as a JKO step (with Wasserstein-2), a mirror descent step
+(with KL) or a backward Euler step.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class Proximal:
     energy: Energy | None = None
 
     def __call__(self, belief: B, message: Any, fraction: Tensor | float) -> B:
-        """The step from ``belief`` by ``fraction`` f (a scalar or (batch,), in [0, 1]), which is the step size f/(1 − f).
+        """Move ``belief`` by ``fraction`` f (a scalar or (batch,), in [0, 1]), which is the step size f/(1 − f).
 
         Args:
             belief: Where the step starts.

@@ -18,7 +18,7 @@ lie in memory that is fresh from the system each time."""
 
 
 def _signed(word: int) -> int:
-    """The 64-bit word as int64 has it."""
+    """Return the 64-bit word as int64 has it."""
     return (word + 2**63) % 2**64 - 2**63
 
 
@@ -26,7 +26,10 @@ _GOLDEN, _FIRST, _SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9,
 
 
 def _mixed(word: Tensor) -> Tensor:
-    """SplitMix64's bijection of 64-bit words (Steele, Lea & Flood, OOPSLA 2014, with Stafford's variant 13), in place."""
+    """Apply SplitMix64's bijection of 64-bit words with Stafford's variant 13, in place.
+
+    "Fast Splittable Pseudorandom Number Generators" (Steele, Lea & Flood, 2014).
+    """
     scratch = torch.empty_like(word)  # once: pages of new memory are a good part of what the draws cost
 
     def fold(shift: int) -> Tensor:
@@ -47,11 +50,11 @@ class Streams(ABC):
 
     @abstractmethod
     def uniform(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Uniform draws from (0, 1), (batch, …)."""
+        """Draw uniform numbers from (0, 1), (batch, …)."""
 
     @abstractmethod
     def normal(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Standard normal draws, (batch, …)."""
+        """Draw standard normal numbers, (batch, …)."""
 
 
 class SampleStreams(Streams):
@@ -59,7 +62,7 @@ class SampleStreams(Streams):
 
     The n-th draw for sample i is the same whatever other samples share its batch, on any device and in any precision, up to
     rounding. Word j of draw d of a sample is SplitMix64's of its start + j · its step + d · the golden ratio; start and step
-    come from the seed and the index, as for the splittable generators of Steele, Lea & Flood (OOPSLA 2014).
+    come from the seed and the index, as in "Fast Splittable Pseudorandom Number Generators" (Steele, Lea & Flood, 2014).
 
     Args:
         seed: Any integer; taken modulo 2^64.
@@ -72,8 +75,8 @@ class SampleStreams(Streams):
             raise ArgumentError(f"sample indices must be integers of shape (batch,), got {tuple(indices.shape)}")
         self.indices, self.expected = indices, expected
         self.at_once = _AT_ONCE_ON_CPU if indices.device.type == "cpu" else _AT_ONCE
-        # Numbers 2i + 1 and 2i + 2 of SplitMix64 from the seed. Multiples of the golden ratio are so far from each other
-        # that no seeds that are at all near have one in common.
+        # Numbers 2i + 1 and 2i + 2 of SplitMix64 from the seed. Neighbouring seeds have none of them in common, as
+        # multiples of the golden ratio lie far from each other.
         places = 2 * indices.long() + torch.arange(1, 3, device=indices.device)[:, None]
         start, step = _mixed(places * _GOLDEN + _signed(seed)).unsqueeze(-1).unbind()
         self._start, self._step = start, step.bitwise_or(1)
@@ -88,7 +91,7 @@ class SampleStreams(Streams):
         return self._next(True, shape, dtype)
 
     def _next(self, normal: bool, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """The next draw. Where it is like the last one, some that may follow are made with it."""
+        """Return the next draw. Where it is like the last one, some that may follow are made with it."""
         if shape[0] != len(self.indices):
             raise ArgumentError(f"streams for {len(self.indices)} samples cannot fill a batch of {shape[0]}")
         again, self._asked = self._asked == (normal, shape, dtype), (normal, shape, dtype)
@@ -104,7 +107,7 @@ class SampleStreams(Streams):
         return self._ahead.pop()
 
     def _words(self, draws: Tensor, numbers: int) -> Tensor:
-        """32-bit words with their sign, int32 (draws, batch, numbers), one more where ``numbers`` is odd."""
+        """Make 32-bit words with their sign, int32 (draws, batch, numbers), one more where ``numbers`` is odd."""
         counts = torch.arange(-(-numbers // 2), device=self.indices.device)
         return _mixed((self._start + self._step * counts) + draws * _GOLDEN).view(torch.int32)
 
@@ -114,7 +117,7 @@ class SampleStreams(Streams):
 
     @staticmethod
     def _normal(words: Tensor, dtype: torch.dtype) -> Tensor:
-        """Box–Muller. The first half of the words gives the radii, the second the angles."""
+        """Make normal numbers by Box–Muller. The first half of the words gives the radii, the second the angles."""
         first, second = words.chunk(2, dim=-1)
         precision = torch.float64 if dtype == torch.float64 else torch.float32
         # The lowest word, −2^31, must not become a uniform number of 0.
@@ -156,21 +159,21 @@ Generator = torch.Generator | Streams
 
 
 def randn(shape: torch.Size, generator: Generator, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Standard normal draws of the given shape."""
+    """Draw standard normal numbers of the given shape."""
     if not isinstance(generator, torch.Generator):
         return generator.normal(shape, dtype)
     return torch.randn(shape, generator=generator, dtype=dtype, device=device)
 
 
 def randn_like(x: Tensor, generator: Generator) -> Tensor:
-    """Standard normal draws of the shape, type and device of ``x``; those of :func:`randn`, whatever the layout of ``x``."""
+    """Draw standard normal numbers of the shape, type and device of ``x``: those of :func:`randn`, in whatever layout."""
     if not isinstance(generator, torch.Generator):
         return generator.normal(x.shape, x.dtype)
     return torch.randn_like(x, generator=generator, memory_format=torch.contiguous_format)
 
 
 def rand(shape: torch.Size, generator: Generator, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Uniform draws from (0, 1) of the given shape."""
+    """Draw uniform numbers from (0, 1) of the given shape."""
     if not isinstance(generator, torch.Generator):
         return generator.uniform(shape, dtype)
     return torch.rand(shape, generator=generator, dtype=dtype, device=device).clamp_(min=torch.finfo(dtype).tiny)

@@ -606,7 +606,7 @@ def check_kind(kind_class: type[Any], source: str, ending: str = ".npz", **setti
     Raises:
         AssertionError: A part of the contract does not hold.
     """
-    from proxflow.examples import Examples  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    from proxflow.examples import Examples
 
     name = kind_class.__name__
     _require(kind_class.takes(source), f"{name}: it takes {source!r}")

@@ -45,7 +45,7 @@ class Belief(ABC):
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log density (nats) of the events ``x`` (batch, *event) → (batch,).
+        """Return the log density (nats) of the events ``x`` (batch, *event) → (batch,).
 
         Raises:
             ArgumentError: ``x`` has another shape.
@@ -53,34 +53,34 @@ class Belief(ABC):
 
     @abstractmethod
     def coordinates(self) -> Tensor:
-        """Unconstrained coordinates, (batch, number): any real vector is a valid belief of the family."""
+        """Return unconstrained coordinates, (batch, number): any real vector is a valid belief of the family."""
 
     @abstractmethod
     def at(self, coordinates: Tensor) -> Self:
-        """The belief of this family and shape with the given coordinates; inverse of :meth:`coordinates`."""
+        """Make the belief of this family and shape with the given coordinates; inverse of :meth:`coordinates`."""
 
     @abstractmethod
     def features(self) -> Tensor:
-        """What a network reads, (batch, …)."""
+        """Return what a network reads of the belief, (batch, …)."""
 
     def sites(self) -> Self:
-        """Each coordinate of each event as an example of its own, (batch · sites, 1); only where ``factorised``."""
+        """Make each coordinate of each event an example of its own, (batch · sites, 1); only where ``factorised``."""
         raise ArgumentError(f"{type(self).__name__} does not factorise over the coordinates of an event")
 
     def unsites(self, sites: Self) -> Self:
-        """Inverse of :meth:`sites`, with the event shape of this belief."""
+        """Undo :meth:`sites`, with the event shape of this belief."""
         raise ArgumentError(f"{type(self).__name__} does not factorise over the coordinates of an event")
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every parameter tensor, by name."""
+        """Return every parameter tensor, by name."""
         return {name: getattr(self, name) for name in self.__match_args__}  # type: ignore[attr-defined]
 
     def shapes(self) -> list[torch.Size]:
-        """Their shapes, in the same order."""
+        """Return their shapes, in the same order."""
         return [tensor.shape for tensor in self.tensors().values()]
 
     def with_tensors(self, tensors: dict[str, Tensor]) -> Self:
-        """The belief of this family with the given parameter tensors; inverse of :meth:`tensors`."""
+        """Make the belief of this family with the given parameter tensors; inverse of :meth:`tensors`."""
         values: dict[str, Any] = tensors
         return type(self)(**values)
 

@@ -15,7 +15,7 @@ from proxflow.errors import ArgumentError
 
 
 def bin_of(x: Tensor, bins: int) -> Tensor:
-    """Index of the bin of [−1, 1] that holds ``x``, int64 of its shape; the end bins hold all that lies beyond.
+    """Return the index of the bin of [−1, 1] that holds ``x``, int64 of its shape; end bins hold all that lies beyond.
 
     Bin k reaches from −1 + 2k/K to −1 + 2(k+1)/K.
     """
@@ -23,12 +23,12 @@ def bin_of(x: Tensor, bins: int) -> Tensor:
 
 
 def bin_centre(index: Tensor, bins: int, dtype: torch.dtype) -> Tensor:
-    """Centre −1 + (2k + 1)/K of bin k, of the shape of ``index``."""
+    """Return the centre −1 + (2k + 1)/K of bin k, of the shape of ``index``."""
     return 2 * ((index.to(dtype) + 0.5) / bins) - 1
 
 
 def _log_mass(low: Tensor, high: Tensor) -> Tensor:
-    """log(Φ(high) − Φ(low)) for low < high, either possibly infinite, to full accuracy in both tails."""
+    """Compute log(Φ(high) − Φ(low)) for low < high, either possibly infinite, to full accuracy in both tails."""
     # Of an interval above 0 take the mirror image: there Φ is small, and its logarithm says all.
     mirror = low + high > 0
     low, high = torch.where(mirror, -high, low), torch.where(mirror, -low, high)
@@ -36,7 +36,7 @@ def _log_mass(low: Tensor, high: Tensor) -> Tensor:
 
 
 def gaussian_bin_log_prob(x: Tensor, mean: Tensor, std: Tensor, bins: int, density_below: float = 0.0) -> Tensor:
-    """Log-probability (nats) of the bin that holds ``x`` under N(mean, std²), of their broadcast shape.
+    """Return the log-probability (nats) of the bin that holds ``x`` under N(mean, std²), of their broadcast shape.
 
     The end bins take the tails' mass. Computed in double precision and in log space: exact however small it is.
 
@@ -46,7 +46,8 @@ def gaussian_bin_log_prob(x: Tensor, mean: Tensor, std: Tensor, bins: int, densi
         std: Its standard deviation, > 0.
         bins: Number of bins K.
         density_below: Where the probability is smaller than this, take the density at the bin's centre times its width
-            instead. The BFN reference does so below 1e-5 (2308.07037, its public code), which is not normalised.
+            instead, which is not normalised. The public code of Bayesian Flow Networks (Graves et al., 2023),
+            arXiv 2308.07037, does so below 1e-5.
     """
     index, mean64, std64 = bin_of(x, bins), mean.double(), std.double()
     low, high = (((index + side).double() * (2 / bins) - 1 - mean64) / std64 for side in (0, 1))

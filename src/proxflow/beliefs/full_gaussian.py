@@ -18,6 +18,8 @@ from proxflow.random import Generator, randn_like
 class FullGaussian(Belief):
     """N(mean, L Lᵀ), held by the Cholesky factor: its condition number is the square root of the covariance's.
 
+    Known elsewhere as a multivariate normal distribution.
+
     Args:
         mean: (batch, dimension), floating point.
         scale_tril: Cholesky factor L of the covariance, (batch, dimension, dimension): lower triangular, its diagonal
@@ -43,7 +45,7 @@ class FullGaussian(Belief):
 
     @classmethod
     def from_covariance(cls, mean: Tensor, covariance: Tensor) -> Self:
-        """From symmetric positive definite covariances (batch, dimension, dimension), in squared units of the data.
+        """Make the belief of symmetric positive definite covariances (batch, d, d), in squared units of the data.
 
         Raises:
             ArgumentError: The shapes do not fit, or a covariance is not positive definite.
@@ -81,7 +83,7 @@ class FullGaussian(Belief):
         return (densities - 0.5 * math.log(2 * math.pi)).sum(1)
 
     def coordinates(self) -> Tensor:
-        """Log-Cholesky: the mean, the logarithms of L's diagonal, and what is below it row by row."""
+        """Return the log-Cholesky coordinates: the mean, the logarithms of L's diagonal, and what is below it row by row."""
         rows, columns = self._below()
         diagonal = self.scale_tril.diagonal(dim1=1, dim2=2).log()
         return torch.cat([self.mean, diagonal, self.scale_tril[:, rows, columns]], dim=1)
@@ -94,7 +96,7 @@ class FullGaussian(Belief):
         return type(self)(coordinates[:, :size], factor)
 
     def features(self) -> Tensor:
-        """The mean."""
+        """Return the mean."""
         return self.mean
 
     def _below(self) -> tuple[Tensor, Tensor]:

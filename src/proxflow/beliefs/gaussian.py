@@ -18,7 +18,7 @@ from proxflow.random import Generator, randn_like
 
 @dataclass(frozen=True, eq=False, init=False)
 class DiagonalGaussian(Belief):
-    """N(mean, diag(std²)).
+    """N(mean, diag(std²)). Known elsewhere as a factorised or mean-field Gaussian.
 
     A standard deviation of 0 is a point mass: a valid target for Wasserstein-2, and infinitely far away for KL.
 
@@ -87,7 +87,7 @@ class DiagonalGaussian(Belief):
         return sum_events(-0.5 * z.square() - self.std.log() - 0.5 * math.log(2 * math.pi))
 
     def coordinates(self) -> Tensor:
-        """Means, then logarithms of the standard deviations, (batch, 2 · sites)."""
+        """Return the means, then logarithms of the standard deviations, (batch, 2 · sites)."""
         return torch.cat([self.mean.reshape(self.batch_size, -1), self.std.log().reshape(self.batch_size, -1)], dim=1)
 
     def at(self, coordinates: Tensor) -> Self:
@@ -99,7 +99,7 @@ class DiagonalGaussian(Belief):
         return [self.mean.shape, self.mean.shape]
 
     def features(self) -> Tensor:
-        """The mean: along the flows' paths the standard deviation is a function of time alone."""
+        """Return the mean: along the flows' paths the standard deviation is a function of time alone."""
         return self.mean
 
     def sites(self) -> Self:
@@ -110,7 +110,7 @@ class DiagonalGaussian(Belief):
 
 
 def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
-    """Whether a tensor of this shape expands to the other."""
+    """Tell whether a tensor of this shape expands to the other."""
     if len(shape) > len(to):
         return False
     for n, m in zip(reversed(shape), reversed(to), strict=False):  # noqa: SIM110  # all() takes twice as long

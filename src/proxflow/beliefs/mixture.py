@@ -99,7 +99,7 @@ class GaussianMixture(Belief):
         return self._log_density(x[:, None, None]).squeeze(1)
 
     def coordinates(self) -> Tensor:
-        """Log-odds of the weights against the last, the means, and logarithms of the standard deviations.
+        """Return log-odds of the weights against the last, the means, and logarithms of the standard deviations.
 
         (batch, components − 1 + 2 · components · sites). Each order of the components has coordinates of its own.
         """
@@ -114,21 +114,21 @@ class GaussianMixture(Belief):
         return type(self)(logits, means, log_stds.exp())
 
     def features(self) -> Tensor:
-        """2w − 1, the means and the standard deviations, (batch, components · (1 + 2 · sites))."""
+        """Return 2w − 1, the means and the standard deviations, (batch, components · (1 + 2 · sites))."""
         return torch.cat([2 * self.weights - 1, self.means.flatten(1), self.stds.flatten(1)], dim=1)
 
     def _log_density(self, x: Tensor) -> Tensor:
-        """Log density at points ``x``, (batch, 1, points, *event) → (batch, points)."""
+        """Compute the log density at points ``x``, (batch, 1, points, *event) → (batch, points)."""
         z = (x - self.means.unsqueeze(2)) / self.stds.unsqueeze(2)
         densities = -0.5 * z.square() - self.stds.unsqueeze(2).log() - 0.5 * math.log(2 * math.pi)
         whole = densities.flatten(3).sum(3) if densities.ndim > 3 else densities
         return torch.logsumexp(self.log_weights[..., None] + whole, dim=1)
 
     def _of(self, chosen: Tensor, values: Tensor) -> Tensor:
-        """What belongs to the chosen component (batch,): (batch, components, *event) → (batch, *event)."""
+        """Pick the values of the chosen component (batch,): (batch, components, *event) → (batch, *event)."""
         index = self._shaped(chosen[:, None]).expand(-1, 1, *values.shape[2:])
         return values.gather(1, index).squeeze(1)
 
     def _shaped(self, values: Tensor) -> Tensor:
-        """(batch, components) → that of the means, for broadcasting."""
+        """Shape (batch, components) so that it broadcasts against the means."""
         return values.reshape(*values.shape, *[1] * (self.means.ndim - 2))

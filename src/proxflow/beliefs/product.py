@@ -55,7 +55,7 @@ class Product(Belief):
         return torch.stack([p.log_prob(event) for p, event in zip(self.parts, self.split(x), strict=True)]).sum(0)
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Each part's events, in its own shape and type, from rows (batch, columns).
+        """Return each part's events, in its own shape and type, from rows (batch, columns).
 
         Raises:
             ArgumentError: ``x`` has another shape.
@@ -66,7 +66,7 @@ class Product(Belief):
         return tuple(a.reshape(m.shape).to(m.dtype) for a, m in zip(torch.split(x, widths, dim=1), modes, strict=True))
 
     def coordinates(self) -> Tensor:
-        """Those of the parts, side by side."""
+        """Return those of the parts, side by side."""
         return torch.cat([part.coordinates() for part in self.parts], dim=1)
 
     def at(self, coordinates: Tensor) -> Self:
@@ -76,11 +76,11 @@ class Product(Belief):
         )
 
     def features(self) -> Tensor:
-        """Those of the parts, flattened and side by side, (batch, …)."""
+        """Return those of the parts, flattened and side by side, (batch, …)."""
         return torch.cat([_flat(part.features()) for part in self.parts], dim=1)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every parameter tensor of every part, by the part's number and the tensor's name: ``0.mean``."""
+        """Return every parameter tensor of every part, by the part's number and the tensor's name: ``0.mean``."""
         return {f"{i}.{name}": a for i, part in enumerate(self.parts) for name, a in part.tensors().items()}
 
     def with_tensors(self, tensors: dict[str, Tensor]) -> Self:

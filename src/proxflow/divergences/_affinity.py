@@ -14,12 +14,12 @@ from proxflow.beliefs import Categorical, DiagonalGaussian
 
 
 def _excess(s: float, gap: Tensor) -> Tensor:
-    """(1 − s) e^{−s g} + s e^{(1−s) g} − 1, of the sign of s (1 − s); its two first-order terms cancel exactly."""
+    """Compute (1 − s) e^{−s g} + s e^{(1−s) g} − 1, of the sign of s (1 − s); its two first-order terms cancel exactly."""
     return (1 - s) * exp_excess(-s * gap) + s * exp_excess((1 - s) * gap)
 
 
 def gaussian_log_affinity(p: DiagonalGaussian, q: DiagonalGaussian, s: float) -> Tensor:
-    """log ∫ p^{1−s} q^s of each coordinate, the shape of the means; +∞ where the integral diverges."""
+    """Compute log ∫ p^{1−s} q^s of each coordinate, the shape of the means; +∞ where the integral diverges."""
     largest = torch.maximum(p.std, q.std)
     precision = s * (p.std / largest).square() + (1 - s) * (q.std / largest).square()
     finite = precision > 0
@@ -34,7 +34,7 @@ def gaussian_log_affinity(p: DiagonalGaussian, q: DiagonalGaussian, s: float) ->
 
 
 def categorical_deficit(p: Categorical, q: Categorical, s: float) -> Tensor:
-    """(1 − Σ p^{1−s} q^s) / (s (1 − s)) ≥ 0 of each coordinate, the shape of the logits less the classes."""
+    """Compute (1 − Σ p^{1−s} q^s) / (s (1 − s)) ≥ 0 of each coordinate, the shape of the logits less the classes."""
     log_p, log_q, gap = _with_gap(p, q)
     close = gap.abs() < 1
     near_gap = torch.where(close, gap, torch.zeros_like(gap))
@@ -46,7 +46,7 @@ def categorical_deficit(p: Categorical, q: Categorical, s: float) -> Tensor:
 
 
 def categorical_log_affinity(p: Categorical, q: Categorical, s: float) -> Tensor:
-    """log Σ p^{1−s} q^s of each coordinate, the shape of the logits less the classes."""
+    """Compute log Σ p^{1−s} q^s of each coordinate, the shape of the logits less the classes."""
     missing = s * (1 - s) * categorical_deficit(p, q, s)
     near = missing.abs() < 0.5
     log_p, log_q, _ = _with_gap(p, q)
@@ -61,7 +61,7 @@ def _with_gap(p: Categorical, q: Categorical) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _log_power(log_p: Tensor, log_q: Tensor, s: float) -> Tensor:
-    """log p^{1−s} q^s, −∞ for a class that both rule out."""
+    """Compute log p^{1−s} q^s, −∞ for a class that both rule out."""
     neither = log_p.isneginf() & log_q.isneginf()
     power = (1 - s) * log_p.masked_fill(neither, 0) + s * log_q.masked_fill(neither, 0)
     return power.masked_fill(neither, -torch.inf)

@@ -16,7 +16,7 @@ _PIVOTS = 10_000_000
 
 
 def pot() -> Any:
-    """The library POT.
+    """Import the library POT.
 
     Raises:
         MissingPackageError: It is not installed.
@@ -30,7 +30,7 @@ def pot() -> Any:
 
 
 def optimal_plans(costs: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Plans of least cost, and the potentials that prove it: derivatives of the least cost in the weights.
+    """Find plans of least cost, and the dual potentials: the derivatives of the least cost in the weights.
 
     A plan is a vertex of the transport polytope, so no more than n + m − 1 of its entries are not 0. It is found on the
     host, in double precision, and without gradients.
@@ -58,7 +58,7 @@ def optimal_plans(costs: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Te
 
 
 def least_cost(costs: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Least cost of transport (batch,), with its exact first derivatives in costs and weights (envelope theorem)."""
+    """Compute the least cost of transport (batch,), with exact first derivatives in costs and weights (envelope theorem)."""
     plans, first, second = optimal_plans(costs, start, end)
     by_weights = (first * (start - start.detach())).sum(1) + (second * (end - end.detach())).sum(1)
     return (plans * costs).sum((1, 2)) + by_weights

@@ -11,7 +11,7 @@ from proxflow.errors import ArgumentError
 
 
 def factor_of(matrix: Tensor, name: str, kind: str) -> Tensor:
-    """F with (θ − θ')ᵀ M (θ − θ') = |Fᵀ(θ − θ')|² for all probabilities, (classes, classes), float64.
+    """Return F with (θ − θ')ᵀ M (θ − θ') = |Fᵀ(θ − θ')|² for all probabilities, (classes, classes), float64.
 
     Raises:
         ArgumentError: M is not a finite symmetric matrix of at least 2 classes, or the form is not positive for some
@@ -33,7 +33,7 @@ def factor_of(matrix: Tensor, name: str, kind: str) -> Tensor:
 
 
 def squared_distance(factor: Tensor | None, p: Categorical, q: Categorical) -> Tensor:
-    """|Fᵀ(θ − θ')|², summed over the coordinates of an event, (batch,); without F that of the probabilities themselves."""
+    """Compute |Fᵀ(θ − θ')|², or |θ − θ'|² without F, summed over the coordinates of an event, (batch,)."""
     gap = p.probs - q.probs
     if factor is not None:
         if len(factor) != p.classes:
@@ -43,5 +43,5 @@ def squared_distance(factor: Tensor | None, p: Categorical, q: Categorical) -> T
 
 
 def plain_mean(belief: Categorical, target: Categorical, f: Tensor) -> Categorical:
-    """(1 − f) θ + f θ', the minimiser of every squared distance of probabilities."""
+    """Return (1 − f) θ + f θ', the minimiser of every squared distance of probabilities."""
     return Categorical(log_mix(belief.log_probs, target.log_probs, f))

@@ -24,9 +24,9 @@ from proxflow.errors import ArgumentError
 class Alpha(Divergence):
     """D_a(p, q) = 4/(1 − a²) · (1 − ∫ p^{(1−a)/2} q^{(1+a)/2}), **summed over the coordinates** of an event.
 
-    Amari's convention (Amari, 2016, §2.6): a → −1 is KL(p ‖ q), a → 1 is KL(q ‖ p), and D₀ is four times the squared
-    Hellinger distance. On categories the barycentric step is the normalised power mean
-    ((1 − f) p^e + f q^e)^{1/e} with e = (1 + a)/2; its steps do not compose.
+    Amari's convention ("Information Geometry and Its Applications", Amari, 2016, §2.6): a → −1 is KL(p ‖ q), a → 1 is
+    KL(q ‖ p), and D₀ is four times the squared Hellinger distance. On categories the barycentric step is the normalised
+    power mean ((1 − f) p^e + f q^e)^{1/e} with e = (1 + a)/2; its steps do not compose.
 
     Args:
         a: Finite, not ±1 (there it is :class:`~proxflow.KL` or :class:`~proxflow.ReverseKL`).
@@ -46,7 +46,7 @@ class Alpha(Divergence):
 
 
 def power_mean(belief: Categorical, target: Categorical, f: Tensor, e: float) -> Categorical:
-    """∝ ((1 − f) p^e + f q^e)^{1/e}, per coordinate."""
+    """Return the normalised ((1 − f) p^e + f q^e)^{1/e}, per coordinate."""
     log_p, log_q = belief.log_probs, target.log_probs
     if e > 0:
         return Categorical((log_mix(e * log_p, e * log_q, f) / e).log_softmax(-1))

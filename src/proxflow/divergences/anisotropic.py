@@ -39,7 +39,7 @@ class AnisotropicWasserstein2(Divergence):
     barycentric = False
 
     def objective(self, r: Any, p: Any, q: Any, fraction: Tensor) -> Tensor:
-        """Σ_ω (1 − f)^{1/m_ω} W₂²(r, p)_ω + (1 − (1 − f)^{1/m_ω}) W₂²(r, q)_ω, (batch,).
+        """Return Σ_ω (1 − f)^{1/m_ω} W₂²(r, p)_ω + (1 − (1 − f)^{1/m_ω}) W₂²(r, q)_ω, (batch,).
 
         This is the proximal objective, each mode multiplied by η_ω/(1 + η_ω) so that both ends f = 0 and 1 are finite.
         """
@@ -53,11 +53,11 @@ class AnisotropicWasserstein2(Divergence):
         return sum_events(mixed(keep, mean, from_mean, to_mean) + mixed(keep_std, std, from_std, to_std))
 
     def _parts(self, belief: DiagonalGaussian) -> tuple[Tensor, Tensor]:
-        """Modes of the mean, (batch, *event), and standard deviations broadcastable to them."""
+        """Return modes of the mean, (batch, *event), and standard deviations broadcastable to them."""
         return self.metric.modes(belief.mean), belief.std if self.metric.coordinatewise else one_std(belief)
 
     def _kept(self, belief: DiagonalGaussian, fraction: Tensor) -> tuple[Tensor, Tensor]:
-        """What is kept of each mode of the mean, and of the standard deviations."""
+        """Return the share that is kept of each mode of the mean, and of the standard deviations."""
         weights = self.metric.weights(belief.mean)
         spread = weights if self.metric.coordinatewise else self.metric.mean_weight(belief.mean)
         return (1 - fraction).pow(1 / weights), (1 - fraction).pow(1 / spread)
@@ -90,7 +90,7 @@ def _(
     target: DiagonalGaussian,
     over: Callable[[Tensor], Tensor],
 ) -> DiagonalGaussian | None:
-    """Each mode by its own fraction, η e_ω/(η e_ω + m_ω), with the weights m of the divergence and e of the energy."""
+    """Move each mode by its own fraction, η e_ω/(η e_ω + m_ω), with the weights m of the divergence and e of the energy."""
     metrics = [d.metric for d in (divergence, energy) if d.metric is not None]
     if not metrics or not metrics[0].commutes_with(metrics[-1]):
         return None

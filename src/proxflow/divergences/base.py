@@ -94,7 +94,7 @@ def mixed_form(divergence: type[Divergence], energy: type[Divergence], family: t
 
 
 def mixed_step(divergence: Divergence, energy: Divergence, belief: B, target: B, fraction: Tensor | float) -> B:
-    """argmin_r (1 − f) D(r, belief) + f E(r, target), where a closed form is known.
+    """Return argmin_r (1 − f) D(r, belief) + f E(r, target), where a closed form is known.
 
     Raises:
         UnsupportedPairError: None is known.
@@ -138,7 +138,7 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
     """Whether two beliefs must have the same shapes; if not, the batch and the family are all they must share."""
 
     def __call__(self, p: B, q: B) -> Tensor:
-        """D(p, q) for each example, (batch,).
+        """Return D(p, q) for each example, (batch,).
 
         Raises:
             UnsupportedPairError: No rule is known for this divergence and family.
@@ -151,7 +151,7 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
         return result
 
     def interpolate(self, p: B, q: B, fraction: Tensor | float) -> B:
-        """The belief at ``fraction`` (a scalar or (batch,), in [0, 1]) on the way from ``p`` to ``q``.
+        """Return the belief at ``fraction`` (a scalar or (batch,), in [0, 1]) on the way from ``p`` to ``q``.
 
         Raises:
             UnsupportedPairError: No closed form is known for this divergence and family.
@@ -165,11 +165,11 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
         return result
 
     def over_parts(self, number: int) -> list[Divergence]:
-        """The divergence of each part of a product, over which this one adds up; empty where it does not."""
+        """Return the divergence of each part of a product, over which this one adds up; empty where it does not."""
         return [self] * number if self.additive else []
 
     def objective(self, r: Any, p: Any, q: Any, fraction: Tensor) -> Tensor:
-        """What :meth:`interpolate` minimises over r, (1 − f) D(r, p) + f D(r, q), for each example; f is (batch,).
+        """Return what :meth:`interpolate` minimises over r, (1 − f) D(r, p) + f D(r, q), (batch,); f is (batch,).
 
         A divergence whose own step has another energy says so here, and the solver follows.
         """
@@ -190,7 +190,7 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
 
 
 def independent_parts(divergence: Divergence, p: Belief, q: Belief) -> list[tuple[Divergence, Belief, Belief]]:
-    """For two products what their divergence adds up over, a divergence and a pair for each part; else nothing.
+    """List what the divergence of two products adds up over, a divergence and a pair for each part; else nothing.
 
     A product needs no rules: values and steps are those of the parts. A rule of its own for :class:`proxflow.Product`
     comes first.
@@ -202,14 +202,14 @@ def independent_parts(divergence: Divergence, p: Belief, q: Belief) -> list[tupl
 
 
 def has_value(divergence: Divergence, belief: Belief) -> bool:
-    """Whether the divergence's value is known on this belief's family."""
+    """Tell whether the divergence's value is known on this belief's family."""
     if parts := independent_parts(divergence, belief, belief):
         return all(has_value(d, part) for d, part, _ in parts)
     return (type(divergence), type(belief)) in VALUES
 
 
 def has_closed_form(divergence: Divergence, belief: Belief) -> bool:
-    """Whether :meth:`Divergence.interpolate` knows this pair."""
+    """Tell whether :meth:`Divergence.interpolate` knows this pair."""
     if parts := independent_parts(divergence, belief, belief):
         return all(has_closed_form(d, part) for d, part, _ in parts)
     pair = (type(divergence), type(belief))
@@ -217,7 +217,7 @@ def has_closed_form(divergence: Divergence, belief: Belief) -> bool:
 
 
 def steps_compose(divergence: Divergence, belief: Belief) -> bool:
-    """Whether steps toward a fixed target compose on this belief's family, as :attr:`Divergence.composes` claims."""
+    """Tell whether steps toward a fixed target compose on this belief's family, as :attr:`Divergence.composes` claims."""
     if parts := independent_parts(divergence, belief, belief):
         return all(steps_compose(d, part) for d, part, _ in parts)
     claim = divergence.composes
@@ -260,7 +260,7 @@ def _find(table: dict[Pair, Any], divergence: Divergence, belief: Belief, what: 
 
 
 def table_of_closed_forms() -> list[tuple[str, str, str]]:
-    """Every supported (divergence, family, how its step is taken), sorted, for the documentation."""
+    """List every supported (divergence, family, how its step is taken), sorted, for the documentation."""
 
     def how(pair: Pair) -> str:
         if pair in CONDITIONS:

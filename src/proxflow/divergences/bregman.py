@@ -30,7 +30,10 @@ Over = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Bregman(Divergence):
-    """B_φ(p, q): the free belief of a proximal step is the first argument (Bregman, 1967; Banerjee et al., 2005).
+    """Bregman divergence B_φ(p, q): the free belief of a proximal step is the first argument.
+
+    "The Relaxation Method of Finding the Common Point of Convex Sets" (Bregman, 1967) and "Clustering with Bregman
+    Divergences" (Banerjee et al., 2005).
 
     Its barycentric step mixes gradients, ∇φ(r) = (1 − f) ∇φ(p) + f ∇φ(q) (mirror descent; on categories up to a constant).
     It is a closed form where ∇φ can be inverted, else it needs a solver.
@@ -50,9 +53,10 @@ class Bregman(Divergence):
 
 @dataclass(frozen=True)
 class ReverseBregman(Divergence):
-    """B_φ(q, p): the free belief of a proximal step is the second argument.
+    """Bregman divergence B_φ(q, p): the free belief of a proximal step is the second argument.
 
-    Whatever φ is, its barycentric step is the plain mean of the parameters (Banerjee et al., 2005, Proposition 1).
+    Whatever φ is, its barycentric step is the plain mean of the parameters ("Clustering with Bregman Divergences", Banerjee
+    et al., 2005, Proposition 1).
 
     Args:
         potential: φ, as for :class:`Bregman`.
@@ -85,7 +89,7 @@ def _bregman(potential: Potential, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _mixed_gradients(divergence: Bregman, x: Tensor, y: Tensor, over: Over) -> Tensor:
-    """The parameters whose gradient is the mixture of those at x and y."""
+    """Return the parameters whose gradient is the mixture of those at x and y."""
     x, y = x.double(), y.double()
     f, start, end = over(x), _gradient(divergence.potential, x), _gradient(divergence.potential, y)
     start, end = start.masked_fill(start.isinf() & (f == 1), 0), end.masked_fill(end.isinf() & (f == 0), 0)

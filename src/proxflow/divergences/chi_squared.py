@@ -20,10 +20,10 @@ Over = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ChiSquared(Divergence):
-    """χ²(p ‖ q) = ∫ (p − q)²/q = ∫ p²/q − 1 (Pearson, 1900), **summed over the coordinates** of an event.
+    """χ²(p ‖ q) = ∫ (p − q)²/q = ∫ p²/q − 1, **summed over the coordinates** of an event.
 
-    Twice :class:`~proxflow.Alpha` (−3). On categories its barycentric step is the normalised harmonic mean
-    1/((1 − f)/p + f/q). Between Gaussians it is +∞ where σ_p² ≥ 2 σ_q².
+    Known elsewhere as Pearson's χ². Twice :class:`~proxflow.Alpha` (−3). On categories its barycentric step is the
+    normalised harmonic mean 1/((1 − f)/p + f/q). Between Gaussians it is +∞ where σ_p² ≥ 2 σ_q².
     """
 
     additive = True
@@ -31,10 +31,10 @@ class ChiSquared(Divergence):
 
 @dataclass(frozen=True)
 class ReverseChiSquared(Divergence):
-    """χ²(q ‖ p) = ∫ (p − q)²/p (Neyman's χ²), **summed over the coordinates** of an event.
+    """χ²(q ‖ p) = ∫ (p − q)²/p, **summed over the coordinates** of an event.
 
-    Twice :class:`~proxflow.Alpha` (3). On categories its barycentric step is the normalised quadratic mean
-    √((1 − f) p² + f q²). Between Gaussians it is +∞ where σ_q² ≥ 2 σ_p².
+    Known elsewhere as Neyman's χ². Twice :class:`~proxflow.Alpha` (3). On categories its barycentric step is the normalised
+    quadratic mean √((1 − f) p² + f q²). Between Gaussians it is +∞ where σ_q² ≥ 2 σ_p².
     """
 
     additive = True

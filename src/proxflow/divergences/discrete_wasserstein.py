@@ -18,11 +18,12 @@ from proxflow.errors import ArgumentError
 class DiscreteWasserstein2(Divergence):
     """W₂² between categories at given points, min_π Σ_jk π_jk |x_j − x_k|², **summed over the coordinates** of an event.
 
-    On a line the quantile functions give it: W₂² = ∫₀¹ (F⁻¹(u) − G⁻¹(u))² du. In more dimensions the plan comes from the
-    library POT (``pip install 'proxflow[transport]'``), on the host, where it neither compiles nor maps. Derivatives are
-    exact. It has a value and no step: it is piecewise linear in the probabilities, and so is the barycentric objective,
-    whose minimiser lies at a corner that no solver of smooth problems finds. For steps take
-    :class:`SinkhornDivergence` with the same costs, which it is the limit of.
+    Known elsewhere as the earth mover's distance with squared costs. On a line the quantile functions give it: W₂²
+    = ∫₀¹ (F⁻¹(u) − G⁻¹(u))² du. In more dimensions the plan comes from the library POT (``pip install
+    'proxflow[transport]'``), on the host, where it neither compiles nor maps. Derivatives are exact. It has a value and no
+    step: it is piecewise linear in the probabilities, and so is the barycentric objective, whose minimiser lies at a corner
+    that no solver of smooth problems finds. For steps take :class:`SinkhornDivergence` with the same costs, which it is the
+    limit of.
 
     Args:
         points: Where the classes lie, (classes,) on a line or (classes, dimension), all different.
@@ -58,7 +59,7 @@ def _(divergence: DiscreteWasserstein2, p: Categorical, q: Categorical) -> Tenso
 
 
 def _on_a_line(points: Tensor, p: Tensor, q: Tensor) -> Tensor:
-    """∫ (F⁻¹ − G⁻¹)² of probabilities (…, classes) → (…)."""
+    """Compute ∫ (F⁻¹ − G⁻¹)² of probabilities (…, classes) → (…)."""
     points, order = points.sort()
     cumulative = [a[..., order].cumsum(-1)[..., :-1] for a in (p, q)]
     # Between two neighbouring levels of either distribution function both quantiles are constant.

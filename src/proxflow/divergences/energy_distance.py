@@ -18,7 +18,10 @@ from proxflow.errors import ArgumentError
 
 @dataclass(frozen=True, eq=False)
 class EnergyDistance(Divergence):
-    """2 E c(X, Y) − E c(X, X') − E c(Y, Y'), **summed over the coordinates** of an event (Székely & Rizzo, 2013).
+    """2 E c(X, Y) − E c(X, X') − E c(Y, Y'), **summed over the coordinates** of an event.
+
+    "Energy Statistics: A Class of Statistics Based on Distances" (Székely & Rizzo, 2013). Known elsewhere as twice the
+    Cramér distance or, where one of the two is a point, twice the continuous ranked probability score.
 
     On real data c = |x − y|, in units of the data, and the value is twice the squared L² distance of the distribution
     functions. On categories c is a matrix; the step is then the plain mean of probabilities, whatever the matrix.

@@ -31,7 +31,10 @@ from proxflow.divergences.base import Divergence, closed_form, value
 
 @dataclass(frozen=True)
 class FisherRao(Divergence):
-    """Squared Fisher–Rao distance d²(p, q) (Rao, 1945; on the simplex as in Fisher flow matching, 2405.14664).
+    """Squared Fisher–Rao distance d²(p, q), along geodesics of the Fisher information metric.
+
+    On the simplex as in "Fisher Flow Matching for Generative Modeling over Discrete Data" (Davis et al., 2024),
+    arXiv 2405.14664. Known elsewhere as the information or Rao distance.
 
     Gaussians: d = 2√2 arcsinh √(((μ − μ')²/2 + (σ − σ')²) / (4σσ')) in each coordinate. Categories: d = 2 arccos Σ√(θθ').
     """
@@ -41,7 +44,7 @@ class FisherRao(Divergence):
 
 
 def _squared_hyperbolic(p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
-    """Squared distance of each coordinate in the half-plane of curvature −1."""
+    """Compute the squared distance of each coordinate in the half-plane of curvature −1."""
     # Each factor over a standard deviation of its own: no overflow and no underflow of the product σσ'.
     shift = (p.mean - q.mean) / p.std * ((p.mean - q.mean) / q.std)
     spread = (p.std - q.std) / p.std * ((p.std - q.std) / q.std)
@@ -49,7 +52,7 @@ def _squared_hyperbolic(p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
 
 
 def _squared_angle(p: Categorical, q: Categorical) -> Tensor:
-    """Squared angle between √θ and √θ', for each coordinate."""
+    """Compute the squared angle between √θ and √θ', for each coordinate."""
     half_chord_squared = ((p.log_probs / 2).exp() - (q.log_probs / 2).exp()).square().sum(-1) / 4
     return 4 * squared_arcsin_sqrt(half_chord_squared)
 

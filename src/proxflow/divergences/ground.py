@@ -24,7 +24,7 @@ class GroundMetric(ABC):
 
     @abstractmethod
     def modes(self, x: Tensor) -> Tensor:
-        """U x: coefficients of events (batch, *event) in the metric's orthonormal basis, of the same shape.
+        """Return U x: coefficients of events (batch, *event) in the metric's orthonormal basis, of the same shape.
 
         Raises:
             ArgumentError: The metric is for events of another shape.
@@ -32,18 +32,18 @@ class GroundMetric(ABC):
 
     @abstractmethod
     def events(self, modes: Tensor) -> Tensor:
-        """Uᵀ c, the inverse of :meth:`modes`."""
+        """Return Uᵀ c; inverse of :meth:`modes`."""
 
     @abstractmethod
     def weights(self, like: Tensor) -> Tensor:
-        """m_ω > 0 for modes of events (batch, *event), broadcastable to them; of the precision and device of ``like``."""
+        """Return m_ω > 0 for modes of events (batch, *event), broadcastable to them; precision and device of ``like``."""
 
     @abstractmethod
     def commutes_with(self, other: GroundMetric) -> bool:
-        """Whether another metric has the same modes."""
+        """Tell whether another metric has the same modes."""
 
     def mean_weight(self, like: Tensor) -> Tensor:
-        """tr M / d, a scalar: the weight of a noise that is the same in every direction."""
+        """Return tr M / d, a scalar: the weight of a noise that is the same in every direction."""
         # Leading dimensions of an event (channels) repeat the weights, which leaves their mean as it is.
         return self.weights(like).mean()
 
@@ -89,8 +89,8 @@ class CoordinateMetric(GroundMetric):
 class FrequencyMetric(GroundMetric):
     """M ∝ (I − Δ)^s on images: differences of high spatial frequency cost more (a discrete Sobolev metric of order s).
 
-    Δ is the five-point Laplacian with reflecting edges. The orthonormal cosine transform (DCT-II) makes it diagonal
-    (Strang, The Discrete Cosine Transform, SIAM Review 1999), so that mode (k, l) has the weight
+    Δ is the five-point Laplacian with reflecting edges. The orthonormal cosine transform (DCT-II) makes it diagonal ("The
+    Discrete Cosine Transform", Strang, 1999), so that mode (k, l) has the weight
 
         m_kl ∝ (1 + λ_kl)^s,   λ_kl = 4 sin²(πk/2H) + 4 sin²(πl/2W) in [0, 8),
 
@@ -153,7 +153,7 @@ class FrequencyMetric(GroundMetric):
 
 
 def _cosines(n: int, like: Tensor) -> Tensor:
-    """Matrix (n, n) of the orthonormal DCT-II: U_kj = √((2 − δ_k0)/n) cos(πk(2j + 1)/2n)."""
+    """Return the matrix (n, n) of the orthonormal DCT-II: U_kj = √((2 − δ_k0)/n) cos(πk(2j + 1)/2n)."""
     k = torch.arange(n, dtype=torch.float64, device=like.device)
     matrix: Tensor = (math.pi / (2 * n) * k[:, None] * (2 * k + 1)).cos() * math.sqrt(2 / n)
     scale = torch.where(k == 0, 0.5, torch.ones_like(k)).sqrt()

@@ -16,8 +16,8 @@ from proxflow.divergences.base import Divergence, closed_form, value
 class HellingerSquared(Divergence):
     """Squared Hellinger distance 1 − ∫ √(pq) = ½ ∫ (√p − √q)², **summed over the coordinates** of an event.
 
-    Between 0 and 1 in each coordinate. It is a quarter of :class:`~proxflow.Alpha` (0), and has the same step: on
-    categories the normalised square of (1 − f) √p + f √q.
+    Known elsewhere as one minus the Bhattacharyya coefficient. Between 0 and 1 in each coordinate. It is a quarter of
+    :class:`~proxflow.Alpha` (0), and has the same step: on categories the normalised square of (1 − f) √p + f √q.
     """
 
     additive = True

@@ -13,7 +13,7 @@ from proxflow.divergences.kl import KL
 
 @dataclass(frozen=True)
 class Jeffreys(Divergence):
-    """KL(p ‖ q) + KL(q ‖ p), in nats (Jeffreys, 1946). Its step needs a solver."""
+    """KL(p ‖ q) + KL(q ‖ p), in nats. Its step needs a solver. Known elsewhere as the symmetrised KL divergence."""
 
     additive = True
 

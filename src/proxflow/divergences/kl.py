@@ -24,7 +24,8 @@ Over = Callable[[Tensor], Tensor]
 class KL(Divergence):
     """KL(p ‖ q) = E_p[log p − log q], in nats.
 
-    Its barycentric step is the normalised geometric mean p^{1−f} q^f.
+    Its barycentric step is the normalised geometric mean p^{1−f} q^f. Known elsewhere as relative entropy; the free belief
+    is its first argument, as in variational inference.
     """
 
     additive = True
@@ -51,7 +52,8 @@ class _StraightInPrecision(GaussianPath):
 class ReverseKL(Divergence):
     """KL(q ‖ p), in nats: the free belief of a proximal step is the second argument of KL.
 
-    Its barycentric step matches the moments of the mixture (1 − f) p + f q.
+    Its barycentric step matches the moments of the mixture (1 − f) p + f q. Known elsewhere as the moment projection, as in
+    expectation propagation.
     """
 
     additive = True

@@ -15,12 +15,13 @@ from proxflow.divergences.base import Divergence, closed_form, value
 
 @dataclass(frozen=True)
 class MixtureWasserstein2(Divergence):
-    """Squared distance MW₂² of Delon & Desolneux (1907.05254, eq. 4.4), W₂² with couplings that are mixtures themselves.
+    """Squared distance MW₂²: W₂² with couplings that are mixtures themselves.
 
-    min_w Σ_ij w_ij W₂²(p_i, q_j) over plans w between the components' weights. It is at least W₂², and at most that plus the
-    components' own variances (ibid., prop. 6). The step moves each pair of components that the plan joins along its own
-    geodesic; this is a geodesic of MW₂, so steps compose. Mixtures may have different numbers of components, K and L; the
-    step has K + L − 1, as many as a plan can join, some of weight 0 at times.
+    "A Wasserstein-type Distance in the Space of Gaussian Mixture Models" (Delon & Desolneux, 2020), arXiv 1907.05254,
+    eq. 4.4: min_w Σ_ij w_ij W₂²(p_i, q_j) over plans w between the components' weights. It is at least W₂², and at most that
+    plus the components' own variances (ibid., prop. 6). The step moves each pair of components that the plan joins along its
+    own geodesic; this is a geodesic of MW₂, so steps compose. Mixtures may have different numbers of components, K and L;
+    the step has K + L − 1, as many as a plan can join, some of weight 0 at times.
 
     The plan comes from the library POT (``pip install 'proxflow[transport]'``), on the host: it neither compiles nor maps,
     and waits for the device. The value has its exact first derivatives; those of the step leave out how the plan changes.
@@ -32,7 +33,7 @@ class MixtureWasserstein2(Divergence):
 
 
 def _costs(p: GaussianMixture, q: GaussianMixture) -> Tensor:
-    """W₂² between every two components, (batch, K, L)."""
+    """Compute W₂² between every two components, (batch, K, L)."""
     first, second = (torch.stack([b.means, b.stds], dim=2).flatten(2) for b in (p, q))
     return (first[:, :, None] - second[:, None]).square().sum(3)
 
@@ -59,7 +60,7 @@ def _(
 
 
 def _picked(values: Tensor, index: Tensor) -> Tensor:
-    """Components ``index`` (batch, n) of values (batch, components, *event)."""
+    """Pick the components ``index`` (batch, n) of values (batch, components, *event)."""
     return values.gather(
         1, index.reshape(*index.shape, *[1] * (values.ndim - 2)).expand(*index.shape, *values.shape[2:])
     )

@@ -18,7 +18,9 @@ from proxflow.errors import ArgumentError
 
 @dataclass(frozen=True, eq=False)
 class MMD(Divergence):
-    """Squared maximum mean discrepancy E k(X, X') + E k(Y, Y') − 2 E k(X, Y) (Gretton et al., 2012, Lemma 6).
+    """Squared maximum mean discrepancy E k(X, X') + E k(Y, Y') − 2 E k(X, Y).
+
+    "A Kernel Two-Sample Test" (Gretton et al., 2012), Lemma 6.
 
     On real data k(x, y) = exp(−|x − y|²/(2 h²)) with the bandwidth h: between single coordinates, and **summed over them**,
     where they are independent (``DiagonalGaussian``); between whole events where they are not (``FullGaussian``,
@@ -86,7 +88,7 @@ def _(divergence: MMD, p: GaussianMixture, q: GaussianMixture) -> Tensor:
 
 
 def _discrepancy(log_kernel: Tensor, weights: Tensor) -> Tensor:
-    """Σ_ij c_i c_j K_ij from the components' ln K, (batch, n, n), and the signed weights c of both beliefs, (batch, n).
+    """Compute Σ_ij c_i c_j K_ij of the components' ln K, (batch, n, n), and both beliefs' signed weights c, (batch, n).
 
     In double precision, for near equality this is a small difference of large terms.
     """

@@ -16,10 +16,10 @@ from proxflow.errors import ArgumentError
 
 @dataclass(frozen=True)
 class Renyi(Divergence):
-    """Rényi divergence log ∫ p^α q^{1−α} / (α − 1), in nats (Rényi, 1961; van Erven & Harremoës, 1206.2459).
+    """Rényi divergence log ∫ p^α q^{1−α} / (α − 1), in nats.
 
-    It adds up over independent coordinates. Its step needs a solver. For α > 1 it is infinite between Gaussians where
-    (α − 1) σ_p² ≥ α σ_q².
+    "Rényi Divergence and Kullback–Leibler Divergence" (van Erven & Harremoës, 2014), arXiv 1206.2459. It adds up over
+    independent coordinates. Its step needs a solver. For α > 1 it is infinite between Gaussians where (α − 1) σ_p² ≥ α σ_q².
 
     Args:
         order: α > 0, not 1 (there it is :class:`KL`).

@@ -20,11 +20,13 @@ _POLISHING = 4
 class SinkhornDivergence(Divergence):
     """S_ε(p, q) = OT_ε(p, q) − ½ OT_ε(p, p) − ½ OT_ε(q, q), **summed over the coordinates** of an event.
 
-    OT_ε = min_π ⟨π, c⟩ + ε KL(π ‖ p ⊗ q) over plans π from p to q (Feydy et al., 1810.08278). Between W₂² at ε → 0 and the
-    squared difference of means at ε → ∞. On Gaussians with independent coordinates c is the squared distance, the whole
-    event's value is the sum over its coordinates, and each has a closed form (Janati et al., 2006.02572, thm. 1). On
-    categories c is a matrix; Sinkhorn's iteration in log space, polished by Newton's method, finds OT_ε, and its
-    derivatives are exact by the implicit function theorem. Steps are the solver's.
+    OT_ε = min_π ⟨π, c⟩ + ε KL(π ‖ p ⊗ q) over plans π from p to q: "Interpolating between Optimal Transport and MMD using
+    Sinkhorn Divergences" (Feydy et al., 2019), arXiv 1810.08278. Between W₂² at ε → 0 and the squared difference of means at
+    ε → ∞. On Gaussians with independent coordinates c is the squared distance, the whole event's value is the sum over its
+    coordinates, and each has a closed form: "Entropic Optimal Transport between Unbalanced Gaussian Measures has a Closed
+    Form" (Janati et al., 2020), arXiv 2006.02572, thm. 1. On categories c is a matrix; Sinkhorn's iteration in log space,
+    polished by Newton's method, finds OT_ε, and its derivatives are exact by the implicit function theorem. Steps are the
+    solver's.
 
     Args:
         epsilon: ε > 0, in units of the cost: squared units of the data for Gaussians.
@@ -85,7 +87,7 @@ def _cost(divergence: SinkhornDivergence, belief: Categorical) -> Tensor:
 
 
 def _entropic(log_p: Tensor, log_q: Tensor, cost: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """OT_ε of log-probabilities (…, classes) → (…), by the dual ⟨f, p⟩ + ⟨g, q⟩ with g the best answer to f.
+    """Compute OT_ε of log-probabilities (…, classes) → (…), by the dual ⟨f, p⟩ + ⟨g, q⟩ with g the best answer to f.
 
     The potential f is the fixed point of f = T(f), first answering f by g and then g by f. It is found without gradients;
     one Newton step on f − T(f) = 0, with its matrix held constant, then has f's exact first derivatives. Since the dual is
@@ -93,12 +95,12 @@ def _entropic(log_p: Tensor, log_q: Tensor, cost: Tensor, epsilon: float, iterat
     """
 
     def answer(log_weights: Tensor, potential: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
-        """The best potential against another, and the plan's conditional probabilities, (…, to, from)."""
+        """Return the best potential against another, and the plan's conditional probabilities, (…, to, from)."""
         terms = log_weights[..., None, :] + (potential[..., None, :] - cost) / epsilon
         return -epsilon * terms.logsumexp(-1), terms.softmax(-1)
 
     def step(f: Tensor, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """f after one Newton step, and how much T moves it, (…)."""
+        """Return f after one Newton step, and how much T moves it, (…)."""
         g, back = answer(log_p, f, cost.mT)
         again, there = answer(log_q, g, cost)
         # T moves a constant as it is: the row of means fixes the constant, which the dual does not see.

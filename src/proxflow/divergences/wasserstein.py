@@ -21,9 +21,10 @@ class Wasserstein2(Divergence):
     """Squared 2-Wasserstein distance W₂²(p, q), in squared units of the data.
 
     Its barycentric step is displacement interpolation: for Gaussians with independent coordinates, means and standard
-    deviations move on straight lines, at constant speed (McCann, 1997; GPFN, 2603.00751). For full covariances it is the
-    Bures metric: W₂² = |μ − μ'|² + min_Q ‖L − L'Q‖² over orthogonal Q, and the factors L and L'Q move on straight lines
-    (Bhatia, Jain & Lim, 2019, §3).
+    deviations move on straight lines, at constant speed ("A Convexity Principle for Interacting Gases", McCann, 1997;
+    "General Proximal Flow Networks" (Strunk & Assam, 2026), arXiv 2603.00751). For full covariances it is the Bures metric:
+    W₂² = |μ − μ'|² + min_Q ‖L − L'Q‖² over orthogonal Q, and the factors L and L'Q move on straight lines ("On the
+    Bures–Wasserstein Distance between Positive Definite Matrices", Bhatia, Jain & Lim, 2019, §3).
 
     With a ground metric M, moving mass from x to y costs ⟨x − y, M (x − y)⟩, and W₂² is the plain one of the beliefs seen
     through M^½. Its barycentric step moves means on the same straight lines **whatever M is**: an energy and a divergence
@@ -50,7 +51,7 @@ class Wasserstein2(Divergence):
 
 
 def one_std(belief: DiagonalGaussian) -> Tensor:
-    """The standard deviation that all coordinates of an event share, (batch, 1, …).
+    """Return the standard deviation that all coordinates of an event share, (batch, 1, …).
 
     Raises:
         ArgumentError: They do not share one.
@@ -67,7 +68,7 @@ def one_std(belief: DiagonalGaussian) -> Tensor:
 
 
 def _aligned(factor: Tensor, other: Tensor) -> Tensor:
-    """``other @ Q`` with the orthogonal Q that brings it nearest to ``factor`` (Procrustes); (batch, d, d).
+    """Return ``other @ Q`` with the orthogonal Q that brings it nearest to ``factor`` (Procrustes); (batch, d, d).
 
     Q comes from a singular value decomposition, whose own derivative is infinite where singular values meet, as they do
     for two equal spheres, although Q is smooth there. So the decomposition U S Vᵀ = factorᵀ other is held constant, and
@@ -85,12 +86,12 @@ def _aligned(factor: Tensor, other: Tensor) -> Tensor:
 
 
 def _scaled(metric: GroundMetric | None, x: Tensor) -> Tensor:
-    """√m ⊙ U x of events (batch, *event): plain distances there are those of the metric here."""
+    """Return √m ⊙ U x of events (batch, *event): plain distances there are those of the metric here."""
     return x if metric is None else metric.weights(x).sqrt() * metric.modes(x)
 
 
 def _scaled_columns(metric: GroundMetric | None, factor: Tensor) -> Tensor:
-    """The same of every column of factors (batch, d, d)."""
+    """Return the same of every column of factors (batch, d, d)."""
     if metric is None:
         return factor
     return _scaled(metric, factor.mT.flatten(0, 1)).reshape(factor.shape).mT

@@ -21,9 +21,10 @@ from proxflow.solvers.problem import CoordinateSolver, Problem, Search, check_se
 class NewtonSolver(CoordinateSolver):
     """Damped Newton method on the proximal step, for every divergence and energy whose value is known.
 
-    Negative curvature is mirrored (Dauphin et al., 1406.2572) and steps are damped as by Levenberg and Marquardt, so that
-    each lowers the objective. Some objectives have several minima (affinities of Gaussians far apart, one minimum near
-    each): each problem starts at the belief, at the target and between them, and the lowest minimum found is returned.
+    Negative curvature is mirrored ("Identifying and Attacking the Saddle Point Problem in High-Dimensional Non-Convex
+    Optimization", Dauphin et al., 2014, arXiv 1406.2572) and steps are damped as by Levenberg and Marquardt, so that each
+    lowers the objective. Some objectives have several minima (affinities of Gaussians far apart, one minimum near each):
+    each problem starts at the belief, at the target and between them, and the lowest minimum found is returned.
 
     The result is differentiable once with respect to belief, target and fraction, by the implicit function theorem: memory
     does not grow with the number of iterations.
@@ -45,7 +46,7 @@ class NewtonSolver(CoordinateSolver):
         check_settings(self.tolerance, self.max_iterations)
 
     def minimise(self, problem: Problem) -> Search:
-        """The lowest minimum met from several starts, for each example."""
+        """Find the lowest minimum met from several starts, for each example."""
         pieces = problem.pieces()
         if len(pieces) > 1:
             return Search.joined([self.minimise(piece) for piece in pieces])
@@ -89,7 +90,7 @@ class NewtonSolver(CoordinateSolver):
         return done
 
     def attached(self, problem: Problem, x: Tensor) -> Tensor:
-        """One more Newton step, whose gradient depends on the problem's data.
+        """Take one more Newton step, whose gradient depends on the problem's data.
 
         At the minimum dx = −H⁻¹ ∂(∇F), which is the derivative of x − H⁻¹∇F with H and x held constant.
         """
@@ -175,7 +176,7 @@ class _Axes:
         return self.curvature.amin(1) > 1e-12
 
     def step(self, gradient: Tensor, damping: Tensor | None = None, stretch: Tensor | None = None) -> Tensor:
-        """Newton step −|H|⁻¹ g (batch, n), linear in the gradient."""
+        """Return the Newton step −|H|⁻¹ g (batch, n), linear in the gradient."""
         curvature = self.curvature.abs().clamp_min(1e-12)
         if stretch is not None:
             curvature = torch.where(self.curvature < -1e-6, curvature / stretch[:, None], curvature)
@@ -186,7 +187,7 @@ class _Axes:
 
 
 def _eigh_of_pairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, smaller first, and eigenvectors of symmetric matrices (batch, 2, 2), by Jacobi's rotation."""
+    """Return eigenvalues, smaller first, and eigenvectors of symmetric matrices (batch, 2, 2), by Jacobi's rotation."""
     a, b, c = matrix[:, 0, 0], matrix[:, 0, 1], matrix[:, 1, 1]
     middle, half = (a + c) / 2, (a - c) / 2
     radius, angle = torch.hypot(half, b), torch.atan2(b, half) / 2
@@ -196,5 +197,5 @@ def _eigh_of_pairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _applied(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Matrices (batch, n, n) times vectors (batch, n): in the open, as a library's product starts threads for each."""
+    """Multiply matrices (batch, n, n) by vectors (batch, n), elementwise: a batched product would start threads for each."""
     return (matrix * vector[:, None, :]).sum(2)

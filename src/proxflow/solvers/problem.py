@@ -37,7 +37,7 @@ class Solution(Generic[B]):
     residual: Tensor
 
     def belief_or_raise(self) -> B:
-        """The minimiser.
+        """Return the minimiser.
 
         Raises:
             ConvergenceError: Some examples did not converge.
@@ -78,7 +78,7 @@ class Search:
         return Search(*(fn(getattr(self, f.name)) for f in fields(self)))
 
     def lowest(self, starts: int, max_iterations: int) -> Search:
-        """For each example, of the runs from several starts (starts · batch) the one that ended lowest."""
+        """Return for each example the run that ended lowest, of those from several starts (starts · batch)."""
         by_start = self.map(lambda a: a.reshape(starts, -1, *a.shape[1:]))
         lowest = by_start.value.amin(0)
         # Of runs that tie but for rounding, the converged one that needed fewest steps.
@@ -120,7 +120,7 @@ class Problem:
         return replace(self, belief=self.belief.map(fn), message=_mapped(self.message, fn), fraction=fn(self.fraction))
 
     def reach(self, x: Tensor) -> Tensor:
-        """How far one step from the start ``x`` may move each coordinate, (batch, number).
+        """Return how far one step from the start ``x`` may move each coordinate, (batch, number).
 
         About the way from belief to target, where there is one. Without it, one step along a direction of almost no
         curvature can end where the objective is flat for good.
@@ -131,17 +131,17 @@ class Problem:
         return 2 + way.abs().nan_to_num(0, 0)
 
     def take(self, keep: Tensor | slice) -> Problem:
-        """Some of the examples."""
+        """Take some of the examples."""
         if self.rows is not None:
             return replace(self, rows=self.rows[keep])
         return self.map(lambda a: a[keep])
 
     def repeated(self, count: int) -> Problem:
-        """The batch several times over."""
+        """Repeat the batch."""
         return self.map(lambda a: a.repeat(count, *[1] * (a.ndim - 1)))
 
     def pieces(self) -> list[Problem]:
-        """The batch in pieces that fit a processor's cache; an accelerator takes it whole.
+        """Cut the batch into pieces that fit a processor's cache; an accelerator takes it whole.
 
         Tensors of this size are also too small for torch to share out over threads, which costs more than it gives in the
         many small operations of an iteration, and very much where other work keeps the processor busy.
@@ -166,7 +166,7 @@ class Problem:
         return objective
 
     def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Objective (batch,) and gradient (batch, n), detached."""
+        """Return objective (batch,) and gradient (batch, n), detached."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             value = self.objective(x)
@@ -174,7 +174,7 @@ class Problem:
         return value.detach(), gradient.detach()
 
     def derivatives(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Objective (batch,), gradient (batch, n) and Hessian (batch, n, n), detached."""
+        """Return objective (batch,), gradient (batch, n) and Hessian (batch, n, n), detached."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             value = self.objective(x)
@@ -185,14 +185,14 @@ class Problem:
 
 
 class Solver(Protocol):
-    """What minimises a proximal step numerically: a :class:`CoordinateSolver`, or a faster method for pairs it knows."""
+    """A numerical method for proximal steps: a :class:`CoordinateSolver`, or a faster one for the pairs that it knows."""
 
     def __call__(self, divergence: Divergence, belief: B, target: B, fraction: Tensor | float, /) -> Solution[B]:
         """Minimise (1 − f) D(r, belief) + f D(r, target) over beliefs r of the family."""
 
 
 class CoordinateSolver(ABC):
-    """Minimises proximal objectives of any divergence and energy over unconstrained coordinates, in float64.
+    """Base of solvers of proximal steps of any divergence and energy over unconstrained coordinates, in float64.
 
     Each example of a batch is a problem of its own.
     """
@@ -202,11 +202,11 @@ class CoordinateSolver(ABC):
 
     @abstractmethod
     def minimise(self, problem: Problem) -> Search:
-        """The lowest minimum found for each example; no gradients."""
+        """Find the lowest minimum for each example; no gradients."""
 
     @abstractmethod
     def attached(self, problem: Problem, x: Tensor) -> Tensor:
-        """The minimiser ``x`` with its derivative in the problem's data, by the implicit function theorem."""
+        """Return the minimiser ``x`` with its derivative in the problem's data, by the implicit function theorem."""
 
     def __call__(
         self,
@@ -288,7 +288,7 @@ def _mapped(message: Any, fn: Callable[[Tensor], Tensor]) -> Any:
 
 
 def starts(problem: Problem) -> list[Tensor]:
-    """Points to start from, (batch, number) each: the belief, the target, and the best of some points between them."""
+    """Return points to start from, (batch, number) each: the belief, the target and the best of some between them."""
     belief = problem.belief.coordinates()
     if type(problem.message) is not type(problem.belief):
         return [belief]
@@ -311,7 +311,7 @@ def starts(problem: Problem) -> list[Tensor]:
 
 
 def _landed(at_end: Tensor, problem: Problem, minimiser: Belief) -> Belief:
-    """``minimiser``, but the belief or target itself in the examples ``at_end``, with f = 0 or f = 1."""
+    """Put the belief or target itself in place of the minimiser in the examples ``at_end``, with f = 0 or f = 1."""
     take = problem.fraction == 1
 
     def choose(solved: Tensor, start: Tensor, end: Tensor) -> Tensor:
@@ -324,7 +324,7 @@ def _landed(at_end: Tensor, problem: Problem, minimiser: Belief) -> Belief:
 
 
 def _together(solutions: list[Solution[Belief]]) -> Solution[Product]:
-    """The solution for a product from those for its parts: done when all are."""
+    """Join the solutions for the parts of a product: done when all are."""
     return Solution(
         Product(tuple(s.belief for s in solutions)),
         torch.stack([s.converged for s in solutions]).all(0),
@@ -334,7 +334,7 @@ def _together(solutions: list[Solution[Belief]]) -> Solution[Product]:
 
 
 def _checked_fraction(fraction: Tensor | float, belief: Belief) -> Tensor:
-    """The fraction as float64 (batch,)."""
+    """Return the fraction as float64 (batch,)."""
     f = _usable_in_autograd(torch.as_tensor(fraction, dtype=torch.float64, device=belief.coordinates().device))
     if f.ndim > 1 or (f.ndim == 1 and len(f) != belief.batch_size):
         raise ArgumentError(f"a fraction is a scalar or has shape ({belief.batch_size},), got {tuple(f.shape)}")

@@ -1,7 +1,7 @@
 """L-BFGS on proximal steps whose coordinates are many and do not separate, such as images under a user's potential.
 
 Newton's method needs the Hessian, number × number for each example; this keeps a few pairs of steps and changes of gradient
-instead (Nocedal & Wright, Numerical Optimization, 2006, algorithm 7.4).
+instead ("Numerical Optimization", Nocedal & Wright, 2006, algorithm 7.4).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class QuasiNewtonSolver(CoordinateSolver):
     def _line_search(
         self, problem: Problem, x: Tensor, value: Tensor, gradient: Tensor, step: Tensor, moving: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Length of each example's step (0 where it does not move), and value and gradient at its end."""
+        """Find the length of each example's step (0 where it does not move), and value and gradient at its end."""
         slope, length = _dot(gradient, step), torch.where(moving, 1.0, torch.zeros_like(value))
         rounding = 64 * torch.finfo(x.dtype).eps * value.abs()
         for _ in range(40):
@@ -97,7 +97,7 @@ class QuasiNewtonSolver(CoordinateSolver):
         return length, *problem.gradient(x + length[:, None] * step)
 
     def attached(self, problem: Problem, x: Tensor) -> Tensor:
-        """``x`` minus H⁻¹∇F, which is 0 there and whose derivative is that of the minimiser."""
+        """Return ``x`` minus H⁻¹∇F, which is 0 there and whose derivative is that of the minimiser."""
         free = x.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(problem.objective(free).sum(), free, create_graph=True)
         fixed, at = problem.map(Tensor.detach), x.detach()
@@ -146,7 +146,7 @@ def _conjugate_gradients(times: Callable[[Tensor], Tensor], right: Tensor) -> Te
 
 
 def _inverse(pairs: deque[tuple[Tensor, Tensor, Tensor]], gradient: Tensor) -> Tensor:
-    """The inverse Hessian that the pairs (step, change of gradient, 1/curvature) tell of, times the gradient."""
+    """Apply the inverse Hessian of the pairs (step, change of gradient, 1/curvature) to the gradient."""
     shares = []
     rest = gradient
     for step, change, share in reversed(pairs):

@@ -33,7 +33,7 @@ B = TypeVar("B", bound=Belief)
 
 @dataclass(frozen=True)
 class MomentSolver:
-    """Solves the step of ``Renyi(order)``, 0 < order < 1, on :class:`DiagonalGaussian`, in the precision of the belief.
+    """Solver of the step of ``Renyi(order)``, 0 < order < 1, on :class:`DiagonalGaussian`, in the precision of the belief.
 
     The objective can have two minima, one near the belief and one near the target, which change places about where the
     fraction passes 1 − order: each coordinate is solved from the belief and from the Fisher–Rao step (the target, past
@@ -124,7 +124,7 @@ class MomentSolver:
     def _solve(
         self, order: float, equations: _Equations, mean: Tensor, log_precision: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Objective, mean, logarithm of the precision, residual and number of steps of each problem, (number,)."""
+        """Find objective, mean, logarithm of the precision, residual and number of steps of each problem, (number,)."""
         result = tuple(torch.full_like(mean, torch.inf) for _ in range(4))
         iterations = torch.zeros_like(mean, dtype=torch.int64)
         index = torch.arange(len(mean), device=mean.device)
@@ -182,7 +182,7 @@ class _Equations:
         return _Equations(*(getattr(self, f.name)[keep] for f in fields(self)))
 
     def objective(self, order: float, mean: Tensor, log_precision: Tensor) -> Tensor:
-        """Σ_i f_i D_α(r ‖ q_i) in nats."""
+        """Compute Σ_i f_i D_α(r ‖ q_i) in nats."""
 
         def value(gap: Tensor, log_q: Tensor | float, q: Tensor | float) -> Tensor:
             r = log_precision.exp()
@@ -195,7 +195,7 @@ class _Equations:
         return (1 - self.fraction) * near + self.fraction * far
 
     def at(self, order: float, mean: Tensor, log_precision: Tensor) -> _Point:
-        """Steps of EM and Newton from a point."""
+        """Return the steps of EM and Newton from a point."""
         f, precision = self.fraction, log_precision.exp()
         own = order * precision
         total0, total1 = own + (1 - order), own + (1 - order) * self.precision
