@@ -220,7 +220,7 @@ def test_autocast_keeps_beliefs_in_single_precision():
 
 
 def test_the_command_line(tmp_path):
-    words = "--channels 8 --multipliers 1 --patch 4 --steps 3 --batch-size 8 --grid 4 --device cuda --out"
+    words = "--network unet:channels=8,multipliers=1,patch=4 --steps 3 --batch-size 8 --grid 4 --device cuda --out"
     assert main(["train", *words.split(), str(tmp_path / "m")]) == 0
     settings = "--n 40 --steps 2 --batch-size 16 --device cuda --out"
     for words in (settings, f"--graph {settings}"):

@@ -407,7 +407,7 @@ def test_a_saved_model_draws_what_it_drew(tmp_path):
 def test_train_and_sample_on_the_command_line(tmp_path, capsys):
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=images)
-    words = "--predictor draw --channels 4 --multipliers 1 --patch 4 --steps 3 --batch-size 8 --grid 4 --device cpu"
+    words = "--predictor draw --network unet:channels=4,multipliers=1,patch=4 --steps 3 --batch-size 8 --grid 4 --device cpu"
     data, out = str(tmp_path / "images.npz"), str(tmp_path / "model")
     assert main(["train", "--data", data, "--out", out, *words.split()]) == 0
     draw = ["sample", out, "--n", "2", "--steps", "2", "--device", "cpu", "--out", str(tmp_path / "drawn.npz")]
