@@ -24,7 +24,7 @@ from proxflow.cli import main
 from proxflow.data import image_files as imagefiles
 from proxflow.data import to_bytes
 from proxflow.nn import UNet
-from proxflow.studies import evaluation, geometry, mnist, presets
+from proxflow.studies import presets, scoreboard, trials
 from proxflow.training import fit as training_fit
 
 TINY = "unet:channels=8,multipliers=1,patch=4"
@@ -83,7 +83,7 @@ def no_work(monkeypatch):
 
     monkeypatch.setattr(models.model, "sample", fail)
     monkeypatch.setattr(training_fit, "fit", fail)
-    monkeypatch.setattr(mnist, "fit", fail)
+    monkeypatch.setattr(trials, "fit", fail)
 
 
 def noise(count, shape=(28, 28), channels=1, seed=0):
@@ -1007,7 +1007,7 @@ def test_evaluate_refuses_to_tabulate_unlike_with_unlike(run, model, tmp_path, n
     ):
         assert run("evaluate", tmp_path / "a.npz", *words, "--out", tmp_path / f"{name}.json")[0] == 0
     like = tmp_path / "like.json"
-    monkeypatch.setattr(evaluation, "features", None)  # from here on nothing is worth computing
+    monkeypatch.setattr(scoreboard, "features", None)  # from here on nothing is worth computing
     for name, told in (
         ("reference", ("reference", "61 test images", "reference_sha256")),
         ("pixels", ("extractor: mnist-classifier and pixels", "sha256: 953281188c15 and e3b0c44298fc")),
@@ -1127,7 +1127,7 @@ def small(source, split):
     part = slice(0, 300) if split == "train" else slice(300, 500)
     return data.ImageData(found.name, found.images[part], found.labels[part])
 data.load = small
-presets.PRESETS["quick"] = presets.Preset(
+presets.PRESETS["quick"] = presets.MnistPreset(
     network=ModelConfig(channels=8, multipliers=(1,), patch=4),
     training=TrainingConfig(steps=50, batch_size=8, checkpoint_every=50),
     samples=32,
@@ -1198,10 +1198,10 @@ def test_seeds_count_up_from_the_first(run, tmp_path, monkeypatch):
         raise OSError("a full disk")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(mnist, "reproduce", reproduce)
+    monkeypatch.setattr(trials, "reproduce", reproduce)
     assert refused(run("reproduce", "--preset", "paper", "--seed", 4, "--device", "cpu"), "a full disk", status=1)
-    name, preset, out, *_ = asked[0]
-    assert (name, preset.seeds, out) == ("paper", (4, 5, 6), Path("runs/mnist-paper"))
+    study, name, preset, out, *_ = asked[0]
+    assert (study.name, name, preset.seeds, out) == ("mnist", "paper", (4, 5, 6), Path("runs/mnist-paper"))
 
 
 def test_geometry_is_an_experiment_of_its_own(run, tmp_path, monkeypatch):
@@ -1212,17 +1212,16 @@ def test_geometry_is_an_experiment_of_its_own(run, tmp_path, monkeypatch):
         raise OSError("a full disk")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(geometry, "reproduce", reproduce)
+    monkeypatch.setattr(trials, "reproduce", reproduce)
     words = ("reproduce", "geometry", "--preset", "quick", "--seed", 4, "--device", "cpu")
     assert refused(run(*words), "a full disk", status=1)
-    name, preset, out, *_ = asked[0]
-    assert (name, preset.seeds, preset.further_seeds, out) == ("quick", (4,), (5, 6), Path("runs/geometry-quick"))
+    study, name, preset, out, *_ = asked[0]
+    assert (study.name, name, out) == ("geometry", "quick", Path("runs/geometry-quick"))
+    assert (preset.seeds, preset.further_seeds) == ((4,), (5, 6))
     assert refused(run("reproduce", "geometry", "--preset", "paper"), "presets quick and standard")
 
 
 def test_the_geometry_study_ends_with_its_verdicts(run, tmp_path, monkeypatch):
-    from proxflow.studies import geometry_report
-
     results = {
         "cells": [
             {"flow": flow, "sampler": "deterministic", "nfe": 5, "seed": seed, "frechet": distance}
@@ -1234,8 +1233,8 @@ def test_the_geometry_study_ends_with_its_verdicts(run, tmp_path, monkeypatch):
         ],
         "paths": {"kl": {"unexplained": [0.0]}},
     }
-    monkeypatch.setattr(geometry, "reproduce", lambda *words: results)
-    monkeypatch.setattr(geometry_report, "write_report", lambda out, results: [out / "report.md", out / "pairs.png"])
+    monkeypatch.setattr(trials, "reproduce", lambda *words: results)
+    monkeypatch.setattr(trials, "write_report", lambda out, device: [out / "report.md", out / "pairs.png"])
     status, said, err = run("reproduce", "geometry", "--out", tmp_path, "--device", "cpu")
     assert (status, err) == (0, "")
     assert "kl against w2-as-kl, deterministic" in said

@@ -25,7 +25,7 @@ from proxflow.cli import _common, reproduce
 from proxflow.data import image_files as imagefiles
 from proxflow.errors import ArgumentError, OutputError
 from proxflow.runtime.processes import Processes
-from proxflow.studies import evaluation
+from proxflow.studies import scoreboard
 
 CONFIG = TrainingConfig(steps=30, batch_size=10, checkpoint_every=10, ema=0.9, warmup_steps=5)
 
@@ -193,7 +193,7 @@ def test_images_do_not_depend_on_processes_or_batches(sampler):
 
 def features(seed):
     images = torch.randint(0, 256, (1100, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-    return evaluation.features(metrics.mnist_features(), images).numpy()
+    return scoreboard.features(metrics.mnist_features(), images).numpy()
 
 
 def test_features_do_not_depend_on_processes():

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from proxflow import metrics
     from proxflow.models import Model
-    from proxflow.studies import evaluation
+    from proxflow.studies import scoreboard
 
 LEAST = 4
 """Images that precision and recall need: more than the three neighbours of their manifolds."""
@@ -118,7 +118,7 @@ def run(options: Evaluate, device: torch.device) -> None:
     from proxflow import data, metrics, models
     from proxflow.runtime.files import writable_folder, write_json
     from proxflow.runtime.processes import Processes
-    from proxflow.studies import evaluation
+    from proxflow.studies import scoreboard
 
     if options.out is not None:
         if options.out.suffix.lower() != ".json" or options.out.is_dir():
@@ -130,10 +130,10 @@ def run(options: Evaluate, device: torch.device) -> None:
     named = named or ["mnist"]
     earlier: dict[str, dict[str, Any]] = {}
     for path in (Path(name) for name in named if name.lower().endswith(".json")):
-        earlier |= evaluation.read_records(path)
+        earlier |= scoreboard.read_records(path)
     fresh = [name for name in named if not name.lower().endswith(".json")]
     if not fresh and Processes.current().first:
-        evaluation.show_all(earlier)
+        scoreboard.show_all(earlier)
     if not fresh:
         return
 
@@ -169,21 +169,21 @@ def run(options: Evaluate, device: torch.device) -> None:
             f"--n: {count} images cannot be compared with as many of {len(training)} real training images"
         )
 
-    identity = evaluation.identity_of(extractor, training, test, called)
+    identity = scoreboard.identity_of(extractor, training, test, called)
     for title, record in earlier.items():
         ours = metrics.Conditions.of({**identity, "samples": count})
         metrics.check_comparable({title: metrics.Conditions.of(record, title), fresh[0]: ours})
-    judge = evaluation.Judge.of(extractor, training, test, called, _classifier(options, recognised))
-    floor = judge.floor(count, options.seed)
-    records = {source.title: judge.record(source, floor, options.seed) for source in sources}
+    evaluator = scoreboard.Evaluator.of(extractor, training, test, called, _classifier(options, recognised))
+    floor = evaluator.floor(count, options.seed)
+    records = {source.title: evaluator.record(source, floor, options.seed) for source in sources}
     if not Processes.current().first:
         return  # it has done its share of the images and of their features
     if len(records) + len(earlier) == 1:
         ((title, record),) = records.items()
         say(title)
-        evaluation.show_one(record)
+        scoreboard.show_one(record)
     else:
-        evaluation.show_all({**records, **earlier})
+        scoreboard.show_all({**records, **earlier})
     reference = f"{len(test)} test images of {called}"
     say(f"{count} images, and {count} real training images, against {reference}; ± is one standard error")
     say(f"features: {extractor.name}, {extractor.dimension} dimensions, sha256 {extractor.sha256}")
@@ -217,12 +217,12 @@ def _classifier(options: Evaluate, recognised: str | None) -> str:
     return options.extractor if options.extractor in metrics.CLASSIFIERS else "mnist"
 
 
-def _images_source(path: Path, options: Evaluate) -> tuple[evaluation.Source, int, tuple[int, ...]]:
+def _images_source(path: Path, options: Evaluate) -> tuple[scoreboard.Source, int, tuple[int, ...]]:
     import torch
 
     from proxflow import metrics
     from proxflow.data import image_files
-    from proxflow.studies import evaluation
+    from proxflow.studies import scoreboard
 
     found = image_files.read_images(path)
     # Of one channel the order of dimensions in memory is uncertain, and kernels with another rounding would be chosen by it.
@@ -235,13 +235,13 @@ def _images_source(path: Path, options: Evaluate) -> tuple[evaluation.Source, in
         labels = None  # the classifiers that could judge them are of such images
     made = {"flow": None, "sampler": None, "nfe": None, "images": str(path)}
     held = None if labels is None else labels[: len(images)]
-    return evaluation.Source(str(path), lambda: images, held, made), len(images), shape
+    return scoreboard.Source(str(path), lambda: images, held, made), len(images), shape
 
 
-def _model_source(model: Model, name: str, n: int, options: Evaluate) -> evaluation.Source:
+def _model_source(model: Model, name: str, n: int, options: Evaluate) -> scoreboard.Source:
     from proxflow.models import word
     from proxflow.samplers import default_sampler
-    from proxflow.studies import evaluation
+    from proxflow.studies import scoreboard
 
     sampler = options.sampler or default_sampler(model.predictor, model.flow)
     flow = word(model.flow).partition(":")[0]
@@ -249,7 +249,7 @@ def _model_source(model: Model, name: str, n: int, options: Evaluate) -> evaluat
     if times := model.times_of(sampler, options.steps):
         made["times"] = list(times)
     title = f"{name} ({flow}), {sampler}, {options.steps} evaluations, seed {options.seed}"
-    return evaluation.Source(
+    return scoreboard.Source(
         title,
         lambda: draw(model, n, options.steps, sampler, options.seed, options.batch_size, options.graph),
         None,

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from proxflow.cli._common import File, print_table, say
+from proxflow.cli._common import File, say
 from proxflow.config import DeviceName
 from proxflow.errors import ArgumentError
-from proxflow.studies.presets import (
-    EXPERIMENTS,
-    FEW_STEP_PRESETS,
-    GEOMETRY_PRESETS,
-    PRESETS,
-    ExperimentName,
-    PresetName,
-)
+from proxflow.studies.presets import EXPERIMENTS, ExperimentName, PresetName
 
 if TYPE_CHECKING:
     import torch
 
-    from proxflow.studies.report import Claim
-
 _MINUTES = "; ".join(
-    [f"{name}: {preset.minutes}" for name, preset in PRESETS.items()]
-    + [f"geometry {name}: {preset.minutes}" for name, preset in GEOMETRY_PRESETS.items()]
-    + [f"few-step {name}: {preset.minutes}" for name, preset in FEW_STEP_PRESETS.items()]
+    f"{study} {name}: {preset.minutes}".removeprefix("mnist ")
+    for study, presets in EXPERIMENTS.items()
+    for name, preset in presets.items()
 )
 
 
@@ -91,6 +81,7 @@ def run(options: Reproduce, device: torch.device) -> None:
     """Run an experiment, or what is missing of it, and write the report."""
     from proxflow.runtime.files import writable_folder
     from proxflow.runtime.processes import Processes
+    from proxflow.studies import pages, trials
 
     if Processes.current().size > 1:
         raise ArgumentError(
@@ -110,56 +101,9 @@ def run(options: Reproduce, device: torch.device) -> None:
         f"{options.experiment}, {options.preset}: {presets[options.preset].minutes}; running on {device.type}, into {out}"
     )
     say("interrupt with Ctrl-C at any time: the same command goes on where it stopped")
-    work = {"mnist": reproduce_mnist, "geometry": reproduce_geometry, "few-step": reproduce_few_step}
-    files = work[options.experiment](options, out, device)
+    study, preset = trials.find(options.experiment), presets[options.preset].counted_from(options.seed)
+    results = trials.reproduce(study, options.preset, preset, out, device, say, options.data)
+    files = trials.write_report(out, device)
+    pages.show(study.outcome(results))
     for path in (out / "results.json", *(file for file in files if file.suffix in (".md", ".html"))):
         say(f"written: {path}")
-
-
-def reproduce_mnist(options: Reproduce, out: Path, device: torch.device) -> list[Path]:
-    """The paper's experiment; the files of its report."""
-    from proxflow.studies import mnist, report
-
-    preset = PRESETS[options.preset]
-    preset = replace(preset, seeds=tuple(options.seed + seed for seed in preset.seeds))
-    results = mnist.reproduce(options.preset, preset, out, device, say, options.data)
-    files = report.write_report(out, results, device)
-    _print_claims(report.claims(results))
-    return files
-
-
-def _print_claims(claims: Sequence[Claim]) -> None:
-    rows = []
-    for claim in claims:
-        expected = "" if claim.threshold is None else f"{claim.relation} {claim.threshold:g}"
-        verdict = "" if claim.held is None else "yes" if claim.holds else "no"
-        rows.append((claim.statement, f"{sum(claim.values) / len(claim.values):.3g}", expected, verdict))
-    print_table(("claim", "measured", "expected", "holds"), rows, left=("claim",))
-
-
-def reproduce_geometry(options: Reproduce, out: Path, device: torch.device) -> list[Path]:
-    """The study of geometries; the files of its report."""
-    from proxflow.studies import geometry, geometry_report
-
-    preset = GEOMETRY_PRESETS[options.preset]
-    seeds, further = (
-        tuple(options.seed + seed for seed in counted) for counted in (preset.seeds, preset.further_seeds)
-    )
-    preset = replace(preset, seeds=seeds, further_seeds=further)
-    results = geometry.reproduce(options.preset, preset, out, device, say, options.data)
-    files = geometry_report.write_report(out, results)
-    for verdict in geometry_report.verdicts(results):
-        say(f"- {verdict.sentence}")
-    return files
-
-
-def reproduce_few_step(options: Reproduce, out: Path, device: torch.device) -> list[Path]:
-    """The study of few evaluations; the files of its report."""
-    from proxflow.studies import few_step, few_step_report
-
-    preset = FEW_STEP_PRESETS[options.preset]
-    preset = replace(preset, seeds=tuple(options.seed + seed for seed in preset.seeds))
-    results = few_step.reproduce(options.preset, preset, out, device, say, options.data)
-    files = few_step_report.write_report(out, results)
-    _print_claims(few_step_report.claims(results))
-    return files
