@@ -29,7 +29,7 @@ from proxflow.likelihood import ode_log_likelihood
 from proxflow.random import SampleStreams
 from proxflow.samplers import SAMPLERS
 from proxflow.samplers.registry import Replayed
-from proxflow.training.fit import recipes as lessons
+from proxflow.training.fit import recipes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CUDA = torch.device("cuda")
@@ -169,7 +169,7 @@ def test_students_learn(method):
     student, teacher, worse = unet(), unet(), unet()
     for known in (teacher, worse):
         known.predictor.to(CUDA).eval()
-    learning = lessons.lesson(method, student, teacher, worse if method == "autoguidance" else None)
+    learning = recipes.recipe(method, student, teacher, worse if method == "autoguidance" else None)
     images = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8)
     result = fit(learning.module, learning.objective, images, TrainingConfig(steps=4, batch_size=16), device=CUDA)
     assert all(map(math.isfinite, result.losses))
@@ -220,7 +220,7 @@ def test_autocast_keeps_beliefs_in_single_precision():
 
 
 def test_the_command_line(tmp_path):
-    words = "--channels 8 --multipliers 1 --patch 4 --steps 3 --batch-size 8 --grid 4 --device cuda --out"
+    words = "--network unet:channels=8,multipliers=1,patch=4 --steps 3 --batch-size 8 --grid 4 --device cuda --out"
     assert main(["train", *words.split(), str(tmp_path / "m")]) == 0
     settings = "--n 40 --steps 2 --batch-size 16 --device cuda --out"
     for words in (settings, f"--graph {settings}"):

@@ -38,7 +38,7 @@ from proxflow.random import BatchRows, SampleStreams
 from proxflow.samplers import SAMPLERS, default_sampler
 from proxflow.training.fit import fit
 from proxflow.training.objectives.energy_score import energy_score
-from proxflow.training.recipes import lesson
+from proxflow.training.recipes import recipe
 
 LAW = GaussianMixtureLaw(
     double([0.3, 0.7]),
@@ -390,7 +390,7 @@ def test_a_saved_model_draws_what_it_drew(tmp_path):
     torch.manual_seed(0)
     config = ModelConfig(predictor="draw", channels=8, multipliers=(1,), patch=4)
     built = models.build(config, (2, 8, 8))
-    learning = lesson("flow", built)
+    learning = recipe("flow", built)
     assert isinstance(learning.objective, EnergyScore)
     assert learning.objective.flow is built.flow
     for parameter in built.predictor.parameters():
@@ -401,13 +401,13 @@ def test_a_saved_model_draws_what_it_drew(tmp_path):
     one, same = (proxflow.sample(m.predictor, m.flow, (4, 2, 8, 8), nfe=2) for m in (loaded, built))
     torch.testing.assert_close(one, same)
     with pytest.raises(ArgumentError, match="'point'"):
-        lesson("distribution-matching", models.build(config, (2, 8, 8)), loaded)
+        recipe("distribution-matching", models.build(config, (2, 8, 8)), loaded)
 
 
 def test_train_and_sample_on_the_command_line(tmp_path, capsys):
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=images)
-    words = "--predictor draw --channels 4 --multipliers 1 --patch 4 --steps 3 --batch-size 8 --grid 4 --device cpu"
+    words = "--predictor draw --network unet:channels=4,multipliers=1,patch=4 --steps 3 --batch-size 8 --grid 4 --device cpu"
     data, out = str(tmp_path / "images.npz"), str(tmp_path / "model")
     assert main(["train", "--data", data, "--out", out, *words.split()]) == 0
     draw = ["sample", out, "--n", "2", "--steps", "2", "--device", "cpu", "--out", str(tmp_path / "drawn.npz")]

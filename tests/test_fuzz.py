@@ -261,9 +261,8 @@ WORDS = [
     "sample", "train", "evaluate", "reproduce", "--n", "--steps", "--seed", "--out", "--data", "--batch-size", "--flow",
     "--divergence", "--network", "--held-out", "--size", "--device", "--sampler", "--images", "--preset", "--parallel",
     "--accumulate", "--help", "--version", "--", "-x", "--no-compile", "--precision", "mnist", "gpfn-w2", "cpu", "fsdp",
-    "kl", "unet:channels=8",
-    "0", "1", "-1", "3.5", "nan", "inf", "1e400", "99999999999999999999", "", " ", "../..", "/", "/dev/null", "x.png",
-    "x.npz", "\x00", "é", "a" * 300, "None", "True", "[]", "{}", "'", "$(true)", "*",
+    "kl", "unet:channels=8", "0", "1", "-1", "3.5", "nan", "inf", "1e400", "99999999999999999999", "", " ", "../..",
+    "/", "/dev/null", "x.png", "x.npz", "\x00", "é", "a" * 300, "None", "True", "[]", "{}", "'", "$(true)", "*",
 ]  # fmt: skip
 
 
@@ -328,9 +327,8 @@ def test_arguments_that_would_begin_work(model, tmp_path, monkeypatch, capsys):
                 ]
                 options = (
                     "--steps", "--batch-size", "--learning-rate", "--ema", "--network", "--flow", "--divergence",
-                    "--schedule", "--predictor", "--parameterisation", "--kind",
-    "--held-out", "--size", "--grid", "--accumulate", "--keep",
-                    "--skip-limit", "--clip", "--warmup-steps",
+                    "--schedule", "--predictor", "--parameterisation", "--kind", "--held-out", "--size", "--grid",
+                    "--accumulate", "--keep", "--skip-limit", "--clip", "--warmup-steps",
                 )  # fmt: skip
             for _ in range(chance.randrange(1, 3)):
                 option, value = chance.choice(options), chance.choice(values)

@@ -237,7 +237,7 @@ def test_levels_without_a_rule_are_refused_by_name(tmp_path, levels, message):
         data.read_pictures(tmp_path)
 
 
-TINY = ("--channels", "8", "--multipliers", "1", "--patch", "4", "--device", "cpu", "--batch-size", "4")
+TINY = ("--network", "unet:channels=8,multipliers=1,patch=4", "--device", "cpu", "--batch-size", "4")
 
 
 def train(tmp_path, *words):
@@ -254,7 +254,7 @@ def test_training_on_ones_own_pictures(tmp_path, capsys):
     out, run = capsys.readouterr().out, tmp_path / "run"
     assert "on 30 images of 8 x 8" in out
     config = json.loads((run / "config.json").read_text())
-    assert config["shape"] == [3, 8, 8]
+    assert config["data"]["shape"] == [3, 8, 8]
     assert config["provenance"]["held_out"] == 10
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     losses = {entry["step"]: entry["held_out_loss"] for entry in log if "held_out_loss" in entry}
@@ -282,5 +282,5 @@ def test_what_cannot_be_held_out_or_resized_is_refused(tmp_path, capsys):
         assert train(tmp_path, *words) == 2
         assert said in capsys.readouterr().err
     assert main(["train", "--out", str(tmp_path / "run"), "--size", "8", *TINY]) == 2
-    assert "--size is for folders of pictures" in capsys.readouterr().err
+    assert "size is for folders of pictures" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from proxflow import GPFN, ModelConfig, PointPredictor, TrainingConfig, fit, metrics, models
-from proxflow.cli import commands
+from proxflow import GPFN, PointPredictor, TrainingConfig, fit, metrics, models
+from proxflow.cli import _common, reproduce
 from proxflow.data import image_files as imagefiles
 from proxflow.errors import ArgumentError, OutputError
 from proxflow.runtime.processes import Processes
@@ -168,7 +168,7 @@ def test_all_fail_where_one_fails():
 
 def tiny_model(shape=(1, 28, 28)):
     torch.manual_seed(0)
-    model = models.build(ModelConfig(channels=8, multipliers=(1,), patch=4), shape)
+    model = models.build(shape, network="unet:channels=8,multipliers=1,patch=4")
     with torch.no_grad():
         for parameter in model.predictor.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -176,7 +176,7 @@ def tiny_model(shape=(1, 28, 28)):
 
 
 def draw(n, sampler, batch_size):
-    return commands.draw(tiny_model(), n, 3, sampler, 5, batch_size).numpy()
+    return _common.draw(tiny_model(), n, 3, sampler, 5, batch_size).numpy()
 
 
 @pytest.mark.parametrize("sampler", ["stochastic", "multistep2"])
@@ -210,12 +210,8 @@ WORDS = (
     16,
     "--checkpoint-every",
     20,
-    "--channels",
-    8,
-    "--multipliers",
-    1,
-    "--patch",
-    2,
+    "--network",
+    "unet:channels=8,multipliers=1,patch=2",
     "--device",
     "cpu",
 )
@@ -310,4 +306,4 @@ def test_two_processes_sample_and_evaluate_as_one(tmp_path):
 def test_reproduce_is_for_one_process(monkeypatch, tmp_path):
     monkeypatch.setattr(Processes, "current", classmethod(lambda cls: cls(0, 2)))
     with pytest.raises(ArgumentError, match="one process"):
-        commands.run_reproduce(commands.Reproduce(out=tmp_path), torch.device("cpu"))
+        reproduce.run(reproduce.Reproduce(out=tmp_path), torch.device("cpu"))

@@ -44,7 +44,11 @@ class List:
         group: Which names; without it, all of them.
     """
 
-    group: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar=f"[{{{','.join(GROUPS)}}}]")] = None
+    group: Annotated[
+        Text,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar=f"[{{{','.join(GROUPS)}}}]", help_behavior_hint="(default: all)"),
+    ] = None
 
 
 def run(options: List) -> None:

@@ -11,15 +11,10 @@ import tyro
 from proxflow.cli._common import File, say
 from proxflow.config import DeviceName
 from proxflow.errors import ArgumentError
-from proxflow.studies.presets import (
-    EXPERIMENTS,
-    ExperimentName,
-    PresetName,
-)
+from proxflow.studies.presets import EXPERIMENTS, ExperimentName, PresetName
 
 if TYPE_CHECKING:
     import torch
-
 
 _MINUTES = "; ".join(
     f"{study} {name}: {preset.minutes}".removeprefix("mnist ")

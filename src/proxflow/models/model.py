@@ -144,14 +144,14 @@ class Model:
             ArgumentError: As :func:`proxflow.fit`; a configuration and settings of one.
         """
         from proxflow.training.fit import fit  # training stands above models; this is for convenience
-        from proxflow.training.recipes import lesson
+        from proxflow.training.recipes import recipe
 
         known = inspect.signature(TrainingConfig).parameters
         own = {name: settings.pop(name) for name in known if name in settings}
         if config is not None and own:
             raise ArgumentError(f"{', '.join(own)} belongs to the configuration, and one is given: set it there")
         config = config or TrainingConfig(**own)
-        objective = lesson("flow", self).objective
+        objective = recipe("flow", self).objective
         result = fit(self.predictor, objective, data, config, encode=self.data.encode, **settings)
         told = {"data": f"{len(data)} {self.data.examples_word}", "steps": config.steps, "training": to_dict(config)}
         return replace(self, predictor=cast(Predictor, result.predictor), provenance=told, times={})

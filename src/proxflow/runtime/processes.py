@@ -214,4 +214,3 @@ def plain_copy(module: nn.Module, like: nn.Module) -> nn.Module:
 
 
 # Until the training loop says the new names.
-alike, postponed = broadcast_weights, no_sync

@@ -26,10 +26,20 @@ from proxflow.errors import ArgumentError, MemoryLimitError
 from proxflow.examples import Examples, moved, rows
 from proxflow.flows import draw_times
 from proxflow.random import BatchRows
-from proxflow.runtime.processes import Processes, alike, distribute, local, plain_copy, postponed, shard, whole
+from proxflow.runtime.machine import out_of_memory
+from proxflow.runtime.processes import (
+    Processes,
+    broadcast_weights,
+    distribute,
+    local,
+    no_sync,
+    plain_copy,
+    shard,
+    whole,
+)
 from proxflow.runtime.progress import bar
 from proxflow.training.objectives import Objective
-from proxflow.training.run import STRETCH, Run
+from proxflow.training.run import LOG_WINDOW, Run
 
 Encode = Callable[[Tensor], Tensor]
 """From a batch of stored data to what the flow's beliefs are about."""
@@ -123,7 +133,7 @@ def fit(
         raise ArgumentError(f"{len(held_out)} held-out examples are too few for {processes.size} processes")
 
     predictor.to(device).train()
-    alike(predictor, processes)
+    broadcast_weights(predictor, processes)
     averaged = copy.deepcopy(predictor).eval().requires_grad_(False)
     sharded = config.parallel == "fsdp" and processes.size > 1
     unsharded = copy.deepcopy(averaged).cpu() if sharded else averaged  # what weights are given out in
@@ -168,7 +178,7 @@ def fit(
 
     with (
         bar(label, config.steps * size, "images", run.step * size) as show,
-        _signals() as told,
+        _signals() as stop_signal,
         _memory(config, parts),
         # The precision is the configuration's, not a caller's. Not always: within it, casts outlive the inner contexts.
         torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext(),
@@ -186,7 +196,7 @@ def fit(
                 if config.compile:
                     torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
                 _seed_dropout(_mix(key, processes.rank * len(parts) + number), device)
-                with postponed(model, last=number == len(parts) - 1):
+                with no_sync(model, last=number == len(parts) - 1):
                     total = total_loss(model, data, indices[part.start : part.stop], t, key, part)
                     # Gradients are averaged over the processes, and shall be those of the mean over the whole batch.
                     share = total / (size / processes.size)
@@ -201,18 +211,18 @@ def fit(
             run.step += 1
 
             last = run.step == config.steps
-            if run.step % STRETCH == 0 or last:
-                run.look(rate)
+            if run.step % LOG_WINDOW == 0 or last:
+                run.close_window(rate)
                 show(run.step * size)
             if run.step % config.checkpoint_every == 0 or last:
                 run.save(held_out_loss())
                 if on_checkpoint is not None:
                     on_checkpoint(plain_copy(averaged, unsharded).to(device) if sharded else averaged, run.step)
             if processes.size == 1 or run.step % _AGREE == 0:
-                stop = processes.any(told.number is not None)
+                stop = processes.any(stop_signal.number is not None)
                 if stop:
                     run.save(None)
-                    raise KeyboardInterrupt if told.number == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
+                    raise KeyboardInterrupt if stop_signal.number == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
     return Result(
         plain_copy(averaged, unsharded).to(device) if sharded else averaged, run.losses, run.seconds, run.skipped
     )
@@ -295,22 +305,22 @@ def _scaled(batch: Tensor) -> Tensor:
 
 
 @dataclass
-class _Told:
+class _StopSignal:
     """What signal the process was sent."""
 
     number: int | None = None
 
 
 @contextmanager
-def _signals() -> Iterator[_Told]:
+def _signals() -> Iterator[_StopSignal]:
     """Note SIGTERM and SIGINT instead of dying of them at once; a second one acts as usual."""
-    told = _Told()
+    stop_signal = _StopSignal()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield told
+        yield stop_signal
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        told.number = number
+        stop_signal.number = number
         signal.signal(number, before[number])
 
     found = {int(number): signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -318,7 +328,7 @@ def _signals() -> Iterator[_Told]:
     for number in before:
         signal.signal(number, note)
     try:
-        yield told
+        yield stop_signal
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -330,8 +340,7 @@ def _memory(config: TrainingConfig, parts: list[range]) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # Of the processor's memory torch has no class of its own.
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "DefaultCPUAllocator" not in str(error):
+        if not out_of_memory(error):
             raise
         at_once = max(map(len, parts))
         if at_once == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -108,8 +108,3 @@ def recipe(
 def _words(model: Model) -> str:
     parts = ", ".join(word(part) for part in (model.flow, model.network, model.predictor))
     return f"{parts} of {model.shape}"
-
-
-# Until the studies say the new names.
-Lesson: TypeAlias = Recipe
-lesson = recipe

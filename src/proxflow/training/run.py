@@ -21,7 +21,7 @@ from proxflow.runtime.files import read_json, writable_folder, write_json
 from proxflow.runtime.processes import Processes, local
 from proxflow.runtime.tracking import Log
 
-LOG_WINDOW = STRETCH = 50
+LOG_WINDOW = 50
 """Steps that one line of the log sums up; within them nothing waits for an accelerator."""
 
 
@@ -231,8 +231,6 @@ class Run:
         loss, norm = (math.fsum(column) / len(good) for column in zip(*good, strict=True))
         self.losses.append(loss)
         self.record(loss=loss, gradient_norm=norm, learning_rate=rate, skipped=self.skipped)
-
-    look = close_window  # until the training loop says the new name
 
     def _diagnosis(self, bad: int, bad_losses: int, steps: int, rate: float) -> str:
         which = [n for n, p in self.predictor.named_parameters() if p.grad is not None and not finite(local(p.grad))]

@@ -1,4 +1,4 @@
-"""Autoguidance (2406.02507), learnt: away from what a worse model of the same data predicts, in one evaluation."""
+"""Autoguidance (2406.02507), learnt: away from what a weak model of the same data predicts, in one evaluation."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from proxflow.training.objectives.base import gaussian_belief
 
 @dataclass(frozen=True)
 class Autoguidance:
-    """Trains a student to predict what its teacher does, led away from what a worse model predicts.
+    """Trains a student to predict what its teacher does, led away from what a weak model predicts.
 
-    A model trained for a short time errs where one trained for long does, and further. So from the prediction ĉ of the worse
+    A model trained for a short time errs where one trained for long does, and further. So from the prediction ĉ of the weak
     model through the teacher's q̂ and beyond it,
 
         x̂ = ĉ + w (q̂ − ĉ),  w > 1,
@@ -32,9 +32,9 @@ class Autoguidance:
     noise in their targets, so it learns from few.
 
     Args:
-        flow: The flow of teacher, worse model and student, with Gaussian beliefs.
+        flow: The flow of teacher, weak model and student, with Gaussian beliefs.
         teacher: Its trained predictor, in evaluation mode; the student should begin with its weights.
-        worse: A predictor of the same flow that was trained for a tenth to a third as long, or has a smaller network.
+        weak: A predictor of the same flow that was trained for a tenth to a third as long, or has a smaller network.
         weight: w ≥ 1, finite. At 1 the student learns what the teacher says.
 
     Raises:
@@ -43,10 +43,10 @@ class Autoguidance:
 
     flow: Flow[Any]
     teacher: Predict
-    worse: Predict
+    weak: Predict
     weight: float = 2.0
 
-    passes = 5.0  # student 1 + 2, teacher 1, worse 1
+    passes = 5.0  # student 1 + 2, teacher 1, weak 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.weight < math.inf:
@@ -77,7 +77,7 @@ class Autoguidance:
         """
         t = draw_times(len(x), generator, x.device) if t is None else t
         belief = gaussian_belief(self.flow, x, t, generator, "autoguidance", condition, start)
-        student, teacher, worse = (given(p, condition) for p in (predict, self.teacher, self.worse))
+        student, teacher, weak = (given(p, condition) for p in (predict, self.teacher, self.weak))
         with torch.no_grad():
-            target = torch.lerp(worse(belief, t).mean, teacher(belief, t).mean, self.weight)
+            target = torch.lerp(weak(belief, t).mean, teacher(belief, t).mean, self.weight)
         return self.flow.weight(t) * mean_events((student(belief, t).mean - target).square())
