@@ -273,5 +273,5 @@ def test_a_missing_solver_is_named_in_training_and_not_needed_after(monkeypatch,
         again.flow.loss(again.predictor, torch.zeros(4, 1, 8, 8), seeded())
     text = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(text.replace('"ot"', '"hungarian"'))
-    with pytest.raises(CheckpointError, match="coupling must be one of"):
+    with pytest.raises(CheckpointError, match="no coupling is called 'hungarian'"):
         models.load(tmp_path)

@@ -19,7 +19,7 @@ from proxflow.divergences import Divergence, Wasserstein2, steps_compose
 from proxflow.energies import Energy
 from proxflow.errors import ArgumentError
 from proxflow.examples import Condition
-from proxflow.flows.base import B, Flow, Means, check_class_number, check_classes, check_real, noise_of
+from proxflow.flows.base import B, Flow, Means, check_class_number, check_classes, check_real
 from proxflow.paths import Linear, Schedule
 from proxflow.proximal import Proximal
 from proxflow.random import Generator, rand, randn, randn_like
@@ -246,24 +246,16 @@ class GPFN(Flow[Any]):
     def check(self, x: Tensor) -> None:
         self.endpoints.check(x)
 
-    def belief(
-        self,
-        x: Tensor,
-        t: Tensor,
-        generator: Generator,
-        *,
-        condition: Condition | None = None,
-        start: Tensor | None = None,
-    ) -> Belief:
-        if self._straight_ends is not None and start is None and x.is_floating_point():
+    def drawn(self, x: Tensor, t: Tensor, generator: Generator, condition: Condition | None) -> Belief:
+        if self._straight_ends is not None and x.is_floating_point():
             return self._straight_belief(self._straight_ends, x, t, generator)
-        if start is not None:
-            prior = self.begin(noise_of(start, x))
-        else:
-            prior = self.prior(x.shape, generator, x.dtype if x.is_floating_point() else t.dtype, x.device)
-            if self.coupling is not None:
-                drawn: Tensor = prior.mean
-                prior = self.begin(drawn[self.coupling.pair(drawn, x, condition)])
+        prior = self.prior(x.shape, generator, x.dtype if x.is_floating_point() else t.dtype, x.device)
+        if self.coupling is not None:
+            start: Tensor = prior.mean
+            prior = self.begin(start[self.coupling.pair(start, x, condition)])
+        return self.reached(prior, x, t)
+
+    def reached(self, prior: Belief, x: Tensor, t: Tensor) -> Belief:
         return self.walk(prior, self.endpoints.target(x, prior), t)
 
     def _straight_belief(self, ends: GaussianEndpoints, x: Tensor, t: Tensor, generator: Generator) -> DiagonalGaussian:

@@ -127,7 +127,6 @@ class Flow(ABC, Generic[B]):
             ArgumentError: They are not what this flow's beliefs are about.
         """
 
-    @abstractmethod
     def belief(
         self,
         x: Tensor,
@@ -137,10 +136,23 @@ class Flow(ABC, Generic[B]):
         condition: Condition | None = None,
         start: Tensor | None = None,
     ) -> B:
-        """Draw training beliefs at times ``t`` (batch,) for data ``x`` (batch, *event).
+        """Draw training beliefs at times ``t`` (batch,) for data ``x`` (batch, *event); the rest is as in :meth:`loss`."""
+        if start is None:
+            return self.drawn(x, t, generator, condition)
+        if start.shape != x.shape or not start.is_floating_point():
+            raise ArgumentError(
+                f"start has one prior draw for each of the data, real numbers {tuple(x.shape)}; got {start.dtype} "
+                f"{tuple(start.shape)}"
+            )
+        return self.reached(self.begin(start.to(x.dtype)), x, t)
 
-        Condition and start are as in :meth:`loss`; a belief depends on the condition through a coupling alone.
-        """
+    @abstractmethod
+    def drawn(self, x: Tensor, t: Tensor, generator: Generator, condition: Condition | None) -> B:
+        """Draw training beliefs for data as in :meth:`belief`; the condition counts through a coupling alone."""
+
+    def reached(self, prior: B, x: Tensor, t: Tensor) -> B:
+        """Return the training beliefs at times ``t`` for data ``x`` that begin with given prior draws (:meth:`begin`)."""
+        raise ArgumentError(f"{self} has no way from a given prior draw")
 
     @abstractmethod
     def score(self, predicted: B, x: Tensor, t: Tensor) -> Tensor:
@@ -215,20 +227,6 @@ def draw_times(batch: int, generator: Generator, device: torch.device) -> Tensor
         torch.randperm(batch, generator=generator, device=device),
     )
     return (order + offset).div_(batch).clamp_(1e-6, 1 - 1e-6)
-
-
-def noise_of(start: Tensor, x: Tensor) -> Tensor:
-    """Return the given prior draws of data ``x``.
-
-    Raises:
-        ArgumentError: Their shape is not the data's.
-    """
-    if start.shape != x.shape or not start.is_floating_point():
-        raise ArgumentError(
-            f"start has one prior draw for each of the data, real numbers {tuple(x.shape)}; got {start.dtype} "
-            f"{tuple(start.shape)}"
-        )
-    return start.to(x.dtype)
 
 
 def check_real(x: Tensor) -> None:

@@ -128,17 +128,7 @@ class _GaussianBayesianFlow(BayesianFlow[DiagonalGaussian]):
         mean = torch.zeros(tuple(shape), dtype=dtype, device=device)
         return DiagonalGaussian(mean, 1.0)
 
-    def belief(
-        self,
-        x: Tensor,
-        t: Tensor,
-        generator: Generator,
-        *,
-        condition: Condition | None = None,
-        start: Tensor | None = None,
-    ) -> DiagonalGaussian:
-        if start is not None:
-            self.begin(start)  # refuses it
+    def drawn(self, x: Tensor, t: Tensor, generator: Generator, condition: Condition | None) -> DiagonalGaussian:
         x = self._sent(x)
         a, b = self.accuracies.over(t, x)
         return DiagonalGaussian(a * x + b * randn_like(x, generator), self._spread(t, x))
@@ -353,17 +343,7 @@ class DiscreteBFN(BayesianFlow[Categorical]):
             return mean
         return mean + (alpha * self.classes).sqrt() * randn_like(probs, generator)
 
-    def belief(
-        self,
-        x: Tensor,
-        t: Tensor,
-        generator: Generator,
-        *,
-        condition: Condition | None = None,
-        start: Tensor | None = None,
-    ) -> Categorical:
-        if start is not None:
-            self.begin(start)  # refuses it
+    def drawn(self, x: Tensor, t: Tensor, generator: Generator, condition: Condition | None) -> Categorical:
         certain = torch.nn.functional.one_hot(x, self.classes).to(t.dtype)
         return Categorical(self._message(certain, self.accuracies.beta(t), generator).log_softmax(-1))
 

@@ -12,7 +12,7 @@ from proxflow._math import mean_events, over_events
 from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
 from proxflow.examples import Condition
-from proxflow.flows.base import Flow, Means, check_real, noise_of
+from proxflow.flows.base import Flow, Means, check_real
 from proxflow.paths import GaussianPath, VariancePreserving, renewal
 from proxflow.random import Generator, randn, randn_like
 
@@ -62,18 +62,12 @@ class Diffusion(Flow[DiagonalGaussian]):
     def begin(self, start: Tensor) -> DiagonalGaussian:
         return DiagonalGaussian(start, 1.0)
 
-    def belief(
-        self,
-        x: Tensor,
-        t: Tensor,
-        generator: Generator,
-        *,
-        condition: Condition | None = None,
-        start: Tensor | None = None,
-    ) -> DiagonalGaussian:
+    def drawn(self, x: Tensor, t: Tensor, generator: Generator, condition: Condition | None) -> DiagonalGaussian:
+        return self.reached(self.begin(randn_like(x, generator)), x, t)
+
+    def reached(self, prior: DiagonalGaussian, x: Tensor, t: Tensor) -> DiagonalGaussian:
         a, b = self.schedule.over(t, x)
-        noise = randn_like(x, generator) if start is None else noise_of(start, x)
-        return DiagonalGaussian(a * x + b * noise, b)
+        return DiagonalGaussian(a * x + b * prior.mean, b)
 
     def update(
         self, belief: DiagonalGaussian, target: DiagonalGaussian, t: Tensor, s: Tensor, generator: Generator | None

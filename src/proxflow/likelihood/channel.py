@@ -158,7 +158,7 @@ def two_class_bound(
         uncertain, density = _draw_uncertain(uniform)
         ratio = channel.ratio(uncertain)
         t = time_of(flow.schedule, ratio / (1 + ratio))
-        belief: Categorical = flow.belief(x, t, generator)  # type: ignore[assignment]
+        belief: Categorical = flow.belief(x, t, generator)
         predicted = predict(belief.map(lambda a: a.to(dtype)), t.to(dtype)).logits.double()
         own = toward * (belief.logits[..., 1] - belief.logits[..., 0])
         cost = channel.cost(own, toward * (predicted[..., 1] - predicted[..., 0]), over_events(ratio, own))

@@ -35,6 +35,7 @@ from proxflow.divergences import (
     ReverseKL,
     Wasserstein2,
 )
+from proxflow.examples import Condition
 from proxflow.flows import GPFN, CategoricalEndpoints, DiscreteBFN
 from proxflow.likelihood import Nats, bayesian_bound, two_class_bound
 from proxflow.paths import Linear, Schedule, Shifted
@@ -81,7 +82,7 @@ class Tabulated(ByTime):
     true steps.
     """
 
-    def belief(self, x: Tensor, t: Tensor, generator: Generator, **_: Any) -> DiagonalGaussian:
+    def drawn(self, x: Tensor, t: Tensor, generator: Generator, condition: Condition | None) -> DiagonalGaussian:
         start = self.prior(x.shape, generator, x.dtype, x.device).mean
         way = x - start
         table, far = _table(self).to(x), way.abs().flatten(1)
