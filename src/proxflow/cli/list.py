@@ -34,7 +34,7 @@ class List:
     """List the names that options take, of this package and of those that add to it.
 
     A package adds divergences, samplers, networks and kinds of data through entry points; such names have the package's
-    beside them. Settings follow a name: "unet:channels=64,multipliers=1,2,2", "alpha:order=0.5".
+    beside them. Settings follow a name: "unet:channels=64,multipliers=1,2,2", "alpha:a=0.5".
 
     For example:
         proxflow list

@@ -21,17 +21,21 @@ def bar(label: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[
     if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":  # of torchrun's processes, the first one shows
         yield lambda _: None
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
+    try:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            ProgressColumn,
+            Task,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.text import Text
+    except ImportError:  # work goes on without a bar
+        yield lambda _: None
+        return
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
