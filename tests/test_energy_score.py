@@ -23,7 +23,6 @@ from proxflow import (
     ExactDraw,
     ExactMean,
     GaussianMixture,
-    ModelConfig,
     PointPredictor,
     Stochastic,
     TrainingConfig,
@@ -388,8 +387,8 @@ def test_settings_refused(settings, message):
 
 def test_a_saved_model_draws_what_it_drew(tmp_path):
     torch.manual_seed(0)
-    config = ModelConfig(predictor="draw", channels=8, multipliers=(1,), patch=4)
-    built = models.build(config, (2, 8, 8))
+    words = {"network": "unet:channels=8,multipliers=1,patch=4", "predictor": "draw"}
+    built = models.build((2, 8, 8), **words)
     learning = recipe("flow", built)
     assert isinstance(learning.objective, EnergyScore)
     assert learning.objective.flow is built.flow
@@ -401,7 +400,7 @@ def test_a_saved_model_draws_what_it_drew(tmp_path):
     one, same = (proxflow.sample(m.predictor, m.flow, (4, 2, 8, 8), nfe=2) for m in (loaded, built))
     torch.testing.assert_close(one, same)
     with pytest.raises(ArgumentError, match="'point'"):
-        recipe("distribution-matching", models.build(config, (2, 8, 8)), loaded)
+        recipe("distribution-matching", models.build((2, 8, 8), **words), loaded)
 
 
 def test_train_and_sample_on_the_command_line(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The times of few evaluations, chosen for a model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -123,8 +124,8 @@ def test_one_evaluation_has_one_time():
         ({"sampler": Stochastic()}, "draws noise on its way"),
         ({"sampler": Marginal(0.1)}, "draws noise on its way"),
         ({"sampler": "sde-bfn-solver2"}, "draws noise on its way"),
-        ({"sampler": "magic"}, "unknown sampler 'magic'"),
-        ({"steps": 0}, "steps must be at least 1"),
+        ({"sampler": "magic"}, "no sampler is called 'magic'"),
+        ({"nfe": 0}, "nfe must be at least 1"),
         ({"rounds": -1}, "rounds at least 0"),
         ({"shape": ()}, "at least 1"),
         ({"reference": torch.zeros(3, 4)}, "numbers of shape"),
@@ -132,9 +133,9 @@ def test_one_evaluation_has_one_time():
     ],
 )
 def test_refused(change, message):
-    words = {"shape": (4, 4), "steps": 2, **change}
+    words = {"shape": (4, 4), "nfe": 2, **change}
     with pytest.raises(ArgumentError, match=message):
-        optimise_times(PointPredictor(Curved(), FLOW), FLOW, words.pop("shape"), words.pop("steps"), **words)
+        optimise_times(PointPredictor(Curved(), FLOW), FLOW, words.pop("shape"), words.pop("nfe"), **words)
 
 
 @pytest.mark.parametrize("flow", [GPFN(ReverseKL(), endpoints=CategoricalEndpoints(3)), DiscreteBFN(3)], ids=str)
@@ -153,7 +154,7 @@ def small():
 
 def test_a_model_keeps_its_times(tmp_path):
     times = {"unipc": {2: (0.0, 0.25), 1: (0.0,)}, "multistep2": {3: (0.0, 0.1, 0.7)}}
-    models.replace(small(), times=times).save_pretrained(tmp_path)
+    replace(small(), times=times).save_pretrained(tmp_path)
     model = load(tmp_path)
     assert model.times == times
     assert model.times_of("unipc", 2) == (0.0, 0.25)

@@ -311,7 +311,7 @@ def test_a_finished_run_is_not_repeated_and_another_is_refused(whole, monkeypatc
     for change, named in (({"pairs": 41}, "pairs = 40, not 41"), ({"sampler": "midpoint"}, "sampler = multistep2")):
         with pytest.raises(OutputError, match=named):
             reflow(tiny(), TRAINING, whole, **{**WORK, **change})
-    with pytest.raises(OutputError, match="flow.divergence = w2, not kl"):
+    with pytest.raises(OutputError, match=r"flow\.divergence = w2, not kl"):
         reflow(tiny("gpfn-kl"), TRAINING, whole, **WORK)
 
 

@@ -439,14 +439,14 @@ class TestModels:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda c: c.update(format=99), "format 1"),
-            (lambda c: c.update(shape=[1, 12]), "shape must be"),
-            (lambda c: c["model"].update(flow="magic"), "flow must be one of"),
-            (lambda c: c["model"].update(channels="8"), "channels must be of type int"),
-            (lambda c: c["model"].update(channels=-1), "channels ≥ 1"),
-            (lambda c: c["model"].update(colour=1), "unknown field 'colour'"),
-            (lambda c: c["model"].update(channels=16), "another architecture"),
-            (lambda c: c["model"].update(blocks=2), "another architecture"),
+            (lambda c: c.update(format=99), "format"),
+            (lambda c: c["data"].update(shape=[1, 12]), "image: "),
+            (lambda c: c["flow"].update(kind="magic"), "no flow is called 'magic'"),
+            (lambda c: c["network"].update(channels="8"), "channels is a whole number"),
+            (lambda c: c["network"].update(channels=-1), "channels ≥ 1"),
+            (lambda c: c["network"].update(colour=1), "unet has no setting 'colour'"),
+            (lambda c: c["network"].update(channels=16), "another architecture"),
+            (lambda c: c["network"].update(blocks=2), "another architecture"),
         ],
     )
     def test_bad_configuration(self, folder, change, message):
