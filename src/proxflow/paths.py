@@ -1,8 +1,8 @@
 """Schedules: how far along its way a belief is at a time in [0, 1].
 
 A schedule gives its value, its derivative and the size of a step between two times. For Gaussian beliefs it also gives the
-coefficients (a, b) of the training beliefs μ_t = a(t) x + b(t) ε, from which network parameterisations, marginal-preserving
-noise and multistep integration follow for all of them alike.
+coefficients (a, b) of the training beliefs μ_t = a(t) x + b(t) ε, which parameterisations of networks, marginal-preserving
+noise and multistep integration use.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from proxflow.errors import ArgumentError
 
 
 class GaussianPath(ABC):
-    """Means of the training beliefs given data x: μ_t = a(t) x + b(t) ε with ε standard normal."""
+    """Means of the training beliefs given data x: μ_t = a(t) x + b(t) ε with ε standard normal.
+
+    Known elsewhere as an interpolant, with the noise schedule a = α_t, b = σ_t.
+    """
 
     @abstractmethod
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,9 +52,9 @@ Scalar = TypeVar("Scalar", float, Tensor)
 def renewal(now: tuple[Scalar, Scalar], new: tuple[Scalar, Scalar], kappa: float) -> tuple[Scalar, Scalar, Scalar]:
     """Return the weights (k, l, m) of a step z' = k z + l x̂ + m ξ that keeps the marginal a' x + b' ε of a Gaussian path.
 
-    With the noise ε̂ = (z − a x̂)/b that z and x̂ leave, z' = a' x̂ + √(b'² − m²) ε̂ + m ξ and
+    With the predicted noise ε̂ = (z − a x̂)/b, z' = a' x̂ + √(b'² − m²) ε̂ + m ξ and
     m = κ b' √(1 − (a b'/(a' b))²). κ = 0 is the step of DDIM, κ = 1 the ancestral one of DDPM and of Bayesian flows
-    (Denoising Diffusion Implicit Models (Song et al., 2020), arXiv 2010.02502, eqs. 12 and 16, on any path).
+    ("Denoising Diffusion Implicit Models" (Song et al., 2020), arXiv 2010.02502, eqs. 12 and 16, here on any path).
 
     Args:
         now: (a, b).
@@ -66,7 +69,7 @@ def renewal(now: tuple[Scalar, Scalar], new: tuple[Scalar, Scalar], kappa: float
 
 
 def _root(x: Scalar) -> Scalar:
-    """Return the square root of a number that rounding may have brought below 0."""
+    """Return the square root of a number, 0 where rounding brought it below 0."""
     return x.clamp_min(0).sqrt() if isinstance(x, Tensor) else math.sqrt(max(x, 0.0))
 
 
@@ -78,26 +81,23 @@ class Schedule(GaussianPath):
 
     @abstractmethod
     def remaining(self, t: Tensor) -> Tensor:
-        """1 − τ(t): 1 at t = 0, decreasing, 0 at t = 1 unless the way ends before the target; accurate near t = 1."""
+        """Return 1 − τ(t), accurate near t = 1: it falls from 1 to 0, or less far if the way ends before the target."""
 
     def fraction(self, t: Tensor) -> Tensor:
-        """τ(t)."""
+        """Return τ(t)."""
         return 1 - self.remaining(t)
 
     @abstractmethod
     def derivative(self, t: Tensor) -> Tensor:
-        """τ'(t)."""
+        """Return τ'(t)."""
 
     def step(self, t: Tensor, s: Tensor) -> Tensor:
-        """Fraction of the step from time t to s > t: (τ_s − τ_t)/(1 − τ_t), exactly 1 where τ_s = 1."""
+        """Return the fraction of the step from time t to s > t: (τ_s − τ_t)/(1 − τ_t), exactly 1 where τ_s = 1."""
         remaining = self.remaining(t)
         return (remaining - self.remaining(s)) / remaining
 
     def velocity_weight(self, t: Tensor, floor: float) -> Tensor:
-        """Return what a squared error of predicted data weighs as one of the velocity, bounded near t = 1.
-
-        (τ'/max(1 − τ, floor))².
-        """
+        """Return (τ'/max(1 − τ, floor))², which makes squared errors of predicted data those of the velocity."""
         return (self.derivative(t) / self.remaining(t).clamp_min(floor)).square()
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,11 +106,14 @@ class Schedule(GaussianPath):
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """τ(t) = final · t: with Wasserstein-2 and ``final`` 1 this is rectified flow (2209.03003).
+    """τ(t) = final · t: with Wasserstein-2 and ``final`` 1 this is rectified flow.
+
+    "Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow" (Liu et al., 2022), arXiv
+    2209.03003.
 
     Args:
-        final: In (0, 1]. Below 1 a belief stops on its way, as a Bayesian Flow Network's does at its σ₁, and the last
-            prediction goes the rest of it: training and sampling spend nothing on beliefs that already tell everything.
+        final: In (0, 1]. Below 1 a belief stops before the target, as in a Bayesian Flow Network at σ₁, and the last
+            prediction is the sample: training and sampling spend nothing on beliefs that already know the data.
 
     Raises:
         ArgumentError: ``final`` is out of range.
@@ -132,7 +135,7 @@ class Linear(Schedule):
         return torch.full_like(t, self.final)
 
     def velocity_weight(self, t: Tensor, floor: float) -> Tensor:
-        # Half the operations, which in training a small network are felt.
+        # In half the operations, which matters in the training of small networks.
         return torch.rsub(t.clamp(max=(1 - floor) / self.final), 1 / self.final).pow_(-2)
 
 
@@ -150,9 +153,11 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class VariancePreserving(GaussianPath):
-    """Path of diffusion models, a² + b² = 1, with a(t) = sin(πt/2) and b(t) = cos(πt/2) (2102.09672, eq. 17, no offset).
+    """Path of diffusion models, a² + b² = 1, with a(t) = sin(πt/2) and b(t) = cos(πt/2).
 
-    Time runs from noise (0) to data (1), as everywhere here, and not the other way as in the literature on diffusion.
+    Known elsewhere as the cosine noise schedule: "Improved Denoising Diffusion Probabilistic Models" (Nichol & Dhariwal,
+    2021), arXiv 2102.09672, eq. 17, here without offset. Time runs from noise (0) to data (1), in diffusion models the other
+    way.
     """
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,10 +167,11 @@ class VariancePreserving(GaussianPath):
 
 @dataclass(frozen=True)
 class Shifted(Schedule):
-    """The linear schedule with its log-odds shifted: ln τ/(1 − τ) = ln t/(1 − t) + ℓ(t).
+    """Linear schedule with shifted log-odds: ln τ/(1 − τ) = ln t/(1 − t) + ℓ(t).
 
-    A constant ℓ is the timestep shift of large image models (2403.03206, eq. 23). Any schedule whose slope is finite and
-    positive at both ends has a bounded, smooth ℓ, so a short table of it states it accurately, also near the ends.
+    A constant ℓ is the timestep shift of "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis" (Esser et
+    al., 2024), arXiv 2403.03206, eq. 23. A schedule whose slope is finite and positive at both ends has a bounded, smooth ℓ,
+    so that a short table holds it accurately.
 
     Args:
         log_odds: ℓ at equally spaced times from 0 to 1, linear in between; one number for a constant.
@@ -190,7 +196,7 @@ class Shifted(Schedule):
                 )
 
     def _shift(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Factor e^ℓ of the odds, and ℓ', at times ``t``."""
+        """Return the factor e^ℓ of the odds, and ℓ', at times ``t``."""
         table = on_device(self.log_odds, t.device).to(t.dtype)
         pieces = len(table) - 1
         if pieces == 0:
@@ -212,15 +218,16 @@ class Shifted(Schedule):
         return factor * (1 + slope * t * (1 - t)) / (1 - t + factor * t).square()
 
     def step(self, t: Tensor, s: Tensor) -> Tensor:
-        # Not 1 minus a ratio: where τ is tiny for long, as for KL, that would keep no digit of the step.
+        # Not 1 minus a ratio: while τ is tiny, as for KL, rounding would leave no digit of the step.
         before, after = self._shift(t)[0], self._shift(s)[0]
         return (after * s * (1 - t) - before * t * (1 - s)) / ((1 - s + after * s) * (1 - t))
 
 
 @dataclass(frozen=True)
 class GaussianAccuracy(GaussianPath):
-    """Accuracy schedule of continuous Bayesian Flow Networks, β(t) = σ₁^{−2t} − 1 (2308.07037, eq. 72).
+    """Accuracy schedule of continuous Bayesian Flow Networks, β(t) = σ₁^{−2t} − 1.
 
+    "Bayesian Flow Networks" (Graves et al., 2023), arXiv 2308.07037, eq. 72.
     With γ = β/(1+β) = 1 − σ₁^{2t}, beliefs started at N(0, 1) have a = γ and b = √(γ(1−γ)).
 
     Args:
@@ -237,15 +244,15 @@ class GaussianAccuracy(GaussianPath):
         return -torch.expm1(2 * math.log(self.sigma1) * t)
 
     def precision(self, t: Tensor) -> Tensor:
-        """Precision of the belief, 1 + β(t) = σ₁^{−2t}."""
+        """Return the precision of the belief, 1 + β(t) = σ₁^{−2t}."""
         return torch.exp(-2 * math.log(self.sigma1) * t)
 
     def rate(self, t: Tensor) -> Tensor:
-        """β'(t)."""
+        """Return β'(t)."""
         return -2 * math.log(self.sigma1) * self.precision(t)
 
     def accuracy(self, t: Tensor, s: Tensor) -> Tensor:
-        """α of the message between times t and s: β(s) − β(t)."""
+        """Return the accuracy α of the message between times t and s: β(s) − β(t)."""
         return self.precision(t) * torch.expm1(-2 * math.log(self.sigma1) * (s - t))
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -255,7 +262,7 @@ class GaussianAccuracy(GaussianPath):
 
 @dataclass(frozen=True)
 class QuadraticAccuracy:
-    """Accuracy schedule of discrete Bayesian Flow Networks, β(t) = b² t² (2308.07037, eq. 181).
+    """Accuracy schedule of discrete Bayesian Flow Networks, β(t) = b² t² (Graves et al., 2023, eq. 181).
 
     Args:
         max_sqrt_beta: b = √β(1) > 0.
@@ -279,9 +286,11 @@ class QuadraticAccuracy:
 
 @dataclass(frozen=True)
 class LogitPath(GaussianPath):
-    """Path of the log-probabilities of discrete Bayesian Flow Networks (2404.15766, §5): z = β (K e_x − 1) + √(βK) ε.
+    """Path of the log-probabilities of discrete Bayesian Flow Networks: z = β (K e_x − 1) + √(βK) ε.
 
-    Up to a constant the logits of a training belief are Gaussian around the data K e_x − 1, with a = β and b = √(βK).
+    Up to a constant the logits of a training belief are Gaussian around the data K e_x − 1, with a = β and b = √(βK):
+    "Unifying Bayesian Flow Networks and Diffusion Models through Stochastic Differential Equations" (Xue et al., 2024),
+    arXiv 2404.15766, §5.
 
     Args:
         accuracies: β(t).

@@ -1,4 +1,4 @@
-"""The proximal step: how a belief moves.
+"""The proximal step, which moves a belief.
 
     p' = argmin_p  E(p; message) + D(p, belief)/η = argmin_p  (1 − f) D(p, belief) + f E(p; message),   η = f/(1 − f)
 
@@ -28,10 +28,10 @@ class Proximal:
     """The proximal operator of a divergence and an energy.
 
     Args:
-        divergence: What keeps the new belief near the old one.
+        divergence: Keeps the new belief near the old one.
         solver: ``None`` takes the closed form and refuses pairs without one; a solver minimises numerically. It is never
-            chosen silently: an iterative solve inside a sampling loop is a cost its user should have asked for.
-        energy: What pulls the belief; ``None`` is the divergence's own, D(·, message), which has most closed forms.
+            chosen silently, since it makes sampling slower.
+        energy: Pulls the belief; ``None`` is the divergence's own, D(·, message), which has most closed forms.
     """
 
     divergence: Divergence
@@ -43,8 +43,8 @@ class Proximal:
 
         Args:
             belief: Where the step starts.
-            message: What the energy reads: the target belief for barycentric energies.
-            fraction: f. A step size η is the fraction η/(1 + η); f = 1 minimises the energy alone.
+            message: The energy's argument: for barycentric energies the target belief.
+            fraction: f, the step size η = f/(1 − f). With f = 1 the energy alone is minimised.
 
         Raises:
             UnsupportedPairError: No closed form is known and no solver was given.

@@ -1,4 +1,7 @@
-"""Barycentric flows: proximal steps of any divergence, from a drawn prior to the data (2603.00751)."""
+"""Barycentric flows: proximal steps of any divergence, from a drawn prior to the data.
+
+"General Proximal Flow Networks" (Strunk & Assam, 2026), arXiv 2603.00751.
+"""
 
 from __future__ import annotations
 
@@ -27,24 +30,24 @@ from proxflow.solvers import Solver
 
 
 class Endpoints(ABC, Generic[B]):
-    """The prior and the targets of a barycentric flow, and the proper score a prediction is trained with."""
+    """The prior and the targets of a barycentric flow, and the proper score that trains its predictions."""
 
     @abstractmethod
     def prior(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype, device: torch.device) -> B: ...
 
     @abstractmethod
     def target(self, x: Tensor, like: B) -> B:
-        """The belief that knows the data point."""
+        """Return the belief that is certain of the data point."""
 
     @abstractmethod
     def draw(self, target: B, generator: Generator) -> B:
-        """A noisy message around a predicted target."""
+        """Draw a noisy message around a predicted target."""
 
     @abstractmethod
     def score(self, predicted: B, x: Tensor, weight: Tensor) -> Tensor:
-        """Loss of a prediction, (batch,), mean over coordinates.
+        """Return the loss of a prediction, (batch,), a mean over coordinates.
 
-        ``weight`` (batch,) is that of errors of real data, already divided by the number of coordinates.
+        ``weight`` (batch,) multiplies squared errors of real data; it is already divided by the number of coordinates.
         """
 
     @abstractmethod
@@ -53,9 +56,9 @@ class Endpoints(ABC, Generic[B]):
 
 @dataclass(frozen=True)
 class GaussianEndpoints(Endpoints[DiagonalGaussian]):
-    """From N(μ₀, 1) with a drawn mean μ₀ ~ N(0, 1) to N(x, target_std²).
+    """Endpoints of real data: from N(μ₀, 1) with a drawn mean μ₀ ~ N(0, 1) to N(x, target_std²).
 
-    The score is the weighted squared error, W₂² between the point targets: its optimum is the conditional mean.
+    The score is the weighted squared error, W₂² between the point targets: its optimum is the posterior mean.
 
     Args:
         target_std: Standard deviation ≥ 0 of the target around the data, in units of the data; the scale of the noise in
@@ -89,7 +92,7 @@ class GaussianEndpoints(Endpoints[DiagonalGaussian]):
 
 @dataclass(frozen=True)
 class CategoricalEndpoints(Endpoints[Categorical]):
-    """From probabilities drawn uniformly from the simplex, Dirichlet(1), to certainty about a class.
+    """Endpoints of classes: from probabilities drawn uniformly from the simplex, Dirichlet(1), to certainty.
 
     The score is the log score −log θ̂_x in nats; its optimum is the posterior of the class.
 
@@ -122,10 +125,10 @@ class CategoricalEndpoints(Endpoints[Categorical]):
 
 @dataclass(frozen=True)
 class ProductEndpoints(Endpoints[Product]):
-    """Mixed data: rows of a table (batch, columns), some columns numbers and some class indices, as floating point.
+    """Endpoints of mixed data: rows of a table (batch, columns), numbers and class indices, as floating point.
 
-    Each group of columns begins and ends as its own endpoints say, independently; what depends on what is for the network
-    to learn. The score is the sum of the parts' scores, each weighted by its share of the columns.
+    Each group of columns has its own endpoints and moves independently; the network learns how the groups depend on each
+    other. The score is the sum of the parts' scores, each weighted by its share of the columns.
 
     Args:
         parts: Endpoints and number of columns of each group, in the order of the columns, e.g.
@@ -174,13 +177,13 @@ class ProductEndpoints(Endpoints[Product]):
 
 @dataclass(frozen=True)
 class GPFN(Flow[Any]):
-    """General Proximal Flow Network: barycentric proximal steps of any divergence (2603.00751).
+    """General Proximal Flow Network: barycentric proximal steps of any divergence (Strunk & Assam, 2026).
 
-    With Wasserstein-2 and the linear schedule the means follow rectified flow exactly.
+    Known elsewhere, with Wasserstein-2 and the linear schedule, as rectified flow or flow matching: the means follow it.
 
     Args:
         divergence: The geometry.
-        schedule: Fraction of the way at each time.
+        schedule: Fraction of the way from prior to target at each time.
         endpoints: Prior and targets; :class:`GaussianEndpoints` for real data, :class:`CategoricalEndpoints` for classes,
             :class:`ProductEndpoints` for both side by side.
         solver: Numerical solver for divergences without a closed-form step.
@@ -188,10 +191,10 @@ class GPFN(Flow[Any]):
         energy: What pulls a belief in each step, with the target as its message; ``None`` is the divergence from the target.
             To guide a trained flow, sample from ``dataclasses.replace(flow, energy=…, solver=…)``. It leaves the Gaussian
             path, so proximal samplers alone serve it.
-        weight_floor: In (0, 1]. Errors of the predicted data weigh (τ'/max(1 − τ, floor))²: toward 0 this is the velocity
-            loss of rectified flow, at 1 every time counts alike. Small networks learn more from early times.
-        coupling: Which prior draw goes with which data in training, for :class:`GaussianEndpoints`; ``None`` draws them
-            independently of each other, :class:`MinibatchOT` pairs them within a batch. Sampling does not use it.
+        weight_floor: In (0, 1]. Squared errors of the predicted data weigh (τ'/max(1 − τ, floor))²: toward 0 this is the
+            velocity loss of rectified flow, at 1 every time counts alike. Small networks learn more from early times.
+        coupling: How training pairs prior draws with data, for :class:`GaussianEndpoints`: ``None`` independently,
+            :class:`MinibatchOT` by optimal transport within a batch. Sampling does not use it.
     """
 
     divergence: Divergence = field(default_factory=Wasserstein2)
@@ -203,7 +206,7 @@ class GPFN(Flow[Any]):
     energy: Energy | None = None
     coupling: Coupling | None = None
     _straight_ends: GaussianEndpoints | None = field(init=False, repr=False, compare=False)
-    """The endpoints, if training beliefs go straight to them from noise independent of the data; else ``None``."""
+    """The endpoints, if :meth:`_straight_belief` serves this flow; else ``None``."""
 
     def __post_init__(self) -> None:
         if self.coupling is not None and not isinstance(self.endpoints, GaussianEndpoints):
@@ -228,7 +231,7 @@ class GPFN(Flow[Any]):
         return None if path is None else Means(path, self._spread)
 
     def _spread(self, t: Tensor, z: Tensor) -> Tensor:
-        """Return the standard deviation of beliefs on a Gaussian path, which does not depend on where their mean is."""
+        """Return the standard deviation of beliefs on a Gaussian path, which depends on time alone."""
         origin = DiagonalGaussian(z.new_zeros([len(z), *[1] * (z.ndim - 1)]), 1.0)
         reached: DiagonalGaussian = self.walk(origin, self.endpoints.target(origin.mean, origin), t)  # type: ignore[assignment]
         return reached.given_std
@@ -259,9 +262,9 @@ class GPFN(Flow[Any]):
         return self.walk(prior, self.endpoints.target(x, prior), t)
 
     def _straight_belief(self, ends: GaussianEndpoints, x: Tensor, t: Tensor, generator: Generator) -> DiagonalGaussian:
-        """Return what the proximal step of Wasserstein-2 gives, in a third of its operations.
+        """Return the belief of a Wasserstein-2 step, in a third of the operations of :class:`Proximal`.
 
-        In training a small network they are felt: ``python -m benchmarks.training`` has the loss beside it.
+        They cost time in the training of small networks: ``python -m benchmarks.training`` measures it.
         """
         noise = randn_like(x, generator)
         f = over_events(self.schedule.fraction(t), x)
@@ -269,7 +272,7 @@ class GPFN(Flow[Any]):
         return DiagonalGaussian(torch.lerp(noise, x, f), lambda: torch.rsub(f, 1, alpha=1 - ends.target_std))
 
     def walk(self, prior: Belief, target: Belief, t: Tensor) -> Belief:
-        """The belief at times ``t`` (batch,) on the way from ``prior`` to ``target``."""
+        """Return the belief at times ``t`` (batch,) on the way from ``prior`` to ``target``."""
         if self.energy is None and steps_compose(self.divergence, prior):
             return self.proximal(prior, target, self.schedule.fraction(t))
         belief, steps = prior, self.simulated_steps
@@ -296,5 +299,5 @@ class GPFN(Flow[Any]):
         return DiagonalGaussian(x, ends.target_std) if isinstance(ends, GaussianEndpoints) else super().target(x)
 
     def times(self, nfe: int) -> list[float]:
-        # n steps end at t = 1, where the last one lands on its target: the prediction itself.
+        # The last of n steps would end at t = 1 and land on its target: that prediction is the sample.
         return [k / nfe for k in range(nfe)]

@@ -1,4 +1,4 @@
-"""What a flow is, its one loss, and the times that training draws."""
+"""The interface of flows, their training loss, and the times that training draws."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ B = TypeVar("B", bound=Belief)
 class Latent(ABC):
     """The coordinate z = a(t) u(x) + b(t) ε in which a flow's training beliefs are Gaussian.
 
-    Known elsewhere as the interpolant, with a = α_t and b = σ_t. Path samplers move along it, and likelihoods follow it.
+    Known elsewhere as an interpolant with the noise schedule a = α_t, b = σ_t. Path samplers and likelihoods follow it.
 
     Args:
         path: Its coefficients (a, b).
@@ -38,7 +38,7 @@ class Latent(ABC):
 
     @abstractmethod
     def of_target(self, target: Any) -> Tensor:
-        """Return u of a predicted target, where the path leads."""
+        """Return u of a predicted target, the end of the path."""
 
     @abstractmethod
     def belief(self, z: Tensor, t: Tensor) -> Any:
@@ -76,19 +76,19 @@ class Means(Latent):
         return DiagonalGaussian(z, self.spread(t, z))
 
     def std(self, t: Tensor, like: Tensor) -> Tensor:
-        # The spread depends on time alone, so one example a time has it.
+        # The spread depends on time alone: one example for each time is enough.
         one_each = like.new_zeros([len(t), *[1] * (like.ndim - 1)])
         return self.belief(one_each, t).std.flatten()
 
 
 class Flow(ABC, Generic[B]):
-    """What training and sampling need to know of a proximal flow."""
+    """A proximal flow: where beliefs start, how they move, and what trains a network."""
 
     coupling: Coupling | None = None
-    """How training pairs the noise of its beliefs with the data; ``None`` where they are independent."""
+    """How training pairs prior draws with data; ``None`` where they are independent."""
 
     passes: ClassVar[float] = 3.0
-    """Network passes an example in a training step: one forward, and a backward that is counted as two."""
+    """Network passes for each example of a training step: one forward, and a backward that counts as two."""
 
     def loss(
         self,
@@ -178,23 +178,20 @@ class Flow(ABC, Generic[B]):
         """
 
     def rows(self, index: Tensor) -> Flow[B]:
-        """Return the flow of some examples of a batch alone: their own rows of what it holds for each."""
+        """Return the flow for some examples of a batch: of what it holds for each example, their rows."""
         return self
 
     def target(self, x: Tensor) -> B:
-        """Return the target belief that stands for predicted real data ``x`` (batch, *event), a point without a spread."""
+        """Return the target belief of predicted real data ``x`` (batch, *event), here a point without spread."""
         return DiagonalGaussian(x, 0.0)  # type: ignore[return-value]
 
     def weight(self, t: Tensor) -> Tensor:
-        """Return the weight of the squared error of predicted data at times ``t``; 1 where the loss has none."""
+        """Return the loss weighting: the weight of squared errors of predicted data at times ``t``; 1 without one."""
         return torch.ones_like(t)
 
     @abstractmethod
     def times(self, nfe: int) -> list[float]:
-        """Return the times at which a proximal sampler that spends ``nfe`` evaluations calls the network, starting at 0.
-
-        The prediction at the last of them is the sample.
-        """
+        """Return the times of a proximal sampler's ``nfe`` evaluations, from 0; the prediction at the last is the sample."""
 
     @property
     def latent(self) -> Latent | None:
@@ -203,13 +200,13 @@ class Flow(ABC, Generic[B]):
 
     @property
     def path(self) -> GaussianPath | None:
-        """Coefficients of the training beliefs' means where they are Gaussian around a x, else ``None``."""
+        """Coefficients (a, b) of the means a x + b ε of Gaussian training beliefs; ``None`` where there are none."""
         latent = self.latent
         return latent.path if isinstance(latent, Means) else None
 
     @property
     def begins_fixed(self) -> bool:
-        """Whether all samples begin with one and the same belief, as those of Bayesian Flow Networks do."""
+        """Whether all samples begin with the same belief, as in Bayesian Flow Networks."""
         latent = self.latent
         zero = torch.zeros((), dtype=torch.float64, device="cpu")
         return latent is not None and not any(float(c) for c in latent.path.coefficients(zero))
@@ -218,7 +215,7 @@ class Flow(ABC, Generic[B]):
 def draw_times(batch: int, generator: Generator, device: torch.device) -> Tensor:
     """Draw one time for each example, (batch,), uniform on (0, 1) and evenly spread over the batch.
 
-    Each alone is uniform; together they share one random offset, which lowers the variance of the loss.
+    The batch shares one random offset, which lowers the variance of its mean loss.
     """
     if not isinstance(generator, torch.Generator):
         return rand(torch.Size([batch]), generator, torch.float32, device)

@@ -1,9 +1,9 @@
-"""Bayesian flows: from one fixed belief by Bayes' rule, which is the proximal step of KL (2308.07037).
+"""Bayesian flows: from one fixed belief by Bayes' rule, which is the proximal step of KL.
 
-A sender shows noisy messages y ~ S(·|x; α) of the data, a receiver, who predicts the data from its belief, expects
-R(·) = E_{x̂ ~ prediction} S(·|x̂; α). What a message costs is KL(S ‖ R), in n messages or in the limit of infinitely many;
-what remains to be said at t = 1 is the reconstruction loss. Their sum bounds −log p(x), see :mod:`proxflow.likelihood`.
-Real numbers, numbers in bins and classes differ in what is predicted and in how it is shown.
+"Bayesian Flow Networks" (Graves et al., 2023), arXiv 2308.07037. A sender draws noisy messages y ~ S(·|x; α) of the data. A
+receiver predicts the data from its belief and expects the messages R(·) = E_{x̂ ~ prediction} S(·|x̂; α). A message costs
+KL(S ‖ R), for n messages or in the limit of infinitely many; the reconstruction loss −log p(x | belief) at t = 1 comes
+on top. The sum is the negative ELBO, a bound of −log p(x): see :mod:`proxflow.likelihood`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from proxflow.random import Generator, randn, randn_like
 
 
 class BayesianFlow(Flow[B]):
-    """What Bayesian flows of all three data types have in common: their losses are parts of one bound of −log p(x)."""
+    """A flow by Bayes' rule, of any of three data types; its losses are the parts of the negative ELBO."""
 
     def n_step_loss(
         self,
@@ -39,10 +39,10 @@ class BayesianFlow(Flow[B]):
         draws: int = 10,
         condition: Condition | None = None,
     ) -> Tensor:
-        """Return the loss of sending ``steps`` messages, from one of them for each example, (batch,), nats per coordinate.
+        """Return the loss of ``steps`` messages, estimated from one for each example, (batch,), nats per coordinate.
 
-        n KL(S ‖ R) of the message of accuracy β(t + 1/n) − β(t), an unbiased estimate of the sum over all n when its time is
-        drawn. As n grows it becomes :meth:`loss`.
+        It is n KL(S ‖ R) of the message of accuracy β(t + 1/n) − β(t): where t is drawn, an unbiased estimate of the sum
+        over all n. As n grows it becomes :meth:`loss`.
 
         Args:
             predict: Function of a belief and times (batch,) that returns the predicted target.
@@ -60,7 +60,7 @@ class BayesianFlow(Flow[B]):
         if steps < 1 or draws < 1:
             raise ArgumentError(f"steps and draws must be at least 1, got {steps} and {draws}")
         t = draw_times(len(x), generator, x.device) if t is None else t
-        # Rounded up a little before the floor: k/n times n may fall just short of k.
+        # A little is added before the floor: rounded, (k/n) n may fall just short of k.
         k = (t.double() * steps + 1e-4).floor().clamp(0, steps - 1)
         t, s = (k / steps).to(t.dtype), ((k + 1) / steps).to(t.dtype)
         predicted = given(predict, condition)(self.belief(x, t, generator), t)
@@ -100,7 +100,7 @@ class BayesianFlow(Flow[B]):
 
 
 class _GaussianBayesianFlow(BayesianFlow[DiagonalGaussian]):
-    """Beliefs N(μ, 1/ρ) about real numbers, begun at N(0, 1); messages y ~ N(x, 1/α)."""
+    """A Bayesian flow with beliefs N(μ, 1/ρ) about real numbers, from N(0, 1), and messages y ~ N(x, 1/α)."""
 
     sigma1: float
 
@@ -150,27 +150,27 @@ class _GaussianBayesianFlow(BayesianFlow[DiagonalGaussian]):
         return 0.5 * self.accuracies.rate(t)
 
     def score(self, predicted: Any, x: Tensor, t: Tensor) -> Tensor:
-        """Return the continuous-time loss −ln σ₁ σ₁^{−2t} (x − x̂)², nats per coordinate (2308.07037, eq. 101).
+        """Return the continuous-time loss −ln σ₁ σ₁^{−2t} (x − x̂)², nats per coordinate (Graves et al., 2023, eq. 101).
 
-        x̂ is the mean of the prediction, for bins Σ p_k c_k.
+        x̂ is the mean of the prediction: for bins Σ p_k c_k.
         """
         return self.weight(t) * mean_events((self._sent(x) - predicted.mean).square())
 
     def _sent(self, x: Tensor) -> Tensor:
-        """What is sent of the data."""
+        """Return what the messages show of the data."""
         return x
 
     @abstractmethod
     def _drawn(self, target: Any, generator: Generator) -> Tensor:
-        """An event drawn from a prediction, around which the sampler's message is."""
+        """Draw an event from a prediction, the centre of the sampler's message."""
 
 
 @dataclass(frozen=True)
 class Readout:
-    """How a :class:`BFN` reads data out at t = 1: the mass of N(x̂, std²) in equal bins of [−1, 1].
+    """The likelihood of a :class:`BFN`'s data at t = 1: the mass of N(x̂, std²) in equal bins of [−1, 1].
 
     Args:
-        bins: Number of bins, ≥ 2, one for each value that the data can have: 256 for 8-bit images.
+        bins: Number of bins, ≥ 2, one for each value of the data: 256 for 8-bit images.
         std: Standard deviation > 0 in units of the data; ``None`` is σ₁.
         density_below: See :func:`proxflow.beliefs.gaussian_bin_log_prob`; 0 is exact, the reference has 1e-5.
     """
@@ -192,26 +192,26 @@ def _check_bins(bins: int) -> None:
 
 @dataclass(frozen=True)
 class BFN(_GaussianBayesianFlow):
-    """Bayesian Flow Network for continuous data (2308.07037, §4).
+    """Bayesian Flow Network for continuous data (Graves et al., 2023, §4).
 
     The prior is N(0, 1), fixed; messages are y ~ N(x, 1/α); the update is Bayes' rule.
 
     Args:
         sigma1: Standard deviation of the belief at t = 1. The reference uses √1e-3 in its code's default and
             σ₁² = 1e-6 for fine data.
-        readout: How data are read out at t = 1, for the reconstruction loss.
+        readout: Likelihood of data at t = 1, for the reconstruction loss.
     """
 
     sigma1: float = 1e-3
     readout: Readout = field(default_factory=Readout)
 
     def _drawn(self, target: DiagonalGaussian, generator: Generator) -> Tensor:
-        return target.mean  # the reference's output distribution is a point, whatever spread a target carries
+        return target.mean  # the reference's output distribution is a point, without spread
 
     def _message_cost(
         self, predicted: DiagonalGaussian, x: Tensor, t: Tensor, s: Tensor, generator: Generator, draws: int
     ) -> Tensor:
-        """Return α/2 (x − x̂)² (2308.07037, §4): sender and receiver are Gaussians of one spread."""
+        """Return α/2 (x − x̂)² (Graves et al., 2023, §4): sender and receiver are Gaussians of equal spread."""
         return 0.5 * self.accuracies.accuracy(t, s) * mean_events((x - predicted.mean).square())
 
     def _read_out(self, predicted: DiagonalGaussian, x: Tensor) -> Tensor:
@@ -222,11 +222,11 @@ class BFN(_GaussianBayesianFlow):
 
 @dataclass(frozen=True)
 class DiscretisedBFN(_GaussianBayesianFlow):
-    """Bayesian Flow Network for discretised data: real numbers that come in K equal bins of [−1, 1] (2308.07037, §5).
+    """Bayesian Flow Network for real numbers in K equal bins of [−1, 1] (Graves et al., 2023, §5).
 
     Beliefs and messages are those of :class:`BFN`. The prediction is a distribution over the bins (:class:`Binned`, from a
     :class:`BinnedPredictor`), the sampler's message is around a centre drawn from it, and the last output is the most
-    probable bin's centre. Data are moved to their bin's centre before anything is done with them.
+    probable bin's centre. Data are first moved to the centres of their bins.
 
     Args:
         bins: Number of bins K ≥ 2.
@@ -248,12 +248,12 @@ class DiscretisedBFN(_GaussianBayesianFlow):
     def _message_cost(
         self, predicted: Any, x: Tensor, t: Tensor, s: Tensor, generator: Generator, draws: int
     ) -> Tensor:
-        """Return E_y [log N(y; x, 1/α) − log Σ_k p_k N(y; c_k, 1/α)] (2308.07037, §5).
+        """Return E_y [log N(y; x, 1/α) − log Σ_k p_k N(y; c_k, 1/α)] (Graves et al., 2023, §5).
 
-        Each coordinate has a message of its own, one number, so there is one way only to mix (see :class:`DiscreteBFN`).
+        A coordinate's message is one number, so the choice ``mixture`` of :class:`DiscreteBFN` does not arise.
         """
         log_probs = self._binned(predicted).log_probs
-        # Distances of centres from the true one, exactly 0 at that one: so its term is log p_x whatever α is.
+        # Distances of centres from the true one, there exactly 0: its term is log p_x for any α.
         index = bin_of(x, self.bins)[..., None]
         steps_off = torch.arange(self.bins, device=x.device) - index
         root = over_events(self.accuracies.accuracy(t, s).sqrt(), log_probs)
@@ -279,7 +279,11 @@ class DiscretisedBFN(_GaussianBayesianFlow):
 
 @dataclass(frozen=True)
 class Logits(Latent):
-    """Log-probabilities of discrete Bayesian flows: u = K e_x − 1 (BFN-Solver (Xue et al., 2024), arXiv 2404.15766, §5)."""
+    """Log-probabilities of discrete Bayesian flows: u = K e_x − 1.
+
+    "Unifying Bayesian Flow Networks and Diffusion Models through Stochastic Differential Equations" (Xue et al., 2024),
+    arXiv 2404.15766, §5.
+    """
 
     path: LogitPath
 
@@ -295,16 +299,16 @@ class Logits(Latent):
 
 @dataclass(frozen=True)
 class DiscreteBFN(BayesianFlow[Categorical]):
-    """Bayesian Flow Network for discrete data (2308.07037, §6).
+    """Bayesian Flow Network for discrete data (Graves et al., 2023, §6).
 
     The prior is uniform, fixed; messages are y ~ N(α(K e_x − 1), αK I); the update adds them to the log-probabilities.
 
     Args:
         classes: Number of classes K ≥ 2.
         max_sqrt_beta: b = √β(1).
-        mixture: What the receiver of the loss of few messages expects. ``"coordinates"`` mixes each of a message's K numbers
-            by itself, Π_j Σ_k ê_k N(y_j), as the public reference implementation does. That is the divergence of another
-            receiver, who forgets that the K numbers speak of one class; the sampler draws no messages from it.
+        mixture: The receiver in :meth:`n_step_loss`: ``"joint"`` mixes whole messages, Σ_k ê_k Π_j N(y_j).
+            ``"coordinates"`` mixes each of the K numbers by itself, Π_j Σ_k ê_k N(y_j), as the public reference
+            implementation does: it ignores that the numbers share one class, and the sampler draws no messages from it.
     """
 
     classes: int
@@ -357,7 +361,7 @@ class DiscreteBFN(BayesianFlow[Categorical]):
         return Categorical((belief.logits + message).log_softmax(-1))
 
     def score(self, predicted: Categorical, x: Tensor, t: Tensor) -> Tensor:
-        """Return the continuous-time loss K b² t ‖e_x − ê‖², nats per coordinate (2308.07037, eq. 205)."""
+        """Return the continuous-time loss K b² t ‖e_x − ê‖², nats per coordinate (Graves et al., 2023, eq. 205)."""
         certain = torch.nn.functional.one_hot(x, self.classes).to(predicted.logits.dtype)
         gap = (certain - predicted.probs).square().sum(-1)
         return 0.5 * self.classes * self.accuracies.rate(t) * mean_events(gap)
@@ -365,11 +369,10 @@ class DiscreteBFN(BayesianFlow[Categorical]):
     def _message_cost(
         self, predicted: Categorical, x: Tensor, t: Tensor, s: Tensor, generator: Generator, draws: int
     ) -> Tensor:
-        """Return E_y [log S(y|x; α) − log Σ_k ê_k S(y|k; α)], nats per coordinate of the event (2308.07037, §6).
+        """Return E_y [log S(y|x; α) − log Σ_k ê_k S(y|k; α)], nats per coordinate of the event (Graves et al., 2023, §6).
 
-        A message is a vector of K numbers, and the receiver expects one class or another: the mixture is one of whole
-        vectors, Σ_k ê_k Π_j N(y_j). All in log space; what is common to all S(y|k) cancels and leaves
-        −log Σ_k ê_k exp(y_k − y_x).
+        A message is a vector of K numbers; the receiver mixes whole vectors, Σ_k ê_k Π_j N(y_j). In log space the factors
+        common to all S(y|k) cancel, which leaves −log Σ_k ê_k exp(y_k − y_x).
         """
         log_probs = predicted.log_probs
         own = torch.nn.functional.one_hot(x, self.classes).bool()
@@ -382,7 +385,7 @@ class DiscreteBFN(BayesianFlow[Categorical]):
                 ahead = noise - noise.gather(-1, x[..., None]) - scale
                 total = total - torch.logsumexp(log_probs + torch.where(own, 0, ahead), dim=-1)
             else:
-                # For y_j there are two Gaussians only, that of class j and that of all others, their means αK apart.
+                # y_j has two Gaussians: that of class j and that of all other classes. Their means are αK apart.
                 others = log_difference(torch.zeros_like(log_probs), log_probs)
                 right, wrong = torch.where(own, log_probs, others), torch.where(own, others, log_probs)
                 odds = torch.where(own, -noise, noise) - scale / 2

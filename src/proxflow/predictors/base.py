@@ -1,4 +1,4 @@
-"""What a predictor is: a module ``(belief, t) -> belief`` around a network of plain tensors."""
+"""The interface of predictors: modules ``(belief, t) -> belief`` around a network of plain tensors."""
 
 from __future__ import annotations
 
@@ -16,18 +16,16 @@ from proxflow.flows import Flow
 
 
 class Predictor(nn.Module, ABC):
-    """A module that predicts the target distribution from a belief.
-
-    Known elsewhere as a denoiser.
+    """A predictor of the target distribution from a belief. Known elsewhere as a denoiser.
 
     Args:
-        network: Module ``(x, t) -> tensor`` of what the belief tells, (batch, …), and times (batch,). Where its ``forward``
-            has a parameter ``condition``, the predictor reads one, too.
+        network: Module ``(x, t) -> tensor`` of the belief's features (batch, …) and times (batch,). If its ``forward`` has a
+            parameter ``condition``, the predictor reads one, too.
     """
 
     reads: frozenset[str] = frozenset()
-    """What it is to be called with beside belief and time: ``"end"``, the times (batch,) at which the steps toward its
-    predictions end; ``"noise"``, a ``generator`` that its predictions are drawn by; ``"condition"``."""
+    """Further arguments that it takes: ``"end"``, the times (batch,) at which the steps toward its predictions end;
+    ``"noise"``, a ``generator`` for draws; ``"condition"``."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -40,7 +38,7 @@ class Predictor(nn.Module, ABC):
         """Return the predicted target for beliefs at times ``t`` (batch,)."""
 
     def output(self, x: Tensor, t: Tensor, condition: Condition | None = None, **told: Tensor) -> Tensor:
-        """Return what the network says, in the precision of what it reads."""
+        """Return the network's output in the precision of its input."""
         if condition is not None:
             told["condition"] = condition  # type: ignore[assignment]
         output: Tensor = self.network(x, t, **told)
@@ -48,7 +46,7 @@ class Predictor(nn.Module, ABC):
 
 
 class RealPredictor(Predictor):
-    """Base of predictors of real data, whose predictions may be clipped to the range of the data.
+    """A predictor of real data, which may clip its predictions to the range of the data.
 
     Args:
         network: As for :class:`Predictor`.
@@ -70,7 +68,7 @@ class RealPredictor(Predictor):
         self.target_std = float(flow.target(torch.zeros(1, 1, device="cpu")).given_std)
 
     def clipped(self, prediction: Tensor) -> Tensor:
-        """Return a prediction within the range of the data; in training as it is, unless told otherwise."""
+        """Return a prediction clipped to the range of the data; in training only with ``clip_in_training``."""
         if self.clip is not None and (self.clip_in_training or not self.training):
             return prediction.clamp(*self.clip)
         return prediction

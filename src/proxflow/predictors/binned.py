@@ -1,4 +1,4 @@
-"""Predictions of bins."""
+"""Prediction of bins."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from proxflow.predictors.base import Predictor, check_shape
 
 
 class BinnedPredictor(Predictor):
-    """Predicts the mass of a Gaussian in each bin of discretised data (2308.07037, §5).
+    """A predictor of the probabilities of bins, as the mass of a Gaussian in each.
 
-    The network returns two numbers (ε̂, s) for each coordinate, as channels: for events with channels and space (C, H, W)
-    (batch, 2C, H, W), first C times ε̂ and then C times s; for other events (batch, *event, 2). With training beliefs
-    μ = a x + b ε the Gaussian is
+    "Bayesian Flow Networks" (Graves et al., 2023), arXiv 2308.07037, §5. The network returns two numbers (ε̂, s) for each
+    coordinate: for images (C, H, W) the shape is (batch, 2C, H, W), C channels of ε̂ and then C of s; for other events it is
+    (batch, *event, 2). With training beliefs μ = a x + b ε the Gaussian is
 
         N((μ − b ε̂)/a, (b e^s/a)²),  s clamped to ±10, then the standard deviation to [1e-3, 10].
 
@@ -25,7 +25,7 @@ class BinnedPredictor(Predictor):
 
     Args:
         network: Module ``(mean, t) -> tensor`` as described; t is (batch,).
-        flow: The flow it is trained for, which has the bins and the path.
+        flow: The flow it is trained for, with its bins and path.
 
     Raises:
         ArgumentError: A flow without a Gaussian path.

@@ -1,4 +1,4 @@
-"""Predictions of classes."""
+"""Prediction of classes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from proxflow.predictors.base import Predictor
 
 
 class ClassPredictor(Predictor):
-    """Predicts class probabilities for categorical beliefs.
+    """A predictor of class probabilities for categorical beliefs.
 
-    For events with channels and space (C, H, W) the network reads (batch, C·K, H, W) and returns logits of that shape; for
+    For images (C, H, W) the network reads (batch, C·K, H, W) and returns logits of that shape; for
     other events (batch, *event, K). Two classes need one number each: the network reads the first class's 2θ − 1 without
     a class dimension and returns its logit, in the shape of the event.
 

@@ -1,4 +1,4 @@
-"""Predictions that are draws."""
+"""Prediction by draws."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from proxflow.random import Generator, randn_like
 
 
 class DrawPredictor(RealPredictor):
-    """Predicts the whole distribution of the data given the belief, p(x | belief, t), by drawing from it (2502.02483).
+    """A predictor of the whole distribution of the data given the belief, p(x | belief, t), by draws from it.
 
-    The network reads the belief's mean with standard normal noise of the same shape beside it and returns a draw. A belief
-    and a draw of its posterior have the joint law of the belief and the data, so a step toward the draw leads to a belief of
-    the right law, however long it is: with exact draws any number of evaluations gives the data's law, where the mean, which
-    a :class:`PointPredictor` gives, blurs. Trained by :class:`proxflow.EnergyScore`.
+    "Distributional Diffusion Models with Scoring Rules" (De Bortoli et al., 2025), arXiv 2502.02483. The network reads the
+    belief's mean and standard normal noise of the same shape, and returns a draw. A belief and an exact draw of its
+    posterior have the joint law of belief and data, so a step of any length toward the draw leads to a belief of the right
+    law: any number of evaluations then samples the data's law. Long steps toward the posterior mean, which a
+    :class:`PointPredictor` predicts, blur. Trained by :class:`proxflow.EnergyScore`.
 
     Args:
         network: Module ``(features, t) -> tensor``. It reads the mean and then the noise along the first dimension of the
@@ -31,8 +32,7 @@ class DrawPredictor(RealPredictor):
         clip: Range of the data (lowest, highest) that draws are clipped to outside training, or ``None``.
 
     Raises:
-        ArgumentError: An empty range; when called, neither generator nor noise, or noise or
-            an output of another shape.
+        ArgumentError: An empty range; when called, neither generator nor noise, or a wrong shape of noise or output.
     """
 
     reads = frozenset({"noise"})
@@ -49,14 +49,14 @@ class DrawPredictor(RealPredictor):
         noise: Tensor | None = None,
         condition: Condition | None = None,
     ) -> DiagonalGaussian | GaussianMixture:
-        """Draw from what is predicted at times ``t`` (batch,): once by noise of a generator, or by given noise.
+        """Draw from the predicted distribution at times ``t`` (batch,): once by a generator, or by given noise.
 
         Args:
             belief: Beliefs, (batch, *event).
             t: Their times, (batch,).
             generator: Source of the noise of one draw, as a target to step toward.
-            noise: Standard normal noise (batch, draws, *event), drawn elsewhere since compiled code reads no generators. The
-                draws are together an estimate of the predicted distribution: a mixture whose means they are.
+            noise: Standard normal noise (batch, draws, *event), for compiled code, which reads no generators. The result is
+                a mixture whose means are the draws, an estimate of the predicted distribution.
             condition: One row an example.
         """
         mean, several = belief.features(), noise is not None

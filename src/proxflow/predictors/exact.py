@@ -1,7 +1,7 @@
-"""Exact optimal predictors, for data whose law is known: what a perfect network would answer.
+"""Exact optimal predictors for data with a known law: what a perfect network would predict.
 
-With one in place of a network, what is left of a sampler's or a bound's error is its own. Their cost grows with the number
-of events (or mixture components), so they are for tests, figures and studies of samplers.
+With them a sampler or a bound shows its own error, without a network's. Their cost grows with the number of events or
+mixture components; they are for tests, figures and studies of samplers.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from proxflow.random import Generator
 
 
 def _log_likelihoods(flow: GPFN | DiscreteBFN, belief: Categorical, t: Tensor) -> Tensor:
-    """log p(θ_i | x_i = k) up to what is common to all k, (batch, *event, K)."""
+    """Return log p(θ_i | x_i = k) up to a constant common to all k, (batch, *event, K)."""
     if isinstance(flow, DiscreteBFN):
         # y ~ N(β(K e_k − 1), βK I) has a density ∝ exp(y_k), and θ = softmax(y).
         return belief.log_probs
     remaining = over_events(flow.schedule.remaining(t), belief.logits)
-    slack = 8 * torch.finfo(belief.logits.dtype).eps  # rounding must not rule the true class out
+    slack = 8 * torch.finfo(belief.logits.dtype).eps  # rounding must not exclude the true class
     if isinstance(flow.divergence, ReverseKL):
-        # (1 − τ) θ₀ + τ e_k is uniform on the part of the simplex where θ_k ≥ τ, as large for each k.
+        # (1 − τ) θ₀ + τ e_k is uniform on the part of the simplex where θ_k ≥ τ, whose size is the same for each k.
         reached = belief.probs >= (1 - remaining) * (1 - slack)
         return torch.zeros_like(belief.logits).masked_fill(~reached, -torch.inf)
     # On the sphere of √θ the uniform law of θ₀ has the density cos φ sin^(2K−3) φ in the angle φ to e_k, times a function of
-    # the direction that contraction to e_k, φ → (1 − τ) φ, leaves alone.
+    # the direction. The contraction to e_k, φ → (1 − τ) φ, leaves the direction unchanged.
     probs = belief.probs
     others = probs @ (1 - torch.eye(belief.classes, dtype=probs.dtype, device=probs.device))
     tiny = torch.finfo(probs.dtype).tiny
@@ -95,7 +95,7 @@ class ExactClasses:
 
     @property
     def entropy(self) -> float:
-        """Entropy of the data in nats: the least mean of any bound of −log p(x)."""
+        """Entropy of the data in nats, the lowest mean of −log p(x) that a model can reach."""
         return float(-(self.probs * self.probs.log()).sum())
 
     def sample(self, number: int, generator: torch.Generator) -> Tensor:
@@ -115,7 +115,9 @@ class ExactClasses:
 
 @dataclass(frozen=True, eq=False)
 class ExactMean:
-    """The conditional mean E[x | belief] of data with a known law, for flows whose beliefs have means μ = a x + b ε.
+    """The posterior mean E[x | belief] of data with a known law, for flows whose beliefs have means μ = a x + b ε.
+
+    Known elsewhere as the optimal denoiser, given by Tweedie's formula.
 
     Args:
         flow: Any flow with a Gaussian path: ``GPFN`` with Wasserstein-2 or KL, ``BFN``, ``Diffusion``.
@@ -142,7 +144,7 @@ class ExactMean:
 
 @dataclass(frozen=True, eq=False)
 class ExactDraw:
-    """Draws from p(x | belief) for data that are a mixture of Gaussians: what a perfect :class:`DrawPredictor` would answer.
+    """Exact draws from p(x | belief) for a mixture of Gaussians, as of a perfect :class:`DrawPredictor`.
 
     Args:
         flow: Any flow with a Gaussian path: ``GPFN`` with Wasserstein-2 or KL, ``BFN``, ``Diffusion``.
@@ -166,7 +168,7 @@ class ExactDraw:
 
 
 def _noisy_path(flow: Flow[Any], t: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients (a, b) of the beliefs' means at times (batch,), double."""
+    """Return the coefficients (a, b) of the beliefs' means at times (batch,), float64."""
     a, b = flow.path.coefficients(t.double())  # type: ignore[union-attr]
-    nothing = (a + b) == 0  # a Bayesian flow's belief at t = 0 says nothing: b = 1 makes that so for any mean
+    nothing = (a + b) == 0  # a Bayesian flow's belief at t = 0: with b = 1 it says nothing of x, whatever its mean
     return a, torch.where(nothing, torch.ones_like(b), b)

@@ -1,4 +1,4 @@
-"""Predictions of where long steps lead."""
+"""Prediction of the ends of long steps."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from proxflow.predictors.base import RealPredictor, check_shape
 
 
 class LongStepPredictor(RealPredictor):
-    """Predicts the effective target X of a long step: one proximal step toward it lands where many small ones would.
+    """A predictor of the effective target X of a long step: one proximal step toward it lands where many small ones would.
 
-    At ``end`` = t this is the prediction of the data, at ``end`` = 1 the end of the trajectory: the sample. It lies among
-    the predictions along the step, so it is clipped like one. Trained by :class:`proxflow.LongStep`.
+    Known elsewhere as a shortcut, mean-flow or consistency model. At ``end`` = t, X is the prediction of the data; at
+    ``end`` = 1 it is the sample, the end of the trajectory. X is an average of the predictions along the step, so it is
+    clipped like them. Trained by :class:`proxflow.LongStep`.
 
     Args:
         network: Module ``(mean, t, end) -> tensor`` of the mean's shape (batch, *event), the point X; t and end are
@@ -30,7 +31,7 @@ class LongStepPredictor(RealPredictor):
 
     Raises:
         ArgumentError: An empty range, means that do not move on straight lines, or a schedule that ends before the data
-            (``final`` < 1), where the last step would end at no time.
+            (``final`` < 1).
     """
 
     reads = frozenset({"end"})
@@ -54,10 +55,10 @@ class LongStepPredictor(RealPredictor):
         return DiagonalGaussian(self.clipped(output), self.target_std)
 
     def begin_from(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the weights of a trained :class:`PointPredictor` (``state_dict``) whose network is the same but for the end.
+        """Load the weights (``state_dict``) of a trained :class:`PointPredictor` of the same network without ``end``.
 
         Raises:
-            ArgumentError: A weight has no place here, or one of another shape.
+            ArgumentError: A weight has no counterpart here, or one of another shape.
         """
         own = self.state_dict()
         for name, weight in weights.items():

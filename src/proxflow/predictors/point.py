@@ -1,4 +1,4 @@
-"""Predictions of points."""
+"""Prediction of points."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Parameterisation = Literal["x", "epsilon", "v"]
 
 
 class PointPredictor(RealPredictor):
-    """Predicts a point x̂ for Gaussian beliefs: the posterior mean E[x | belief], where the loss is squared.
+    """A predictor of a point x̂ for Gaussian beliefs: under squared loss the posterior mean E[x | belief].
 
-    Known elsewhere as a denoiser, with x-, ε- or v-prediction.
+    Known elsewhere as a denoiser, with x-prediction, ε-prediction or v-prediction.
 
     With training beliefs μ = a x + b ε the network's output is, by ``parameterisation``:
 
@@ -65,7 +65,7 @@ class PointPredictor(RealPredictor):
             prediction = output
         else:
             a, b = self.path.over(t, mean)
-            # Where a belief says nothing yet (a = 0; for BFN b = 0 too) the prediction is 0 or clipped, not NaN.
+            # Where a = 0 (for BFN b = 0 too) the belief says nothing: the prediction is 0 or clipped, not NaN.
             nothing = torch.finfo(mean.dtype).tiny
             if self.parameterisation == "epsilon":
                 prediction = (mean - b * output) / a.clamp_min(nothing)

@@ -1,4 +1,4 @@
-"""Predictions of mixed data."""
+"""Prediction of mixed data."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from proxflow.predictors.classes import classes_of
 
 
 class ProductPredictor(Predictor):
-    """Predicts every part of mixed data at once, so that each may depend on all.
+    """A predictor of all parts of mixed data together, so that each may depend on all.
 
-    The network reads the parts' features side by side, a number for each number and 2θ − 1 for each category (for two
-    classes that of the first alone), and returns as many: a predicted number for each number, logits for each category.
+    The network reads the parts' features side by side: each number as it is, each category as 2θ − 1 (of two classes the
+    first alone). It returns as many values: predictions of numbers, logits of categories.
 
     Args:
         network: Module ``(features, t) -> tensor`` of the features' shape (batch, total).

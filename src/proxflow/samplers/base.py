@@ -1,4 +1,4 @@
-"""The one loop of all samplers."""
+"""The sampling loop, and the interface of its samplers."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ class Samples:
 
 
 class Sampler(ABC):
-    """Base of all samplers; members are frozen dataclasses of their settings."""
+    """A way from the prior to samples; members are frozen dataclasses of their settings."""
 
     keeps_to_target: ClassVar[bool] = False
-    """Whether each step goes straight toward the newest target, without noise: what an effective target is meant for."""
+    """Whether each step goes straight toward the newest target, without noise, as effective targets require."""
 
     @property
     def memoryless(self) -> bool:
-        """Whether each step follows one prediction alone, which then may be a draw, and not an average of several."""
+        """Whether each step uses one prediction alone, not a combination of several. Predictions may then be draws."""
         return True
 
     @abstractmethod
     def init(self, flow: Flow[Any], belief: Any, generator: Generator) -> tuple[Any, Any]:
-        """First belief and state, from a belief drawn from the prior."""
+        """Return the first belief and state, from a belief drawn from the prior."""
 
     @abstractmethod
     def step(
         self, flow: Flow[Any], belief: Any, target: Any, t: Any, s: Any, generator: Generator, state: Any
     ) -> tuple[Any, Any]:
-        """Belief and state at time ``s``, from those at ``t`` and the target predicted there; times as in :meth:`plan`."""
+        """Return belief and state at time ``s`` from those at ``t`` and the target predicted there; see :meth:`plan`."""
 
     def plan(self, flow: Flow[Any], belief: Any, times: Sequence[float], device: torch.device) -> Sequence[Any]:
-        """What :meth:`step` is to know of each time, one entry a time, computed for all of them before the loop.
+        """Return what :meth:`step` receives as its times, one entry for each, computed before the loop.
 
-        Here the times themselves, float64 scalars on ``device``. ``belief`` is the first one.
+        Here they are the times themselves, float64 scalars on ``device``. ``belief`` is the first one.
         """
         return on_device(times, device).unbind()
 
     def times(self, flow: Flow[Any], nfe: int) -> list[float]:
-        """Times of ``nfe`` evaluations, increasing from 0: the flow's own, unless a sampler knows better."""
+        """Return the times of ``nfe`` evaluations, increasing from 0: the flow's own, unless a sampler has others."""
         return flow.times(nfe)
 
     @torch.no_grad()
@@ -85,8 +85,8 @@ class Sampler(ABC):
         """Draw samples with ``nfe`` evaluations of ``predict``.
 
         Args:
-            predict: Function of a belief and times (batch,) that returns the predicted target. If it ``reads`` "end" it is
-                told the times of the next belief, ``end`` (batch,), 1 at the last evaluation; if "noise", ``generator``.
+            predict: Function of a belief and times (batch,) that returns the predicted target. If it ``reads`` "end" it
+                is given the times of the next belief, ``end`` (batch,), 1 at the last; if "noise", ``generator``.
             flow: The flow that ``predict`` was trained for.
             shape: Shape of the samples, (batch, *event).
             nfe: Number of network evaluations, ≥ 1.
@@ -98,9 +98,9 @@ class Sampler(ABC):
             watch: Called at each evaluation.
 
         Raises:
-            ArgumentError: ``nfe`` < 1, an empty shape, times that do not increase from 0 within [0, 1], a sampler that
-                does not keep to the target of a predictor that reads the end of its step, or one that averages a
-                predictor's draws.
+            ArgumentError: ``nfe`` < 1; an empty shape; times that do not increase from 0 within [0, 1]; a predictor that
+                reads ends of steps, with a sampler that does not keep to its target; or a predictor that draws, with a
+                sampler that combines predictions.
         """
         if nfe < 1:
             raise ArgumentError(f"the number of network evaluations must be at least 1, got {nfe}")
@@ -129,7 +129,7 @@ class Sampler(ABC):
         else:
             raise ArgumentError(f"start has the shape of the samples, {tuple(shape)}; got {tuple(start.shape)}")
         belief, state = self.init(flow, prior, generator)
-        # The schedule's arithmetic and its transfers are before the loop: inside, each scalar would cost what a batch does.
+        # The schedule's arithmetic and transfers come before the loop: inside, a scalar would cost as much as a batch.
         plan = self.plan(flow, belief, times, device)
         asked = on_device(times, device).to(torch.promote_types(dtype, torch.float32))[:, None]
         asked_at = asked.expand(nfe, shape[0]).unbind()

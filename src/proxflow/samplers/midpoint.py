@@ -1,4 +1,4 @@
-"""Second order by two evaluations a step, without a memory of earlier steps."""
+"""A second-order sampler with two evaluations a step and no memory of earlier steps."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from proxflow.samplers.path import PathSampler, Step, log_step
 
 @dataclass(frozen=True)
 class Midpoint(PathSampler):
-    """Second-order exponential Runge–Kutta, two evaluations a step (in the manner of DPM-Solver-2, 2206.00927).
+    """Second-order exponential Runge–Kutta, two evaluations a step.
 
-    In u = −ln(1 − τ) a first step of length g leads to a second evaluation x̂' within the whole step of length h, which then
-    starts anew: y' = e^{−h} y + (1 − e^{−h}) x̂ + (h − 1 + e^{−h})(x̂' − x̂)/g. The times of the evaluations are those of every
-    other sampler, so that a step spans two of their intervals. Each evaluation counts. The last ones, where no whole step
-    is left, are plain. Heun's method would put the second evaluation at the end of the step, and then evaluate there again.
+    Known elsewhere, with ln(a/b) in place of u, as DPM-Solver++(2S), close to DPM-Solver-2 of "DPM-Solver: A Fast ODE Solver
+    for Diffusion Probabilistic Model Sampling in Around 10 Steps" (Lu et al., 2022), arXiv 2206.00927. In u = −ln(1 − τ) a
+    step of length g leads to the second evaluation x̂'. The whole step, of length h, is then made from the start:
+    y' = e^{−h} y + (1 − e^{−h}) x̂ + (h − 1 + e^{−h})(x̂' − x̂)/g. It spans two intervals of the times that other samplers
+    have. Evaluations that are left over at the end make first-order steps.
     """
 
     @property
@@ -33,7 +34,7 @@ class Midpoint(PathSampler):
             return torch.lerp(step.x, step.y, new_left / left), (step.y, step.x, left)
         start, first_x, rest = memory
         h, g, ahead = log_step(rest, new_left), log_step(rest, left), step.x
-        # A step that lands on the target (h = ∞) lands on the newest prediction.
+        # A step that ends on the target (h = ∞) ends on the newest prediction.
         if math.isfinite(h):
             ahead = torch.lerp(first_x, step.x, (-h / math.expm1(-h) - 1) / g)
         return torch.lerp(ahead, start, new_left / rest), None

@@ -1,4 +1,4 @@
-"""Exponential multistep of any order, and with a corrector: one evaluation a step."""
+"""Exponential multistep samplers, with or without a corrector: one evaluation a step."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ Node = tuple[Tensor, float]
 
 @dataclass(frozen=True)
 class Multistep(PathSampler):
-    """Exponential multistep of a given order, one evaluation a step (in the manner of DPM-Solver++, 2211.01095).
+    """Exponential multistep of a given order, one evaluation a step.
 
-    In u = −ln(1 − τ) the equation is y' = x̂ − y. A step puts the polynomial through the newest predictions in place of x̂ and
-    is exact for it, whatever the lengths of the steps: the exponential Adams–Bashforth method. The first steps have lower
-    order, as they have fewer predictions. Order 2 adds (h − 1 + e^{−h})(x̂ − x̂₋)/h₋ to e^{−h} y + (1 − e^{−h}) x̂.
+    Known elsewhere, for order 2 and with ln(a/b) in place of u, as DPM-Solver++(2M): "DPM-Solver++: Fast Solver for Guided
+    Sampling of Diffusion Probabilistic Models" (Lu et al., 2022), arXiv 2211.01095. In u = −ln(1 − τ) the equation is
+    y' = x̂ − y. A step is exact for the polynomial through the newest predictions in place of x̂, whatever the lengths of the
+    steps: the exponential Adams–Bashforth method. The first steps, with fewer predictions, have lower order. Order 2 adds
+    (h − 1 + e^{−h})(x̂ − x̂₋)/h₋ to e^{−h} y + (1 − e^{−h}) x̂.
 
-    With ``corrected`` each step is made again when the prediction at its end is known, by the polynomial through that
-    prediction as well, one order higher: UniPC's corrector (2302.04867), without an evaluation more. The next step begins at
-    the corrected point, though its prediction was made at the uncorrected one.
+    With ``corrected`` each step is repeated once the prediction at its end is known, with that prediction in the polynomial,
+    one order higher and without another evaluation: the corrector of "UniPC: A Unified Predictor-Corrector Framework for
+    Fast Sampling of Diffusion Models" (Zhao et al., 2023), arXiv 2302.04867. The prediction itself is not made again.
 
     Args:
-        order: Predictions that a step extrapolates from, 1 to 4.
+        order: Number of predictions that a step extrapolates from, 1 to 4.
         corrected: Whether steps are corrected.
 
     Raises:
@@ -57,7 +59,7 @@ class Multistep(PathSampler):
             y = advance(start, past[0][1], left, nodes)
         nodes = nodes[: self.order]
         if self.order == 2 and len(nodes) == 2 and not self.corrected and step.new[1] > 0:
-            # The same in one pass over the batch: toward a straight line of slope (x̂ − x̂₋)/h₋.
+            # Order 2 in one pass over the batch: toward a straight line of slope (x̂ − x̂₋)/h₋.
             h = log_step(left, step.new[1])
             slope = (-h / math.expm1(-h) - 1) / log_step(nodes[1][1], left)
             ahead = extrapolate(nodes[1][0], nodes[0][0], slope)
@@ -66,9 +68,9 @@ class Multistep(PathSampler):
 
 
 def advance(y: Tensor, left: float, new_left: float, nodes: Sequence[Node]) -> Tensor:
-    """The exact step from 1 − τ = ``left`` to ``new_left`` where x̂ is the polynomial in u through the nodes."""
+    """Return the exact step from 1 − τ = ``left`` to ``new_left`` where x̂ is the polynomial in u through the nodes."""
     h = log_step(left, new_left)
-    # A step that lands on the target (h = ∞) lands on the newest prediction, whatever the polynomial was.
+    # A step that ends on the target (h = ∞) ends on the newest prediction, for any polynomial.
     if not math.isfinite(h):
         return nodes[0][0].clone()
     shares = step_shares(h, [log_step(left, at) for _, at in nodes])
@@ -79,13 +81,13 @@ def advance(y: Tensor, left: float, new_left: float, nodes: Sequence[Node]) -> T
 
 
 def step_shares(h: float, nodes: Sequence[float]) -> list[float]:
-    """Weights of predictions in the constant one that has the same effect on an exponential step.
+    """Return the weights of predictions in their mean that an exponential step goes toward.
 
     They are ∫₀ʰ e^{s−h} ℓ_j(s) ds / (1 − e^{−h}), with ℓ_j the Lagrange polynomials of the nodes, and add up to 1.
 
     Args:
         h: Length of the step in u, finite and positive.
-        nodes: Where in u the predictions were made, from the beginning of the step.
+        nodes: Places of the predictions in u, relative to the beginning of the step.
     """
     # In units of h: mₖ = ∫₀¹ h e^{h(z−1)} zᵏ dz, by parts.
     moments = [-math.expm1(-h)]

@@ -1,8 +1,8 @@
-"""The times of few evaluations, chosen for a trained model by where its own many steps lead.
+"""Times for few evaluations, fitted for a trained model to the samples of its own many steps.
 
-Without noise on the way, a sampler of few steps has one aim: the sample that many steps give from the same prior draw. The
-root mean square distance to it is a function of the times of the evaluations alone, and least squares of few unknowns, which
-takes no data, no features and no training.
+A sampler without noise should reach in few steps the sample that many steps give from the same prior draw. The root mean
+square distance between them depends on the times of the evaluations alone. To minimise it is a least-squares problem of few
+unknowns, without data, features or training.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from proxflow.flows import Flow
 from proxflow.samplers import SAMPLERS, Sampler, default_sampler, sample
 
 REFERENCE_STEPS = 64
-"""Evaluations of each sample that few steps are to come near to."""
+"""Evaluations of each reference sample."""
 
 
 @dataclass(frozen=True)
 class OptimisedTimes:
-    """The times found, what they gain, and what they cost.
+    """Result of a search for times: the times, their gain, and their cost.
 
     Args:
         times: Times of the evaluations, increasing from 0, below 1; what :func:`proxflow.sample` takes as ``times``.
         error: Root mean square distance to the reference with them, in units of the data.
         error_before: The same with the sampler's own times.
-        evaluations: Network evaluations spent, each of one event, with those of the reference where it was drawn here.
-        reference: Where many steps lead, for the search of times for another number of evaluations.
+        evaluations: Network evaluations spent, each of one event; those of the reference included, if it was drawn here.
+        reference: The samples of many steps, to be reused for another number of evaluations.
     """
 
     times: tuple[float, ...]
@@ -55,21 +55,21 @@ def optimise_times(
     reference: Tensor | None = None,
     rounds: int = 10,
 ) -> OptimisedTimes:
-    """Find the times of few evaluations that bring a sampler nearest to its own many steps from the same prior draws.
+    """Find the times at which few steps of a sampler come nearest to its own many steps from the same prior draws.
 
     Levenberg–Marquardt on the logarithms of the intervals, the last of which ends at 1, with derivatives by differences.
-    What comes before a time that is moved is not evaluated again: a round costs about nfe²/2 evaluations of each event.
+    Evaluations before a moved time are reused: a round costs about nfe²/2 evaluations of each event.
 
     Args:
         predictor: As :func:`proxflow.sample` takes it.
         flow: The flow it was trained for.
-        shape: (number of prior draws, *event). All are worked on at once; 64 images are enough.
+        shape: (number of prior draws, *event). All form one batch; 64 images are enough.
         nfe: Network evaluations to spend on each sample later, ≥ 1.
         sampler: A sampler without noise or its name; ``None`` takes the default one.
         seed: Seed of the prior draws.
-        reference: Where many steps lead, of this shape: that of an earlier result of the same seed and sampler; ``None``
-            draws it, with 64 evaluations a sample.
-        rounds: Rounds at most; it ends earlier when one gains less than 0.2 %.
+        reference: Samples of many steps, of this shape, from an earlier result of the same seed and sampler; ``None`` draws
+            them, with 64 evaluations a sample.
+        rounds: Rounds at most; the search ends earlier when a round gains less than 0.2 %.
 
     Raises:
         ArgumentError: A sampler that draws noise or is unknown, events that are not numbers, a reference of another shape,
@@ -112,7 +112,7 @@ def optimise_times(
     times = own
     here, answers = residual(times, ()), asked.answers
     before = _root_mean_square(here)
-    # The prediction before a time changes with it, where a predictor is told where its step ends.
+    # If a predictor reads the end of its step, the prediction before a time depends on it, too.
     told = 1 if "end" in asked.reads else 0
     for _ in range(rounds if nfe > 1 else 0):
         columns = []
@@ -133,7 +133,7 @@ def optimise_times(
         else:
             break
         gain = 1 - float(there.norm() / here.norm())
-        # Of what a straight line promised, the share that was kept: a step too far is followed by a shorter one.
+        # If too little of the decrease promised by the linear model was reached, the next step is shorter.
         promised = -float(move @ (2 * gradient + normal @ move))
         kept_promise = float(here.square().sum() - there.square().sum()) > 0.25 * promised
         damping = damping / 10 if kept_promise else max(damping, 1e-2) * 10
@@ -144,13 +144,13 @@ def optimise_times(
 
 
 def _times(logs: Tensor) -> list[float]:
-    """Times from the logarithms of the intervals over the last one."""
+    """Return the times of given logarithms of intervals, relative to the last one."""
     shares = torch.cat([logs, logs.new_zeros(1)]).softmax(0)
     return [0.0, *shares.cumsum(0)[:-1].tolist()]
 
 
 def _derivatives(logs: Tensor) -> Tensor:
-    """Derivatives of all times but the first by the logarithms of the intervals."""
+    """Return the derivatives of all times but the first by the logarithms of the intervals."""
     shares = torch.cat([logs, logs.new_zeros(1)]).softmax(0)[:-1]
     return torch.tril(shares.expand(len(shares), -1)) - shares.cumsum(0)[:, None] * shares
 
@@ -160,7 +160,7 @@ def _root_mean_square(values: Tensor) -> float:
 
 
 class _Replay(nn.Module):
-    """A predictor that answers its first calls with ``known`` and asks the model the others; ``answers`` has all of them."""
+    """A predictor that answers its first calls from ``known`` and the others by the model; ``answers`` records all."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class _Replay(nn.Module):
         self.known: Sequence[Any] = ()
         self.answers: list[Any] = []
         self.evaluations = 0
-        self.train(model.training)  # which sampling restores
+        self.train(model.training)  # sampling restores this mode
 
     def forward(self, belief: Any, t: Tensor, **told: Any) -> Any:
         number = len(self.answers)

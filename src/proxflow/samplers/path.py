@@ -21,7 +21,7 @@ from proxflow.samplers.base import Sampler
 
 
 class Point(NamedTuple):
-    """What a path sampler knows of a time before the loop begins.
+    """The schedule at one time, as a path sampler needs it.
 
     Args:
         time: The time, a float64 scalar on the device.
@@ -39,12 +39,12 @@ class Point(NamedTuple):
 
 
 def log_step(left: float, new_left: float) -> float:
-    """Length h of a step in u = −ln(1 − τ), ∞ for one that lands on the target."""
+    """Return the length h of a step in u = −ln(1 − τ), ∞ for one that ends on the target."""
     return math.log(left / new_left) if new_left > 0 else math.inf
 
 
 def extrapolate(last: Tensor, x: Tensor, slope: float) -> Tensor:
-    """x + slope (x − last), in one pass."""
+    """Return x + slope (x − last), in one pass."""
     return torch.lerp(last, x, 1 + slope) if slope else x
 
 
@@ -77,14 +77,14 @@ def renewed(step: Step, kappa: float) -> Tensor:
 
 
 class PathSampler(Sampler):
-    """Base of samplers that move along the flow's :attr:`~proxflow.Flow.latent`, the interpolant a u(x) + b ε.
+    """A sampler that moves along the flow's :attr:`~proxflow.Flow.latent`, the interpolant a u(x) + b ε.
 
-    For Gaussian beliefs it is that of the means, for discrete Bayesian flows that of the logits.
+    For Gaussian beliefs the interpolant is of the means, for discrete Bayesian flows of the logits.
     """
 
     @abstractmethod
     def move(self, step: Step, memory: Any) -> tuple[Tensor, Any]:
-        """Return the straight coordinate at the new time, and what the next call is to remember (``None`` at first)."""
+        """Return the straight coordinate at the new time, and the memory for the next call (``None`` at first)."""
 
     def init(self, flow: Flow[Any], belief: Any, generator: Generator) -> tuple[Any, Any]:
         latent = self._latent(flow)
@@ -95,12 +95,12 @@ class PathSampler(Sampler):
             )
         z = latent.of(belief)
         scale = float(latent.path.straight(torch.zeros((), dtype=torch.float64))[2])
-        # A drawn prior is the noise ε; a fixed one says nothing of it, so ε is drawn here.
+        # A drawn prior is the noise ε itself; for a fixed prior ε is drawn here.
         y = z / scale if scale > 0 else randn_like(z, generator)
         return belief, (latent, y, None)
 
     def plan(self, flow: Flow[Any], belief: Any, times: Sequence[float], device: torch.device) -> Sequence[Point]:
-        # Numbers, so that a step does its arithmetic on the host and a device sees nothing but passes over the batch.
+        # Python numbers: the schedule's arithmetic stays on the host, and the device works on batches alone.
         latent, grid = self._latent(flow), on_device(times, device)
         taken, left, scale = latent.path.straight(torch.tensor(times, dtype=torch.float64))
         stds = latent.std(grid, latent.of(belief))
@@ -130,12 +130,13 @@ class PathSampler(Sampler):
 
 @dataclass(frozen=True)
 class Marginal(PathSampler):
-    """Keeps the marginal of the path while replacing noise (DDIM/DDPM, 2010.02502, on any Gaussian path).
+    """A sampler that keeps the marginals of the path while it replaces noise. Known elsewhere as DDIM with η = κ.
 
+    "Denoising Diffusion Implicit Models" (Song et al., 2020), arXiv 2010.02502, eqs. 12 and 16, on any Gaussian path:
     y' = τ' x̂ + √((1−τ')² − s²) ε̂ + s ξ,  s = κ (1−τ') √(1 − (τ (1−τ') / (τ' (1−τ)))²).
 
     Args:
-        kappa: Share of the noise replaced, in [0, 1]: 0 deterministic (DDIM), 1 ancestral (DDPM).
+        kappa: Share of the noise replaced, in [0, 1]: 0 is deterministic (DDIM), 1 ancestral (DDPM).
     """
 
     kappa: float = 1.0

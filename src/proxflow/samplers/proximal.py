@@ -1,4 +1,4 @@
-"""Samplers that move the belief by the flow's own update, of every flow."""
+"""Samplers that move the belief by the flow's own update; they serve every flow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from proxflow.samplers.base import Sampler
 
 
 class ProximalSampler(Sampler):
-    """Base of samplers that move the belief by the flow's own update."""
+    """A sampler that moves the belief by the flow's own update."""
 
     noisy: ClassVar[bool]
     """Whether the message is a noisy draw around the predicted target."""
@@ -31,8 +31,8 @@ class ProximalSampler(Sampler):
 class Deterministic(ProximalSampler):
     """The proximal step with the predicted target itself as message.
 
-    For Wasserstein-2 with the linear schedule this is Euler's method on rectified flow's equation; for BFN it is the
-    noise-free sampler.
+    Known elsewhere, for Wasserstein-2 with the linear schedule, as Euler's method on rectified flow's equation; for
+    :class:`~proxflow.Diffusion` as DDIM. For BFN it is the noise-free sampler.
     """
 
     noisy = False
@@ -41,6 +41,10 @@ class Deterministic(ProximalSampler):
 
 @dataclass(frozen=True)
 class Stochastic(ProximalSampler):
-    """The proximal step with a noisy draw around the predicted target as message; BFN's own sampler (2308.07037)."""
+    """The proximal step with a noisy draw around the predicted target as message.
+
+    Known elsewhere as the sampler of "Bayesian Flow Networks" (Graves et al., 2023), arXiv 2308.07037; for
+    :class:`~proxflow.Diffusion` as ancestral sampling (DDPM).
+    """
 
     noisy = True

@@ -1,4 +1,4 @@
-"""The samplers by name, and drawing with them."""
+"""The samplers by name, and :func:`sample`, which draws with them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from proxflow.samplers.base import Sampler, Watch
 SAMPLERS: dict[str, Sampler] = {
     name: entry.load()(**entry.settings) for name, entry in names.BUILT_IN["samplers"].items()
 }
-"""The library's own samplers by the names of :mod:`proxflow.names`. One that joins there joins all contract tests."""
+"""The library's own samplers by the names of :mod:`proxflow.names`, which all contract tests go through."""
 
 
 def default_sampler(predictor: nn.Module, flow: Flow[Any]) -> str:
-    """Name the best sampler at few evaluations that a predictor and its flow can take.
+    """Name the best sampler at few evaluations for a predictor and its flow.
 
     It is multistep2 where beliefs follow a Gaussian path. Predictors that read the ends of steps, or draw, need one that
-    steps toward the newest target alone: deterministic. So do flows without a path. Where all samples begin with one belief,
-    only noise on the way tells them apart: stochastic.
+    steps toward the newest target alone: deterministic. So do flows without a path. If also all samples begin with the same
+    belief, only noise on the way makes them differ: stochastic.
     """
     asks = reads(predictor)
     if "end" in asks:
@@ -53,26 +53,26 @@ def sample(
     progress: Callable[[int], None] | None = None,
     graph: bool = False,
 ) -> Tensor:
-    """Draw samples from a trained predictor; each depends on the seed, its index and what it is given alone.
+    """Draw samples from a trained predictor; each depends only on the seed, its index and its own condition and start.
 
     Args:
-        predictor: A predictor; its device and precision are used, and it is put into evaluation mode meanwhile.
+        predictor: A predictor; its device and precision are used. During the call it is in evaluation mode.
         flow: The flow it was trained for.
         shape: (number of samples, *event).
         nfe: Network evaluations spent on each sample, ≥ 1.
         sampler: A sampler or its name in :data:`SAMPLERS`; ``None`` takes :func:`default_sampler`.
         seed: Seed of the samples.
         batch_size: Samples drawn at a time, rounded up to a multiple of 16. A last, smaller batch is filled up with
-            samples that are thrown away: kernels take other paths, with other rounding, for odd batch sizes.
+            samples that are thrown away: for odd batch sizes kernels round differently.
         first: Index of the first sample.
-        condition: What the samples are conditioned on, one row a sample; each batch is given its own rows.
+        condition: What the samples are conditioned on, one row a sample.
         start: Means of the prior draws that the samples begin with, (number, *event); ``None`` draws them.
         times: Times of the evaluations, increasing from 0, as :func:`proxflow.optimise_times` finds them; ``None`` takes the
             sampler's own.
         watch: Called at each evaluation of each batch.
         progress: Called with the number of samples finished, after each batch.
-        graph: Record all that a batch does as one CUDA graph and replay it for each: the kernels of a small network take
-            less time than it takes to launch them one by one. It pays for many batches, and takes the memory of one more.
+        graph: Whether to record the work of a batch as one CUDA graph and to replay it for each: for small networks this
+            saves launches of kernels. It pays for many batches, and takes the memory of one more.
 
     Returns:
         The samples (number, *event) on the predictor's device.
@@ -103,7 +103,7 @@ def sample(
 
     def drawn(indices: Tensor) -> Tensor:
         streams, size = SampleStreams(seed, indices, expected=nfe), len(indices)
-        own = (indices - first).clamp_(max=number - 1)  # what fills up the last batch is given the last row
+        own = (indices - first).clamp_(max=number - 1)  # samples that fill up the last batch take the last row
         return sampler(
             given(predictor, rows(condition, own)),
             flow.rows(own),
@@ -136,10 +136,10 @@ def sample(
 
 
 class Replayed:
-    """A function of the indices of a batch, recorded once as a CUDA graph; they alone differ from one batch to the next.
+    """A function of a batch's indices, recorded once as a CUDA graph.
 
     Raises:
-        ArgumentError: It does what cannot be recorded.
+        ArgumentError: The function cannot be recorded.
     """
 
     def __init__(self, drawn: Callable[[Tensor], Tensor], size: int, device: torch.device) -> None:
@@ -148,7 +148,7 @@ class Replayed:
             aside: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
-                drawn(self.indices)  # libraries choose their kernels, and set up what is not to be recorded
+                drawn(self.indices)  # before recording, so that libraries choose kernels and set themselves up
             torch.cuda.current_stream().wait_stream(aside)
             try:
                 with torch.cuda.graph(self.graph):
