@@ -57,17 +57,6 @@ def test_the_readme_commands_parse():
     assert {type(_parse(words)).__name__ for words in commands} >= {"Sample", "Train", "Evaluate", "Reproduce"}
 
 
-def test_the_divergence_of_the_guide_works(tmp_path):
-    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    first, *rest = blocks(guide, "python")
-    assert "class LogEuclidean(Divergence)" in first
-    # In a process of its own, because a registered rule stays registered.
-    for name, code in (("log_euclidean.py", first), ("all.py", "\n".join([first, *rest]))):
-        (tmp_path / name).write_text(code + "\nprint(*samples.shape)\n", encoding="utf-8")
-        done = subprocess.run([sys.executable, tmp_path / name], capture_output=True, text=True, timeout=120)
-        assert (done.returncode, done.stdout) == (0, "5 3\n"), done.stderr
-
-
 def test_the_examples_of_likelihood_run(tmp_path):
     page = (ROOT / "docs" / "likelihood.md").read_text(encoding="utf-8")
     (tmp_path / "page.py").write_text("\n".join(blocks(page, "python")), encoding="utf-8")
