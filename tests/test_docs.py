@@ -34,7 +34,9 @@ def blocks(text: str, language: str) -> list[str]:
 def test_the_readme_examples_run(tmp_path):
     code = "\n".join(blocks(README, "python"))
     assert "steps=2000" in code
-    code = code.replace("steps=2000", "steps=2, batch_size=4").replace("(64, ", "(4, ")
+    for words, fewer in ("steps=2000", "steps=2, batch_size=4"), ("sample(64, ", "sample(4, "), ("channels=64", "channels=8"):
+        assert words in code
+        code = code.replace(words, fewer)
     images = torch.randint(0, 256, (8, 3, 12, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     (tmp_path / "readme.py").write_text(code, encoding="utf-8")
     names = runpy.run_path(str(tmp_path / "readme.py"), {"images": images})
@@ -49,6 +51,7 @@ def test_the_readme_gives_the_time_of_the_preset():
 
 def test_training_on_own_data_takes_three_lines():
     (example,) = [block for block in blocks(README, "python") if "fit(" in block]
+    assert "build(" in example
     assert example.count("\n") == 3
 
 
@@ -57,7 +60,7 @@ def test_the_readme_commands_parse():
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("proxflow ")]
     commands += [shlex.split(line.rpartition("bin/proxflow ")[2]) for line in lines if "bin/proxflow " in line]
     assert len(commands) >= 8
-    assert {type(_parse(words)).__name__ for words in commands} >= {"Sample", "Train", "Evaluate", "Reproduce"}
+    assert {type(_parse(words)).__name__ for words in commands} >= {"Sample", "Train", "Evaluate", "Reproduce", "List"}
 
 
 def test_the_examples_of_likelihood_run(tmp_path):
