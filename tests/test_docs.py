@@ -1,20 +1,23 @@
 """The documentation: its examples run, its generated parts are current, and its numbers and links agree with the files."""
 
+import ast
 import json
 import re
 import runpy
 import shlex
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from packaging.requirements import Requirement
 
 import proxflow
-from proxflow.cli.main import _parse
+from proxflow.cli.main import _parse, run
 from proxflow.errors import DataError
 from proxflow.studies.presets import PRESETS
 from tools.docs import closed_forms_block, results_block, results_of, rewritten, with_block
@@ -31,7 +34,13 @@ def blocks(text: str, language: str) -> list[str]:
 def test_the_readme_examples_run(tmp_path):
     code = "\n".join(blocks(README, "python"))
     assert "steps=2000" in code
-    code = code.replace("steps=2000", "steps=2, batch_size=4").replace("(64, ", "(4, ")
+    for words, fewer in (
+        ("steps=2000", "steps=2, batch_size=4"),
+        ("sample(64, ", "sample(4, "),
+        ("channels=64", "channels=8"),
+    ):
+        assert words in code
+        code = code.replace(words, fewer)
     images = torch.randint(0, 256, (8, 3, 12, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     (tmp_path / "readme.py").write_text(code, encoding="utf-8")
     names = runpy.run_path(str(tmp_path / "readme.py"), {"images": images})
@@ -46,6 +55,7 @@ def test_the_readme_gives_the_time_of_the_preset():
 
 def test_training_on_own_data_takes_three_lines():
     (example,) = [block for block in blocks(README, "python") if "fit(" in block]
+    assert "build(" in example
     assert example.count("\n") == 3
 
 
@@ -54,18 +64,7 @@ def test_the_readme_commands_parse():
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("proxflow ")]
     commands += [shlex.split(line.rpartition("bin/proxflow ")[2]) for line in lines if "bin/proxflow " in line]
     assert len(commands) >= 8
-    assert {type(_parse(words)).__name__ for words in commands} >= {"Sample", "Train", "Evaluate", "Reproduce"}
-
-
-def test_the_divergence_of_the_guide_works(tmp_path):
-    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    first, *rest = blocks(guide, "python")
-    assert "class LogEuclidean(Divergence)" in first
-    # In a process of its own, because a registered rule stays registered.
-    for name, code in (("log_euclidean.py", first), ("all.py", "\n".join([first, *rest]))):
-        (tmp_path / name).write_text(code + "\nprint(*samples.shape)\n", encoding="utf-8")
-        done = subprocess.run([sys.executable, tmp_path / name], capture_output=True, text=True, timeout=120)
-        assert (done.returncode, done.stdout) == (0, "5 3\n"), done.stderr
+    assert {type(_parse(words)).__name__ for words in commands} >= {"Sample", "Train", "Evaluate", "Reproduce", "List"}
 
 
 def test_the_examples_of_likelihood_run(tmp_path):
@@ -183,3 +182,105 @@ def test_links_lead_somewhere(page):
     for package, rest in re.findall(r"python -m\s+(proxflow|tools|benchmarks)\.([\w.]*\w)", text):
         folder = ROOT / ("src/proxflow" if package == "proxflow" else package)
         assert (folder / (rest.replace(".", "/") + ".py")).exists(), f"{package}.{rest}"
+
+
+# docs/architecture.md -------------------------------------------------------------------------------------------------
+
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+SCREEN = 45
+"""Lines that fit on one screen."""
+
+
+def definition(path: str, name: str) -> tuple[ast.AST, list[str]]:
+    """A function or class of the package by its qualified name, and its source without docstring."""
+    text = (ROOT / "src/proxflow" / path).read_text(encoding="utf-8")
+    node: ast.AST = ast.parse(text)
+    for part in name.split("."):
+        inside = [n for n in ast.walk(node) if isinstance(n, ast.FunctionDef | ast.ClassDef) and n is not node]
+        assert part in [n.name for n in inside], f"{path} has no {name}"
+        node = next(n for n in inside if n.name == part)
+    assert isinstance(node, ast.FunctionDef | ast.ClassDef)
+    first = node.body[0]
+    skipped = range(first.lineno, first.end_lineno + 1) if ast.get_docstring(node) else range(0)
+    lines = text.splitlines()
+    return node, [lines[k - 1] for k in range(node.lineno, node.end_lineno + 1) if k not in skipped]
+
+
+def walk(name: str) -> list[tuple[str, list[str]]]:
+    """The steps of a walk: a file, and the functions named there."""
+    (text,) = re.findall(rf"<!-- walk {name} -->\n(.*?)<!-- /walk -->", ARCHITECTURE, re.DOTALL)
+    steps = re.findall(r"^\d+\. `(\S+\.py)`: ((?:`[\w.]+`(?:, )?)+)", text, re.MULTILINE)
+    assert len(steps) == len(re.findall(r"^\d+\. ", text, re.MULTILINE))
+    return [(path, re.findall(r"`([\w.]+)`", functions)) for path, functions in steps]
+
+
+@pytest.mark.parametrize("section", ["One training batch", "One sample"])
+def test_the_way_is_quoted_from_the_source_on_one_screen(section):
+    (text,) = re.findall(rf"### {section}.*?(?=\n##)", ARCHITECTURE, re.DOTALL)
+    quotes = re.findall(r"<!-- quote (\S+) (\S+) -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert len(quotes) >= 4
+    assert len(quotes) == text.count("```python") == text.count("<!-- quote")
+    assert sum(quoted.count("\n") for *_, quoted in quotes) <= SCREEN
+    for path, name, quoted in quotes:
+        source = textwrap.dedent("\n".join(definition(path, name)[1])).splitlines()
+        quoted = quoted.splitlines()
+        runs = [source[k : k + len(quoted)] for k in range(len(source))]
+        assert quoted in [textwrap.dedent("\n".join(lines)).splitlines() for lines in runs], (
+            f"{path} {name} reads otherwise"
+        )
+
+
+@pytest.mark.parametrize("name", ["batch", "sample", "train"])
+def test_a_walk_enters_no_file_twice(name):
+    steps = walk(name)
+    assert len(steps) >= 10
+    assert len({path for path, _ in steps}) == len(steps)
+    for path, functions in steps:
+        for function in functions:
+            definition(path, function)
+
+
+def calls(work) -> list[tuple[str, str]]:
+    """The functions of the package, (file, qualified name), in the order in which they are first called."""
+    source, found = str(ROOT / "src/proxflow") + "/", {}
+
+    def note(frame, event, _):
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(source):
+            found.setdefault((code.co_filename.removeprefix(source), code.co_qualname.replace(".<locals>", "")))
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return list(found)
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+    """What is called, by the name of the walk."""
+    folder, random = tmp_path_factory.mktemp("walk"), torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (16, 6, 6, 1), dtype=torch.uint8, generator=random)
+    numpy.savez(folder / "images.npz", images=images.numpy())
+    words = ["--data", folder / "images.npz", "--out", folder / "run", "--network", "unet:channels=8,multipliers=1"]
+    few = ["--steps", 1, "--batch-size", 4, "--grid", 0]
+    found = {"train": calls(lambda: run(["train", *map(str, words + few)]))}
+    model = proxflow.load(folder / "run")
+    config = proxflow.TrainingConfig(steps=1, batch_size=4)
+    data = proxflow.Examples(images.permute(0, 3, 1, 2))
+    found["batch"] = calls(lambda: proxflow.fit(model.predictor, model.flow, data, config, encode=model.data.encode))
+    found["sample"] = calls(lambda: model.sample(2, nfe=2, sampler="deterministic"))
+    return found
+
+
+@pytest.mark.parametrize("name", ["batch", "sample", "train"])
+def test_a_walk_is_what_runs(name, walked):
+    seen = walked[name]
+    entered = []
+    for path, functions in walk(name):
+        for function in functions:
+            assert (path, function) in seen, f"{path}: {function} is not called"
+        entered.append(seen.index((path, functions[0])))
+    assert entered == sorted(entered)

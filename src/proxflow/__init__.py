@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from proxflow.beliefs import Belief, Binned, Categorical, DiagonalGaussian, FullGaussian, GaussianMixture, Product
     from proxflow.config import TrainingConfig
     from proxflow.couplings import Coupling, MinibatchOT, Reflowed
+    from proxflow.data.kinds import Defaults, Kind, Loaded
     from proxflow.divergences import (
         KL,
         MMD,
@@ -34,9 +35,11 @@ if TYPE_CHECKING:
         ReverseKL,
         SinkhornDivergence,
         Wasserstein2,
+        closed_form,
+        value,
     )
     from proxflow.energies import Energy, Potential, TargetEnergy
-    from proxflow.errors import ProxflowError
+    from proxflow.errors import ArgumentError, DataError, ProxflowError
     from proxflow.examples import Examples, given
     from proxflow.flows import (
         BFN,
@@ -70,6 +73,7 @@ if TYPE_CHECKING:
         Marginal,
         Midpoint,
         Multistep,
+        PathSampler,
         Sampler,
         Stochastic,
         sample,
@@ -93,6 +97,7 @@ _HOMES = {
     "beliefs": ["Belief", "Binned", "Categorical", "DiagonalGaussian", "FullGaussian", "GaussianMixture", "Product"],
     "config": ["TrainingConfig"],
     "couplings": ["Coupling", "MinibatchOT", "Reflowed"],
+    "data.kinds": ["Defaults", "Kind", "Loaded"],
     "divergences": [
         "KL",
         "MMD",
@@ -116,9 +121,11 @@ _HOMES = {
         "ReverseKL",
         "SinkhornDivergence",
         "Wasserstein2",
+        "closed_form",
+        "value",
     ],
     "energies": ["Energy", "Potential", "TargetEnergy"],
-    "errors": ["ProxflowError"],
+    "errors": ["ArgumentError", "DataError", "ProxflowError"],
     "examples": ["Examples", "given"],
     "predictors.exact": ["ExactClasses", "ExactDraw", "ExactMean"],
     "flows": [
@@ -160,6 +167,7 @@ _HOMES = {
         "Marginal",
         "Midpoint",
         "Multistep",
+        "PathSampler",
         "Sampler",
         "Stochastic",
         "sample",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 from proxflow import names
-from proxflow.data.kinds.base import Defaults, Kind, Loaded, Picture
+from proxflow.data.kinds.base import Defaults, Kind, Loaded, Picture, split
 from proxflow.errors import ArgumentError, DataError
 
-__all__ = ["Defaults", "Kind", "Loaded", "Picture", "kind_of_source"]
+__all__ = ["Defaults", "Kind", "Loaded", "Picture", "kind_of_source", "split"]
 
 
 def kind_of_source(source: str, name: str | None = None) -> type[Kind]:
