@@ -17,7 +17,7 @@ import torch
 from packaging.requirements import Requirement
 
 import proxflow
-from proxflow.cli.main import _parse, run
+from proxflow.cli.run import _parse, run
 from proxflow.errors import DataError
 from proxflow.studies.presets import PRESETS
 from tools.docs import closed_forms_block, results_block, results_of, rewritten, with_block

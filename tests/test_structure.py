@@ -114,7 +114,7 @@ def test_using_the_library_brings_no_plotting_command_line_or_data():
     assert not loaded & {"matplotlib", "PIL", "tyro", "rich", "scipy"}
     assert not loaded & {
         "proxflow.cli",
-        "proxflow.cli.main",
+        "proxflow.cli.run",
         "proxflow.studies",
         "proxflow.metrics",
     }

@@ -14,6 +14,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: Of status 2 for words that do not parse, of status 0 after ``--help``.
     """
-    from proxflow.cli.main import run
+    from proxflow.cli.run import run
 
     return run(arguments)
