@@ -1,4 +1,4 @@
-"""Data: the embedded MNIST, Fashion-MNIST, any folder of IDX files as images, and toy sets whose law is known."""
+"""Data: the embedded MNIST, Fashion-MNIST, images from any folder of IDX files, and toy sets with a known law."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 NAMED = {"mnist": load_mnist, "fashion-mnist": load_fashion_mnist}
-"""Data sets that have a name: MNIST is in the package, Fashion-MNIST is read from where Debian installs it."""
+"""Data sets with a name: MNIST is in the package, Fashion-MNIST is read from the folder of Debian's package."""
 
 _SHA256 = {"mnist": mnist.SHA256, "fashion-mnist": fashion_mnist.SHA256}
 
@@ -50,7 +50,7 @@ def load(source: str | Path, split: Split) -> ImageData:
         split: "train" or "test".
 
     Returns:
-        The images as uint8 (N, C, H, W), and the labels where there are any.
+        The images as uint8 (N, C, H, W), and the labels if there are any.
 
     Raises:
         ArgumentError: The split is unknown.
@@ -72,7 +72,7 @@ def load(source: str | Path, split: Split) -> ImageData:
 def recognise(images: Tensor) -> str | None:
     """Return the name of the data set that has a split of exactly these images (uint8, (N, 1, H, W)), wherever read from.
 
-    A folder's name says nothing certain of what is in it; a checksum does. None where no set of :data:`NAMED` has them.
+    A checksum decides, not the name of a folder. ``None`` if no set of :data:`NAMED` has them.
     """
     if images.shape[1:] != (1, 28, 28):
         return None

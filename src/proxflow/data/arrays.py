@@ -21,13 +21,13 @@ UNREADABLE = (
     OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, RuntimeError, MemoryError, zipfile.BadZipFile,
     zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError, ArithmeticError,
 )  # fmt: skip
-"""What numpy and zipfile raise for damaged files: of headers, of sizes beyond memory, of unknown compressions."""
+"""Errors of numpy and zipfile for damaged files: headers, sizes beyond memory, unknown compressions."""
 
 
 def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the arrays of an ``.npz`` file by their keys, of which only headers are read.
+    """Return the shapes of the arrays of an ``.npz`` file by their keys; only headers are read.
 
-    Arrays whose header is damaged or of an unknown version are left out; a file that is no ``.npz`` has none.
+    Arrays whose header is damaged or of an unknown version are left out; for a file that is no ``.npz`` there are none.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     try:
@@ -43,16 +43,16 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def holds_table(path: Path) -> bool:
-    """Tell whether an ``.npz`` file is of rows of numbers, not of images: it has a key ``x`` or an array (rows, columns)."""
+    """Tell whether an ``.npz`` file has rows of numbers, not images: a key ``x`` or an array (rows, columns)."""
     shapes = shapes_in(path)
     return "images" not in shapes and ("x" in shapes or any(len(shape) == 2 for shape in shapes.values()))
 
 
 def read_npz(path: Path, keys: Sequence[str]) -> dict[str, Array]:
-    """Read arrays of an ``.npz`` file: the first key, which must be there, and those of the others that are.
+    """Read arrays of an ``.npz`` file: the first key is required, the others are optional.
 
     Raises:
-        DataError: The file is missing, damaged or a single array, holds Python objects, or has not the first key.
+        DataError: The file is missing, damaged or a single array, holds Python objects, or lacks the first key.
     """
     try:
         with path.open("rb") as file:

@@ -1,9 +1,8 @@
-"""Fashion-MNIST: photographs of clothes in ten classes, as many and of the same size as MNIST's digits.
+"""Fashion-MNIST: photographs of clothes in ten classes, in number and size as MNIST's digits.
 
-"Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms" (Xiao, Rasul & Vollgraf, 2017), arXiv
-1708.07747.
-Authors: Han Xiao, Kashif Rasul and Roland Vollgraf, Zalando SE; licence MIT. It is not in the package: Debian's and Ubuntu's
-package ``dataset-fashion-mnist`` puts the original IDX files where they are looked for here.
+"Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms" (Xiao et al., 2017), arXiv 1708.07747.
+Authors: Han Xiao, Kashif Rasul and Roland Vollgraf, Zalando SE; licence MIT. It is not in this package, but in
+Debian's and Ubuntu's package ``dataset-fashion-mnist``, whose original IDX files are read.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def load_fashion_mnist(split: Split, folder: Path | None = None) -> ImageData:
 
     Args:
         split: "train" or "test".
-        folder: Where the four files lie, plain or gzipped; None for where Debian's package puts them.
+        folder: Where the four files lie, plain or gzipped; ``None`` for the folder of Debian's package.
 
     Raises:
         DataError: The folder or a file is missing, or a file's content has another sha256 than the original.

@@ -1,7 +1,7 @@
 """The IDX format of MNIST and its relatives, read strictly.
 
 A file is two zero bytes, a type code (8: unsigned bytes), the number of dimensions, each dimension as a big-endian
-32-bit count, and then exactly as many bytes as their product says (http://yann.lecun.com/exdb/mnist).
+32-bit count, and then exactly as many bytes as their product (http://yann.lecun.com/exdb/mnist).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CHUNK = 1 << 20
 
 
 def file_names(split: Split) -> tuple[str, str]:
-    """The usual names of a split's image and label files, without a compression suffix."""
+    """Return the usual names of a split's image and label files, without a compression suffix."""
     prefix = _PREFIXES[split]
     return f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
 
@@ -36,8 +36,8 @@ def file_names(split: Split) -> tuple[str, str]:
 def read_idx(path: Path, dimensions: int, sha256: str | None = None) -> Tensor:
     """Read one IDX file of unsigned bytes; the suffixes .gz and .xz are decompressed.
 
-    Memory grows only with what the file really holds, never with what its header claims, and decompression stops one
-    byte behind the declared end.
+    Memory grows with the actual content alone, not with the size in the header, and decompression stops one byte behind
+    the declared end.
 
     Args:
         path: The file.
@@ -74,7 +74,7 @@ def read_idx(path: Path, dimensions: int, sha256: str | None = None) -> Tensor:
 
 
 def idx_sha256(array: Tensor) -> str:
-    """Checksum of the uncompressed IDX file that holds an array of bytes (uint8, any shape)."""
+    """Return the checksum of the uncompressed IDX file that holds an array of bytes (uint8, any shape)."""
     header = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
     digest = hashlib.sha256(header)
     digest.update(array.cpu().contiguous().numpy().tobytes())
@@ -90,8 +90,8 @@ def read_folder(
         folder: Where the files lie, for example /usr/share/datasets/fashion-mnist. A split without a label file is a
             set without classes.
         split: "train" or "test".
-        name: Of the data set; None for the folder's.
-        sha256: Checksums of all uncompressed files by name, of a set whose content is known; its labels must be there.
+        name: Name of the data set; ``None`` for that of the folder.
+        sha256: Checksums of all uncompressed files by name, for a set of known content; its labels are then required.
 
     Raises:
         DataError: The image file is missing, or a file is not as expected.
@@ -112,7 +112,7 @@ def read_folder(
 
 
 def assemble(name: str, images: Tensor, labels: Tensor | None, origin: str) -> ImageData:
-    """Make a data set of the file contents: images (N, H, W) and labels (N,), both uint8."""
+    """Make a data set from the contents of files: images (N, H, W) and labels (N,), both uint8."""
     if labels is not None and len(labels) != len(images):
         raise DataError(f"{origin}: {len(images)} images but {len(labels)} labels; expected as many of both")
     return ImageData(name, images.unsqueeze(1), None if labels is None else labels.to(torch.int64))

@@ -26,12 +26,12 @@ GAP = 2
 
 
 def check_output(path: Path, number: int, channels: int) -> None:
-    """Refuse an output that :func:`write` could not write, before any work is done for it.
+    """Refuse an output that :func:`write` could not write, before any work for it.
 
     Args:
         path: File or folder to write; its ending chooses the form.
         number: Number of images to come.
-        channels: Their channels.
+        channels: Number of their channels.
 
     Raises:
         ArgumentError: The ending is unknown, or the form cannot hold such images.
@@ -78,12 +78,12 @@ def write(path: Path, images: Array) -> None:
 
 
 def _write_array(path: Path, images: Array) -> None:
-    with path.open("wb") as file:  # to a name in capitals numpy would append an ending of its own
+    with path.open("wb") as file:  # numpy would append an ending to a name in capitals
         np.savez_compressed(file, images=images)
 
 
 def grid(images: Array) -> Array:
-    """All images in one, row by row, as near to a square as their number allows, on a grey ground."""
+    """Return all images in one, row by row, nearly square, on a grey ground."""
     number, height, width, channels = images.shape
     columns = math.ceil(math.sqrt(number))
     rows = math.ceil(number / columns)
@@ -107,10 +107,10 @@ def read_labels(path: Path, count: int) -> np.ndarray[Any, np.dtype[np.int64]] |
 
 
 def read_images(path: Path) -> ImageData:
-    """Read images as they are: of an ``.npz`` file, or of a folder of pictures of one size in the order of their names.
+    """Read images unchanged: of an ``.npz`` file, or of a folder of pictures of one size in the order of their names.
 
-    An ``.npz`` file has them under the key ``images``, uint8, (number, height, width, channels), or, where only the second
-    dimension can be that of the channels, (number, channels, height, width); and whole numbers ``labels`` or none.
+    An ``.npz`` file has them under the key ``images``, uint8, (number, height, width, channels), or (number, channels,
+    height, width) if only the second dimension can be that of the channels; and optionally whole numbers ``labels``.
 
     Raises:
         DataError: There is no such file or folder, it is damaged or of another form, or the order of its dimensions is
@@ -135,7 +135,7 @@ def read_images(path: Path) -> ImageData:
     if _channels_last(images.shape, path):
         images = images.transpose(0, 3, 1, 2)
     whole = None if labels is None else torch.from_numpy(labels.astype(np.int64))
-    # A copy has the usual strides also where there is one channel: by strides torch chooses a layout, and that a rounding.
+    # A copy has the usual strides, also for one channel: from strides torch chooses a layout, which affects rounding.
     return ImageData(path.stem, torch.from_numpy(np.array(images, order="C")), whole)
 
 
@@ -145,7 +145,7 @@ _USUAL, _MOST_CHANNELS = (1, 3), 16
 def _channels_last(shape: tuple[int, ...], path: Path) -> bool:
     """Tell whether the channels are the last dimension of four, and not the second.
 
-    Where just one of the two has 1 or 3, it is that one; else the smaller, if it is also smaller than the third dimension.
+    If just one of the two has size 1 or 3, it is that one; else the smaller, if also smaller than the third dimension.
     """
     second, middle, last = shape[1:]
     if (second in _USUAL) != (last in _USUAL):

@@ -1,4 +1,4 @@
-"""Image data sets as tensors of bytes, and the way between bytes and the range [-1, 1] of the models."""
+"""Image data sets as tensors of bytes, and maps between bytes and the models' range [-1, 1]."""
 
 from __future__ import annotations
 
@@ -92,8 +92,7 @@ def dequantise(images: Tensor, generator: Generator) -> Tensor:
     """Map bytes to the models' range and add noise uniform over each byte's own bin of width 1/127.5.
 
     For any density p, log P(bytes) ≥ E log p(dequantised) − d ln 127.5, with d the coordinates of an image: "A note on the
-    evaluation of generative models" (Theis, van den Oord & Bethge, 2015), arXiv 1511.01844. Known elsewhere as uniform
-    dequantisation.
+    evaluation of generative models" (Theis et al., 2015), arXiv 1511.01844. Known elsewhere as uniform dequantisation.
 
     Args:
         images: uint8 (batch, …).

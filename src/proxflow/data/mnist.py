@@ -1,8 +1,8 @@
 """The MNIST database of handwritten digits, embedded in the package.
 
-60,000 training and 10,000 test images of 28 × 28 grey levels (LeCun, Bottou, Bengio and Haffner, 1998); authors of the
-database: Yann LeCun and Corinna Cortes; licence CC BY-SA 3.0, see ``files/LICENSE`` beside the data. The files are the
-original IDX files, compressed with xz.
+60,000 training and 10,000 test images of 28 × 28 grey levels, "Gradient-based learning applied to document recognition"
+(LeCun et al., 1998). Authors of the database: Yann LeCun and Corinna Cortes; licence CC BY-SA 3.0, see ``files/LICENSE``
+beside the data. The files are the original IDX files, compressed with xz.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from proxflow.data.images import ImageData
 
 _FILES = Path(__file__).parent / "files"
 
-# Of the uncompressed original files, so that anybody's copy can be compared.
+# Checksums of the uncompressed original files, so that any copy can be compared.
 SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",

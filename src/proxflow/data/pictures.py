@@ -30,28 +30,28 @@ ENDINGS = {
 }
 
 LARGEST = 64
-"""Shorter side that larger pictures are brought to, unless another size is asked for."""
+"""Shorter side that larger pictures are scaled to, unless another size is asked for."""
 
 _MOST_PIXELS, _MOST_BYTES = 2**26, 2**36
-"""Of one picture before it is decoded, and of all of them together: no file may claim unbounded memory."""
+"""Limits for one picture before it is decoded, and for all together: no file may claim unbounded memory."""
 
 _GREY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
 _DAMAGED = (OSError, ValueError, TypeError, KeyError, SyntaxError, ArithmeticError, MemoryError, struct.error)
-"""What Pillow raises for damaged files."""
+"""Errors of Pillow for damaged files."""
 
 _RUN = ("run.json", "model.safetensors")
-"""What marks the folder of a training run or a model, whose pictures are samples and no data."""
+"""Files that mark the folder of a training run or a model, whose pictures are samples, not data."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a folder holds, found before any picture is kept in memory.
+    """The contents of a folder, surveyed before any picture is kept in memory.
 
     Args:
         folder: The folder.
         paths: Its pictures, in the order of their names.
-        shape: Shape they are brought to: (channels, height, width).
+        shape: Shape after scaling: (channels, height, width).
         largest: Height and width of the largest of them, by pixels.
         bits: Depth of grey levels beyond bytes: the smallest even number that holds those of all pictures.
         left_out: Folders of training runs in it, which are not read.
@@ -65,7 +65,7 @@ class Survey:
     left_out: tuple[Path, ...]
 
     def describe(self) -> str:
-        """Return a sentence that says what will be read, and the memory it takes."""
+        """Return a sentence about the pictures to be read and the memory they take."""
         channels, height, width = self.shape
         megabytes = len(self.paths) * channels * height * width / 1e6
         kind = "grey" if channels == 1 else "colour"
@@ -109,25 +109,24 @@ def read_pictures(folder: Path, size: int | None = None, *, resize: bool = True)
 
 
 def survey(folder: Path, size: int | None = None, *, resize: bool = True) -> Survey:
-    """Look through a folder and the folders in it, links included, for pictures and what they have in common.
+    """Survey the pictures in a folder and the folders in it, links included.
 
-    Grey pictures stay grey where all are, else all become colour; what is transparent shows white; pictures are turned as
-    their camera says. All get the smallest height and the smallest width among them, scaled down until the shorter is at
-    most 64, or the size asked for: each picture is scaled to cover that shape, and its middle is cut out.
+    Pictures stay grey if all are, else all become colour; transparent parts become white; pictures are turned as their
+    camera recorded. All get the smallest height and the smallest width among them, scaled down until the shorter is at most
+    64, or the size asked for: each picture is scaled to cover that shape, and its middle is cut out.
 
-    Grey levels beyond bytes, of 16 and 32 bits, are divided by the power of two that brings the most significant bit of all
-    such pictures in the folder to that of a byte, in steps of two bits: of 12-bit data in 16-bit files 256 levels are kept.
-    Real numbers are levels from 0 (black) to 1 (white).
+    Grey levels of 16 and 32 bits are divided by a power of four, the same for the folder, so that the largest fits a byte:
+    of 12-bit data in 16-bit files 256 levels are kept. Real numbers are levels from 0 (black) to 1 (white).
 
     Args:
         folder: Where the pictures lie: PNG, JPEG, WebP, BMP or TIFF.
-        size: Side of the squares that pictures are brought to; ``None`` for the shape above.
-        resize: Whether sizes may be changed; without it all pictures must have one.
+        size: Side of the squares that pictures are scaled to; ``None`` for the shape above.
+        resize: Whether pictures may be scaled; without it all must have one size.
 
     Raises:
         ArgumentError: ``size`` is not 1 to 4096.
-        DataError: There are none, a file is damaged or of another kind, a picture has levels without a rule, sizes differ
-            that must not, or they are more than memory should hold.
+        DataError: There are none, a file is damaged or of another kind, the levels of a picture are of an unknown kind,
+            sizes differ without ``resize``, or the pictures take too much memory.
     """
     if size is not None and not 1 <= size <= 4096:
         raise ArgumentError(f"the size of pictures must be 1 to 4096, got {size}")
@@ -139,7 +138,7 @@ def survey(folder: Path, size: int | None = None, *, resize: bool = True) -> Sur
     grey, bits = True, 8
     for path in paths:
         with _opened(path) as picture:
-            # Of TIFF files Pillow gives the size when turned already.
+            # For TIFF files Pillow gives the size after turning.
             turned = picture.format != "TIFF" and _orientation(picture) in (5, 6, 7, 8)
             sizes.setdefault(picture.size if turned else picture.size[::-1], path)
             grey = grey and picture.mode in _GREY
@@ -166,7 +165,7 @@ def survey(folder: Path, size: int | None = None, *, resize: bool = True) -> Sur
 
 
 def holds_pictures(folder: Path) -> bool:
-    """Tell whether there is a picture in a folder or the folders in it, by the endings of names."""
+    """Tell by the endings of names whether there is a picture in a folder or the folders in it."""
     try:
         return next(_paths(folder, []), None) is not None
     except DataError:
@@ -178,7 +177,7 @@ def _paths(folder: Path, left_out: list[Path], above: tuple[Path, ...] = ()) -> 
     try:
         real = folder.resolve(strict=True)
         entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-        folders = {entry: None for entry in entries if entry.is_dir()}  # in order, and found at once
+        folders = {entry: None for entry in entries if entry.is_dir()}  # a dict: ordered, with fast look-up
     except (OSError, RuntimeError) as error:
         raise DataError(f"{folder}: cannot be read ({error})") from error
     for path in entries:
@@ -187,7 +186,7 @@ def _paths(folder: Path, left_out: list[Path], above: tuple[Path, ...] = ()) -> 
     for inner in folders:
         if any((inner / name).exists() for name in _RUN):
             left_out.append(inner)
-        elif os.path.realpath(inner) not in map(str, (*above, real)):  # a link to a folder around it has no end
+        elif os.path.realpath(inner) not in map(str, (*above, real)):  # a link to a folder above would never end
             yield from _paths(inner, left_out, (*above, real))
 
 
@@ -196,7 +195,7 @@ def _opened(path: Path) -> Image:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings(action="ignore"):  # of metadata that are odd; its size is looked at below
+        with warnings.catch_warnings(action="ignore"):  # about odd metadata; the size is checked below
             picture = Image.open(path, formats=sorted(set(ENDINGS.values())))
     except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise _damaged(path, error) from error
@@ -211,7 +210,7 @@ def _damaged(path: Path, error: BaseException) -> DataError:
 
 
 def _orientation(picture: Image) -> int:
-    """Return how the camera was held, 1 to 8 as Exif has it; 1 where the metadata are damaged or say nothing."""
+    """Return the Exif orientation, 1 to 8; 1 where the metadata are damaged or missing."""
     try:
         with warnings.catch_warnings(action="ignore"):
             found = picture.getexif().get(0x0112, 1)
@@ -221,7 +220,7 @@ def _orientation(picture: Image) -> int:
 
 
 def _upright(plain: Image, picture: Image) -> Image:
-    """Turn what was made of a picture as its camera says."""
+    """Turn ``plain``, made of a picture, by the orientation of that picture."""
     from PIL.Image import Transpose
 
     turns = {

@@ -13,7 +13,7 @@ Numbers = np.ndarray[Any, np.dtype[np.float64]]
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
 
 _SIDE, _FINER = 640, 3
-"""Side of a plot in pixels; it is drawn so many times finer and scaled down, which smooths its edges."""
+"""Side of a plot in pixels; and the factor by which it is drawn larger, then scaled down for smooth edges."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 20, 20, 68
 _INK, _GRID, _POINT = (60, 60, 60), (228, 228, 228), (31, 94, 168)
 
@@ -25,7 +25,7 @@ def scatter(points: Numbers, titles: Sequence[str]) -> Picture:
     """
     points = points[np.isfinite(points).all(1)]
     plot = _Plot(points[:, 0], points[:, 1], titles)
-    # Few points are large and dark, many small and faint, so that dense places show.
+    # Few points are large and dark, many small and faint, so that dense places are visible.
     number = max(1, len(points))
     radius = min(4.5, max(1.4, 40 / math.sqrt(number))) * _FINER
     colour = (*_POINT, round(255 * min(0.9, max(0.25, 30 / math.sqrt(number)))))
@@ -69,7 +69,7 @@ def _ticks(least: float, most: float) -> list[float]:
 
 
 class _Plot:
-    """Axes with ticks and titles, and the way from numbers to pixels."""
+    """Axes with ticks and titles, and the map from numbers to pixels."""
 
     def __init__(self, x: Numbers, y: Numbers, titles: Sequence[str], *, floor: bool = False) -> None:
         self.image = Image.new("RGB", (_SIDE * _FINER, _SIDE * _FINER), "white")

@@ -1,9 +1,9 @@
-"""Toy data whose law is known: draws, the exact density, and the exact answer to what a flow asks its network.
+"""Toy data with a known law: draws, the exact density, and the exact posterior mean.
 
-A flow with Gaussian beliefs shows a network y = a x + b ε and asks for E[x | y]. For mixtures of Gaussians that is Gaussian
-conditioning in each component; for a curve with Gaussian noise a one-dimensional integral along it; for the checkerboard the
-mean of truncated Gaussians. All is computed in float64 and returned in the precision of the argument. The 2-D sets lie
-within about [−1, 1]².
+A flow with Gaussian beliefs shows a network y = a x + b ε, from which it predicts E[x | y]. For mixtures of Gaussians this
+is Gaussian conditioning in each component; for a curve with Gaussian noise a one-dimensional integral along it; for the
+checkerboard the mean of truncated Gaussians. Computations are in float64, results in the precision of the argument. The 2-D
+sets lie within about [−1, 1]².
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Law(ABC):
 
     @abstractmethod
     def _draw(self, number: int, generator: Generator, device: torch.device) -> Tensor:
-        """Draws (number, dimension), float64."""
+        """Draw events (number, dimension), float64."""
 
     @abstractmethod
     def _condition(self, y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(y), (batch,), and E[x | y], (batch, dimension), of y = a x + b ε; a and b are (batch, 1), all float64."""
+        """Return log p(y), (batch,), and E[x | y], (batch, dimension), of y = a x + b ε, float64; a and b are (batch, 1)."""
 
     def sample(
         self,
@@ -45,7 +45,7 @@ class Law(ABC):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Draw events (number, dimension); the same for the same generator in every precision.
+        """Draw events (number, dimension), for one generator the same in every precision.
 
         Raises:
             ArgumentError: ``number`` < 1.
@@ -55,14 +55,14 @@ class Law(ABC):
         return self._draw(number, generator, torch.device(device)).to(dtype)
 
     def log_density(self, x: Tensor, noise: float = 0.0) -> Tensor:
-        """Log density in nats of the data, or of the data with N(0, noise²) added to each coordinate.
+        """Return the log density in nats of the data, or of the data with N(0, noise²) added to each coordinate.
 
         Args:
             x: Events (batch, dimension).
             noise: Standard deviation ≥ 0.
 
         Returns:
-            (batch,); −∞ where there are no data.
+            (batch,); −∞ outside the support.
 
         Raises:
             ArgumentError: Another shape, or a negative ``noise``.
@@ -74,7 +74,7 @@ class Law(ABC):
         return self._condition(x.double(), one, noise * one)[0].to(x.dtype)
 
     def posterior_mean(self, y: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
-        """E[x | y] for y = a x + b ε with ε standard normal: the least squared error that a predictor can reach.
+        """Return the posterior mean E[x | y] for y = a x + b ε, ε standard normal: the optimal denoiser, Tweedie's formula.
 
         Args:
             y: Noisy data (batch, dimension).
@@ -107,7 +107,7 @@ class Law(ABC):
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixtureLaw(Law):
-    """Σ_k w_k N(means_k, covariances_k), in any dimension.
+    """A mixture of Gaussians, Σ_k w_k N(means_k, covariances_k), in any dimension.
 
     Args:
         weights: w, positive, (components,), summing to 1.
@@ -154,7 +154,7 @@ class GaussianMixtureLaw(Law):
         return self.means.to(noise)[which] + (axes @ (scales * noise)[..., None]).squeeze(-1)
 
     def posterior_sample(self, y: Tensor, a: Tensor | float, b: Tensor | float, generator: Generator) -> Tensor:
-        """A draw from p(x | y), itself a mixture of Gaussians, for y = a x + b ε; shapes as in :meth:`posterior_mean`.
+        """Draw from p(x | y), itself a mixture of Gaussians, for y = a x + b ε; shapes as in :meth:`posterior_mean`.
 
         Raises:
             ArgumentError: Another shape.
@@ -171,7 +171,7 @@ class GaussianMixtureLaw(Law):
         return log_joint.logsumexp(1), (log_joint.softmax(1)[..., None] * means).sum(1)
 
     def _components(self, y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each component given y: log of weight times density of y, mean of x, and its variances along the axes."""
+        """Return for each component: log(weight · density of y), mean of x given y, and its variances along the axes."""
         means, variances, axes = self.means.to(y), self._variances.to(y), self._axes.to(y)
         a, b = a[..., None], b[..., None]
         total = a.square() * variances + b.square()  # (batch, components, dimension), along the axes of each covariance
@@ -182,7 +182,7 @@ class GaussianMixtureLaw(Law):
 
 
 def eight_gaussians(radius: float = 0.8, std: float = 0.08) -> GaussianMixtureLaw:
-    """Eight equal round Gaussians on a circle."""
+    """Return a mixture of eight equal round Gaussians on a circle."""
     angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
     means = radius * torch.stack([angle.cos(), angle.sin()], dim=1)
     return GaussianMixtureLaw(means.new_full((8,), 1 / 8), means, (std**2 * torch.eye(2).double()).expand(8, 2, 2))
@@ -191,13 +191,13 @@ def eight_gaussians(radius: float = 0.8, std: float = 0.08) -> GaussianMixtureLa
 # Curves with noise ---------------------------------------------------------------------------------------------------
 
 _NODES = 320
-# Gauss–Legendre nodes along each arm. Where they are sparsest they lie as far apart as the least noise, which leaves
-# densities and means of smooth curves exact to about 1e-8.
+# Gauss–Legendre nodes along each arm. Their largest distance is that of the least noise, so that densities and means of
+# smooth curves are exact to about 1e-8.
 
 
 @cache
 def _gauss_legendre(number: int) -> tuple[Tensor, Tensor]:
-    """Nodes in [0, 1] and weights that sum to 1."""
+    """Return nodes in [0, 1] and weights that sum to 1."""
     nodes, weights = np.polynomial.legendre.leggauss(number)
     return torch.from_numpy(nodes / 2 + 0.5), torch.from_numpy(weights / 2)
 
@@ -209,7 +209,7 @@ class NoisyCurves(Law):
 
     @abstractmethod
     def _arms(self, u: Tensor) -> Tensor:
-        """Points of both curves, (2, number, 2), at parameters u in [0, 1], over which the data are uniform."""
+        """Return points of both curves, (2, number, 2), at parameters u in [0, 1], over which the data are uniform."""
 
     def __post_init__(self) -> None:
         if not self.noise >= 0.03:
@@ -271,7 +271,7 @@ class Spirals(NoisyCurves):
 
 
 def _truncated(centre: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
-    """log of ½∫φ(c + δv) dv and the mean of v under φ(c + δv), v in [−1, 1], for c = ``centre`` and δ = ``half`` ≥ 0."""
+    """Return log ½∫φ(c + δv) dv and the mean of v under φ(c + δv), v in [−1, 1]; c is ``centre``, δ is ``half`` ≥ 0."""
     sign, c = torch.where(centre < 0, -1.0, 1.0), centre.abs()
     # Short intervals by quadrature, as the closed forms cancel there; long or far ones by the closed forms.
     short = (half <= 1) & (half * c <= 40)
@@ -307,7 +307,7 @@ def _truncated(centre: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Checkerboard(Law):
-    """Uniform on the eight like-coloured squares of a 4 × 4 board on [−1, 1]²."""
+    """The uniform law on the eight like-coloured squares of a 4 × 4 board on [−1, 1]²."""
 
     @property
     def dimension(self) -> int:

@@ -1,4 +1,4 @@
-"""Likelihood: what a flow says of data, in nats, exactly where it can be computed and as a bound where it cannot."""
+"""Likelihoods of data under a flow, in nats: exact where they can be computed, else bounds."""
 
 from proxflow.likelihood.bayesian import bayesian_bound
 from proxflow.likelihood.channel import two_class_bound

@@ -1,4 +1,4 @@
-"""When a Gaussian path is at a place on the straight line from noise to data."""
+"""Inverses of Gaussian paths: the times of places on the straight line from noise to data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from proxflow.paths import GaussianPath
 
 
 def time_of(path: GaussianPath, fraction: Tensor) -> Tensor:
-    """Return the times of fractions τ (float64), by bisection to about their last bit."""
+    """Return the times of fractions τ (float64), by bisection to about the last bit."""
     low, high = torch.zeros_like(fraction), torch.ones_like(fraction)
     for _ in range(60):
         middle = (low + high) / 2

@@ -1,9 +1,9 @@
-"""The variational bound of Bayesian flows: what it costs to tell the data, message by message, and the rest at the end.
+"""The variational bound of Bayesian flows: the cost of n messages about the data, and of the data at the end.
 
-    −log p(x) ≤ Σ_{i=1}^n E KL(S(·|x; α_i) ‖ R(·|belief_{i−1})) + E[−log p(x | belief at t = 1)]        (2308.07037, §3)
+    −log p(x) ≤ Σ_{i=1}^n E KL(S(·|x; α_i) ‖ R(·|belief_{i−1})) + E[−log p(x | belief at t = 1)]
 
-in n messages, or in the limit of infinitely many, where the sum becomes an integral over time. The first belief is fixed, so
-it costs nothing.
+"Bayesian Flow Networks" (Graves et al., 2023), arXiv 2308.07037, §3. In the limit of infinitely many messages the sum is an
+integral over time. The first belief is fixed, so it costs nothing.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ def bayesian_bound(
     steps: int | None = None,
     condition: Condition | None = None,
 ) -> Tensor:
-    """Upper bound of −log p(x) of a Bayesian flow, in nats per example, by Monte Carlo.
+    """Estimate an upper bound of −log p(x) of a Bayesian flow, in nats per example, by Monte Carlo.
 
-    For classes and bins p(x) is the probability of the data; for a :class:`~proxflow.BFN` that of their bins of its
-    ``readout``. Bits per dimension are ``Nats(values, dimensions).bits_per_dimension``.
+    Known elsewhere as the negative ELBO. For classes and bins p(x) is the probability of the data; for a
+    :class:`~proxflow.BFN` that of their bins of its ``readout``. Bits per dimension are
+    ``Nats(values, dimensions).bits_per_dimension``.
 
-    With exact predictions of one coordinate the mean over the data is their entropy, in any number of messages; of many
-    coordinates in the limit of infinitely many.
+    With exact predictions the mean over the data is their entropy: for events of one coordinate with any number of
+    messages, for others in the limit of infinitely many.
 
     Args:
         predict: Function of a belief and times (batch,) that returns the predicted target.
@@ -43,16 +44,16 @@ def bayesian_bound(
         x: Data (batch, *event), real numbers in [−1, 1] or int64 classes.
         generator: Source of times and noise, on the device of ``x``. With :class:`~proxflow.random.SampleStreams` an
             example's number does not depend on its batch.
-        draws: Times for each example, one drawn from each of as many equal parts of [0, 1]; it costs draws + 1 evaluations.
-        steps: Number n of messages; ``None`` takes the limit of infinitely many. A bound for few messages belongs to the
-            sampler that makes as many updates.
+        draws: Times for each example, one in each of ``draws`` equal parts of [0, 1]; the cost is draws + 1 evaluations.
+        steps: Number n of messages; ``None`` takes the limit of infinitely many. The bound of n messages is
+            that of the sampler with n updates.
         condition: What the predictions are conditioned on, one row an example.
 
     Returns:
         Nats per example, (batch,), float64.
 
     Raises:
-        ArgumentError: Another kind of flow, data of another kind than the flow's, no data, or a number below 1.
+        ArgumentError: Another kind of flow, data of another kind than the flow's, no data, or a number < 1.
     """
     if not isinstance(flow, BayesianFlow):
         raise ArgumentError(f"bayesian_bound knows BFN, DiscretisedBFN and DiscreteBFN, got {flow}")

@@ -1,20 +1,21 @@
-"""A bound of the likelihood of two-class flows on the simplex, from what their training beliefs tell of each coordinate.
+"""A bound of the likelihood of two-class flows on the simplex, from the information in their training beliefs.
 
 A flow with :class:`~proxflow.flows.CategoricalEndpoints` of two classes shows the network each coordinate x_i through a
 noisy channel x_i → θ_i(t), independent of the others and more informative as t grows. Any process with these marginals that
-the network's predictions can drive is a latent-variable model, and its negative evidence bound is a bound of −log p(x).
-With ρ = τ/(1 − τ), and ê_i the predicted probability of the true class, both geometries lead to
+the network's predictions can drive is a latent-variable model, and its negative ELBO is a bound of −log p(x). With
+ρ = τ/(1 − τ), and ê_i the predicted probability of the true class, both geometries lead to
 
     −log p(x) ≤ ∫₀¹ dq/(1 − q) E Σ_{i uncertain} cost_i,
 
-where q is the share of coordinates whose own belief is certain of its class; at τ = 1/2 all are, and nothing is left.
+where q is the share of coordinates whose own belief is certain of its class; at τ = 1/2 all are.
 
-* **Reverse KL** (the linear flow), q = ρ. A belief is uniform on the part of the segment it can reach: it says nothing of
-  its class, or all. So it is an erasure channel, the flow a masked diffusion, and cost = −log ê, as there (2406.07524).
+* **Reverse KL** (the linear flow), q = ρ. A belief is uniform on the part of the segment it can reach: it tells its class
+  or nothing. This is an erasure channel with cost = −log ê. Known elsewhere as masked diffusion: "Simple and Effective
+  Masked Diffusion Language Models" (Sahoo et al., 2024), arXiv 2406.07524.
 * **Fisher–Rao**, q = sin²(πρ/2). On the arc θ = (cos²ψ, sin²ψ) let s = (1 + ρ)(2ψ − π/2), a = πρ/2. Beliefs with
   |s| ≥ π/2 − a are certain; for the others w = sin s / cos a is uniform on (−1, 1) for even classes, and the posterior of
-  class 1 given this belief alone is cos(a − s)/(cos(a − s) + cos(a + s)). These posteriors grow in convex order, so there
-  is one martingale diffusion that has them as marginals (Dupire, 1994), and Girsanov's theorem gives
+  class 1 given this belief alone is cos(a − s)/(cos(a − s) + cos(a + s)). These posteriors grow in convex order, so they
+  are the marginals of one martingale diffusion ("Pricing with a Smile" (Dupire, 1994)), and Girsanov's theorem gives
   cost = 2 (1 − ê)²/(1 − w²).
 
 The derivations are in docs/mathematics.md and docs/likelihood.md.
@@ -38,26 +39,26 @@ from proxflow.flows import GPFN, CategoricalEndpoints
 from proxflow.likelihood._times import time_of
 from proxflow.random import Generator, rand
 
-# How far, in nats of log-odds, the other coordinates may move a prediction away from what the coordinate's own belief says.
-# Any limit keeps the bound valid. An exact predictor rarely goes further, and then loses about e^−20 a coordinate; a network
-# that overlooks an almost certain belief would pay without limit.
+# How far, in nats of log-odds, a prediction may differ from the posterior given the coordinate's own belief alone. The bound
+# is valid with any limit. An exact predictor rarely goes further, and then loses about e^−20 a coordinate; without a limit a
+# network that ignores an almost certain belief would have unbounded cost.
 _FARTHEST_CONTEXT = 10.0
 
-# Share of the times that are drawn denser toward the end, where few coordinates are uncertain but count much: without any
-# the estimate has no variance.
+# Share of the times that are drawn denser toward the end, where few coordinates are uncertain but their weight is large.
+# Without it the variance of the estimate is infinite.
 _LATE_SHARE = 0.1
 
 
 class _Channel(ABC):
-    """How much a training belief says of its own class."""
+    """The information in a training belief about its own class."""
 
     @abstractmethod
     def ratio(self, uncertain: Tensor) -> Tensor:
-        """ρ = τ/(1 − τ) at which the share ``uncertain`` of the coordinates is not certain."""
+        """Return ρ = τ/(1 − τ) at which the share ``uncertain`` of the coordinates is not certain."""
 
     @abstractmethod
     def cost(self, own: Tensor, predicted: Tensor, ratio: Tensor) -> Tensor:
-        """Cost of each coordinate in nats, 0 where its belief is certain.
+        """Return the cost of each coordinate in nats, 0 where its belief is certain.
 
         Args:
             own: Log-odds log θ_x/θ_x' of the belief for the true class, (batch, *event).
@@ -71,7 +72,7 @@ class _Erasure(_Channel):
         return 1 - uncertain
 
     def cost(self, own: Tensor, predicted: Tensor, ratio: Tensor) -> Tensor:
-        # θ within [τ, 1 − τ] is reached by both classes alike, as its log-odds within ± log((1 − τ)/τ) = ± log 1/ρ.
+        # Both classes reach θ within [τ, 1 − τ] with equal density: log-odds within ± log((1 − τ)/τ) = ± log 1/ρ.
         return torch.where(own.abs() <= -ratio.log(), torch.nn.functional.softplus(-predicted), 0)
 
 
@@ -96,7 +97,7 @@ _CHANNELS: dict[type[Divergence], _Channel] = {ReverseKL: _Erasure(), FisherRao:
 
 
 def _draw_uncertain(uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """A share 1 − q in (0, 1] from a uniform number, and its density, (1 − c) + c/(2 √(1 − q)) with c the late share."""
+    """Return shares 1 − q in (0, 1] from uniform numbers, and their densities (1 − c) + c/(2 √(1 − q)), c the late share."""
     c = _LATE_SHARE
     uniform = uniform.clamp_min(1e-12)  # keeps the square from underflow
     root = 2 * uniform / (c + (c * c + 4 * (1 - c) * uniform).sqrt())
@@ -113,15 +114,15 @@ def two_class_bound(
     dtype: torch.dtype = torch.float32,
     condition: Condition | None = None,
 ) -> Tensor:
-    """Upper bound of −log p(x) for a flow between two classes, in nats per example.
+    """Estimate an upper bound of −log p(x) for a flow between two classes, in nats per example.
 
-    An unbiased estimate of ∫ dq/(1 − q) E Σ_{i uncertain} cost_i (see the module) from ``draws`` times for each example.
-    With exact predictions its mean over the data is their entropy. Data that are not binary by nature are to be made so
-    first (thresholded, or drawn with the grey value as probability), and the number belongs to the binary data.
+    Known elsewhere as the negative ELBO. It is an unbiased estimate of ∫ dq/(1 − q) E Σ_{i uncertain} cost_i (see the
+    module) from ``draws`` times for each example. With exact predictions its mean over the data is their entropy. Other data
+    must first be made binary: thresholded, or drawn with the grey value as probability.
 
-    What a belief says with certainty costs nothing, whatever the network answers there. For Fisher–Rao a prediction's
-    log-odds are kept within ± 10 of those that the coordinate's own belief gives: a valid bound, too, for any predictor.
-    Its single costs have a heavy tail (almost certain beliefs of the wrong class), which the standard error shows.
+    A coordinate whose belief is certain costs nothing, whatever the network predicts there. For Fisher–Rao the log-odds of
+    predictions are kept within ± 10 of those of the coordinate's own belief, which leaves the bound valid. Its costs have a
+    heavy tail (almost certain beliefs in the wrong class), which the standard error shows.
 
     Args:
         predict: Function of a belief and times (batch,) that returns the predicted classes.
@@ -130,7 +131,7 @@ def two_class_bound(
         generator: Source of times and noise, on the device of ``x``. With :class:`~proxflow.random.SampleStreams` an
             example's number does not depend on its batch.
         draws: Evaluations of ``predict`` for each example, ≥ 1.
-        dtype: Precision of what ``predict`` is given. All else is in float64.
+        dtype: Precision of the inputs of ``predict``. All else is in float64.
         condition: What the predictions are conditioned on, one row an example.
 
     Returns:

@@ -16,7 +16,7 @@ class Nats:
 
     Args:
         values: Nats of each example, (number,), independent of each other.
-        dimensions: Coordinates of an event, ≥ 1; what bits per dimension are divided by.
+        dimensions: Coordinates of an event, ≥ 1, the divisor of bits per dimension.
 
     Raises:
         ArgumentError: Another shape, fewer than two examples (no standard error can be given), a value that is NaN, or
@@ -41,7 +41,7 @@ class Nats:
 
     @property
     def standard_error(self) -> float:
-        """Of :attr:`mean`, over the choice of examples and over every random draw that the values were computed with."""
+        """Standard error of :attr:`mean`, over the choice of examples and all random draws of the computation."""
         return float(self.values.double().std()) / math.sqrt(len(self.values))
 
     @property

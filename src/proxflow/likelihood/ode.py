@@ -1,12 +1,15 @@
-"""Log-likelihood of flows with a Gaussian path, by the instantaneous change of variables (1806.07366, eq. 8; 2011.13456).
+"""Log-likelihood of flows with a Gaussian path, by the instantaneous change of variables.
 
-In the straight coordinate y = μ/(a + b) = τ x + (1 − τ) ε rectified flow, BFN, diffusion and every other such flow follow
-the same equation. In u = −ln(1 − τ),
+Known elsewhere as the likelihood of a continuous normalising flow, "Neural Ordinary Differential Equations" (Chen et al.,
+2018), arXiv 1806.07366, eq. 8, or of the probability-flow ODE, "Score-Based Generative Modeling through Stochastic
+Differential Equations" (Song et al., 2020), arXiv 2011.13456. In the straight coordinate y = μ/(a + b) = τ x + (1 − τ) ε
+all such flows, as rectified flow, BFN and diffusion, follow one equation. In u = −ln(1 − τ),
 
     dy/du = x̂(y, u) − y,        d log p(y)/du = d − tr ∂x̂/∂y,
 
-from ε ~ N(0, I) at τ = 0. The trace is exact (one vector–Jacobian product a coordinate) or Hutchinson's estimate, vᵀ(∂x̂/∂y)v
-with random signs or normal draws v that are kept along the way (1810.01367).
+from ε ~ N(0, I) at τ = 0. The trace is exact (one vector–Jacobian product a coordinate) or Hutchinson's estimate
+vᵀ(∂x̂/∂y)v, with random signs or normal draws v that are fixed along the way: "FFJORD: Free-form Continuous Dynamics for
+Scalable Reversible Generative Models" (Grathwohl et al., 2018), arXiv 1810.01367.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from proxflow.random import Generator, rand, randn
 Method = Literal["rk4", "heun"]
 Probe = Literal["rademacher", "gaussian"]
 
-# Butcher's tableaux whose stages lie at 0, 1/2 or 1 of a step, each built on the one before: (place, weight) of each stage.
+# Butcher tableaux with stages at 0, 1/2 or 1 of a step, each built on the one before: (place, weight) of each stage.
 _STAGES: dict[str, list[tuple[float, float]]] = {
     "rk4": [(0.0, 1 / 6), (0.5, 1 / 3), (0.5, 1 / 3), (1.0, 1 / 6)],
     "heun": [(0.0, 1 / 2), (1.0, 1 / 2)],
@@ -38,7 +41,7 @@ _STAGES: dict[str, list[tuple[float, float]]] = {
 
 @dataclass(frozen=True, eq=False)
 class OdeLikelihood:
-    """Log-likelihoods from the probability-flow equation.
+    """Log-likelihoods by the probability-flow ODE.
 
     Args:
         log_prob: log p of each example, (batch,), nats, float64, a density in the units of the data.
@@ -52,7 +55,7 @@ class OdeLikelihood:
 
 
 def _draw(probe: Probe, shape: torch.Size, generator: Generator, like: Tensor) -> Tensor:
-    """Probes (batch, …) with identity covariance."""
+    """Draw probes (batch, …) with identity covariance."""
     if probe == "gaussian":
         return randn(shape, generator, like.dtype, like.device)
     return torch.where(rand(shape, generator, like.dtype, like.device) < 0.5, -1.0, 1.0).to(like.dtype)
@@ -71,14 +74,14 @@ def ode_log_likelihood(
     generator: Generator | None = None,
     condition: Condition | None = None,
 ) -> OdeLikelihood:
-    """log p(x) under the deterministic flow that ``predict`` defines.
+    """Return log p(x) under the deterministic flow that ``predict`` defines.
 
-    At τ = 1 the flow of a network need not have a density, so the way ends at τ = 1/(1 + r) with r the ``resolution``: the
-    result is log p, at x, of the *data with N(0, r²) added to each coordinate*, which for smooth densities is their own to
-    O(r²). Bytes are to be dequantised (``proxflow.data.dequantise``), at a resolution well below their bin width.
+    At τ = 1 the flow of a network need not have a density, so the path ends at τ = 1/(1 + r) with r the ``resolution``. The
+    result is the log density at x of the *data with N(0, r²) added to each coordinate*; for smooth densities the difference
+    is O(r²). Bytes must be dequantised (``proxflow.data.dequantise``); take a resolution well below their bin width.
 
-    Works under autograd: the result can be differentiated by ``x`` and by the network's parameters. Call it under
-    ``torch.no_grad()`` when that is not wanted; it then needs far less memory.
+    The result can be differentiated by ``x`` and by the network's parameters. Under ``torch.no_grad()`` it needs far less
+    memory.
 
     Args:
         predict: Function of a belief and times (batch,) that returns the predicted target, differentiable in
@@ -87,8 +90,8 @@ def ode_log_likelihood(
         x: Data (batch, *event); its precision is the network's. Traces are summed in float64.
         steps: Steps, even in u = −ln(1 − τ), ≥ 1.
         method: "rk4" (four evaluations a step, fourth order) or "heun" (two, second order).
-        resolution: r > 0 in units of the data. A path that ends in noise of its own (BFN: σ₁/√(1 − σ₁²)) is followed to
-            that end at most.
+        resolution: r > 0 in units of the data. A path that itself ends in noise (BFN: σ₁/√(1 − σ₁²)) is followed at most
+            to that end.
         probes: Number of random probes of Hutchinson's estimate, ≥ 1; ``None`` takes the exact trace.
         probe: Distribution of the probes.
         generator: Source of the probes, on the device of ``x``; needed with ``probes``.
@@ -130,7 +133,7 @@ def ode_log_likelihood(
     scale, clock = total.to(x.dtype), t.to(x.dtype)
 
     def slope(y: Tensor, stage: int) -> tuple[Tensor, Tensor]:
-        """dy/du, and the trace or each probe's estimate of it, (probes or 1, batch)."""
+        """Return dy/du, and the trace or each probe's estimate of it, (probes or 1, batch)."""
 
         def predicted(y: Tensor) -> Tensor:
             mean: Tensor = asked(latent.belief(scale[stage] * y, t[stage]), clock[stage].expand(len(y))).mean
@@ -156,7 +159,7 @@ def ode_log_likelihood(
             trace = trace + weight * step * part
         y = moved
 
-    # Where the prior mean is drawn it is (a + b) y ~ N(0, I); a path that begins in nothing has y ~ N(0, I).
+    # A drawn prior mean is (a + b) y ~ N(0, I); a path with a = b = 0 at first has y ~ N(0, I).
     spread = torch.where(total[-1] > 0, 1 / total[-1], 1.0)
     log_prior = sum_events(-0.5 * (y.double() / spread).square() - spread.log() - 0.5 * math.log(2 * math.pi))
     # The step is negative, so that `trace` is −∫ tr du. The last term is the change from y = τ x to x.

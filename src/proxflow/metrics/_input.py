@@ -1,4 +1,4 @@
-"""The check of features that all metrics share, and the blocks in which they go through them."""
+"""The check of features that all metrics share, and the blocks in which they read features."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from proxflow.errors import ArgumentError
 
-# The cubic kernel takes sixth powers, and its error their squares: larger values would leave the range of float64.
+# The cubic kernel takes sixth powers, and its error squares of these: larger values would leave the range of float64.
 _LARGEST = 1e20
 
 # Values held at a time beside the features: 64 MiB in float64.
@@ -17,9 +17,9 @@ _BLOCK_ELEMENTS = 1 << 23
 
 
 def as_features(features: Tensor, name: str) -> Tensor:
-    """Returns features (N, D) on the CPU, in float64 if they are so, otherwise in float32.
+    """Return features (N, D) on the CPU, in float64 if they are so, otherwise in float32; a copy only if needed.
 
-    They are not copied where they are so already: sets may be large. Metrics compute in float64, block by block.
+    Sets may be large. Metrics compute in float64, block by block.
 
     Raises:
         ArgumentError: Not floating point, not of shape (N, D), fewer than two samples, or a value is NaN, infinite or
@@ -44,7 +44,7 @@ def as_features(features: Tensor, name: str) -> Tensor:
 
 
 def row_blocks(features: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yields blocks of rows in float64, with the slice that they are."""
+    """Yield blocks of rows in float64, each with its slice."""
     size = max(1, _BLOCK_ELEMENTS // features.shape[1])
     for start in range(0, len(features), size):
         rows = slice(start, min(start + size, len(features)))
@@ -52,7 +52,7 @@ def row_blocks(features: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 def check_same_dimension(real: Tensor, fake: Tensor) -> None:
-    """Refuses feature sets of different dimension."""
+    """Refuse feature sets of different dimension."""
     if real.shape[-1] != fake.shape[-1]:
         raise ArgumentError(
             f"both feature sets must have the same dimension (one extractor); got {real.shape[-1]} and {fake.shape[-1]}"

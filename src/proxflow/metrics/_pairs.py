@@ -13,8 +13,8 @@ from proxflow.metrics._input import row_blocks
 _ROWS = 2048
 _COLUMNS = 4096
 
-# Squared distances below this share of the squared norms have lost digits to cancellation and are taken again by
-# differences. What is above it is right to about 1e-10, and ties are decided with a slack above that.
+# Squared distances below this share of the squared norms lose digits to cancellation and are recomputed by differences.
+# Others are right to about 1e-10, and ties are decided with a slack above that.
 _CANCELLED = 1e-5
 TIE = 1e-9
 
@@ -22,15 +22,15 @@ Tile = tuple[slice, slice, Tensor]
 
 
 def inner_products(a: Tensor, b: Tensor) -> Iterator[Tile]:
-    """Yields rows of a (N, D), columns of b (M, D), and their inner products in float64."""
+    """Yield rows of a (N, D), columns of b (M, D), and their inner products in float64."""
     for rows, columns, left, right in _tiles(a, b):
         yield rows, columns, left @ right.T
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Iterator[Tile]:
-    """Yields rows of a (N, D), columns of b (M, D), and their squared Euclidean distances in float64.
+    """Yield rows of a (N, D), columns of b (M, D), and their squared Euclidean distances in float64.
 
-    By |a|² + |b|² − 2ab about the mean of b, and by differences where that cancels: duplicates are at distance exactly 0.
+    These are |a|² + |b|² − 2ab about the mean of b, or differences where that cancels: duplicates have distance exactly 0.
     """
     centre = _mean(b)
     for rows, columns, left, right in _tiles(a, b):
@@ -52,16 +52,16 @@ def squared_distances(a: Tensor, b: Tensor) -> Iterator[Tile]:
 
 
 def nearest(a: Tensor, b: Tensor) -> Tensor:
-    """Squared distance of each row of a (N, D) to the nearest row of b (M, D), float64, (N,); 0 for duplicates.
+    """Return the squared distance of each row of a (N, D) to the nearest row of b (M, D), float64, (N,); 0 for duplicates.
 
-    The nearest is found by products alone, and its distance then taken by differences.
+    Products find the nearest row; its distance is then computed by differences.
     """
     centre = _mean(b)
     best = torch.full((len(a),), torch.inf, dtype=torch.float64)
     index = torch.zeros(len(a), dtype=torch.int64)
     for rows, columns, left, right in _tiles(a, b):
         y = right - centre
-        # |x − y|² less |x|², which does not change which one is least.
+        # |x − y|² − |x|² has its minimum at the same y.
         relative = torch.addmm(y.square().sum(dim=1), left - centre, y.T, alpha=-2.0)
         found, where = relative.min(dim=1)
         better = found < best[rows]

@@ -1,4 +1,4 @@
-"""What a result was measured under, and the refusal to set unlike beside unlike."""
+"""The conditions of a measurement, and the refusal to compare results of different conditions."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _LEAST_DIGITS = 12
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a result depends on beside the samples: two results compare only where all of it is the same.
+    """The conditions of a result beside the samples: two results are comparable only if all are the same.
 
     Args:
         extractor: Name of the feature extractor.
         sha256: Checksum of its weights; 12 digits at least.
-        samples: Number of samples scored: most metrics are biased by it.
+        samples: Number of samples scored, on which the bias of most metrics depends.
         reference: What the samples were compared with, in words.
-        reference_sha256: Checksum of those images; None when it was not recorded.
-        training_sha256: Checksum of the images that the nearest training sample was sought in; None when there were none.
+        reference_sha256: Checksum of those images; None if not recorded.
+        training_sha256: Checksum of the training images for the nearest training sample; None if there were none.
         neighbours: The neighbour that the balls of precision and recall reach to.
     """
 
@@ -36,10 +36,10 @@ class Conditions:
 
     @classmethod
     def of(cls, record: Mapping[str, Any], name: str = "the record") -> Conditions:
-        """Reads the conditions of a record, as ``proxflow evaluate --out`` and the experiments write them.
+        """Read the conditions of a record, as ``proxflow evaluate --out`` and the studies write them.
 
         Raises:
-            DataError: The record does not state them, so its numbers compare with nothing.
+            DataError: The record does not state them, so its numbers are comparable with nothing.
         """
         match record:
             case {"extractor": str(extractor), "samples": int(samples), "reference": str(reference)}:
@@ -56,7 +56,7 @@ class Conditions:
         )
 
     def differences(self, other: Conditions) -> dict[str, tuple[Any, Any]]:
-        """By name of the condition, the two values that differ. A checksum that one side lacks is not compared."""
+        """Return by name of the condition the two values that differ. A checksum that one side lacks is not compared."""
         found = {}
         for name in (field.name for field in fields(self)):
             mine, theirs = getattr(self, name), getattr(other, name)
@@ -73,7 +73,7 @@ class Conditions:
 
 
 def check_comparable(conditions: Mapping[str, Conditions]) -> None:
-    """Refuses results that were not measured under the same conditions.
+    """Refuse results that were not measured under the same conditions.
 
     Args:
         conditions: By name of the result.

@@ -1,7 +1,7 @@
 """Features of images: of small classifiers shipped with the package, of any network, or the pixels themselves.
 
-Distances between image sets are only comparable on one extractor, so it carries its name and the sha256 of its
-weights. The classifiers were trained by ``python -m tools.train_classifier``, one a data set.
+Distances between image sets are comparable only on one extractor, so an extractor has a name and the sha256 of its
+weights. ``python -m tools.train_classifier`` trained the classifiers, one for each data set.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ShippedWeights:
     """Weights of a classifier in the package.
 
     Args:
-        name: Of the classifier, for reports, and of its file.
+        name: Name of the classifier, for reports, and of its file.
         sha256: Checksum that the file must have.
     """
 
@@ -47,14 +47,14 @@ CLASSIFIERS = {
         "fashion-mnist-classifier", "8217dc00bb1692c516fef3fd30ebce20393c815a5f7499976038130db8c3ec52"
     ),
 }
-"""The classifiers in the package, by the data set that each was trained on."""
+"""The classifiers in the package by the data set of their training."""
 
 
 class SmallClassifier(nn.Module):
     """A convolutional classifier of 28 × 28 grey images into ten classes, with a 64-dimensional penultimate layer.
 
-    64 dimensions, so that the covariance of a few hundred samples has full rank. The penultimate layer is linear and
-    standardised (batch normalisation without scale and shift; the rectifier belongs to the head): no dead units, and
+    With 64 dimensions the covariance of a few hundred samples has full rank. The penultimate layer is linear and
+    standardised (batch normalisation without scale and shift; the rectifier belongs to the head): no unit is dead, and
     each dimension has variance near 1 on the training images.
     """
 
@@ -78,12 +78,12 @@ class SmallClassifier(nn.Module):
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(self.dimension, 10))
 
     def features(self, images: Tensor) -> Tensor:
-        """Values in [-1, 1], (N, 1, 28, 28) → (N, 64)."""
+        """Return the features (N, 64) of images (N, 1, 28, 28) with values in [-1, 1]."""
         features: Tensor = self.body(images)
         return features
 
     def forward(self, images: Tensor) -> Tensor:
-        """Values in [-1, 1], (N, 1, 28, 28) → logits (N, 10)."""
+        """Return the logits (N, 10) of images (N, 1, 28, 28) with values in [-1, 1]."""
         logits: Tensor = self.head(self.features(images))
         return logits
 
@@ -95,7 +95,7 @@ def _convolution(inputs: int, outputs: int, stride: int = 1, padding: int = 1) -
 
 
 def _to_range(images: Tensor) -> Tensor:
-    # The same map as in training; written here because metrics stand apart from data.
+    # The same map as in training; repeated here because metrics do not import data.
     return images.to(torch.float32) / 127.5 - 1.0
 
 
@@ -104,9 +104,9 @@ class FeatureExtractor:
     """A named, fixed map of images to feature vectors; made by :meth:`of`, or by a function of this package.
 
     Args:
-        name: For reports; numbers on different extractors are not comparable.
+        name: For reports, as numbers on different extractors are not comparable.
         sha256: Checksum of the weights, for the same reason.
-        network: In evaluation mode; takes what ``transform`` gives, (N, …), and returns features, (N, D).
+        network: In evaluation mode; takes the output of ``transform``, (N, …), and returns features, (N, D).
         dimension: D, the number of features.
         image_shape: (C, H, W) of the images; None where the network takes any.
         transform: Makes uint8 images the network's input; the default is x / 127.5 − 1, the range of the models.
@@ -127,12 +127,12 @@ class FeatureExtractor:
         image_shape: tuple[int, int, int],
         transform: Callable[[Tensor], Tensor] = _to_range,
     ) -> FeatureExtractor:
-        """An extractor of your own: any network, called ``name`` in reports, with the checksum of its present weights.
+        """Make an extractor of any network, called ``name`` in reports, with the checksum of its present weights.
 
-        The name should say what the checksum cannot: which layer is read, and what ``transform`` does.
+        The name should tell what the checksum does not: which layer is read, and what ``transform`` does.
 
         Args:
-            network: Takes what ``transform`` gives of images and returns (N, D); in evaluation mode.
+            network: Takes the output of ``transform`` and returns (N, D); in evaluation mode.
             name: Not empty.
             image_shape: (C, H, W) of the images.
             transform: Makes uint8 images (N, C, H, W) the network's input.
@@ -157,12 +157,12 @@ class FeatureExtractor:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, batch_size: int = 100, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Computes the features block by block, on the device of the network.
+        """Compute the features block by block, on the device of the network.
 
         Args:
             images: uint8, (N, C, H, W), N at least 1, on any device. Models' values are clamped and quantised
-                first (:func:`proxflow.data.to_bytes`), so that nothing invisible counts.
-            batch_size: Images per block; bounds the memory, changes results by rounding only.
+                first (:func:`proxflow.data.to_bytes`), so that invisible differences do not count.
+            batch_size: Images in a block; it bounds the memory and changes results by rounding only.
             dtype: Of the result. Networks compute in float32, so float32 loses nothing and takes half the memory.
 
         Returns:
@@ -196,7 +196,7 @@ class FeatureExtractor:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Float32 not rounded to TensorFloat-32, as CUDA's convolutions do unless told: scores must not depend on that."""
+    """Switch off TensorFloat-32, CUDA's default in convolutions, so that scores do not depend on it."""
     held = [(where, where.fp32_precision) for where in (torch.backends.cudnn.conv, torch.backends.cuda.matmul)]  # type: ignore[attr-defined]
     try:
         for where, _ in held:
@@ -208,7 +208,7 @@ def _full_precision() -> Iterator[None]:
 
 
 def weights_sha256(network: nn.Module) -> str:
-    """Checksum of all parameters and buffers: of their names, types, shapes and bytes, in the order of the names."""
+    """Return the checksum of the names, types, shapes and bytes of all parameters and buffers, in the order of names."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
@@ -217,7 +217,7 @@ def weights_sha256(network: nn.Module) -> str:
 
 
 def classifier_features(dataset: str = "mnist", device: torch.device | str = "cpu") -> FeatureExtractor:
-    """The extractor for a data set: the penultimate layer of its shipped classifier, 64 features.
+    """Return the extractor for a data set: the penultimate layer of its shipped classifier, 64 features.
 
     Args:
         dataset: What the classifier was trained on, "mnist" or "fashion-mnist".
@@ -233,7 +233,7 @@ def classifier_features(dataset: str = "mnist", device: torch.device | str = "cp
 
 
 def mnist_features(device: torch.device | str = "cpu") -> FeatureExtractor:
-    """The extractor for MNIST, :func:`classifier_features` of "mnist".
+    """Return the extractor for MNIST, :func:`classifier_features` of "mnist".
 
     Raises:
         CheckpointError: The shipped weights are missing or damaged.
@@ -242,7 +242,7 @@ def mnist_features(device: torch.device | str = "cpu") -> FeatureExtractor:
 
 
 def pixel_features(image_shape: tuple[int, int, int]) -> FeatureExtractor:
-    """Raw pixels in [-1, 1] as features, C·H·W of them: no network, and no notion of what an image shows.
+    """Return the extractor of raw pixels in [-1, 1], C·H·W features, without a network.
 
     Args:
         image_shape: (C, H, W).
@@ -251,7 +251,7 @@ def pixel_features(image_shape: tuple[int, int, int]) -> FeatureExtractor:
 
 
 def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images (uint8, (N, 1, 28, 28)) whose most probable class is their label (int64, (N,))."""
+    """Return the share of images (uint8, (N, 1, 28, 28)) whose most probable class is their label (int64, (N,))."""
     return int(class_hits(classifier, images, labels).sum()) / len(labels)
 
 
@@ -259,10 +259,10 @@ def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
 def class_hits(
     classifier: nn.Module, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor] = _to_range
 ) -> Tensor:
-    """Whether each image's most probable class is its label: their mean is the accuracy of class-conditional samples.
+    """Return whether each image's most probable class is its label; the mean is the accuracy of class-conditional samples.
 
     Args:
-        classifier: Takes what ``transform`` gives of images and returns logits (N, classes); in evaluation mode.
+        classifier: Takes the output of ``transform`` and returns logits (N, classes); in evaluation mode.
         images: uint8, (N, C, H, W).
         labels: int64, (N,): the classes that the samples were drawn for.
         transform: Makes uint8 images the classifier's input.
@@ -291,7 +291,7 @@ def class_hits(
 
 
 def load_classifier(dataset: str = "mnist") -> SmallClassifier:
-    """The shipped classifier of a data set, "mnist" or "fashion-mnist", in evaluation mode, on the CPU.
+    """Load the shipped classifier of a data set, "mnist" or "fashion-mnist", in evaluation mode, on the CPU.
 
     Raises:
         ArgumentError: There is no classifier of such a data set.
@@ -303,7 +303,7 @@ def load_classifier(dataset: str = "mnist") -> SmallClassifier:
 
 
 def read_classifier(path: Path, sha256: str) -> SmallClassifier:
-    """Loads classifier weights in evaluation mode, on the CPU.
+    """Load classifier weights in evaluation mode, on the CPU.
 
     Args:
         path: A safetensors file.

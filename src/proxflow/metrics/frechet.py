@@ -1,4 +1,8 @@
-"""The Fréchet distance between Gaussians fitted to features (Heusel et al., arXiv 1706.08500, equation 6)."""
+"""The Fréchet distance between Gaussians fitted to features, known as FID.
+
+"GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium" (Heusel et al., 2017), arXiv 1706.08500,
+eq. 6.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +46,7 @@ class GaussianStatistics:
 
     @classmethod
     def of(cls, features: Tensor, name: str = "the") -> GaussianStatistics:
-        """Sample mean and unbiased covariance of features (N, D), N at least 2.
+        """Compute sample mean and unbiased covariance of features (N, D), N at least 2.
 
         Raises:
             ArgumentError: The features are not of this form, or not finite; ``name`` says whose they are.
@@ -82,7 +86,7 @@ class FeatureStatistics:
         self._scatter = torch.zeros(dimension, dimension, dtype=torch.float64)
 
     def update(self, features: Tensor) -> None:
-        """Adds features (N, D), N at least 1, of any floating type and device.
+        """Add features (N, D), N at least 1, of any floating type and device.
 
         Raises:
             ArgumentError: The features are of another form or dimension, or not finite.
@@ -99,7 +103,7 @@ class FeatureStatistics:
             self._join(len(block), mean, centred.T @ centred)
 
     def merge(self, other: FeatureStatistics) -> None:
-        """Adds what another has seen.
+        """Add the features that another has seen.
 
         Raises:
             ArgumentError: It is of another dimension.
@@ -117,9 +121,9 @@ class FeatureStatistics:
         self.count = total
 
     def reduce(self) -> None:
-        """Makes this the statistics of all processes, in each of them; does nothing without ``torch.distributed``.
+        """Make this the statistics of all processes, in each of them; do nothing without ``torch.distributed``.
 
-        Every process must call it once. Three sums go round: counts, means about which to sum, and outer products.
+        Every process must call it once. Three sums are exchanged: of counts, of means and of centred outer products.
         """
         if not (distributed.is_available() and distributed.is_initialized()):
             return
@@ -137,7 +141,7 @@ class FeatureStatistics:
         self.count, self._mean, self._scatter = total, mean, scatter.cpu()
 
     def gaussian(self) -> GaussianStatistics:
-        """Sample mean and unbiased covariance of all features so far.
+        """Return sample mean and unbiased covariance of all features so far.
 
         Raises:
             ArgumentError: There were fewer than two.
@@ -148,7 +152,7 @@ class FeatureStatistics:
 
 
 def gather_features(features: Tensor) -> Tensor:
-    """The features of all processes, in the order of their ranks; as given without ``torch.distributed``.
+    """Return the features of all processes, in the order of their ranks; as given without ``torch.distributed``.
 
     Args:
         features: (N, D) of one type in all processes, N at least 0 and not necessarily the same in each; every process
@@ -172,9 +176,9 @@ def gather_features(features: Tensor) -> Tensor:
 
 
 def frechet_distance(a: Tensor | GaussianStatistics, b: Tensor | GaussianStatistics) -> float:
-    """Squared 2-Wasserstein distance between the Gaussians of two feature sets, known as FID.
+    """Return the squared 2-Wasserstein distance between the Gaussians of two feature sets, known as FID.
 
-    |μa − μb|² + tr(A + B − 2 (A^½ B A^½)^½). The estimate from n samples is biased upwards, so compare equal n only and
+    |μa − μb|² + tr(A + B − 2 (A^½ B A^½)^½). The estimate from n samples is biased upwards: compare equal n only, and
     state the value that as many real samples reach (:func:`proxflow.metrics.real_floor`). A set of identical samples
     is a point mass, with A = 0.
 
@@ -195,14 +199,14 @@ def frechet_distance(a: Tensor | GaussianStatistics, b: Tensor | GaussianStatist
 
 
 def frechet_estimate(features: Tensor, real: GaussianStatistics) -> Estimate | None:
-    """The Fréchet distance of samples to fixed statistics, with the influence of each sample.
+    """Return the Fréchet distance of samples to fixed statistics, with the influence of each sample.
 
     The derivative of the distance by the mean is 2 (μ − μr), by the covariance I − T with the optimal map
     T = R^½ (R^½ A R^½)^(−½) R^½ from the samples' Gaussian to the real one, so the influence of x is
     2 (μ − μr)·y + yᵀ (I − T) y, less its mean, where y = x − μ.
 
     Returns:
-        ``None`` when there are no more samples than dimensions: then the distance has no derivative there.
+        ``None`` if there are no more samples than dimensions, where the distance has no derivative.
     """
     held = as_features(features, "sample")
     if len(held) <= held.shape[1]:
@@ -212,7 +216,7 @@ def frechet_estimate(features: Tensor, real: GaussianStatistics) -> Estimate | N
     root = _square_root(real.covariance)
     value = _distance(own, real, _overlap(_square_root(own.covariance), root))
     values, vectors = torch.linalg.eigh(root @ own.covariance @ root)
-    # Directions that one of the two Gaussians lacks carry no map.
+    # The map is zero in directions in which one of the two Gaussians has no variance.
     kept = values > values[-1].abs() * len(values) * torch.finfo(values.dtype).eps
     half = root @ vectors
     transport = (half * torch.where(kept, values, torch.inf).rsqrt()) @ half.T
@@ -230,14 +234,14 @@ def _distance(a: GaussianStatistics, b: GaussianStatistics, overlap: float) -> f
 
 
 def _overlap(a: Tensor, b: Tensor) -> float:
-    # tr (A^½ B A^½)^½ is the sum of the singular values of A^½ B^½. Taken so, the rounding of eigenvalues near zero
-    # is not magnified by another square root, and the distance is symmetric.
+    # tr (A^½ B A^½)^½ is the sum of the singular values of A^½ B^½. In this form no second
+    # square root magnifies the rounding of eigenvalues near zero, and the distance is symmetric.
     return float(torch.linalg.svdvals(a @ b).sum())
 
 
 def _square_root(covariance: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
-    # What lies below the rounding of the largest eigenvalue is a zero.
+    # Eigenvalues below the rounding of the largest one are zero.
     noise = values[-1].abs() * len(values) * torch.finfo(values.dtype).eps
     roots = torch.where(values > noise, values, 0.0).sqrt()
     square_root: Tensor = (vectors * roots) @ vectors.T

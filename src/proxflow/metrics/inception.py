@@ -1,9 +1,10 @@
-"""Features of the Inception network that FID is defined on (Heusel et al., arXiv 1706.08500), when its weights are given.
+"""Features of the Inception network that FID is defined on (Heusel et al., 2017, arXiv 1706.08500), with weights of yours.
 
-The network is Inception-v3 (Szegedy et al., arXiv 1512.00567) as TensorFlow published it on 5 December 2015. It differs
-from later copies where it pools between layers: averages leave out the padding, and the last block takes maxima. Images
-are resized to 299 × 299 as TensorFlow 1 did, bilinear from the upper left corner, and scaled by (x − 128)/128. Parameters
-have the names of the conversion that pytorch-fid and torch-fidelity publish, so those weights load.
+The network is Inception-v3, "Rethinking the Inception Architecture for Computer Vision" (Szegedy et al., 2015), arXiv
+1512.00567, as TensorFlow published it on 5 December 2015. It differs from later copies in pooling between layers: averages
+leave out the padding, and the last block takes maxima. Images are resized to 299 × 299 as TensorFlow 1 did, bilinear from
+the upper left corner, and scaled by (x − 128)/128. Parameters have the names of the conversion that pytorch-fid and
+torch-fidelity publish, so those weights load.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Route = Sequence[Layer | tuple[Layer, Layer]]
 
 
 class Convolution(nn.Module):
-    """Convolution, batch normalisation, rectifier."""
+    """A convolution, batch normalisation and a rectifier."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: tuple[int, int], stride: int = 1, padded: bool = True
@@ -106,7 +107,7 @@ def _halve(x: Tensor) -> Tensor:
 
 
 def _chain(name: str, *layers: tuple[int, int, int]) -> Route:
-    """Layers name_1, name_2, … by (outputs, height, width)."""
+    """Return layers name_1, name_2, … by (outputs, height, width)."""
     return [(f"{name}_{index}", outputs, (high, wide)) for index, (outputs, high, wide) in enumerate(layers, 1)]
 
 
@@ -141,7 +142,7 @@ def _mixed_7(inputs: int, pool: Callable[[Tensor], Tensor]) -> Block:
 
 
 class Inception(nn.Module):
-    """uint8 images (N, 3, H, W), or (N, 1, H, W) whose channel is repeated, as floats 0 to 255 → features (N, 2048)."""
+    """The Inception network: images (N, 3, H, W), floats 0 to 255 → features (N, 2048)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -188,7 +189,7 @@ class Inception(nn.Module):
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Bilinear resizing as in TensorFlow 1: output pixel i lies at input place i · old/new, without a shift by half a pixel.
+    """Resize bilinearly as TensorFlow 1: output pixel i lies at input place i · old/new, without a shift by half a pixel.
 
     Args:
         images: Floating point, (N, C, H, W).
@@ -207,7 +208,7 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def inception_features(weights: Path | str | nn.Module | None, device: torch.device | str = "cpu") -> FeatureExtractor:
-    """The extractor of standard FID: the Inception network's last pooling, 2,048 features.
+    """Return the extractor of standard FID: the Inception network's last pooling, 2,048 features.
 
     Args:
         weights: A safetensors file of the weights in the layout of pytorch-fid and torch-fidelity, or a network of theirs
@@ -215,8 +216,8 @@ def inception_features(weights: Path | str | nn.Module | None, device: torch.dev
         device: Where to compute.
 
     Returns:
-        An extractor for images of any size, RGB, or grey with the channel repeated. Its checksum is that of the weights,
-        wherever they came from.
+        An extractor for images of any size, RGB, or grey with the channel repeated. Its checksum is that of the
+        weights, from either source.
 
     Raises:
         ArgumentError: There are no weights; the message says where they come from.
@@ -245,7 +246,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _load(network: nn.Module, held: Mapping[str, Tensor], source: str) -> None:
-    # The count of training batches and the class scores have no part in the features; conversions differ in them.
+    # Features do not depend on the count of training batches and the class scores, in which conversions differ.
     wanted = {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
     for name, value in wanted.items():
         if name not in held or held[name].shape != value.shape:

@@ -1,4 +1,4 @@
-"""The kernel distance of features, known as KID (Bińkowski et al., arXiv 1801.01401, section 3)."""
+"""The kernel distance of features, known as KID: "Demystifying MMD GANs" (Bińkowski et al., 2018), arXiv 1801.01401, §3."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from proxflow.metrics.uncertainty import Estimate
 
 @dataclass(frozen=True)
 class KernelSums:
-    """A feature set and what the kernel distance needs of it alone.
+    """A feature set with its own part of the kernel distance.
 
     Args:
         features: (N, D).
-        means: float64, (N,): of each sample, the mean kernel value with the other samples.
+        means: float64, (N,): mean kernel value of each sample with the other samples.
     """
 
     features: Tensor
@@ -27,7 +27,7 @@ class KernelSums:
 
     @classmethod
     def of(cls, features: Tensor, name: str = "the") -> KernelSums:
-        """Prepares features (N, D), N at least 2.
+        """Prepare features (N, D), N at least 2.
 
         Raises:
             ArgumentError: They are not of this form, or not finite.
@@ -36,7 +36,7 @@ class KernelSums:
         sums = torch.zeros(len(held), dtype=torch.float64)
         for rows, _, products in inner_products(held, held):
             sums[rows] += _cubic(products, held.shape[1]).sum(dim=1)
-        for rows, block in row_blocks(held):  # each with itself does not count
+        for rows, block in row_blocks(held):  # without each sample with itself
             sums[rows] -= _cubic(block.square().sum(dim=1), held.shape[1])
         return cls(held, sums / (len(held) - 1))
 
@@ -55,12 +55,12 @@ class KernelDistance:
 
 
 def kernel_distance(real: Tensor, fake: Tensor) -> KernelDistance:
-    """Unbiased squared maximum mean discrepancy with the kernel (x·y/D + 1)³, over all pairs, known as KID.
+    """Return the unbiased squared maximum mean discrepancy with the kernel (x·y/D + 1)³, known as KID.
 
-    mean k(x, x') + mean k(y, y') − 2 mean k(x, y) over different samples. Unlike the Fréchet distance it has no bias that
-    depends on the number of samples. Other tools average it over random subsets of 1,000 to save time; the mean over all
-    pairs is the value that they scatter about. Its standard error is the jackknife's over both sets (Arvesen 1969),
-    exact for leaving out each sample in turn; near 0 it is too large rather than too small.
+    mean k(x, x') + mean k(y, y') − 2 mean k(x, y) over all pairs of different samples. Unlike the Fréchet distance it has no
+    bias. Other tools average it over random subsets of 1,000 to save time; their expectation is this value. Its standard
+    error is the jackknife's over both sets ("Jackknifing U-statistics" (Arvesen, 1969)); near 0 it is too large rather than
+    too small.
 
     Args:
         real: Features (N, D), N at least 2.
@@ -73,7 +73,7 @@ def kernel_distance(real: Tensor, fake: Tensor) -> KernelDistance:
 
 
 def kernel_estimate(real: KernelSums, fake: KernelSums) -> tuple[KernelDistance, Estimate]:
-    """The kernel distance of two prepared sets; the estimate has the influences of the fake samples alone."""
+    """Return the kernel distance of two prepared sets; the estimate has the influences of the fake samples alone."""
     check_same_dimension(real.features, fake.features)
     n, m = len(real.features), len(fake.features)
     of_real, of_fake = torch.zeros(n, dtype=torch.float64), torch.zeros(m, dtype=torch.float64)

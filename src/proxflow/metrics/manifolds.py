@@ -30,7 +30,7 @@ class Manifold:
 
     @classmethod
     def of(cls, features: Tensor, k: int = 3, name: str = "the") -> Manifold:
-        """Computes neighbours up to the k-th and mean distances of features (N, D), N > k.
+        """Compute mean distances and the nearest k neighbours of features (N, D), N > k.
 
         Raises:
             ArgumentError: The features are not finite or not of this form, or k is below 1 or at least N.
@@ -45,7 +45,7 @@ class Manifold:
             found = squares.topk(min(k + 1, squares.shape[1]), dim=1, largest=False).values
             closest[rows] = torch.cat([closest[rows], found], dim=1).topk(k + 1, dim=1, largest=False).values
             sums[rows] += squares.sqrt_().sum(dim=1)
-        # A sample is at distance exactly 0 from itself, so one smallest value is skipped.
+        # The first is skipped: a sample is at distance exactly 0 from itself.
         return cls(held, closest.sort(dim=1).values[:, 1:], sums / (count - 1))
 
     @property
@@ -54,13 +54,13 @@ class Manifold:
         return float(self.distances.mean())
 
     def reach(self, k: int) -> Tensor:
-        """Squared radii of the balls that reach to the k-th neighbour, (N,), with a slack for rounding."""
+        """Return squared radii (N,) of the balls that reach to the k-th neighbour, with a slack for rounding."""
         return self.neighbours[:, k - 1] * (1.0 + TIE)
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How two manifolds overlap, each with the influences of the fake samples; see :func:`precision_recall`.
+    """Measures of the overlap of two manifolds, with the influences of the fake samples; see :func:`precision_recall`.
 
     Args:
         precision: Share of fake samples in a real ball.
@@ -76,10 +76,10 @@ class Overlap:
 
 
 def overlap(real: Manifold, fake: Manifold, k: int, wide_k: int) -> Overlap:
-    """Precision and recall at k neighbours, density and coverage at wide_k, of two prepared sets.
+    """Return precision and recall at k neighbours, density and coverage at wide_k, of two prepared sets.
 
-    Leaving out a fake sample uncovers the real samples that no other covers: that is its influence on recall and coverage.
-    The radii of the other balls are held.
+    The influence of a fake sample on recall and coverage is that of the real samples that it alone covers. The radii of the
+    other balls are held fixed.
     """
     check_same_dimension(real.features, fake.features)
     n, m = len(real.features), len(fake.features)
@@ -102,7 +102,7 @@ def overlap(real: Manifold, fake: Manifold, k: int, wide_k: int) -> Overlap:
 
 
 class _Covers:
-    """For each real sample, by how many fake samples it is covered, and by which one when it is one."""
+    """The number of fake samples that cover each real sample, and which one if it is one."""
 
     def __init__(self, count: int) -> None:
         self.times = torch.zeros(count, dtype=torch.int64)
@@ -121,7 +121,7 @@ class _Covers:
 
 
 def spread(real: Manifold, fake: Manifold) -> Estimate:
-    """Diversity of two prepared sets; see :func:`diversity`."""
+    """Return the diversity of two prepared sets; see :func:`diversity`."""
     check_same_dimension(real.features, fake.features)
     if real.mean_distance == 0.0:
         raise ArgumentError("all real features are the same, so diversity has no scale; give different real samples")
@@ -130,11 +130,12 @@ def spread(real: Manifold, fake: Manifold) -> Estimate:
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al., arXiv 1904.06991, equations 1 and 2).
+    """Return improved precision and recall.
 
-    Precision is the share of fake samples within the real manifold, recall the share of real samples within the fake
-    manifold; a ball contains its boundary. Recall grows with the number of fake samples, so compare equal counts. The
-    manifold of identical samples is their single point.
+    "Improved Precision and Recall Metric for Assessing Generative Models" (Kynkäänniemi et al., 2019), arXiv 1904.06991,
+    eqs. 1 and 2. Precision is the share of fake samples within the real manifold, recall the share of real samples within
+    the fake manifold; a ball contains its boundary. Recall grows with the number of fake samples, so compare equal counts.
+    The manifold of identical samples is their single point.
 
     Args:
         real: Features (N, D), N > k.
@@ -152,9 +153,10 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
 
 
 def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float]:
-    """Density and coverage (Naeem et al., arXiv 2002.09797, equations 3 and 4).
+    """Return density and coverage.
 
-    Both look at the balls around real samples alone, so that outliers among the fake ones do no harm. Density is the mean
+    "Reliable Fidelity and Diversity Metrics for Generative Models" (Naeem et al., 2020), arXiv 2002.09797, eqs. 3 and 4.
+    Both use balls around real samples alone, so that outliers among the fake ones do no harm. Density is the mean
     number of real balls that a fake sample lies in, over k: 1 in expectation for equal distributions, above it when samples
     crowd where real ones do. Coverage is the share of real balls that hold a fake sample: about 1 − 2^(−k) for equal
     distributions and counts, and growing with the number of fake samples. A ball contains its boundary.
@@ -172,7 +174,7 @@ def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, flo
 
 
 def diversity(real: Tensor, fake: Tensor) -> float:
-    """Mean pairwise distance of fake features divided by that of real features.
+    """Return the mean pairwise distance of fake features divided by that of real features.
 
     Args:
         real: Features (N, D), N at least 2, not all the same.
@@ -188,9 +190,9 @@ def diversity(real: Tensor, fake: Tensor) -> float:
 
 
 def nearest_distances(training: Tensor, samples: Tensor) -> Tensor:
-    """Distance of each sample to its nearest neighbour in the training set: small where a model repeats what it has seen.
+    """Return the distance of each sample to its nearest neighbour in the training set, small if a model memorises.
 
-    To be read beside the same distances of real samples that were held out of training: a model that has learned the
+    Compare it with the same distances of real samples that were held out of training: a model that has learned the
     distribution is about as near, one that memorises is nearer.
 
     Args:

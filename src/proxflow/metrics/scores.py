@@ -1,4 +1,4 @@
-"""All scores of a set of samples against one reference of real samples, whose part is computed once."""
+"""All scores of samples against a reference of real samples, which is prepared once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COVERAGE_K = 5
 
 @dataclass(frozen=True)
 class Scores:
-    """How samples compare with real ones; comparable at equal ``samples`` and on one extractor only.
+    """Scores of samples against real ones; comparable at equal ``samples`` and on one extractor only.
 
     Args:
         frechet: Fréchet distance, 0 at best.
@@ -37,10 +37,10 @@ class Scores:
         vendi: Effective number of different samples.
         sliced_wasserstein: Sliced 2-Wasserstein distance, 0 at best.
         nearest: Mean distance to the nearest training sample; None without training features.
-        nearest_real: The same of the reference's held-out real samples: ``nearest`` well below it is memorisation.
+        nearest_real: The same of the reference's held-out real samples: ``nearest`` well below it means memorisation.
         accuracy: Share of class-conditional samples that a classifier puts in their class; None without labels.
-        intervals: By name of score, the 95 % bootstrap interval over samples; the reference is held. Without ``frechet``
-            when there are no more samples than dimensions.
+        intervals: By name of score, the 95 % bootstrap interval over samples with a fixed reference. Without ``frechet``
+            if there are no more samples than dimensions.
         errors: By name of score, the standard error of the same.
     """
 
@@ -62,7 +62,7 @@ class Scores:
     errors: dict[str, float] = field(default_factory=dict)
 
     def as_floor(self) -> dict[str, float]:
-        """These scores of real samples as they stand in the records of others: ``floor``, ``floor_precision`` and so on."""
+        """Return these scores of real samples as entries of a record: ``floor``, ``floor_precision`` and so on."""
         held = {name: getattr(self, name) for name in _FLOORS}
         return {"floor": self.frechet, **{f"floor_{name}": value for name, value in held.items()}}
 
@@ -72,7 +72,7 @@ _FLOORS = ("kid", "precision", "recall", "density", "coverage", "diversity", "ve
 
 @dataclass(frozen=True)
 class Reference:
-    """Real samples, prepared for comparison; made by :meth:`of`.
+    """Real samples prepared for comparison, made by :meth:`of`.
 
     Args:
         statistics: Mean and covariance of their features.
@@ -92,7 +92,7 @@ class Reference:
 
     @classmethod
     def of(cls, features: Tensor, k: int = 3, training: Tensor | None = None) -> Reference:
-        """Prepares real features (N, D), N > k and N > 5, for example those of the MNIST test images.
+        """Prepare real features (N, D), N > k and N > 5, for example those of the MNIST test images.
 
         Args:
             features: Of real samples that no model was trained on.
@@ -110,12 +110,12 @@ class Reference:
         return cls(GaussianStatistics.of(features, "real"), manifold, kernel, k, training, nearest)
 
     def score(self, features: Tensor, hits: Tensor | None = None, seed: int = 0) -> Scores:
-        """Scores samples by their features.
+        """Score samples by their features.
 
         Args:
             features: (M, D) of the same extractor, M > k.
             hits: bool, (M,): whether a classifier puts each sample in its class, for class-conditional samples.
-            seed: Determines the bootstrap's draws.
+            seed: Seed of the bootstrap's draws.
 
         Raises:
             ArgumentError: The features are not finite, too few or of another dimension.
@@ -162,13 +162,13 @@ def _hits_estimate(hits: Tensor, count: int) -> Estimate:
 
 
 def real_floor(reference: Reference, features: Tensor, n: int, seed: int) -> Scores:
-    """The scores that n other real samples reach: what a perfect model would get at this sample count.
+    """Return the scores of n other real samples, which a perfect model would reach at this sample count.
 
     Args:
         reference: The reference that samples are scored against.
         features: Features of other real samples, for example of the MNIST training images, (N, D).
         n: How many of them to score: the first n of a random permutation.
-        seed: Determines the permutation.
+        seed: Seed of the permutation.
 
     Raises:
         ArgumentError: n is not between 1 and N, or scoring refuses the samples.
@@ -177,5 +177,5 @@ def real_floor(reference: Reference, features: Tensor, n: int, seed: int) -> Sco
     if not 1 <= n <= len(held):
         raise ArgumentError(f"n must be from 1 to the number of real samples, {len(held)}; got {n}")
     order = torch.randperm(len(held), generator=torch.Generator().manual_seed(seed))
-    # They may be training samples themselves, whose nearest is no baseline: ``Reference.nearest_real`` is.
+    # They may be training samples themselves; the baseline of ``nearest`` is ``Reference.nearest_real``.
     return replace(reference, training=None, nearest_real=None).score(held[order[:n]])

@@ -1,4 +1,8 @@
-"""The sliced Wasserstein distance between feature sets (Rabin et al. 2012; Bonneel et al. 2015)."""
+"""The sliced Wasserstein distance between feature sets.
+
+"Wasserstein Barycenter and its Application to Texture Mixing" (Rabin et al., 2012); "Sliced and Radon Wasserstein
+Barycenters of Measures" (Bonneel et al., 2015).
+"""
 
 from __future__ import annotations
 
@@ -18,17 +22,17 @@ _DIRECTIONS_AT_A_TIME = 64
 
 
 def sliced_wasserstein(real: Tensor, fake: Tensor, projections: int = PROJECTIONS, seed: int = 0) -> float:
-    """Root mean square, over random directions, of the 2-Wasserstein distance between the projected sets.
+    """Return the root mean square, over random directions, of the 2-Wasserstein distance between the projected sets.
 
     (E_θ ∫ |F⁻¹(u) − G⁻¹(u)|² du)^½ for θ uniform on the sphere, F and G the distributions of θ·x and θ·y: exact in each
-    direction, for sets of different size too. It sees more than means and covariances, but each direction alone. Two sets
-    of one distribution are at a distance of order N^(−½), so compare equal counts.
+    direction, for sets of different size too. It depends on more than means and covariances, but on each direction alone.
+    Two sets of one distribution are at a distance of order N^(−½), so compare equal counts.
 
     Args:
         real: Features (N, D), N at least 2.
         fake: Features (M, D), M at least 2.
-        projections: Number of directions; the relative error that they leave falls as its square root.
-        seed: Determines the directions.
+        projections: Number n of directions; the relative error falls as 1/√n.
+        seed: Seed of the directions.
 
     Returns:
         At least 0, in the units of the features.
@@ -40,7 +44,7 @@ def sliced_wasserstein(real: Tensor, fake: Tensor, projections: int = PROJECTION
 
 
 def sliced_estimate(real: Tensor, fake: Tensor, projections: int = PROJECTIONS, seed: int = 0) -> Estimate:
-    """The sliced distance with the influence of each fake sample, its mean Kantorovich potential over twice the distance."""
+    """Return the sliced distance; a fake sample's influence is its mean Kantorovich potential over twice the distance."""
     check_same_dimension(real, fake)
     if projections < 1:
         raise ArgumentError(f"projections must be at least 1; got {projections}")
@@ -52,7 +56,7 @@ def sliced_estimate(real: Tensor, fake: Tensor, projections: int = PROJECTIONS, 
     ends = torch.unique(torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]))
     widths = torch.diff(ends, prepend=ends.new_zeros(1)).to(torch.float64) / (n * m)
     of_real, of_fake = (ends - 1) // m, (ends - 1) // n
-    # Between its samples j and j + 1 the fake set's quantile passes this part of the real one: two samples on its edge.
+    # The real samples on either side of the place where the fake set's quantile goes from sample j to j + 1.
     passed = torch.arange(1, m) * n
     below, above = (passed - 1) // m, (passed // m).clamp_max(n - 1)
     total = 0.0
@@ -62,7 +66,7 @@ def sliced_estimate(real: Tensor, fake: Tensor, projections: int = PROJECTIONS, 
         here, order = _project(fake, part).sort(dim=1)
         gap = here[:, of_fake] - there[:, of_real]
         total += float((gap.square() @ widths).sum())
-        # Optimal prices: a sample on that edge is indifferent between its two neighbours.
+        # Optimal prices: at the edge between these two, samples j and j + 1 are equally good.
         edge = (there[:, below] + there[:, above]) / 2.0
         steps = here.diff(dim=1) * (here[:, 1:] + here[:, :-1] - 2.0 * edge)
         potential = torch.nn.functional.pad(steps.cumsum(dim=1), (1, 0))

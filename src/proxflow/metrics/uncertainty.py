@@ -1,9 +1,9 @@
-"""How far a metric would move with other samples: influences, standard errors and bootstrap intervals.
+"""Uncertainty of a metric over samples: influences, standard errors and bootstrap intervals.
 
-A metric T of n samples changes to first order by the mean of its influences ψ, one a sample: T* − T ≈ (1/n) Σ_j w_j ψ_j
-when sample j is drawn w_j times. So its standard error is the deviation of ψ over √n (the infinitesimal jackknife, Efron
-1982, chapter 6), and a bootstrap draws means of ψ instead of computing the metric anew. Resampling the features themselves
-would put duplicates among them, which nearest-neighbour metrics count as structure and the Fréchet distance as less rank.
+A metric T of n samples with influences ψ changes to first order by T* − T ≈ (1/n) Σ_j w_j ψ_j when sample j is drawn w_j
+times. So its standard error is the deviation of ψ over √n (infinitesimal jackknife: "The Jackknife, the Bootstrap and Other
+Resampling Plans" (Efron, 1982), chapter 6), and a bootstrap draws means of ψ. It does not resample the features: duplicates
+would count as structure for nearest-neighbour metrics and lower the rank for the Fréchet distance.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Estimate:
 
     @property
     def standard_error(self) -> float:
-        """How far other samples of the same source would move the value, one standard deviation."""
+        """Standard deviation of the value over other samples of the same source."""
         n = len(self.influences)
         spread = (self.influences - self.influences.mean()).square().sum() / (n - 1)
         return math.sqrt(float(spread) / n)
 
 
 def mean_estimate(values: Tensor) -> Estimate:
-    """The mean of one value a sample, (n,)."""
+    """Return the mean of one value for each sample, (n,)."""
     wide = values.to(torch.float64)
     mean = wide.mean()
     return Estimate(float(mean), wide - mean)
@@ -51,15 +51,16 @@ def mean_estimate(values: Tensor) -> Estimate:
 def bootstrap(
     estimates: Mapping[str, Estimate], seed: int, replicates: int = 1000, level: float = 0.95
 ) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap intervals over samples (Efron 1979), for metrics of the same samples.
+    """Return percentile bootstrap intervals over samples, for metrics of the same samples.
 
-    T + quantiles of (1/n) Σ_j w_j ψ_j, with w the multiplicities of n draws with replacement. The intervals say how much
-    other samples of the same source would change the numbers against the same reference. They do not take away a bias
-    that depends on n, such as that of the Fréchet distance: the floor of real samples shows it.
+    "Bootstrap Methods: Another Look at the Jackknife" (Efron, 1979): T + quantiles of (1/n) Σ_j w_j ψ_j, with w the
+    multiplicities of n draws with replacement. The intervals show how much other samples of the same source would change
+    the metrics for the same reference. They do not remove a bias that depends on n, such as that of the Fréchet distance;
+    the floor of real samples shows it.
 
     Args:
         estimates: By name; all of one number of samples.
-        seed: Determines the draws.
+        seed: Seed of the draws.
         replicates: Number of draws.
         level: Share of draws within the interval.
 
@@ -84,14 +85,14 @@ def bootstrap(
 def bootstrap_seeds(
     values: Sequence[float], seed: int, replicates: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over runs with different seeds.
+    """Return the percentile bootstrap interval of the mean over runs with different seeds.
 
-    Runs differ in training, sampling and samples, so this interval holds what the one over samples holds and more. With
-    fewer than about ten runs it is too narrow; with two it is the range of the two.
+    Runs differ in training and sampling, so this interval covers the uncertainty over samples as well. With fewer than
+    about ten runs it is too narrow; with two it is their range.
 
     Args:
-        values: One number a run, at least two, finite.
-        seed: Determines the draws.
+        values: One number for each run, at least two, finite.
+        seed: Seed of the draws.
         replicates: Number of draws.
         level: Share of draws within the interval.
 
@@ -112,7 +113,7 @@ def _check(replicates: int, level: float) -> None:
 
 
 def _resampled_means(values: Tensor, replicates: int, seed: int) -> Tensor:
-    """Means of n draws with replacement of the rows of values (n, M): (replicates, M)."""
+    """Return means of n draws with replacement of the rows of values (n, M): (replicates, M)."""
     generator = torch.Generator().manual_seed(seed)
     n = len(values)
     means, size = [], max(1, _BLOCK_ELEMENTS // n)

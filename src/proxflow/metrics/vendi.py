@@ -1,4 +1,7 @@
-"""The Vendi score: the effective number of different samples (Friedman and Dieng, arXiv 2210.02410)."""
+"""The Vendi score, the effective number of different samples.
+
+"The Vendi Score: A Diversity Evaluation Metric for Machine Learning" (Friedman & Dieng, 2022), arXiv 2210.02410.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from proxflow.metrics.uncertainty import Estimate
 
 
 def vendi_score(features: Tensor) -> float:
-    """exp of the Shannon entropy of the eigenvalues of K/N, with the cosine of features as similarity K.
+    """Return exp of the Shannon entropy of the eigenvalues of K/N, with the cosine of features as similarity K.
 
-    1 when all samples point the same way, at most the dimension of the features (plus one, see below) and at most N. It
-    looks at the samples alone: noise can be as diverse as data. K/N has the eigenvalues of XᵀX/N for normalised rows, so
+    It is 1 if all samples have the same direction, and at most N and the dimension of the features (plus one, see below). It
+    depends on the samples alone: noise can be as diverse as data. K/N has the eigenvalues of XᵀX/N for normalised rows, so
     the cost grows with N D², not with N³. Samples of length zero have no direction: they count as equal to each other and
     as unlike every other.
 
@@ -29,7 +32,7 @@ def vendi_score(features: Tensor) -> float:
 
 
 def vendi_estimate(features: Tensor) -> Estimate:
-    """The Vendi score with the influence of each sample: V (−yᵀ log(ρ) y − H) for the unit vector y and ρ = YᵀY/N."""
+    """Return the Vendi score with the influence of each sample: V (−yᵀ log(ρ) y − H) for the unit vector y and ρ = YᵀY/N."""
     held = as_features(features, "sample")
     n, dimension = held.shape
     density = torch.zeros(dimension, dimension, dtype=torch.float64)
@@ -52,9 +55,9 @@ def vendi_estimate(features: Tensor) -> Estimate:
 
 
 def _directions(block: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows scaled to length 1, and which of them have none."""
+    """Return rows scaled to length 1, and which of them have length 0."""
     largest = block.abs().amax(dim=1, keepdim=True)
-    # Scaled by the largest entry first: squares of tiny entries would vanish.
+    # Scaled by the largest entry first, as squares of tiny entries would vanish.
     scaled = block / torch.where(largest > 0, largest, 1.0)
     length = scaled.norm(dim=1, keepdim=True)
     return scaled / torch.where(length > 0, length, 1.0), largest[:, 0] == 0

@@ -1,4 +1,4 @@
-"""Model cards: what a model is, how it was trained and what it scores, in Markdown."""
+"""Model cards in Markdown: description, use, training and scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SCORES = ("frechet", "floor", "kid", "precision", "recall", "density", "coverag
 
 
 def card(model: Model, results: Sequence[dict[str, Any]] = ()) -> str:
-    """Return a model card in Markdown: what the model is, how to use it, how it was trained, and what it scores.
+    """Return a model card in Markdown: what the model is, how to use it, its training and its scores.
 
     Args:
         model: The model.

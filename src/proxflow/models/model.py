@@ -50,8 +50,8 @@ class Model:
         network: What the predictor's network was built from.
         predictor: The network with its parameterisation.
         data: Kind of the data: their shape, and how they are read, encoded and written.
-        provenance: How its weights were got, as they were saved with them.
-        times: By sampler and number of evaluations, the times of evaluations that suit these weights, as
+        provenance: Origin of the weights, as saved with them.
+        times: By sampler and number of evaluations, times of evaluations optimised for these weights, as
             :func:`proxflow.optimise_times` finds them.
     """
 
@@ -64,12 +64,12 @@ class Model:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of an event, as networks take it."""
+        """Shape of an event, as networks read it."""
         return self.data.shape
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What it was built from, as JSON values: flow, network, predictor and data.
+        """Its specification as JSON values: flow, network, predictor and data.
 
         Raises:
             ArgumentError: A part of it has no name, so no file can hold it.
@@ -78,7 +78,7 @@ class Model:
         return {name: spec.describe(part) for name, part in parts.items()}
 
     def times_of(self, sampler: str | Sampler | None, nfe: int) -> Sequence[float] | None:
-        """Return its times for a sampler and number of evaluations; ``None``, the sampler's own, where none were found.
+        """Return its times for a sampler and number of evaluations; ``None``, for the sampler's own, without any.
 
         Args:
             sampler: Name of a sampler, or a sampler; ``None`` for that of :func:`proxflow.samplers.default_sampler`.
@@ -103,19 +103,19 @@ class Model:
         decode: bool = True,
         **settings: Any,
     ) -> Tensor:
-        """Draw samples; each depends on the seed, its index and what it is given alone.
+        """Draw samples; each depends only on the seed, its index and its own condition and start.
 
         Args:
-            number: How many.
+            number: Number of samples.
             nfe: Network evaluations spent on each sample.
-            sampler: A sampler, or a word for one, as ``multistep2``; ``None`` takes the one that suits the predictor.
+            sampler: A sampler, or a word for one, as ``multistep2``; ``None`` takes the default for the predictor.
             seed: Seed of the samples.
             condition: What the predictions are conditioned on, one row a sample, for networks that read it.
             start: Prior draws to begin from, (number, *shape); ``None`` draws them.
             times: Times of the evaluations, increasing from 0; ``None`` takes the model's own for this sampler and number of
-                evaluations, and where it has none the sampler's.
-            decode: Whether samples come in the data's own form and units, as uint8 for images, or as networks see them.
-            **settings: Further ones of :func:`proxflow.sample`, as ``batch_size``.
+                evaluations, or else the sampler's.
+            decode: Whether samples have the data's own form and units, as uint8 for images, or the form of networks.
+            **settings: Further settings of :func:`proxflow.sample`, as ``batch_size``.
 
         Raises:
             ArgumentError: As :func:`proxflow.sample`; an unknown sampler.
@@ -131,19 +131,19 @@ class Model:
         return self.data.decode(samples) if decode else samples
 
     def fit(self, data: Tensor | Examples, config: TrainingConfig | None = None, **settings: Any) -> Model:
-        """Train on data by the loss that suits flow and predictor, and return the model with averaged weights.
+        """Train on data by the default loss of flow and predictor, and return the model with averaged weights.
 
         This model's predictor is trained in place, and keeps its last weights.
 
         Args:
             data: Examples in the data's own form, as uint8 images, alone or with conditions (:class:`proxflow.Examples`).
-            config: How to train; ``None`` makes it of the settings that it has, as ``steps=1000``.
-            **settings: Further ones of :func:`proxflow.fit`, as ``device`` and ``folder``.
+            config: How to train; ``None`` makes a configuration of ``settings``, as ``steps=1000``.
+            **settings: Further settings of :func:`proxflow.fit`, as ``device`` and ``folder``.
 
         Raises:
-            ArgumentError: As :func:`proxflow.fit`; a configuration and settings of one.
+            ArgumentError: As :func:`proxflow.fit`; a configuration together with settings of one.
         """
-        from proxflow.training.fit import fit  # training stands above models; this is for convenience
+        from proxflow.training.fit import fit  # an upward import, for convenience
         from proxflow.training.recipes import recipe
 
         known = inspect.signature(TrainingConfig).parameters
@@ -189,7 +189,7 @@ class Model:
             cache_dir: Where downloads are kept.
             token: For private models.
             local_files_only: Whether to take only what was downloaded before.
-            device: Where the model goes.
+            device: Device of the model.
 
         Raises:
             ArgumentError: It is on the Hub, and huggingface_hub is not installed.
@@ -254,9 +254,9 @@ def build(
             [-1, 1] when encoded, (columns,) for rows of numbers of mean 0 and variance 1.
         flow: A flow, or a word for one, as ``gpfn-w2`` or ``bfn:sigma1=0.3``; ``None`` takes the default of the data.
         network: A network, as ``unet:channels=64``, likewise.
-        predictor: A predictor, as ``point:parameterisation=v``; ``None`` takes the one that belongs to the flow's word or to
-            its beliefs, or else the default of the data.
-        seed: Of the initial weights; ``None`` draws them from torch's global generator.
+        predictor: A predictor, as ``point:parameterisation=v``; ``None`` takes the one of the flow's word or beliefs, or
+            else the default of the data.
+        seed: Seed of the initial weights; ``None`` draws them from torch's global generator.
 
     Raises:
         ArgumentError: An unknown name or setting, a value out of range, or parts that do not fit together.
@@ -280,7 +280,7 @@ def build(
 
 
 def _kind(data: Any) -> Kind:
-    """Return a kind of data, or the one that examples or the shape of one stand for."""
+    """Return the kind of data that is given, or that of given examples or the shape of one."""
     from proxflow.data.kinds import Kind
 
     if isinstance(data, Kind):
@@ -300,14 +300,14 @@ def _kind(data: Any) -> Kind:
 
 
 def _needed(flow: Flow[Any]) -> str | None:
-    """Return the predictor that a flow's beliefs ask for; ``None`` for real data, which several predict."""
+    """Return the predictor that a flow's beliefs need; ``None`` for real data, for which there are several."""
     ends = getattr(flow, "endpoints", flow)
     asked = {"parts": "product", "classes": "classes", "bins": "binned"}
     return next((predictor for attribute, predictor in asked.items() if hasattr(ends, attribute)), None)
 
 
 def _assembled(data: Kind, flow: Flow[Any], network: Part, predictor: Part) -> Model:
-    """Build the untrained model of its parts.
+    """Build an untrained model of its parts.
 
     Raises:
         ArgumentError: They do not fit together.
@@ -327,7 +327,7 @@ def _assembled(data: Kind, flow: Flow[Any], network: Part, predictor: Part) -> M
                 f"the predictor {taken} needs a network that is built with {name}=, which {network.kind} does not take"
             )
     module: nn.Module = made(inputs, **network.settings, **told)
-    # The forward derivative of group normalisation, which long steps may be trained by, is for the other layout alone.
+    # Long steps may need the forward derivative of group normalisation, which exists for the other layout alone.
     if isinstance(module, UNet) and taken != "long-step":
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     head = spec.class_of("predictors", taken)
@@ -336,7 +336,7 @@ def _assembled(data: Kind, flow: Flow[Any], network: Part, predictor: Part) -> M
 
 
 def _sizes(predictor: str, flow: Flow[Any], shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """Return the shape of what a predictor's network reads, and the size of the first dimension of what it returns."""
+    """Return the shape of the input of a predictor's network, and the first dimension of its output."""
     first, *rest = shape
     ends: Any = getattr(flow, "endpoints", flow)
     if predictor == "draw":
@@ -348,7 +348,7 @@ def _sizes(predictor: str, flow: Flow[Any], shape: tuple[int, ...]) -> tuple[tup
     if predictor == "classes" and ends.classes > 2:
         shape = (first * ends.classes, *rest) if rest else (first, ends.classes)
     if predictor == "product":
-        # A category is as many numbers as it has classes, two classes are one, see ProductPredictor.
+        # A category is one number for each class, of two classes a single one: see ProductPredictor.
         sizes = ((getattr(part, "classes", 1), columns) for part, columns in ends.parts)
         shape = (sum(columns * (classes if classes > 2 else 1) for classes, columns in sizes),)
     return shape, shape[0]
@@ -362,8 +362,8 @@ def save(
     Args:
         folder: The folder.
         model: The model.
-        weights: Weights to write in place of the model's, as those of another predictor of its kind.
-        provenance: How they were got; ``None`` for what the model says.
+        weights: Weights of another predictor of the same kind, written in place of the model's.
+        provenance: Their origin; ``None`` for that of the model.
 
     Raises:
         OutputError: The folder cannot be written.
@@ -377,7 +377,7 @@ def save(
 
 
 _FILES = ["config.json", "model.safetensors", "README.md"]
-"""Of a model folder, what is shared: nothing that could hold a pickle."""
+"""Files of a model folder that are shared; none can hold a pickle."""
 
 
 def _hub() -> Any:
@@ -448,18 +448,18 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _tensors(weights: Path) -> int:
-    """Return more than the number of tensors that a file can hold, by the size of its header."""
+    """Return an upper bound of the number of tensors in a file, by the size of its header."""
     try:
         with weights.open("rb") as file:
             stated = int.from_bytes(file.read(8), "little")
             size = weights.stat().st_size
     except OSError:
-        return 1000  # that the file cannot be read is said when its header is
-    return 1000 + min(stated, size) // 50  # a name, a type, a shape and a place are more than 50 bytes
+        return 1000  # reading its header will report the error
+    return 1000 + min(stated, size) // 50  # name, type, shape and place take more than 50 bytes
 
 
 def _times(content: Any, path: Path) -> dict[str, dict[int, tuple[float, ...]]]:
-    """Return the times of evaluations by sampler and number, as a model's configuration has them."""
+    """Return the times of evaluations in a model's configuration, by sampler and number."""
     expected = f"{path}: times must be of the form {{sampler: {{number: [0, increasing below 1]}}}}, got"
     if not isinstance(content, dict) or not all(isinstance(found, dict) for found in content.values()):
         raise CheckpointError(f"{expected} {json.dumps(content):.80}")

@@ -19,20 +19,20 @@ _SMALL = 2**22
 
 @contextmanager
 def outlined(tensors: int) -> Iterator[None]:
-    """Build modules within this without memory, without draws, and without torch's compiler.
+    """Make modules that are built in this context take no memory, draw nothing, and not import torch's compiler.
 
     Args:
-        tensors: How many may be made: a file may claim any number of layers.
+        tensors: Most tensors to be made, as a file may claim any number of layers.
 
     Raises:
-        ArgumentError: More were to be made.
+        ArgumentError: The number of tensors exceeds this.
     """
     with torch.device("meta"), _Outline(tensors):
         yield
 
 
 class _Outline(TorchFunctionMode):
-    """Within ``torch.device("meta")``: weights stay unfilled, and small tables are made on the CPU, draws as zeros.
+    """A mode within ``torch.device("meta")``: weights stay unfilled, small tables are made on the CPU, draws are zeros.
 
     Torch's arithmetic on meta tensors is written in Python and imports its compiler, which takes seconds.
     """
@@ -49,7 +49,7 @@ class _Outline(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
-        if name == "empty" or name in _TABLES:  # no other call may fail here, as leaving no_grad is one, too
+        if name == "empty" or name in _TABLES:  # other calls may not fail here: leaving no_grad is one
             self.left -= 1
             if self.left < 0:
                 raise ArgumentError("another architecture: the model has many more layers than there are weights")
@@ -66,7 +66,7 @@ class _Outline(TorchFunctionMode):
 
 
 def _count(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """Return how many elements a table would have."""
+    """Return the number of elements of a table."""
     if name in ("linspace", "logspace"):
         return int(args[2] if len(args) > 2 else kwargs.get("steps", 0))
     if name == "arange":

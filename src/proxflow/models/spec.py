@@ -1,11 +1,11 @@
 """Specifications: flows and their parts, networks, predictors, samplers and kinds of data as words and as JSON values.
 
 A word is ``NAME[:field=value[,field=value…]]``, as in ``unet:channels=64,multipliers=1,2`` or
-``gpfn:divergence=alpha:a=0.5``: a comma begins a new field only where ``field=`` follows. What is nested may stand in
-parentheses, and must where a comma within it would begin a field: ``w2:metric=(frequency:height=28,width=28)``. ``none`` is
-no value.
+``gpfn:divergence=alpha:a=0.5``: a comma begins a new field only if ``field=`` follows. Nested words may have
+parentheses, and must if a comma in them would begin a field: ``w2:metric=(frequency:height=28,width=28)``. ``none`` is no
+value.
 
-In a file the same is ``{"kind": name, field: value, …}``. Names are those of :mod:`proxflow.names`; fields, their types and
+In a file this is ``{"kind": name, field: value, …}``. Names are those of :mod:`proxflow.names`; fields, their types and
 their defaults are those of the frozen dataclass that the name stands for, or of the constructor of a network or predictor.
 """
 
@@ -47,7 +47,7 @@ _GROUPS: dict[Any, str] = {
     Coupling: "couplings",
     Solver: "solvers",
 }
-"""The group of names that a field of this type takes."""
+"""Groups of names, by the types of fields that take them."""
 
 _BASES: dict[str, type[Any]] = {
     "divergences": Divergence,
@@ -55,13 +55,13 @@ _BASES: dict[str, type[Any]] = {
     "networks": nn.Module,
     "predictors": Predictor,
 }
-"""What an installed package's class must derive from."""
+"""Base classes that classes of installed packages must derive from."""
 
 _TOLD = {"networks": ("outputs", "reads_end"), "predictors": ("network", "flow")}
-"""Parameters of a constructor that are no settings: the model gives them."""
+"""Parameters of constructors that are no settings, as the model supplies them."""
 
 _LONGEST = 2**20
-"""Values that a list may have, as a file could hold any number."""
+"""Largest length of a list, as a file could hold any number."""
 
 _REQUIRED = inspect.Parameter.empty
 
@@ -96,7 +96,7 @@ def fields(group: str, kind: str) -> dict[str, Field]:
 
 
 def parse(group: str, text: str) -> Any:
-    """Return what a word names: an object, or of networks and predictors a :class:`Part`.
+    """Return the object that a word names; for networks and predictors a :class:`Part`.
 
     Raises:
         ArgumentError: An unknown name or field, or a value of a wrong type or out of range.
@@ -105,7 +105,7 @@ def parse(group: str, text: str) -> Any:
 
 
 def make(group: str, value: Any) -> Any:
-    """Return what JSON values describe; of networks and predictors a :class:`Part` with all its settings.
+    """Return the object that JSON values describe; for networks and predictors a :class:`Part` with all settings.
 
     Raises:
         ArgumentError: An unknown name or field, or a value of a wrong type or out of range.
@@ -123,7 +123,7 @@ def make(group: str, value: Any) -> Any:
 
 
 def restore(group: str, value: Any, where: str) -> Any:
-    """Return what a file describes, as :func:`describe` wrote it; of networks and predictors a :class:`Part`.
+    """Return the object that a file describes, as written by :func:`describe`; for networks and predictors a :class:`Part`.
 
     Raises:
         CheckpointError: An unknown name or field, or a value of a wrong type or out of range; ``where`` names the file.
@@ -137,22 +137,22 @@ def restore(group: str, value: Any, where: str) -> Any:
 def describe(thing: Any) -> dict[str, Any]:
     """Return an object, a predictor or a :class:`Part` as JSON values, ``{"kind": name, field: value, …}``.
 
-    Fields that are ``None`` by default are left out while they are.
+    Fields that are ``None`` are left out if that is their default.
 
     Raises:
-        ArgumentError: It, or a field of it, has no name: a function, an energy, a class of one's own that no installed
-            package names. The message names the field.
+        ArgumentError: It, or a field of it, has no name: a function, an energy, or a class that no installed package
+            names. The message names the field.
     """
     if isinstance(thing, Part):
         return {"kind": thing.kind, **{name: _written(value, None, name) for name, value in thing.settings.items()}}
     own, _, found = _described(thing)
-    # A name without settings is the plain kind; else the one that says most.
+    # A name without settings is the plain kind; else the name that fixes most settings.
     kind, _ = max(found.items(), key=lambda item: (not item[1], _agree(item[1], own), -len(item[1])))
     return {"kind": kind, **own}
 
 
 def word(thing: Any) -> str:
-    """Return the shortest word for an object or predictor, which :func:`parse` reads: titles of reports have it.
+    """Return the shortest word for an object or predictor, as :func:`parse` reads it and titles of reports show it.
 
     Raises:
         ArgumentError: As :func:`describe`.
@@ -172,7 +172,7 @@ def word(thing: Any) -> str:
 
 
 def content(group: str, given: Any) -> dict[str, Any]:
-    """Return a word, object or :class:`Part` as JSON values; of a word the fields that it names alone.
+    """Return a word, object or :class:`Part` as JSON values; for a word only the fields that it names.
 
     Raises:
         ArgumentError: As :func:`parse` and :func:`describe`.
@@ -195,7 +195,7 @@ def class_of(group: str, kind: str) -> type[Any]:
     found = names.find(group, kind).load()
     base = _BASES.get(group)
     if group == "kinds":
-        from proxflow.data.kinds import Kind as base  # noqa: N813 - using the library loads no data before a model needs it
+        from proxflow.data.kinds import Kind as base  # noqa: N813 - the library imports no data before a model needs it
     if base is not None and not issubclass(found, base):
         raise ArgumentError(f"{kind} of the {group} is {found.__name__}, which does not derive from {base.__name__}")
     return found
@@ -261,7 +261,7 @@ def _constructed(found: type[Any], values: dict[str, Any], kind: str) -> Any:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    """Return a JSON value as one of a field's type."""
+    """Return a JSON value converted to a field's type."""
     origin, inner = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None and types.NoneType in inner:
@@ -311,7 +311,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 
 def _some(inner: tuple[Any, ...]) -> Any:
-    """Return the type of an optional value that is there."""
+    """Return the type of an optional value without ``None``."""
     return next(hint for hint in inner if hint is not types.NoneType)
 
 
@@ -333,7 +333,7 @@ def _given(text: str, known: Mapping[str, Field], kind: str) -> dict[str, Any]:
 
 
 def _plain(hint: Any, text: str, where: str) -> Any:
-    """Return the text of a value as JSON values; text that does not fit the type stays, for :func:`_value` to refuse."""
+    """Return the text of a value as JSON values; text that does not fit the type stays and :func:`_value` refuses it."""
     origin, inner = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, types.UnionType):
         return None if text.lower() == "none" and types.NoneType in inner else _plain(_some(inner), text, where)
@@ -359,13 +359,13 @@ def _plain(hint: Any, text: str, where: str) -> Any:
 
 
 def _numbers(text: str) -> Any:
-    """Return the numbers of an array, with brackets around all of it or not."""
+    """Return the numbers of an array, with or without brackets around it."""
     found = json.loads(f"[{text}]")
     return found[0] if len(found) == 1 else found
 
 
 def _split(text: str, before: str = "") -> list[str]:
-    """Split at commas outside brackets, where what follows matches a pattern."""
+    """Split at commas outside brackets if the text after them matches a pattern."""
     pieces, depth, start = [], 0, 0
     for k, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
@@ -405,7 +405,7 @@ def _described(thing: Any) -> tuple[dict[str, Any], str, dict[str, Mapping[str, 
 
 
 def _fields_of(thing: Any, known: Mapping[str, Field], kind: str) -> dict[str, Any]:
-    """Return an object's fields as JSON values, without those that are ``None`` by default and are so."""
+    """Return an object's fields as JSON values, without those that have the default ``None``."""
     values = {name: getattr(thing, name) for name in known}
     return {
         name: _written(value, known[name].hint, f"{kind}: {name}")
@@ -415,12 +415,12 @@ def _fields_of(thing: Any, known: Mapping[str, Field], kind: str) -> dict[str, A
 
 
 def _agree(settings: Mapping[str, Any], own: Mapping[str, Any]) -> int:
-    """Return how many of a preset's settings an object has, less those that it has not."""
+    """Return the number of a preset's settings that an object has, minus the number that it has not."""
     return sum(1 if own.get(name) == value else -1 for name, value in settings.items())
 
 
 def _usual(group: str, kind: str) -> dict[str, Any]:
-    """Return the fields of a name of which no more is said, as far as they have defaults."""
+    """Return the default fields of a name."""
     usual = dict(names.find(group, kind).settings)
     for name, entry in fields(group, kind).items():
         if entry.default is not _REQUIRED and entry.default is not None:
@@ -430,7 +430,7 @@ def _usual(group: str, kind: str) -> dict[str, Any]:
 
 
 def _group(group: str, kind: str, name: str) -> str:
-    """Return the group that a field of a name takes its values from."""
+    """Return the group of names that a field of a name takes."""
     hint = fields(group, kind)[name].hint
     hint = _some(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else hint
     return _GROUPS.get(get_origin(hint) or hint, "")
@@ -461,7 +461,7 @@ def _written(value: Any, hint: Any, where: str) -> Any:
 
 
 def _text(value: Any) -> str:
-    """Return a JSON value as a word has it."""
+    """Return a JSON value in the syntax of words."""
     if isinstance(value, Mapping):
         kind = value.get("kind")
         rest = ",".join(f"{name}={_text(item)}" for name, item in value.items() if name != "kind")

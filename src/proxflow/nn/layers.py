@@ -1,4 +1,4 @@
-"""What the networks share: checks of their arguments, the embedding of times, and layers that begin at zero."""
+"""Common parts of networks: checks of arguments, the embedding of times, and layers that begin at zero."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def refuse_out_of_range(network: str, dropout: float, **counts: int) -> None:
 
 
 class TimeEmbedding(nn.Module):
-    """Fourier features of the time followed by a two-layer perceptron.
+    """Fourier features of the time, followed by a two-layer perceptron.
 
     Args:
         width: Size of the embedding, even.
@@ -70,7 +70,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def zero(layer: Layer) -> Layer:
-    """Start a residual branch at zero, so that a fresh network is the identity along its skips."""
+    """Set a layer to zero, so that the residual block that it ends begins as the identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -79,7 +79,7 @@ def zero(layer: Layer) -> Layer:
 def embed_step(
     embed: TimeEmbedding, embed_gap: TimeEmbedding | None, batch: int, t: Tensor, end: Tensor | None
 ) -> Tensor:
-    """Return the embedding of times t and, where the network reads them, of ends of steps: (batch, width).
+    """Return the embedding of times t and, if the network reads them, of ends of steps: (batch, width).
 
     Args:
         embed: Embeds t.
@@ -101,8 +101,8 @@ def embed_step(
 
 
 def gap_embedding(width: int) -> TimeEmbedding:
-    """Return an embedding of end − t that begins at zero, so that weights without it serve as they did."""
-    # Slow waves: what is said of a whole step changes little with its end, and derivatives pass through here.
+    """Return an embedding of end − t that begins at zero: weights from a network without it predict the same."""
+    # Low frequencies: effective targets change little with the end of the step, and derivatives pass through here.
     embedding = TimeEmbedding(width, 8 * math.pi)
     zero(embedding.layers[-1])
     return embedding

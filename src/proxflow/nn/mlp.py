@@ -1,4 +1,4 @@
-"""Multilayer perceptron: events of any shape in and out, each read as one vector."""
+"""Multilayer perceptron for events of any shape, each read as one vector."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from proxflow.nn.layers import TimeEmbedding, embed_step, event_shape, gap_embed
 
 
 class _Block(nn.Module):
-    """Two layers added to their input, which the time scales and shifts before them."""
+    """A residual block of two layers, whose input the time scales and shifts."""
 
     def __init__(self, width: int, embedding: int, dropout: float) -> None:
         super().__init__()
@@ -31,8 +31,8 @@ class MLP(nn.Module):
     """A multilayer perceptron of residual blocks, for vectors, rows of a table and small events of any shape.
 
     The time scales and shifts the features of each block: "FiLM: Visual Reasoning with a General Conditioning Layer" (Perez
-    et al., 2017), arXiv 1709.07871. Nothing is normalised: of few dimensions a layer's features may nearly agree somewhere,
-    where normalisation has derivatives of any size, and a likelihood along the flow is lost.
+    et al., 2017), arXiv 1709.07871. There is no normalisation: in few dimensions the features of a layer may be nearly equal
+    somewhere, where its derivatives are unbounded and spoil likelihoods.
 
     Args:
         shape: Shape of the events read.

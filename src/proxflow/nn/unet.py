@@ -1,7 +1,7 @@
-"""U-Net: images in, images out.
+"""U-Net for images.
 
-A network here knows nothing of beliefs, flows or divergences. It reads a tensor and a time in [0, 1] and returns a tensor;
-a :mod:`proxflow.predictors` member turns that into a predicted target.
+A network reads a tensor and a time in [0, 1] and returns a tensor, without beliefs, flows or divergences; a member of
+:mod:`proxflow.predictors` turns that into a predicted target.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions with a time-dependent scale and shift between them."""
+    """A residual block of two 3×3 convolutions with a time-dependent scale and shift between them."""
 
     def __init__(self, inputs: int, outputs: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Attention(nn.Module):
 
 
 class Stage(nn.Module):
-    """A residual block, with attention after it or not."""
+    """A residual block, optionally followed by attention."""
 
     def __init__(self, inputs: int, outputs: int, width: int, dropout: float, attend: bool) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Double(nn.Conv2d):
 class UNet(nn.Module):
     """A U-Net for images of any height, width and channel count.
 
-    The U-Net of diffusion models: "Denoising Diffusion Probabilistic Models" (Ho, Jain & Abbeel, 2020), arXiv 2006.11239.
+    The U-Net of diffusion models: "Denoising Diffusion Probabilistic Models" (Ho et al., 2020), arXiv 2006.11239.
     Images whose sides do not divide by ``patch · 2^(levels − 1)`` are padded inside and cropped again.
 
     Args:

@@ -1,7 +1,7 @@
-"""Training: one readable loop from data to averaged weights, on one process or many, that loses nothing when it stops.
+"""Training: one resumable loop from data to averaged weights, on one process or many.
 
-All randomness of step k follows from (seed, k), and the noise of an example from (seed, k, its index in the batch). So a
-resumed run draws what an uninterrupted one would have drawn, and many processes draw what one would.
+All randomness of step k follows from (seed, k), and the noise of an example from (seed, k, its index in the batch). So
+resumed runs, and runs on several processes, draw the same as one uninterrupted process.
 """
 
 from __future__ import annotations
@@ -42,28 +42,28 @@ from proxflow.training.objectives import Objective
 from proxflow.training.run import LOG_WINDOW, Run
 
 Encode = Callable[[Tensor], Tensor]
-"""From a batch of stored data to what the flow's beliefs are about."""
+"""A map from a batch of stored data to the form that the flow's beliefs are about."""
 
 
 HELD_OUT = 1024
-"""Held-out examples that a checkpoint's loss is measured on, at most."""
+"""Most held-out examples that the loss of a checkpoint is measured on."""
 
 _HELD_OUT_KEY, _NOISE_KEY = 2**62, 2**61
-"""Stand for a step in the seeds of the held-out loss and of the noise; no run has as many."""
+"""Numbers in place of a step in the seeds of the held-out loss and of the noise, larger than any step."""
 
 _AGREE = 10
-"""Steps between the moments at which several processes agree whether one of them was told to stop."""
+"""Steps between the moments at which several processes agree whether one of them has a stop signal."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What training leaves.
+    """Result of training.
 
     Args:
         predictor: The predictor with averaged (EMA) weights, in evaluation mode.
-        losses: Mean training loss over each stretch of 50 steps.
+        losses: Mean training loss over each log window of 50 steps.
         seconds: Time spent training, interrupted runs included.
-        skipped: Steps skipped because their loss or gradient was not finite.
+        skipped: Steps that the non-finite guard skipped: their loss or gradient was not finite.
     """
 
     predictor: nn.Module
@@ -88,24 +88,24 @@ def fit(
 ) -> Result:
     """Train a predictor on a flow.
 
-    Under torchrun, or in any initialised process group, the processes share the batch of each step; every one of them
-    calls this with the same arguments.
+    Under torchrun, or in any initialised process group, the processes share the batch of each step. Each calls this with
+    the same arguments.
 
     Args:
         predictor: Trained in place; an averaged copy is returned. If it has a method ``parameter_groups``, this gives
             AdamW's groups, with ``factor`` for that of the learning rate; the gradient of each group is clipped by itself.
-        flow: Makes the training beliefs and the loss; or another objective, see :mod:`proxflow.training.objectives`.
-        data: What is learnt, (number, *event), alone or as :class:`proxflow.Examples` with conditions and given prior draws,
-            which the flow's loss is told: uint8 images, real numbers or int64 class indices.
+        flow: The flow, which has training beliefs and loss; or another objective, see :mod:`proxflow.training.objectives`.
+        data: Training data (number, *event), alone or as :class:`proxflow.Examples` with conditions and given prior draws:
+            uint8 images, real numbers or int64 class indices.
         config: How to train.
-        folder: Where checkpoints are kept, see :mod:`proxflow.runtime.checkpoints`. If it holds some of the same
-            configuration, training goes on from the newest. ``None`` keeps nothing on disk.
+        folder: Where checkpoints are kept, see :mod:`proxflow.runtime.checkpoints`. If it holds checkpoints of the same
+            configuration, training resumes from the newest. ``None`` keeps nothing on disk.
         device: Where to train.
         label: Name shown beside the progress bar.
-        held_out: Examples that are not trained on, of the form of ``data``. The averaged predictor's loss on them is
-            measured at each checkpoint, and decides which checkpoint is the best; without them the training loss does.
-        encode: From a batch of ``data`` to what the flow's beliefs are about, as a kind of data has it; ``None`` scales
-            uint8 to [-1, 1] and leaves the rest as it is.
+        held_out: Examples that are not trained on, of the form of ``data``. The averaged predictor's loss on them, measured
+            at each checkpoint, decides which checkpoint is the best; without them the training loss does.
+        encode: Map from a batch of ``data`` to the form that the flow's beliefs are about, as that of a kind of data;
+            ``None`` scales uint8 to [-1, 1] and leaves other data unchanged.
         on_checkpoint: Called with the averaged predictor and the number of steps done, after each checkpoint.
         track: Called with numbers by name, ``step`` among them, each 50 steps and at each checkpoint.
 
@@ -116,8 +116,8 @@ def fit(
         ArgumentError: Data of the wrong type or shape, or with values that are not finite; a batch too small for the
             processes.
         CheckpointError: The folder's checkpoint is corrupt or of another configuration.
-        DivergedError: More than ``skip_limit`` of 50 steps had a loss or gradient that is not finite. Such steps change
-            nothing, so the weights are those of the last good step.
+        DivergedError: More than ``skip_limit`` of 50 steps had a loss or gradient that is not finite. Such steps are
+            skipped, so the weights are those of the last good step.
         MemoryLimitError: Memory ran out; the message names sizes to try.
         OutputError: The folder cannot be written. Earlier checkpoints are still good.
         KeyboardInterrupt: On SIGINT, after a checkpoint was written.
@@ -136,7 +136,7 @@ def fit(
     broadcast_weights(predictor, processes)
     averaged = copy.deepcopy(predictor).eval().requires_grad_(False)
     sharded = config.parallel == "fsdp" and processes.size > 1
-    unsharded = copy.deepcopy(averaged).cpu() if sharded else averaged  # what weights are given out in
+    unsharded = copy.deepcopy(averaged).cpu() if sharded else averaged  # the form in which weights are returned
     model = distribute(predictor, config.parallel, processes, device)
     if sharded:
         shard(averaged, processes, device)
@@ -146,7 +146,7 @@ def fit(
     run = Run(predictor, averaged, optimiser, config, folder, processes, track)
     run.resume()
     if config.compile:
-        # Graphs of all kernels at once, as a small network's take less time than their launches do.
+        # CUDA graphs, as the kernels of a small network take less time than their launches.
         predictor.compile(mode="reduce-overhead" if device.type == "cuda" and processes.size == 1 else None)
 
     average = _averaging(averaged, predictor)
@@ -162,7 +162,7 @@ def fit(
         with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
             total = flow.loss(network, x, noise, t[part.start : part.stop], **told).float().sum()
         if bf16:
-            torch.clear_autocast_cache()  # weights cast here, of this step alone
+            torch.clear_autocast_cache()  # casts of the weights, which are of this step alone
         return total
 
     @torch.no_grad()
@@ -180,7 +180,7 @@ def fit(
         bar(label, config.steps * size, "images", run.step * size) as show,
         _signals() as stop_signal,
         _memory(config, parts),
-        # The precision is the configuration's, not a caller's. Not always: within it, casts outlive the inner contexts.
+        # The configuration's precision holds, not a caller's autocast, within which casts would outlive the inner contexts.
         torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext(),
     ):
         while run.step < config.steps:
@@ -189,7 +189,7 @@ def fit(
             rate = learning_rate(run.step, config)
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["factor"]
-                for parameter in group["params"]:  # as the optimiser's zero_grad does, without its profiling
+                for parameter in group["params"]:  # like the optimiser's zero_grad, without its profiling
                     parameter.grad = None
             shares: list[Tensor] = []
             for number, part in enumerate(parts):
@@ -198,14 +198,14 @@ def fit(
                 _seed_dropout(_mix(key, processes.rank * len(parts) + number), device)
                 with no_sync(model, last=number == len(parts) - 1):
                     total = total_loss(model, data, indices[part.start : part.stop], t, key, part)
-                    # Gradients are averaged over the processes, and shall be those of the mean over the whole batch.
+                    # Scaled so that the average over processes is the gradient of the mean over the whole batch.
                     share = total / (size / processes.size)
                     share.backward()  # type: ignore[no-untyped-call]
                 shares.append(share.detach())
             loss = processes.average(sum(shares[1:], start=shares[0]))
             norms = [whole(nn.utils.clip_grad_norm_(group["params"], config.clip)) for group in optimiser.param_groups]
             norm = torch.stack(norms).sum() if len(norms) > 1 else norms[0]
-            optimiser.found_inf = run.guard(loss, norm)  # type: ignore[attr-defined]  # where set, step() changes nothing
+            optimiser.found_inf = run.guard(loss, norm)  # type: ignore[attr-defined]  # then step() changes nothing
             optimiser.step()
             average(min(config.ema, (1 + run.step) / (10 + run.step)))
             run.step += 1
@@ -229,21 +229,21 @@ def fit(
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Linear warm-up to the peak, then half a cosine to zero at the last step."""
+    """Return the learning rate of a step: linear warm-up to the peak, then half a cosine to zero at the last step."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
     return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
 def _groups(predictor: nn.Module) -> list[dict[str, Any]]:
-    """Parameters that share settings of the optimiser and are clipped together; ``factor`` is that of the learning rate."""
+    """Return the optimiser's parameter groups, each clipped by itself; ``factor`` scales the learning rate."""
     own = getattr(predictor, "parameter_groups", None)
     groups: list[dict[str, Any]] = [{"params": list(predictor.parameters())}] if own is None else own()
     return [{"factor": 1.0, **group} for group in groups]
 
 
 def _averaging(averaged: nn.Module, predictor: nn.Module) -> Callable[[float], None]:
-    """What moves the averaged weights toward the predictor's, given the decay."""
-    # Found once: to walk through all modules in each step would take longer than the averaging.
+    """Return the function of the decay that moves the averaged weights toward the predictor's."""
+    # Collected once: a walk through all modules in each step would take longer than the averaging.
     means: list[Tensor] = list(averaged.parameters())
     values: list[Tensor] = list(predictor.parameters())
     buffers = list(zip(averaged.buffers(), predictor.buffers(), strict=True))
@@ -260,19 +260,19 @@ def _averaging(averaged: nn.Module, predictor: nn.Module) -> Callable[[float], N
 
 
 def _mix(seed: int, step: int) -> int:
-    """A seed for one step; unlike seed + step, the steps of neighbouring seeds share none."""
+    """Return a seed for one step. With seed + step instead, runs with neighbouring seeds would share random numbers."""
     return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 1) % 2**63
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:
-    """Seed torch's own generators, since dropout takes none; ``torch.manual_seed`` would seed all devices, and is slow."""
+    """Seed torch's global generators for dropout, which takes no generator; ``torch.manual_seed`` is slower."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
 
 
 def _checked(given: Tensor | Examples, which: str) -> Examples:
-    """Refuse data that cannot be trained on."""
+    """Return data as examples, and refuse data that cannot be trained on."""
     examples = given if isinstance(given, Examples) else None
     data = given if isinstance(given, Tensor) else given.x
     if data.ndim < 2 or len(data) == 0 or not (data.is_floating_point() or data.dtype in (torch.uint8, torch.int64)):
@@ -287,7 +287,7 @@ def _checked(given: Tensor | Examples, which: str) -> Examples:
 
 
 def _parts(config: TrainingConfig, processes: Processes) -> list[range]:
-    """The parts of a batch that this process works through, one after the other."""
+    """Return the parts of a batch that this process works through, one after the other."""
     if config.batch_size < processes.size * config.accumulate:
         raise ArgumentError(
             f"a batch of {config.batch_size} is too small for {processes.size} processes of {config.accumulate} parts "
@@ -336,7 +336,7 @@ def _signals() -> Iterator[_StopSignal]:
 
 @contextmanager
 def _memory(config: TrainingConfig, parts: list[range]) -> Iterator[None]:
-    """Name sizes to try where memory runs out."""
+    """Raise a :class:`MemoryLimitError` that names sizes to try when memory runs out."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -358,7 +358,7 @@ class _Order:
 
     def __init__(self, number: int, config: TrainingConfig, device: torch.device) -> None:
         self.number, self.config, self.device = number, config, device
-        self.epochs: dict[int, Tensor] = {}  # on the device, which is not to wait for each step's indices
+        self.epochs: dict[int, Tensor] = {}  # on the device, so that steps do not wait for transfers
 
     def __call__(self, step: int) -> Tensor:
         start, stop = step * self.config.batch_size, (step + 1) * self.config.batch_size

@@ -1,8 +1,8 @@
-"""Reflow: rounds of pairs and of training that straighten a model's paths, and lose nothing when stopped.
+"""Reflow: resumable rounds of drawing pairs and training on them, which straighten a model's paths.
 
-A model's own pairs of prior draw and sample keep both laws. On straight lines between them paths that crossed no longer do,
-so the flow that is learned costs no more transport for any convex cost, and bends less and less with more rounds (Flow
-Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow (Liu et al., 2022), arXiv 2209.03003).
+The model's own pairs of prior draw and sample keep both laws, and the straight lines between them cross less. So the flow
+learnt from them has no higher transport cost, for any convex cost, and bends less with each round: "Flow Straight and Fast:
+Learning to Generate and Transfer Data with Rectified Flow" (Liu et al., 2022), arXiv 2209.03003.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from proxflow.training.fit import fit
 from proxflow.training.run import RunFolder, decisive, upgrade
 
 SHARD = 1024
-"""Samples in a file of pairs; what is lost at most when their making is stopped."""
+"""Samples in a file of pairs; at most so many are lost when drawing is stopped."""
 
 
 def reflow(
@@ -53,15 +53,15 @@ def reflow(
     provenance: dict[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Model:
-    """Straighten a model's paths: again and again, draw pairs from it and train it on them.
+    """Straighten a model's paths: in each round, draw pairs from it and train it on them.
 
-    Stopped at any moment, the same call goes on where it was, to the same weights. With more rounds it adds them.
+    After a stop at any moment the same call resumes and reaches the same weights. A call with more rounds adds them.
 
     Args:
-        model: What to begin with; its flow a GPFN on a Gaussian path.
-        training: How to train in each round, from the weights before it.
-        out: Folder for the model after the last round, which loads like any other, and for each round's, ``round-1`` and so
-            on.
+        model: The model to begin with; its flow is a GPFN on a Gaussian path.
+        training: How to train in each round, from the weights of the round before.
+        out: Folder for the model after the last round, which loads like any other, with a folder for each round,
+            ``round-1`` and so on.
         rounds: Number of rounds, ≥ 1.
         pairs: Pairs of a round, ≥ 1: prior draw and sample, float32, all of them in memory while training.
         pair_nfe: Network evaluations a sample, ≥ 1.
@@ -72,9 +72,9 @@ def reflow(
         say: Called with a line at each stage.
 
     Returns:
-        The straightened model. Its provenance, under ``reflow``, has what was done and what it cost in network passes of
-        one example, an evaluation 1 and a training example 3; and the :func:`straightness` before and after each round,
-        which is measured beside that.
+        The straightened model. Its provenance, under ``reflow``, has the settings; the cost in network passes of one
+        example, 1 for an evaluation and 3 for a training example; and the :func:`straightness` before and after each round,
+        whose measurement is not part of the cost.
 
     Raises:
         ArgumentError: A number out of range, a sampler that adds noise, or a model that reflow cannot train.
@@ -92,7 +92,7 @@ def reflow(
     run = RunFolder(out, "reflow")
     run.claim({**decisive(model, training), **wanted}, upgrade)
 
-    # Times that suit the model are none of the straightened one's.
+    # Optimised times of the model do not suit the straightened one.
     current = replace(model, flow=replace(cast(GPFN, model.flow), coupling=Reflowed()), times={})
     bends: list[float] = []
     for number in range(1, rounds + 1):
@@ -137,7 +137,7 @@ def reflow(
             made.save(current, result.predictor, record)
             say(f"straightness {bends[-2]:.4g} -> {bends[-1]:.4g} (0 is straight): {folder}")
         with processes.together():
-            if processes.first:  # only now: what a round was made of is needed until its model is there
+            if processes.first:  # only now: until the round's model is saved, a resumed call needs them
                 remove_all(folder)
                 shutil.rmtree(folder / "pairs", ignore_errors=True)
     run.save(current, current.predictor, current.provenance)
@@ -145,10 +145,10 @@ def reflow(
 
 
 def check_flow(flow: Flow[Any]) -> GaussianPath:
-    """Refuse a flow that cannot be straightened; give the Gaussian path of one that can.
+    """Return the Gaussian path of a flow that can be straightened, and refuse others.
 
     Raises:
-        ArgumentError: It is no GPFN whose training beliefs are on a Gaussian path.
+        ArgumentError: It is no GPFN with a Gaussian path.
     """
     if not isinstance(flow, GPFN) or flow.path is None:
         raise ArgumentError(
@@ -170,10 +170,10 @@ def make_pairs(
     batch_size: int = 128,
     condition: Condition | None = None,
 ) -> Examples:
-    """Draw pairs of prior draws and the samples that a model's deterministic flow makes of them.
+    """Return pairs of prior draws and the samples that a model's deterministic flow makes of them.
 
-    Samples are written as they are made, in files of 1024 with a tensor ``samples``; those that the folder holds are not
-    made again. Prior draws are not written: draw i is a function of seed and i. Several processes share work and folder.
+    Samples are written as they are drawn, in files of 1024 with a tensor ``samples``, and files already there are reused.
+    Prior draws are not written: draw i is a function of seed and i. Several processes share work and folder.
 
     Args:
         predictor: The trained predictor; its device is used.
@@ -183,8 +183,8 @@ def make_pairs(
         folder: Where the samples are kept.
         nfe: Network evaluations a sample, ≥ 1.
         sampler: A sampler without noise.
-        seed: Seed of the prior draws. Models are not to be judged on draws that they were trained on: take another seed.
-        batch_size: Samples drawn at a time. On a CPU it changes no bit of them.
+        seed: Seed of the prior draws. Evaluate a model on draws of another seed than it was trained on.
+        batch_size: Samples drawn at a time. On a CPU it does not change them.
         condition: What the samples are conditioned on, one row a pair.
 
     Returns:
@@ -242,10 +242,10 @@ def make_pairs(
 def straightness(
     predictor: nn.Module, flow: Flow[Any], shape: tuple[int, ...], *, nfe: int = 20, seed: int = 0
 ) -> float:
-    """How much a flow's paths bend, S = ∫ E |dy/dτ − (y₁ − y₀)|² dτ, a mean over coordinates (2209.03003).
+    """Return how much a flow's paths bend, S = ∫ E |dy/dτ − (y₁ − y₀)|² dτ, a mean over coordinates (Liu et al., 2022).
 
-    Means y of beliefs move from the prior draw y₀ to the sample y₁ with dy/dτ = (x̂ − y)/(1 − τ). The integral is the sum
-    over the steps of the deterministic sampler. 0 is straight: then one evaluation gives what any number gives.
+    Means y of beliefs move from the prior draw y₀ to the sample y₁ with dy/dτ = (x̂ − y)/(1 − τ). The integral is a sum
+    over the steps of the deterministic sampler. At 0 paths are straight, and one evaluation gives the same as many.
 
     Args:
         predictor: The trained predictor.
@@ -281,12 +281,12 @@ def straightness(
 
 
 def _straightness(model: Model) -> float:
-    """Of a model, on few samples: each round tells it."""
+    """Return the straightness of a model on few samples, which each round reports."""
     return straightness(model.predictor, model.flow, (128, *model.shape), nfe=10)
 
 
 def _seed(seed: int, number: int) -> int:
-    """Seed of a round's prior draws, far from the small numbers that samples are asked for with."""
+    """Return the seed of a round's prior draws, far from the small seeds that users take for samples."""
     return int.from_bytes(hashlib.sha256(f"reflow {seed} {number}".encode()).digest()[:8], "big")
 
 

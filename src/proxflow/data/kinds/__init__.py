@@ -16,11 +16,11 @@ def kind_of_source(source: str, name: str | None = None) -> type[Kind]:
 
     Args:
         source: Name, file or folder.
-        name: Of the kind, see ``proxflow list kinds``; ``None`` for the first that takes the source, those of the library
-            before those that packages add.
+        name: Name of the kind, see ``proxflow list kinds``; ``None`` for the first that takes the source, the library's own
+            before those of packages.
 
     Raises:
-        ArgumentError: No kind is called so, or it is another package's and broken.
+        ArgumentError: No kind has this name, or its package is broken.
         DataError: No kind takes the source.
     """
     if name is not None:
@@ -34,7 +34,7 @@ def kind_of_source(source: str, name: str | None = None) -> type[Kind]:
     for known in names.known("kinds"):
         try:
             kind = kind_of_source(source, known)
-        except ArgumentError:  # a package that is broken keeps nobody from the other kinds
+        except ArgumentError:  # a broken package does not block the other kinds
             continue
         if kind.takes(source):
             return kind

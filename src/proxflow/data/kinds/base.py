@@ -1,4 +1,4 @@
-"""What a kind of data is: how examples are read, shown to a network, made of samples, and written."""
+"""The interface of kinds of data: how examples are read, encoded for networks, decoded, and written."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Picture = np.ndarray[Any, np.dtype[np.uint8]]
 
 @dataclass(frozen=True)
 class Defaults:
-    """What suits a kind of data where nothing else is asked for.
+    """The flow, network and predictor that a kind of data takes by default.
 
     Args:
         flow: A flow, as on the command line.
         network: A network.
         predictor: A predictor.
-        clip: Range of the encoded data, that predictions are clipped to; ``None`` for unbounded data.
+        clip: Range of the encoded data, to which predictions are clipped; ``None`` for unbounded data.
     """
 
     flow: str = "gpfn-w2"
@@ -38,14 +38,14 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Data that were read.
+    """Data as read from a source.
 
     Args:
-        kind: Their kind, with what it found out about them.
+        kind: Their kind, with the properties found in them.
         train: Examples to train on, in stored form.
-        held_out: Examples kept from training, to tell how good it is; ``None`` for none.
-        description: What the training examples are, as "3000 rows of 2 columns".
-        notes: Sentences that a user should read before work begins.
+        held_out: Examples kept from training, for evaluation; ``None`` for none.
+        description: A description of the training examples, as "3000 rows of 2 columns".
+        notes: Sentences that a user should read before training.
     """
 
     kind: Kind
@@ -59,7 +59,7 @@ class Loaded:
 class Kind(ABC):
     """A kind of data: a frozen dataclass of plain values, which a model's file holds.
 
-    Data have two forms: stored, as files have them and people read them, and encoded, as networks and flows take them.
+    Data have two forms: stored, as in files, and encoded, as networks and flows take them.
 
     Args:
         shape: Shape of an encoded event.
@@ -68,17 +68,17 @@ class Kind(ABC):
     shape: tuple[int, ...]
 
     examples_word: ClassVar[str] = "examples"
-    """What its examples are called, in the plural."""
+    """Name of its examples, in the plural."""
 
     sources: ClassVar[str]
-    """What it is read from, in words that follow "expected"."""
+    """Its sources, in words that follow "expected"."""
 
     defaults: ClassVar[Defaults] = Defaults()
 
     @classmethod
     @abstractmethod
     def takes(cls, source: str) -> bool:
-        """Tell whether it reads such a source, by its name, its ending or a look into it; raises nothing."""
+        """Tell whether it reads such a source, by its name, ending or content; raise nothing."""
 
     @classmethod
     @abstractmethod
@@ -88,12 +88,12 @@ class Kind(ABC):
         Args:
             source: Name, file or folder.
             held_out: Share of the examples kept from training, in [0, 1).
-            seed: Of the choice of these.
-            **settings: Of the kind.
+            seed: Seed of their choice.
+            **settings: Settings of the kind.
 
         Raises:
-            ArgumentError: The share is none, or a setting is out of range or unknown.
-            DataError: There is nothing such, or it is damaged or of another form.
+            ArgumentError: The share is out of range, or a setting is out of range or unknown.
+            DataError: There is no such source, or it is damaged or of another form.
         """
 
     @abstractmethod
@@ -106,15 +106,15 @@ class Kind(ABC):
 
     @property
     def log_scale(self) -> float:
-        """Logarithm of the volume, in the data's own units, of what is a unit volume when encoded.
+        """Logarithm of the volume, in the data's own units, of a unit volume of encoded data.
 
-        Densities of encoded data become those of the data by log p(stored) = log p(encoded) − log_scale.
+        Densities convert by log p(stored) = log p(encoded) − log_scale.
         """
         return 0.0
 
     @abstractmethod
     def check_output(self, path: Path, number: int) -> None:
-        """Refuse an output that :meth:`write` could not write for so many examples, before any work is done for it.
+        """Refuse an output that :meth:`write` could not write for so many examples, before any work for it.
 
         Raises:
             ArgumentError: The ending is unknown, or the form cannot hold such examples.
@@ -135,7 +135,7 @@ class Kind(ABC):
 
 
 def check_share(held_out: float) -> None:
-    """Refuse a share of held-out examples that is none.
+    """Refuse a share of held-out examples that is out of range.
 
     Raises:
         ArgumentError: It does not lie in [0, 1).
@@ -147,7 +147,7 @@ def check_share(held_out: float) -> None:
 
 
 def split(examples: Examples, held_out: float, seed: int) -> tuple[Examples, Examples | None]:
-    """Divide examples at random, those to train on in their order; so few that some process would have none stay whole.
+    """Split examples at random, training examples in their order; do not split off fewer than there are processes.
 
     Raises:
         ArgumentError: The share does not lie in [0, 1).

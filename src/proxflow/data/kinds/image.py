@@ -1,4 +1,4 @@
-"""Images: bytes in files, [−1, 1] in models."""
+"""Images: stored as bytes, encoded in [−1, 1]."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Image(Kind):
 
     Args:
         shape: (channels, height, width).
-        classes: Number of classes; 0 where they have none. Labels 0, 1, … are the examples' condition.
+        classes: Number of classes; 0 for none. Labels 0, 1, … are the examples' condition.
 
     Raises:
         ArgumentError: The shape is not of three numbers ≥ 1, or the number of classes is negative.
@@ -53,7 +53,7 @@ class Image(Kind):
         path = Path(source)
         if source in NAMED or os.path.isdir(source):
             return source in NAMED or _has_idx(path, "train") or holds_pictures(path)
-        # An .npz file without a table is most likely meant for images: read says what it lacks.
+        # An .npz file without a table is probably meant for images: read reports what it lacks.
         return path.suffix.lower() == ".npz" and not holds_table(path)
 
     @classmethod
@@ -64,15 +64,14 @@ class Image(Kind):
 
         Args:
             source: ``mnist``, ``fashion-mnist``, a folder of IDX files or of pictures, or an ``.npz`` file.
-            held_out: Share kept from training, in [0, 1); of sets with test images these are held out, whatever the share
-                above 0.
-            seed: Of the choice of these.
-            size: Side of the squares that pictures of a folder are brought to, see :func:`proxflow.data.pictures.survey`.
-            **settings: There are no others.
+            held_out: Share kept from training, in [0, 1). For sets with test images any share above 0 holds out these.
+            seed: Seed of their choice.
+            size: Side of the squares that pictures of a folder are scaled to, see :func:`proxflow.data.pictures.survey`.
+            **settings: None are known.
 
         Raises:
-            ArgumentError: The share is none, the size is out of range or the source has its own, or a setting is unknown.
-            DataError: There is nothing such, or it is damaged or of another form.
+            ArgumentError: The share or the size is out of range, the source has its own size, or a setting is unknown.
+            DataError: There is no such source, or it is damaged or of another form.
         """
         check_share(held_out)
         if settings:
@@ -127,7 +126,7 @@ class Image(Kind):
         image_files.write(path, _channels_last(stored))
 
     def preview(self, stored: Tensor) -> Picture:
-        """Draw a grid; of other channels than 1 or 3, the first."""
+        """Draw a grid; unless images have 1 or 3 channels, of the first channel."""
         images = _channels_last(stored)
         return image_files.grid(images if images.shape[-1] in (1, 3) else images[..., :1])
 

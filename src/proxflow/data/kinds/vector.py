@@ -34,7 +34,7 @@ class Vector(Kind):
         shape: (columns,).
         mean: Mean of each column.
         std: Standard deviation of each column, > 0; 1 for a column of one value.
-        columns: Names of the columns; empty where they have none.
+        columns: Names of the columns; empty for none.
 
     Raises:
         ArgumentError: The numbers of these differ, or one is out of range.
@@ -74,13 +74,13 @@ class Vector(Kind):
             source: File of rows: ``.npy``, ``.npz`` with the key ``x`` or one array (rows, columns), or ``.csv`` with
                 commas, whose first line may name the columns.
             held_out: Share kept from training, in [0, 1).
-            seed: Of the choice of these.
-            **settings: There are none.
+            seed: Seed of their choice.
+            **settings: None are known.
 
         Raises:
-            ArgumentError: The share is none, or a setting is given.
-            DataError: There is nothing such, it is damaged or of another form, or a number is not finite; the message names
-                the place.
+            ArgumentError: The share is out of range, or a setting is given.
+            DataError: There is no such source, it is damaged or of another form, or a number is not finite; the message
+                names the place.
         """
         if settings:
             raise ArgumentError(f"rows of numbers have no settings, got {', '.join(settings)}")
@@ -106,7 +106,7 @@ class Vector(Kind):
         return Loaded(kind, train, kept, f"{len(train)} rows of {rows.shape[1]} columns", notes)
 
     def encode(self, stored: Tensor) -> Tensor:
-        """Standardise: (x − mean) / std, in float64, returned as float32."""
+        """Standardise rows, (x − mean) / std, in float64, and return float32."""
         return ((stored.double() - self._of(self.mean, stored)) / self._of(self.std, stored)).float()
 
     def decode(self, samples: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class Vector(Kind):
                         writer.writerows([self.columns] if self.columns else [])
                         writer.writerows([repr(number) for number in row] for row in rows.tolist())
                 case ".npy":
-                    with temporary.open("wb") as file:  # to a name in capitals numpy would append an ending of its own
+                    with temporary.open("wb") as file:  # numpy would append an ending to a name in capitals
                         np.save(file, rows)
                 case _:
                     with temporary.open("wb") as file:
@@ -154,7 +154,7 @@ class Vector(Kind):
         write_atomically(path, put)
 
     def preview(self, stored: Tensor) -> Picture:
-        """Plot the first two columns against each other; of one column, how often its values occur."""
+        """Plot the first two columns against each other, or a histogram of a single column."""
         rows = stored.detach().to("cpu", torch.float64).numpy()
         more = f" (of {self.shape[0]} columns)" if self.shape[0] > 2 else ""
         titles = [_called(k, self.columns) + more for k in range(min(2, self.shape[0]))]
@@ -172,7 +172,7 @@ def _key(path: Path) -> str:
     if shapes and len(tables) != 1:
         found = ", ".join(f"{key} {shape}" for key, shape in shapes.items())
         raise DataError(f"{path}: expected the key x, or one array (rows, columns); found {found}")
-    return tables[0] if tables else "x"  # of a damaged file, which is refused when it is read
+    return tables[0] if tables else "x"  # for a damaged file, which reading refuses
 
 
 def _checked(array: Array, path: str, key: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -244,7 +244,7 @@ def _moments(x: Tensor, path: Path, columns: Sequence[str]) -> tuple[tuple[float
         column = _called(int((~spread.isfinite()).nonzero()[0]), columns)
         raise DataError(f"{path}: {column} reaches from {least.min():g} to {most.max():g}; expected smaller numbers")
     constant = spread == 0
-    # Within the range first: squares of large or small numbers would leave float64.
+    # Scaled first: squares of large or small numbers would leave the range of float64.
     unit = torch.where(constant, 1.0, spread)
     within = (x - least) / unit
     mean = least + within.mean(0) * unit

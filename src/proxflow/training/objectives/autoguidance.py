@@ -1,4 +1,7 @@
-"""Autoguidance (2406.02507), learnt: away from what a weak model of the same data predicts, in one evaluation."""
+"""Autoguidance, learnt by a student: away from the predictions of a weak model, in one evaluation.
+
+"Guiding a Diffusion Model with a Bad Version of Itself" (Karras et al., 2024), arXiv 2406.02507.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +22,23 @@ from proxflow.training.objectives.base import gaussian_belief
 
 @dataclass(frozen=True)
 class Autoguidance:
-    """Trains a student to predict what its teacher does, led away from what a weak model predicts.
+    """A loss that trains a student to predict its teacher's target, guided away from a weak model's prediction.
 
-    A model trained for a short time errs where one trained for long does, and further. So from the prediction ĉ of the weak
-    model through the teacher's q̂ and beyond it,
+    A weak model errs in the same directions as a better one, and further. So the prediction ĉ of the weak model and the
+    teacher's q̂ can be extrapolated to a target better than either,
 
-        x̂ = ĉ + w (q̂ − ĉ),  w > 1,
+        x̂ = ĉ + w (q̂ − ĉ),  w > 1.
 
-    there can be a better target than either (2406.02507, there for denoisers in sampling): for Wasserstein-2 the one
-    whose proximal step has the energy w D(p, q̂) − (w − 1) D(p, ĉ). In sampling it would take two evaluations a step. The
-    student learns it with the squared error and the weight of the flow's own loss, and gives it in one. Its examples have no
-    noise in their targets, so it learns from few.
+    This is the formula of classifier-free guidance with a weak model in place of an unconditional one (Karras et al., 2024,
+    for denoisers in sampling). For Wasserstein-2 its proximal step has the energy w D(p, q̂) − (w − 1) D(p, ĉ). In sampling
+    it takes two evaluations a step. The student learns it by the flow's weighted squared error and needs one evaluation. Its
+    targets have no noise, so few examples are enough.
 
     Args:
         flow: The flow of teacher, weak model and student, with Gaussian beliefs.
         teacher: Its trained predictor, in evaluation mode; the student should begin with its weights.
-        weak: A predictor of the same flow that was trained for a tenth to a third as long, or has a smaller network.
-        weight: w ≥ 1, finite. At 1 the student learns what the teacher says.
+        weak: A predictor of the same flow, smaller, or trained for a tenth to a third as long.
+        weight: w ≥ 1, finite. At 1 the student learns the teacher's prediction.
 
     Raises:
         ArgumentError: The weight is out of range.
@@ -46,7 +49,7 @@ class Autoguidance:
     weak: Predict
     weight: float = 2.0
 
-    passes = 5.0  # student 1 + 2, teacher 1, weak 1
+    passes = 5.0  # student 1 + 2, teacher 1, weak model 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.weight < math.inf:
@@ -62,7 +65,7 @@ class Autoguidance:
         condition: Condition | None = None,
         start: Tensor | None = None,
     ) -> Tensor:
-        """Weighted squared distance to the guided target for each example, (batch,), a mean over coordinates.
+        """Return the weighted squared distance to the guided target, (batch,), a mean over coordinates.
 
         Args:
             predict: The student.

@@ -1,4 +1,4 @@
-"""What training asks of an objective."""
+"""The interface of objectives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Objective(Protocol):
 
     @property
     def passes(self) -> float:
-        """Network passes an example in a training step, a backward pass counted as two; 3 for a flow's own loss."""
+        """Network passes for each example of a training step, a backward pass counted as two; 3 for a flow's own loss."""
 
     def loss(
         self,
@@ -45,7 +45,7 @@ def gaussian_belief(
     """Draw a training belief.
 
     Raises:
-        ArgumentError: It is not Gaussian, or ``x`` is not data of the flow; ``what`` names who needs it.
+        ArgumentError: It is not Gaussian, or ``x`` is not data of the flow; ``what`` names the objective.
     """
     flow.check(x)
     belief = flow.belief(x, t, generator, condition=condition, start=start)

@@ -1,4 +1,8 @@
-"""Distillation by matching distributions (2311.18828, 2405.14867): one evaluation that draws from what a flow draws from."""
+"""Distillation by distribution matching: a student that draws a flow's samples in one evaluation.
+
+"One-step Diffusion with Distribution Matching Distillation" (Yin et al., 2023), arXiv 2311.18828; "Improved Distribution
+Matching Distillation for Fast Image Synthesis" (Yin et al., 2024), arXiv 2405.14867.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +25,20 @@ from proxflow.training.objectives.base import gaussian_belief
 Part = Literal["student", "critic", "discriminator"]
 
 _LOGIT_SCALE = 10.0
-"""Logits over the mean prediction of the discriminator, whose range is about that of the data."""
+"""Factor from the mean prediction of the discriminator, whose range is about that of the data, to logits."""
 
 
 class StudentAndCritic(nn.Module):
-    """A student that learns to draw, the critic that follows what it draws, and the discriminator that tells it from data.
+    """A student that learns to draw, a critic that models its draws, and a discriminator between draws and data.
 
-    All begin as the teacher. Called as a predictor it is the student. ``student`` is what remains after training. With a
-    discriminator its draws are clipped in training as they are in sampling (``clip_in_training``, where it has that): a
-    discriminator would go by what lies beyond the range of the data.
+    Known elsewhere as generator, fake-score network and discriminator. All begin as copies of the teacher. Called as a
+    predictor it is the student; ``student`` is kept after training. With a discriminator the draws are clipped in training
+    as in sampling (``clip_in_training``, if the student has it), or it would recognise draws by values out of range.
 
     Args:
         teacher: A trained predictor; it is copied.
         student_rate: Learning rate of the student over that of the other two, which must keep up with it.
-        discriminator: Whether there is one; :class:`DistributionMatching` with ``adversarial=0`` has no use for it.
+        discriminator: Whether there is one; :class:`DistributionMatching` with ``adversarial=0`` needs none.
     """
 
     def __init__(self, teacher: nn.Module, student_rate: float = 0.3, *, discriminator: bool = True) -> None:
@@ -58,7 +62,7 @@ class StudentAndCritic(nn.Module):
         return given(chosen, condition)(belief, t)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for :func:`proxflow.fit`: little momentum, as the parts follow each other."""
+        """Return groups for :func:`proxflow.fit`, with little momentum, as the parts follow each other."""
         rates = {self.student: self.student_rate, self.critic: 1.0, self.discriminator: 1.0}
         return [
             {"params": list(part.parameters()), "factor": rate, "betas": (0.5, 0.98)}
@@ -69,35 +73,35 @@ class StudentAndCritic(nn.Module):
 
 @dataclass(frozen=True)
 class DistributionMatching:
-    """Trains a student whose prediction is a draw from the target, not its mean.
+    """A loss that trains a student whose prediction is a draw from the target, not its mean.
 
-    The student's draws x̂ become beliefs at drawn times, as data would in training; the law of these beliefs is to be that
-    of beliefs about data. A small proximal step of each draw toward the teacher's prediction and away from that of a
-    critic, which learns to predict the student's own draws, lowers the Kullback–Leibler divergence of the two laws: the
-    difference of the predictions is b²/a times that of the laws' scores. So the student's gradient is that of
+    Known elsewhere as DMD. Beliefs about the student's draws x̂, at drawn times, should have the law of beliefs about data.
+    A critic learns to predict the student's draws from such beliefs. A small proximal step of each draw toward the
+    teacher's prediction and away from the critic's lowers the Kullback–Leibler divergence of the two laws: the difference
+    of the predictions is b²/a times that of the laws' scores. So the student's gradient is that of
 
         mean |x̂ − sg(x̂ − (ĉ(p_t, t) − q̂(p_t, t))/s)|²/2,  s = mean |x̂ − q̂(p_t, t)|,
 
-    with q̂ the teacher, ĉ the critic, sg no gradient, and the normalisation of 2311.18828, eq. 8. The critic's loss is the
-    flow's own on the student's draws, with the same beliefs.
+    with q̂ the teacher, ĉ the critic, sg no gradient, and the normalisation of Yin et al., 2023, eq. 8. The critic's loss is
+    the flow's own (denoising score matching) on the student's draws, with the same beliefs.
 
-    What teacher and critic get wrong the student cannot learn from them. So a discriminator holds beliefs about its draws
-    against beliefs about real data, at the same times (2405.14867), here with the relativistic loss of 1807.00734: with D
-    the logits of a real and of a drawn example the discriminator's loss is softplus(D_drawn − D_real) and the student's,
-    with the weight ``adversarial``, softplus(D_real − D_drawn). The logit is the scaled mean over coordinates of what the
-    discriminator predicts, so that any predictor can serve.
+    The student inherits the errors of teacher and critic. So a discriminator compares beliefs about its draws with beliefs
+    about real data at the same times (Yin et al., 2024), by the loss of "The relativistic discriminator: a key element
+    missing from standard GAN" (Jolicoeur-Martineau, 2018), arXiv 1807.00734. With logits D of a real and of a drawn example
+    its loss is softplus(D_drawn − D_real), and the student's, with the weight ``adversarial``, softplus(D_real − D_drawn).
+    A logit is the scaled mean over coordinates of the discriminator's prediction, so that any predictor can serve.
 
     Args:
         flow: The flow of teacher and student, with Gaussian beliefs.
         teacher: Its trained predictor, in evaluation mode.
-        adversarial: Weight of the student's adversarial loss, ≥ 0; 0 for none, as in 2311.18828.
-        first_share: In [0, 1]: share of the student's draws that are made at t = 0. The others are made at times that are
-            uniform up to ``latest``, of beliefs about real data, so that the student can be asked more than once.
+        adversarial: Weight of the student's adversarial loss, ≥ 0; 0 for none (Yin et al., 2023).
+        first_share: In [0, 1]: share of the student's draws that are made at t = 0. The others are made of beliefs about
+            real data at times uniform up to ``latest``, so that the student can sample in more than one evaluation.
         latest: Latest time of the student's draws, in [0, 1].
 
     Raises:
         ArgumentError: A weight, share or time is out of range, or the flow begins with a fixed belief, as Bayesian Flow
-            Networks do: a student would draw one single thing from it.
+            Networks do: the student would have no noise to draw by.
     """
 
     flow: Flow[Any]
@@ -111,7 +115,7 @@ class DistributionMatching:
             raise ArgumentError(f"the adversarial weight must be at least 0 and finite, got {self.adversarial}")
         if not 0 <= self.first_share <= 1 or not 0 <= self.latest <= 1:
             raise ArgumentError(f"first_share and latest must lie in [0, 1], got {self.first_share} and {self.latest}")
-        if self.flow.coupling is not None:  # only of independent noise do predictions give the scores of the laws
+        if self.flow.coupling is not None:  # predictions give the laws' scores only for independent noise
             raise ArgumentError(f"distribution matching needs a flow without a coupling, got {self.flow.coupling}")
         if self.flow.begins_fixed:
             raise ArgumentError(
@@ -120,7 +124,7 @@ class DistributionMatching:
 
     @property
     def passes(self) -> float:
-        """Network passes an example in a training step."""
+        """Network passes for each example of a training step."""
         matching = 7.0  # student 1 + 2, critic 1 + 2, teacher 1
         return matching + 6.0 if self.adversarial else matching  # the discriminator reads two
 
@@ -134,16 +138,16 @@ class DistributionMatching:
         condition: Condition | None = None,
         start: Tensor | None = None,
     ) -> Tensor:
-        """Loss of each example, (batch,): critic's, discriminator's, and half the squared difference of teacher and critic.
+        """Return the loss, (batch,): critic's, discriminator's, and half the squared difference of teacher and critic.
 
-        The student's adversarial loss is in the gradient alone: on its way to the student the gradient of the
-        discriminator's loss is replaced by that of the student's, so that one pass serves both.
+        The student's adversarial loss is in the gradient alone: below the draws the gradient of the discriminator's loss is
+        replaced by that of the student's, so that one pass serves both.
 
         Args:
             predict: A :class:`StudentAndCritic`, or a module that forwards to one.
             x: Real data (batch, *event).
             generator: Source of times and noise.
-            t: Times (batch,) at which teacher and critic are compared, and data and draws told apart; ``None`` draws them.
+            t: Times (batch,) of the beliefs for teacher, critic and discriminator; ``None`` draws them.
             condition: What the predictions are conditioned on, one row an example.
             start: Means of given prior draws that the student draws from, (batch, *event); ``None`` draws them.
 
@@ -175,7 +179,7 @@ class DistributionMatching:
         return matching + self._told_apart(predict, drawn, x, t, generator) if self.adversarial else matching
 
     def _told_apart(self, predict: Predict, drawn: Tensor, x: Tensor, t: Tensor, generator: Generator) -> Tensor:
-        """The discriminator's loss (batch,), from which the student's gradient reaches what was drawn."""
+        """Return the discriminator's loss (batch,), whose gradient by the draws is that of the student's loss."""
 
         def logit(example: Tensor) -> Tensor:
             belief = self.flow.belief(example, t, generator)
@@ -183,7 +187,7 @@ class DistributionMatching:
 
         judged = drawn.view_as(drawn)
         margin = logit(x) - logit(judged)
-        # By the logit of what was drawn the losses have the derivatives −σ(margin), times the weight, and σ(−margin).
+        # Derivatives by the logit of the draws: student's loss −weight · σ(margin), discriminator's loss σ(−margin).
         turned = -self.adversarial * margin.detach().clamp(-20, 20).exp()
         if judged.requires_grad:
             judged.register_hook(lambda gradient: over_events(turned, gradient) * gradient)  # type: ignore[no-untyped-call]

@@ -1,4 +1,7 @@
-"""The energy score: a predictor that draws learns the whole distribution of the data given a belief (2502.02483)."""
+"""The energy score, by which a predictor that draws learns the whole distribution of the data given a belief.
+
+"Distributional Diffusion Models with Scoring Rules" (De Bortoli et al., 2025), arXiv 2502.02483.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,11 @@ from proxflow.training.objectives.base import gaussian_belief
 
 
 def energy_score(draws: Tensor, x: Tensor, beta: float = 1.0, repulsion: float = 1.0) -> Tensor:
-    """mean_i |X_i − x|^β − (λ/2) mean_{i≠j} |X_i − X_j|^β of each example, in which |·| is the root mean square.
+    """Return mean_i |X_i − x|^β − (λ/2) mean_{i≠j} |X_i − X_j|^β of each example, where |·| is the root mean square.
 
-    With λ = 1 it is an unbiased estimate, from the draws X, of the energy score of their law, which the law of x alone
-    minimises (Gneiting & Raftery, 2007). The norm is that of the whole event, over √d, so that draws must be right jointly
-    and scores of events of any size compare.
+    With λ = 1 it is an unbiased estimate of the energy score of the draws' law, which only the law of x minimises: "Strictly
+    Proper Scoring Rules, Prediction, and Estimation" (Gneiting & Raftery, 2007). The norm is that of whole events, over √d:
+    coordinates must be right jointly, and scores of events of different size are comparable.
 
     Args:
         draws: X, (batch, m, *event).
@@ -57,7 +60,7 @@ def energy_score(draws: Tensor, x: Tensor, beta: float = 1.0, repulsion: float =
 
 
 def _distance(x: Tensor, y: Tensor, beta: float) -> Tensor:
-    """|x − y|^β, (batch,), with gradient 0 where x = y: a network whose last layer begins at 0 draws all alike."""
+    """Return |x − y|^β, (batch,), with gradient 0 where x = y, as between a fresh network's draws (last layer 0)."""
     squared = mean_events((x - y).square())
     same = squared == 0
     return squared.masked_fill(same, 1).pow(beta / 2).masked_fill(same, 0)
@@ -65,16 +68,16 @@ def _distance(x: Tensor, y: Tensor, beta: float) -> Tensor:
 
 @dataclass(frozen=True)
 class EnergyScore:
-    """Trains a :class:`proxflow.DrawPredictor`: its draws are held against the data by the energy score.
+    """A loss that trains a :class:`proxflow.DrawPredictor` by the energy score of its draws.
 
-    The score of each example is weighted by the flow's weight of squared errors to the power β/2, so that a multiple of the
-    error counts alike at each time. The batch is read m times over, so that a step costs m times a plain one.
+    Scores are weighted by the flow's weight of squared errors to the power β/2, as errors enter with the power β. The
+    network reads the batch m times, so that a step costs m times a plain one.
 
     Args:
         flow: With Gaussian beliefs.
-        beta: β in (0, 2), the power of distances. Toward 2 the score sees the mean of draws more and their spread less.
+        beta: β in (0, 2), the power of distances. Toward 2 the mean of the draws counts more, their spread less.
         repulsion: λ in [0, 1], how much draws are kept apart. 1 is proper: the law of the data given the belief is best.
-            Less trades spread for nearness to the data, and 0 lets draws fall together.
+            Less gives draws nearer to the data with less spread; with 0 they fall together.
         draws: m ≥ 2, draws of each belief.
 
     Raises:
@@ -96,7 +99,7 @@ class EnergyScore:
 
     @property
     def passes(self) -> float:
-        """Network passes an example in a training step; see :class:`proxflow.Objective`."""
+        """Network passes for each example of a training step; see :class:`proxflow.Objective`."""
         return 3.0 * self.draws
 
     def loss(
@@ -109,7 +112,7 @@ class EnergyScore:
         condition: Condition | None = None,
         start: Tensor | None = None,
     ) -> Tensor:
-        """Loss of each example, (batch,).
+        """Return the loss of each example, (batch,).
 
         Args:
             predict: A :class:`proxflow.DrawPredictor`, or a function of a belief, times (batch,) and standard normal
@@ -123,7 +126,7 @@ class EnergyScore:
         Raises:
             ArgumentError: The flow's beliefs are not Gaussian, ``x`` is not floating point, or ``predict`` does not draw.
         """
-        owner = getattr(predict, "module", predict)  # that of processes which share a batch wraps the predictor
+        owner = getattr(predict, "module", predict)  # of several processes, whose module wraps the predictor
         if isinstance(owner, nn.Module) and "noise" not in reads(owner):
             raise ArgumentError(
                 f"the energy score trains predictors that draw, DrawPredictor, not {type(owner).__name__}"

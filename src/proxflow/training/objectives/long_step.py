@@ -1,4 +1,4 @@
-"""Long steps: a predictor that is told where a step ends, and learns where many small ones would lead."""
+"""Long steps: a predictor that reads the end of a step learns where many small steps would lead."""
 
 from __future__ import annotations
 
@@ -23,47 +23,52 @@ Kind = Literal["shortcut", "meanflow", "consistency"]
 
 @dataclass(frozen=True)
 class LongStep:
-    """Trains a :class:`proxflow.LongStepPredictor` to return the effective targets of steps of any length.
+    """A loss that trains a :class:`proxflow.LongStepPredictor` to return the effective targets of steps of any length.
 
-    With Wasserstein-2 a step from time t to s moves the mean z to z + λ (x̂ − z), λ = (τ_s − τ_t)/(1 − τ_t). The effective
-    target X(z, t, s) is the point toward which one step lands where infinitely many, each toward its own prediction,
-    would: an average of these predictions. At s = t it is the prediction of the data, and at τ_s = 1 the end of the
-    trajectory itself. With r = 1 − τ, the average velocity of the step is (X − z)/r. X is found by its consistency with
-    itself, in one of three ways.
+    With Wasserstein-2 a step from time t to s moves the mean z to z + λ (x̂ − z), λ = (τ_s − τ_t)/(1 − τ_t). One step toward
+    the effective target X(z, t, s) ends where infinitely many steps, each toward its own prediction, would end: X is an
+    average of these predictions. At s = t it is the prediction of the data, at τ_s = 1 the end of the trajectory. With
+    r = 1 − τ, the average velocity of the step is (X − z)/r. X is learnt by its consistency with itself, in one of three
+    ways.
 
-    ``shortcut`` (2410.12557): steps compose, 1 − λ = (1 − λ₁)(1 − λ₂), and so do their targets, with a time m halfway:
+    ``shortcut``, "One Step Diffusion via Shortcut Models" (Frans et al., 2024), arXiv 2410.12557: steps compose,
+    1 − λ = (1 − λ₁)(1 − λ₂), and so do their targets, with a time m halfway:
 
         λ X(z, t, s) = (1 − λ₂) λ₁ X(z, t, m) + λ₂ X(z_m, m, s),  z_m = z + λ₁ (X(z, t, m) − z).
 
-    ``meanflow`` (2505.13447): the derivative of that along the trajectory. By the time −ln r, in which dz = x̂ − z,
+    ``meanflow``, "Mean Flows for One-step Generative Modeling" (Geng et al., 2025), arXiv 2505.13447: the derivative of that
+    along the trajectory, in the time −ln r, in which dz = x̂ − z,
 
         X(z, t, s) = (1 − λ) x̂ + λ (X + dX),  dX = ∂_z X (x̂ − z) + ∂_t X r/τ'(t),
 
-    which is the identity of average velocities times r, and is bounded up to the end.
+    which is their identity of average velocities times r, and bounded up to the end.
 
-    ``consistency`` (2303.01469; with ends other than 1, 2310.02279): the same composition with a short first step toward x̂,
+    ``consistency``, "Consistency Models" (Song et al., 2023), arXiv 2303.01469, and with ends other than 1 "Consistency
+    Trajectory Models: Learning Probability Flow ODE Trajectory of Diffusion" (Kim et al., 2023), arXiv 2310.02279: the same
+    composition with a short first step toward x̂,
 
         λ X(z, t, s) = (1 − λ₂) λ₁ x̂ + λ₂ X(z_m, m, s),  z_m = z + λ₁ (x̂ − z),  m = t + gap (s − t).
 
-    At s = 1 this asks for the same end from both times. It is wrong by about the gap, so train in stages of ever smaller
-    gaps, each from the last (2406.14548); toward 0 it becomes ``meanflow``, without derivatives.
+    At s = 1 both times then have the same end. The error is about the gap, so train in stages of ever smaller gaps, each
+    from the last: "Consistency Models Made Easy" (Geng et al., 2024), arXiv 2406.14548. Toward gap 0 it becomes
+    ``meanflow``, without derivatives.
 
-    Right-hand sides have no gradient. x̂ is the data point itself, whose mean given z is the prediction, or with a teacher
-    its prediction, which has no noise. A share of the batch is plain, s = t. Errors have the flow's weight at t.
+    Right-hand sides have no gradient. x̂ is the data point, whose mean given z is the prediction, or the prediction of a
+    teacher, which has no noise. A share of the batch is plain, s = t. Errors have the flow's weight at t.
 
     Args:
         flow: With Wasserstein-2, real data and a schedule that ends in the data.
         kind: Which consistency.
         teacher: A trained predictor ``(belief, t)`` of the same flow, in evaluation mode, to be distilled; ``None`` learns
             from data alone.
-        plain_share: In [0, 1): share of the batch with s = t; for ``shortcut`` not 0, since nothing else holds data. It is
-            taken by the place in the batch, evenly spread.
+        plain_share: In [0, 1): share of the batch with s = t; for ``shortcut`` > 0, as only plain examples use data. They
+            are evenly spread over the batch.
         whole_share: In [0, 1]: share of the others that end at s = 1, as the last evaluation of each sample does. The rest
             end at times that are uniform between t and 1.
         knee: Positive, or ``None``. Errors e of steps longer than 0 count as knee · ln(1 + e/knee): their gradients are
-            weighted by 1/(1 + e/knee), the adaptive weight of 2505.13447, eq. 22. Where e has noise, in ``meanflow``
-            without a teacher, this biases what is learnt; ``None`` leaves them as they are.
-        gap: In (0, 1): of ``consistency``, length of the first step over that of the whole.
+            weighted by 1/(1 + e/knee), the adaptive weight of Geng et al., 2025, eq. 22. With noise in e (``meanflow``
+            without a teacher) this biases the result; ``None`` leaves errors as they are.
+        gap: In (0, 1): for ``consistency``, length of the first step over that of the whole.
 
     Raises:
         ArgumentError: A setting out of range, or a flow without these steps.
@@ -97,7 +102,7 @@ class LongStep:
 
     @property
     def passes(self) -> float:
-        """Network passes an example in a training step; see :class:`proxflow.Objective`."""
+        """Network passes for each example of a training step; see :class:`proxflow.Objective`."""
         far = 1 - self.plain_share
         taught = 0.0 if self.teacher is None else self.plain_share if self.kind == "shortcut" else 1.0
         return 3 + far * (2 if self.kind == "shortcut" else 1) + taught
@@ -112,7 +117,7 @@ class LongStep:
         condition: Condition | None = None,
         start: Tensor | None = None,
     ) -> Tensor:
-        """Loss of each example, (batch,).
+        """Return the loss of each example, (batch,).
 
         Args:
             predict: A :class:`proxflow.LongStepPredictor`, or a function of a belief, times (batch,) and ``end=`` (batch,).
@@ -153,7 +158,7 @@ class LongStep:
         return torch.zeros_like(both).index_copy(0, order, both) * self.flow.weight(t)
 
     def _rows(self, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Places in the batch of plain and of other examples: evenly spread, so that parts of a batch hold their shares."""
+        """Return the places of plain and of other examples in the batch, spread so that its parts have equal shares."""
         places: tuple[list[int], list[int]] = ([], [])
         for k in range(number):
             places[int((k + 1) * self.plain_share) == int(k * self.plain_share)].append(k)
@@ -163,32 +168,32 @@ class LongStep:
 
     @torch.no_grad()
     def _pull(self, belief: DiagonalGaussian, t: Tensor, x: Tensor, condition: Condition | None) -> Tensor:
-        """Return what a belief moves toward: the data point, or the teacher's prediction."""
+        """Return the target that a belief moves toward: the data point, or the teacher's prediction."""
         pull: Tensor = x if self.teacher is None else given(self.teacher, condition)(belief, t).mean
         return pull
 
     @torch.no_grad()
     def _halves(self, predict: Predict, belief: DiagonalGaussian, t: Tensor, end: Tensor) -> Tensor:
-        """The effective target of a step as its two halves have it."""
+        """Return the effective target of a step, composed of its two halves."""
         return self._composed(predict, belief, predict(belief, t, end=(t + end) / 2), t, end, 0.5)
 
     @torch.no_grad()
     def _composed(
         self, predict: Predict, belief: DiagonalGaussian, first: Any, t: Tensor, end: Tensor, gap: float
     ) -> Tensor:
-        """The effective target of a step that is a step toward ``first``, over a share ``gap`` of it, and the rest."""
+        """Return the effective target of a step composed of one toward ``first``, over the share ``gap``, and the rest."""
         schedule, middle = self.flow.schedule, torch.lerp(t, end, gap)
         whole, last = schedule.step(t, end), schedule.step(middle, end)
         moved = self.flow.update(belief, first, t, middle, None)
         second: Tensor = predict(moved, middle, end=end).mean
-        # Of an empty step, with λ = λ₂ = 0, both targets are the prediction.
+        # In an empty step, λ = λ₂ = 0, both targets are the prediction.
         share = last / whole.clamp_min(torch.finfo(whole.dtype).tiny)
         return torch.lerp(first.mean, second, over_events(share, second))
 
     def _differential(
         self, predict: Predict, belief: DiagonalGaussian, t: Tensor, end: Tensor, pull: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The predicted effective target, and what it is to be by its derivative along the trajectory."""
+        """Return the predicted effective target, and the wanted one, by its derivative along the trajectory."""
         schedule = self.flow.schedule
 
         def target(mean: Tensor, time: Tensor) -> Tensor:
@@ -197,7 +202,7 @@ class LongStep:
 
         z = belief.mean
         tangents = (pull - z, schedule.remaining(t) / schedule.derivative(t))
-        # In full precision, which derivatives need; and of attention's kernels the one with a forward derivative.
+        # Derivatives need full precision, and the attention kernel that has a forward derivative.
         with torch.autocast(z.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
             found, change, *_ = torch.func.jvp(target, (z, t), tangents)
         fraction = over_events(schedule.step(t, end), z)
