@@ -18,7 +18,10 @@ from packaging.requirements import Requirement
 
 import proxflow
 from proxflow.cli.main import _parse, run
+from proxflow.cli.train import Train
+from proxflow.cli.train import _flow as flow_of
 from proxflow.errors import DataError
+from proxflow.models import parse
 from proxflow.studies.presets import PRESETS
 from tools.docs import closed_forms_block, results_block, results_of, rewritten, with_block
 
@@ -34,7 +37,11 @@ def blocks(text: str, language: str) -> list[str]:
 def test_the_readme_examples_run(tmp_path):
     code = "\n".join(blocks(README, "python"))
     assert "steps=2000" in code
-    for words, fewer in ("steps=2000", "steps=2, batch_size=4"), ("sample(64, ", "sample(4, "), ("channels=64", "channels=8"):
+    for words, fewer in (
+        ("steps=2000", "steps=2, batch_size=4"),
+        ("sample(64, ", "sample(4, "),
+        ("channels=64", "channels=8"),
+    ):
         assert words in code
         code = code.replace(words, fewer)
     images = torch.randint(0, 256, (8, 3, 12, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -55,18 +62,62 @@ def test_training_on_own_data_takes_three_lines():
     assert example.count("\n") == 3
 
 
-def test_the_readme_commands_parse():
-    lines = [line for block in blocks(README, "bash") for line in block.splitlines()]
-    commands = [shlex.split(line)[1:] for line in lines if line.startswith("proxflow ")]
-    commands += [shlex.split(line.rpartition("bin/proxflow ")[2]) for line in lines if "bin/proxflow " in line]
-    assert len(commands) >= 8
-    assert {type(_parse(words)).__name__ for words in commands} >= {"Sample", "Train", "Evaluate", "Reproduce", "List"}
+def test_the_readme_names_every_command():
+    found = {words[0] for words in commands_of(README)}
+    assert found >= {"sample", "train", "evaluate", "reproduce", "list"}
+    assert "bin/proxflow reproduce --preset quick" in README
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """The words after ``proxflow`` of every command of a page, in blocks and within the text."""
+    blocks = "\n".join(re.findall(r"^```(?:bash|text)\n(.*?)^```", page, re.DOTALL | re.MULTILINE))
+    lines = [line for line in blocks.replace("\\\n", " ").splitlines() if not line.startswith("proxflow.")]
+    lines = [line.partition("#")[0] for line in lines if re.search(r"(^|/|-m )proxflow(\.cli)? ", line)]
+    inline = [text for text in re.findall(r"`(proxflow [^`]+)`", page) if " --" in text]
+    return [shlex.split(re.split(r"proxflow(?:\.cli)? ", line)[-1]) for line in lines + inline]
+
+
+# The changelog tells of commands as they were.
+@pytest.mark.parametrize("page", [page.name for page in PAGES if page.name != "CHANGELOG.md"])
+def test_every_command_parses(page):
+    (path,) = (path for path in PAGES if path.name == page)
+    for words in commands_of(path.read_text(encoding="utf-8")):
+        if "--help" in words:
+            continue
+        if words[0] in ("train", "reflow") and "--out" not in words:  # within a sentence it may be left out
+            words += ["--out", "somewhere"]
+        options = _parse(words)
+        if isinstance(options, Train) and options.teacher is None and page != "CONTRIBUTING.md":
+            flow_of(options, options.flow or "gpfn-w2")
+            for group in ("networks", "predictors"):
+                text = getattr(options, group.removesuffix("s"))
+                assert text is None or parse(group, text).kind == text.partition(":")[0]
 
 
 def test_the_examples_of_likelihood_run(tmp_path):
     page = (ROOT / "docs" / "likelihood.md").read_text(encoding="utf-8")
     (tmp_path / "page.py").write_text("\n".join(blocks(page, "python")), encoding="utf-8")
     runpy.run_path(str(tmp_path / "page.py"))
+
+
+@pytest.mark.parametrize("page", ["training", "few-step"])
+def test_the_examples_of_training_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = torch.randint(0, 256, (16, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for seed, name in enumerate(["mine", "short"]):
+        model = proxflow.build(images, network="unet:channels=8,multipliers=1", seed=seed)
+        model.save_pretrained(f"runs/{name}")
+    code = "\n".join(blocks((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), "python"))
+    for words, fewer in ("20_000", "16"), ("steps=2000", "steps=2, batch_size=4"), ("(1024, ", "(16, "):
+        code = code.replace(words, fewer)
+    Path("page.py").write_text(code, encoding="utf-8")
+    config = proxflow.TrainingConfig(steps=2, batch_size=4)
+    names = runpy.run_path("page.py", {"proxflow": proxflow, "images": images, "config": config})
+    if page == "training":
+        assert names["bend"] >= 0
+        assert proxflow.load("to-share").shape == (1, 4, 4)
+    else:
+        assert names["student"].network is not names["teacher"].predictor.network
 
 
 def test_the_examples_of_evaluation_run(tmp_path):
@@ -168,6 +219,14 @@ def test_versions_agree():
     needed = [Requirement(text) for text in [*project["dependencies"], *extras["dev"], *extras["peers"]]]
     for requirement in needed:
         assert requirement.specifier.contains(pins[requirement.name]), requirement
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_reference_has_title_authors_and_year(page):
+    text = page.read_text(encoding="utf-8").partition("```bibtex")[0]
+    numbers = set(re.findall(r"(?<![\d.])\d{4}\.\d{5}(?![\d.])", text))
+    named = set(re.findall(r'"[^"]+"\s\([^()]+\s(?:19|20)\d\d\),\s+arXiv\s+(\d{4}\.\d{5})', text))
+    assert numbers <= named
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
