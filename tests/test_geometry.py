@@ -114,7 +114,7 @@ def test_tabulated_beliefs_are_those_of_simulated_steps(pixels):
     for t in (0.05, 0.3, 0.6, 0.9):
         times = tensor(t).expand(len(x))
         read = flow.belief(x, times, torch.Generator().manual_seed(3))
-        simulated = GPFN.belief(flow, x, times, torch.Generator().manual_seed(3))
+        simulated = GPFN.drawn(flow, x, times, torch.Generator().manual_seed(3), None)
         torch.testing.assert_close(read.mean, simulated.mean, rtol=0, atol=5e-3)
         torch.testing.assert_close(read.std, simulated.std, rtol=0, atol=5e-3)
 

@@ -1,12 +1,15 @@
-"""Rewrite what the documentation takes from elsewhere: the README's results and the table of closed forms.
+"""Rewrite what the documentation takes from elsewhere: results, the table of closed forms, lines of the source.
 
-``python -m tools.docs``, in the root of the repository, after a run was put under ``results/`` or a rule was
-registered. A test fails while a page is behind.
+``python -m tools.docs``, in the root of the repository, after a run was put under ``results/``, a rule was
+registered or what is quoted was changed. A test fails while a page is behind.
 """
 
 from __future__ import annotations
 
+import ast
+import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +80,62 @@ def with_block(text: str, name: str, content: str) -> str:
     return f"{before}{begin}\n\n{content.strip()}\n\n{end}{after}"
 
 
+def definition(root: Path, path: str, name: str) -> list[str]:
+    """Return the source of a function or class of the package, without its docstring.
+
+    Args:
+        root: Of the repository.
+        path: File below the package.
+        name: Qualified name; functions within functions count, too.
+
+    Raises:
+        DataError: The file or the name does not exist.
+    """
+    try:
+        text = (root / "src/proxflow" / path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"what is quoted of {path} cannot be read: {error}") from error
+    node: ast.Module | ast.FunctionDef | ast.ClassDef = ast.parse(text)
+    for part in name.split("."):
+        inside = [n for n in ast.walk(node) if isinstance(n, ast.FunctionDef | ast.ClassDef) and n is not node]
+        if part not in [n.name for n in inside]:
+            raise DataError(f"{path} has no {name}: name what takes its place")
+        node = next(n for n in inside if n.name == part)
+    numbers = set(_lines(node))
+    if ast.get_docstring(node):
+        numbers -= set(_lines(node.body[0]))
+    lines = text.splitlines()
+    return textwrap.dedent("\n".join(lines[k - 1] for k in sorted(numbers))).splitlines()
+
+
+def _lines(node: Any) -> range:
+    """Return the numbers of the lines of a definition or statement."""
+    return range(node.lineno, node.end_lineno + 1)
+
+
+def quoted(root: Path, text: str) -> str:
+    """Bring the lines of the source that a page quotes up to date.
+
+    They are a block of code behind ``<!-- quote FILE NAME -->``: a function or class without its docstring; or behind
+    ``<!-- quote FILE NAME from TEXT -->``, from the first line that begins with the text on.
+
+    Raises:
+        DataError: There is no such file, name or line.
+    """
+
+    def quote(found: re.Match[str]) -> str:
+        marker, path, name, begin = found.groups()
+        lines = definition(root, path, name)
+        while begin and lines and not lines[0].lstrip().startswith(begin):
+            del lines[0]
+        if not lines:
+            raise DataError(f"{path}: no line of {name} begins with {begin!r}: quote another")
+        return f"{marker}\n```python\n" + textwrap.dedent("\n".join(lines)) + "\n```"
+
+    form = r"(<!-- quote (\S+) (\S+?)(?: from (.+?))? -->)\n```python\n.*?^```$"
+    return re.sub(form, quote, text, flags=re.DOTALL | re.MULTILINE)
+
+
 def rewritten(root: Path) -> dict[Path, str]:
     """Return every page with generated parts, as it should be now.
 
@@ -99,7 +158,8 @@ def rewritten(root: Path) -> dict[Path, str]:
         except OSError as error:
             raise DataError(f"{page} cannot be read ({error}): run this in the root of the repository") from error
         pages[page] = with_block(text, part, content)
-    return pages
+    page = root / "docs/architecture.md"
+    return {**pages, page: quoted(root, page.read_text(encoding="utf-8"))}
 
 
 def main() -> int:
