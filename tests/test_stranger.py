@@ -111,7 +111,8 @@ def test_they_are_listed_with_their_package(place, group):
     (line,) = (line for line in lines if line.split()[0] == ADDED[group])
     words = re.search(r'"""(.+)$', FILES[f"{module}.py"].partition("\nclass ")[2], re.MULTILINE).group(1)
     assert words.removesuffix('"""') in line
-    assert module in line
+    assert line.endswith(f" [{module}]")
+    assert f"({module})" not in line
     assert line == lines[-1]
 
 
@@ -150,7 +151,13 @@ def test_data_of_a_kind_of_its_own_are_trained_on_and_drawn(place, run):
     assert ((drawn >= 0) & (drawn < 360)).all()
     assert len(set(drawn)) == 12
     assert "a file .txt" in proxflow_refuses(place, "sample", "bearings", "--n", 2, "--out", "drawn.csv")
-    assert "cannot be read" in proxflow_refuses(place, "train", "--data", "none.bearings", "--out", "other")
+    for words, message in (
+        (["--data", "none.bearings"], "cannot be read"),
+        (["--data", "some.bearings", "--size", 3], "--size is for folders of pictures"),
+        (["--data", "some.npz", "--network", "labelled", "--predictor", "draw"], "which labelled does not take"),
+    ):
+        assert message in proxflow_refuses(place, "train", *words, "--out", "other")
+        assert not (place / "other").exists()
 
 
 def test_a_condition_is_learnt_and_asked_for(place, run):
