@@ -68,7 +68,9 @@ def proxflow_does(place, *words):
 
 def refusals(place, *commands):
     """What each of several commands says in one line when it refuses its input, all of them in one process."""
-    code = "import json, sys; from proxflow.cli.main import run; sys.exit(sum(run(w) != 2 for w in json.loads(sys.argv[1])))"
+    code = (
+        "import json, sys; from proxflow.cli import main; sys.exit(sum(main(w) != 2 for w in json.loads(sys.argv[1])))"
+    )
     done = python(place, "-c", code, json.dumps([[str(word) for word in words] for words in commands]))
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stderr.splitlines()
