@@ -14,7 +14,6 @@ from test_training import CONFIG, killed_and_resumed, model, points
 from proxflow import (
     GPFN,
     DiagonalGaussian,
-    ModelConfig,
     PointPredictor,
     TrainingConfig,
     data,
@@ -29,7 +28,7 @@ from proxflow.likelihood import ode_log_likelihood
 from proxflow.random import SampleStreams
 from proxflow.samplers import SAMPLERS
 from proxflow.samplers.registry import Replayed
-from proxflow.training.fit import recipes
+from proxflow.training import recipes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CUDA = torch.device("cuda")
@@ -101,7 +100,7 @@ def test_a_run_is_recorded_whole_as_a_graph(name, setting):
 
 @pytest.mark.parametrize("sampler", ["multistep2", "stochastic"])
 def test_samples_from_a_graph_are_the_same(sampler):
-    unet = models.build(ModelConfig(channels=8, multipliers=(1,), patch=4), (1, 28, 28))
+    unet = models.build((1, 28, 28), network="unet:channels=8,multipliers=1,patch=4")
     predictor, shape = unet.predictor.to(CUDA), (70, 1, 28, 28)  # two batches as recorded, and a smaller one
     settings = {"steps": 4, "sampler": sampler, "batch_size": 32, "first": 5}
     found = sample(predictor, unet.flow, shape, graph=True, **settings)
@@ -130,8 +129,7 @@ def test_streams_are_those_of_the_processor():
 
 
 def test_a_sample_depends_on_its_seed_and_index_alone():
-    config = ModelConfig(channels=8, multipliers=(1,), patch=4)
-    unet = models.build(config, (1, 28, 28))
+    unet = models.build((1, 28, 28), network="unet:channels=8,multipliers=1,patch=4")
     predictor = unet.predictor.to(CUDA)
     together, apart = (
         sample(predictor, unet.flow, (40, 1, 28, 28), nfe=4, sampler="stochastic", batch_size=size) for size in (48, 16)
@@ -163,7 +161,9 @@ def test_precision_is_not_the_callers(precision):
 @pytest.mark.parametrize("method", ["distribution-matching", "autoguidance"])
 def test_students_learn(method):
     def unet():
-        return models.build(ModelConfig(channels=8, multipliers=(1,), patch=4, final=0.8), (1, 28, 28))
+        return models.build(
+            (1, 28, 28), flow="gpfn-w2:schedule=linear:final=0.8", network="unet:channels=8,multipliers=1,patch=4"
+        )
 
     torch.manual_seed(0)
     student, teacher, worse = unet(), unet(), unet()
@@ -198,7 +198,7 @@ def test_scores_are_those_of_the_processor():
 
 
 def test_a_compiled_predictor_samples_alike():
-    unet = models.build(ModelConfig(channels=8, multipliers=(1,), patch=4), (1, 28, 28))
+    unet = models.build((1, 28, 28), network="unet:channels=8,multipliers=1,patch=4")
     predictor = unet.predictor.to(CUDA).eval()
     shape = (32, 1, 28, 28)
     expected = sample(predictor, unet.flow, shape, nfe=3, sampler="marginal")

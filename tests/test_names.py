@@ -52,7 +52,7 @@ def test_near_names_are_suggested():
 def test_installed_packages_add_names(tmp_path, on_path):
     on_path(stranger_package(tmp_path / "a"))
     assert names.find("divergences", "scaled").load().__name__ == "Scaled"
-    assert names.known("samplers")["early"].says() == "Deterministic steps that are shorter at first. (acme)"
+    assert names.known("samplers")["early"].says() == "Deterministic steps that are shorter at first."
     assert list(names.known("networks")) == ["unet", "mlp", "labelled"]
     assert list(names.added("kinds")) == ["angles"]
     assert not names.added("flows")

@@ -85,7 +85,7 @@ class Name:
             text = inspect.getdoc(self.load()) or ""
         except ArgumentError as error:
             return str(error)
-        return f"{text.partition(chr(10))[0]} ({self.package})".lstrip()
+        return text.partition("\n")[0]
 
 
 def _preset(name: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import sys
 from dataclasses import dataclass, field, fields, replace
@@ -260,6 +261,9 @@ def _loaded(options: Train) -> Loaded:
 
     settings: dict[str, Any] = {} if options.size is None else {"size": options.size}
     kind = kind_of_source(options.data, options.kind)
+    takes = inspect.signature(kind.read).parameters.values()
+    if settings and not any(p.name == "size" or p.kind is p.VAR_KEYWORD for p in takes):
+        raise ArgumentError(f"--size is for folders of pictures; {options.data} is read as {kind.examples_word}")
     return kind.read(options.data, held_out=options.held_out, seed=options.training.seed, **settings)
 
 
