@@ -1118,7 +1118,7 @@ def test_evaluate_takes_the_classifier_of_the_data(run, tmp_path, monkeypatch):
 SMALL = """
 import sys
 from proxflow import data
-from proxflow.config import ModelConfig, TrainingConfig
+from proxflow.config import TrainingConfig
 from proxflow.studies import presets
 
 whole = data.load
@@ -1128,7 +1128,7 @@ def small(source, split):
     return data.ImageData(found.name, found.images[part], found.labels[part])
 data.load = small
 presets.PRESETS["quick"] = presets.MnistPreset(
-    network=ModelConfig(channels=8, multipliers=(1,), patch=4),
+    network="unet:channels=8,multipliers=1,patch=4",
     training=TrainingConfig(steps=50, batch_size=8, checkpoint_every=50),
     samples=32,
     minutes="about a minute",

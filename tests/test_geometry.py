@@ -253,7 +253,7 @@ def test_what_is_there_is_not_done_again(finished):
 
 def test_its_models_are_not_taken_for_others(finished):
     out, _ = finished
-    with pytest.raises(CheckpointError, match="trial"):
+    with pytest.raises(CheckpointError, match="expected a model configuration of format"):
         load(out / "models" / "fisher-rao-seed0")
 
 
