@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from proxflow.cli._common import (
+    File,
     SamplerChoice,
     Text,
     check_counts,
@@ -68,7 +69,7 @@ class Sample:
     steps: int = 20
     sampler: SamplerChoice = None
     seed: int = 0
-    out: Path = Path("samples.png")
+    out: Annotated[File, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: samples.png)")] = None
     batch_size: int = 128
     device: DeviceName = "auto"
     graph: bool = False
@@ -88,12 +89,13 @@ def run(options: Sample, device: torch.device) -> None:
 
     name = options.model if options.model is not None else "mnist-few" if options.steps <= FEW else "mnist"
     model = models.load(name, device)
+    out = Path(f"samples{model.data.ending}") if options.out is None else options.out
     with first_alone() as writing:
         if writing:
-            model.data.check_output(options.out, options.n)
+            model.data.check_output(out, options.n)
     samples = draw(model, options.n, options.steps, options.sampler, options.seed, options.batch_size, options.graph)
     with first_alone() as writing:
         if writing:
-            model.data.write(options.out, samples)
+            model.data.write(out, samples)
     at = " at the times found for them" if model.times_of(options.sampler, options.steps) else ""
-    say(f"{options.n} {model.data.examples_word}, {options.steps} network evaluations each{at}: {options.out}")
+    say(f"{options.n} {model.data.examples_word}, {options.steps} network evaluations each{at}: {out}")

@@ -67,6 +67,9 @@ class Kind(ABC):
 
     shape: tuple[int, ...]
 
+    ending: ClassVar[str] = ".png"
+    """The ending of the file that samples go to where no other is asked for; :meth:`write` takes it."""
+
     examples_word: ClassVar[str] = "examples"
     """Name of its examples, in the plural."""
 
