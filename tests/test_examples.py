@@ -146,8 +146,10 @@ def test_observations_of_their_own_guide_each_sample():
         ({"condition": points(3)}, "one row an example, 4; got 3"),
         ({"condition": {"a": points(4), "b": points(5)}}, r"condition\['b'\] has one row"),
         ({"condition": 7}, "a tensor with one row"),
-        ({"start": points(3)}, "start has one row"),
+        ({"start": points(3)}, "the shape of the samples"),
         ({"start": torch.zeros(4, 3)}, "the shape of the samples"),
+        ({"start": torch.full((4, 2), torch.nan)}, "finite numbers"),
+        ({"sampler": proxflow.Marginal}, "expected a sampler or the name of one"),
     ],
 )
 def test_what_has_not_one_row_a_sample_is_refused(change, message):

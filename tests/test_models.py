@@ -1,6 +1,7 @@
 """Models: building of named parts, files of both formats, samples in the data's own units, and packages of strangers."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from proxflow import (
 )
 from proxflow.data.kinds.image import Image
 from proxflow.data.kinds.vector import Vector
-from proxflow.errors import ArgumentError, CheckpointError
+from proxflow.errors import ArgumentError, CheckpointError, ProxflowError
 from proxflow.examples import Examples
 from proxflow.models import Part, build, load, save
 from proxflow.models.outline import outlined
@@ -342,3 +343,49 @@ def test_what_a_package_adds_is_built_saved_loaded_and_sampled(tmp_path):
         CheckpointError, match=r"no divergence is called 'scaled'.*a package adds one by an entry point"
     ):
         load(folder)
+
+
+# What a user brings ---------------------------------------------------------------------------------------------------
+
+
+def rows(number=400):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(number, 2, generator=generator) * torch.tensor([1000.0, 0.01]) + torch.tensor([5000.0, 7.0])
+
+
+def test_rows_are_learnt_in_their_own_units():
+    model = build(rows(), network="mlp:width=32", seed=0)
+    assert model.data.mean == pytest.approx((5000, 7), rel=0.02)
+    trained = model.fit(rows(), steps=300, batch_size=128, learning_rate=5e-3)
+    drawn = trained.sample(400, nfe=20)
+    assert drawn.dtype == torch.float64
+    assert float((drawn.mean(0) - rows().double().mean(0)).abs().div(rows().double().std(0)).max()) < 0.3
+    # The density is that of the law in its own units: log N(x; (5000, 7), diag(1000², 0.01²)).
+    law = torch.distributions.Normal(torch.tensor([5000.0, 7.0]).double(), torch.tensor([1000.0, 0.01]).double())
+    with torch.no_grad():
+        found = trained.log_prob(rows(50), steps=16).log_prob.mean()
+    assert float(found) == pytest.approx(float(law.log_prob(rows(50).double()).sum(1).mean()), abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("brought", "message"),
+    [
+        (lambda: build(rows()[:0]), "at least one"),
+        (lambda: build(rows() * math.nan), "finite numbers"),
+        (lambda: build(rows().numpy()), r"ndarray: of an array torch\.from_numpy"),
+        (lambda: build(rows()).fit(rows()[:, :1], steps=1), r"shape \(1,\), rows here have \(2,\)"),
+        (lambda: build(rows()).fit(rows().numpy(), steps=1), "a tensor or proxflow.Examples, got ndarray"),
+        (lambda: build((2,), flow="gpfn:divergence=jeffreys"), "no closed-form step .* gpfn:solver=newton"),
+        (
+            lambda: build((2,), flow="gpfn:divergence=mixture-w2"),
+            "not defined between beliefs of DiagonalGaussian",
+        ),
+    ],
+)
+def test_what_does_not_fit_a_model_is_refused(brought, message):
+    with pytest.raises(ProxflowError, match=message):
+        brought()
+
+
+def test_a_divergence_without_a_closed_form_is_built_with_a_solver():
+    assert build((2,), flow="gpfn:divergence=jeffreys,solver=newton").flow.solver is not None

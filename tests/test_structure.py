@@ -37,7 +37,7 @@ ALLOWED = {
     "samplers": TENSORS | {"beliefs", "names", "paths", "flows"},
 }
 LIBRARY = set(ALLOWED)
-ALLOWED["models"] = LIBRARY - {"likelihood", "metrics"}
+ALLOWED["models"] = LIBRARY - {"metrics"}
 ALLOWED["training"] = LIBRARY - {"likelihood", "metrics"} | {"models"}
 ALLOWED["studies"] = LIBRARY | {"models", "training", "proxflow"}
 ALLOWED["cli"] = ALLOWED["studies"] | {"studies"}

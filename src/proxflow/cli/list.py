@@ -16,7 +16,8 @@ from proxflow.errors import ArgumentError
 from proxflow.runtime.files import read_json
 
 NAMED = (
-    "flows", "divergences", "schedules", "couplings", "endpoints", "networks", "predictors", "samplers", "kinds",
+    "flows", "divergences", "metrics", "schedules", "paths", "couplings", "endpoints", "solvers", "networks", "predictors",
+    "samplers", "kinds",
 )  # fmt: skip
 GROUPS = (*NAMED, "models", "data")
 
@@ -39,9 +40,11 @@ class List:
     For example:
         proxflow list
         proxflow list samplers
+        proxflow list networks unet                         its settings, each with what it is without being named
 
     Args:
         group: Which names; without it, all of them.
+        name: One of them, for its settings.
     """
 
     group: Annotated[
@@ -49,12 +52,19 @@ class List:
         tyro.conf.Positional,
         tyro.conf.arg(metavar=f"[{{{','.join(GROUPS)}}}]", help_behavior_hint="(default: all)"),
     ] = None
+    name: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]", help_behavior_hint="")] = None
 
 
 def run(options: List) -> None:
     """Print one name a line, with what it is."""
     if options.group is not None and options.group not in GROUPS:
         raise ArgumentError(f"there are no {options.group!r:.80} to list: choose one of {', '.join(GROUPS)}")
+    if options.group in NAMED and options.name is not None:
+        from proxflow.models.spec import settings_of
+
+        settings = settings_of(options.group, options.name)
+        sys.stdout.write("".join(f"{name}={value}\n" for name, value in settings.items()) or "no settings\n")
+        return
     for group in GROUPS if options.group is None else (options.group,):
         found = lines(group)
         if options.group is None:

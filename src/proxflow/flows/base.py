@@ -13,7 +13,7 @@ from torch import Tensor
 from proxflow.beliefs import Belief, DiagonalGaussian
 from proxflow.couplings import Coupling
 from proxflow.errors import ArgumentError
-from proxflow.examples import Condition, Predict, given
+from proxflow.examples import Condition, Predict, check_rows, given
 from proxflow.paths import GaussianPath
 from proxflow.random import Generator, rand
 
@@ -115,6 +115,7 @@ class Flow(ABC, Generic[B]):
                 begins with a fixed belief, and a start is given.
         """
         self.check(x)
+        check_rows(condition, len(x), "condition")
         t = draw_times(len(x), generator, x.device) if t is None else t
         belief = self.belief(x, t, generator, condition=condition, start=start)
         return self.score(given(predict, condition)(belief, t), x, t)
@@ -228,6 +229,8 @@ def draw_times(batch: int, generator: Generator, device: torch.device) -> Tensor
 
 def check_real(x: Tensor) -> None:
     """Refuse data that are not real numbers."""
+    if not isinstance(x, Tensor):
+        raise ArgumentError(f"this flow's data are a tensor (batch, *event), got {type(x).__name__}")
     if not x.is_floating_point() or x.ndim < 1:
         raise ArgumentError(f"this flow's data are real numbers (batch, *event), got {x.dtype} {tuple(x.shape)}")
 

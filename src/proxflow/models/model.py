@@ -21,8 +21,11 @@ from torch import Tensor, nn
 
 from proxflow import names
 from proxflow.config import TrainingConfig, to_dict
+from proxflow.data.images import dequantise
+from proxflow.divergences import Divergence, has_closed_form, has_value
 from proxflow.errors import ArgumentError, CheckpointError, OutputError
-from proxflow.flows import Flow
+from proxflow.flows import GPFN, Flow
+from proxflow.likelihood import OdeLikelihood, ode_log_likelihood
 from proxflow.models import format1, spec
 from proxflow.models.card import card
 from proxflow.models.outline import outlined
@@ -130,6 +133,33 @@ class Model:
         )  # fmt: skip
         return self.data.decode(samples) if decode else samples
 
+    def log_prob(
+        self,
+        x: Tensor,
+        *,
+        condition: Condition | None = None,
+        generator: torch.Generator | None = None,
+        **settings: Any,
+    ) -> OdeLikelihood:
+        """Return log p(x) of data in their own form and units, by :func:`proxflow.ode_log_likelihood`.
+
+        Args:
+            x: Data (batch, …) as :meth:`fit` takes them: bytes are dequantised, so that this bounds their log probability.
+            condition: What they are conditioned on, one row an example.
+            generator: Source of the noise that bytes are dequantised with, and of probes.
+            **settings: Further settings of :func:`proxflow.ode_log_likelihood`, as ``steps`` and ``probes``.
+
+        Raises:
+            ArgumentError: The flow has no Gaussian path; bytes without a generator; as :func:`proxflow.ode_log_likelihood`.
+        """
+        if x.dtype == torch.uint8 and generator is None:
+            raise ArgumentError("bytes are dequantised with noise: give a generator")
+        encoded = dequantise(x, generator) if x.dtype == torch.uint8 and generator else self.data.encode(x)
+        found = ode_log_likelihood(
+            self.predictor, self.flow, encoded, condition=condition, generator=generator, **settings
+        )
+        return replace(found, log_prob=found.log_prob - self.data.log_scale)
+
     def fit(self, data: Tensor | Examples, config: TrainingConfig | None = None, **settings: Any) -> Model:
         """Train on data by the default loss of flow and predictor, and return the model with averaged weights.
 
@@ -146,6 +176,12 @@ class Model:
         from proxflow.training.fit import fit  # an upward import, for convenience
         from proxflow.training.recipes import recipe
 
+        x = data if isinstance(data, Tensor) else getattr(data, "x", None)
+        if not isinstance(x, Tensor):
+            raise ArgumentError(f"data to fit are a tensor or proxflow.Examples, got {type(data).__name__}")
+        found = tuple(self.data.encode(x[:1]).shape[1:])
+        if found != self.shape:
+            raise ArgumentError(f"this model's {self.data.examples_word} have the shape {self.shape}, these {found}")
         known = inspect.signature(TrainingConfig).parameters
         own = {name: settings.pop(name) for name in known if name in settings}
         if config is not None and own:
@@ -282,11 +318,21 @@ def build(
 def _kind(data: Any) -> Kind:
     """Return the kind of data that is given, or that of given examples or the shape of one."""
     from proxflow.data.kinds import Kind
+    from proxflow.data.kinds.vector import Vector
 
     if isinstance(data, Kind):
         return data
     events = getattr(data, "x", data)
-    shape = list(events.shape[1:] if isinstance(events, Tensor) else events)
+    if isinstance(events, Tensor):
+        if events.ndim == 2:
+            return Vector.of(events)
+        events = events.shape[1:]
+    if not isinstance(events, Sequence) or not all(isinstance(size, int) for size in events):
+        raise ArgumentError(
+            f"expected a kind of data, examples as a tensor, or the shape of one, got {type(data).__name__}: of an array "
+            "torch.from_numpy makes a tensor"
+        )
+    shape = list(events)
     found: dict[str, Any] = {"kind": "image", "shape": shape}
     if len(shape) == 1:
         found = {"kind": "vector", "shape": shape, "mean": [0.0] * shape[0], "std": [1.0] * shape[0]}
@@ -306,12 +352,36 @@ def _needed(flow: Flow[Any]) -> str | None:
     return next((predictor for attribute, predictor in asked.items() if hasattr(ends, attribute)), None)
 
 
+def _check_steps(flow: Flow[Any], shape: tuple[int, ...]) -> None:
+    """Refuse a flow that could take no step between its beliefs.
+
+    Raises:
+        ArgumentError: Its divergence is not defined on them, or has no closed-form step, and no solver is given.
+    """
+    if not isinstance(flow, GPFN) or flow.energy is not None:
+        return
+    divergence, cpu = flow.divergence, torch.device("cpu")
+    prior = flow.prior((1, *shape), torch.Generator(cpu), torch.float32, cpu)
+    if type(divergence).interpolate is not Divergence.interpolate or has_closed_form(divergence, prior):
+        return
+    called = next((name for group, name, _ in names.names_of(type(divergence)) if group == "divergences"), divergence)
+    family = type(prior).__name__
+    if not has_value(divergence, prior):
+        raise ArgumentError(f"the divergence {called} is not defined between beliefs of {family}: take another")
+    if flow.solver is None:
+        raise ArgumentError(
+            f"the divergence {called} has no closed-form step between beliefs of {family}: give the flow a numerical "
+            "solver, in words gpfn:solver=newton; a step then takes many times as long"
+        )
+
+
 def _assembled(data: Kind, flow: Flow[Any], network: Part, predictor: Part) -> Model:
     """Build an untrained model of its parts.
 
     Raises:
         ArgumentError: They do not fit together.
     """
+    _check_steps(flow, data.shape)
     needed, taken = _needed(flow), predictor.kind
     if taken != needed and (needed is not None or taken in ("product", "classes", "binned")):
         raise ArgumentError(f"the predictor {taken} does not fit {flow}: take {needed or 'point'}")

@@ -95,6 +95,19 @@ def fields(group: str, kind: str) -> dict[str, Field]:
     return _fields(group, kind, class_of(group, kind))
 
 
+def settings_of(group: str, kind: str) -> dict[str, str]:
+    """Return the settings of a name with their defaults, as a word would say them; "…" where one must be given.
+
+    Raises:
+        ArgumentError: As :func:`fields`.
+    """
+    usual = _usual(group, kind)
+    return {
+        name: _text(usual[name]) if name in usual else "none" if entry.default is None else "…"
+        for name, entry in fields(group, kind).items()
+    }
+
+
 def parse(group: str, text: str) -> Any:
     """Return the object that a word names; for networks and predictors a :class:`Part`.
 

@@ -86,13 +86,25 @@ def sample(
     if isinstance(sampler, str):
         entry = names.find("samplers", sampler)
         sampler = SAMPLERS[sampler] if sampler in SAMPLERS else entry.load()(**entry.settings)
+    if not isinstance(sampler, Sampler):
+        raise ArgumentError(f"expected a sampler or the name of one, got {sampler!r:.80}")
+    if not isinstance(predictor, nn.Module):
+        raise ArgumentError(
+            f"expected a predictor, a module, got {type(predictor).__name__}: give a condition as condition="
+        )
     if not shape or min(shape) < 1 or batch_size < 1:
-        raise ArgumentError(f"shape and batch size must be at least 1, got {tuple(shape)} and {batch_size}")
+        raise ArgumentError(
+            f"the number of samples, the sizes of an event and the batch size must be at least 1, got {tuple(shape)} and "
+            f"{batch_size}"
+        )
     parameter = next((p for p in predictor.parameters() if p.is_floating_point()), torch.zeros(()))
     dtype = parameter.dtype if parameter.dtype == torch.float64 else torch.float32
     device, number, event = parameter.device, shape[0], tuple(shape[1:])
     check_rows(condition, number, "condition")
-    check_rows(start, number, "start")
+    if start is not None and (tuple(start.shape) != tuple(shape) or not bool(start.isfinite().all())):
+        raise ArgumentError(
+            f"start has the shape of the samples, {tuple(shape)}, of finite numbers; got {tuple(start.shape)}"
+        )
     if graph and (device.type != "cuda" or watch is not None):
         raise ArgumentError(
             f"graph records a batch's work on a CUDA device, where no watch can look in: the predictor is on {device}"

@@ -273,8 +273,12 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
 
 def _checked(given: Tensor | Examples, which: str) -> Examples:
     """Return data as examples, and refuse data that cannot be trained on."""
-    examples = given if isinstance(given, Examples) else None
-    data = given if isinstance(given, Tensor) else given.x
+    if not isinstance(given, Tensor | Examples):
+        raise ArgumentError(
+            f"{which} data are a tensor (number, *event) or proxflow.Examples, got {type(given).__name__}: of an array "
+            "torch.from_numpy makes a tensor"
+        )
+    data = given.x if isinstance(given, Examples) else given
     if data.ndim < 2 or len(data) == 0 or not (data.is_floating_point() or data.dtype in (torch.uint8, torch.int64)):
         raise ArgumentError(
             f"{which} data must be a non-empty tensor (number, *event) of uint8 images, real numbers or int64 classes, "
@@ -283,7 +287,7 @@ def _checked(given: Tensor | Examples, which: str) -> Examples:
     if data.is_floating_point() and not data.isfinite().all():
         bad = int((~data.isfinite()).flatten(1).any(1).sum())
         raise ArgumentError(f"{bad} of {len(data)} {which} examples hold NaN or infinite values: remove or mend them")
-    return Examples(data) if examples is None else examples
+    return given if isinstance(given, Examples) else Examples(data)
 
 
 def _parts(config: TrainingConfig, processes: Processes) -> list[range]:

@@ -61,6 +61,18 @@ class Vector(Kind):
             raise ArgumentError("means of columns must be finite numbers, and standard deviations finite and > 0")
 
     @classmethod
+    def of(cls, rows: Tensor) -> Vector:
+        """Return the kind of rows (number, columns), with the mean and standard deviation of their columns.
+
+        Raises:
+            DataError: There are none, or a number is not finite.
+        """
+        if not rows.numel() or not bool(rows.isfinite().all()):
+            raise DataError(f"rows to learn from are at least one, of finite numbers, got {tuple(rows.shape)}")
+        mean, std, _ = _moments(rows.double(), "rows", ())
+        return cls((rows.shape[1],), mean, std)
+
+    @classmethod
     def takes(cls, source: str) -> bool:
         path = Path(source)
         ending = path.suffix.lower()
@@ -107,6 +119,8 @@ class Vector(Kind):
 
     def encode(self, stored: Tensor) -> Tensor:
         """Standardise rows, (x − mean) / std, in float64, and return float32."""
+        if stored.shape[1:] != self.shape:
+            raise ArgumentError(f"these rows have the shape {tuple(stored.shape[1:])}, rows here have {self.shape}")
         return ((stored.double() - self._of(self.mean, stored)) / self._of(self.std, stored)).float()
 
     def decode(self, samples: Tensor) -> Tensor:
@@ -236,7 +250,9 @@ def _number(field: str) -> float | None:
         return None
 
 
-def _moments(x: Tensor, path: Path, columns: Sequence[str]) -> tuple[tuple[float, ...], tuple[float, ...], list[int]]:
+def _moments(
+    x: Tensor, path: Path | str, columns: Sequence[str]
+) -> tuple[tuple[float, ...], tuple[float, ...], list[int]]:
     """Return mean and standard deviation of each column, and which columns have one value; float64 (rows, columns)."""
     least, most = x.amin(0), x.amax(0)
     spread = most - least
