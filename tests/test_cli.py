@@ -663,7 +663,7 @@ def test_train_refuses_wrong_numbers_before_it_works(run, arrays, tmp_path, no_w
         (["--ema", 1], "ema"),
         (["--seed", -1], "--seed"),
         (["--network", "unet:channels=0"], "channels"),
-        (["--network", "unet:channels=many"], "channels is a whole number"),
+        (["--network", "unet:channels=many"], "channels must be a whole number"),
         (["--network", "unet:multipliers=()"], "multiplier"),
         (["--network", "unet:blocks=0"], "blocks"),
         (["--network", "unet:patch=0"], "patch"),

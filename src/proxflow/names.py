@@ -35,9 +35,6 @@ _BROKEN = (
 """What importing another package's module may raise."""
 
 
-_GRAMMAR = "blanks, brackets and : , ="
-
-
 @dataclass(frozen=True)
 class Name:
     """One name: what it stands for.
@@ -236,7 +233,10 @@ def _scan(group: str) -> tuple[dict[str, Name], dict[str, str]]:
         if name in BUILT_IN[group]:
             shadowed[name] = packages
         elif re.search(r"[\s:,=(){}\[\]]", name):
-            why = f"the package {packages} adds {name!r} to the {group}, which no word can hold: rename it without {_GRAMMAR}"
+            why = (
+                f"the package {packages} adds {name!r} to the {group}, which no word can hold: rename it without blanks, "
+                "brackets and : , ="
+            )
             found[name] = Name("", package=packages, refusal=why)
         elif len(entries) > 1:
             why = f"{packages} both add {name!r} to the {group}, so it names neither: remove one of these packages"
