@@ -663,7 +663,7 @@ def test_train_refuses_wrong_numbers_before_it_works(run, arrays, tmp_path, no_w
         (["--ema", 1], "ema"),
         (["--seed", -1], "--seed"),
         (["--network", "unet:channels=0"], "channels"),
-        (["--network", "unet:channels=many"], "channels is a whole number"),
+        (["--network", "unet:channels=many"], "channels must be a whole number"),
         (["--network", "unet:multipliers=()"], "multiplier"),
         (["--network", "unet:blocks=0"], "blocks"),
         (["--network", "unet:patch=0"], "patch"),
@@ -701,15 +701,15 @@ def test_damaged_data_are_refused(run, arrays, tmp_path, no_work):
     np.save(tmp_path / "single.npy", noise(3))
     (tmp_path / "single.npy").rename(tmp_path / "single.npz")
     assert bad(tmp_path / "nowhere", "no training data", "IDX", "PNG", ".npz")
-    assert bad(tmp_path / "nowhere.npz", "cannot be read")
-    assert bad(tmp_path / "cut.npz", "cannot be read", "intact")
-    assert bad(tmp_path / "flipped.npz", "cannot be read", "intact")
+    assert bad(tmp_path / "nowhere.npz", "does not exist")
+    assert bad(tmp_path / "cut.npz", "no intact .npz file")
+    assert bad(tmp_path / "flipped.npz", "no intact .npz file")
     assert bad(tmp_path / "single.npz", "single array")
     assert bad(array("key.npz", pictures=noise(3)), '"images"', "pictures")
     assert bad(array("real.npz", images=np.full((3, 8, 8, 1), np.nan, np.float32)), "float32", "uint8")
     assert bad(array("flat.npz", images=noise(3)[..., 0]), "(3, 28, 28)", "channels")
     assert bad(array("none.npz", images=noise(0)), "not empty")
-    assert bad(array("object.npz", images=np.array([{}])), "cannot be read")  # would need a pickle
+    assert bad(array("object.npz", images=np.array([{}])), "no intact .npz file")  # would need a pickle
 
     grey = Image.fromarray(noise(1, (8, 8))[0, ..., 0])
     assert bad(pictures("nothing"), "holds no pictures")

@@ -59,6 +59,20 @@ def test_a_source_without_a_kind_lists_what_there_is(source):
         kind_of_source(source)
 
 
+def test_a_file_that_no_kind_reads_is_said_to_be_there(tmp_path):
+    with pytest.raises(DataError, match=r"no kind of data reads such a file as .*points\.txt: expected .*\.csv"):
+        kind_of_source(text(tmp_path / "points.txt", "1,2\n"))
+
+
+def test_missing_arrays_do_not_exist_and_numpys_advice_is_not_passed_on(tmp_path):
+    for ending in (".npy", ".npz"):
+        with pytest.raises(DataError, match=rf"nowhere{ending}: does not exist; expected an intact {ending} file"):
+            Vector.read(str(tmp_path / f"nowhere{ending}"))
+        with pytest.raises(DataError, match=rf"a{ending}: is no intact {ending} file") as caught:
+            Vector.read(text(tmp_path / f"a{ending}", "no array"))
+        assert "pickle" not in str(caught.value)
+
+
 def test_an_empty_folder_and_an_unknown_kind_are_refused(tmp_path):
     with pytest.raises(DataError, match="holds no pictures"):
         kind_of_source(str(tmp_path))
@@ -351,7 +365,8 @@ def test_tables_of_text_with_and_without_names(tmp_path, content, columns):
         ("1,2\n1,nan\n", "line 2, column 2, has 'nan'"),
         ("1,2\n-inf,1\n", "line 2, column 1, has '-inf'"),
         ("1,2\n1_0,1\n", "line 2, column 1, has '1_0'"),
-        ("1;2\n3;4\n", "commas between"),
+        ("1;2\n3;4\n", "line 2: expected commas between the columns; this file has semicolons"),
+        ("a;b\n1,5;2,5\n", "line 2: expected commas between the columns; this file has semicolons"),
         ("1,2\n1j,1\n", "has '1j'"),
         (",a,b\n0,1,2\n", "column 1 has no name.*index=False"),
         ("1,2\n1,\0\n", "a.csv"),
@@ -366,7 +381,7 @@ def test_tables_of_text_are_refused_by_place(tmp_path, content, message):
 
 def test_text_of_another_encoding_or_no_text_is_refused(tmp_path):
     for path in (text(tmp_path / "a.csv", "é,b\n1,2\n", "latin-1"), str(tmp_path / "nowhere.csv"), str(tmp_path)):
-        with pytest.raises(DataError, match=r"cannot be read|no rows of numbers"):
+        with pytest.raises(DataError, match=r"cannot be read|nowhere.csv: does not exist|no rows of numbers"):
             Vector.read(path)
 
 
@@ -381,7 +396,10 @@ def test_text_of_another_encoding_or_no_text_is_refused(tmp_path):
         (np.zeros((2, 2), complex), "complex128"),
         (np.zeros((2, 2), bool), "bool"),
         (np.array([["1", "2"]]), "<U1"),
-        (np.array([[{}, 1]]), "cannot be read"),  # would need a pickle
+        (
+            np.array([[{}, 1]]),
+            "is no intact .np[yz] file, or holds Python objects, which are not read$",
+        ),  # would need a pickle
         (np.zeros((2, 2), [("a", float)]), "expected real numbers"),
         (np.array([[1.0, 2.0], [3.0, np.nan]]), r"nan at \[1, 1\]"),
         (np.array([[1.0, np.inf], [3.0, 0.0]]), r"inf at \[0, 1\]"),
@@ -409,7 +427,7 @@ def test_damaged_and_ambiguous_files_are_refused(tmp_path):
             Vector.read(str(whole))
     np.save(tmp_path / "b.npy", np.zeros((300, 2)))
     (tmp_path / "b.npy").write_bytes((tmp_path / "b.npy").read_bytes()[:-5])
-    with pytest.raises(DataError, match=r"b\.npy: cannot be read"):
+    with pytest.raises(DataError, match=r"b\.npy: is no intact \.npy file"):
         Vector.read(str(tmp_path / "b.npy"))
     np.savez(tmp_path / "c", x=np.zeros((3, 2)))
     (tmp_path / "c.npz").rename(tmp_path / "c.npy")

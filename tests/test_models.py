@@ -192,11 +192,13 @@ def test_the_shipped_model_is_the_one_that_format_1_described(tmp_path):
     [
         ({"model": {"flow": "banana"}}, "flow must be one of"),
         ({"model": {"flow": "bfn", "coupling": "ot"}}, "bfn begins with one fixed belief"),
-        ({"model": {"colour": 3}}, "unknown field 'colour'"),
+        ({"model": {"colour": 3}}, "settings of a model of format 1 .* got the unknown field 'colour'"),
         ({"shape": [1, 8]}, "data: image: images have a shape"),
-        ({"shape": None}, "data: image: shape is a list"),
+        ({"shape": None}, "data: image: shape must be a list"),
         ({"provenance": 3}, "provenance must be an object"),
         ({"format": 3}, "has format 3, and this version reads up to 2: install a newer one"),
+        ({"format": True}, "expected a model configuration of format 1 or 2"),
+        ({"model": 3}, r"expected the settings of a model of format 1 \(flow, channels, .*\), got 3"),
         ({"format": "1"}, "expected a model configuration of format 1 or 2"),
     ],
 )

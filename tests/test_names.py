@@ -9,6 +9,7 @@ import pytest
 from stranger import stranger_package
 
 from proxflow import names
+from proxflow.cli.list import lines
 from proxflow.divergences import Divergence
 from proxflow.errors import ArgumentError
 
@@ -72,22 +73,28 @@ def test_a_broken_package_is_named_and_stops_nothing(tmp_path, on_path):
     assert names.find("divergences", "scaled").load().__name__ == "Scaled"
 
 
-def test_two_packages_with_one_name_are_both_named_and_the_first_stands(tmp_path, on_path):
+def test_a_name_of_two_packages_is_refused_and_said_where_it_stands(tmp_path, on_path):
     on_path(stranger_package(tmp_path / "b", "second", "class B: pass", {"samplers": {"quick": "B", "unipc": "B"}}))
-    on_path(stranger_package(tmp_path / "a", "first", "class A: pass", {"samplers": {"quick": "A"}}))
-    with pytest.warns(UserWarning, match="both call one of the samplers") as told:
-        found = names.added("samplers")
-    said = sorted(str(warning.message) for warning in told)
-    assert said == sorted(names.clashes("samplers"))
-    assert said[0].startswith(
-        "the packages first and second both call one of the samplers 'quick': that of first is taken"
-    )
-    assert said[1].startswith("the packages proxflow and second both call one of the samplers 'unipc'")
-    assert found["quick"].package == "first"
-    assert names.find("samplers", "unipc").load().__name__ == "Multistep"
+    on_path(stranger_package(tmp_path / "a", "first", "class A: pass", {"samplers": {"quick": "A", "slow": "A"}}))
+    sentence = "first and second both add 'quick' to the samplers, so it names neither: remove one of these packages"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        names.known("samplers")  # said once
+        assert names.find("samplers", "slow").package == "first"
+        with pytest.raises(ArgumentError, match=sentence):
+            names.find("samplers", "quick")
+        assert names.known("samplers")["quick"].says() == sentence
+        assert lines("samplers")["quick"] == (sentence, "first and second")
+        assert names.find("samplers", "unipc").load().__name__ == "Multistep"
+        assert "not that of the package second" in lines("samplers")["unipc"][0]
+
+
+def test_a_name_that_no_word_can_hold_is_not_taken(tmp_path, on_path):
+    wrong = ["a:b", "a,b", "a(b)", "a b"]  # an entry's name ends at =
+    on_path(stranger_package(tmp_path, "odd", "class A: pass", {"samplers": dict.fromkeys(wrong, "A")}))
+    for name in wrong:
+        with pytest.raises(ArgumentError, match="which no word can hold: rename it without blanks, brackets and : , ="):
+            names.find("samplers", name)
+        assert "rename it" in lines("samplers")[name][0]
 
 
 def test_listing_names_needs_no_torch(tmp_path):

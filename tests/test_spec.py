@@ -108,6 +108,20 @@ def test_words_say_what_python_says():
         "clip_in_training": False,
     }
     assert parse("samplers", "marginal:kappa=0.5") == Marginal(0.5)
+    assert parse("samplers", "multistep2:order=2,corrected=true") == parse("samplers", "unipc")
+
+
+def test_brackets_around_a_whole_list_mean_nothing():
+    for text in ("-1,1", "(-1,1)", "[-1, 1]"):
+        assert parse("predictors", f"point:clip={text}").settings["clip"] == (-1, 1)
+    for text in ("1,2", "(1,2)", "[1,2]"):
+        assert parse("networks", f"unet:multipliers={text}").settings["multipliers"] == (1, 2)
+    assert parse("networks", "unet:multipliers=[]").settings["multipliers"] == ()
+    parts = ((GaussianEndpoints(), 2), (CategoricalEndpoints(5), 1))
+    for text in ("((gaussian,2),(categorical:classes=5,1))", "[(gaussian,2),(categorical:classes=5,1)]"):
+        assert parse("endpoints", f"product:parts={text}") == ProductEndpoints(parts)
+    for one in ("[(categorical:classes=5,1)]", "(categorical:classes=5,1)"):
+        assert parse("endpoints", f"product:parts={one}") == ProductEndpoints(parts[1:])
 
 
 def test_tensors_are_lists_of_numbers():
@@ -128,17 +142,19 @@ def test_tensors_are_lists_of_numbers():
         ("couplings", "banana", "no coupling is called 'banana': known are ot, reflow"),
         ("flows", "gpfn:divergence=banana", "no divergence is called 'banana'"),
         ("flows", "gpfn:divergence=alpha", "gpfn: divergence: alpha needs the setting a, as in alpha:a="),
+        ("samplers", "multistep2:order=3", "multistep2 fixes order = 2: take multistep3, or leave order out"),
+        ("samplers", "unipc:corrected=false", "unipc fixes corrected = true: take multistep2, or leave corrected out"),
         ("samplers", "midpoint:order=2", "midpoint has no setting 'order': it has no settings"),
         ("schedules", "linear:final=2", r"linear: final must lie in \(0, 1\], got 2.0"),
-        ("schedules", "linear:final=x", "linear: final is a finite number, got 'x'"),
-        ("schedules", "linear:final=nan", "linear: final is a finite number, got nan"),
-        ("networks", "unet:channels=1.5", "unet: channels is a whole number, got '1.5'"),
+        ("schedules", "linear:final=x", "linear: final must be a finite number, got 'x'"),
+        ("schedules", "linear:final=nan", "linear: final must be a finite number, got nan"),
+        ("networks", "unet:channels=1.5", "unet: channels must be a whole number, got '1.5'"),
         ("networks", "unet:channels", "expected unet:field=value,field=value…, got 'channels'"),
         ("networks", "unet:channels=1,channels=2", "unet is given channels twice"),
         ("networks", "unet:outputs=3", "unet has no setting 'outputs'"),
-        ("predictors", "point:parameterisation=q", "point: parameterisation is one of x, epsilon, v, got 'q'"),
-        ("predictors", "point:clip=1,2,3", r"point: clip is a list of 2 values, got \[1.0, 2.0, '3'\]"),
-        ("predictors", "point:clip_in_training=maybe", "clip_in_training is true or false, got 'maybe'"),
+        ("predictors", "point:parameterisation=q", "point: parameterisation must be one of x, epsilon, v, got 'q'"),
+        ("predictors", "point:clip=1,2,3", r"point: clip must be a list of 2 values, got \[1.0, 2.0, '3'\]"),
+        ("predictors", "point:clip_in_training=maybe", "clip_in_training must be true or false, got 'maybe'"),
         ("flows", "gpfn:energy=banana", "gpfn: energy cannot be named or held by a file"),
         (
             "flows",
@@ -159,13 +175,13 @@ def test_what_means_nothing_is_refused_in_a_sentence(group, text, message):
         ("flows", None, 'expected one of the flows as {"kind": name, …}, got None'),
         ("flows", {"kind": ["gpfn"]}, "expected one of the flows"),
         ("flows", {"kind": "gpfn", "divergence": "kl"}, "gpfn: divergence: expected one of the divergences"),
-        ("flows", {"kind": "bfn", "sigma1": "0.3"}, "bfn: sigma1 is a finite number, got '0.3'"),
-        ("flows", {"kind": "bfn", "sigma1": True}, "bfn: sigma1 is a finite number, got True"),
+        ("flows", {"kind": "bfn", "sigma1": "0.3"}, "bfn: sigma1 must be a finite number, got '0.3'"),
+        ("flows", {"kind": "bfn", "sigma1": True}, "bfn: sigma1 must be a finite number, got True"),
         ("flows", {"kind": "bfn", "readout": {"bins": 1}}, "bfn: readout: discretised data need at least 2 bins"),
-        ("networks", {"kind": "unet", "channels": 8.0}, "unet: channels is a whole number, got 8.0"),
-        ("networks", {"kind": "unet", "multipliers": 3}, "unet: multipliers is a list"),
+        ("networks", {"kind": "unet", "channels": 8.0}, "unet: channels must be a whole number, got 8.0"),
+        ("networks", {"kind": "unet", "multipliers": 3}, "unet: multipliers must be a list"),
         ("networks", {"kind": "os:system"}, "no network is called 'os:system'"),
-        ("divergences", {"kind": "mmd", "kernel": [["a"]]}, "mmd: kernel is an array of numbers"),
+        ("divergences", {"kind": "mmd", "kernel": [["a"]]}, "mmd: kernel must be an array of numbers"),
         ("divergences", {"kind": "mmd", "_factor": [[1]]}, "mmd has no setting '_factor'"),
     ],
 )

@@ -203,7 +203,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(place, run):
         ([*train, "some.bearings", "--divergence", "log-euclidian"], "did you mean log-euclidean"),
         ([*train, "some.bearings", "--divergence", "log-euclidian"], "entry point of the group proxflow.divergences"),
         ([*train, "some.bearings", "--divergence", "log-euclidean:wait=2"], "its settings are weight"),
-        ([*train, "some.bearings", "--network", "labelled:classes=some"], "classes is a whole number"),
+        ([*train, "some.bearings", "--network", "labelled:classes=some"], "classes must be a whole number"),
         ([*train, "some.bearings", "--size", 3], "--size is for folders of pictures"),
         ([*train, "none.bearings"], "cannot be read"),
         (

@@ -442,7 +442,7 @@ class TestModels:
             (lambda c: c.update(format=99), "format"),
             (lambda c: c["data"].update(shape=[1, 12]), "image: "),
             (lambda c: c["flow"].update(kind="magic"), "no flow is called 'magic'"),
-            (lambda c: c["network"].update(channels="8"), "channels is a whole number"),
+            (lambda c: c["network"].update(channels="8"), "channels must be a whole number"),
             (lambda c: c["network"].update(channels=-1), "channels ≥ 1"),
             (lambda c: c["network"].update(colour=1), "unet has no setting 'colour'"),
             (lambda c: c["network"].update(channels=16), "another architecture"),

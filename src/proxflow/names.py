@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import warnings
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -46,6 +46,7 @@ class Name:
             ``{"kind": name, …}``, as in a model file.
         predictor: Of a flow, the predictor that a model gets with it if none is named, in the same form.
         package: The package that added it; this one where empty.
+        refusal: Why it cannot be used, where two packages add it or no word could hold it; empty where it can.
     """
 
     target: str
@@ -53,13 +54,17 @@ class Name:
     settings: Mapping[str, Any] = field(default_factory=dict)
     predictor: Mapping[str, Any] = field(default_factory=dict)
     package: str = ""
+    refusal: str = ""
 
     def load(self) -> type[Any]:
         """Import the class.
 
         Raises:
-            ArgumentError: It is another package's and cannot be imported, or is no class; the message names the package.
+            ArgumentError: It is another package's and cannot be used or imported, or is no class; the message names the
+                package.
         """
+        if self.refusal:
+            raise ArgumentError(self.refusal)
         module, _, attribute = self.target.partition(":")
         if not self.package:
             built_in: type[Any] = getattr(import_module(module), attribute)
@@ -79,8 +84,8 @@ class Name:
 
     def says(self) -> str:
         """Return what it is in one line: of an entry point that of its class's docstring, or why it cannot be imported."""
-        if self.line or not self.package:
-            return self.line
+        if self.line or self.refusal or not self.package:
+            return self.line or self.refusal
         try:
             text = inspect.getdoc(self.load()) or ""
         except ArgumentError as error:
@@ -211,59 +216,59 @@ BUILT_IN: dict[str, dict[str, Name]] = {
 
 
 @cache
-def _scan(group: str) -> tuple[dict[str, Name], tuple[str, ...]]:
-    """Return the names that installed packages add to a group, and a sentence for each that is not taken."""
+def _scan(group: str) -> tuple[dict[str, Name], dict[str, str]]:
+    """Return the names that installed packages add to a group, and the packages whose name is the library's own."""
     from importlib.metadata import entry_points
 
-    found: dict[str, Name] = {}
-    clashes = []
+    claims: dict[str, list[Name]] = {}
     for point in entry_points(group=f"proxflow.{group}"):
         added_by = point.dist.name if point.dist is not None else "an installed package"
-        new = Name(point.value, package=added_by)
-        if point.name in BUILT_IN[group]:
-            owner = "proxflow"
-        elif point.name not in found:
-            found[point.name] = new
-            continue
-        elif found[point.name] == new:  # the same package, found by two ways
-            continue
+        claim = Name(point.value, package=added_by)
+        if claim not in (entries := claims.setdefault(point.name, [])):  # a package may be found by two ways
+            entries.append(claim)
+    found: dict[str, Name] = {}
+    shadowed: dict[str, str] = {}
+    for name, entries in claims.items():
+        packages = " and ".join(sorted({entry.package for entry in entries}))
+        if name in BUILT_IN[group]:
+            shadowed[name] = packages
+        elif re.search(r"[\s:,=(){}\[\]]", name):
+            why = (
+                f"the package {packages} adds {name!r} to the {group}, which no word can hold: rename it without blanks, "
+                "brackets and : , ="
+            )
+            found[name] = Name("", package=packages, refusal=why)
+        elif len(entries) > 1:
+            why = f"{packages} both add {name!r} to the {group}, so it names neither: remove one of these packages"
+            found[name] = Name("", package=packages, refusal=why)
         else:
-            owner = found[point.name].package
-        clashes.append(
-            f"the packages {owner} and {added_by} both call one of the {group} {point.name!r}: that of {owner} is taken, "
-            f"rename or remove the other"
-        )
-    for clash in clashes:
-        warnings.warn(clash, stacklevel=2)
-    return found, tuple(clashes)
+            found[name] = entries[0]
+    return found, shadowed
 
 
 def added(group: str) -> dict[str, Name]:
-    """Return the names that installed packages add to a group.
-
-    Of two with one name the first stands, and the library's own before all; a warning names both packages.
-    """
+    """Return the names that installed packages add to a group, also those that cannot be used; not the library's own."""
     return _scan(group)[0] if group in OPEN else {}
 
 
-def clashes(group: str) -> tuple[str, ...]:
-    """Return a sentence for each name of a group that two packages claim."""
-    return _scan(group)[1] if group in OPEN else ()
-
-
 def known(group: str) -> dict[str, Name]:
-    """Return all names of a group, the library's own first."""
-    return {**BUILT_IN[group], **added(group)}
+    """Return all names of a group, the library's own first; of those that a package claims too the line says so."""
+    own = dict(BUILT_IN[group])
+    for name, package in _scan(group)[1].items() if group in OPEN else ():
+        own[name] = replace(own[name], line=f"{own[name].line} (not that of the package {package}, which is not taken)")
+    return {**own, **added(group)}
 
 
 def find(group: str, name: str) -> Name:
     """Return the entry of a name.
 
     Raises:
-        ArgumentError: There is none; the message lists near names and says where names come from.
+        ArgumentError: There is none; the message lists near names and says where names come from. Or it cannot be used.
     """
     names = known(group)
     if name in names:
+        if names[name].refusal:
+            raise ArgumentError(names[name].refusal)
         return names[name]
     near = difflib.get_close_matches(name, names, 3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"

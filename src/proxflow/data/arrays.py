@@ -24,6 +24,16 @@ UNREADABLE = (
 """Errors of numpy and zipfile for damaged files: headers, sizes beyond memory, unknown compressions."""
 
 
+def why(error: Exception, expected: str) -> str:
+    """Return why a file cannot be read: numpy's own advice for damaged files is about pickles, which are never read."""
+    if isinstance(error, FileNotFoundError):
+        return f"does not exist; expected {expected}"
+    reason = error.strerror if isinstance(error, OSError) else "no memory for it" * isinstance(error, MemoryError)
+    if reason:
+        return f"cannot be read ({reason}); expected {expected}"
+    return f"is no{expected.removeprefix('an')}, or holds Python objects, which are not read"
+
+
 def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the arrays of an ``.npz`` file by their keys; only headers are read.
 
@@ -65,7 +75,7 @@ def read_npz(path: Path, keys: Sequence[str]) -> dict[str, Array]:
     except DataError:
         raise
     except UNREADABLE as error:
-        raise DataError(f"{path}: cannot be read ({error}); expected an intact .npz file") from error
+        raise DataError(f"{path}: {why(error, 'an intact .npz file')}") from error
 
 
 def read_npy(path: Path) -> Array:
@@ -78,7 +88,7 @@ def read_npy(path: Path) -> Array:
         with path.open("rb") as file:
             array = np.load(file, allow_pickle=False)
     except UNREADABLE as error:
-        raise DataError(f"{path}: cannot be read ({error}); expected an intact .npy file") from error
+        raise DataError(f"{path}: {why(error, 'an intact .npy file')}") from error
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path}: holds several arrays; expected an .npy file of one, or the ending .npz")
     return array

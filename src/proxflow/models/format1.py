@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from proxflow.config import from_dict
@@ -30,7 +30,13 @@ def translate(content: dict[str, Any], where: str) -> dict[str, Any]:
     Raises:
         CheckpointError: A field is unknown or has the wrong type; ``where`` names the file.
     """
-    old = from_dict(_Config, content.get("model"), where)
+    held, known = content.get("model"), [setting.name for setting in fields(_Config)]
+    told = f"{where}: expected the settings of a model of format 1 ({', '.join(known)}), got"
+    if not isinstance(held, dict):
+        raise CheckpointError(f"{told} {held!r:.80}")
+    if unknown := sorted(set(held) - set(known)):
+        raise CheckpointError(f"{told} the unknown field {unknown[0]!r:.80}")
+    old = from_dict(_Config, held, where)
     if old.coupling != "independent" and not old.flow.startswith("gpfn-"):
         raise CheckpointError(f"{where}: {old.flow} begins with one fixed belief, so it has no coupling")
     flow: dict[str, Any] = {"kind": "bfn", "sigma1": old.sigma1 if old.flow == "bfn-tuned" else 1e-3}

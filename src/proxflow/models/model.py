@@ -504,7 +504,7 @@ def _read(path: Path) -> dict[str, Any]:
     form = content.get("format") if isinstance(content, dict) else None
     if type(form) is int and form > FORMAT:
         raise CheckpointError(f"{path} has format {form}, and this version reads up to {FORMAT}: install a newer one")
-    if form not in (1, FORMAT):
+    if type(form) is not int or form not in (1, FORMAT):  # True is 1
         raise CheckpointError(f"{path}: expected a model configuration of format 1 or {FORMAT}")
     known = {"format", "flow", "network", "predictor", "data", "provenance", "times"}
     if form == 1:

@@ -196,7 +196,24 @@ def content(group: str, given: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": kind.strip()}
     known = fields(group, found["kind"])
     found.update(_given(rest, known, found["kind"]) if colon else {})
+    if group == "samplers":
+        _refuse_overridden(found)
     return found
+
+
+def _refuse_overridden(given: Mapping[str, Any]) -> None:
+    """Refuse a sampler whose settings undo what its name fixes, where another name stands for them."""
+    kind, entry = given["kind"], names.find("samplers", given["kind"])
+    wanted = {**entry.settings, **given}
+    undone = [name for name, value in entry.settings.items() if wanted[name] != value]
+    fitting = [
+        (len(other.settings), name)
+        for name, other in names.known("samplers").items()
+        if other.target == entry.target and all(wanted.get(key) == value for key, value in other.settings.items())
+    ]
+    if undone and fitting:
+        name, better = undone[0], max(fitting)[1]
+        raise ArgumentError(f"{kind} fixes {name} = {_text(entry.settings[name])}: take {better}, or leave {name} out")
 
 
 def class_of(group: str, kind: str) -> type[Any]:
@@ -289,37 +306,37 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         for choice in inner:
             if type(choice) is type(value) and choice == value:
                 return choice
-        raise ArgumentError(f"{where} is one of {', '.join(map(str, inner))}, got {value!r:.80}")
+        raise ArgumentError(f"{where} must be one of {', '.join(map(str, inner))}, got {value!r:.80}")
     if origin in (tuple, list, Sequence):
         if not isinstance(value, list | tuple) or len(value) > _LONGEST:
-            raise ArgumentError(f"{where} is a list of at most {_LONGEST} values, got {value!r:.80}")
+            raise ArgumentError(f"{where} must be a list of at most {_LONGEST} values, got {value!r:.80}")
         hints = [inner[0] if inner else Any] * len(value)
         if origin is tuple and inner and inner[-1] is not Ellipsis:
             hints = list(inner)
             if len(value) != len(hints):
-                raise ArgumentError(f"{where} is a list of {len(hints)} values, got {value!r:.80}")
+                raise ArgumentError(f"{where} must be a list of {len(hints)} values, got {value!r:.80}")
         items = [_value(h, item, where) for h, item in zip(hints, value, strict=True)]
         return items if origin is list else tuple(items)
     if origin in (dict, Mapping):
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-            raise ArgumentError(f"{where} has values by name, got {value!r:.80}")
+            raise ArgumentError(f"{where} must have values by name, got {value!r:.80}")
         return {name: _value(inner[1], item, f"{where}: {name:.80}") for name, item in value.items()}
     if dataclasses.is_dataclass(origin) and isinstance(origin, type):
         if not isinstance(value, Mapping):
-            raise ArgumentError(f"{where} has the fields of {origin.__name__} by name, got {value!r:.80}")
+            raise ArgumentError(f"{where} must have the fields of {origin.__name__} by name, got {value!r:.80}")
         return _constructed(origin, _values(value, _dataclass_fields(origin, where), where), where)
     if hint is Tensor:
         try:
             return torch.tensor(value, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ArgumentError(f"{where} is an array of numbers, got {value!r:.80}") from error
+            raise ArgumentError(f"{where} must be an array of numbers, got {value!r:.80}") from error
     if hint is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
     expected = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text"}.get(hint)
     if expected is None:
         raise ArgumentError(f"{where} cannot be named or held by a file, as a function cannot: give it in Python")
     if hint is float or type(value) is not hint or (hint is int and not abs(value) < 2**63):
-        raise ArgumentError(f"{where} is {expected}, got {value!r:.80}")
+        raise ArgumentError(f"{where} must be {expected}, got {value!r:.80}")
     return value
 
 
@@ -355,7 +372,7 @@ def _plain(hint: Any, text: str, where: str) -> Any:
     if origin is Literal:
         return next((choice for choice in inner if str(choice) == text), text)
     if origin in (tuple, list, Sequence):
-        pieces = [piece.strip() for piece in _split(text)] if text not in ("", "()") else []
+        pieces = _items(text, (inner and get_origin(inner[0])) in (tuple, list, Sequence))
         hints = inner if origin is tuple and inner and inner[-1] is not Ellipsis else inner[:1] * len(pieces)
         return [_plain(h, _unwrapped(piece), where) for h, piece in zip(hints, pieces, strict=False)] + pieces[
             len(hints) :
@@ -375,6 +392,17 @@ def _numbers(text: str) -> Any:
     """Return the numbers of an array, with or without brackets around it."""
     found = json.loads(f"[{text}]")
     return found[0] if len(found) == 1 else found
+
+
+def _items(text: str, nested: bool) -> list[str]:
+    """Return the pieces of a list, with or without brackets around it, whose items may be lists themselves."""
+    if text in ("", "()"):
+        return []
+    pieces = [piece.strip() for piece in _split(_unwrapped(text))]
+    # Brackets around all of a text may be those of its only item: a list, or a word with settings.
+    if any(re.match(r"[A-Za-z_]\w*=", piece) or (nested and piece[:1] not in ("(", "[")) for piece in pieces):
+        return [piece.strip() for piece in _split(text)]
+    return [] if pieces == [""] else pieces
 
 
 def _split(text: str, before: str = "") -> list[str]:

@@ -43,4 +43,6 @@ def kind_of_source(source: str, name: str | None = None) -> type[Kind]:
         raise DataError(
             f"the folder {source} holds no pictures, nor other data that are known: expected {'; '.join(told)}"
         )
+    if os.path.exists(source):
+        raise DataError(f"no kind of data reads such a file as {source}: expected {'; '.join(told)}")
     raise DataError(f"no training data {source!r}: expected {'; '.join(told)}")

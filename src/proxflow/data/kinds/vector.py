@@ -225,6 +225,10 @@ def _read_csv(path: Path) -> tuple[np.ndarray[Any, np.dtype[np.float64]], tuple[
                                 "pandas writes them, leave them out (index=False)"
                             )
                         continue
+                if any(";" in field for field in fields):
+                    raise DataError(
+                        f"{path}: line {lines.line_num}: expected commas between the columns; this file has semicolons"
+                    )
                 if len(fields) != width:
                     raise DataError(f"{path}: line {lines.line_num} has {len(fields)} fields; expected {width}")
                 row = [_number(field) for field in fields]
@@ -236,6 +240,8 @@ def _read_csv(path: Path) -> tuple[np.ndarray[Any, np.dtype[np.float64]], tuple[
                             "commas between the columns"
                         )
                 rows.append([value for value in row if value is not None])
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: does not exist; expected a text file of numbers between commas") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error}); expected a text file of numbers between commas") from error
     if not rows:
