@@ -18,9 +18,14 @@ from torch import Tensor, nn
 
 from proxflow._math import sum_events
 from proxflow.beliefs import Belief, DiagonalGaussian
+from proxflow.data.kinds.image import Image
+from proxflow.data.kinds.vector import Vector
 from proxflow.divergences import Divergence, closed_form, value
+from proxflow.errors import ArgumentError
+from proxflow.nn import MLP, UNet
 from proxflow.random import Generator
 from proxflow.samplers import SAMPLERS, Deterministic, Samples
+from proxflow.solvers import NewtonSolver
 from proxflow.testing import BELIEFS, check_belief, check_divergence, check_kind, check_network, check_sampler, normal
 
 
@@ -67,6 +72,12 @@ def _(divergence: Straight, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
             return sum_events(squares).double()
         case "detached":
             return sum_events((_log(p).detach() - _log(q)).square().sum(-1) + 0 * p.mean + 0 * p.std)
+        case "means":
+            return sum_events((p.mean - q.mean).square() + 0 * p.std + 0 * q.std)
+        case "constant":
+            return sum_events(squares).detach()
+        case "one":
+            return sum_events((_log(p).detach() - _log(q)).square().sum(-1))
         case "root":
             return sum_events(squares.sqrt())
     return sum_events(squares)
@@ -95,7 +106,10 @@ def test_a_good_divergence_passes() -> None:
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
-        ("negative", "values of different beliefs are positive"),
+        ("negative", r"values of different beliefs are positive, got -\d"),
+        ("means", "the value of different beliefs is 0: coordinate 3 of 4 does not change it"),
+        ("constant", "a value is detached from a belief"),
+        ("one", "a value is detached from a belief"),
         ("offset", "the value of equal beliefs is 0: they differ by up to 1.0e-03"),
         ("batch", "the value of an example does not depend on the rest of the batch"),
         ("joint", "the value is the sum over coordinates"),
@@ -117,6 +131,21 @@ def test_a_broken_divergence_is_named(fault: str, sentence: str) -> None:
 def test_a_divergence_without_values_is_named() -> None:
     with refused("has values on none of the families"):
         check_divergence(Straight(), {f: draw for f, draw in BELIEFS.items() if f is not DiagonalGaussian})
+
+
+def test_a_class_where_an_instance_is_wanted_is_named_and_the_other_way_round(table: str) -> None:
+    with refused("expected an instance of a Divergence, got the class Straight: call it"):
+        check_divergence(Straight)  # type: ignore[arg-type]
+    with refused("expected an instance, got the class NewtonSolver: call it"):
+        check_divergence(Straight(), solver=NewtonSolver)  # type: ignore[arg-type]
+    with refused("expected an instance of a Sampler, got the class Deterministic: call it"):
+        check_sampler(Deterministic)  # type: ignore[arg-type]
+    with refused("expected an instance of a Sampler, got 'deterministic'"):
+        check_sampler("deterministic")  # type: ignore[arg-type]
+    with refused("expected a class of networks, got an instance of Layers: give its class"):
+        check_network(Layers((3,)), (3,))
+    with refused("expected a class of kinds, got an instance of Rows: give its class"):
+        check_kind(Rows((2,)), table, ".csv")  # type: ignore[arg-type]
 
 
 # Beliefs -----------------------------------------------------------------------------------------------------------------
@@ -149,6 +178,8 @@ class Uniform(Belief):
     def log_prob(self, x: Tensor) -> Tensor:
         if self.fault != "unchecked":
             self._check_event(x, self.mean.shape)
+        if self.fault == "detached":
+            return DiagonalGaussian(self.mean.detach(), self.scale.detach()).log_prob(x)
         return DiagonalGaussian(self.mean, self.scale).log_prob(x.expand(self.mean.shape) if x.ndim == 2 else self.mean)
 
     def coordinates(self) -> Tensor:
@@ -177,6 +208,7 @@ class Uniform(Belief):
         ("global", "another seed gives other samples"),
         ("wide", "samples follow log_prob"),
         ("unchecked", r"log_prob refuses events of the shape \(1, 2\)"),
+        ("detached", "log_prob is detached from the belief's parameters"),
         ("bounded", "any real vector is coordinates of a belief"),
         ("features", "features does not depend on the rest of the batch"),
         ("sites", "unsites is the inverse of sites"),
@@ -213,16 +245,31 @@ class Wrapped(Deterministic):
                 return replace(samples, events=samples.events + 0.5)
             case "double":
                 return replace(samples, events=samples.events.double())
+            case "global":
+                return replace(samples, events=samples.events + torch.randn(()))
+            case "nan":
+                return replace(samples, events=samples.events.where(samples.events < samples.events.max(), torch.nan))
         return samples
+
+    def init(self, flow: Any, belief: Any, generator: Any) -> Any:
+        return belief if self.fault == "init" else super().init(flow, belief, generator)
+
+    def step(self, *given: Any) -> Any:
+        belief, state = super().step(*given)
+        return belief if self.fault == "step" else (belief, state)
 
 
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
+        ("init", "init returns a pair, belief and state, got DiagonalGaussian"),
+        ("step", "step returns a pair, belief and state, got DiagonalGaussian"),
+        ("global", "the same seed gives the same samples: they differ by up to"),
+        ("nan", "samples are finite, got NaN or infinity in 1 of 24 numbers"),
         ("spends", "1 evaluations were asked for, 2 were spent"),
         ("reports", "1 evaluations were spent, 2 are reported"),
         ("batch", "a sample depends on its seed and index alone"),
-        ("far", "samples lie where the data do"),
+        ("far", r"samples lie where the data do, got mean 0\.\d+, from"),
         ("double", "samples in float32 are torch.float32"),
     ],
 )
@@ -242,6 +289,9 @@ class Layers(nn.Module):
         size = math.prod(shape)
         self.enter, self.leave, self.fault = nn.Linear(size + 3, width), nn.Linear(width, size), fault
         self.unused = nn.Linear(1, 1) if fault == "unused" else None
+        self.norm = (
+            nn.BatchNorm1d(width) if fault == "norm" else nn.Dropout(0.5) if fault == "dropout" else nn.Identity()
+        )
         self.drawn = torch.randn(size) if fault == "hidden" else torch.zeros(size)
 
     def forward(self, x: Tensor, t: Tensor, *, end: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
@@ -249,6 +299,14 @@ class Layers(nn.Module):
         if self.fault == "double":
             return self.leave(self.enter(torch.cat([x.flatten(1), told], 1).float())).reshape(x.shape)
         hidden = self.enter(torch.cat([x.flatten(1), told], 1)).tanh()
+        match self.fault:
+            case "timeless":
+                hidden = self.enter(torch.cat([x.flatten(1), 0 * told], 1)).tanh()
+            case "deaf":
+                hidden = self.enter(torch.cat([0 * x.flatten(1), told], 1)).tanh()
+            case "severed":
+                return self.leave(self.norm(hidden)).reshape(x.shape).detach()
+        hidden = self.norm(hidden)
         if self.fault == "batch":
             hidden = hidden - hidden.mean(0)
         returned = self.leave(hidden) + self.drawn.to(x.dtype)
@@ -267,6 +325,10 @@ def test_a_good_network_passes(reads_end: bool, condition: Tensor | None) -> Non
         ("unused", "no finite gradient reaches unused.weight"),
         ("hidden", "another one with its state_dict returns the same"),
         ("batch", "an example does not depend on its batch"),
+        ("norm", r"an example does not depend on its batch in training, as with BatchNorm: .* derivative of \d"),
+        ("timeless", "it reads the time"),
+        ("deaf", "it reads the event"),
+        ("severed", "its output is detached from its parameters"),
         ("flat", r"it returns \(4, 6\) for \(4, 2, 3\)"),
     ],
 )
@@ -275,13 +337,22 @@ def test_a_broken_network_is_named(fault: str, sentence: str) -> None:
         check_network(Layers, (2, 3), fault=fault)
 
 
+def test_a_network_may_drop_out() -> None:
+    check_network(Layers, (2, 3), fault="dropout")
+
+
+def test_a_network_without_parameters_is_named() -> None:
+    with refused("<lambda>: it has no parameters to train"):
+        check_network(lambda shape: nn.Identity(), (3,))
+
+
 def test_a_network_must_read_what_it_is_given() -> None:
     class Deaf(nn.Linear):
         def __init__(self, shape: tuple[int, ...], **_: Any) -> None:
             super().__init__(shape[0], shape[0])
 
         def forward(self, x: Tensor, t: Tensor) -> Tensor:  # type: ignore[override]
-            return super().forward(x)
+            return super().forward(x) * (1 + t[:, None])
 
     check_network(Deaf, (3,))
     with refused("Deaf: its forward has no parameter condition"):
@@ -303,7 +374,7 @@ class Rows:
 
     @classmethod
     def takes(cls, source: str) -> bool:
-        return source.endswith(".csv")
+        return source.endswith(".csv") or cls.fault == "greedy"
 
     @classmethod
     def read(cls, source: str, *, held_out: float = 0.05, seed: int = 0) -> Any:
@@ -313,7 +384,10 @@ class Rows:
             rows = torch.tensor([[float(a) for a in row] for row in csv.reader(file)], dtype=torch.float64)
         scale = torch.tensor(2.0) if cls.fault == "tensor" else [2.0] if cls.fault == "list" else 2.0
         train = rows if cls.fault == "bare" else Examples(rows)
-        return SimpleNamespace(kind=cls((rows.shape[1],), scale), train=train, held_out=None)
+        kept = int(held_out * len(rows)) if cls.fault != "keeps" else 0
+        return SimpleNamespace(
+            kind=cls((rows.shape[1],), scale), train=train[kept:], held_out=train[:kept] if kept else None
+        )
 
     @property
     def _scale(self) -> float:
@@ -328,7 +402,8 @@ class Rows:
         return decoded.float() if self.fault == "dtype" else decoded
 
     def check_output(self, path: Path, number: int) -> None:
-        pass
+        if path.suffix != ".csv" and self.fault != "unchecked":
+            raise ArgumentError("only .csv can be written")
 
     def write(self, path: Path, stored: Tensor) -> None:
         if self.fault != "unwritten":
@@ -346,13 +421,26 @@ def table(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_a_good_kind_passes(table: str) -> None:
+def test_good_kinds_pass(table: str, tmp_path: Path) -> None:
     check_kind(Rows, table, ".csv")
+    check_kind(Vector, table, ".csv")
+    check_kind(Vector, table)
+    np.savez(tmp_path / "images.npz", images=np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8, 1))
+    check_kind(Image, str(tmp_path / "images.npz"))
+
+
+@pytest.mark.parametrize(("network", "shape"), [(MLP, (3,)), (UNet, (1, 8, 8))])
+def test_the_librarys_networks_pass(network: Any, shape: tuple[int, ...]) -> None:
+    check_network(network, shape)
+    check_network(network, shape, reads_end=True)
 
 
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
+        ("greedy", "takes accepts a file that is not its own"),
+        ("keeps", "a share of 0.5 keeps examples from training, got None"),
+        ("unchecked", "check_output refuses a file with an unknown ending"),
         ("bare", "what is read is Examples, got Tensor"),
         ("tensor", "its fields are plain values"),
         ("list", "the kind made again of its fields is"),

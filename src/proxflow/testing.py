@@ -54,6 +54,13 @@ def _require(holds: bool | Tensor, sentence: str) -> None:
         raise AssertionError(sentence)
 
 
+def _instance(thing: Any, base: type[Any] = object) -> None:
+    """Require an instance, of a base class, where a class or anything else may be given by mistake."""
+    expected = "an instance" if base is object else f"an instance of a {base.__name__}"
+    got = f"the class {thing.__name__}: call it" if isinstance(thing, type) else f"{thing!r:.80}"
+    _require(not isinstance(thing, type) and isinstance(thing, base), f"expected {expected}, got {got}")
+
+
 def _near(found: Tensor, expected: Tensor, sentence: str, *, rtol: float = 0.0, atol: float = 0.0) -> None:
     """Require two tensors to be of one shape and close, equal infinities included; the message says by how much."""
     _require(found.shape == expected.shape, f"{sentence}: got {tuple(found.shape)}, not {tuple(expected.shape)}")
@@ -171,6 +178,8 @@ def check_divergence(
     Raises:
         AssertionError: A part of the contract does not hold.
     """
+    _instance(divergence, Divergence)
+    _instance(solver)
     draws = {f: draw for f, draw in (families or BELIEFS).items() if has_value(divergence, draw(0, 1))}
     _require(bool(draws), f"{divergence} has values on none of the families that were given")
     for family, draw in draws.items():
@@ -203,8 +212,15 @@ class _Pair:
         d, name, (p, q, _) = self.divergence, self.name, self.beliefs(64)
         values = d(p, q)
         _require(values.shape == (64,), f"{name}: values have the shape (64,) of the batch, got {tuple(values.shape)}")
-        _require((values > self.tolerance).all(), f"{name}: values of different beliefs are positive")
+        least = f"{name}: values of different beliefs are positive, got {values.min():.1e}"
+        _require((values > self.tolerance).all(), least)
         _near(d(p, p), torch.zeros(64), f"{name}: the value of equal beliefs is 0", atol=self.tolerance / 100)
+        x = p.coordinates()
+        for k in range(x.shape[1]):
+            moved = x.clone()
+            moved[:, k] += 0.1
+            told = f"{name}: the value of different beliefs is 0: coordinate {k + 1} of {x.shape[1]} does not change it"
+            _require((d(p, p.at(moved)) > self.tolerance / 100).all(), told)
         third = slice(2, 3)
         _near(
             d(_part(p, third), _part(q, third)),
@@ -226,7 +242,11 @@ class _Pair:
         d, name, (p, q, _) = self.divergence, self.name, self.beliefs(1)
         for other, where in ((q, "apart"), (p, "at equal beliefs"))[: 1 + smooth]:
             x, y = p.coordinates().requires_grad_(), other.coordinates().requires_grad_()
-            slopes = torch.autograd.grad(d(p.at(x), p.at(y)).sum(), (x, y))
+            found = d(p.at(x), p.at(y)).sum()
+            detached = f"{name}: a value is detached from a belief: no derivative in its parameters can be taken"
+            _require(found.requires_grad, detached)
+            slopes = torch.autograd.grad(found, (x, y), allow_unused=True)
+            _require(all(a is not None for a in slopes), detached)
             _require(all(bool(a.isfinite().all()) for a in slopes), f"{name}: derivatives of values are finite {where}")
             if smooth:
                 first = torch.autograd.gradcheck(
@@ -393,7 +413,9 @@ def _check_law(one: Any, name: str) -> None:
     x = one.coordinates().expand(n, -1).clone().requires_grad_()
     many = one.at(x)
     events = many.sample(torch.Generator().manual_seed(3)).detach()
-    (scores,) = torch.autograd.grad(many.log_prob(events).sum(), x)
+    density = many.log_prob(events).sum()
+    _require(density.requires_grad, f"{name}: log_prob is detached from the belief's parameters: it has no derivatives")
+    (scores,) = torch.autograd.grad(density, x)
     _require(scores.isfinite().all(), f"{name}: derivatives of log_prob in the coordinates are finite")
     error = scores.mean(0).abs() / (scores.std(0) / n**0.5).clamp_min(1e-12)
     _require((error < 5).all(), f"{name}: samples follow log_prob; some derivative of it has a mean other than 0")
@@ -481,14 +503,25 @@ def check_sampler(
     Raises:
         AssertionError: A part of the contract does not hold.
     """
-    taken = 0
+    _instance(sampler, Sampler)
+    taken, told = 0, ""
     for this, exact, allowed in _exact() if flow is None else [(flow, predict, possible)]:
         name = f"{type(sampler).__name__} on {type(this).__name__}"
         try:
-            _sampled(sampler, this, exact, 2)
-        except ArgumentError:
+            _check_pairs(sampler, this, exact, name)
+            together = _sampled(sampler, this, exact, 6).events
+        except ArgumentError as error:
+            told = f": {error}"
             continue
         taken += 1
+        wrong = int((~together.isfinite()).sum())
+        _require(
+            wrong == 0, f"{name}: samples are finite, got NaN or infinity in {wrong} of {together.numel()} numbers"
+        )
+        again = _sampled(sampler, this, exact, 6).events
+        _near(again, together, f"{name}: the same seed gives the same samples")
+        apart = torch.cat([_sampled(sampler, this, exact, 6, part).events for part in (range(3), range(3, 8))])
+        _near(apart, together, f"{name}: a sample depends on its seed and index alone, not on its batch", atol=1e-12)
         for nfe in (1, 2, 5):
             counted = _Counted(exact)
             samples = _sampled(sampler, this, counted, nfe)
@@ -496,20 +529,27 @@ def check_sampler(
             _require(samples.nfe == nfe, f"{name}: {nfe} evaluations were spent, {samples.nfe} are reported")
             shape = tuple(samples.events.shape)
             _require(shape == (8, 3), f"{name}: samples have the shape that was asked for, (8, 3), got {shape}")
-        _require(
-            allowed(_sampled(sampler, this, exact, 60, range(40)).events), f"{name}: samples lie where the data do"
-        )
-        together = _sampled(sampler, this, exact, 6).events
-        apart = torch.cat([_sampled(sampler, this, exact, 6, part).events for part in (range(3), range(3, 8))])
-        _near(apart, together, f"{name}: a sample depends on its seed and index alone, not on its batch", atol=1e-12)
-        again = _sampled(sampler, this, exact, 6).events
-        _require(torch.equal(again, together), f"{name}: the same seed gives the same samples")
+        many = _sampled(sampler, this, exact, 60, range(40)).events
+        law = f"mean {many.double().mean():.3g}, from {many.min():.3g} to {many.max():.3g}"
+        _require(allowed(many), f"{name}: samples lie where the data do, got {law}")
         single = _sampled(sampler, this, exact, 8, dtype=torch.float32).events
         double = _sampled(sampler, this, exact, 8).events
         kept = double.dtype if not double.is_floating_point() else torch.float32
         _require(single.dtype == kept, f"{name}: samples in float32 are {kept}, got {single.dtype}")
         _near(single, double, f"{name}: samples in float32 and float64 agree", atol=2e-4)
-    _require(taken > 0, f"{type(sampler).__name__} takes none of the flows")
+    _require(taken > 0, f"{type(sampler).__name__} takes none of the flows{told}")
+
+
+def _check_pairs(sampler: Sampler, flow: Any, predict: Any, name: str) -> None:
+    def pair(returned: Any, what: str) -> Any:
+        holds = isinstance(returned, tuple) and len(returned) == 2
+        _require(holds, f"{name}: {what} returns a pair, belief and state, got {returned!r:.80}")
+        return returned
+
+    device, streams, times = torch.device("cpu"), SampleStreams(0, torch.arange(8)), sampler.times(flow, 2)
+    belief, state = pair(sampler.init(flow, flow.prior((8, 3), streams, torch.float64, device), streams), "init")
+    plan, target = sampler.plan(flow, belief, times, device), predict(belief, torch.full((8,), times[0]))
+    pair(sampler.step(flow, belief, target, plan[0], plan[1], streams, state), "step")
 
 
 def _sampled(
@@ -532,8 +572,8 @@ def check_network(
 ) -> None:
     """Check a network: built by ``network_class(shape, **fields)``, called as ``network(x, t, end=…, condition=…)``.
 
-    It keeps the shape of events in single and double precision, finite gradients reach every parameter, examples do not
-    depend on each other in evaluation mode, and its state makes another one the same.
+    It keeps the shape of events in single and double precision, reads event and time, examples do not depend on each other
+    in evaluation or training, its state makes another one the same, and finite gradients reach every parameter.
 
     Args:
         network_class: The member; its ``forward`` may lack ``end`` and ``condition``.
@@ -544,8 +584,14 @@ def check_network(
     Raises:
         AssertionError: A part of the contract does not hold.
     """
+    built = isinstance(network_class, nn.Module)
+    _require(
+        not built, f"expected a class of networks, got an instance of {type(network_class).__name__}: give its class"
+    )
     name = getattr(network_class, "__name__", str(network_class))
     network = network_class(tuple(shape), **fields)
+    _require(isinstance(network, nn.Module), f"{name}: it makes a network, got {network!r:.80}")
+    _require(any(p.requires_grad for p in network.parameters()), f"{name}: it has no parameters to train")
     parameters = set(inspect.signature(network.forward).parameters)
     _require(condition is None or "condition" in parameters, f"{name}: its forward has no parameter condition")
     _require(not fields.get("reads_end") or "end" in parameters, f"{name}: its forward has no parameter end")
@@ -555,7 +601,9 @@ def check_network(
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     x, t = normal(1, 4, *shape), torch.tensor([0.0, 0.3, 0.8, 0.9], dtype=torch.float64)
 
-    def output(network: nn.Module, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
+    def output(
+        network: nn.Module, dtype: torch.dtype, rows: slice = slice(None), x: Tensor = x, t: Tensor = t
+    ) -> Tensor:
         told: dict[str, Any] = {}
         if fields.get("reads_end"):
             told["end"] = (t[rows] + 0.1).to(dtype)
@@ -564,28 +612,39 @@ def check_network(
         returned: Tensor = network(x[rows].to(dtype), t[rows].to(dtype), **told)
         return returned
 
-    returned = output(network, torch.float32)
-    _require(
-        returned.shape == x.shape, f"{name}: it returns {tuple(returned.shape)} for {tuple(x.shape)}, not the same"
-    )
-    _require(returned.dtype == torch.float32, f"{name}: it returns {returned.dtype} for float32")
-    torch.autograd.backward(returned.square().sum())
-    for called, parameter in network.named_parameters():
-        reached = parameter.grad is not None and bool(parameter.grad.isfinite().all())
-        _require(reached or not parameter.requires_grad, f"{name}: no finite gradient reaches {called}")
     network.eval()
     with torch.no_grad():
         single = output(network, torch.float32)
+        _require(isinstance(single, Tensor), f"{name}: it returns a tensor, got {single!r:.80}")
+        shapes = f"{tuple(single.shape)} for {tuple(x.shape)}"
+        _require(single.shape == x.shape, f"{name}: it returns {shapes}, not the same")
+        _require(single.dtype == torch.float32, f"{name}: it returns {single.dtype} for float32")
         other = network_class(tuple(shape), **fields)
         other.load_state_dict(network.state_dict())
-        same = torch.equal(output(other.eval(), torch.float32), single)
-        _require(same, f"{name}: another one with its state_dict returns the same")
+        _near(output(other.eval(), torch.float32), single, f"{name}: another one with its state_dict returns the same")
         double = output(network.double(), torch.float64)
         _require(double.dtype == torch.float64, f"{name}: it returns {double.dtype} for float64")
         size = float(double.abs().max())
         _near(single, double, f"{name}: float32 and float64 agree", atol=1e-4 * size)
         alone = output(network, torch.float64, slice(1, 2))
         _near(alone, double[1:2], f"{name}: an example does not depend on its batch in evaluation", atol=1e-10 * size)
+        for what, event, time in (("event", x + 0.5, t), ("time", x, t / 2 + 0.1)):
+            same = torch.equal(output(network, torch.float64, x=event, t=time), double)
+            _require(not same, f"{name}: it reads the {what}, got the same output for another {what}")
+    x.requires_grad_()
+    returned = output(network.float().train(), torch.float32, x=x)
+    _require(returned.requires_grad, f"{name}: its output is detached from its parameters, so it cannot be trained")
+    (slope,) = torch.autograd.grad(returned[1].square().sum(), x, retain_graph=True, allow_unused=True)
+    _require(slope is not None, f"{name}: its output is detached from the event that it is given")
+    slope[1] = 0
+    worst = f"the loss of one changes with another, with a derivative of {float(slope.abs().max()):.1e}"
+    _require(
+        not slope.any(), f"{name}: an example does not depend on its batch in training, as with BatchNorm: {worst}"
+    )
+    torch.autograd.backward(returned.square().sum())
+    for called, parameter in network.named_parameters():
+        reached = parameter.grad is not None and bool(parameter.grad.isfinite().all())
+        _require(reached or not parameter.requires_grad, f"{name}: no finite gradient reaches {called}")
 
 
 # Kinds of data -----------------------------------------------------------------------------------------------------------
@@ -594,8 +653,9 @@ def check_network(
 def check_kind(kind_class: type[Any], source: str, ending: str = ".npz", **settings: Any) -> None:
     """Check a kind of data on a source of at least two examples.
 
-    The kind says that it takes the source and reads it, encoded examples decode to what is stored, the kind is the same
-    after a way through a model's file, and examples can be written and drawn, and read again where it takes what it writes.
+    The kind says that it takes the source and no other file, reads it and keeps a share from training, encoded examples
+    decode to what is stored, the kind is the same after a way through a model's file, and examples can be written and drawn,
+    and read again where it takes what it writes.
 
     Args:
         kind_class: The member.
@@ -608,6 +668,8 @@ def check_kind(kind_class: type[Any], source: str, ending: str = ".npz", **setti
     """
     from proxflow.examples import Examples
 
+    given = type(kind_class).__name__
+    _require(isinstance(kind_class, type), f"expected a class of kinds, got an instance of {given}: give its class")
     name = kind_class.__name__
     _require(kind_class.takes(source), f"{name}: it takes {source!r}")
     loaded = kind_class.read(source, held_out=0.0, **settings)
@@ -616,6 +678,10 @@ def check_kind(kind_class: type[Any], source: str, ending: str = ".npz", **setti
     _require(isinstance(train, Examples), f"{name}: what is read is Examples, got {type(train).__name__}")
     _require(len(train) >= 2, f"{name}: the source has at least two examples, got {len(train)}")
     _require(loaded.held_out is None, f"{name}: a share of 0 keeps no example from training")
+    held = kind_class.read(source, held_out=0.5, **settings).held_out
+    _require(
+        held is not None and len(held) > 0, f"{name}: a share of 0.5 keeps examples from training, got {held!r:.80}"
+    )
     again = kind_class.read(source, held_out=0.0, **settings).train.x
     _require(torch.equal(again, train.x), f"{name}: reading twice gives the same examples")
 
@@ -639,6 +705,19 @@ def check_kind(kind_class: type[Any], source: str, ending: str = ".npz", **setti
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"examples{ending}"
+        foreign = Path(folder) / "other.unknown"
+        foreign.write_bytes(b"neither numbers nor pictures")
+        _require(
+            not kind_class.takes(str(foreign)), f"{name}: takes accepts a file that is not its own, {foreign.name}"
+        )
+        try:
+            kind.check_output(path.with_suffix(".unknown"), len(stored))
+        except ArgumentError:
+            pass
+        else:
+            raise AssertionError(
+                f"{name}: check_output refuses a file with an unknown ending, .unknown, by ArgumentError"
+            )
         kind.check_output(path, len(stored))
         kind.write(path, stored)
         _require(path.is_file() and path.stat().st_size > 0, f"{name}: writing {path.name} makes a file")
