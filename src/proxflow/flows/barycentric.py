@@ -288,7 +288,7 @@ class GPFN(Flow[Any]):
         return self.schedule.velocity_weight(t, self.weight_floor)
 
     def score(self, predicted: Any, x: Tensor, t: Tensor) -> Tensor:
-        return self.endpoints.score(predicted, x, self.weight(t) / math.prod(x.shape[1:]))
+        return self.endpoints.score(predicted, x, self.weight(t) * (x.shape[0] / x.numel()))
 
     def rows(self, index: Tensor) -> GPFN:
         own = None if self.energy is None else self.energy.rows(index)
