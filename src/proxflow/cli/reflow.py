@@ -21,9 +21,8 @@ class Reflow:
 
     Each round draws pairs from the model, by a sampler without noise, and trains the model on straight lines between them,
     from the weights it has (rectified flow, Liu et al., 2022). The new model's folder is used like any other; the model of
-    each round is in the
-    folders round-1 and so on. An interrupted run goes on where it stopped when the same command is given again, and with
-    more --rounds it adds them.
+    each round is in the folders round-1 and so on. An interrupted run goes on where it stopped when the same command is
+    given again, and with more --rounds it adds them.
 
     For example:
         proxflow reflow runs/mine --out runs/straight --steps 2000 --learning-rate 5e-4

@@ -100,12 +100,6 @@ def read(path: Path) -> Array:
     return array
 
 
-def read_labels(path: Path, count: int) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-    """Read the classes that the images of an ``.npz`` file were drawn for, (count,); ``None`` where it has none."""
-    labels = None if path.is_dir() else read_images(path).labels
-    return None if labels is None else labels.numpy()
-
-
 def read_images(path: Path) -> ImageData:
     """Read images unchanged: of an ``.npz`` file, or of a folder of pictures of one size in the order of their names.
 
