@@ -190,7 +190,9 @@ def main() -> None:
         f"{'step, µs':>9} {'streams':>8} {'points':>7}"
     )
     for flow in (GPFN(), BFN(task.sigma1)):
-        network, least = (PointPredictor(n, flow).eval().to(options.device) for n in (unet, Scale()))
+        network, least = (
+            PointPredictor(n, flow, parameterisation="x").eval().to(options.device) for n in (unet, Scale())
+        )
         for name, sampler in SAMPLERS.items():
             shape = (options.batch, *task.shape)
             try:

@@ -64,7 +64,7 @@ class _Ours(System):
         self.flow, self.loss = flow, flow.loss  # no call between, as where the flow itself is given to fit
 
     def model(self, network: nn.Module) -> nn.Module:
-        return PointPredictor(network, self.flow, clip=self.task.clip)
+        return PointPredictor(network, self.flow, clip=self.task.clip, parameterisation="x")
 
     def samplers(self) -> dict[str, Draw]:
         def draw_with(sampler: Any) -> Draw:

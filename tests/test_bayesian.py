@@ -66,7 +66,9 @@ def reference_classes(belief, t):
 class TestRecordedContinuous:
     case = RECORDED["continuous"]
     flow = BFN(math.sqrt(case["min_variance"]))
-    predict = PointPredictor(ReferenceNetwork(), flow, parameterisation="epsilon", clip_in_training=True)
+    predict = PointPredictor(
+        ReferenceNetwork(), flow, parameterisation="epsilon", clip=(-1.0, 1.0), clip_in_training=True
+    )
 
     def test_n_step_loss(self):
         case, (t, n) = self.case, before(self.case)
@@ -322,7 +324,10 @@ def test_real_data_overflow_at_no_accuracy_in_single_precision(sigma1, t, s, see
     flow = DiscretisedBFN(7, sigma1)
     predict = BinnedPredictor(ReferenceBins(), flow)
     belief = flow.belief(x, times, generator)
-    for flow_, model in ((flow, predict), (BFN(sigma1), PointPredictor(ReferenceNetwork(), BFN(sigma1)))):
+    for flow_, model in (
+        (flow, predict),
+        (BFN(sigma1), PointPredictor(ReferenceNetwork(), BFN(sigma1), parameterisation="x")),
+    ):
         for loss in (
             flow_.loss(model, x, generator, times),
             flow_.n_step_loss(model, x, generator, steps, times),
@@ -435,7 +440,7 @@ def test_data_between_centres_are_moved_to_them():
 
 def test_losses_of_bins_refuse_other_predictions():
     flow, x = DiscretisedBFN(4, 0.2), double([[0.1]])
-    point = PointPredictor(ReferenceNetwork(), flow)
+    point = PointPredictor(ReferenceNetwork(), flow, parameterisation="x")
     for call in (flow.reconstruction_loss, lambda *rest: flow.n_step_loss(*rest, 5)):
         with pytest.raises(ArgumentError, match="probabilities of 4 bins"):
             call(point, x, seeded())

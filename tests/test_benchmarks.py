@@ -131,7 +131,7 @@ def test_the_loops_cost_is_what_lies_between_the_networks_calls(streams, monkeyp
             next(ticks), next(ticks), next(ticks)
             return super().step(*given)
 
-    predictor = PointPredictor(Scale(), GPFN()).eval()
+    predictor = PointPredictor(Scale(), GPFN(), parameterisation="x").eval()
     compared = Comparison(Slow(), predictor, GPFN(), (3, 2), 4, streams)
     assert compared.loop(2) == (9 / 4, [9 / 4, 9 / 4])
     assert compared.runs(2) == [10, 10]

@@ -253,7 +253,7 @@ class Line(torch.nn.Module):
 
 def line():
     torch.manual_seed(0)
-    return PointPredictor(Line(), GPFN(), clip=None)
+    return PointPredictor(Line(), GPFN(), clip=None, parameterisation="x")
 
 
 DATA = torch.randn(64, 2, generator=torch.Generator().manual_seed(1))
@@ -279,7 +279,7 @@ def test_a_checkpoint_of_format_1_still_loads(tmp_path):
     assert result.losses[2] < result.losses[1]
     assert (tmp_path / "checkpoints" / "step-00000150").is_dir()
     with pytest.raises(CheckpointError, match=r"ema = 0.9, not 0.5"):
-        fit(line(), GPFN(), DATA, replace(OLD_CONFIG, ema=0.5), folder=tmp_path)
+        fit(line(), Spy(), DATA, replace(OLD_CONFIG, ema=0.5), folder=tmp_path)
 
 
 @pytest.mark.parametrize("stretch", [7, [1.0], [[1.0]], [["a", 1.0]], [[1.0, 1.0]] * 31])

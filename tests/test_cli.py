@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -415,7 +416,7 @@ def test_an_interrupt_is_no_traceback(run, model, tmp_path, monkeypatch):
     monkeypatch.setattr(models.model, "sample", interrupt)
     status, _, err = run("sample", model, "--out", tmp_path / "x.png")
     assert status == 130
-    assert err == "proxflow: interrupted; give the same command again to go on\n"
+    assert err == "proxflow: interrupted; nothing was written\n"
 
 
 def test_a_network_that_cannot_be_compiled_is_no_traceback(run, arrays, tmp_path, monkeypatch):
@@ -468,7 +469,8 @@ def test_train_then_sample(run, arrays, tmp_path):
     assert "trained for all of its 60 steps" in out
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
 
-    assert refused(run(*words, "--learning-rate", 1e-4), "learning_rate = 0.002, not 0.0001", "--out")
+    assert refused(run(*words, "--learning-rate", 1e-4), "none to do with learning_rate = 0.0001", "raise --steps")
+    assert refused(run(*words, "--steps", 50), "model of 60 steps", "steps = 50")
     assert refused(run(*words, "--flow", "gpfn-kl"), "flow.divergence = w2, not kl")
     assert refused(run(*words, "--coupling", "ot"), "flow.coupling = None, not ot")
     assert refused(run(*words, "--network", "unet:channels=8"), "network.multipliers = [1], not [1, 2]")
@@ -476,6 +478,68 @@ def test_train_then_sample(run, arrays, tmp_path):
     imagefiles.write(other, noise(24, (8, 8), 3, seed=1))
     assert refused(run(*words, "--data", other), "data = ")
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
+
+
+def test_training_goes_on_for_longer_with_another_rate_and_batch(run, arrays, tmp_path):
+    common = ("train", "--data", arrays, *TINY_WORDS)
+    assert run(*common, "--out", tmp_path / "m", "--steps", 6, "--batch-size", 4)[0] == 0
+    longer = ("--steps", 9, "--batch-size", 8, "--learning-rate", 1e-4)
+    status, out, err = run(*common, "--out", tmp_path / "m", *longer)
+    assert (status, err) == (0, "")
+    assert "goes on with steps = 9 (was 6), batch_size = 8 (was 4), learning_rate = 0.0001 (was 0.002)" in out
+    provenance = json.loads((tmp_path / "m" / "config.json").read_text())["provenance"]
+    assert [(s["step"], s["seen"], s["steps"], s["batch_size"]) for s in provenance["stages"]] == [
+        (0, 0, 6, 4),
+        (6, 24, 9, 8),
+    ]
+    assert [session["step"] for session in provenance["sessions"]] == [0, 6]
+    assert {"torch", "threads", "processes"} <= provenance["sessions"][1].keys()
+    assert "trained for all of its 9 steps" in run(*common, "--out", tmp_path / "m", *longer)[1]
+
+    shutil.rmtree(tmp_path / "m" / "checkpoints")
+    assert refused(
+        run(*common, "--out", tmp_path / "m", *longer[2:], "--steps", 12), "without its last checkpoint", "--init"
+    )
+
+
+def test_training_begins_with_given_weights(run, arrays, tmp_path):
+    common = ("--data", arrays, "--batch-size", 4, "--device", "cpu")
+    assert run("train", "--out", tmp_path / "a", *common, *TINY_WORDS, "--steps", 3, "--flow", "gpfn-kl")[0] == 0
+    # Steps of no length keep the weights: the network, flow and predictor are those of the model, too.
+    still = ("--steps", 2, "--learning-rate", 1e-30, "--weight-decay", 0)
+    status, out, err = run("train", "--out", tmp_path / "b", *common, *still, "--init", tmp_path / "a")
+    assert (status, err) == (0, "")
+    assert f"from {tmp_path / 'a'}" in out
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert config["flow"]["divergence"]["kind"] == "kl"
+    assert config["provenance"]["init"]["model"] == str(tmp_path / "a")
+    assert config["provenance"]["init"]["weights"].startswith("sha256 ")
+
+    words = ("train", "--out", tmp_path / "c", *common, "--steps", 2, "--init", tmp_path / "a")
+    assert run(*words, "--flow", "gpfn-w2")[0] == 0
+    assert json.loads((tmp_path / "c" / "config.json").read_text())["flow"]["divergence"]["kind"] == "w2"
+    assert refused(run(*words[:2], tmp_path / "d", *words[3:], "--network", "unet:channels=16"), "leave --network out")
+    assert refused(run(*words, "--teacher", tmp_path / "a"), "--init and --teacher")
+    assert refused(
+        run("train", "--out", tmp_path / "e", "--data", "mnist", "--init", tmp_path / "a"), "shape (3, 8, 8)"
+    )
+
+
+def test_a_folder_in_use_is_refused(run, arrays, tmp_path):
+    script = (
+        "import sys, time; from pathlib import Path; from proxflow.runtime.lock import locked\n"
+        "with locked(Path(sys.argv[1]), 'training'): print('in', flush=True); time.sleep(60)"
+    )
+    (tmp_path / "m").mkdir()
+    words = ("train", "--out", tmp_path / "m", "--data", arrays, "--steps", 2, "--batch-size", 4, *TINY_WORDS)
+    with subprocess.Popen([sys.executable, "-c", script, tmp_path / "m"], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "in\n"
+        assert refused(run(*words), f"is in use by training, process {other.pid} on")
+        other.kill()
+    assert run(*words)[0] == 0  # a lock that the killed process left behind is none
+    assert not (tmp_path / "m" / ".lock").exists()
 
 
 def test_a_student_learns_from_a_teacher(run, arrays, tmp_path):
@@ -820,7 +884,8 @@ def test_a_damaged_checkpoint_is_refused_and_left(run, arrays, tmp_path):
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     config["provenance"]["steps"] = 50  # as an interrupted training leaves it
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
-    checkpoint = tmp_path / "m" / "checkpoint.safetensors"
+    shutil.rmtree(tmp_path / "m" / "checkpoints")
+    checkpoint = tmp_path / "m" / "checkpoint.safetensors"  # of the first format
     checkpoint.write_bytes(b"broken")
     assert refused(run(*words), "checkpoint.safetensors is not a whole safetensors file")
     assert checkpoint.read_bytes() == b"broken"

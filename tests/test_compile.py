@@ -15,7 +15,7 @@ def compiled(function):
 @pytest.mark.parametrize("flow", [GPFN(), BFN(0.1)], ids=str)
 def test_prediction_and_update_in_one_graph(flow):
     torch.manual_seed(0)
-    predict = PointPredictor(Net(), flow).eval()
+    predict = PointPredictor(Net(), flow, parameterisation="x").eval()
 
     def step(mean, t, s):
         belief = flow.latent.belief(mean, t)
@@ -36,7 +36,7 @@ def test_random_streams_in_one_graph():
 
 def test_bfloat16_autocast_of_the_network_keeps_beliefs_in_single_precision():
     torch.manual_seed(0)
-    predict = PointPredictor(Net(), GPFN(), clip=None)
+    predict = PointPredictor(Net(), GPFN(), clip=None, parameterisation="x")
     belief, t = DiagonalGaussian(torch.randn(8, 2), torch.ones(())), torch.rand(8)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = predict(belief, t).mean

@@ -33,7 +33,7 @@ class Perceptron(torch.nn.Module):
 
 def perceptron(flow):
     torch.manual_seed(0)
-    return PointPredictor(Perceptron(), flow, clip=None)
+    return PointPredictor(Perceptron(), flow, clip=None, parameterisation="x")
 
 
 def clusters(number=1024):
@@ -202,7 +202,7 @@ def test_training_resumes_bit_for_bit_and_the_seed_decides(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(perceptron(flow), flow, clusters(), CONFIG, folder=tmp_path, on_checkpoint=stop)
+        fit(perceptron(flow), flow, clusters(), CONFIG, folder=tmp_path, held_out=clusters(50), on_checkpoint=stop)
     resumed = fit(perceptron(flow), flow, clusters(), CONFIG, folder=tmp_path, held_out=clusters(50))
     for name, value in whole.predictor.state_dict().items():
         assert torch.equal(value, resumed.predictor.state_dict()[name]), name

@@ -114,8 +114,12 @@ def test_work_that_waits_for_the_device_is_not_recorded():
 
     flow, network = GPFN(), Waits(2, 2).to(CUDA)
     with pytest.raises(ArgumentError, match="cannot be recorded"):
-        sample(PointPredictor(network, flow), flow, (64, 2), nfe=3, batch_size=32, graph=True)
-    assert sample(PointPredictor(network, flow), flow, (64, 2), nfe=3, batch_size=32).isfinite().all()
+        sample(PointPredictor(network, flow, parameterisation="x"), flow, (64, 2), nfe=3, batch_size=32, graph=True)
+    assert (
+        sample(PointPredictor(network, flow, parameterisation="x"), flow, (64, 2), nfe=3, batch_size=32)
+        .isfinite()
+        .all()
+    )
 
 
 def test_streams_are_those_of_the_processor():
@@ -181,8 +185,10 @@ def test_students_learn(method):
 def test_likelihood(flow):
     x = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(6, 2)
     network = Network()
-    expected = ode_log_likelihood(PointPredictor(network, flow, clip=None), flow, x, steps=8)
-    found = ode_log_likelihood(PointPredictor(network, flow, clip=None).to(CUDA), flow, x.to(CUDA), steps=8)
+    expected = ode_log_likelihood(PointPredictor(network, flow, clip=None, parameterisation="x"), flow, x, steps=8)
+    found = ode_log_likelihood(
+        PointPredictor(network, flow, clip=None, parameterisation="x").to(CUDA), flow, x.to(CUDA), steps=8
+    )
     assert_same(found.log_prob, expected.log_prob)
 
 

@@ -354,7 +354,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ArgumentError, match="lowest < highest"):
         DrawPredictor(Perceptron(3), flow, clip=(1.0, 1.0))
     with pytest.raises(ArgumentError, match="not PointPredictor"):
-        EnergyScore(flow).loss(PointPredictor(Perceptron(3), flow), x, seeded())
+        EnergyScore(flow).loss(PointPredictor(Perceptron(3), flow, parameterisation="x"), x, seeded())
     with pytest.raises(ArgumentError, match="real data"):
         EnergyScore(flow).loss(predict, x.long(), seeded())
     mixed = GPFN(endpoints=proxflow.ProductEndpoints(((proxflow.GaussianEndpoints(), 3),)))

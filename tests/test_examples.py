@@ -64,7 +64,7 @@ def points(number):
 @pytest.mark.parametrize("batch_size", [16, 128])
 def test_each_sample_has_its_own_condition(number, batch_size):
     flow, wanted = GPFN(), points(number)
-    predictor = PointPredictor(Labelled(), flow)
+    predictor = PointPredictor(Labelled(), flow, parameterisation="x")
     drawn = sample(predictor, flow, (number, 2), nfe=3, batch_size=batch_size, condition=wanted)
     torch.testing.assert_close(drawn, wanted)
 
@@ -80,7 +80,9 @@ def test_a_condition_may_be_a_dictionary():
 
     flow = GPFN()
     condition = {"vector": points(20), "label": torch.arange(20) / 100}
-    drawn = sample(PointPredictor(Sum(), flow), flow, (20, 2), nfe=2, batch_size=16, condition=condition)
+    drawn = sample(
+        PointPredictor(Sum(), flow, parameterisation="x"), flow, (20, 2), nfe=2, batch_size=16, condition=condition
+    )
     torch.testing.assert_close(drawn, condition["vector"] + condition["label"][:, None])
 
 
@@ -98,7 +100,9 @@ def test_samples_begin_with_the_draws_that_are_given():
             return self.scale * x
 
     start = points(21)
-    drawn = sample(PointPredictor(First(), flow), flow, (21, 2), nfe=4, batch_size=16, start=start)
+    drawn = sample(
+        PointPredictor(First(), flow, parameterisation="x"), flow, (21, 2), nfe=4, batch_size=16, start=start
+    )
     torch.testing.assert_close(torch.cat([seen[0], seen[4]])[:21], start)
     torch.testing.assert_close(drawn, start)  # a prediction of the belief itself leaves it where it is
 
@@ -155,7 +159,13 @@ def test_observations_of_their_own_guide_each_sample():
 def test_what_has_not_one_row_a_sample_is_refused(change, message):
     flow = GPFN()
     with pytest.raises(ArgumentError, match=message):
-        sample(PointPredictor(Labelled(), flow), flow, (4, 2), nfe=2, **{"condition": points(4), **change})
+        sample(
+            PointPredictor(Labelled(), flow, parameterisation="x"),
+            flow,
+            (4, 2),
+            nfe=2,
+            **{"condition": points(4), **change},
+        )
 
 
 def test_a_condition_that_nothing_reads_is_refused():
@@ -168,7 +178,7 @@ def test_a_condition_that_nothing_reads_is_refused():
             return x
 
     flow = GPFN()
-    predictor = PointPredictor(Plain(), flow)
+    predictor = PointPredictor(Plain(), flow, parameterisation="x")
     with pytest.raises(ArgumentError, match="PointPredictor of Plain reads none"):
         sample(predictor, flow, (4, 2), nfe=2, condition=points(4))
     with pytest.raises(ArgumentError, match="reads none"):
@@ -182,7 +192,7 @@ def test_a_condition_that_nothing_reads_is_refused():
 def test_the_loss_is_told_the_condition_and_the_start():
     flow, x, condition, start = GPFN(), points(6), points(6) * 0.5, points(6) + 1
     t = torch.linspace(0.1, 0.8, 6)
-    predictor = PointPredictor(Labelled(), flow)
+    predictor = PointPredictor(Labelled(), flow, parameterisation="x")
     found = flow.loss(predictor, x, seeded(), t, condition=condition, start=start)
     torch.testing.assert_close(found, flow.weight(t) * (condition - x).square().mean(1))
     belief = flow.belief(x, t, seeded(), start=start)
@@ -200,7 +210,7 @@ def test_fit_learns_from_conditions_alone_what_data_do_not_tell():
     # The data are their condition times 2: a network that multiplies it learns the factor.
     condition = torch.rand(256, 2, generator=seeded()) - 0.5
     flow = GPFN()
-    predictor = PointPredictor(Labelled(), flow, clip=None)
+    predictor = PointPredictor(Labelled(), flow, clip=None, parameterisation="x")
     config = TrainingConfig(steps=150, batch_size=32, learning_rate=5e-2, warmup_steps=1, ema=0.9, weight_decay=0)
     held_out = Examples(2 * condition[:32], condition[:32])
     trained = fit(predictor, flow, Examples(2 * condition, condition), config, held_out=held_out).predictor
@@ -211,10 +221,10 @@ def test_fit_learns_from_conditions_alone_what_data_do_not_tell():
 
 def test_every_objective_takes_conditions():
     flow, x, condition = GPFN(), points(8), points(8) * 0.5
-    teacher = PointPredictor(Labelled(), flow).eval()
+    teacher = PointPredictor(Labelled(), flow, parameterisation="x").eval()
     t = torch.linspace(0.1, 0.8, 8)
 
-    student = PointPredictor(Labelled(), flow)
+    student = PointPredictor(Labelled(), flow, parameterisation="x")
     loss = Autoguidance(flow, teacher, teacher, 3.0).loss(student, x, seeded(), t, condition=condition)
     torch.testing.assert_close(loss, torch.zeros(8))  # all three say the same of the same condition
 
@@ -243,12 +253,16 @@ def test_likelihoods_and_bounds_take_conditions():
             return condition.expand_as(x) + 0 * x
 
     flow = GPFN()
-    told = ode_log_likelihood(PointPredictor(Constant(), flow, clip=None), flow, x, condition=condition, steps=8)
-    away = ode_log_likelihood(PointPredictor(Constant(), flow, clip=None), flow, x, condition=condition + 1, steps=8)
+    told = ode_log_likelihood(
+        PointPredictor(Constant(), flow, clip=None, parameterisation="x"), flow, x, condition=condition, steps=8
+    )
+    away = ode_log_likelihood(
+        PointPredictor(Constant(), flow, clip=None, parameterisation="x"), flow, x, condition=condition + 1, steps=8
+    )
     assert bool((told.log_prob > away.log_prob + 100).all())
     bayesian = BFN(0.1)
     right, wrong = (
-        bayesian_bound(PointPredictor(Constant(), bayesian), bayesian, x, seeded(), condition=c)
+        bayesian_bound(PointPredictor(Constant(), bayesian, parameterisation="x"), bayesian, x, seeded(), condition=c)
         for c in (condition, condition + 0.3)
     )
     assert bool((right < wrong).all())
@@ -334,7 +348,7 @@ def test_the_default_is_the_best_sampler_that_a_flow_can_take(flow, name):
         def forward(self, x, t):
             return self.scale * x / 2
 
-    predictor = PointPredictor(Half(), flow)
+    predictor = PointPredictor(Half(), flow, parameterisation="x")
     assert default_sampler(predictor, flow) == name
     drawn = sample(predictor, flow, (5, 2), nfe=4)
     torch.testing.assert_close(drawn, sample(predictor, flow, (5, 2), nfe=4, sampler=SAMPLERS[name]))

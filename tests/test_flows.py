@@ -76,7 +76,9 @@ class TestContinuousBFN:
         torch.testing.assert_close(belief.mean, double(case["mean"]), rtol=0, atol=1e-10)
 
     def test_prediction_and_continuous_time_loss(self, case, flow):
-        predict = PointPredictor(ReferenceNetwork(), flow, parameterisation="epsilon", clip_in_training=True)
+        predict = PointPredictor(
+            ReferenceNetwork(), flow, parameterisation="epsilon", clip=(-1.0, 1.0), clip_in_training=True
+        )
         x, t = double(case["x"]), double(case["t"]).flatten(1)[:, 0]
         belief = flow.belief(x, t, Recorded(double(case["noise"])))
         torch.testing.assert_close(predict(belief, t).mean, double(case["x_hat"]), rtol=0, atol=1e-10)
@@ -284,7 +286,7 @@ class TestDiffusion:
                 return torch.tanh(mean)
 
         flow = Diffusion(weight_floor=1e-9)
-        predict = PointPredictor(Noise(), flow, parameterisation="epsilon", clip=None)
+        predict = PointPredictor(Noise(), flow, parameterisation="epsilon", clip=(-1.0, 1.0))
         a, b = math.sin(0.35 * math.pi / 2), math.cos(0.35 * math.pi / 2)
         expected = (noise - torch.tanh(a * x + b * noise)).square().mean(1)
         torch.testing.assert_close(flow.loss(predict, x, Recorded(noise), t), expected, rtol=1e-12, atol=0)

@@ -82,7 +82,7 @@ class Curved(torch.nn.Module):
 
 @pytest.mark.parametrize("sampler", ["multistep2", "multistep3", "unipc", "midpoint", "deterministic", Multistep(2)])
 def test_times_are_better_and_fit_to_be_sampled_with(sampler):
-    model = PointPredictor(Curved(), FLOW).train()
+    model = PointPredictor(Curved(), FLOW, parameterisation="x").train()
     found = optimise_times(model, FLOW, (20, 4), 4, sampler=sampler)
     assert model.training
     assert found.error < 0.95 * found.error_before
@@ -112,7 +112,7 @@ def test_a_predictor_that_is_told_its_ends_is_asked_for_the_answer_before_as_wel
 
 
 def test_one_evaluation_has_one_time():
-    found = optimise_times(PointPredictor(Curved(), FLOW), FLOW, (4, 4), 1)
+    found = optimise_times(PointPredictor(Curved(), FLOW, parameterisation="x"), FLOW, (4, 4), 1)
     assert found.times == (0.0,)
     assert found.error == found.error_before
 
@@ -135,7 +135,9 @@ def test_one_evaluation_has_one_time():
 def test_refused(change, message):
     words = {"shape": (4, 4), "nfe": 2, **change}
     with pytest.raises(ArgumentError, match=message):
-        optimise_times(PointPredictor(Curved(), FLOW), FLOW, words.pop("shape"), words.pop("nfe"), **words)
+        optimise_times(
+            PointPredictor(Curved(), FLOW, parameterisation="x"), FLOW, words.pop("shape"), words.pop("nfe"), **words
+        )
 
 
 @pytest.mark.parametrize("flow", [GPFN(ReverseKL(), endpoints=CategoricalEndpoints(3)), DiscreteBFN(3)], ids=str)

@@ -302,7 +302,7 @@ def test_data_of_any_scale_are_learnt_with_the_kinds_own_network(tmp_path):
     kind, flow = loaded.kind, proxflow.GPFN(weight_floor=0.1)
     torch.manual_seed(0)
     network = names.find("networks", kind.defaults.network).load()(kind.shape, width=64, depth=2)
-    predictor = proxflow.PointPredictor(network, flow, clip=kind.defaults.clip)
+    predictor = proxflow.PointPredictor(network, flow, clip=kind.defaults.clip, parameterisation="x")
     config = proxflow.TrainingConfig(steps=400, learning_rate=3e-3)
     trained = proxflow.fit(predictor, flow, kind.encode(loaded.train.x), config).predictor
     samples = kind.decode(proxflow.sample(trained, flow, (2000, 2), nfe=50, sampler="deterministic", batch_size=2000))

@@ -78,7 +78,7 @@ def test_the_resolution_is_the_noise_that_the_density_carries():
 def test_a_network_by_scipys_solver():
     # dz/dt = (x̂ − z)/(1 − t) from t = 1/(1 + r) down to 0.
     model, flow, resolution = Network(), GPFN(), 0.2
-    predict = PointPredictor(model, flow, clip=None)
+    predict = PointPredictor(model, flow, clip=None, parameterisation="x")
     x = double([[0.3, -0.8]])
 
     def slopes(t, state):
@@ -117,7 +117,7 @@ def test_orders_of_the_methods(method, order):
 
 @pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
 def test_hutchinson_agrees_within_its_error(probe):
-    predict = PointPredictor(Network(6), GPFN(), clip=None)
+    predict = PointPredictor(Network(6), GPFN(), clip=None, parameterisation="x")
     x = torch.randn(3, 1, 2, 3, generator=seeded(), dtype=torch.float64)
     with torch.no_grad():
         exact = ode_log_likelihood(predict, GPFN(), x, steps=8, method="heun", resolution=0.1)
@@ -131,7 +131,7 @@ def test_hutchinson_agrees_within_its_error(probe):
 
 def test_probes_do_not_depend_on_the_batch():
     predict, x = (
-        PointPredictor(Network(), GPFN(), clip=None),
+        PointPredictor(Network(), GPFN(), clip=None, parameterisation="x"),
         torch.randn(5, 2, generator=seeded(), dtype=torch.float64),
     )
 
@@ -158,7 +158,10 @@ def test_the_gradient_by_the_data_is_the_score():
 
 def test_the_gradient_by_the_parameters_follows_differences():
     model = Network()
-    predict, x = PointPredictor(model, GPFN(), clip=None), torch.randn(4, 2, generator=seeded(), dtype=torch.float64)
+    predict, x = (
+        PointPredictor(model, GPFN(), clip=None, parameterisation="x"),
+        torch.randn(4, 2, generator=seeded(), dtype=torch.float64),
+    )
 
     def value():
         return ode_log_likelihood(predict, GPFN(), x, steps=4, probes=2, generator=seeded(1)).log_prob.sum()
@@ -176,7 +179,7 @@ def test_single_precision_and_compilation_give_the_same():
 
     def found(network, x, compiler=lambda f: f):
         flow = GPFN()
-        predict = PointPredictor(network, flow, clip=None)
+        predict = PointPredictor(network, flow, clip=None, parameterisation="x")
 
         def run(x):
             with torch.no_grad():

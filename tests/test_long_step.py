@@ -315,12 +315,16 @@ def test_a_plain_networks_weights_serve_as_they_did():
         nn.init.normal_(parameter, std=0.1)
     flow = GPFN()
     predictor = LongStepPredictor(UNet((1, 8, 8), channels=8, blocks=1, reads_end=True), flow).eval()
-    predictor.begin_from(PointPredictor(plain, flow).state_dict())
+    predictor.begin_from(PointPredictor(plain, flow, parameterisation="x").state_dict())
     belief, t = DiagonalGaussian(torch.randn(3, 1, 8, 8), torch.ones(())), torch.tensor([0.1, 0.5, 0.9])
     for end in (None, t, torch.ones(3)):
-        assert torch.equal(predictor(belief, t, end).mean, PointPredictor(plain, flow).eval()(belief, t).mean)
+        assert torch.equal(
+            predictor(belief, t, end).mean, PointPredictor(plain, flow, parameterisation="x").eval()(belief, t).mean
+        )
     with pytest.raises(ArgumentError, match="no place"):
-        predictor.begin_from(PointPredictor(UNet((1, 8, 8), channels=16, blocks=1), flow).state_dict())
+        predictor.begin_from(
+            PointPredictor(UNet((1, 8, 8), channels=16, blocks=1), flow, parameterisation="x").state_dict()
+        )
     with pytest.raises(ArgumentError, match="no place"):
         predictor.begin_from({"network.other": torch.zeros(1)})
 

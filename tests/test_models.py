@@ -162,10 +162,15 @@ def test_a_file_gives_the_model_back(tmp_path, predictor):
 @pytest.mark.parametrize(
     ("name", "sampler", "flow", "predictor"),
     [
-        ("gpfn", "deterministic", "gpfn-w2:schedule=(linear:final=0.8),coupling=ot", "point"),
-        ("bfn", "stochastic", "bfn", "point:parameterisation=epsilon,clip_in_training=true"),
-        ("long-step", "deterministic", "gpfn-w2", "long-step"),
-        ("draw", "stochastic", "bfn:sigma1=0.3", "draw"),
+        (
+            "gpfn",
+            "deterministic",
+            "gpfn-w2:schedule=(linear:final=0.8),coupling=ot",
+            "point:parameterisation=x,clip=-1.0,1.0",
+        ),
+        ("bfn", "stochastic", "bfn", "point:parameterisation=epsilon,clip=-1.0,1.0,clip_in_training=true"),
+        ("long-step", "deterministic", "gpfn-w2", "long-step:clip=-1.0,1.0"),
+        ("draw", "stochastic", "bfn:sigma1=0.3", "draw:clip=-1.0,1.0"),
     ],
 )
 def test_files_of_format_1_still_sample_bit_for_bit(name, sampler, flow, predictor):

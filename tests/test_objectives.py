@@ -192,7 +192,7 @@ def test_a_discriminator_doubles_the_cost_and_its_lack_is_told():
 
 @pytest.mark.parametrize("discriminator", [True, False])
 def test_before_a_discriminator_draws_are_clipped_as_samples_are(discriminator):
-    teacher = PointPredictor(lambda mean, t: 3 * mean, GPFN()).eval()
+    teacher = PointPredictor(lambda mean, t: 3 * mean, GPFN(), parameterisation="x", clip=(-1.0, 1.0)).eval()
     parts = StudentAndCritic(teacher, discriminator=discriminator).train()
     belief = DiagonalGaussian(torch.tensor([[-1.0, 0.2, 1.0]]), torch.ones(()))
     last = 1.0 if discriminator else 3.0
@@ -211,7 +211,7 @@ def two_clusters(number, generator):
 def test_one_evaluation_of_a_student_draws_from_both_clusters(adversarial):
     torch.manual_seed(0)
     flow, data = GPFN(schedule=Linear(0.9)), two_clusters(4096, torch.Generator().manual_seed(1))
-    teacher = PointPredictor(Perceptron(2), flow, clip=None)
+    teacher = PointPredictor(Perceptron(2), flow, clip=None, parameterisation="x")
     quick = {"batch_size": 256, "warmup_steps": 20, "ema": 0.98, "clip": 10.0}
     teacher = fit(teacher, flow, data, TrainingConfig(steps=600, learning_rate=5e-3, **quick)).predictor
     objective = DistributionMatching(flow, teacher, adversarial)

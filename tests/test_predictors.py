@@ -1,5 +1,7 @@
 """Predictors: parameterisations undo each other, ranges are kept, wrong settings are refused."""
 
+import math
+
 import pytest
 import torch
 from test_flows import double, seeded
@@ -11,6 +13,7 @@ from proxflow import (
     Categorical,
     ClassPredictor,
     DiagonalGaussian,
+    Diffusion,
     FisherRao,
     GaussianEndpoints,
     PointPredictor,
@@ -35,14 +38,21 @@ TIMES = double([0.05, 0.3, 0.6, 0.95])
 @pytest.mark.parametrize("flow", [GPFN(), GPFN(KL(), endpoints=GaussianEndpoints(0.3)), BFN(0.05), BFN(1e-3)], ids=str)
 @pytest.mark.parametrize(("name", "output"), [("x", X), ("epsilon", NOISE), ("v", X - NOISE)])
 def test_a_perfect_output_gives_the_data(flow, name, output):
+    if name == "epsilon" and isinstance(flow, GPFN):
+        flow = Diffusion(flow.path)  # the same beliefs, with weights of times that ε can be trained by
+        predict = PointPredictor(Says(output), flow, parameterisation=name, clip=(-1.0, 1.0))
+    else:
+        predict = PointPredictor(Says(output), flow, parameterisation=name)
     a, b = (c[:, None] for c in flow.path.coefficients(TIMES))
     belief = DiagonalGaussian(a * X + b * NOISE, double(1.0))
-    predicted = PointPredictor(Says(output), flow, parameterisation=name)(belief, TIMES)
+    predicted = predict(belief, TIMES)
     torch.testing.assert_close(predicted.mean, X, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("flow", [GPFN(), BFN(1e-3)], ids=str)
-@pytest.mark.parametrize("name", ["x", "epsilon", "v"])
+@pytest.mark.parametrize(
+    ("flow", "name"),
+    [(flow, name) for flow in (GPFN(), BFN(1e-3)) for name in ("x", "v", "edm")] + [(BFN(), "epsilon")],
+)
 def test_finite_at_the_first_time_in_single_precision(flow, name):
     mean = torch.zeros(2, 3) if isinstance(flow, BFN) else torch.randn(2, 3, generator=seeded())
     predict = PointPredictor(Says(torch.ones(2, 3)), flow, parameterisation=name).eval()
@@ -54,10 +64,11 @@ def test_finite_at_the_first_time_in_single_precision(flow, name):
 def test_clipping_in_evaluation_and_only_when_asked_in_training():
     belief = DiagonalGaussian(torch.zeros(1, 2), torch.ones(()))
     t = torch.full((1,), 0.5)
-    predict = PointPredictor(Says(torch.tensor([[3.0, -3.0]])), GPFN(), parameterisation="x")
+    says = {"parameterisation": "x", "clip": (-1.0, 1.0)}
+    predict = PointPredictor(Says(torch.tensor([[3.0, -3.0]])), GPFN(), **says)
     assert predict.eval()(belief, t).mean.tolist() == [[1.0, -1.0]]
     assert predict.train()(belief, t).mean.tolist() == [[3.0, -3.0]]
-    always = PointPredictor(Says(torch.tensor([[3.0, -3.0]])), GPFN(), parameterisation="x", clip_in_training=True)
+    always = PointPredictor(Says(torch.tensor([[3.0, -3.0]])), GPFN(), **says, clip_in_training=True)
     assert always.train()(belief, t).mean.tolist() == [[1.0, -1.0]]
 
 
@@ -96,6 +107,11 @@ def test_class_predictor_keeps_classes_and_places_apart(event, classes):
         ({"parameterisation": "score"}, GPFN(), "one of .*'v'.*got 'score'"),
         ({"clip": (1.0, -1.0)}, GPFN(), "lowest < highest"),
         ({"parameterisation": "v"}, GPFN(FisherRao()), "use 'x'"),
+        ({"parameterisation": "x", "std": (2.0,)}, GPFN(), "for parameterisation 'edm'"),
+        ({"mean": (math.nan,)}, GPFN(), "finite"),
+        ({"std": (0.0,)}, GPFN(), "std positive"),
+        ({"parameterisation": "epsilon"}, Diffusion(), "divide by a = 0 at t = 0.*or give the range"),
+        ({"parameterisation": "epsilon", "clip": (-1.0, 1.0)}, GPFN(), "take parameterisation 'edm' or 'v'$"),
     ],
 )
 def test_settings_refused(settings, flow, message):

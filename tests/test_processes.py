@@ -83,7 +83,7 @@ class Stops(GPFN):
 
 def train(config, folder=None, flow=GPFN, held_out=None):
     torch.manual_seed(Processes.current().rank)  # the first one's weights are everybody's
-    predictor = PointPredictor(Net().double(), GPFN(), clip=None)
+    predictor = PointPredictor(Net().double(), GPFN(), clip=None, parameterisation="x")
     result = fit(predictor, flow(), points(), config, folder=folder, held_out=held_out)
     weights = {name: tensor.numpy() for name, tensor in result.predictor.state_dict().items()}
     return weights, result.losses, result.skipped

@@ -58,7 +58,9 @@ def trained():
     torch.manual_seed(0)
     flow = GPFN()
     config = TrainingConfig(steps=600, batch_size=256, learning_rate=5e-3, ema=0.98, warmup_steps=20)
-    return flow, fit(PointPredictor(Perceptron(), flow, clip=None), flow, clusters(), config).predictor
+    return flow, fit(
+        PointPredictor(Perceptron(), flow, clip=None, parameterisation="x"), flow, clusters(), config
+    ).predictor
 
 
 # pairs ----------------------------------------------------------------------------------------------------------------
@@ -122,7 +124,7 @@ def test_pairs_of_something_else_are_refused(trained, tmp_path):
             make_pairs(predictor, flow, 20, (2,), tmp_path, **{"nfe": 2, **change})
     torch.manual_seed(5)
     with pytest.raises(OutputError, match="weights = sha256"):
-        make_pairs(PointPredictor(Perceptron(), flow), flow, 20, (2,), tmp_path, nfe=2)
+        make_pairs(PointPredictor(Perceptron(), flow, parameterisation="x"), flow, 20, (2,), tmp_path, nfe=2)
     path = tmp_path / "samples-00000.safetensors"
     save_file({"samples": torch.zeros(3, 2)}, path)
     with pytest.raises(CheckpointError, match="does not hold 20 samples"):

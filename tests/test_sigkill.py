@@ -32,7 +32,7 @@ def train(folder, slow_disk, begun):
         flush = os.fsync
         os.fsync = lambda handle: (time.sleep(0.003), flush(handle))[1]
     torch.manual_seed(0)
-    predictor = PointPredictor(Net(), GPFN(), clip=None)
+    predictor = PointPredictor(Net(), GPFN(), clip=None, parameterisation="x")
     points = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
     begun.send(None)
     result = fit(predictor, GPFN(), points, CONFIG, folder=folder)

@@ -106,6 +106,8 @@ def test_words_say_what_python_says():
         "parameterisation": "v",
         "clip": (-2.0, 2.0),
         "clip_in_training": False,
+        "mean": None,
+        "std": None,
     }
     assert parse("samplers", "marginal:kappa=0.5") == Marginal(0.5)
     assert parse("samplers", "multistep2:order=2,corrected=true") == parse("samplers", "unipc")
@@ -152,7 +154,11 @@ def test_tensors_are_lists_of_numbers():
         ("networks", "unet:channels", "expected unet:field=value,field=value…, got 'channels'"),
         ("networks", "unet:channels=1,channels=2", "unet is given channels twice"),
         ("networks", "unet:outputs=3", "unet has no setting 'outputs'"),
-        ("predictors", "point:parameterisation=q", "point: parameterisation must be one of x, epsilon, v, got 'q'"),
+        (
+            "predictors",
+            "point:parameterisation=q",
+            "point: parameterisation must be one of x, epsilon, v, edm, got 'q'",
+        ),
         ("predictors", "point:clip=1,2,3", r"point: clip must be a list of 2 values, got \[1.0, 2.0, '3'\]"),
         ("predictors", "point:clip_in_training=maybe", "clip_in_training must be true or false, got 'maybe'"),
         ("flows", "gpfn:energy=banana", "gpfn: energy cannot be named or held by a file"),
@@ -212,7 +218,9 @@ def test_functions_cannot_be_written():
 
 def test_a_predictor_is_described_as_it_was_built():
     predictor = PointPredictor(nn.Identity(), BFN(), parameterisation="epsilon", clip=None)
-    content = {"kind": "point", "parameterisation": "epsilon", "clip": None, "clip_in_training": False}
-    assert describe(predictor) == content
-    assert word(predictor) == "point:parameterisation=epsilon,clip=none"
+    assert describe(predictor) == {"kind": "point", "parameterisation": "epsilon", "clip_in_training": False}
+    assert word(predictor) == "point:parameterisation=epsilon"
+    clipped = PointPredictor(nn.Identity(), GPFN(), clip=(-1.0, 1.0), mean=(0.5, 2.0), std=(1.0, 3.0))
+    moments = {"parameterisation": "edm", "clip": [-1.0, 1.0], "mean": [0.5, 2.0], "std": [1.0, 3.0]}
+    assert describe(clipped) == {"kind": "point", "clip_in_training": False, **moments}
     assert describe(Part("point", {"clip": None})) == {"kind": "point", "clip": None}

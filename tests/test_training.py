@@ -17,6 +17,7 @@ from proxflow.errors import ArgumentError, CheckpointError, DivergedError, Memor
 from proxflow.flows import draw_times
 from proxflow.training import fit as training
 from proxflow.training.fit import learning_rate
+from proxflow.training.run import Stage
 
 
 class Net(torch.nn.Module):
@@ -33,7 +34,7 @@ class Net(torch.nn.Module):
 
 def model(dropout=0.0):
     torch.manual_seed(0)
-    return PointPredictor(Net(dropout), GPFN(), clip=None)
+    return PointPredictor(Net(dropout), GPFN(), clip=None, parameterisation="x")
 
 
 def points(number=512):
@@ -56,7 +57,9 @@ def test_the_averaged_copy_has_the_newest_buffers():
             self.calls += self.training
             return super().forward(x, t)
 
-    result = fit(PointPredictor(Counts(), GPFN(), clip=None), GPFN(), points(), replace(CONFIG, steps=7))
+    result = fit(
+        PointPredictor(Counts(), GPFN(), clip=None, parameterisation="x"), GPFN(), points(), replace(CONFIG, steps=7)
+    )
     assert float(result.predictor.network.calls) == 7
 
 
@@ -175,7 +178,7 @@ def test_every_example_is_seen_once_an_epoch():
         (torch.full((4, 2), math.nan), "4 of 4 training examples hold NaN"),
         (torch.zeros(0, 2), "non-empty"),
         (torch.zeros(4), "non-empty tensor"),
-        (torch.zeros(4, 2, dtype=torch.bool), "got torch.bool"),
+        (torch.zeros(4, 2, dtype=torch.complex64), "got torch.complex64"),
     ],
 )
 def test_bad_data_is_refused_before_work(tmp_path, data, message):
@@ -216,7 +219,7 @@ def test_a_bad_step_changes_nothing_and_is_counted(value, gradient_only):
 
     by_hand = model().train()  # the same steps with torch alone
     optimiser = torch.optim.AdamW(by_hand.parameters(), 1e-2, betas=(0.9, 0.98), weight_decay=config.weight_decay)
-    order = training._Order(512, config, torch.device("cpu"))
+    order = training._Order(512, config, Stage(0, 0, 10, 64, 1e-2), torch.device("cpu"))
     for step in set(range(10)) - {3, 7}:
         key = training._mix(0, step)
         t = draw_times(64, torch.Generator().manual_seed(key), torch.device("cpu"))
@@ -237,7 +240,7 @@ def test_too_many_bad_steps_stop_with_a_diagnosis_and_keep_the_checkpoint(tmp_pa
         match=r"in 30 of the 50 steps before step 150 .*in 30.*Lower the learning rate.*step 100 in .* good",
     ):
         fit(model(), bad, points(), CONFIG, folder=tmp_path)
-    resumed = fit(model(), GPFN(), points(), CONFIG, folder=tmp_path)
+    resumed = fit(model(), Breaks(), points(), CONFIG, folder=tmp_path)
     whole = fit(model(), GPFN(), points(), CONFIG)
     assert resumed.losses == whole.losses
     for one, other in zip(whole.predictor.parameters(), resumed.predictor.parameters(), strict=True):
@@ -257,7 +260,7 @@ def test_a_checkpoint_after_bad_steps_is_finite(tmp_path):
     for path in tmp_path.rglob("*.safetensors"):
         assert all(tensor.isfinite().all() for tensor in load_file(path).values())
     whole = fit(model(), Breaks(*range(20, 30)), points(), config)
-    resumed = fit(model(), GPFN(), points(), config, folder=tmp_path)
+    resumed = fit(model(), Breaks(), points(), config, folder=tmp_path)
     assert resumed.losses == whole.losses
     assert resumed.skipped == whole.skipped == 10
 
@@ -273,7 +276,7 @@ def test_buffers_that_are_not_finite_never_reach_a_checkpoint(tmp_path):
             return super().forward(mean, t)
 
     with pytest.raises(DivergedError, match=r"network.seen is not finite after step 50"):
-        fit(PointPredictor(Poisoned(), GPFN()), GPFN(), points(), CONFIG, folder=tmp_path)
+        fit(PointPredictor(Poisoned(), GPFN(), parameterisation="x"), GPFN(), points(), CONFIG, folder=tmp_path)
     assert not list(tmp_path.glob("checkpoints/step-*"))
 
 
@@ -383,18 +386,24 @@ def test_a_signal_saves_and_stops(tmp_path, request, number):
     assert len(calls) == 78
     assert signal.getsignal(number) == before
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000050", "step-00000078"]
-    resumed = fit(model(), GPFN(), points(), CONFIG, folder=tmp_path)
+    resumed = fit(model(), Signals(), points(), CONFIG, folder=tmp_path)
     assert resumed.losses == fit(model(), GPFN(), points(), CONFIG).losses
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path):
     fit(model(), GPFN(), points(), CONFIG, folder=tmp_path)
-    other = from_dict(TrainingConfig, {**to_dict(CONFIG), "learning_rate": 0.5}, "")
-    with pytest.raises(CheckpointError, match=r"learning_rate = 0.002, not 0.5"):
-        fit(model(), GPFN(), points(), other, folder=tmp_path)
-    wider = PointPredictor(torch.nn.Linear(2, 2), GPFN())
+    with pytest.raises(CheckpointError, match=r"ema = 0.999, not 0.5"):
+        fit(model(), GPFN(), points(), replace(CONFIG, ema=0.5), folder=tmp_path)
+    # Of one kind and number of layers, but of other sizes.
+    (net := Net()).layers[0], net.layers[2] = torch.nn.Linear(3, 8), torch.nn.Linear(8, 2)
     with pytest.raises(CheckpointError, match="another architecture"):
-        fit(wider, GPFN(), points(), CONFIG, folder=tmp_path)
+        fit(
+            PointPredictor(net, GPFN(), clip=None, parameterisation="x"),
+            GPFN(),
+            points(),
+            CONFIG,
+            folder=tmp_path,
+        )
 
 
 def test_folder_that_cannot_be_written(tmp_path):

@@ -211,7 +211,7 @@ def test_it_is_a_flow() -> None:
         def forward(self, mean: Tensor, t: Tensor) -> Tensor:
             return self.layer(mean)
 
-    predictor = PointPredictor(Network(), flow)
+    predictor = PointPredictor(Network(), flow, parameterisation="x")
     images = torch.randn(4, 1, HEIGHT, WIDTH)
     assert flow.loss(predictor, images, torch.Generator().manual_seed(0)).shape == (4,)
     assert sample(predictor, flow, (3, 1, HEIGHT, WIDTH), nfe=4, sampler="deterministic").shape == (

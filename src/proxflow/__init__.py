@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         ProductEndpoints,
         Readout,
     )
-    from proxflow.likelihood import Nats, OdeLikelihood, bayesian_bound, ode_log_likelihood, two_class_bound
+    from proxflow.likelihood import Nats, OdeLikelihood, bayesian_bound, encode, ode_log_likelihood, two_class_bound
     from proxflow.models import Model, build, load
     from proxflow.paths import Cosine, Linear, Shifted, VariancePreserving
     from proxflow.predictors import (
@@ -141,7 +141,7 @@ _HOMES = {
         "Readout",
     ],
     "samplers.optimise_times": ["OptimisedTimes", "optimise_times"],
-    "likelihood": ["Nats", "OdeLikelihood", "bayesian_bound", "ode_log_likelihood", "two_class_bound"],
+    "likelihood": ["Nats", "OdeLikelihood", "bayesian_bound", "encode", "ode_log_likelihood", "two_class_bound"],
     "models": ["Model", "build", "load"],
     "training.objectives": [
         "Autoguidance",

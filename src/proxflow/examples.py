@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, Union
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from proxflow.errors import ArgumentError
 
@@ -94,6 +96,75 @@ class Examples:
     def to(self, device: torch.device | str) -> Examples:
         """Bring all tensors to a device."""
         return Examples(self.x.to(device), moved(self.condition, device), moved(self.start, device))
+
+
+def examples_of(data: Any, what: str) -> Examples:
+    """Return data as examples, however they come.
+
+    Args:
+        data: A tensor or array (number, *event); examples; a pair (data, conditions) of these; a map-style
+            ``torch.utils.data.Dataset`` of events or of pairs (event, label), or a ``DataLoader``, of which the data set is
+            taken: the order is training's own.
+        what: What they are, for messages, as "training".
+
+    Raises:
+        ArgumentError: They are none of these, or a data set has no length or examples of several shapes.
+    """
+    if isinstance(data, Examples):
+        return data
+    if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], int | float):
+        x, condition = (_tensor(part) for part in data)
+        if x is not None and condition is not None:
+            return Examples(x, condition)
+    found = _tensor(data)
+    if found is not None:
+        return Examples(found)
+    if isinstance(data, DataLoader):
+        return examples_of(data.dataset, what)
+    if isinstance(data, Dataset) and hasattr(data, "__len__") and len(data):
+        return _collected(data, what)
+    raise ArgumentError(
+        f"{what} data are a tensor or array (number, *event), proxflow.Examples, or a data set with a length, got "
+        f"{type(data).__name__}"
+    )
+
+
+def _tensor(value: Any) -> Tensor | None:
+    """Return a tensor or array as a tensor; else ``None``."""
+    if isinstance(value, Tensor):
+        return value
+    if not (hasattr(value, "__array__") and hasattr(value, "dtype")):
+        return None
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        return None
+    # Torch shares memory with arrays of the machine's byte order that go forward, and has few types without a sign.
+    array = np.require(array.astype(array.dtype.newbyteorder("="), copy=False), requirements="C")
+    if array.dtype in (np.uint16, np.uint32, np.uint64):
+        array = array.astype(np.int64)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _collected(dataset: Dataset[Any], what: str) -> Examples:
+    """Read all examples of a data set into memory."""
+    drawn = [dataset[k] for k in range(len(dataset))]  # type: ignore[arg-type]
+    columns = list(zip(*drawn, strict=True)) if isinstance(drawn[0], tuple | list) else [drawn]
+    if not 1 <= len(columns) <= 2:
+        raise ArgumentError(
+            f"{what} data sets give an event, or an event and its label; this one gives {len(columns)} things: wrap it to "
+            "give two, or give proxflow.Examples"
+        )
+    stacked = []
+    for column in columns:
+        parts = [part if isinstance(part, Tensor) else _tensor(np.asarray(part)) for part in column]
+        shapes = {tuple(part.shape) for part in parts if part is not None}
+        if len(shapes) != 1 or any(part is None for part in parts):
+            raise ArgumentError(
+                f"{what} data sets give tensors or arrays of one shape, got {sorted(shapes) or type(column[0]).__name__}: "
+                "let a transform bring them to one"
+            )
+        stacked.append(torch.stack(parts))  # type: ignore[arg-type]
+    return Examples(*stacked)
 
 
 def reads(predict: Predict) -> frozenset[str]:

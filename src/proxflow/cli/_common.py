@@ -113,9 +113,12 @@ def check_graph(graph: bool, device: torch.device) -> None:
         raise ArgumentError(f"--graph records work on a CUDA device, and this is {device.type}: leave it out")
 
 
-def less_memory(batch_size: int) -> str:
-    """Say what to lower where memory ran out while drawing."""
-    return f"lower --batch-size, now {batch_size}: try --batch-size {max(1, batch_size // 2)}"
+def less_memory(batch_size: int, n: int | None) -> str:
+    """Say what to lower where memory ran out while drawing ``n`` examples."""
+    at_once = batch_size if n is None else min(batch_size, max(n, 16))
+    if at_once == 1:
+        return "one at a time is too much: take a smaller network, or a machine with more memory"
+    return f"lower --batch-size, of which {at_once} are used: try --batch-size {at_once // 2}"
 
 
 def check_sampler(sampler: str | None) -> None:

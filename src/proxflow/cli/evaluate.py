@@ -106,7 +106,7 @@ class Evaluate:
     @property
     def with_less_memory(self) -> str:
         """Say how to draw with less memory."""
-        return less_memory(self.batch_size)
+        return less_memory(self.batch_size, self.n)
 
 
 def run(options: Evaluate, device: torch.device) -> None:

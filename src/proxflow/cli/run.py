@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,9 @@ WRONG_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 """Exit statuses: arguments or files are not as expected; the work itself failed; stopped by SIGINT; by SIGTERM."""
 
 COMMANDS = ("sample", "train", "reflow", "times", "evaluate", "reproduce", "list")
-"""Each is a module beside this one, with a class of options, whose docstring is the help, and ``run(options, device)``."""
+_GO_ON = ("train", "reflow", "reproduce")
+"""Each is a module beside this one, with a class of options, whose docstring is the help, and ``run(options, device)``. Those of
+``_GO_ON`` keep what they have done when they are stopped."""
 
 _DESCRIPTION = """Proximal flow networks: generative models that improve a belief step by step.
 
@@ -36,6 +39,10 @@ Exit status: 0 done; 1 the work failed; 2 wrong arguments or files; 130 interrup
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, see :func:`proxflow.cli.main`."""
     words = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign shows its code, and the work goes on
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    stopped = "give the same command again to go on" if words[:1] and words[0] in _GO_ON else "nothing was written"
     if words == ["--version"]:
         sys.stdout.write(f"proxflow {proxflow.__version__}\n")
         return 0
@@ -46,11 +53,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except ProxflowError as error:
         return _fail(f"error: {error}", FAILED)
     except KeyboardInterrupt:
-        return _fail("interrupted; give the same command again to go on", INTERRUPTED)
+        return _fail(f"interrupted; {stopped}", INTERRUPTED)
     except SystemExit as stop:
         if stop.code != TERMINATED:
             raise
-        return _fail("terminated; give the same command again to go on", TERMINATED)
+        return _fail(f"terminated; {stopped}", TERMINATED)
     except BrokenPipeError:  # whoever read our output has gone; Python would complain again when it closes it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED

@@ -77,7 +77,7 @@ class Sample:
     @property
     def with_less_memory(self) -> str:
         """Say how to draw with less memory."""
-        return less_memory(self.batch_size)
+        return less_memory(self.batch_size, self.n)
 
 
 def run(options: Sample, device: torch.device) -> None:

@@ -14,7 +14,7 @@ import tyro
 
 from proxflow.cli._common import Number, Text, TrainingOptions, draw, first_alone, origin, say, say_how_to_sample, word
 from proxflow.config import DeviceName, MethodName, to_dict
-from proxflow.errors import ArgumentError
+from proxflow.errors import ArgumentError, CheckpointError, OutputError
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,8 @@ class Train:
     """Train a model on MNIST, on images or on rows of numbers of your own.
 
     Checkpoints are written on the way, and the model can be sampled from after the first. An interrupted training goes on
-    where it stopped when the same command is given again. 10,000 steps of the default network on MNIST take about 70
+    where it stopped when the same command is given again; with other --steps, --batch-size or --learning-rate it goes on
+    with these, also after it ended. 10,000 steps of the default network on MNIST take about 70
     minutes on 2 processor cores.
 
     Flow, network and the like are words, NAME or NAME:field=value,field=value; "proxflow list" shows all names.
@@ -49,6 +50,8 @@ class Train:
         proxflow train --out runs/draws --predictor draw
         proxflow train --out runs/own --data pictures --size 32 --network unet:channels=64,multipliers=1,2,2,patch=1
         proxflow train --out runs/rows --data points.csv --steps 2000
+        proxflow train --out runs/mine --steps 20000
+        proxflow train --out runs/tuned --init runs/mine --data pictures --steps 1000 --learning-rate 2e-4
         proxflow train --out runs/few --teacher runs/mine --steps 800 --ema 0.99
         proxflow train --out runs/short --steps 1500
         proxflow train --out runs/better --teacher runs/mine --weak runs/short --steps 2000 --learning-rate 1e-3
@@ -78,6 +81,8 @@ class Train:
             draw reads noise as well and draws from what the data may be, for few evaluations; it is trained by the energy
             score, at twice the cost a step, and takes the samplers that keep no memory of earlier predictions.
         parameterisation: What the network of a point predictor gives: x, the data; epsilon, the noise; v, the velocity.
+        init: A trained model, by name or folder, to begin with the weights of. Its flow, network and predictor are taken
+            where no others are named, and its units of the data; the data are of its shape.
         grid: Samples drawn at each checkpoint, into the folder "samples"; 0 for none.
         teacher: A trained model, by name or folder, to make a student of, which draws good images with one
             evaluation (distribution matching, and a discriminator of drawn and real images). It has the teacher's
@@ -107,6 +112,7 @@ class Train:
     network: Annotated[Text, word("the kind's")] = None
     predictor: Annotated[Text, word("the flow's, or point")] = None
     parameterisation: Annotated[Text, word("the flow's, or x")] = None
+    init: Annotated[Text, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: none, random weights)")] = None
     grid: int = 16
     teacher: Annotated[
         Text, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: none, the flow's own loss)")
@@ -143,16 +149,20 @@ def run(options: Train, device: torch.device) -> None:
     from proxflow.runtime.tracking import TensorBoard
     from proxflow.training.fit import fit
     from proxflow.training.recipes import recipe
-    from proxflow.training.run import RunFolder, decisive, upgrade
+    from proxflow.training.run import CHANGEABLE, RunFolder, decisive, upgrade
 
     teacher = None if options.teacher is None else models.load(options.teacher, device)
     weak = None if options.weak is None else models.load(options.weak, device)
-    if teacher is None:
+    init = None if options.init is None else models.load(options.init, device)
+    if teacher is None and init is None:
         _flow(options, options.flow or "gpfn-w2")  # refuses what cannot be before data are read
     loaded = _loaded(options)
     kind, examples, held_out = loaded.kind, loaded.train, loaded.held_out
     torch.manual_seed(training.seed)
-    model = _student(options, kind, teacher) if teacher is not None else _untrained(options, kind)
+    if teacher is not None:
+        model = _student(options, kind, teacher)
+    else:
+        model = _untrained(options, kind) if init is None else _begun(options, kind, init)
     kind = model.data
     if "condition" not in reads(model.predictor):
         examples, held_out = Examples(examples.x), None if held_out is None else Examples(held_out.x)
@@ -167,86 +177,102 @@ def run(options: Train, device: torch.device) -> None:
         "data": f"sha256 {content}, shape {list(examples.x.shape)}",
         "teacher": None if teacher is None else digest(teacher.predictor),
         "weak": None if weak is None else digest(weak.predictor),
+        "init": None if init is None else digest(init.predictor),
         "guidance": None if weak is None else options.guidance,
         "adversarial": options.adversarial if method == "distribution-matching" else None,
     }
-    folder.claim(
-        {**decisive(model, training), **settings},
-        lambda held: upgrade({"held_out": 0.0, "weak": held.pop("worse", None), **held}),
-    )
-    if folder.steps_done == training.steps:
-        say(f"{out} holds this model, trained for all of its {training.steps} steps")
-        say_how_to_sample(out)
-        return
-    for note in loaded.notes:
-        say(note)
-    source = "" if teacher is None else f" after {options.teacher}"
-    size = Processes.current().size
-    where = device.type if size == 1 else f"{device.type}, {size} processes"
-    say(
-        f"train: {models.word(model.flow)}{source} on {loaded.description}, {training.steps} steps of "
-        f"{training.batch_size}, on {where}; interrupt with Ctrl-C, the same command goes on"
-    )
-    provenance = {
-        "data": f"{len(examples)} {kind.examples_word} of {options.data}",
-        "held_out": 0 if held_out is None else len(held_out),
-        "training": to_dict(training),
-        **origin(device),
-        **({} if teacher is None else {"teacher": options.teacher, "method": method}),
-        **({} if weak is None else {"weak": options.weak, "guidance": options.guidance}),
-        **({"adversarial": options.adversarial} if method == "distribution-matching" else {}),
-    }
+    with folder.alone():
+        changes = folder.claim(
+            {**decisive(model, training), **settings},
+            lambda held: upgrade({"held_out": 0.0, "weak": held.pop("worse", None), "init": None, **held}),
+            CHANGEABLE,
+        )
+        if folder.steps_done == training.steps:
+            say(f"{out} holds this model, trained for all of its {training.steps} steps")
+            say_how_to_sample(out)
+            return
+        if folder.steps_done and not folder.has_checkpoint:
+            raise OutputError(
+                f"{out} holds a finished model without its last checkpoint, so it cannot go on: give --init {out} and "
+                "another --out folder"
+            )
+        for note in loaded.notes:
+            say(note)
+        if changes:
+            say(f"{out} goes on with {', '.join(changes)}")
+        source = (
+            f" after {options.teacher}" if teacher is not None else f" from {options.init}" if init is not None else ""
+        )
+        size = Processes.current().size
+        where = device.type if size == 1 else f"{device.type}, {size} processes"
+        say(
+            f"train: {models.word(model.flow)}{source} on {loaded.description}, {training.steps} steps of "
+            f"{training.batch_size}, on {where}; interrupt with Ctrl-C, the same command goes on"
+        )
+        provenance = {
+            "data": f"{len(examples)} {kind.examples_word} of {options.data}",
+            "held_out": 0 if held_out is None else len(held_out),
+            "training": to_dict(training),
+            **origin(device),
+            **({} if teacher is None else {"teacher": options.teacher, "method": method}),
+            **({} if init is None else {"init": {"model": options.init, "weights": digest(init.predictor)}}),
+            **({} if weak is None else {"weak": options.weak, "guidance": options.guidance}),
+            **({"adversarial": options.adversarial} if method == "distribution-matching" else {}),
+        }
 
-    board = TensorBoard(out / "tensorboard") if options.tensorboard and Processes.current().first else None
-    latest = math.inf
+        board = TensorBoard(out / "tensorboard") if options.tensorboard and Processes.current().first else None
+        latest = math.inf
 
-    def track(entry: dict[str, float]) -> None:
-        nonlocal latest
-        latest = entry.get("held_out_loss", latest)
-        if board is not None:
-            board.numbers(entry)
-
-    def keep(averaged: nn.Module, step: int) -> None:
-        present = learning.kept(averaged)
-        folder.save(model, present, {**provenance, "steps": step}, latest)
-        if options.grid:
-            painter = replace(model, predictor=cast(Predictor, present))
-            nfe, condition = 1 if method == "distribution-matching" else GRID_STEPS, None
-            if examples.condition is not None:  # drawn for the first examples' conditions, over and over
-                condition = rows(examples.condition, torch.arange(options.grid) % len(examples))
-            drawn = draw(painter, options.grid, nfe, None, training.seed, training.batch_size, condition=condition)
-            picture = kind.preview(drawn)
-            with first_alone() as writing:
-                if writing:
-                    _write_picture(writable_folder(out / "samples") / f"step-{step:08d}.png", picture)
+        def track(entry: dict[str, float]) -> None:
+            nonlocal latest
+            latest = entry.get("held_out_loss", latest)
             if board is not None:
-                board.picture("samples", picture, step)
-        if not sys.stderr.isatty():  # where no bar shows it
-            say(f"step {step} of {training.steps}: saved")
+                board.numbers(entry)
 
-    result = fit(
-        learning.module,
-        learning.objective,
-        examples,
-        training,
-        folder=out,
-        device=device,
-        held_out=held_out,
-        encode=kind.encode,
-        on_checkpoint=keep,
-        track=track,
-    )
-    finished = {"steps": training.steps, "seconds": round(result.seconds, 1), "losses": result.losses}
-    if latest < math.inf:
-        finished["held_out_loss"] = latest
-    folder.finish(model, learning.kept(result.predictor), {**provenance, **finished})
-    say(f"trained in {result.seconds / 60:.1f} minutes, last loss {result.losses[-1]:.4g}: {out}")
-    say_how_to_sample(out)
+        def keep(averaged: nn.Module, step: int) -> None:
+            present = learning.kept(averaged)
+            folder.save(model, present, {**provenance, "steps": step}, latest)
+            if options.grid:
+                painter = replace(model, predictor=cast(Predictor, present))
+                nfe, condition = 1 if method == "distribution-matching" else GRID_STEPS, None
+                if examples.condition is not None:  # drawn for the first examples' conditions, over and over
+                    condition = rows(examples.condition, torch.arange(options.grid) % len(examples))
+                drawn = draw(painter, options.grid, nfe, None, training.seed, training.batch_size, condition=condition)
+                picture = kind.preview(drawn)
+                with first_alone() as writing:
+                    if writing:
+                        _write_picture(writable_folder(out / "samples") / f"step-{step:08d}.png", picture)
+                if board is not None:
+                    board.picture("samples", picture, step)
+            if not sys.stderr.isatty():  # where no bar shows it
+                say(f"step {step} of {training.steps}: saved")
+
+        result = fit(
+            learning.module,
+            learning.objective,
+            examples,
+            training,
+            folder=out,
+            device=device,
+            held_out=held_out,
+            encode=kind.encode,
+            on_checkpoint=keep,
+            track=track,
+        )
+        finished = {"steps": training.steps, "seconds": round(result.seconds, 1), "losses": result.losses}
+        if latest < math.inf:
+            finished["held_out_loss"] = latest
+        finished |= {"sessions": list(result.sessions), "stages": list(result.stages)}
+        folder.finish(model, learning.kept(result.predictor), {**provenance, **finished})
+        say(f"trained in {result.seconds / 60:.1f} minutes, last loss {result.losses[-1]:.4g}: {out}")
+        say_how_to_sample(out)
 
 
 def _method(options: Train) -> MethodName:
     if options.adversarial != Train.adversarial and (options.teacher is None or options.weak is not None):
         raise ArgumentError("--adversarial is for distribution matching: a student of a --teacher alone")
+    if options.init is not None and options.teacher is not None:
+        raise ArgumentError("--init and --teacher each say what the weights begin with: give one of them")
     if options.weak is None:
         if options.guidance != Train.guidance:
             raise ArgumentError("--guidance says how far to lead away from a model, which --weak must name")
@@ -284,16 +310,53 @@ def _student(options: Train, kind: Kind, teacher: Model) -> Model:
     return models.build(teacher.data, flow=teacher.flow, network=teacher.network, predictor=predictor)
 
 
+def _begun(options: Train, kind: Kind, init: Model) -> Model:
+    """Build the model that the options describe, with the weights of a trained one.
+
+    Raises:
+        ArgumentError: The data have another shape, or its weights do not fit.
+    """
+    from proxflow import models
+    from proxflow.models import spec
+    from proxflow.runtime.checkpoints import refuse_difference
+
+    if kind.shape != init.shape:
+        raise ArgumentError(f"--init {options.init} is of data of shape {init.shape}, and these are {kind.shape}")
+    named = options.predictor or options.parameterisation or options.flow
+    predictor = _predictor(options, kind) if named else spec.make("predictors", init.spec["predictor"])
+    flow = _flow(options, options.flow) if options.flow else _changed(options, init.flow)
+    # Of its kind: rows of numbers keep the units that the network was trained in.
+    model = models.build(init.data, flow=flow, network=options.network or init.network, predictor=predictor)
+    given, own = init.predictor.state_dict(), model.predictor.state_dict()
+    other = [name for name in own if name in given and own[name].shape != given[name].shape]
+    try:
+        refuse_difference(options.init or "", set(given), set(own))
+    except CheckpointError as error:
+        raise ArgumentError(f"--init: {error}; leave --network out to take its own") from error
+    if other:
+        raise ArgumentError(
+            f"--init {options.init}: its {other[0]!r} is {tuple(given[other[0]].shape)}, and in this model "
+            f"{tuple(own[other[0]].shape)}: leave --network out to take its own"
+        )
+    model.predictor.load_state_dict(given)
+    return model
+
+
 def _untrained(options: Train, kind: Kind) -> Model:
     """Build the untrained model that the options describe."""
     from proxflow import models
 
+    flow = _flow(options, options.flow or kind.defaults.flow)
+    return models.build(kind, flow=flow, network=options.network, predictor=_predictor(options, kind))
+
+
+def _predictor(options: Train, kind: Kind) -> str | None:
+    """Return the word for the predictor."""
     predictor = options.predictor
     if options.parameterisation is not None:
         predictor = predictor or kind.defaults.predictor
         predictor += f"{',' if ':' in predictor else ':'}parameterisation={options.parameterisation}"
-    flow = _flow(options, options.flow or kind.defaults.flow)
-    return models.build(kind, flow=flow, network=options.network, predictor=predictor)
+    return predictor
 
 
 def _flow(options: Train, flow: str) -> str | Flow[Any]:
@@ -304,21 +367,30 @@ def _flow(options: Train, flow: str) -> str | Flow[Any]:
     """
     from proxflow import models
 
-    made = models.parse("flows", flow)
+    made = _changed(options, models.parse("flows", flow))
+    return made if any(getattr(options, name) is not None for name in _CHANGES) else flow
+
+
+def _changed(options: Train, made: Flow[Any]) -> Flow[Any]:
+    """Return a flow with the parts that the options name; see :func:`_flow`."""
+    from proxflow import models
+
     changes: dict[str, Any] = {}
     for name, group in _CHANGES.items():
         text = getattr(options, name)
         if text is None:
             continue
-        if name not in {f.name for f in fields(made)}:
-            raise ArgumentError(f"--{name} {text}: the flow {flow} has no {name}; take a gpfn flow, or leave it out")
+        if name not in {f.name for f in fields(cast(Any, made))}:
+            raise ArgumentError(
+                f"--{name} {text}: the flow {models.word(made)} has no {name}; take a gpfn flow, or leave it out"
+            )
         changes[name] = models.parse(group, text)
     coupling = changes.get("coupling")
     if options.coupling is not None and options.coupling.startswith("reflow"):
         raise ArgumentError("--coupling reflow: such a model is made of a trained one, by the command reflow")
     if coupling is not None and hasattr(coupling, "check"):
         coupling.check()  # what it needs may not be installed
-    return replace(made, **changes) if changes else flow
+    return replace(cast(Any, made), **changes) if changes else made
 
 
 def _write_picture(path: Path, picture: Picture) -> None:

@@ -9,7 +9,7 @@ A flow knows no network: ``predict`` in its loss is any function ``(belief, t) -
 """
 
 from proxflow.flows.barycentric import GPFN, CategoricalEndpoints, Endpoints, GaussianEndpoints, ProductEndpoints
-from proxflow.flows.base import Flow, Latent, Means, draw_times
+from proxflow.flows.base import Flow, Latent, Means, as_real, draw_times
 from proxflow.flows.bayesian import BFN, BayesianFlow, DiscreteBFN, DiscretisedBFN, Readout
 from proxflow.flows.diffusion import Diffusion
 
@@ -28,5 +28,6 @@ __all__ = [
     "Means",
     "ProductEndpoints",
     "Readout",
+    "as_real",
     "draw_times",
 ]

@@ -21,7 +21,8 @@ from proxflow.divergences import Divergence, Wasserstein2, steps_compose
 from proxflow.energies import Energy
 from proxflow.errors import ArgumentError
 from proxflow.examples import Condition
-from proxflow.flows.base import B, Flow, Means, check_class_number, check_classes, check_real
+from proxflow.flows.base import B, Flow, Means, as_classes, as_real, check_class_number, check_classes, check_real
+from proxflow.flows.sources import Source, by_torch, source_of
 from proxflow.paths import Linear, Schedule
 from proxflow.proximal import Proximal
 from proxflow.random import Generator, rand, randn, randn_like
@@ -52,6 +53,10 @@ class Endpoints(ABC, Generic[B]):
     @abstractmethod
     def check(self, x: Tensor) -> None: ...
 
+    def encode(self, stored: Tensor) -> Tensor:
+        """Return stored data in the form of :meth:`check`."""
+        return as_real(stored)
+
 
 @dataclass(frozen=True)
 class GaussianEndpoints(Endpoints[DiagonalGaussian]):
@@ -62,19 +67,28 @@ class GaussianEndpoints(Endpoints[DiagonalGaussian]):
     Args:
         target_std: Standard deviation ≥ 0 of the target around the data, in units of the data; the scale of the noise in
             stochastic messages.
+        source: What μ₀ is drawn from instead of N(0, 1): the rows of a tensor (number, *event), a distribution of torch, or
+            a :class:`Source`. Samplers that renew noise then have none to draw.
+
+    Raises:
+        ArgumentError: ``target_std`` is negative, or ``source`` none of these.
     """
 
     target_std: float = 0.02
+    source: Source | None = None
 
     def __post_init__(self) -> None:
         if not self.target_std >= 0:
             raise ArgumentError(f"target_std must not be negative, got {self.target_std}")
+        if self.source is not None:
+            object.__setattr__(self, "source", source_of(self.source))
 
     def prior(
         self, shape: Sequence[int], generator: Generator, dtype: torch.dtype, device: torch.device
     ) -> DiagonalGaussian:
-        mean = randn(torch.Size(shape), generator, dtype, device)
-        return DiagonalGaussian(mean, 1.0)
+        if self.source is None:
+            return DiagonalGaussian(randn(torch.Size(shape), generator, dtype, device), 1.0)
+        return DiagonalGaussian(self.source.draw(shape, generator, dtype, device), 1.0)
 
     def target(self, x: Tensor, like: DiagonalGaussian) -> DiagonalGaussian:
         return DiagonalGaussian(x.to(like.mean.dtype), self.target_std)
@@ -119,7 +133,10 @@ class CategoricalEndpoints(Endpoints[Categorical]):
     def score(self, predicted: Categorical, x: Tensor, weight: Tensor) -> Tensor:
         return -mean_events(predicted.log_probs.gather(-1, x[..., None]).squeeze(-1))
 
-    check = staticmethod(check_classes)
+    def check(self, x: Tensor) -> None:
+        check_classes(x, self.classes)
+
+    encode = staticmethod(as_classes)
 
 
 @dataclass(frozen=True)
@@ -172,6 +189,21 @@ class ProductEndpoints(Endpoints[Product]):
                 f"this flow's data are rows (batch, {self.columns}) of floating point, numbers and class indices, "
                 f"got {x.dtype} {tuple(x.shape)}"
             )
+        events = torch.split(x, [columns for _, columns in self.parts], 1)
+        for (part, _), event in zip(self.parts, events, strict=True):
+            if not isinstance(part, CategoricalEndpoints):
+                part.check(event)
+                continue
+            broken = event[event != event.round()] if x.device.type == "cpu" else event[:0]
+            if len(broken):
+                raise ArgumentError(f"class indices among mixed data are whole numbers, got {float(broken[0])}")
+            part.check(event.long())
+
+
+def _joined(beliefs: Sequence[Belief]) -> Belief:
+    """Return beliefs of one family, one after the other, as one batch."""
+    parts = [belief.tensors() for belief in beliefs]
+    return beliefs[0].with_tensors({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
 @dataclass(frozen=True)
@@ -217,7 +249,9 @@ class GPFN(Flow[Any]):
         if self.simulated_steps < 1:
             raise ArgumentError(f"simulated_steps must be at least 1, got {self.simulated_steps}")
         straight = isinstance(self.divergence, Wasserstein2) and self.divergence.metric is None and self.energy is None
-        plain = straight and self.coupling is None and self.solver is None and type(self.endpoints) is GaussianEndpoints
+        ends = self.endpoints
+        plain = straight and self.coupling is None and self.solver is None
+        plain = plain and type(ends) is GaussianEndpoints and ends.source is None
         object.__setattr__(self, "_straight_ends", self.endpoints if plain else None)
 
     @property
@@ -236,8 +270,37 @@ class GPFN(Flow[Any]):
         return reached.given_std
 
     def prior(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype, device: torch.device) -> Belief:
-        prior: Belief = self.endpoints.prior(shape, generator, dtype, device)
+        try:
+            prior: Belief = self.endpoints.prior(shape, generator, dtype, device)
+        except TypeError as error:
+            # Endpoints of a user's own may draw by torch's functions, which take torch's generators alone.
+            if isinstance(generator, torch.Generator) or type(generator).__name__ not in str(error):
+                raise
+            prior = by_torch(
+                lambda number, own: self.endpoints.prior((number, *shape[1:]), own, dtype, own.device),
+                shape[0],
+                generator,
+                _joined,
+            ).map(lambda tensor: tensor.to(device))
         return prior
+
+    @property
+    def begins_normal(self) -> bool:
+        return not isinstance(self.endpoints, GaussianEndpoints) or (
+            type(self.endpoints).prior is GaussianEndpoints.prior and self.endpoints.source is None
+        )
+
+    def log_prior(self, start: Tensor) -> Tensor:
+        if self.begins_normal:
+            return super().log_prior(start)
+        source = getattr(self.endpoints, "source", None)
+        found: Tensor | None = None if source is None else source.log_prob(start)
+        if found is None:
+            raise ArgumentError(
+                f"the density of what {self.endpoints} begins with is not known, so there is no likelihood: give a torch "
+                "distribution as source, or a Source with log_prob"
+            )
+        return found
 
     def begin(self, start: Tensor) -> Belief:
         if isinstance(self.endpoints, GaussianEndpoints):
@@ -247,6 +310,9 @@ class GPFN(Flow[Any]):
 
     def check(self, x: Tensor) -> None:
         self.endpoints.check(x)
+
+    def encode(self, stored: Tensor) -> Tensor:
+        return self.endpoints.encode(stored)
 
     def drawn(self, x: Tensor, t: Tensor, generator: Generator, condition: Condition | None) -> Belief:
         if self._straight_ends is not None and x.is_floating_point():

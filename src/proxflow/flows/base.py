@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from proxflow._math import sum_events
 from proxflow.beliefs import Belief, DiagonalGaussian
 from proxflow.couplings import Coupling
 from proxflow.errors import ArgumentError
@@ -122,11 +124,15 @@ class Flow(ABC, Generic[B]):
 
     @abstractmethod
     def check(self, x: Tensor) -> None:
-        """Refuse data of the wrong type.
+        """Refuse data of the wrong type, and on a processor those out of range, which an accelerator would wait for.
 
         Raises:
             ArgumentError: They are not what this flow's beliefs are about.
         """
+
+    def encode(self, stored: Tensor) -> Tensor:
+        """Return data as they are stored, by any number type, as what this flow's beliefs are about: see :func:`as_real`."""
+        return as_real(stored)
 
     def belief(
         self,
@@ -206,6 +212,19 @@ class Flow(ABC, Generic[B]):
         return latent.path if isinstance(latent, Means) else None
 
     @property
+    def begins_normal(self) -> bool:
+        """Whether the draws that it begins with are standard normal, as samplers that renew noise take them to be."""
+        return True
+
+    def log_prior(self, start: Tensor) -> Tensor:
+        """Return the log density of prior draws (batch, *event) → (batch,), float64, nats.
+
+        Raises:
+            ArgumentError: It is not known.
+        """
+        return sum_events(-0.5 * start.double().square() - 0.5 * math.log(2 * math.pi))
+
+    @property
     def begins_fixed(self) -> bool:
         """Whether all samples begin with the same belief, as in Bayesian Flow Networks."""
         latent = self.latent
@@ -227,6 +246,18 @@ def draw_times(batch: int, generator: Generator, device: torch.device) -> Tensor
     return (order + offset).div_(batch).clamp_(1e-6, 1 - 1e-6)
 
 
+def as_real(stored: Tensor) -> Tensor:
+    """Return data as real numbers: bytes are pixels, 0 to 255 → [-1, 1]; other integers and truth values keep theirs."""
+    if stored.dtype == torch.uint8:
+        return stored.to(torch.float32) / 127.5 - 1.0
+    return stored if stored.is_floating_point() else stored.float()
+
+
+def as_classes(stored: Tensor) -> Tensor:
+    """Return class indices of any type of integers as int64; other data as they are, to be refused."""
+    return stored if stored.is_floating_point() or stored.is_complex() else stored.long()
+
+
 def check_real(x: Tensor) -> None:
     """Refuse data that are not real numbers."""
     if not isinstance(x, Tensor):
@@ -235,10 +266,16 @@ def check_real(x: Tensor) -> None:
         raise ArgumentError(f"this flow's data are real numbers (batch, *event), got {x.dtype} {tuple(x.shape)}")
 
 
-def check_classes(x: Tensor) -> None:
-    """Refuse data that are not class indices."""
+def check_classes(x: Tensor, classes: int) -> None:
+    """Refuse data that are not class indices below ``classes``; on an accelerator their values are not looked at."""
+    if not isinstance(x, Tensor):
+        raise ArgumentError(f"this flow's data are a tensor (batch, *event), got {type(x).__name__}")
     if x.dtype != torch.int64 or x.ndim < 1:
         raise ArgumentError(f"this flow's data are int64 class indices (batch, *event), got {x.dtype} {tuple(x.shape)}")
+    if x.device.type == "cpu" and x.numel():
+        least, most = (int(value) for value in x.aminmax())
+        if least < 0 or most >= classes:
+            raise ArgumentError(f"this flow's data are classes 0 to {classes - 1}, got {least if least < 0 else most}")
 
 
 def check_class_number(classes: int) -> None:

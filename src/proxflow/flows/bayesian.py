@@ -20,7 +20,17 @@ from proxflow._math import log_difference, mean_events, one_hot, over_events
 from proxflow.beliefs import Binned, Categorical, DiagonalGaussian, bin_centre, bin_of, gaussian_bin_log_prob
 from proxflow.errors import ArgumentError
 from proxflow.examples import Condition, Predict, given
-from proxflow.flows.base import B, Flow, Latent, Means, check_class_number, check_classes, check_real, draw_times
+from proxflow.flows.base import (
+    B,
+    Flow,
+    Latent,
+    Means,
+    as_classes,
+    check_class_number,
+    check_classes,
+    check_real,
+    draw_times,
+)
 from proxflow.paths import GaussianAccuracy, LogitPath, QuadraticAccuracy
 from proxflow.random import Generator, randn, randn_like
 
@@ -329,7 +339,10 @@ class DiscreteBFN(BayesianFlow[Categorical]):
     def latent(self) -> Logits:
         return Logits(LogitPath(self.accuracies, self.classes))
 
-    check = staticmethod(check_classes)
+    def check(self, x: Tensor) -> None:
+        check_classes(x, self.classes)
+
+    encode = staticmethod(as_classes)
 
     def prior(
         self,

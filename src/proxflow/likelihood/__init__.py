@@ -3,6 +3,6 @@
 from proxflow.likelihood.bayesian import bayesian_bound
 from proxflow.likelihood.channel import two_class_bound
 from proxflow.likelihood.nats import Nats
-from proxflow.likelihood.ode import OdeLikelihood, ode_log_likelihood
+from proxflow.likelihood.ode import OdeLikelihood, encode, ode_log_likelihood
 
-__all__ = ["Nats", "OdeLikelihood", "bayesian_bound", "ode_log_likelihood", "two_class_bound"]
+__all__ = ["Nats", "OdeLikelihood", "bayesian_bound", "encode", "ode_log_likelihood", "two_class_bound"]

@@ -27,6 +27,7 @@ from proxflow.errors import ArgumentError
 from proxflow.examples import Condition, given
 from proxflow.flows import Flow
 from proxflow.likelihood._times import time_of
+from proxflow.paths import GaussianPath
 from proxflow.random import Generator, rand, randn
 
 Method = Literal["rk4", "heun"]
@@ -121,22 +122,13 @@ def ode_log_likelihood(
     else:
         vectors = _draw(probe, torch.Size([len(x), probes, *x.shape[1:]]), generator, x).movedim(1, 0)
 
-    # Times of all stages, in float64, before the loop: at the ends and in the middle of every step, from the data down.
-    span = torch.tensor([0.0, 1.0], dtype=torch.float64, device=x.device)
-    ends = path.straight(span)[0].clamp(max=1 / (1 + resolution))
-    first, last = ends[0], ends[1]
-    length = torch.log1p(-first) - torch.log1p(-last)  # in u
-    u = -torch.log1p(-last) - length * torch.linspace(0, 1, 2 * steps + 1, dtype=torch.float64, device=x.device)
-    t = torch.cat([time_of(path, -torch.expm1(-u[:-1])), span[:1]])
-    step = -length / steps
-    total = path.straight(t)[2]
-    scale, clock = total.to(x.dtype), t.to(x.dtype)
+    way = _way(path, steps, resolution, x)
 
     def slope(y: Tensor, stage: int) -> tuple[Tensor, Tensor]:
         """Return dy/du, and the trace or each probe's estimate of it, (probes or 1, batch)."""
 
         def predicted(y: Tensor) -> Tensor:
-            mean: Tensor = asked(latent.belief(scale[stage] * y, t[stage]), clock[stage].expand(len(y))).mean
+            mean: Tensor = asked(way.belief(latent, y, stage), way.clock[stage].expand(len(y))).mean
             return mean
 
         pair = torch.func.vjp(predicted, y)
@@ -148,21 +140,130 @@ def ode_log_likelihood(
         products = torch.func.vmap(along, chunk_size=16)(vectors)
         return x_hat - y, products.sum(0, keepdim=True) if probes is None else products
 
-    y = x * last.to(x.dtype)
     trace = torch.zeros(1 if probes is None else probes, len(x), dtype=torch.float64, device=x.device)
+    y, trace = _followed(slope, x * way.last.to(x.dtype), trace, way, steps, method)
+    spread = way.spread
+    log_prior = flow.log_prior(y.double() * spread) + size * spread.log()
+    # The step is negative, so that `trace` is −∫ tr du. The last term is the change from y = τ x to x.
+    log_probs = log_prior + size * way.length + trace + size * way.last.log()
+    error = log_probs.std(0) / math.sqrt(len(log_probs)) if len(log_probs) > 1 else None
+    return OdeLikelihood(log_probs.mean(0), error, steps * len(_STAGES[method]))
+
+
+@torch.no_grad()
+def encode(
+    predictor: Callable[[Any, Tensor], Any],
+    flow: Flow[Any],
+    x: Tensor,
+    *,
+    steps: int = 64,
+    method: Method = "rk4",
+    resolution: float = 3e-4,
+    condition: Condition | None = None,
+) -> Tensor:
+    """Return the prior draws that lead to data, the inverse of deterministic sampling. Known elsewhere as inversion.
+
+    ``proxflow.sample(predictor, flow, x.shape, start=encode(predictor, flow, x), sampler="multistep2", nfe=…)`` gives the
+    data back, the nearer the more evaluations are spent on both ways.
+
+    Args:
+        predictor: Function of a belief and times (batch,) that returns the predicted target.
+        flow: A flow with a Gaussian path from a drawn prior: ``GPFN`` with Wasserstein-2 or KL, ``Diffusion``.
+        x: Data (batch, *event), in the form of networks.
+        steps: Steps, as for :func:`ode_log_likelihood`; so are ``method``, ``resolution`` and ``condition``.
+        method: Order of the steps.
+        resolution: Where the path ends.
+        condition: What the predictions are conditioned on, one row an example.
+
+    Returns:
+        The means of the prior draws, (batch, *event), as :func:`proxflow.sample` takes them as ``start``.
+
+    Raises:
+        ArgumentError: The flow has no Gaussian path or begins with one fixed belief, ``x`` is not floating point, or a
+            setting is out of range.
+    """
+    latent, path = flow.latent, flow.path
+    if latent is None or path is None or flow.begins_fixed:
+        raise ArgumentError(f"{flow} has no Gaussian path from a drawn prior, so no draw leads to given data")
+    if not x.is_floating_point() or x.ndim < 2:
+        raise ArgumentError(f"the data must be floating point (batch, *event), got {x.dtype} {tuple(x.shape)}")
+    if steps < 1 or not resolution > 0 or method not in get_args(Method):
+        raise ArgumentError(
+            f"steps must be at least 1, resolution positive and method one of {get_args(Method)}, got {steps}, {resolution} "
+            f"and {method!r}"
+        )
+    asked, way = given(predictor, condition), _way(path, steps, resolution, x)
+
+    def slope(y: Tensor, stage: int) -> tuple[Tensor, Tensor]:
+        mean: Tensor = asked(way.belief(latent, y, stage), way.clock[stage].expand(len(y))).mean
+        return mean - y, nothing
+
+    was_training = getattr(predictor, "training", False)
+    nothing = torch.zeros((), dtype=torch.float64, device=x.device)
+    try:
+        if was_training:
+            predictor.eval()  # type: ignore[attr-defined]
+        y, _ = _followed(slope, x * way.last.to(x.dtype), nothing, way, steps, method)
+    finally:
+        if was_training:
+            predictor.train()  # type: ignore[attr-defined]
+    return y * way.spread.to(y.dtype)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """The way from the data down to the prior, at the times of all stages: the ends and the middle of every step.
+
+    Args:
+        t: Times, float64.
+        clock: The same in the precision of the data.
+        scale: a + b there.
+        step: Length of a step in u, negative.
+        length: Length of the way in u.
+        last: τ where it begins, at the data.
+        spread: What the straight coordinate at its end is multiplied by to be the prior draw.
+    """
+
+    t: Tensor
+    clock: Tensor
+    scale: Tensor
+    step: Tensor
+    length: Tensor
+    last: Tensor
+    spread: Tensor
+
+    def belief(self, latent: Any, y: Tensor, stage: int) -> Any:
+        return latent.belief(self.scale[stage] * y, self.t[stage])
+
+
+def _way(path: GaussianPath, steps: int, resolution: float, x: Tensor) -> _Way:
+    span = torch.tensor([0.0, 1.0], dtype=torch.float64, device=x.device)
+    ends = path.straight(span)[0].clamp(max=1 / (1 + resolution))
+    first, last = ends[0], ends[1]
+    length = torch.log1p(-first) - torch.log1p(-last)
+    u = -torch.log1p(-last) - length * torch.linspace(0, 1, 2 * steps + 1, dtype=torch.float64, device=x.device)
+    t = torch.cat([time_of(path, -torch.expm1(-u[:-1])), span[:1]])
+    total = path.straight(t)[2]
+    # The prior draw is (a + b) y; on a path with a = b = 0 at first y itself is drawn.
+    spread = torch.where(total[-1] > 0, total[-1], 1.0)
+    return _Way(t, t.to(x.dtype), total.to(x.dtype), -length / steps, length, last, spread)
+
+
+def _followed(
+    slope: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    y: Tensor,
+    trace: Tensor,
+    way: _Way,
+    steps: int,
+    method: Method,
+) -> tuple[Tensor, Tensor]:
+    """Follow the slope of y and of the trace down the way."""
     for k in range(steps):
         moved, direction = y, torch.zeros_like(y)
         for place, weight in _STAGES[method]:
-            start = y + place * step.to(y.dtype) * direction
+            start = y + place * way.step.to(y.dtype) * direction
             direction, part = slope(start, 2 * k + round(2 * place))
-            moved = moved + weight * step.to(y.dtype) * direction
-            trace = trace + weight * step * part
+            moved = moved + weight * way.step.to(y.dtype) * direction
+            trace = trace + weight * way.step * part
         y = moved
-
-    # A drawn prior mean is (a + b) y ~ N(0, I); a path with a = b = 0 at first has y ~ N(0, I).
-    spread = torch.where(total[-1] > 0, 1 / total[-1], 1.0)
-    log_prior = sum_events(-0.5 * (y.double() / spread).square() - spread.log() - 0.5 * math.log(2 * math.pi))
-    # The step is negative, so that `trace` is −∫ tr du. The last term is the change from y = τ x to x.
-    log_probs = log_prior + size * length + trace + size * last.log()
-    error = log_probs.std(0) / math.sqrt(len(log_probs)) if len(log_probs) > 1 else None
-    return OdeLikelihood(log_probs.mean(0), error, steps * len(_STAGES[method]))
+    return y, trace

@@ -45,9 +45,10 @@ def translate(content: dict[str, Any], where: str) -> dict[str, Any]:
         flow = {"kind": "gpfn", "divergence": {"kind": old.flow.removeprefix("gpfn-")}, "schedule": schedule}
         if old.coupling != "independent":
             flow["coupling"] = {"kind": old.coupling}
-    predictor: dict[str, Any] = {"kind": old.predictor}
-    if old.flow == "bfn" and old.predictor == "point":
-        predictor.update(parameterisation="epsilon", clip_in_training=True)
+    predictor: dict[str, Any] = {"kind": old.predictor, "clip": [-1.0, 1.0]}
+    if old.predictor == "point":
+        reference = old.flow == "bfn"
+        predictor.update(parameterisation="epsilon" if reference else "x", clip_in_training=reference)
     network = ("channels", "multipliers", "blocks", "attention", "patch", "dropout")
     return {
         "format": 2,

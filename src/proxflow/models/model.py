@@ -305,8 +305,11 @@ def build(
     told = belonging or {"kind": _needed(made)} if predictor is None else spec.content("predictors", predictor)
     if told["kind"] is None:
         told = spec.content("predictors", usual.predictor)
-    if "clip" in spec.fields("predictors", told["kind"]):
-        told.setdefault("clip", usual.clip)
+    for name in ("clip", "parameterisation"):  # as the kind of data has it, where the predictor's word leaves it open
+        if name in spec.fields("predictors", told["kind"]):
+            told.setdefault(name, getattr(usual, name))
+    if told.get("clip") is None:
+        told.pop("clip_in_training", None)  # of the reference's images, where data have no range
     parts = (spec.make("networks", spec.content("networks", network or usual.network)), spec.make("predictors", told))
     if seed is None:
         return _assembled(kind, made, *parts)

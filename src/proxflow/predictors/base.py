@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,13 +15,16 @@ from proxflow.errors import ArgumentError
 from proxflow.examples import Condition
 from proxflow.flows import Flow
 
+_FULL = {torch.float32, torch.float64}
+
 
 class Predictor(nn.Module, ABC):
     """A predictor of the target distribution from a belief. Known elsewhere as a denoiser.
 
     Args:
         network: Module ``(x, t) -> tensor`` of the belief's features (batch, …) and times (batch,). If its ``forward`` has a
-            parameter ``condition``, the predictor reads one, too.
+            parameter ``condition``, the predictor reads one, too. So it does if it has other further parameters: a condition
+            goes to the only one of them, and a dictionary to those of its names.
     """
 
     reads: frozenset[str] = frozenset()
@@ -30,7 +34,8 @@ class Predictor(nn.Module, ABC):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        if "condition" in inspect.signature(getattr(network, "forward", network)).parameters:
+        self.inputs = _further_inputs(network)
+        if self.inputs:
             self.reads = self.reads | {"condition"}
 
     @abstractmethod
@@ -38,11 +43,39 @@ class Predictor(nn.Module, ABC):
         """Return the predicted target for beliefs at times ``t`` (batch,)."""
 
     def output(self, x: Tensor, t: Tensor, condition: Condition | None = None, **told: Tensor) -> Tensor:
-        """Return the network's output in the precision of its input."""
+        """Return the network's output in the precision of its input, worked out in that of its weights."""
         if condition is not None:
-            told["condition"] = condition  # type: ignore[assignment]
-        output: Tensor = self.network(x, t, **told)
+            told |= self._named(condition)
+        own = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
+        if {own, x.dtype} == _FULL:  # half precisions are a matter of autocast
+            output: Tensor = self.network(x.to(own), t.to(own), **told)
+        else:
+            output = self.network(x, t, **told)
         return output if output.dtype == x.dtype else output.to(x.dtype)
+
+    def _named(self, condition: Condition) -> dict[str, Any]:
+        """Return a condition by the names of the network's parameters."""
+        if "condition" in self.inputs:
+            return {"condition": condition}
+        named = condition if isinstance(condition, Mapping) else dict.fromkeys(self.inputs[:1], condition)
+        if unknown := [name for name in named if name not in self.inputs]:
+            raise ArgumentError(
+                f"the network's forward has no parameter {unknown[0]!r} for this part of the condition; it has "
+                f"{', '.join(self.inputs)}"
+            )
+        if not isinstance(condition, Mapping) and len(self.inputs) > 1:
+            raise ArgumentError(
+                f"the network's forward has the further inputs {', '.join(self.inputs)}: give the condition as a dictionary "
+                "with these names"
+            )
+        return dict(named)
+
+
+def _further_inputs(network: nn.Module) -> tuple[str, ...]:
+    """Return the names of what a network's forward takes beside x, t and end: "condition" alone where it has that."""
+    parameters = list(inspect.signature(getattr(network, "forward", network)).parameters.values())[2:]
+    named = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "end")
+    return ("condition",) if "condition" in named else named
 
 
 class RealPredictor(Predictor):
@@ -55,7 +88,7 @@ class RealPredictor(Predictor):
         clip_in_training: Whether predictions in the loss are clipped as well. Clipped values pass no gradient.
 
     Raises:
-        ArgumentError: An empty range.
+        ArgumentError: An empty range, or ``clip_in_training`` without one.
     """
 
     def __init__(
@@ -64,6 +97,10 @@ class RealPredictor(Predictor):
         super().__init__(network)
         if clip is not None and not clip[0] < clip[1]:
             raise ArgumentError(f"clip is (lowest, highest) with lowest < highest, got {clip}")
+        if clip_in_training and clip is None:
+            raise ArgumentError(
+                "clip_in_training says when predictions are clipped, and clip gives no range to clip to"
+            )
         self.clip, self.clip_in_training = clip, clip_in_training
         self.target_std = float(flow.target(torch.zeros(1, 1, device="cpu")).given_std)
 

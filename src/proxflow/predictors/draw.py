@@ -37,7 +37,7 @@ class DrawPredictor(RealPredictor):
 
     reads = frozenset({"noise"})
 
-    def __init__(self, network: nn.Module, flow: Flow[Any], *, clip: tuple[float, float] | None = (-1.0, 1.0)) -> None:
+    def __init__(self, network: nn.Module, flow: Flow[Any], *, clip: tuple[float, float] | None = None) -> None:
         super().__init__(network, flow, clip)
 
     def forward(

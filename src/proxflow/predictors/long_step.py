@@ -36,7 +36,7 @@ class LongStepPredictor(RealPredictor):
 
     reads = frozenset({"end"})
 
-    def __init__(self, network: nn.Module, flow: Flow[Any], *, clip: tuple[float, float] | None = (-1.0, 1.0)) -> None:
+    def __init__(self, network: nn.Module, flow: Flow[Any], *, clip: tuple[float, float] | None = None) -> None:
         super().__init__(network, flow, clip)
         if not isinstance(flow.path, Schedule):
             raise ArgumentError(

@@ -44,6 +44,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         tensors: dict[str, Tensor] = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            stated = (file.metadata() or {}).get("sha256")
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except (SafetensorError, OSError, ValueError, KeyError) as error:
@@ -51,26 +53,41 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if not finite(tensor):
             raise CheckpointError(f"{path}: tensor {name!r} holds values that are not finite")
+    if stated is not None and stated != checksum(tensors):
+        raise CheckpointError(f"{path} is damaged: its content is not what its checksum says")
     return tensors
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors: names, types, shapes and values, in the order of the names."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        plain = tensor.detach().cpu().contiguous()
+        found.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode("utf-8", "surrogatepass"))
+        found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 @uninterrupted()
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically.
+    """Write a safetensors file with a checksum of its content, atomically.
 
     Raises:
         OutputError: It cannot be written; a previous version is left as it was.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        write_atomically(path, lambda temporary: save_file(plain, temporary, metadata=metadata))
+        told = {**(metadata or {}), "sha256": checksum(plain)}
+        write_atomically(path, lambda temporary: save_file(plain, temporary, metadata=told))
     except SafetensorError as error:
         raise OutputError(f"cannot write {path}: {error}") from error
 
 
 def finite(tensor: Tensor) -> bool:
     """Tell whether all values are finite, as those of integers are."""
-    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+    # Numbers of one byte have no test of their own, and float32 holds all of them.
+    wide = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+    return not wide.is_floating_point() or bool(wide.isfinite().all())
 
 
 class Checkpoints:
@@ -316,6 +333,12 @@ def digest(module: torch.nn.Module) -> str:
     """Return what tells the weights of one module from those of another."""
     content = b"".join(tensor.cpu().numpy().tobytes() for tensor in module.state_dict().values())
     return f"sha256 {hashlib.sha256(content).hexdigest()}"
+
+
+def keep_newest(folder: Path) -> None:
+    """Remove all checkpoints of a finished run but the newest."""
+    for path in sorted((folder / "checkpoints").glob("step-*"))[:-1]:
+        _remove(path)
 
 
 def remove_all(folder: Path) -> None:

@@ -93,6 +93,11 @@ class PathSampler(Sampler):
                 f"{self} replaces noise by fresh noise, as if it did not depend on the data, but {flow} pairs them: use a "
                 "sampler without noise, such as Multistep(2)"
             )
+        if getattr(self, "kappa", 0) > 0 and not flow.begins_normal:
+            raise ArgumentError(
+                f"{self} replaces what a sample began with by standard normal noise, and {flow} begins with others: use "
+                "a sampler without noise, such as Multistep(2)"
+            )
         z = latent.of(belief)
         scale = float(latent.path.straight(torch.zeros((), dtype=torch.float64))[2])
         # A drawn prior is the noise ε itself; for a fixed prior ε is drawn here.

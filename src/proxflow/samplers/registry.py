@@ -62,8 +62,9 @@ def sample(
         nfe: Network evaluations spent on each sample, ≥ 1.
         sampler: A sampler or its name in :data:`SAMPLERS`; ``None`` takes :func:`default_sampler`.
         seed: Seed of the samples.
-        batch_size: Samples drawn at a time, rounded up to a multiple of 16. A last, smaller batch is filled up with
-            samples that are thrown away: for odd batch sizes kernels round differently.
+        batch_size: Samples drawn at a time, rounded up to a multiple of 16 if it is larger. A last, smaller batch is filled
+            up with samples that are thrown away: for odd batch sizes kernels round differently. Below 16 memory falls with
+            it, and samples are those of other batch sizes up to rounding.
         first: Index of the first sample.
         condition: What the samples are conditioned on, one row a sample.
         start: Means of the prior draws that the samples begin with, (number, *event); ``None`` draws them.
@@ -111,7 +112,8 @@ def sample(
             + (", and watch is given" if watch is not None else "")
         )
     condition, start = moved(condition, device), moved(start, device)
-    whole = -(-batch_size // 16) * 16
+    unit = min(batch_size, 16)
+    whole = -(-batch_size // unit) * unit
 
     def drawn(indices: Tensor) -> Tensor:
         streams, size = SampleStreams(seed, indices, expected=nfe), len(indices)
@@ -136,7 +138,7 @@ def sample(
         replayed = Replayed(drawn, whole, device) if graph and number >= batch_size else None
         for begin in range(0, number, whole):
             wanted = min(whole, number - begin)
-            size = -(-wanted // 16) * 16
+            size = -(-wanted // unit) * unit
             indices = torch.arange(first + begin, first + begin + size, device=device)
             draw = replayed if replayed is not None and size == whole else drawn
             finished.append(draw(indices)[:wanted])

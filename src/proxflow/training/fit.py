@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,10 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from proxflow.config import TrainingConfig
-from proxflow.data.images import to_range
 from proxflow.errors import ArgumentError, MemoryLimitError
-from proxflow.examples import Examples, moved, rows
-from proxflow.flows import draw_times
+from proxflow.examples import Examples, examples_of, moved, rows
+from proxflow.flows import Flow, as_real, draw_times
 from proxflow.random import BatchRows
 from proxflow.runtime.machine import out_of_memory
 from proxflow.runtime.processes import (
@@ -39,7 +38,7 @@ from proxflow.runtime.processes import (
 )
 from proxflow.runtime.progress import bar
 from proxflow.training.objectives import Objective
-from proxflow.training.run import LOG_WINDOW, Run
+from proxflow.training.run import LOG_WINDOW, Run, RunFolder, Stage, fingerprint
 
 Encode = Callable[[Tensor], Tensor]
 """A map from a batch of stored data to the form that the flow's beliefs are about."""
@@ -50,6 +49,12 @@ HELD_OUT = 1024
 
 _HELD_OUT_KEY, _NOISE_KEY = 2**62, 2**61
 """Numbers in place of a step in the seeds of the held-out loss and of the noise, larger than any step."""
+
+_FAR = 11.0
+"""Most that the spread of the data may differ from that of the flow's prior, as a factor."""
+
+_MOMENTS_OF = 10_000
+"""Most examples, evenly spaced, that mean and standard deviation of the data are taken of."""
 
 _AGREE = 10
 """Steps between the moments at which several processes agree whether one of them has a stop signal."""
@@ -64,24 +69,29 @@ class Result:
         losses: Mean training loss over each log window of 50 steps.
         seconds: Time spent training, interrupted runs included.
         skipped: Steps that the non-finite guard skipped: their loss or gradient was not finite.
+        sessions: For each time that training was begun or gone on with, the step it began at and what computed it: versions,
+            threads, device, processes.
+        stages: Where the number of steps, the batch or the learning rate changed: the step, and the settings from there on.
     """
 
     predictor: nn.Module
     losses: list[float]
     seconds: float
     skipped: int = 0
+    sessions: tuple[dict[str, Any], ...] = ()
+    stages: tuple[dict[str, Any], ...] = ()
 
 
 def fit(
     predictor: nn.Module,
     flow: Objective,
-    data: Tensor | Examples,
+    data: Any,
     config: TrainingConfig,
     *,
-    folder: Path | None = None,
+    folder: Path | str | None = None,
     device: torch.device | str = "cpu",
     label: str = "train",
-    held_out: Tensor | Examples | None = None,
+    held_out: Any = None,
     encode: Encode | None = None,
     on_checkpoint: Callable[[nn.Module, int], None] | None = None,
     track: Callable[[dict[str, float]], None] | None = None,
@@ -95,17 +105,19 @@ def fit(
         predictor: Trained in place; an averaged copy is returned. If it has a method ``parameter_groups``, this gives
             AdamW's groups, with ``factor`` for that of the learning rate; the gradient of each group is clipped by itself.
         flow: The flow, which has training beliefs and loss; or another objective, see :mod:`proxflow.training.objectives`.
-        data: Training data (number, *event), alone or as :class:`proxflow.Examples` with conditions and given prior draws:
-            uint8 images, real numbers or int64 class indices.
+        data: Training data (number, *event): uint8 images, real numbers, or class indices. A tensor, an array, a map-style
+            data set or a ``DataLoader`` of one (see :func:`proxflow.examples.examples_of`), or :class:`proxflow.Examples`
+            with conditions and given prior draws. Real numbers are taken in the precision of the network's weights.
         config: How to train.
         folder: Where checkpoints are kept, see :mod:`proxflow.runtime.checkpoints`. If it holds checkpoints of the same
-            configuration, training resumes from the newest. ``None`` keeps nothing on disk.
+            data, flow, predictor and configuration, training resumes from the newest; ``steps``, ``batch_size`` and
+            ``learning_rate`` may be others than before, and hold from there on. ``None`` keeps nothing on disk.
         device: Where to train.
         label: Name shown beside the progress bar.
         held_out: Examples that are not trained on, of the form of ``data``. The averaged predictor's loss on them, measured
             at each checkpoint, decides which checkpoint is the best; without them the training loss does.
         encode: Map from a batch of ``data`` to the form that the flow's beliefs are about, as that of a kind of data;
-            ``None`` scales uint8 to [-1, 1] and leaves other data unchanged.
+            ``None`` takes the flow's own (:meth:`proxflow.Flow.encode`), which scales uint8 to [-1, 1] for real data.
         on_checkpoint: Called with the averaged predictor and the number of steps done, after each checkpoint.
         track: Called with numbers by name, ``step`` among them, each 50 steps and at each checkpoint.
 
@@ -113,21 +125,49 @@ def fit(
         The averaged predictor and the history of the loss.
 
     Raises:
-        ArgumentError: Data of the wrong type or shape, or with values that are not finite; a batch too small for the
-            processes.
-        CheckpointError: The folder's checkpoint is corrupt or of another configuration.
+        ArgumentError: Data of the wrong type or shape, out of range or with values that are not finite, or so far in
+            place or scale from the flow's prior that samples would miss them; a batch too small for the processes.
+        CheckpointError: The folder's checkpoint is corrupt, or of other data, another flow, predictor or configuration; the
+            message names what differs.
         DivergedError: More than ``skip_limit`` of 50 steps had a loss or gradient that is not finite. Such steps are
             skipped, so the weights are those of the last good step.
         MemoryLimitError: Memory ran out; the message names sizes to try.
-        OutputError: The folder cannot be written. Earlier checkpoints are still good.
+        OutputError: The folder cannot be written, or another process has it. Earlier checkpoints are still good.
         KeyboardInterrupt: On SIGINT, after a checkpoint was written.
         SystemExit: On SIGTERM, likewise, with status 143.
     """
     data = _checked(data, "training")
     if held_out is not None:
         held_out = _checked(held_out, "held-out")
-    encode = _scaled if encode is None else encode
-    processes, device = Processes.current(), torch.device(device)
+    about = flow if isinstance(flow, Flow) else getattr(flow, "flow", None)
+    if encode is None:
+        encode = about.encode if isinstance(about, Flow) else as_real
+    for examples in (data, held_out):
+        if examples is not None and isinstance(about, Flow):
+            _refuse_unfit(about, examples, encode)
+    _fit_moments(predictor, data, encode)
+    folder = None if folder is None else Path(folder)
+    with nullcontext() if folder is None else RunFolder(folder).alone():
+        return _fit(
+            predictor, flow, data, config, folder, torch.device(device), label, held_out, encode, on_checkpoint, track
+        )
+
+
+def _fit(
+    predictor: nn.Module,
+    flow: Objective,
+    data: Examples,
+    config: TrainingConfig,
+    folder: Path | None,
+    device: torch.device,
+    label: str,
+    held_out: Examples | None,
+    encode: Encode,
+    on_checkpoint: Callable[[nn.Module, int], None] | None,
+    track: Callable[[dict[str, float]], None] | None,
+) -> Result:
+    """Train on checked data; see :func:`fit`."""
+    processes = Processes.current()
     parts = _parts(config, processes)
     if held_out is not None and len(held_out) < processes.size:
         raise ArgumentError(f"{len(held_out)} held-out examples are too few for {processes.size} processes")
@@ -143,21 +183,26 @@ def fit(
     optimiser = torch.optim.AdamW(
         _groups(predictor), config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
     )
-    run = Run(predictor, averaged, optimiser, config, folder, processes, track)
+    made_of = {} if folder is None else fingerprint(predictor, flow, data, held_out)
+    run = Run(predictor, averaged, optimiser, config, folder, processes, track, made_of)
     run.resume()
+    run.begin(device)
     if config.compile:
         # CUDA graphs, as the kernels of a small network take less time than their launches.
         predictor.compile(mode="reduce-overhead" if device.type == "cuda" and processes.size == 1 else None)
 
     average = _averaging(averaged, predictor)
-    data, order = data.to(device), _Order(len(data), config, device)
+    data, order = data.to(device), _Order(len(data), config, run.stage, device)
     generator, source, size = torch.Generator(device), torch.Generator(device), config.batch_size
+    precision = next((p.dtype for p in predictor.parameters() if p.is_floating_point()), torch.float32)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
 
     def total_loss(network: nn.Module, source_of: Examples, at: Any, t: Tensor, key: int, part: range) -> Tensor:
         source.manual_seed(_mix(key, _NOISE_KEY))
         noise = source if len(part) == len(t) else BatchRows(source, len(t), part)
         x = encode(source_of.x[at].to(device))
+        if x.is_floating_point():
+            x = x.to(torch.promote_types(precision, torch.float32))
         told: dict[str, Any] = {name: moved(rows(value, at), device) for name, value in source_of.told()}
         with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
             total = flow.loss(network, x, noise, t[part.start : part.stop], **told).float().sum()
@@ -224,8 +269,9 @@ def fit(
                     run.save(None)
                     raise KeyboardInterrupt if stop_signal.number == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
     return Result(
-        plain_copy(averaged, unsharded).to(device) if sharded else averaged, run.losses, run.seconds, run.skipped
-    )
+        plain_copy(averaged, unsharded).to(device) if sharded else averaged, run.losses, run.seconds, run.skipped,
+        tuple(run.sessions), tuple(map(asdict, run.stages)),
+    )  # fmt: skip
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
@@ -271,23 +317,63 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def _checked(given: Tensor | Examples, which: str) -> Examples:
+def _checked(given: Any, which: str) -> Examples:
     """Return data as examples, and refuse data that cannot be trained on."""
-    if not isinstance(given, Tensor | Examples):
+    examples = examples_of(given, which)
+    data = examples.x
+    if data.ndim < 2 or data.numel() == 0 or data.is_complex() or data.is_sparse:
         raise ArgumentError(
-            f"{which} data are a tensor (number, *event) or proxflow.Examples, got {type(given).__name__}: of an array "
-            "torch.from_numpy makes a tensor"
-        )
-    data = given.x if isinstance(given, Examples) else given
-    if data.ndim < 2 or len(data) == 0 or not (data.is_floating_point() or data.dtype in (torch.uint8, torch.int64)):
-        raise ArgumentError(
-            f"{which} data must be a non-empty tensor (number, *event) of uint8 images, real numbers or int64 classes, "
-            f"got {data.dtype} {tuple(data.shape)}"
+            f"{which} data must be a non-empty tensor (number, *event) of uint8 images, real numbers or class indices, got "
+            f"{data.dtype} {tuple(data.shape)}"
         )
     if data.is_floating_point() and not data.isfinite().all():
         bad = int((~data.isfinite()).flatten(1).any(1).sum())
         raise ArgumentError(f"{bad} of {len(data)} {which} examples hold NaN or infinite values: remove or mend them")
-    return given if isinstance(given, Examples) else Examples(data)
+    return examples
+
+
+def _spaced(data: Examples) -> Tensor:
+    return data.x[:: -(-len(data) // _MOMENTS_OF)]
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each column or channel of real data (number, channels, …), in float64."""
+    x = x.double().movedim(1, 0).flatten(1)
+    return x.mean(1), x.std(1, correction=0)
+
+
+def _fit_moments(predictor: nn.Module, data: Examples, encode: Encode) -> None:
+    """Tell a predictor that asks for them mean and standard deviation of the data."""
+    fit_to = getattr(predictor, "fit_to", None)
+    if fit_to is not None and getattr(predictor, "asks_moments", False):
+        mean, std = _moments(encode(_spaced(data)))
+        fit_to(mean.tolist(), std.tolist())
+
+
+def _refuse_unfit(flow: Flow[Any], data: Examples, encode: Encode) -> None:
+    """Refuse data that are not of the flow, or so far in place or scale from its prior that samples would miss them.
+
+    With a prior of standard deviation 1 and 20 evaluations, exact predictions give samples of 0.9 to 1 times the data's
+    spread where this is from a tenth to ten times the prior's, and beyond that soon a fraction of it.
+    """
+    stored, first = data.x, encode(data.x[:1])
+    # Values count where they are classes; pixels and real numbers are known by their type.
+    flow.check(first if first.is_floating_point() and flow.path is not None else encode(stored))
+    if not stored.is_floating_point() or flow.path is None:
+        return
+    x = encode(_spaced(data))
+    generator, cpu = torch.Generator("cpu").manual_seed(0), torch.device("cpu")
+    prior = flow.prior((64, *x.shape[1:]), generator, torch.float32, cpu)
+    # A fixed belief stands for draws of its spread.
+    place, scale = float(prior.mean.mean()), float(prior.mean.std()) or float(prior.std.mean())
+    for column, (mean, std) in enumerate(zip(*(moment.tolist() for moment in _moments(x)), strict=True)):
+        far = abs(mean - place) > _FAR * 10 * max(scale, std)
+        if far or (std > 0 and not scale / _FAR < std < scale * _FAR):
+            raise ArgumentError(
+                f"column or channel {column} of the data has mean {mean:.4g} and standard deviation {std:.4g}, and the flow "
+                f"begins at {place:.2g} ± {scale:.2g}, too far to sample well: bring the data to mean 0 and standard "
+                "deviation 1, as proxflow.build(data).fit(data) does and undoes for its samples"
+            )
 
 
 def _parts(config: TrainingConfig, processes: Processes) -> list[range]:
@@ -302,10 +388,6 @@ def _parts(config: TrainingConfig, processes: Processes) -> list[range]:
 
 def _split(indices: range, number: int) -> list[range]:
     return [indices[len(indices) * k // number : len(indices) * (k + 1) // number] for k in range(number)]
-
-
-def _scaled(batch: Tensor) -> Tensor:
-    return to_range(batch) if batch.dtype == torch.uint8 else batch
 
 
 @dataclass
@@ -360,12 +442,13 @@ def _memory(config: TrainingConfig, parts: list[range]) -> Iterator[None]:
 class _Order:
     """Indices of the examples of a step: epoch after epoch, each a permutation from (seed, epoch)."""
 
-    def __init__(self, number: int, config: TrainingConfig, device: torch.device) -> None:
-        self.number, self.config, self.device = number, config, device
+    def __init__(self, number: int, config: TrainingConfig, stage: Stage, device: torch.device) -> None:
+        self.number, self.config, self.stage, self.device = number, config, stage, device
         self.epochs: dict[int, Tensor] = {}  # on the device, so that steps do not wait for transfers
 
     def __call__(self, step: int) -> Tensor:
-        start, stop = step * self.config.batch_size, (step + 1) * self.config.batch_size
+        start = self.stage.seen + (step - self.stage.step) * self.stage.batch_size
+        stop = start + self.stage.batch_size
         first, last = start // self.number, (stop - 1) // self.number
         for epoch in range(first, last + 1):
             if epoch not in self.epochs:

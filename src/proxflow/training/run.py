@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +19,17 @@ from torch import Tensor, nn
 from proxflow import models
 from proxflow.config import TrainingConfig, to_dict
 from proxflow.errors import CheckpointError, DivergedError, OutputError
+from proxflow.examples import Examples
 from proxflow.models import Model, format1, spec
-from proxflow.runtime.checkpoints import Checkpoints, finite, remove_all
+from proxflow.runtime.checkpoints import OLD, Checkpoints, checksum, finite, keep_newest
 from proxflow.runtime.files import read_json, writable_folder, write_json
+from proxflow.runtime.lock import locked
+from proxflow.runtime.machine import hardware, versions
 from proxflow.runtime.processes import Processes, local
 from proxflow.runtime.tracking import Log
+
+_MADE_OF = {"held_out": "held-out data", "modules": "layers in its network"}
+"""What messages call the parts of a fingerprint."""
 
 LOG_WINDOW = 50
 """Steps that one line of the log sums up; within them nothing waits for an accelerator."""
@@ -39,48 +49,87 @@ class RunFolder:
     def __init__(self, path: Path, what: str = "training", file: str = "run.json") -> None:
         self.path, self.what, self.file, self.best = path, what, path / file, math.inf
 
-    def claim(self, wanted: Mapping[str, Any], upgrade: Callable[[Any], Any] = dict) -> None:
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes than those that train together out of the folder within a block.
+
+        Raises:
+            OutputError: Another one is in it, or it cannot be written.
+        """
+        with ExitStack() as held:
+            with Processes.current().together():
+                if Processes.current().first:
+                    held.enter_context(locked(writable_folder(self.path), self.what))
+            yield
+
+    def claim(
+        self, wanted: Mapping[str, Any], upgrade: Callable[[Any], Any] = dict, changeable: Collection[str] = ()
+    ) -> list[str]:
         """Write down what the folder is for, or refuse one that is for something else.
 
         Args:
             wanted: Settings by name, as JSON values.
             upgrade: From settings that an earlier version wrote down to those of today.
+            changeable: Names of settings that may be others than before.
+
+        Returns:
+            What changed, "name = value (was value)".
 
         Raises:
             OutputError: It is for something else, or cannot be written.
             CheckpointError: What was written down is corrupt.
         """
+        changes: list[str] = []
         with Processes.current().together():
             if Processes.current().first:
                 writable_folder(self.path)
-                self._claim(wanted, upgrade)
+                changes = self._claim(wanted, upgrade, changeable)
         self.best = self._held_out_loss()
+        return changes
 
-    def _claim(self, wanted: Mapping[str, Any], upgrade: Callable[[Any], Any]) -> None:
+    def _claim(
+        self, wanted: Mapping[str, Any], upgrade: Callable[[Any], Any], changeable: Collection[str]
+    ) -> list[str]:
         if not self.file.exists():
             if self.has_model:
                 raise OutputError(
                     f"{self.path} holds a model that this command did not begin: choose another --out folder"
                 )
             write_json(self.file, dict(wanted))
-            return
+            return []
         held = read_json(self.file)
         if not isinstance(held, dict):
             raise CheckpointError(
                 f"{self.file}: expected the settings of a {self.what} run, got {json.dumps(held):.80}"
             )
         found, asked = _flat(upgrade(held)), _flat(wanted)
-        for name in {**asked, **found}:
-            if found.get(name) != asked.get(name):
+        differing = [name for name in {**asked, **found} if found.get(name) != asked.get(name)]
+        for name in differing:
+            if name not in changeable:
                 raise OutputError(
                     f"{self.path} holds a {self.what} run with {name} = {found.get(name)}, not {asked.get(name)}: choose "
                     "another --out folder, or remove this one to start over"
                 )
+        done = self.steps_done or 0
+        if differing and asked.get("steps", done) <= done:
+            changed = ", ".join(f"{name} = {asked[name]}" for name in differing)
+            raise OutputError(
+                f"{self.path} holds a model of {done} steps, so there is none to do with {changed}: raise --steps above "
+                f"{done}, or choose another --out folder"
+            )
+        if differing:
+            write_json(self.file, dict(wanted))
+        return [f"{name} = {asked[name]} (was {found[name]})" for name in differing]
 
     @property
     def has_model(self) -> bool:
         """Tell whether a model is there already."""
         return (self.path / "config.json").exists()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Tell whether there is a checkpoint to go on from."""
+        return (self.path / "checkpoints").exists() or (self.path / OLD).exists()
 
     @property
     def steps_done(self) -> int | None:
@@ -119,7 +168,7 @@ class RunFolder:
                     models.save(self.path / "best", model, weights, {**provenance, "held_out_loss": score})
 
     def finish(self, model: Model, predictor: nn.Module, provenance: dict[str, Any]) -> None:
-        """Write the model as it is to stay, and then remove the checkpoints.
+        """Write the model as it is to stay, and then remove all checkpoints but the newest, from which it may go on.
 
         Raises:
             OutputError: The folder cannot be written.
@@ -127,7 +176,7 @@ class RunFolder:
         self.save(model, predictor, provenance)
         with Processes.current().together():
             if Processes.current().first:
-                remove_all(self.path)
+                keep_newest(self.path)
 
 
 def decisive(model: Model, training: TrainingConfig) -> dict[str, Any]:
@@ -170,6 +219,58 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of a training with one set of the settings that may change where it goes on (:data:`CHANGEABLE`).
+
+    Args:
+        step: The step it begins at.
+        seen: Examples that the steps before it took.
+        steps: Steps of the whole training.
+        batch_size: Examples a step.
+        learning_rate: Peak of the rate.
+    """
+
+    step: int
+    seen: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+
+CHANGEABLE = ("steps", "batch_size", "learning_rate")
+"""Settings that a training which goes on may have others of than before."""
+
+
+def fingerprint(predictor: nn.Module, objective: Any, data: Examples, held_out: Examples | None) -> dict[str, str]:
+    """Return what a training is made of, by name: two of them go on from each other only where all of it agrees."""
+
+    def called(thing: Any) -> str:
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
+
+    modules = sorted((name, type(module).__name__) for name, module in predictor.named_modules())
+    settings = ("parameterisation", "clip", "clip_in_training")
+    own = [f"{name}={getattr(predictor, name)!r}" for name in settings if hasattr(predictor, name)]
+    network = getattr(predictor, "network", None)
+    inside = "" if network is None else f"{type(network).__name__}, "
+    return {
+        "data": _content(data),
+        "held_out": "none" if held_out is None else _content(held_out),
+        "flow": called(objective),
+        "predictor": f"{type(predictor).__name__}({inside}{', '.join(own)})",
+        "modules": f"{len(modules)}, sha256 {hashlib.sha256(repr(modules).encode()).hexdigest()}",
+    }
+
+
+def _content(examples: Examples) -> str:
+    """Return what tells these examples from others: a checksum, and the shape."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in (("x", examples.x), *examples.told()):
+        parts = value.items() if isinstance(value, Mapping) else [("", value)]
+        tensors |= {f"{name}.{part}": tensor for part, tensor in parts}
+    return f"sha256 {checksum(tensors)}, shape {list(examples.x.shape)}"
+
+
 class Run:
     """What changes while training, with the non-finite guard, the log and the checkpoints."""
 
@@ -182,12 +283,15 @@ class Run:
         folder: Path | None,
         processes: Processes,
         track: Callable[[dict[str, float]], None] | None,
+        made_of: Mapping[str, str],
     ) -> None:
         self.predictor, self.averaged, self.optimiser, self.config = predictor, averaged, optimiser, config
         self.processes, self.track = processes, track
         self.checkpoints = Checkpoints(folder, config.keep, processes) if folder is not None else None
         self.log = Log(folder / "log.jsonl") if folder is not None and processes.first else None
-        self.step, self.skipped, self.losses = 0, 0, list[float]()
+        self.step, self.skipped, self.losses, self.made_of = 0, 0, list[float](), dict(made_of)
+        self.stages = [Stage(0, 0, config.steps, config.batch_size, config.learning_rate)]
+        self.sessions = list[dict[str, Any]]()
         self.saved, self.begun = 0, time.monotonic()
         # Loss and gradient norm of the steps of the log window, each in the row of its place in it.
         self.numbers, self.since = torch.zeros(LOG_WINDOW, 2, device=next(predictor.parameters()).device), 0
@@ -283,15 +387,27 @@ class Run:
             "losses": self.losses,
             "stretch": [[n if math.isfinite(n) else None for n in numbers] for numbers in self.window()],
             "training": to_dict(self.config),
+            "made_of": self.made_of,
+            "stages": [asdict(stage) for stage in self.stages],
+            "sessions": self.sessions,
         }
         self.checkpoints.save(self.step, state, progress)
         self.saved = self.step
+
+    @property
+    def stage(self) -> Stage:
+        """Return the present stage."""
+        return self.stages[-1]
+
+    def begin(self, device: torch.device) -> None:
+        """Note what computes the steps from here on."""
+        self.sessions.append({"step": self.step, "processes": self.processes.size, **hardware(device), **versions()})
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, if there is one.
 
         Raises:
-            CheckpointError: It is damaged, or of another configuration or architecture.
+            CheckpointError: It is damaged, or of other data, another flow, predictor, configuration or architecture.
         """
         checkpoint = self.checkpoints.newest() if self.checkpoints is not None else None
         if checkpoint is None:
@@ -309,14 +425,37 @@ class Run:
             for step, (loss, norm) in enumerate(window, self.since):
                 self.rows[step % LOG_WINDOW].copy_(torch.tensor([loss, norm]))
             trained = {**to_dict(TrainingConfig()), **progress["training"]}  # what was added later had its default
+            stages = [Stage(**stage) for stage in progress.get("stages", [])]
+            self.stages = stages or [Stage(0, 0, *(trained[name] for name in CHANGEABLE))]
+            self.sessions = list(progress.get("sessions", []))
+            made_of = dict(progress.get("made_of") or self.made_of)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path} is not a checkpoint of this library: {error}") from error
+        for name, wanted in {**made_of, **self.made_of}.items():
+            if made_of.get(name) != self.made_of.get(name):
+                raise CheckpointError(
+                    f"{path} was trained with other {_MADE_OF.get(name, name)}, {made_of.get(name)}, not {wanted}: choose "
+                    "another output folder, or remove the checkpoints to start over"
+                )
         for name, wanted in self.config.decisive().items():
-            if trained.get(name) != wanted:
+            if trained.get(name) != wanted and name not in CHANGEABLE:
                 raise CheckpointError(
                     f"{path} was trained with {name} = {trained.get(name)}, not {wanted}: choose another output folder, or "
                     "remove the checkpoints to start over"
                 )
+        if self.config.steps < self.step:
+            raise CheckpointError(
+                f"{path} has done {self.step} steps already, and {self.config.steps} are wanted: raise steps, or choose "
+                "another output folder"
+            )
+        now = self.stage
+        changed = Stage(
+            self.step,
+            now.seen + (self.step - now.step) * now.batch_size,
+            *(getattr(self.config, name) for name in CHANGEABLE),
+        )
+        if any(getattr(changed, name) != getattr(now, name) for name in CHANGEABLE):
+            self.stages.append(changed)
         checkpoint.fill(self._state(), self.processes)
         self.saved, self.begun = self.step, time.monotonic() - seconds
         if self.log is not None:

@@ -28,12 +28,14 @@ class Defaults:
         network: A network.
         predictor: A predictor.
         clip: Range of the encoded data, to which predictions are clipped; ``None`` for unbounded data.
+        parameterisation: Of the predictor; ``None`` for the predictor's own choice.
     """
 
     flow: str = "gpfn-w2"
     network: str = "mlp"
     predictor: str = "point"
     clip: tuple[float, float] | None = None
+    parameterisation: str | None = None
 
 
 @dataclass(frozen=True)

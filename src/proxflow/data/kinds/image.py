@@ -40,7 +40,7 @@ class Image(Kind):
         f"{', '.join(NAMED)}, an existing folder of IDX files named as MNIST's or of pictures (PNG, JPEG and others), or an "
         ".npz file with the key images"
     )
-    defaults: ClassVar[Defaults] = Defaults(network="unet", clip=(-1.0, 1.0))
+    defaults: ClassVar[Defaults] = Defaults(network="unet", clip=(-1.0, 1.0), parameterisation="x")
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:

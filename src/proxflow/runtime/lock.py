@@ -1,0 +1,83 @@
+"""A folder in use: one process at a time writes a run, and a lock that a crash does not leave behind says which."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from proxflow.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # where the system has no such locks, folders go unlocked
+    fcntl = None  # type: ignore[assignment]
+
+_NAME = ".lock"
+_held: dict[str, int] = {}
+"""Real paths of the folders that this process has, and how often."""
+
+_guard = threading.Lock()
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Have a folder for oneself within a block; the same process may enter it again.
+
+    The system frees the lock when the process ends, however it does.
+
+    Args:
+        folder: An existing folder.
+        what: What is done there, in a word, for the message.
+
+    Raises:
+        OutputError: Another process has it; the message says which.
+    """
+    place = os.path.realpath(folder)
+    with _guard:
+        again = place in _held
+        _held[place] = _held.get(place, 0) + 1
+    handle = None
+    try:
+        if not again and fcntl is not None:
+            handle = _taken(Path(place) / _NAME, f"{what}, process {os.getpid()} on {platform.node()}", folder)
+        yield
+    finally:
+        with _guard:
+            _held[place] -= 1
+            if not _held[place]:
+                del _held[place]
+        if handle is not None:
+            (Path(place) / _NAME).unlink(missing_ok=True)
+            os.close(handle)
+
+
+def _taken(path: Path, holder: str, folder: Path) -> int | None:
+    """Return the open, locked file; ``None`` on a file system that has no locks."""
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            by = os.read(handle, 200).decode("utf-8", "replace").strip()
+            os.close(handle)
+            raise OutputError(
+                f"{folder} is in use{f' by {by}' if by else ''}: wait for it to end, or choose another folder"
+            ) from None
+        except OSError:
+            os.close(handle)
+            return None
+        try:
+            if path.stat().st_ino == os.fstat(handle).st_ino:  # not removed by its former holder meanwhile
+                os.ftruncate(handle, 0)
+                os.write(handle, holder.encode("utf-8", "replace"))
+                return handle
+        except FileNotFoundError:
+            pass
+        os.close(handle)

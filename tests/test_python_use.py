@@ -1,0 +1,249 @@
+"""Python as it is used: arrays, double precision, data sets and loaders, paths as text, networks with further inputs."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import proxflow
+from proxflow import GPFN, ClassPredictor, DiscreteBFN, Examples, PointPredictor, TrainingConfig
+from proxflow.errors import ArgumentError, CheckpointError
+from proxflow.examples import examples_of
+
+CONFIG = TrainingConfig(steps=3, batch_size=8)
+ROWS = np.random.default_rng(0).normal(size=(64, 2))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x, t):
+        return self.layer(torch.cat([x, t[:, None]], 1))
+
+
+class Tokens(nn.Module):
+    def __init__(self, classes=27):
+        super().__init__()
+        self.layer = nn.Linear(classes, classes)
+
+    def forward(self, x, t):
+        return self.layer(x)
+
+
+def trained(data, **settings):
+    torch.manual_seed(0)
+    flow = GPFN()
+    return proxflow.fit(PointPredictor(Net(), flow), flow, data, CONFIG, **settings)
+
+
+class Pairs(Dataset):
+    def __len__(self):
+        return len(ROWS)
+
+    def __getitem__(self, index):
+        return ROWS[index], index % 4
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ROWS,
+        ROWS.astype(">f8"),
+        np.asfortranarray(ROWS),
+        ROWS[::-1],
+        torch.from_numpy(ROWS),
+        Examples(torch.from_numpy(ROWS).float()),
+        TensorDataset(torch.from_numpy(ROWS)),
+        DataLoader(TensorDataset(torch.from_numpy(ROWS)), batch_size=4, shuffle=True),
+    ],
+    ids=["array", "big-endian", "fortran", "reversed", "float64", "examples", "dataset", "loader"],
+)
+def test_every_form_of_the_same_data_trains_the_same(data):
+    expected = trained(torch.from_numpy(ROWS[::-1].copy() if data is not ROWS and _reversed(data) else ROWS).float())
+    assert trained(data).losses == pytest.approx(expected.losses, rel=1e-5)
+
+
+def _reversed(data):
+    return isinstance(data, np.ndarray) and bool((np.asarray(data)[0] == ROWS[-1]).all())
+
+
+def test_a_data_set_of_pairs_gives_the_conditions():
+    examples = examples_of(DataLoader(Pairs(), 4), "training")
+    assert torch.equal(examples.x, torch.from_numpy(ROWS))
+    assert examples.condition.tolist() == [k % 4 for k in range(64)]
+    again = examples_of((ROWS, np.arange(64, dtype=np.uint16)), "training")
+    assert again.condition.tolist() == list(range(64))
+
+
+class Triples(Pairs):
+    def __getitem__(self, index):
+        return ROWS[index], 1, 2
+
+
+class Ragged(Pairs):
+    def __getitem__(self, index):
+        return np.zeros(index + 1)
+
+
+class Words(Pairs):
+    def __getitem__(self, index):
+        return "word"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (Triples(), "gives 3 things"),
+        (Ragged(), "of one shape"),
+        (Words(), "of one shape"),
+        (iter([1]), "a data set with a length, got list_iterator"),
+        (ROWS.astype(str), "got ndarray"),
+        (ROWS.astype(complex), "got ndarray"),
+        ("points.npy", "got str"),
+        (None, "got NoneType"),
+    ],
+)
+def test_what_is_no_data_is_refused_in_a_sentence(data, message):
+    with pytest.raises(ArgumentError, match=message) as caught:
+        trained(data)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_may_be_text(tmp_path):
+    trained(ROWS, folder=str(tmp_path / "run"))
+    assert (tmp_path / "run" / "checkpoints").is_dir()
+
+
+@pytest.mark.parametrize(("network", "x"), [("float32", "float64"), ("float64", "float32")])
+def test_likelihoods_take_data_and_networks_of_two_precisions(network, x):
+    flow = GPFN()
+    predictor = PointPredictor(Net(), flow).to(getattr(torch, network)).eval()
+    data = torch.from_numpy(ROWS[:8])
+    found = proxflow.ode_log_likelihood(predictor, flow, data.to(getattr(torch, x)), steps=8).log_prob
+    same = proxflow.ode_log_likelihood(predictor, flow, data.to(getattr(torch, network)), steps=8).log_prob
+    torch.testing.assert_close(found, same, rtol=0, atol=1e-3)
+    assert flow.loss(predictor, data.to(getattr(torch, x)), torch.Generator().manual_seed(0)).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_tokens_of_any_integer_type_are_classes(dtype):
+    flow, tokens = DiscreteBFN(27, max_sqrt_beta=0.75), torch.arange(64).reshape(16, 4) % 27
+    torch.manual_seed(0)
+    losses = proxflow.fit(ClassPredictor(Tokens()), flow, tokens.to(dtype), CONFIG).losses
+    torch.manual_seed(0)
+    assert losses == proxflow.fit(ClassPredictor(Tokens()), flow, tokens, CONFIG).losses
+
+
+@pytest.mark.parametrize("value", [27, -1, 300])
+def test_a_class_out_of_range_is_refused_before_work(value, tmp_path):
+    flow, tokens = DiscreteBFN(27, max_sqrt_beta=0.75), torch.zeros(16, 4, dtype=torch.long)
+    tokens[15, 3] = value
+    with pytest.raises(ArgumentError, match=f"classes 0 to 26, got {value}"):
+        proxflow.fit(ClassPredictor(Tokens()), flow, tokens, CONFIG, folder=tmp_path / "run")
+    with pytest.raises(ArgumentError, match=f"classes 0 to 26, got {value}"):
+        flow.loss(ClassPredictor(Tokens()), tokens, torch.Generator())
+    assert not (tmp_path / "run").exists()
+
+
+def test_mixed_data_out_of_range_are_refused_before_work():
+    ends = proxflow.ProductEndpoints(((proxflow.GaussianEndpoints(), 1), (proxflow.CategoricalEndpoints(3), 1)))
+    flow = GPFN(proxflow.KL(), endpoints=ends)
+    for bad, message in ((3.0, "classes 0 to 2, got 3"), (0.5, "whole numbers, got 0.5")):
+        data = torch.zeros(8, 2)
+        data[5, 1] = bad
+        with pytest.raises(ArgumentError, match=message):
+            proxflow.fit(nn.Linear(1, 1), flow, data, CONFIG)
+
+
+class Labelled(nn.Module):
+    """A network of one's own whose further input is no "condition"."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.layer = nn.Embedding(4, 8), nn.Linear(11, 2)
+
+    def forward(self, x, t, y=None):
+        return self.layer(torch.cat([x, t[:, None], self.embed(y)], 1))
+
+
+class Several(Labelled):
+    def forward(self, x, t, y, weight):
+        return weight[:, None] * super().forward(x, t, y)
+
+
+def test_further_inputs_of_a_network_come_with_one_argument():
+    flow, y = GPFN(), torch.arange(10) % 4
+    x = torch.from_numpy(ROWS[:10]).float()
+    predictor = PointPredictor(Labelled(), flow)
+    alone = flow.loss(predictor, x, torch.Generator().manual_seed(0), condition=y)
+    named = flow.loss(predictor, x, torch.Generator().manual_seed(0), condition={"y": y})
+    assert torch.equal(alone, named)
+    samples = proxflow.sample(predictor, flow, (10, 2), condition=y, batch_size=4)
+    by_one = torch.cat([proxflow.sample(predictor, flow, (1, 2), condition=y[k : k + 1], first=k) for k in range(10)])
+    torch.testing.assert_close(samples, by_one)
+    assert proxflow.fit(predictor, flow, (x, y), CONFIG).losses
+
+    several = PointPredictor(Several(), flow)
+    both = {"y": y, "weight": torch.ones(10)}
+    assert proxflow.sample(several, flow, (10, 2), condition=both, nfe=2).shape == (10, 2)
+    with pytest.raises(ArgumentError, match="dictionary with these names"):
+        proxflow.sample(several, flow, (10, 2), condition=y)
+    with pytest.raises(ArgumentError, match="no parameter 'z'"):
+        proxflow.sample(several, flow, (10, 2), condition={**both, "z": y})
+
+
+class Other(Net):
+    """Another network with the same weights."""
+
+
+class TestFolder:
+    """A folder is what it says: what went into a training stands with its checkpoints."""
+
+    def begun(self, folder, flow=None, data=ROWS, config=CONFIG, predictor=None, **settings):
+        torch.manual_seed(0)
+        flow = flow or GPFN()
+        return proxflow.fit(predictor or PointPredictor(Net(), flow), flow, data, config, folder=folder, **settings)
+
+    def test_the_same_goes_on(self, tmp_path):
+        first = self.begun(tmp_path)
+        assert self.begun(tmp_path).losses == first.losses
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"data": -ROWS}, "other data"),
+            ({"data": (ROWS, np.zeros(64, dtype=np.int64))}, "other data"),
+            ({"held_out": ROWS[:8]}, "other held-out data"),
+            ({"flow": GPFN(weight_floor=0.5)}, "other flow.*weight_floor=0.5"),
+            ({"flow": proxflow.Diffusion()}, "other flow"),
+            ({"predictor": PointPredictor(Net(), GPFN(), parameterisation="v")}, "other predictor.*'v'"),
+            ({"predictor": PointPredictor(Net(), GPFN(), clip=(-9, 9))}, "other predictor"),
+            ({"predictor": PointPredictor(Other(), GPFN())}, r"other predictor.*Other"),
+            ({"config": TrainingConfig(steps=3, batch_size=8, ema=0.5)}, "ema = 0.999, not 0.5"),
+            ({"config": TrainingConfig(steps=2, batch_size=8)}, "done 3 steps already"),
+        ],
+    )
+    def test_other_things_are_refused_by_name(self, tmp_path, change, message):
+        self.begun(tmp_path)
+        with pytest.raises(CheckpointError, match=message):
+            self.begun(tmp_path, **change)
+
+    def test_longer_with_another_rate_and_batch(self, tmp_path):
+        self.begun(tmp_path)
+        result = self.begun(tmp_path, config=TrainingConfig(steps=7, batch_size=16, learning_rate=1e-4))
+        assert [(s["step"], s["seen"], s["batch_size"]) for s in result.stages] == [(0, 0, 8), (3, 24, 16)]
+        assert [s["step"] for s in result.sessions] == [0, 3]
+        # The order of the data goes on: no example is left out of an epoch or comes twice.
+        seen = []
+
+        class Spy(GPFN):
+            def loss(self, predict, x, generator, t=None):
+                seen.extend(map(tuple, x.tolist()))
+                return super().loss(predict, x, generator, t)
+
+        for steps, size in ((3, 8), (5, 20)):
+            self.begun(tmp_path / "spy", flow=Spy(), config=TrainingConfig(steps=steps, batch_size=size))
+        assert len(seen) == len(set(seen)) == 64
