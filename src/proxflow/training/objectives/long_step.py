@@ -13,16 +13,16 @@ from proxflow._math import mean_events, over_events
 from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
 from proxflow.examples import Condition, Predict, given, rows
-from proxflow.flows import GPFN, draw_times
+from proxflow.flows import GPFN
 from proxflow.paths import Schedule
-from proxflow.random import Generator, rand
-from proxflow.training.objectives.base import gaussian_belief
+from proxflow.random import rand
+from proxflow.training.objectives.base import Batch, BeliefObjective
 
 Kind = Literal["shortcut", "meanflow", "consistency"]
 
 
 @dataclass(frozen=True)
-class LongStep:
+class LongStep(BeliefObjective):
     """A loss that trains a :class:`proxflow.LongStepPredictor` to return the effective targets of steps of any length.
 
     With Wasserstein-2 a step from time t to s moves the mean z to z + λ (x̂ − z), λ = (τ_s − τ_t)/(1 − τ_t). One step toward
@@ -107,31 +107,12 @@ class LongStep:
         taught = 0.0 if self.teacher is None else self.plain_share if self.kind == "shortcut" else 1.0
         return 3 + far * (2 if self.kind == "shortcut" else 1) + taught
 
-    def loss(
-        self,
-        predict: Predict,
-        x: Tensor,
-        generator: Generator,
-        t: Tensor | None = None,
-        *,
-        condition: Condition | None = None,
-        start: Tensor | None = None,
-    ) -> Tensor:
-        """Return the loss of each example, (batch,).
+    def score(self, predict: Predict, batch: Batch) -> Tensor:
+        """Return the loss of each example, (batch,); steps begin at its time.
 
-        Args:
-            predict: A :class:`proxflow.LongStepPredictor`, or a function of a belief, times (batch,) and ``end=`` (batch,).
-            x: Data (batch, *event).
-            generator: Source of times, noise and ends.
-            t: Times (batch,) in [0, 1) at which steps begin; ``None`` draws them.
-            condition: What the predictions are conditioned on, one row an example.
-            start: Means of given prior draws, (batch, *event); ``None`` draws them.
-
-        Raises:
-            ArgumentError: ``x`` is not floating point.
+        ``predict`` is a :class:`proxflow.LongStepPredictor`, or a function of a belief, times and ``end=``, (batch,) each.
         """
-        t = draw_times(len(x), generator, x.device) if t is None else t
-        belief = gaussian_belief(self.flow, x, t, generator, "long steps", condition, start)
+        belief, x, t, generator, condition = batch.beliefs(batch.t), batch.x, batch.t, batch.generator, batch.condition
         chance, share = rand(torch.Size([len(t), 2]), generator, t.dtype, t.device).unbind(1)
         end = torch.where(chance < self.whole_share, torch.ones_like(t), torch.lerp(t, torch.ones_like(t), share))
 
