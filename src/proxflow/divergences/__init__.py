@@ -1,6 +1,9 @@
 """Divergences: what keeps a new belief near the old one."""
 
 from proxflow.divergences.alpha import Alpha as Alpha
+from proxflow.divergences.alpha import ChiSquared as ChiSquared
+from proxflow.divergences.alpha import HellingerSquared as HellingerSquared
+from proxflow.divergences.alpha import ReverseChiSquared as ReverseChiSquared
 from proxflow.divergences.anisotropic import AnisotropicWasserstein2 as AnisotropicWasserstein2
 from proxflow.divergences.base import Divergence as Divergence
 from proxflow.divergences.base import closed_form as closed_form
@@ -13,17 +16,14 @@ from proxflow.divergences.base import table_of_closed_forms as table_of_closed_f
 from proxflow.divergences.base import value as value
 from proxflow.divergences.bregman import Bregman as Bregman
 from proxflow.divergences.bregman import ReverseBregman as ReverseBregman
-from proxflow.divergences.chi_squared import ChiSquared as ChiSquared
-from proxflow.divergences.chi_squared import ReverseChiSquared as ReverseChiSquared
 from proxflow.divergences.discrete_wasserstein import DiscreteWasserstein2 as DiscreteWasserstein2
 from proxflow.divergences.energy_distance import EnergyDistance as EnergyDistance
 from proxflow.divergences.fisher_rao import FisherRao as FisherRao
 from proxflow.divergences.ground import CoordinateMetric as CoordinateMetric
 from proxflow.divergences.ground import FrequencyMetric as FrequencyMetric
 from proxflow.divergences.ground import GroundMetric as GroundMetric
-from proxflow.divergences.hellinger import HellingerSquared as HellingerSquared
-from proxflow.divergences.jeffreys import Jeffreys as Jeffreys
 from proxflow.divergences.kl import KL as KL
+from proxflow.divergences.kl import Jeffreys as Jeffreys
 from proxflow.divergences.kl import ReverseKL as ReverseKL
 from proxflow.divergences.mixture_wasserstein import MixtureWasserstein2 as MixtureWasserstein2
 from proxflow.divergences.mmd import MMD as MMD

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from proxflow._math import log_mix, sum_events
+from proxflow._math import sum_events
 from proxflow.beliefs import Categorical
 from proxflow.errors import ArgumentError
 
@@ -32,16 +34,11 @@ def factor_of(matrix: Tensor, name: str, kind: str) -> Tensor:
     return factor
 
 
-def squared_distance(factor: Tensor | None, p: Categorical, q: Categorical) -> Tensor:
+def squared_distance(divergence: Any, p: Categorical, q: Categorical) -> Tensor:
     """Compute |Fᵀ(θ − θ')|², or |θ − θ'|² without F, summed over the coordinates of an event, (batch,)."""
-    gap = p.probs - q.probs
+    gap, factor = p.probs - q.probs, divergence._factor
     if factor is not None:
         if len(factor) != p.classes:
             raise ArgumentError(f"the matrix is for {len(factor)} classes, the beliefs have {p.classes}")
         gap = gap @ factor.to(gap)
     return sum_events(gap.square().sum(-1))
-
-
-def plain_mean(belief: Categorical, target: Categorical, f: Tensor) -> Categorical:
-    """Return (1 − f) θ + f θ', the minimiser of every squared distance of probabilities."""
-    return Categorical(log_mix(belief.log_probs, target.log_probs, f))

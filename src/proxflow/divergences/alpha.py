@@ -1,4 +1,4 @@
-"""Alpha divergences (Amari).
+"""Alpha divergences (Amari), and the multiples of some that have names of their own: χ² and squared Hellinger.
 
 Their joint value on an event is one minus a product over its coordinates, saturated as soon as one coordinate is far away.
 Here they are summed over the coordinates instead: a step moves each coordinate by itself, as in every other geometry.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from proxflow._math import log_mix, sum_events
 from proxflow.beliefs import Categorical, DiagonalGaussian
 from proxflow.divergences._affinity import categorical_deficit, gaussian_log_affinity
-from proxflow.divergences.base import Divergence, closed_form, value
+from proxflow.divergences.base import Divergence, Over, closed_form, value
 from proxflow.errors import ArgumentError
 
 
@@ -39,34 +40,67 @@ class Alpha(Divergence):
         if not math.isfinite(self.a) or abs(self.a) == 1:
             raise ArgumentError(f"a must be finite; a = −1 is KL and a = 1 is ReverseKL; got {self.a}")
 
-    @property
-    def exponent(self) -> float:
-        """(1 + a)/2, the power of q."""
-        return (1 + self.a) / 2
+
+@dataclass(frozen=True)
+class ChiSquared(Divergence):
+    """χ²(p ‖ q) = ∫ (p − q)²/q = ∫ p²/q − 1, **summed over the coordinates** of an event.
+
+    Known elsewhere as Pearson's χ². Twice :class:`~proxflow.Alpha` (−3). On categories its barycentric step is the
+    normalised harmonic mean 1/((1 − f)/p + f/q). Between Gaussians it grows like the exponential of a squared distance, and
+    is +∞ where σ_p² ≥ 2 σ_q².
+    """
+
+    additive = True
 
 
-def power_mean(belief: Categorical, target: Categorical, f: Tensor, e: float) -> Categorical:
-    """Return the normalised ((1 − f) p^e + f q^e)^{1/e}, per coordinate."""
-    log_p, log_q = belief.log_probs, target.log_probs
-    if e > 0:
-        return Categorical((log_mix(e * log_p, e * log_q, f) / e).log_softmax(-1))
-    # A class that either rules out stays ruled out, unless the other has all the weight.
-    no_p, no_q = log_p.isneginf(), log_q.isneginf()
-    mixed = log_mix(e * log_p.masked_fill(no_p, 0), e * log_q.masked_fill(no_q, 0), f) / e
-    return Categorical(mixed.masked_fill((no_p & (f < 1)) | (no_q & (f > 0)), -torch.inf).log_softmax(-1))
+@dataclass(frozen=True)
+class ReverseChiSquared(Divergence):
+    """χ²(q ‖ p) = ∫ (p − q)²/p, **summed over the coordinates** of an event.
+
+    Known elsewhere as Neyman's χ². Twice :class:`~proxflow.Alpha` (3). On categories its barycentric step is the normalised
+    quadratic mean √((1 − f) p² + f q²). Between Gaussians it grows as that of :class:`ChiSquared`, and is +∞ where
+    σ_q² ≥ 2 σ_p².
+    """
+
+    additive = True
 
 
-@value(Alpha, DiagonalGaussian)
-def _(divergence: Alpha, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
-    e = divergence.exponent
-    return sum_events(-torch.expm1(gaussian_log_affinity(p, q, e)) / (e * (1 - e)))
+@dataclass(frozen=True)
+class HellingerSquared(Divergence):
+    """Squared Hellinger distance 1 − ∫ √(pq) = ½ ∫ (√p − √q)², **summed over the coordinates** of an event.
+
+    Known elsewhere as one minus the Bhattacharyya coefficient. Between 0 and 1 in each coordinate. It is a quarter of
+    :class:`~proxflow.Alpha` (0), and has the same step: on categories the normalised square of (1 − f) √p + f √q.
+    """
+
+    additive = True
 
 
-@value(Alpha, Categorical)
-def _(divergence: Alpha, p: Categorical, q: Categorical) -> Tensor:
-    return sum_events(categorical_deficit(p, q, divergence.exponent))
+def _register(member: type[Divergence], times: float, exponent: Callable[[Any], float]) -> None:
+    """Give a member the values of an alpha divergence, times a factor, and its step; e = (1 + a)/2 is the power of q."""
+
+    @value(member, DiagonalGaussian)
+    def _(divergence: Any, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
+        e = exponent(divergence)
+        return times * sum_events(-torch.expm1(gaussian_log_affinity(p, q, e)) / (e * (1 - e)))
+
+    @value(member, Categorical)
+    def _(divergence: Any, p: Categorical, q: Categorical) -> Tensor:
+        return times * sum_events(categorical_deficit(p, q, exponent(divergence)))
+
+    @closed_form(member, Categorical)
+    def _(divergence: Any, belief: Categorical, target: Categorical, over: Over) -> Categorical:
+        """Return the normalised ((1 − f) p^e + f q^e)^{1/e}, per coordinate."""
+        e, f, log_p, log_q = exponent(divergence), over(belief.logits), belief.log_probs, target.log_probs
+        if e > 0:
+            return Categorical((log_mix(e * log_p, e * log_q, f) / e).log_softmax(-1))
+        # A class that either rules out stays ruled out, unless the other has all the weight.
+        no_p, no_q = log_p.isneginf(), log_q.isneginf()
+        mixed = log_mix(e * log_p.masked_fill(no_p, 0), e * log_q.masked_fill(no_q, 0), f) / e
+        return Categorical(mixed.masked_fill((no_p & (f < 1)) | (no_q & (f > 0)), -torch.inf).log_softmax(-1))
 
 
-@closed_form(Alpha, Categorical)
-def _(divergence: Alpha, belief: Categorical, target: Categorical, over: Callable[[Tensor], Tensor]) -> Categorical:
-    return power_mean(belief, target, over(belief.logits), divergence.exponent)
+_register(Alpha, 1.0, lambda alpha: (1 + alpha.a) / 2)
+_register(ChiSquared, 2.0, lambda _: -1.0)
+_register(ReverseChiSquared, 2.0, lambda _: 2.0)
+_register(HellingerSquared, 0.25, lambda _: 0.5)

@@ -29,9 +29,11 @@ from proxflow.paths import GaussianPath, Schedule
 B = TypeVar("B", bound=Belief)
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 Pair = tuple[type["Divergence"], type[Belief]]
+Over = Callable[[Tensor], Tensor]
+"""A step's fraction: given a parameter tensor (batch, …), shaped to broadcast against it."""
 
 VALUES: dict[Pair, Callable[[Any, Any, Any], Tensor]] = {}
-CLOSED_FORMS: dict[Pair, Callable[[Any, Any, Any, Callable[[Tensor], Tensor]], Any]] = {}
+CLOSED_FORMS: dict[Pair, Callable[[Any, Any, Any, Over], Any]] = {}
 CONDITIONS: dict[Pair, Callable[[Any], bool]] = {}
 MIXED: dict[tuple[type[Divergence], type[Divergence], type[Belief]], Callable[..., Any]] = {}
 
@@ -68,8 +70,8 @@ def closed_form(
 ) -> Callable[[Rule], Rule]:
     """Register ``rule(divergence, belief, target, over) -> belief``, the minimiser of the barycentric step.
 
-    ``over(tensor)`` is the step's fraction, shaped to broadcast against a parameter tensor (batch, …). Where only some
-    members of a class have a closed form, ``when(divergence)`` says which.
+    ``over`` is the step's fraction, an :data:`Over`. Where only some members of a class have a closed form,
+    ``when(divergence)`` says which.
     """
     register = _register(CLOSED_FORMS, divergence, family)
     if when is not None:

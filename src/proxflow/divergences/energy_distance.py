@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -11,8 +10,9 @@ from torch import Tensor
 
 from proxflow._math import sum_events
 from proxflow.beliefs import Categorical, DiagonalGaussian
-from proxflow.divergences._quadratic import factor_of, plain_mean, squared_distance
+from proxflow.divergences._quadratic import factor_of, squared_distance
 from proxflow.divergences.base import Divergence, closed_form, value
+from proxflow.divergences.kl import plain_mean
 from proxflow.errors import ArgumentError
 
 
@@ -59,11 +59,5 @@ def _(_: EnergyDistance, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
     return sum_events(2 * (shift + root * spread))
 
 
-@value(EnergyDistance, Categorical)
-def _(divergence: EnergyDistance, p: Categorical, q: Categorical) -> Tensor:
-    return squared_distance(divergence._factor, p, q)
-
-
-@closed_form(EnergyDistance, Categorical)
-def _(_: EnergyDistance, belief: Categorical, target: Categorical, over: Callable[[Tensor], Tensor]) -> Categorical:
-    return plain_mean(belief, target, over(belief.logits))
+value(EnergyDistance, Categorical)(squared_distance)
+closed_form(EnergyDistance, Categorical)(plain_mean)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -11,8 +10,9 @@ from torch import Tensor
 
 from proxflow._math import sum_events
 from proxflow.beliefs import Categorical, DiagonalGaussian, FullGaussian, GaussianMixture
-from proxflow.divergences._quadratic import factor_of, plain_mean, squared_distance
+from proxflow.divergences._quadratic import factor_of, squared_distance
 from proxflow.divergences.base import Divergence, closed_form, value
+from proxflow.divergences.kl import plain_mean
 from proxflow.errors import ArgumentError
 
 
@@ -95,11 +95,5 @@ def _discrepancy(log_kernel: Tensor, weights: Tensor) -> Tensor:
     return (weights[:, :, None] * log_kernel.exp() * weights[:, None]).sum((1, 2))
 
 
-@value(MMD, Categorical)
-def _(divergence: MMD, p: Categorical, q: Categorical) -> Tensor:
-    return squared_distance(divergence._factor, p, q)
-
-
-@closed_form(MMD, Categorical)
-def _(_: MMD, belief: Categorical, target: Categorical, over: Callable[[Tensor], Tensor]) -> Categorical:
-    return plain_mean(belief, target, over(belief.logits))
+value(MMD, Categorical)(squared_distance)
+closed_form(MMD, Categorical)(plain_mean)
