@@ -26,7 +26,6 @@ from proxflow._math import sum_events
 from proxflow.errors import ArgumentError
 from proxflow.examples import Condition, given
 from proxflow.flows import Flow
-from proxflow.likelihood._times import time_of
 from proxflow.random import Generator, rand, randn
 
 Method = Literal["rk4", "heun"]
@@ -127,7 +126,7 @@ def ode_log_likelihood(
     first, last = ends[0], ends[1]
     length = torch.log1p(-first) - torch.log1p(-last)  # in u
     u = -torch.log1p(-last) - length * torch.linspace(0, 1, 2 * steps + 1, dtype=torch.float64, device=x.device)
-    t = torch.cat([time_of(path, -torch.expm1(-u[:-1])), span[:1]])
+    t = torch.cat([path.time_of(-torch.expm1(-u[:-1])), span[:1]])
     step = -length / steps
     total = path.straight(t)[2]
     scale, clock = total.to(x.dtype), t.to(x.dtype)
