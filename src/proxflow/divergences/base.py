@@ -38,11 +38,11 @@ CONDITIONS: dict[Pair, Callable[[Any], bool]] = {}
 MIXED: dict[tuple[type[Divergence], type[Divergence], type[Belief]], Callable[..., Any]] = {}
 
 
-def _register(table: dict[Pair, Any], divergence: type[Divergence], family: type[Belief]) -> Callable[[Rule], Rule]:
+def _register(table: dict[Any, Any], *classes: type[Any]) -> Callable[[Rule], Rule]:
     def add(rule: Rule) -> Rule:
-        if (divergence, family) in table:
-            raise ArgumentError(f"a rule for ({divergence.__name__}, {family.__name__}) is registered already")
-        table[divergence, family] = rule
+        if classes in table:
+            raise ArgumentError(f"a rule for ({', '.join(c.__name__ for c in classes)}) is registered already")
+        table[classes] = rule
         return rule
 
     return add
@@ -84,15 +84,7 @@ def mixed_form(divergence: type[Divergence], energy: type[Divergence], family: t
 
     It is argmin_r (1 − f) D(r, belief) + f E(r, target); ``None`` where these two members have no closed form.
     """
-
-    def add(rule: Rule) -> Rule:
-        if (divergence, energy, family) in MIXED:
-            names = f"({divergence.__name__}, {energy.__name__}, {family.__name__})"
-            raise ArgumentError(f"a mixed rule for {names} is registered already")
-        MIXED[divergence, energy, family] = rule
-        return rule
-
-    return add
+    return _register(MIXED, divergence, energy, family)
 
 
 def mixed_step(divergence: Divergence, energy: Divergence, belief: B, target: B, fraction: Tensor | float) -> B:
