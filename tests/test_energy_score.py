@@ -355,7 +355,7 @@ def test_what_does_not_fit_is_refused():
         DrawPredictor(Perceptron(3), flow, clip=(1.0, 1.0))
     with pytest.raises(ArgumentError, match="not PointPredictor"):
         EnergyScore(flow).loss(PointPredictor(Perceptron(3), flow), x, seeded())
-    with pytest.raises(ArgumentError, match="real data"):
+    with pytest.raises(ArgumentError, match="data are real numbers"):
         EnergyScore(flow).loss(predict, x.long(), seeded())
     mixed = GPFN(endpoints=proxflow.ProductEndpoints(((proxflow.GaussianEndpoints(), 3),)))
     with pytest.raises(ArgumentError, match="Gaussian beliefs"):
