@@ -119,11 +119,11 @@ class LongStep(BeliefObjective):
         plain, far = self._rows(len(x), x.device)
         errors = []
         if len(plain):
-            z, at, data, own = _take(belief, plain), t[plain], x[plain], rows(condition, plain)
+            z, at, data, own = belief.map(lambda a: a[plain]), t[plain], x[plain], rows(condition, plain)
             found = given(predict, own)(z, at, end=at).mean
             errors.append(mean_events((found - self._pull(z, at, data, own)).square()))
         if len(far):
-            z, at, to, data, own = _take(belief, far), t[far], end[far], x[far], rows(condition, far)
+            z, at, to, data, own = belief.map(lambda a: a[far]), t[far], end[far], x[far], rows(condition, far)
             asked = given(predict, own)
             if self.kind == "meanflow":
                 found, wanted = self._differential(asked, z, at, to, self._pull(z, at, data, own))
@@ -143,9 +143,8 @@ class LongStep(BeliefObjective):
         places: tuple[list[int], list[int]] = ([], [])
         for k in range(number):
             places[int((k + 1) * self.plain_share) == int(k * self.plain_share)].append(k)
-        return torch.tensor(places[0], dtype=torch.int64, device=device), torch.tensor(
-            places[1], dtype=torch.int64, device=device
-        )
+        plain, far = (torch.tensor(part, dtype=torch.int64, device=device) for part in places)
+        return plain, far
 
     @torch.no_grad()
     def _pull(self, belief: DiagonalGaussian, t: Tensor, x: Tensor, condition: Condition | None) -> Tensor:
@@ -188,8 +187,3 @@ class LongStep(BeliefObjective):
             found, change, *_ = torch.func.jvp(target, (z, t), tangents)
         fraction = over_events(schedule.step(t, end), z)
         return found, torch.lerp(pull, (found + change).detach(), fraction)
-
-
-def _take(belief: Any, rows: Tensor) -> DiagonalGaussian:
-    picked: DiagonalGaussian = belief.map(lambda a: a[rows])
-    return picked
