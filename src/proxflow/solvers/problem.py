@@ -218,12 +218,7 @@ class CoordinateSolver(ABC):
         """Return the minimiser ``x`` with its derivative in the problem's data, by the implicit function theorem."""
 
     def __call__(
-        self,
-        divergence: Divergence,
-        belief: B,
-        message: Any,
-        fraction: Tensor | float,
-        energy: Energy | None = None,
+        self, divergence: Divergence, belief: B, message: Any, fraction: Tensor | float, energy: Energy | None = None
     ) -> Solution[B]:
         """Minimise (1 − f) D(r, belief) + f E(r; message) over beliefs r; that is E + D/η with η = f/(1 − f).
 

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -248,24 +248,26 @@ def evaluate(setup: Setup[Any], trials: Mapping[str, Trial], cells: Sequence[Cel
                 f"{path} was scored on {found}, not on {wanted}: choose another folder, or remove its cells to score them "
                 "again"
             )
+
+    @cache
+    def reference(test: Tensor) -> metrics.Reference:
+        return metrics.Reference.of(extractor(test))
+
+    @cache
+    def real_scores(test: Tensor, images: Tensor, seed: int) -> dict[str, float]:
+        return floor(reference(test), extractor, images, samples, seed).as_floor()
+
     trained_with = list(dict.fromkeys((cell.flow, cell.seed) for cell in cells))
     for name, seed in trained_with:
         train(setup, name, trials[name], seed)
     if todo:
         setup.say(f"evaluate: {len(todo)} cells of {samples} samples")
-        references: dict[int, metrics.Reference] = {}
-        floors: dict[tuple[int, int], dict[str, float]] = {}
         with bar("evaluate", sum(cell.nfe for cell in todo) * samples, "evaluations") as show:
             spent = 0
             for cell in todo:
                 trial = trials[cell.flow]
-                test = id(trial.test)
-                if test not in references:
-                    references[test] = metrics.Reference.of(extractor(trial.test))
-                if (test, cell.seed) not in floors:
-                    real = floor(references[test], extractor, trial.images, samples, cell.seed)
-                    floors[test, cell.seed] = real.as_floor()
-                evaluate_cell(setup, cell, trial, extractor, references[test], floors[test, cell.seed])
+                real = real_scores(trial.test, trial.images, cell.seed)
+                evaluate_cell(setup, cell, trial, extractor, reference(trial.test), real)
                 spent += cell.nfe * samples
                 show(spent)
     return {

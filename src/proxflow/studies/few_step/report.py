@@ -12,15 +12,7 @@ from proxflow.studies import charts, scoreboard
 from proxflow.studies.charts import Line, Row, Section
 from proxflow.studies.pages import Block, Bullets, Heading, Paragraph, Picture, Table, to_markdown
 from proxflow.studies.presets import FEW_STEP_METHODS
-from proxflow.studies.scoreboard import (
-    Claim,
-    Measure,
-    Record,
-    Score,
-    Scoreboard,
-    dataset_of,
-    ratio,
-)
+from proxflow.studies.scoreboard import Claim, Measure, Record, Score, Scoreboard, dataset_of, ratio
 from proxflow.studies.trials import Cell, kept_images
 
 # Of Okabe and Ito's colours, which readers with any kind of colour vision tell apart, and a few beside them.

@@ -16,16 +16,7 @@ from proxflow.samplers import sample
 from proxflow.studies import charts, scoreboard
 from proxflow.studies.charts import Grey, Row, Section
 from proxflow.studies.pages import Block, Bullets, Heading, Paragraph, Picture
-from proxflow.studies.scoreboard import (
-    Claim,
-    Measure,
-    Record,
-    Score,
-    Scoreboard,
-    dataset_of,
-    ratio,
-    sample_counts,
-)
+from proxflow.studies.scoreboard import Claim, Measure, Record, Score, Scoreboard, dataset_of, ratio, sample_counts
 from proxflow.studies.trials import Cell, kept_images
 
 EVALUATIONS = 20
