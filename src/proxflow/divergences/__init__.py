@@ -1,9 +1,10 @@
 """Divergences: what keeps a new belief near the old one."""
 
-from proxflow.divergences.alpha import Alpha as Alpha
-from proxflow.divergences.alpha import ChiSquared as ChiSquared
-from proxflow.divergences.alpha import HellingerSquared as HellingerSquared
-from proxflow.divergences.alpha import ReverseChiSquared as ReverseChiSquared
+from proxflow.divergences.affinity import Alpha as Alpha
+from proxflow.divergences.affinity import ChiSquared as ChiSquared
+from proxflow.divergences.affinity import HellingerSquared as HellingerSquared
+from proxflow.divergences.affinity import Renyi as Renyi
+from proxflow.divergences.affinity import ReverseChiSquared as ReverseChiSquared
 from proxflow.divergences.anisotropic import AnisotropicWasserstein2 as AnisotropicWasserstein2
 from proxflow.divergences.base import Divergence as Divergence
 from proxflow.divergences.base import closed_form as closed_form
@@ -17,7 +18,6 @@ from proxflow.divergences.base import value as value
 from proxflow.divergences.bregman import Bregman as Bregman
 from proxflow.divergences.bregman import ReverseBregman as ReverseBregman
 from proxflow.divergences.discrete_wasserstein import DiscreteWasserstein2 as DiscreteWasserstein2
-from proxflow.divergences.energy_distance import EnergyDistance as EnergyDistance
 from proxflow.divergences.fisher_rao import FisherRao as FisherRao
 from proxflow.divergences.ground import CoordinateMetric as CoordinateMetric
 from proxflow.divergences.ground import FrequencyMetric as FrequencyMetric
@@ -27,7 +27,7 @@ from proxflow.divergences.kl import Jeffreys as Jeffreys
 from proxflow.divergences.kl import ReverseKL as ReverseKL
 from proxflow.divergences.mixture_wasserstein import MixtureWasserstein2 as MixtureWasserstein2
 from proxflow.divergences.mmd import MMD as MMD
+from proxflow.divergences.mmd import EnergyDistance as EnergyDistance
 from proxflow.divergences.per_part import PerPart as PerPart
-from proxflow.divergences.renyi import Renyi as Renyi
 from proxflow.divergences.sinkhorn import SinkhornDivergence as SinkhornDivergence
 from proxflow.divergences.wasserstein import Wasserstein2 as Wasserstein2
