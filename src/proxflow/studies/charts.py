@@ -59,12 +59,12 @@ class Line:
 
     colour: str
     style: str
-    points: Mapping[float, Summary]
+    points: Mapping[int, Summary] | Mapping[float, Summary]
 
 
 def lines_of(board: Scoreboard) -> list[Line]:
     """Return a line of Fréchet distances for each trial and sampler."""
-    return [Line(*row, {float(nfe): score for nfe, score in board.points(*row).items()}) for row in board.rows]
+    return [Line(*row, board.points(*row)) for row in board.rows]
 
 
 @contextmanager

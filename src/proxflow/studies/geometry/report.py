@@ -222,8 +222,7 @@ def _chart(out: Path, board: Scoreboard, found: Sequence[Verdict], dataset: str)
     lines = []
 
     def add(name: str, geometry: str, kind: str) -> None:
-        points = board.points(name, "deterministic")
-        lines.append(Line(geometry, kind, {float(nfe): score for nfe, score in points.items()}))
+        lines.append(Line(geometry, kind, board.points(name, "deterministic")))
 
     add("w2", "w2", "flow")
     for verdict in found:
