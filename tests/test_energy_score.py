@@ -280,7 +280,7 @@ def test_the_network_reads_the_mean_and_the_noise(shape):
 
 def test_draws_are_clipped_outside_training():
     belief, t = DiagonalGaussian(torch.zeros(1, 2), torch.ones(())), torch.zeros(1)
-    predict = DrawPredictor(says(lambda features, t: torch.tensor([[3.0, -3.0]])), GPFN())
+    predict = DrawPredictor(says(lambda features, t: torch.tensor([[3.0, -3.0]])), GPFN(), clip=(-1.0, 1.0))
     assert predict.train()(belief, t, generator=seeded()).mean.tolist() == [[3.0, -3.0]]
     assert predict.eval()(belief, t, generator=seeded()).mean.tolist() == [[1.0, -1.0]]
 
@@ -355,7 +355,7 @@ def test_what_does_not_fit_is_refused():
         DrawPredictor(Perceptron(3), flow, clip=(1.0, 1.0))
     with pytest.raises(ArgumentError, match="not PointPredictor"):
         EnergyScore(flow).loss(PointPredictor(Perceptron(3), flow, parameterisation="x"), x, seeded())
-    with pytest.raises(ArgumentError, match="real data"):
+    with pytest.raises(ArgumentError, match="data are real numbers"):
         EnergyScore(flow).loss(predict, x.long(), seeded())
     mixed = GPFN(endpoints=proxflow.ProductEndpoints(((proxflow.GaussianEndpoints(), 3),)))
     with pytest.raises(ArgumentError, match="Gaussian beliefs"):

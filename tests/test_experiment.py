@@ -57,7 +57,7 @@ def test_every_cell_has_the_promised_fields(finished):
         assert promised <= set(cell)
         assert cell["samples"] == 20
         assert cell["floor"] > 0
-        kept = np.load(out / "cells" / f"{Cell(cell['flow'], cell['sampler'], cell['nfe'], 0).name}.npz")["images"]
+        kept = np.load(Cell(cell["flow"], cell["sampler"], cell["nfe"], 0).file(out, "npz"))["images"]
         assert kept.shape == (20, 28, 28, 1)
         assert kept.dtype == np.uint8
     assert {"config", "hardware", "versions"} <= set(results)
@@ -95,7 +95,7 @@ def test_an_interrupted_run_goes_on(finished, tmp_path, monkeypatch):
 
 def test_a_folder_of_another_run_is_refused(finished):
     out, _ = finished
-    with pytest.raises(OutputError, match=r"other settings \(samples differs\)"):
+    with pytest.raises(OutputError, match=r"a mnist run with samples = 20, not 21"):
         reproduce(STUDY, "tiny", replace(TINY, samples=21), out, CPU, lambda _: None)
 
 
@@ -109,7 +109,7 @@ def test_fashion_mnist_is_scored_by_its_own_classifier(tmp_path, monkeypatch):
 
     # A folder holds cells of one extractor, and nothing is trained for one that is not known.
     cells = cells_of(one)
-    (tmp_path / "cells" / f"{cells[1].name}.json").unlink()
+    cells[1].file(tmp_path).unlink()
     images = torch.zeros(0, 1, 28, 28, dtype=torch.uint8)
     fixed = (Setup(one, tmp_path, CPU, lambda _: None, images, images), {}, cells)
     with pytest.raises(OutputError, match=r"was scored on fashion-mnist-classifier .*, not on mnist-classifier"):

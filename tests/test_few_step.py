@@ -83,7 +83,7 @@ def test_a_second_call_has_nothing_to_do(finished, monkeypatch):
         trials.reproduce(few_step.STUDY, "tiny", TINY, out, torch.device("cpu"), lambda line: None)["cells"]
         == results["cells"]
     )
-    with pytest.raises(OutputError, match="other settings"):
+    with pytest.raises(OutputError, match="a few-step run with preset = tiny, not other"):
         trials.reproduce(few_step.STUDY, "other", TINY, out, torch.device("cpu"), lambda line: None)
 
 

@@ -23,6 +23,7 @@ from proxflow import (
     Stochastic,
     load,
     models,
+    names,
     optimise_times,
     sample,
 )
@@ -115,6 +116,14 @@ def test_one_evaluation_has_one_time():
     found = optimise_times(PointPredictor(Curved(), FLOW, parameterisation="x"), FLOW, (4, 4), 1)
     assert found.times == (0.0,)
     assert found.error == found.error_before
+
+
+def test_a_sampler_that_only_has_a_name_is_found(monkeypatch):
+    monkeypatch.setitem(names.BUILT_IN["samplers"], "added", names.Name("proxflow.samplers:Deterministic", "added"))
+    words = PointPredictor(Curved(), FLOW), FLOW, (4, 4), 2
+    found, expected = (optimise_times(*words, sampler=name, rounds=1) for name in ("added", "deterministic"))
+    assert found == expected
+    assert found.times != tuple(FLOW.times(2))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ from test_flows import double, seeded
 from proxflow import GPFN, KL, Categorical, CategoricalEndpoints, Cosine, ExactClasses, FisherRao, Linear, ReverseKL
 from proxflow.errors import ArgumentError
 from proxflow.likelihood import Nats, two_class_bound
-from proxflow.likelihood._times import time_of
-from proxflow.likelihood.channel import _Arc, _draw_uncertain
+from proxflow.likelihood.channel import _arc_cost, _draw_uncertain
 from proxflow.paths import GaussianAccuracy, VariancePreserving
 from proxflow.random import SampleStreams
 
@@ -64,7 +63,7 @@ def test_one_bit_by_quadrature(p):
     predicted = math.log(p / (1 - p)) + (density[1] / density[0]).log()
     # For each class the bound is −log p of that class, exactly: the model is the mixture with the prior p.
     for x, prior, sign in ((0, 1 - p, -1), (1, p, 1)):
-        expected = density[x] * _Arc().cost(sign * own, sign * predicted, rho)
+        expected = density[x] * _arc_cost(sign * own, sign * predicted, rho)
         bound = float((weights / root[:, 0]) @ (root.square() * expected) @ weights)
         assert bound == pytest.approx(-math.log(prior), rel=2e-3)
 
@@ -170,7 +169,7 @@ def test_dupire_gives_the_cost_of_the_arc(tau, k):
     s = math.atan((2 * k - 1) / math.tan(a))
     own = 2 * math.log(math.tan((s / (1 + rho) + math.pi / 2) / 2))
     predicted = math.log(k / (1 - k)) - 1.0
-    cost = float(_Arc().cost(double(own), double(predicted), double(rho)))
+    cost = float(_arc_cost(double(own), double(predicted), double(rho)))
     missed = 1 / (1 + math.exp(predicted))
     assert cost * per_tau == pytest.approx(rate * missed**2, rel=0.01)
 
@@ -187,7 +186,7 @@ def test_times_are_drawn_from_their_density():
 @pytest.mark.parametrize("path", [Linear(), Cosine(), GaussianAccuracy(0.01), VariancePreserving()], ids=str)
 def test_paths_are_inverted(path):
     t = torch.linspace(0, 0.999, 12, dtype=torch.float64)
-    torch.testing.assert_close(time_of(path, path.straight(t)[0]), t, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(path.time_of(path.straight(t)[0]), t, rtol=1e-9, atol=1e-12)
 
 
 # Predictions of networks ----------------------------------------------------------------------------------------------

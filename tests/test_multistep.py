@@ -13,7 +13,6 @@ from test_sampler_errors import END, LAW, measured_order, trajectory_ends
 from proxflow import BFN, GPFN, Deterministic, Diffusion, Multistep
 from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
-from proxflow.likelihood._times import time_of
 from proxflow.predictors.exact import ExactMean
 from proxflow.samplers.multistep import step_shares
 
@@ -94,7 +93,7 @@ def test_order_where_steps_grow_from_small_ones(sampler, order, flow, noise):
     # The first steps have lower order, so they must be as much smaller: u grows as the order's power of the step's number.
     def growing(n):
         u = END * torch.linspace(0, 1, n, dtype=torch.float64) ** 2
-        return [0.0, *time_of(flow.path, -torch.expm1(-u[1:])).tolist()]
+        return [0.0, *flow.path.time_of(-torch.expm1(-u[1:])).tolist()]
 
     assert measured_order(sampler, flow, trajectory_ends(noise, steps=1000), growing) == pytest.approx(order, abs=0.35)
 

@@ -99,9 +99,8 @@ def experiment(tmp_path_factory):
     (out / "cells").mkdir()
     generator = np.random.default_rng(0)
     for record in by_hand():
-        name = Cell(record["flow"], record["sampler"], record["nfe"], 0).name
-        images = generator.integers(0, 256, (64, 8, 8, 1), np.uint8)
-        np.savez_compressed(out / "cells" / f"{name}.npz", images=images)
+        cell = Cell(record["flow"], record["sampler"], record["nfe"], 0)
+        np.savez_compressed(cell.file(out, "npz"), images=generator.integers(0, 256, (64, 8, 8, 1), np.uint8))
     return out
 
 
@@ -366,7 +365,7 @@ def test_results_of_something_else_are_refused(content, tmp_path):
 def test_corrupt_images_of_a_cell_are_named(content, tmp_path):
     (tmp_path / "cells").mkdir()
     only = Cell("bfn", "stochastic", 5, 0)
-    (tmp_path / "cells" / f"{only.name}.npz").write_bytes(content)
+    only.file(tmp_path, "npz").write_bytes(content)
     with pytest.raises(DataError, match="bfn-stochastic-nfe005-seed0"):
         kept_images(tmp_path, only)
 

@@ -28,7 +28,6 @@ from proxflow import (
     ReverseKL,
     Stochastic,
 )
-from proxflow.likelihood._times import time_of
 
 LAW = mixture(2, 3, seed=5)
 
@@ -76,7 +75,7 @@ PATHS = [GPFN(), GPFN(schedule=Cosine()), GPFN(KL(), endpoints=GaussianEndpoints
 def test_order_in_even_steps_of_the_equation(sampler, order, flow, noise):
     def even(n):
         u = END * torch.arange(n, dtype=torch.float64) / (n - 1)
-        return [0.0, *time_of(flow.path, -torch.expm1(-u[1:])).tolist()]
+        return [0.0, *flow.path.time_of(-torch.expm1(-u[1:])).tolist()]
 
     assert measured_order(sampler, flow, trajectory_ends(noise), even) == pytest.approx(order, abs=0.25)
 

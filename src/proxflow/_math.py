@@ -66,6 +66,16 @@ def _piecewise(near_zero: Tensor, x: Tensor, series: Function, elsewhere: Functi
     )
 
 
+def bisect(rise: Function, wanted: Tensor, low: float, high: float) -> Tensor:
+    """Solve rise(u) = wanted for each entry, for a function that rises from ``low`` to ``high``, to about the last bit."""
+    below, above = torch.full_like(wanted, low), torch.full_like(wanted, high)
+    for _ in range(80):
+        middle = (below + above) / 2
+        early = rise(middle) < wanted
+        below, above = torch.where(early, middle, below), torch.where(early, above, middle)
+    return middle
+
+
 def log_ratio(a: Tensor, b: Tensor) -> Tensor:
     """Compute log(a/b) for positive numbers, to full relative accuracy also where a ≈ b."""
     gap = (a - b) / b
@@ -86,51 +96,44 @@ def exp_excess(x: Tensor) -> Tensor:
     return _piecewise(x.abs() < 0.1, x, series, lambda u: torch.expm1(u) - u.clamp(max=1e3))
 
 
+def _arcsin_series(s: Tensor) -> Tensor:
+    """Compute arcsin(√s)²/s near s = 0; at −s it is arcsinh(√s)²/s."""
+    return 1 + s * (1 / 3 + s * (8 / 45 + s * 4 / 35))
+
+
 def squared_arcsinh_sqrt(s: Tensor) -> Tensor:
     """Compute arcsinh(√s)² for s ≥ 0: smooth at 0, with finite gradients there."""
-    return _piecewise(
-        s < 1e-3,
-        s,
-        lambda u: u * (1 - u * (1 / 3 - u * (8 / 45 - u * 4 / 35))),
-        lambda u: torch.asinh(u.sqrt()).square(),
-    )
+    return _piecewise(s < 1e-3, s, lambda u: u * _arcsin_series(-u), lambda u: torch.asinh(u.sqrt()).square())
 
 
 def squared_arcsin_sqrt(s: Tensor) -> Tensor:
     """Compute arcsin(√s)² for 0 ≤ s < 1: smooth at 0, with finite gradients there."""
-    return _piecewise(
-        s < 1e-3,
-        s,
-        lambda u: u * (1 + u * (1 / 3 + u * (8 / 45 + u * 4 / 35))),
-        lambda u: torch.asin(u.sqrt()).square(),
-    )
+    return _piecewise(s < 1e-3, s, lambda u: u * _arcsin_series(u), lambda u: torch.asin(u.sqrt()).square())
+
+
+def _sinh_ratio_series(fraction: Tensor, squared: Tensor) -> Tensor:
+    """Compute sinh(f d)/sinh(d) near d² = 0; at −φ² it is sin(f φ)/sin(φ)."""
+    f2 = fraction.square()
+    return fraction * (1 + (f2 - 1) * squared / 6 * (1 + (3 * f2 - 7) * squared / 60))
 
 
 def sinh_ratio(fraction: Tensor, squared: Tensor) -> Tensor:
     """Compute sinh(f d)/sinh(d) for 0 ≤ f ≤ 1 given d², without overflow for large d and smooth at d = 0."""
-    f2 = fraction.square()
 
     def ratio(d2: Tensor) -> Tensor:
         d = d2.sqrt()
         return torch.exp((fraction - 1) * d) * torch.expm1(-2 * fraction * d) / torch.expm1(-2 * d)
 
-    return _piecewise(
-        squared < 1e-3,
-        squared,
-        lambda d2: fraction * (1 + (f2 - 1) * d2 / 6 * (1 + (3 * f2 - 7) * d2 / 60)),
-        ratio,
-    )
+    return _piecewise(squared < 1e-3, squared, lambda d2: _sinh_ratio_series(fraction, d2), ratio)
 
 
 def sin_ratio(fraction: Tensor, squared: Tensor) -> Tensor:
     """Compute sin(f φ)/sin(φ) for 0 ≤ f ≤ 1 given φ² < π², smooth at φ = 0."""
-    f2 = fraction.square()
-    return _piecewise(
-        squared < 1e-3,
-        squared,
-        lambda a: fraction * (1 + (1 - f2) * a / 6 * (1 + (7 - 3 * f2) * a / 60)),
-        lambda a: (fraction * a.sqrt()).sin() / a.sqrt().sin(),
-    )
+
+    def ratio(a: Tensor) -> Tensor:
+        return (fraction * a.sqrt()).sin() / a.sqrt().sin()
+
+    return _piecewise(squared < 1e-3, squared, lambda a: _sinh_ratio_series(fraction, -a), ratio)
 
 
 def log_weighted_sum(log_a: Tensor, log_b: Tensor, weight_a: Tensor, weight_b: Tensor) -> Tensor:

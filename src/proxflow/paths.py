@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from proxflow._math import on_device, over_events
+from proxflow._math import bisect, on_device, over_events
 from proxflow.errors import ArgumentError
 
 
@@ -44,6 +44,10 @@ class GaussianPath(ABC):
         a, b = self.coefficients(t)
         total = (a + b).clamp_min(torch.finfo(a.dtype).tiny)
         return a / total, torch.where(a == 0, torch.ones_like(a), b / total), a + b
+
+    def time_of(self, fraction: Tensor) -> Tensor:
+        """Return the times of fractions τ (float64); inverse of :meth:`straight`."""
+        return bisect(lambda t: self.straight(t)[0], fraction, 0, 1)
 
 
 Scalar = TypeVar("Scalar", float, Tensor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -49,12 +48,16 @@ class Streams(ABC):
     """
 
     @abstractmethod
+    def draw(self, normal: bool, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Draw standard normal numbers, (batch, …), or uniform ones from (0, 1)."""
+
     def uniform(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Draw uniform numbers from (0, 1), (batch, …)."""
+        return self.draw(False, shape, dtype)
 
-    @abstractmethod
     def normal(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Draw standard normal numbers, (batch, …)."""
+        return self.draw(True, shape, dtype)
 
 
 class SampleStreams(Streams):
@@ -84,13 +87,7 @@ class SampleStreams(Streams):
         self._asked: tuple[bool, torch.Size, torch.dtype] | None = None
         self._ahead: list[Tensor] = []
 
-    def uniform(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        return self._next(False, shape, dtype)
-
-    def normal(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        return self._next(True, shape, dtype)
-
-    def _next(self, normal: bool, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    def draw(self, normal: bool, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Return the next draw. Where it is like the last one, some that may follow are made with it."""
         if shape[0] != len(self.indices):
             raise ArgumentError(f"streams for {len(self.indices)} samples cannot fill a batch of {shape[0]}")
@@ -141,16 +138,11 @@ class BatchRows(Streams):
     def __init__(self, generator: torch.Generator, batch: int, rows: range) -> None:
         self.generator, self.batch, self.rows = generator, batch, rows
 
-    def uniform(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        return self._drawn(rand, shape, dtype)
-
-    def normal(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        return self._drawn(randn, shape, dtype)
-
-    def _drawn(self, draw: Callable[..., Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    def draw(self, normal: bool, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         if shape[0] != len(self.rows):
             raise ArgumentError(f"{len(self.rows)} rows cannot fill a batch of {shape[0]}")
-        drawn = draw(torch.Size([self.batch, *shape[1:]]), self.generator, dtype, self.generator.device)
+        whole, source = torch.Size([self.batch, *shape[1:]]), self.generator
+        drawn = (randn if normal else rand)(whole, source, dtype, source.device)
         return drawn[self.rows.start : self.rows.stop]
 
 

@@ -59,9 +59,12 @@ class Belief(ABC):
     def at(self, coordinates: Tensor) -> Self:
         """Make the belief of this family and shape with the given coordinates; inverse of :meth:`coordinates`."""
 
-    @abstractmethod
     def features(self) -> Tensor:
-        """Return what a network reads of the belief, (batch, …)."""
+        """Return what a network reads of the belief, (batch, …): the mean, unless a family has more to say.
+
+        Along the flows' paths the standard deviation of Gaussian beliefs is a function of time alone.
+        """
+        return self.mean
 
     def sites(self) -> Self:
         """Make each coordinate of each event an example of its own, (batch · sites, 1); only where ``factorised``."""

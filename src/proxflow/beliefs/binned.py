@@ -121,7 +121,3 @@ class Binned(Discrete):
         if not x.is_floating_point():
             raise ArgumentError(f"events of a binned belief are real numbers in [-1, 1], got {x.dtype}")
         return bin_of(x, self.bins)
-
-    def features(self) -> Tensor:
-        """Return the mean, as a network reads it of other beliefs about real data."""
-        return self.mean

@@ -20,12 +20,6 @@ class Discrete(Belief):
     """Independent distributions over K values of each coordinate, held in log space so that no update overflows.
 
     A member says which event belongs to which index (:meth:`events_of`, :meth:`indices_of`); all else is shared.
-
-    Args:
-        logits: Log-probabilities up to a constant, (batch, *event, K), K ≥ 2. −∞ is a value ruled out.
-
-    Raises:
-        ArgumentError: Wrong number of dimensions or values, or not floating point.
     """
 
     logits: Tensor

@@ -95,10 +95,6 @@ class FullGaussian(Belief):
         factor[:, rows, columns] = coordinates[:, 2 * size :]
         return type(self)(coordinates[:, :size], factor)
 
-    def features(self) -> Tensor:
-        """Return the mean."""
-        return self.mean
-
     def _below(self) -> tuple[Tensor, Tensor]:
         size = self.mean.shape[1]
         rows, columns = torch.tril_indices(size, size, offset=-1, device=self.mean.device)

@@ -98,10 +98,6 @@ class DiagonalGaussian(Belief):
     def shapes(self) -> list[torch.Size]:
         return [self.mean.shape, self.mean.shape]
 
-    def features(self) -> Tensor:
-        """Return the mean: along the flows' paths the standard deviation is a function of time alone."""
-        return self.mean
-
     def sites(self) -> Self:
         return type(self)(self.mean.reshape(-1, 1), self.std.reshape(-1, 1))
 

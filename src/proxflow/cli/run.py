@@ -24,8 +24,8 @@ WRONG_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
 COMMANDS = ("sample", "train", "reflow", "times", "evaluate", "reproduce", "list")
 _GO_ON = ("train", "reflow", "reproduce")
-"""Each is a module beside this one, with a class of options, whose docstring is the help, and ``run(options, device)``. Those of
-``_GO_ON`` keep what they have done when they are stopped."""
+"""Each is a module beside this one, with a class of options, whose docstring is the help, and ``run(options, device)``.
+Those of ``_GO_ON`` keep what they have done when they are stopped."""
 
 _DESCRIPTION = """Proximal flow networks: generative models that improve a belief step by step.
 

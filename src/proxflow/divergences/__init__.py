@@ -1,64 +1,33 @@
 """Divergences: what keeps a new belief near the old one."""
 
-from proxflow.divergences.alpha import Alpha
-from proxflow.divergences.anisotropic import AnisotropicWasserstein2
-from proxflow.divergences.base import (
-    Divergence,
-    closed_form,
-    has_closed_form,
-    has_value,
-    mixed_form,
-    mixed_step,
-    steps_compose,
-    table_of_closed_forms,
-    value,
-)
-from proxflow.divergences.bregman import Bregman, ReverseBregman
-from proxflow.divergences.chi_squared import ChiSquared, ReverseChiSquared
-from proxflow.divergences.discrete_wasserstein import DiscreteWasserstein2
-from proxflow.divergences.energy_distance import EnergyDistance
-from proxflow.divergences.fisher_rao import FisherRao
-from proxflow.divergences.ground import CoordinateMetric, FrequencyMetric, GroundMetric
-from proxflow.divergences.hellinger import HellingerSquared
-from proxflow.divergences.jeffreys import Jeffreys
-from proxflow.divergences.kl import KL, ReverseKL
-from proxflow.divergences.mixture_wasserstein import MixtureWasserstein2
-from proxflow.divergences.mmd import MMD
-from proxflow.divergences.per_part import PerPart
-from proxflow.divergences.renyi import Renyi
-from proxflow.divergences.sinkhorn import SinkhornDivergence
-from proxflow.divergences.wasserstein import Wasserstein2
-
-__all__ = [
-    "KL",
-    "MMD",
-    "Alpha",
-    "AnisotropicWasserstein2",
-    "Bregman",
-    "ChiSquared",
-    "CoordinateMetric",
-    "DiscreteWasserstein2",
-    "Divergence",
-    "EnergyDistance",
-    "FisherRao",
-    "FrequencyMetric",
-    "GroundMetric",
-    "HellingerSquared",
-    "Jeffreys",
-    "MixtureWasserstein2",
-    "PerPart",
-    "Renyi",
-    "ReverseBregman",
-    "ReverseChiSquared",
-    "ReverseKL",
-    "SinkhornDivergence",
-    "Wasserstein2",
-    "closed_form",
-    "has_closed_form",
-    "has_value",
-    "mixed_form",
-    "mixed_step",
-    "steps_compose",
-    "table_of_closed_forms",
-    "value",
-]
+from proxflow.divergences.affinity import Alpha as Alpha
+from proxflow.divergences.affinity import ChiSquared as ChiSquared
+from proxflow.divergences.affinity import HellingerSquared as HellingerSquared
+from proxflow.divergences.affinity import Renyi as Renyi
+from proxflow.divergences.affinity import ReverseChiSquared as ReverseChiSquared
+from proxflow.divergences.anisotropic import AnisotropicWasserstein2 as AnisotropicWasserstein2
+from proxflow.divergences.base import Divergence as Divergence
+from proxflow.divergences.base import closed_form as closed_form
+from proxflow.divergences.base import has_closed_form as has_closed_form
+from proxflow.divergences.base import has_value as has_value
+from proxflow.divergences.base import mixed_form as mixed_form
+from proxflow.divergences.base import mixed_step as mixed_step
+from proxflow.divergences.base import steps_compose as steps_compose
+from proxflow.divergences.base import table_of_closed_forms as table_of_closed_forms
+from proxflow.divergences.base import value as value
+from proxflow.divergences.bregman import Bregman as Bregman
+from proxflow.divergences.bregman import ReverseBregman as ReverseBregman
+from proxflow.divergences.discrete_wasserstein import DiscreteWasserstein2 as DiscreteWasserstein2
+from proxflow.divergences.fisher_rao import FisherRao as FisherRao
+from proxflow.divergences.ground import CoordinateMetric as CoordinateMetric
+from proxflow.divergences.ground import FrequencyMetric as FrequencyMetric
+from proxflow.divergences.ground import GroundMetric as GroundMetric
+from proxflow.divergences.kl import KL as KL
+from proxflow.divergences.kl import Jeffreys as Jeffreys
+from proxflow.divergences.kl import ReverseKL as ReverseKL
+from proxflow.divergences.mixture_wasserstein import MixtureWasserstein2 as MixtureWasserstein2
+from proxflow.divergences.mmd import MMD as MMD
+from proxflow.divergences.mmd import EnergyDistance as EnergyDistance
+from proxflow.divergences.per_part import PerPart as PerPart
+from proxflow.divergences.sinkhorn import SinkhornDivergence as SinkhornDivergence
+from proxflow.divergences.wasserstein import Wasserstein2 as Wasserstein2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from proxflow._math import over_events, sum_events
 from proxflow.beliefs import DiagonalGaussian
-from proxflow.divergences.base import Divergence, closed_form, mixed_form, value
+from proxflow.divergences.base import Divergence, Over, closed_form, mixed_form, value
 from proxflow.divergences.ground import GroundMetric
 from proxflow.divergences.wasserstein import Wasserstein2, one_std
 
@@ -70,10 +69,7 @@ def _(divergence: AnisotropicWasserstein2, p: DiagonalGaussian, q: DiagonalGauss
 
 @closed_form(AnisotropicWasserstein2, DiagonalGaussian)
 def _(
-    divergence: AnisotropicWasserstein2,
-    belief: DiagonalGaussian,
-    target: DiagonalGaussian,
-    over: Callable[[Tensor], Tensor],
+    divergence: AnisotropicWasserstein2, belief: DiagonalGaussian, target: DiagonalGaussian, over: Over
 ) -> DiagonalGaussian:
     keep, keep_std = divergence._kept(belief, over(belief.mean))
     (mean, std), (to_mean, to_std) = divergence._parts(belief), divergence._parts(target)
@@ -84,11 +80,7 @@ def _(
 
 @mixed_form(Wasserstein2, Wasserstein2, DiagonalGaussian)
 def _(
-    divergence: Wasserstein2,
-    energy: Wasserstein2,
-    belief: DiagonalGaussian,
-    target: DiagonalGaussian,
-    over: Callable[[Tensor], Tensor],
+    divergence: Wasserstein2, energy: Wasserstein2, belief: DiagonalGaussian, target: DiagonalGaussian, over: Over
 ) -> DiagonalGaussian | None:
     """Move each mode by its own fraction, η e_ω/(η e_ω + m_ω), with the weights m of the divergence and e of the energy."""
     metrics = [d.metric for d in (divergence, energy) if d.metric is not None]

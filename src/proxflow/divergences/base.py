@@ -29,18 +29,20 @@ from proxflow.paths import GaussianPath, Schedule
 B = TypeVar("B", bound=Belief)
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 Pair = tuple[type["Divergence"], type[Belief]]
+Over = Callable[[Tensor], Tensor]
+"""A step's fraction: given a parameter tensor (batch, …), shaped to broadcast against it."""
 
 VALUES: dict[Pair, Callable[[Any, Any, Any], Tensor]] = {}
-CLOSED_FORMS: dict[Pair, Callable[[Any, Any, Any, Callable[[Tensor], Tensor]], Any]] = {}
+CLOSED_FORMS: dict[Pair, Callable[[Any, Any, Any, Over], Any]] = {}
 CONDITIONS: dict[Pair, Callable[[Any], bool]] = {}
 MIXED: dict[tuple[type[Divergence], type[Divergence], type[Belief]], Callable[..., Any]] = {}
 
 
-def _register(table: dict[Pair, Any], divergence: type[Divergence], family: type[Belief]) -> Callable[[Rule], Rule]:
+def _register(table: dict[Any, Any], *classes: type[Any]) -> Callable[[Rule], Rule]:
     def add(rule: Rule) -> Rule:
-        if (divergence, family) in table:
-            raise ArgumentError(f"a rule for ({divergence.__name__}, {family.__name__}) is registered already")
-        table[divergence, family] = rule
+        if classes in table:
+            raise ArgumentError(f"a rule for ({', '.join(c.__name__ for c in classes)}) is registered already")
+        table[classes] = rule
         return rule
 
     return add
@@ -68,8 +70,8 @@ def closed_form(
 ) -> Callable[[Rule], Rule]:
     """Register ``rule(divergence, belief, target, over) -> belief``, the minimiser of the barycentric step.
 
-    ``over(tensor)`` is the step's fraction, shaped to broadcast against a parameter tensor (batch, …). Where only some
-    members of a class have a closed form, ``when(divergence)`` says which.
+    ``over`` is the step's fraction, an :data:`Over`. Where only some members of a class have a closed form,
+    ``when(divergence)`` says which.
     """
     register = _register(CLOSED_FORMS, divergence, family)
     if when is not None:
@@ -82,15 +84,7 @@ def mixed_form(divergence: type[Divergence], energy: type[Divergence], family: t
 
     It is argmin_r (1 − f) D(r, belief) + f E(r, target); ``None`` where these two members have no closed form.
     """
-
-    def add(rule: Rule) -> Rule:
-        if (divergence, energy, family) in MIXED:
-            names = f"({divergence.__name__}, {energy.__name__}, {family.__name__})"
-            raise ArgumentError(f"a mixed rule for {names} is registered already")
-        MIXED[divergence, energy, family] = rule
-        return rule
-
-    return add
+    return _register(MIXED, divergence, energy, family)
 
 
 def mixed_step(divergence: Divergence, energy: Divergence, belief: B, target: B, fraction: Tensor | float) -> B:

@@ -12,7 +12,6 @@ are the point √θ of the unit sphere, whose geodesics are great circles.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -26,7 +25,7 @@ from proxflow._math import (
     sum_events,
 )
 from proxflow.beliefs import Categorical, DiagonalGaussian
-from proxflow.divergences.base import Divergence, closed_form, value
+from proxflow.divergences.base import Divergence, Over, closed_form, value
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,7 @@ def _(_: FisherRao, p: Categorical, q: Categorical) -> Tensor:
 
 
 @closed_form(FisherRao, DiagonalGaussian)
-def _(
-    _: FisherRao, belief: DiagonalGaussian, target: DiagonalGaussian, over: Callable[[Tensor], Tensor]
-) -> DiagonalGaussian:
+def _(_: FisherRao, belief: DiagonalGaussian, target: DiagonalGaussian, over: Over) -> DiagonalGaussian:
     squared = _squared_hyperbolic(belief, target)
     f = over(belief.mean)
     keep, take = sinh_ratio(1 - f, squared) / belief.std, sinh_ratio(f, squared) / target.std
@@ -79,7 +76,7 @@ def _(
 
 
 @closed_form(FisherRao, Categorical)
-def _(_: FisherRao, belief: Categorical, target: Categorical, over: Callable[[Tensor], Tensor]) -> Categorical:
+def _(_: FisherRao, belief: Categorical, target: Categorical, over: Over) -> Categorical:
     squared = _squared_angle(belief, target)[..., None]
     f = over(belief.logits)
     keep, take = sin_ratio(1 - f, squared), sin_ratio(f, squared)

@@ -1,4 +1,4 @@
-"""Kullback–Leibler divergence: in both directions.
+"""Kullback–Leibler divergence: in both directions, and the sum of the two.
 
 KL mixes natural parameters (precisions, or logarithms of probabilities), reverse KL mixes moments. Values are sums of terms
 eˣ − 1 − x ≥ 0, which neither cancel nor turn negative where the two beliefs are close.
@@ -6,7 +6,6 @@ eˣ − 1 − x ≥ 0, which neither cancel nor turn negative where the two beli
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +13,8 @@ from torch import Tensor
 
 from proxflow._math import exp_excess, log_mix, log_ratio, sum_events
 from proxflow.beliefs import Categorical, DiagonalGaussian, FullGaussian
-from proxflow.divergences.base import Divergence, closed_form, value
+from proxflow.divergences.base import Divergence, Over, closed_form, value
 from proxflow.paths import GaussianPath, Schedule
-
-Over = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,20 @@ class ReverseKL(Divergence):
 
     additive = True
     composes = True
+
+
+@dataclass(frozen=True)
+class Jeffreys(Divergence):
+    """KL(p ‖ q) + KL(q ‖ p), in nats. Its step needs a solver. Known elsewhere as the symmetrised KL divergence."""
+
+    additive = True
+
+
+@value(Jeffreys, DiagonalGaussian)
+@value(Jeffreys, FullGaussian)
+@value(Jeffreys, Categorical)
+def _(_: Jeffreys, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
+    return KL()(p, q) + KL()(q, p)
 
 
 @value(KL, DiagonalGaussian, reverse=ReverseKL)
@@ -121,7 +132,8 @@ def _(_: KL, belief: Categorical, target: Categorical, over: Over) -> Categorica
 
 
 @closed_form(ReverseKL, Categorical)
-def _(_: ReverseKL, belief: Categorical, target: Categorical, over: Over) -> Categorical:
+def plain_mean(_: Divergence, belief: Categorical, target: Categorical, over: Over) -> Categorical:
+    """Return (1 − f) θ + f θ'; it is also the step of every squared distance and reverse Bregman divergence of θ."""
     return Categorical(log_mix(belief.log_probs, target.log_probs, over(belief.logits)))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from proxflow.beliefs import GaussianMixture
 from proxflow.divergences._plans import least_cost, optimal_plans
-from proxflow.divergences.base import Divergence, closed_form, value
+from proxflow.divergences.base import Divergence, Over, closed_form, value
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,7 @@ def _(_: MixtureWasserstein2, p: GaussianMixture, q: GaussianMixture) -> Tensor:
 
 
 @closed_form(MixtureWasserstein2, GaussianMixture)
-def _(
-    _: MixtureWasserstein2, belief: GaussianMixture, target: GaussianMixture, over: Callable[[Tensor], Tensor]
-) -> GaussianMixture:
+def _(_: MixtureWasserstein2, belief: GaussianMixture, target: GaussianMixture, over: Over) -> GaussianMixture:
     plans, _first, _second = optimal_plans(_costs(belief, target), belief.weights, target.weights)
     # As many entries as a vertex has, the heaviest; what they leave is rounding.
     weights, chosen = plans.flatten(1).topk(belief.components + target.components - 1, dim=1)

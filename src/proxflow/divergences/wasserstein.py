@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from proxflow._math import sum_events
 from proxflow.beliefs import DiagonalGaussian, FullGaussian
-from proxflow.divergences.base import Divergence, closed_form, value
+from proxflow.divergences.base import Divergence, Over, closed_form, value
 from proxflow.divergences.ground import GroundMetric
 from proxflow.errors import ArgumentError
 from proxflow.paths import GaussianPath, Schedule
@@ -114,9 +113,7 @@ def _(divergence: Wasserstein2, p: FullGaussian, q: FullGaussian) -> Tensor:
 
 
 @closed_form(Wasserstein2, DiagonalGaussian)
-def _(
-    divergence: Wasserstein2, belief: DiagonalGaussian, target: DiagonalGaussian, over: Callable[[Tensor], Tensor]
-) -> DiagonalGaussian:
+def _(divergence: Wasserstein2, belief: DiagonalGaussian, target: DiagonalGaussian, over: Over) -> DiagonalGaussian:
     f, metric = over(belief.mean), divergence.metric
     std, to = belief.given_std, target.given_std
     if metric is not None:
@@ -128,9 +125,7 @@ def _(
 
 
 @closed_form(Wasserstein2, FullGaussian)
-def _(
-    divergence: Wasserstein2, belief: FullGaussian, target: FullGaussian, over: Callable[[Tensor], Tensor]
-) -> FullGaussian:
+def _(divergence: Wasserstein2, belief: FullGaussian, target: FullGaussian, over: Over) -> FullGaussian:
     f = over(belief.mean)
     factor, other = (_scaled_columns(divergence.metric, b.scale_tril) for b in (belief, target))
     moved = (1 - f)[..., None] * factor + f[..., None] * _aligned(factor, other)

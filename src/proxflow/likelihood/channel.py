@@ -24,8 +24,8 @@ The derivations are in docs/mathematics.md and docs/likelihood.md.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +36,6 @@ from proxflow.divergences import Divergence, FisherRao, ReverseKL
 from proxflow.errors import ArgumentError
 from proxflow.examples import Condition, given
 from proxflow.flows import GPFN, CategoricalEndpoints
-from proxflow.likelihood._times import time_of
 from proxflow.random import Generator, rand
 
 # How far, in nats of log-odds, a prediction may differ from the posterior given the coordinate's own belief alone. The bound
@@ -49,51 +48,41 @@ _FARTHEST_CONTEXT = 10.0
 _LATE_SHARE = 0.1
 
 
-class _Channel(ABC):
-    """The information in a training belief about its own class."""
+class _Channel(NamedTuple):
+    """The information in a training belief about its own class.
 
-    @abstractmethod
-    def ratio(self, uncertain: Tensor) -> Tensor:
-        """Return ρ = τ/(1 − τ) at which the share ``uncertain`` of the coordinates is not certain."""
+    Args:
+        ratio: From the share of the coordinates that are not certain to ρ = τ/(1 − τ).
+        cost: From log-odds log θ_x/θ_x' of the belief for the true class, (batch, *event), those of the prediction, and ρ,
+            broadcastable to them, to the cost of each coordinate in nats, 0 where its belief is certain.
+    """
 
-    @abstractmethod
-    def cost(self, own: Tensor, predicted: Tensor, ratio: Tensor) -> Tensor:
-        """Return the cost of each coordinate in nats, 0 where its belief is certain.
-
-        Args:
-            own: Log-odds log θ_x/θ_x' of the belief for the true class, (batch, *event).
-            predicted: The same of the prediction.
-            ratio: ρ, broadcastable to them.
-        """
+    ratio: Callable[[Tensor], Tensor]
+    cost: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class _Erasure(_Channel):
-    def ratio(self, uncertain: Tensor) -> Tensor:
-        return 1 - uncertain
-
-    def cost(self, own: Tensor, predicted: Tensor, ratio: Tensor) -> Tensor:
-        # Both classes reach θ within [τ, 1 − τ] with equal density: log-odds within ± log((1 − τ)/τ) = ± log 1/ρ.
-        return torch.where(own.abs() <= -ratio.log(), torch.nn.functional.softplus(-predicted), 0)
+def _erasure_cost(own: Tensor, predicted: Tensor, ratio: Tensor) -> Tensor:
+    # Both classes reach θ within [τ, 1 − τ] with equal density: log-odds within ± log((1 − τ)/τ) = ± log 1/ρ.
+    return torch.where(own.abs() <= -ratio.log(), torch.nn.functional.softplus(-predicted), 0)
 
 
-class _Arc(_Channel):
-    def ratio(self, uncertain: Tensor) -> Tensor:
-        return 1 - torch.asin(uncertain.sqrt()) * (2 / math.pi)
-
-    def cost(self, own: Tensor, predicted: Tensor, ratio: Tensor) -> Tensor:
-        edge = (1 - ratio) * (math.pi / 2)
-        s = (1 + ratio) * 2 * torch.atan(torch.tanh(own / 4))  # 2ψ − π/2 is the Gudermannian of half the log-odds
-        uncertain = s.abs() < edge
-        s = torch.where(uncertain, s, 0)
-        this, other = torch.sin(edge + s), torch.sin(edge - s)  # densities of this belief for the true class, the other
-        alone = this.log() - other.log()
-        context = (predicted - alone).clamp(-_FARTHEST_CONTEXT, _FARTHEST_CONTEXT)
-        missed = torch.sigmoid(-alone - context)
-        cost = 2 * missed.square() * edge.sin().square() / (this * other)  # 1 − w² = this · other / cos²a
-        return torch.where(uncertain, cost, 0)
+def _arc_cost(own: Tensor, predicted: Tensor, ratio: Tensor) -> Tensor:
+    edge = (1 - ratio) * (math.pi / 2)
+    s = (1 + ratio) * 2 * torch.atan(torch.tanh(own / 4))  # 2ψ − π/2 is the Gudermannian of half the log-odds
+    uncertain = s.abs() < edge
+    s = torch.where(uncertain, s, 0)
+    this, other = torch.sin(edge + s), torch.sin(edge - s)  # densities of this belief for the true class, the other
+    alone = this.log() - other.log()
+    context = (predicted - alone).clamp(-_FARTHEST_CONTEXT, _FARTHEST_CONTEXT)
+    missed = torch.sigmoid(-alone - context)
+    cost = 2 * missed.square() * edge.sin().square() / (this * other)  # 1 − w² = this · other / cos²a
+    return torch.where(uncertain, cost, 0)
 
 
-_CHANNELS: dict[type[Divergence], _Channel] = {ReverseKL: _Erasure(), FisherRao: _Arc()}
+_CHANNELS: dict[type[Divergence], _Channel] = {
+    ReverseKL: _Channel(lambda uncertain: 1 - uncertain, _erasure_cost),
+    FisherRao: _Channel(lambda uncertain: 1 - torch.asin(uncertain.sqrt()) * (2 / math.pi), _arc_cost),
+}
 
 
 def _draw_uncertain(uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,7 +147,7 @@ def two_class_bound(
         uniform = (k + rand(torch.Size([len(x)]), generator, torch.float64, x.device)) / draws
         uncertain, density = _draw_uncertain(uniform)
         ratio = channel.ratio(uncertain)
-        t = time_of(flow.schedule, ratio / (1 + ratio))
+        t = flow.schedule.time_of(ratio / (1 + ratio))
         belief: Categorical = flow.belief(x, t, generator)
         predicted = predict(belief.map(lambda a: a.to(dtype)), t.to(dtype)).logits.double()
         own = toward * (belief.logits[..., 1] - belief.logits[..., 0])

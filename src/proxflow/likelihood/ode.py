@@ -26,7 +26,6 @@ from proxflow._math import sum_events
 from proxflow.errors import ArgumentError
 from proxflow.examples import Condition, given
 from proxflow.flows import Flow
-from proxflow.likelihood._times import time_of
 from proxflow.paths import GaussianPath
 from proxflow.random import Generator, rand, randn
 
@@ -242,7 +241,7 @@ def _way(path: GaussianPath, steps: int, resolution: float, x: Tensor) -> _Way:
     first, last = ends[0], ends[1]
     length = torch.log1p(-first) - torch.log1p(-last)
     u = -torch.log1p(-last) - length * torch.linspace(0, 1, 2 * steps + 1, dtype=torch.float64, device=x.device)
-    t = torch.cat([time_of(path, -torch.expm1(-u[:-1])), span[:1]])
+    t = torch.cat([path.time_of(-torch.expm1(-u[:-1])), span[:1]])
     total = path.straight(t)[2]
     # The prior draw is (a + b) y; on a path with a = b = 0 at first y itself is drawn.
     spread = torch.where(total[-1] > 0, total[-1], 1.0)

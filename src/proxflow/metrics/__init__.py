@@ -4,56 +4,32 @@ Typical use: ``extract = classifier_features("mnist")``; ``reference = Reference
 ``reference.score(extract(to_bytes(samples)))``, beside ``real_floor`` at the same number of samples.
 """
 
-from __future__ import annotations
-
-from proxflow.metrics.comparison import Conditions, check_comparable
-from proxflow.metrics.features import (
-    CLASSIFIERS,
-    FeatureExtractor,
-    class_hits,
-    classifier_features,
-    load_classifier,
-    mnist_features,
-    pixel_features,
-    weights_sha256,
-)
-from proxflow.metrics.frechet import FeatureStatistics, GaussianStatistics, frechet_distance, gather_features
-from proxflow.metrics.inception import inception_features
-from proxflow.metrics.kernel import KernelDistance, kernel_distance
-from proxflow.metrics.manifolds import density_coverage, diversity, nearest_distances, precision_recall
-from proxflow.metrics.scores import Reference, Scores, real_floor
-from proxflow.metrics.sliced import sliced_wasserstein
-from proxflow.metrics.uncertainty import Estimate, bootstrap, bootstrap_seeds
-from proxflow.metrics.vendi import vendi_score
-
-__all__ = [
-    "CLASSIFIERS",
-    "Conditions",
-    "Estimate",
-    "FeatureExtractor",
-    "FeatureStatistics",
-    "GaussianStatistics",
-    "KernelDistance",
-    "Reference",
-    "Scores",
-    "bootstrap",
-    "bootstrap_seeds",
-    "check_comparable",
-    "class_hits",
-    "classifier_features",
-    "density_coverage",
-    "diversity",
-    "frechet_distance",
-    "gather_features",
-    "inception_features",
-    "kernel_distance",
-    "load_classifier",
-    "mnist_features",
-    "nearest_distances",
-    "pixel_features",
-    "precision_recall",
-    "real_floor",
-    "sliced_wasserstein",
-    "vendi_score",
-    "weights_sha256",
-]
+from proxflow.metrics.comparison import Conditions as Conditions
+from proxflow.metrics.comparison import check_comparable as check_comparable
+from proxflow.metrics.features import CLASSIFIERS as CLASSIFIERS
+from proxflow.metrics.features import FeatureExtractor as FeatureExtractor
+from proxflow.metrics.features import class_hits as class_hits
+from proxflow.metrics.features import classifier_features as classifier_features
+from proxflow.metrics.features import load_classifier as load_classifier
+from proxflow.metrics.features import mnist_features as mnist_features
+from proxflow.metrics.features import pixel_features as pixel_features
+from proxflow.metrics.features import weights_sha256 as weights_sha256
+from proxflow.metrics.frechet import FeatureStatistics as FeatureStatistics
+from proxflow.metrics.frechet import GaussianStatistics as GaussianStatistics
+from proxflow.metrics.frechet import frechet_distance as frechet_distance
+from proxflow.metrics.frechet import gather_features as gather_features
+from proxflow.metrics.inception import inception_features as inception_features
+from proxflow.metrics.kernel import KernelDistance as KernelDistance
+from proxflow.metrics.kernel import kernel_distance as kernel_distance
+from proxflow.metrics.manifolds import density_coverage as density_coverage
+from proxflow.metrics.manifolds import diversity as diversity
+from proxflow.metrics.manifolds import nearest_distances as nearest_distances
+from proxflow.metrics.manifolds import precision_recall as precision_recall
+from proxflow.metrics.scores import Reference as Reference
+from proxflow.metrics.scores import Scores as Scores
+from proxflow.metrics.scores import real_floor as real_floor
+from proxflow.metrics.sliced import sliced_wasserstein as sliced_wasserstein
+from proxflow.metrics.uncertainty import Estimate as Estimate
+from proxflow.metrics.uncertainty import bootstrap as bootstrap
+from proxflow.metrics.uncertainty import bootstrap_seeds as bootstrap_seeds
+from proxflow.metrics.vendi import vendi_score as vendi_score

@@ -13,28 +13,18 @@ Two kinds:
   diffusion.
 """
 
-from proxflow.samplers.base import Sampler, Samples, Watch
-from proxflow.samplers.bfn_solver import BFNSolver
-from proxflow.samplers.midpoint import Midpoint
-from proxflow.samplers.multistep import Multistep
-from proxflow.samplers.path import Marginal, PathSampler, Step
-from proxflow.samplers.proximal import Deterministic, ProximalSampler, Stochastic
-from proxflow.samplers.registry import SAMPLERS, default_sampler, sample
-
-__all__ = [
-    "SAMPLERS",
-    "BFNSolver",
-    "Deterministic",
-    "Marginal",
-    "Midpoint",
-    "Multistep",
-    "PathSampler",
-    "ProximalSampler",
-    "Sampler",
-    "Samples",
-    "Step",
-    "Stochastic",
-    "Watch",
-    "default_sampler",
-    "sample",
-]
+from proxflow.samplers.base import Sampler as Sampler
+from proxflow.samplers.base import Samples as Samples
+from proxflow.samplers.base import Watch as Watch
+from proxflow.samplers.bfn_solver import BFNSolver as BFNSolver
+from proxflow.samplers.midpoint import Midpoint as Midpoint
+from proxflow.samplers.multistep import Multistep as Multistep
+from proxflow.samplers.path import Marginal as Marginal
+from proxflow.samplers.path import PathSampler as PathSampler
+from proxflow.samplers.path import Step as Step
+from proxflow.samplers.proximal import Deterministic as Deterministic
+from proxflow.samplers.proximal import ProximalSampler as ProximalSampler
+from proxflow.samplers.proximal import Stochastic as Stochastic
+from proxflow.samplers.registry import SAMPLERS as SAMPLERS
+from proxflow.samplers.registry import default_sampler as default_sampler
+from proxflow.samplers.registry import sample as sample

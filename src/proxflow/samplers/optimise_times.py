@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from proxflow.errors import ArgumentError
 from proxflow.examples import reads
 from proxflow.flows import Flow
-from proxflow.samplers import SAMPLERS, Sampler, default_sampler, sample
+from proxflow.samplers.base import Sampler
+from proxflow.samplers.registry import chosen, sample
 
 REFERENCE_STEPS = 64
 """Evaluations of each reference sample."""
@@ -75,9 +76,8 @@ def optimise_times(
         ArgumentError: A sampler that draws noise or is unknown, events that are not numbers, a reference of another shape,
             or a number out of range.
     """
-    sampler = default_sampler(predictor, flow) if sampler is None else sampler
-    drawn_by = SAMPLERS.get(sampler) if isinstance(sampler, str) else sampler
-    if getattr(drawn_by, "noisy", False) or getattr(drawn_by, "kappa", 0) > 0:
+    sampler = chosen(sampler, predictor, flow)
+    if getattr(sampler, "noisy", False) or getattr(sampler, "kappa", 0) > 0:
         raise ArgumentError(
             f"{sampler} draws noise on its way, so that few and many steps do not lead to one place: take one without, "
             "such as 'multistep2' or 'deterministic'"
@@ -99,14 +99,13 @@ def optimise_times(
         raise ArgumentError(
             f"the reference must be numbers of shape {tuple(shape)}, got {reference.dtype} {tuple(reference.shape)}"
         )
-    goal = reference
 
     def residual(times: list[float], known: Sequence[Any]) -> Tensor:
         asked.known, asked.answers = known, []
         found = sample(asked, flow, shape, nfe=nfe, times=times, **settings)
-        return (found - goal.to(found)).double().flatten()
+        return (found - reference.to(found)).double().flatten()
 
-    own = SAMPLERS[sampler].times(flow, nfe) if isinstance(sampler, str) else sampler.times(flow, nfe)
+    own = sampler.times(flow, nfe)
     widths = torch.tensor([s - t for t, s in pairwise([*own, max(1.0, own[-1] + 1e-3)])], dtype=torch.float64)
     logs, damping = (widths[:-1] / widths[-1]).log(), 1e-3
     times = own

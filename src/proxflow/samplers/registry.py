@@ -36,6 +36,21 @@ def default_sampler(predictor: nn.Module, flow: Flow[Any]) -> str:
     return "multistep2"
 
 
+def chosen(sampler: Sampler | str | None, predictor: nn.Module, flow: Flow[Any]) -> Sampler:
+    """Return a sampler, that of a name, or without one that of :func:`default_sampler`.
+
+    Raises:
+        ArgumentError: There is none of this name, or it is no sampler.
+    """
+    sampler = default_sampler(predictor, flow) if sampler is None else sampler
+    if isinstance(sampler, str):
+        entry = names.find("samplers", sampler)
+        sampler = SAMPLERS[sampler] if sampler in SAMPLERS else entry.load()(**entry.settings)
+    if not isinstance(sampler, Sampler):
+        raise ArgumentError(f"expected a sampler or the name of one, got {sampler!r:.80}")
+    return sampler
+
+
 def sample(
     predictor: nn.Module,
     flow: Flow[Any],
@@ -83,12 +98,6 @@ def sample(
             without a row for each sample; a graph without a CUDA device, with ``watch``, or of work that waits for the
             device.
     """
-    sampler = default_sampler(predictor, flow) if sampler is None else sampler
-    if isinstance(sampler, str):
-        entry = names.find("samplers", sampler)
-        sampler = SAMPLERS[sampler] if sampler in SAMPLERS else entry.load()(**entry.settings)
-    if not isinstance(sampler, Sampler):
-        raise ArgumentError(f"expected a sampler or the name of one, got {sampler!r:.80}")
     if not isinstance(predictor, nn.Module):
         raise ArgumentError(
             f"expected a predictor, a module, got {type(predictor).__name__}: give a condition as condition="
@@ -111,6 +120,7 @@ def sample(
             f"graph records a batch's work on a CUDA device, where no watch can look in: the predictor is on {device}"
             + (", and watch is given" if watch is not None else "")
         )
+    draw_with = chosen(sampler, predictor, flow)
     condition, start = moved(condition, device), moved(start, device)
     unit = min(batch_size, 16)
     whole = -(-batch_size // unit) * unit
@@ -118,7 +128,7 @@ def sample(
     def drawn(indices: Tensor) -> Tensor:
         streams, size = SampleStreams(seed, indices, expected=nfe), len(indices)
         own = (indices - first).clamp_(max=number - 1)  # samples that fill up the last batch take the last row
-        return sampler(
+        return draw_with(
             given(predictor, rows(condition, own)),
             flow.rows(own),
             (size, *event),

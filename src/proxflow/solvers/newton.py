@@ -9,12 +9,12 @@ coordinate of each event is a small problem of its own: a Hessian of 2 × 2 for 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from proxflow.solvers.problem import CoordinateSolver, Problem, Search, check_settings, starts
+from proxflow.solvers.problem import CoordinateSolver, Problem, Rows, Search, check_settings, starts
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _advance(problem: Problem, state: _State, axes: _Axes) -> _State:
 
 
 @dataclass(frozen=True)
-class _State:
+class _State(Rows):
     """The examples still moving, batch first: their number in the whole batch, the point and what is known there."""
 
     index: Tensor
@@ -144,9 +144,6 @@ class _State:
     damping: Tensor
     stretch: Tensor
     reach: Tensor
-
-    def take(self, keep: Tensor) -> _State:
-        return _State(*(getattr(self, f.name)[keep] for f in fields(self)))
 
     def at(self, x: Tensor, value: Tensor, gradient: Tensor, hessian: Tensor) -> _State:
         return replace(self, x=x, value=value, gradient=gradient, hessian=hessian)

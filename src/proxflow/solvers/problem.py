@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -54,8 +54,20 @@ class Solution(Generic[B]):
         return self.belief
 
 
+class Rows:
+    """A base of frozen dataclasses whose fields are tensors, batch first."""
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Self:
+        """Apply ``fn`` to every tensor."""
+        return type(self)(*(fn(getattr(self, f.name)) for f in fields(self)))  # type: ignore[arg-type]
+
+    def take(self, keep: Tensor) -> Self:
+        """Take some of the examples."""
+        return self.map(lambda a: a[keep])
+
+
 @dataclass(frozen=True)
-class Search:
+class Search(Rows):
     """Where each example stands: point (batch, number), objective, and how it went, (batch,) each."""
 
     x: Tensor
@@ -73,9 +85,6 @@ class Search:
     @classmethod
     def joined(cls, parts: list[Search]) -> Search:
         return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
-
-    def map(self, fn: Callable[[Tensor], Tensor]) -> Search:
-        return Search(*(fn(getattr(self, f.name)) for f in fields(self)))
 
     def lowest(self, starts: int, max_iterations: int) -> Search:
         """Return for each example the run that ended lowest, of those from several starts (starts · batch)."""
@@ -209,12 +218,7 @@ class CoordinateSolver(ABC):
         """Return the minimiser ``x`` with its derivative in the problem's data, by the implicit function theorem."""
 
     def __call__(
-        self,
-        divergence: Divergence,
-        belief: B,
-        message: Any,
-        fraction: Tensor | float,
-        energy: Energy | None = None,
+        self, divergence: Divergence, belief: B, message: Any, fraction: Tensor | float, energy: Energy | None = None
     ) -> Solution[B]:
         """Minimise (1 − f) D(r, belief) + f E(r; message) over beliefs r; that is E + D/η with η = f/(1 − f).
 
@@ -244,10 +248,8 @@ class CoordinateSolver(ABC):
             _check_finite(p, m)
             adds_up = p.factorised and divergence.additive and (energy is None or energy.additive)
             split = self.splits and adds_up
-            rows = None
-            if energy is not None and not adds_up:
-                rows = torch.arange(p.batch_size, device=f.device)
-            problem = Problem(divergence, p, m, f, energy, rows)
+            whole = energy is not None and not adds_up
+            problem = Problem(divergence, p, m, f, energy, torch.arange(len(f), device=f.device) if whole else None)
             if split:
                 sites = p.sites()
                 repeated = f.repeat_interleave(sites.batch_size // p.batch_size)

@@ -15,7 +15,7 @@ Newton's method solves them; where a Newton step would raise the objective, a le
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -25,8 +25,9 @@ from proxflow._math import over_events
 from proxflow.beliefs import Belief, DiagonalGaussian
 from proxflow.divergences import Divergence, FisherRao, Renyi
 from proxflow.divergences.base import check_pair
-from proxflow.errors import ArgumentError, UnsupportedPairError
+from proxflow.errors import UnsupportedPairError
 from proxflow.solvers import Solution
+from proxflow.solvers.problem import Rows, check_settings
 
 B = TypeVar("B", bound=Belief)
 
@@ -53,10 +54,7 @@ class MomentSolver:
     max_iterations: int = 200
 
     def __post_init__(self) -> None:
-        if not 0 < self.tolerance < 1:
-            raise ArgumentError(f"tolerance must lie between 0 and 1, got {self.tolerance}")
-        if self.max_iterations < 1:
-            raise ArgumentError(f"max_iterations must be at least 1, got {self.max_iterations}")
+        check_settings(self.tolerance, self.max_iterations)
 
     @torch.no_grad()
     def __call__(self, divergence: Divergence, belief: B, target: B, fraction: Tensor | float) -> Solution[B]:
@@ -98,13 +96,9 @@ class MomentSolver:
         equations = _Equations(*(a.reshape(1, -1).expand(len(starts), -1).flatten() for a in (f, shift, precision)))
         mean, log_precision = (torch.stack(parts).reshape(-1) for parts in zip(*starts, strict=True))
         found = self._solve(divergence.order, equations, mean, log_precision)
-        by_start = (a.reshape(len(starts), -1) for a in found)
-        value, mean, log_precision, residual, iterations = by_start
+        value, *others = (a.reshape(len(starts), -1) for a in found)
         best = value.nan_to_num(torch.inf, torch.inf).argmin(0, keepdim=True)
-        shape = belief.mean.shape
-        mean, log_precision, residual, iterations = (
-            a.gather(0, best).reshape(shape) for a in (mean, log_precision, residual, iterations)
-        )
+        mean, log_precision, residual, iterations = (a.gather(0, best).reshape(f.shape) for a in others)
         end = f == 1
         moved = DiagonalGaussian(
             torch.where(end, target.mean, belief.mean + belief.std * mean),
@@ -157,7 +151,7 @@ class MomentSolver:
 
 
 @dataclass(frozen=True)
-class _Point:
+class _Point(Rows):
     """What the equations say at a point: the step of EM, that of Newton, and how far from solved they are."""
 
     mean: Tensor
@@ -166,20 +160,14 @@ class _Point:
     newton_log: Tensor
     residual: Tensor
 
-    def take(self, keep: Tensor) -> _Point:
-        return _Point(*(getattr(self, f.name)[keep] for f in fields(self)))
-
 
 @dataclass(frozen=True)
-class _Equations:
+class _Equations(Rows):
     """Independent problems in one coordinate each: from N(0, 1) toward N(shift, 1/precision) by ``fraction``."""
 
     fraction: Tensor
     shift: Tensor
     precision: Tensor
-
-    def take(self, keep: Tensor) -> _Equations:
-        return _Equations(*(getattr(self, f.name)[keep] for f in fields(self)))
 
     def objective(self, order: float, mean: Tensor, log_precision: Tensor) -> Tensor:
         """Compute Σ_i f_i D_α(r ‖ q_i) in nats."""

@@ -59,12 +59,12 @@ class Line:
 
     colour: str
     style: str
-    points: Mapping[float, Summary]
+    points: Mapping[int, Summary] | Mapping[float, Summary]
 
 
 def lines_of(board: Scoreboard) -> list[Line]:
     """Return a line of Fréchet distances for each trial and sampler."""
-    return [Line(*row, {float(nfe): score for nfe, score in board.points(*row).items()}) for row in board.rows]
+    return [Line(*row, board.points(*row)) for row in board.rows]
 
 
 @contextmanager
@@ -95,11 +95,14 @@ def write_chart(
     floor: Summary,
     title: str,
     colours: Mapping[str, str],
+    shown: str,
+    caption: str,
+    *,
     styles: Sequence[str] = (),
     headings: tuple[str, str] = ("Flow", "Sampler"),
     label: str = "network evaluations for each sample (NFE)",
-) -> None:
-    """Write the chart of Fréchet distance against NFE or another cost, both logarithmic, as PNG.
+) -> Picture:
+    """Write the chart of Fréchet distance against NFE or another cost, both logarithmic, as PNG; return the picture.
 
     Args:
         path: The file.
@@ -107,6 +110,8 @@ def write_chart(
         floor: Distance of real images.
         title: Heading.
         colours: Of the lines, by their ``colour``.
+        shown: What it shows, for those who do not see it.
+        caption: Text below it.
         styles: Values of the lines' ``style`` that shall look the same in every chart, solid first.
         headings: Of the two legends, of colours and of styles.
         label: Of the horizontal axis.
@@ -171,19 +176,19 @@ def write_chart(
                 handlelength=3.0,
             )
             axes.add_artist(legend)
+    return Picture(path.name, shown, caption)
 
 
 def write_paths(
     path: Path,
     paths: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]],
     colours: Mapping[str, str],
-) -> None:
-    """Write how the means of flows go over time, and what no schedule explains of it, as PNG.
+    shown: str,
+    caption: str,
+) -> Picture:
+    """Write how the means of flows go over time, and what no schedule explains of it, as PNG; return the picture.
 
-    Args:
-        path: The file.
-        paths: (times, fraction of the way, root mean square of the rest) by the flow's name.
-        colours: Of the lines, by the same names.
+    ``paths`` are (times, fraction of the way, root mean square of the rest) by the flow's name, as are the colours.
     """
     with _written(path, 10, 4.4) as figure:
         left, right = figure.subplots(1, 2)
@@ -199,6 +204,7 @@ def write_paths(
             _tidy(axes)
         figure.tight_layout(rect=(0, 0, 0.85, 1))
         figure.legend(*left.get_legend_handles_labels(), frameon=False, loc="center right")
+    return Picture(path.name, shown, caption)
 
 
 @dataclass(frozen=True)

@@ -181,10 +181,8 @@ def write(out: Path, blocks: Sequence[Block]) -> list[Path]:
     """
     write_text(out / "report.md", to_markdown(blocks))
     write_text(out / "report.html", to_html(blocks, out))
-    return [out / block.file for block in blocks if isinstance(block, Picture)] + [
-        out / "report.md",
-        out / "report.html",
-    ]
+    pictures = (out / block.file for block in blocks if isinstance(block, Picture))
+    return [*pictures, out / "report.md", out / "report.html"]
 
 
 def show(blocks: Sequence[Block]) -> None:

@@ -309,13 +309,12 @@ def summary(results: Record) -> str:
     """Put the conditions of a run into one paragraph."""
     board, training = Scoreboard.of(results), results["config"]["training"]
     extractor, hardware = results["extractor"], results["hardware"]
-    samples = ", ".join(str(n) for n in sorted({cell["samples"] for cell in board.cells}))
     seeds = ", ".join(map(str, board.seeds))
     return (
-        f"{training['steps']:,} training steps of {training['batch_size']} images for each flow; seed {seeds}; {samples} "
-        f"samples an entry against {results['reference']}; features {extractor['name']}, sha256 {extractor['sha256'][:12]}; "
-        f"as many real training images score {board.floor().mean:.2f} (the floor); evaluated on "
-        f"{hardware.get('accelerator') or hardware['processor']}, {hardware['cores']} cores, PyTorch "
+        f"{training['steps']:,} training steps of {training['batch_size']} images for each flow; seed {seeds}; "
+        f"{sample_counts(board)} samples an entry against {results['reference']}; features {extractor['name']}, "
+        f"sha256 {extractor['sha256'][:12]}; as many real training images score {board.floor().mean:.2f} (the floor); "
+        f"evaluated on {hardware.get('accelerator') or hardware['processor']}, {hardware['cores']} cores, PyTorch "
         f"{results['versions']['torch']}."
     )
 

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -34,6 +35,7 @@ from proxflow.studies.presets import EXPERIMENTS, Preset
 from proxflow.studies.scoreboard import Record, floor, title_of_extractor
 from proxflow.training.fit import fit
 from proxflow.training.recipes import Recipe, recipe
+from proxflow.training.run import RunFolder
 
 P = TypeVar("P", bound=Preset)
 
@@ -57,9 +59,9 @@ class Cell:
     nfe: int
     seed: int
 
-    @property
-    def name(self) -> str:
-        return f"{self.flow}-{self.sampler}-nfe{self.nfe:03d}-seed{self.seed}"
+    def file(self, out: Path, ending: str = "json") -> Path:
+        """Return where a run in the folder ``out`` keeps the record of the cell, or as npz its first images."""
+        return out / "cells" / f"{self.flow}-{self.sampler}-nfe{self.nfe:03d}-seed{self.seed}.{ending}"
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,9 @@ class Study(Generic[P]):
         name: Its name on the command line and in its results.
         cells: All cells of a preset; a trial is trained with every seed that it has cells of.
         trials: The trials by name.
-        pages: Writes pictures into the folder of a run with the given results; returns the report.
+        pages: Writes pictures into the folder of a run with the given results, sampling what it shows on the device;
+            returns the report. It raises a :class:`CheckpointError` or :class:`DataError` where models or images are
+            missing or corrupt, and an :class:`OutputError` where a file cannot be written.
         outcome: What came out, from the results alone.
         records: What its results hold beside those of trials and cells, which it is given with the trials.
     """
@@ -172,7 +176,8 @@ def reproduce(
         OutputError: The folder cannot be written, or holds a run of another configuration.
         DivergedError: Training broke down.
     """
-    config = claim(out, {"preset": name, "dataset": dataset, **preset.settings()})
+    config = json.loads(json.dumps({"preset": name, "dataset": dataset, **preset.settings()}))
+    RunFolder(out, study.name, "config.json").claim(config, lambda held: _upgraded(held, config))
     images, test = data.load(dataset, "train").images[: preset.train_images], data.load(dataset, "test").images
     setup, recognised = Setup(preset, out, device, say, images, test), data.recognise(test)
     trials = study.trials(setup)
@@ -208,32 +213,13 @@ def write_report(out: Path, device: torch.device) -> list[Path]:
     return pages.write(out, find(results["experiment"]).pages(out, results, device))
 
 
-def claim(out: Path, config: Mapping[str, Any]) -> Record:
-    """Write down what a folder holds, or refuse one that holds something else.
-
-    Args:
-        out: The folder; made where there is none.
-        config: Names and settings that decide the result.
-
-    Returns:
-        The settings as plain JSON values.
-    """
-    plain: Record = json.loads(json.dumps(config))
-    path = writable_folder(out) / "config.json"
-    if not path.exists():
-        write_json(path, plain)
-        return plain
-    held = read_json(path)
-    held["training"] = {**to_dict(TrainingConfig()), **held.get("training", {})}  # what was added later had its default
-    if isinstance(held.get("network"), dict):  # as earlier versions wrote it
-        old = format1.translate({"model": held["network"]}, str(path))["network"]
-        held["network"] = spec.word(spec.restore("networks", old, str(path)))
-    for key in plain:
-        if held.get(key) != plain[key]:
-            raise OutputError(
-                f"{out} holds a run with other settings ({key} differs): choose another --out folder, or remove this one"
-            )
-    return plain
+def _upgraded(held: Record, wanted: Record) -> Record:
+    """Return the settings of a run as this version would have written them; what was added later had its default."""
+    held["training"] = {**to_dict(TrainingConfig()), **held.get("training", {})}
+    if isinstance(held.get("network"), dict):
+        old = format1.translate({"model": held["network"]}, "config.json")["network"]
+        held["network"] = spec.word(spec.restore("networks", old, "config.json"))
+    return {name: value for name, value in held.items() if name in wanted}
 
 
 def evaluate(setup: Setup[Any], trials: Mapping[str, Trial], cells: Sequence[Cell], features: str) -> Record:
@@ -255,33 +241,33 @@ def evaluate(setup: Setup[Any], trials: Mapping[str, Trial], cells: Sequence[Cel
     """
     out, samples = setup.out, setup.preset.samples
     extractor = metrics.classifier_features(features, setup.device)
-    held = [cell for cell in cells if (out / "cells" / f"{cell.name}.json").exists()]
-    for path in (out / "cells" / f"{cell.name}.json" for cell in held):
-        found, wanted = read_json(path).get("extractor"), title_of_extractor(extractor)
-        if found != wanted:
+    wanted, todo = title_of_extractor(extractor), [cell for cell in cells if not cell.file(out).exists()]
+    for path in (cell.file(out) for cell in cells if cell not in todo):
+        if (found := read_json(path).get("extractor")) != wanted:
             raise OutputError(
                 f"{path} was scored on {found}, not on {wanted}: choose another folder, or remove its cells to score them "
                 "again"
             )
+
+    @cache
+    def reference(test: Tensor) -> metrics.Reference:
+        return metrics.Reference.of(extractor(test))
+
+    @cache
+    def real_scores(test: Tensor, images: Tensor, seed: int) -> dict[str, float]:
+        return floor(reference(test), extractor, images, samples, seed).as_floor()
+
     trained_with = list(dict.fromkeys((cell.flow, cell.seed) for cell in cells))
     for name, seed in trained_with:
         train(setup, name, trials[name], seed)
-    todo = [cell for cell in cells if cell not in held]
     if todo:
         setup.say(f"evaluate: {len(todo)} cells of {samples} samples")
-        references: dict[int, metrics.Reference] = {}
-        floors: dict[tuple[int, int], dict[str, float]] = {}
         with bar("evaluate", sum(cell.nfe for cell in todo) * samples, "evaluations") as show:
             spent = 0
             for cell in todo:
                 trial = trials[cell.flow]
-                test = id(trial.test)
-                if test not in references:
-                    references[test] = metrics.Reference.of(extractor(trial.test))
-                if (test, cell.seed) not in floors:
-                    real = floor(references[test], extractor, trial.images, samples, cell.seed)
-                    floors[test, cell.seed] = real.as_floor()
-                evaluate_cell(setup, cell, trial, extractor, references[test], floors[test, cell.seed])
+                real = real_scores(trial.test, trial.images, cell.seed)
+                evaluate_cell(setup, cell, trial, extractor, reference(trial.test), real)
                 spent += cell.nfe * samples
                 show(spent)
     return {
@@ -289,7 +275,7 @@ def evaluate(setup: Setup[Any], trials: Mapping[str, Trial], cells: Sequence[Cel
         "versions": versions(),
         "extractor": {"name": extractor.name, "sha256": extractor.sha256, "dimension": extractor.dimension},
         "training": {f"{name}-seed{seed}": provenance(out, name, seed) for name, seed in trained_with},
-        "cells": [read_json(out / "cells" / f"{cell.name}.json") for cell in cells],
+        "cells": [read_json(cell.file(out)) for cell in cells],
     }
 
 
@@ -300,30 +286,23 @@ def train(setup: Setup[Any], name: str, trial: Trial, seed: int) -> None:
         return
     torch.manual_seed(seed)  # the same initial weights for every trial
     model, settings = trial.build(), replace(setup.preset.training, seed=seed)
-    learning = recipe("flow", model)
+    lesson = recipe("flow", model)
     if trial.recipe is not None:
-        learning, settings = trial.recipe(model, settings)
+        lesson, settings = trial.recipe(model, settings)
     setup.say(f"train: {name}, seed {seed}, {settings.steps} steps of {settings.batch_size} images")
-    examples = trial.data if learning.data is None else learning.data
-    result = fit(
-        learning.module,
-        learning.objective,
-        examples,
-        settings,
-        folder=folder,
-        device=setup.device,
-        label=f"train {name}",
-    )
+    examples = trial.data if lesson.data is None else lesson.data
+    label = f"train {name}"
+    result = fit(lesson.module, lesson.objective, examples, settings, folder=folder, device=setup.device, label=label)
     record = {
-        "data": f"{len(examples)} training {'images' if learning.data is None else 'pairs'}",
+        "data": f"{len(examples)} training {'images' if lesson.data is None else 'pairs'}",
         "training": to_dict(settings),
-        "passes": learning.objective.passes,
+        "passes": lesson.objective.passes,
         "seconds": round(result.seconds, 1),
         "losses": [round(loss, 6) for loss in result.losses],
         "hardware": hardware(setup.device),
         "versions": versions(),
     }
-    weights = learning.kept(result.predictor).state_dict()
+    weights = lesson.kept(result.predictor).state_dict()
     if trial.named:
         models.save(folder, model, weights, record)
     else:
@@ -360,21 +339,14 @@ def evaluate_cell(
 ) -> None:
     """Sample and score one cell, and write its record and its first images."""
     model, started = trained(setup, cell.flow, trial, cell.seed), time.monotonic()
-    samples = sample(
-        model.predictor,
-        model.flow,
-        (setup.preset.samples, *model.shape),
-        nfe=cell.nfe,
-        sampler=cell.sampler,
-        seed=cell.seed,
-        batch_size=256,
-    )
+    shape, draw = (setup.preset.samples, *model.shape), partial(sample, model.predictor, model.flow, batch_size=256)
+    samples = draw(shape, nfe=cell.nfe, sampler=cell.sampler, seed=cell.seed)
     seconds = time.monotonic() - started
     images = trial.to_images(samples).cpu()
     scores = reference.score(extractor(images))
-    folder = writable_folder(setup.out / "cells")
-    kept = to_channels_last(images[:KEPT])
-    write_atomically(folder / f"{cell.name}.npz", lambda path: np.savez_compressed(path, images=kept))
+    writable_folder(setup.out / "cells")
+    kept = np.ascontiguousarray(images[:KEPT].permute(0, 2, 3, 1).numpy())
+    write_atomically(cell.file(setup.out, "npz"), lambda path: np.savez_compressed(path, images=kept))
     record = {
         **asdict(cell),
         **asdict(scores),
@@ -382,7 +354,7 @@ def evaluate_cell(
         "extractor": title_of_extractor(extractor),
         "sampling_seconds": round(seconds, 2),
     }
-    write_json(folder / f"{cell.name}.json", record)
+    write_json(cell.file(setup.out), record)
 
 
 def kept_images(out: Path, cell: Cell) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -391,18 +363,13 @@ def kept_images(out: Path, cell: Cell) -> np.ndarray[Any, np.dtype[np.uint8]]:
     Raises:
         DataError: They are missing or corrupt.
     """
-    path = out / "cells" / f"{cell.name}.npz"
+    path = cell.file(out, "npz")
     try:
         with np.load(path, allow_pickle=False) as content:
             images: np.ndarray[Any, np.dtype[np.uint8]] = content["images"]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise DataError(
-            f"{path} does not hold the images of this cell ({error}): remove {cell.name}.json beside it and run the "
+            f"{path} does not hold the images of this cell ({error}): remove {path.stem}.json beside it and run the "
             "experiment again, which makes both anew"
         ) from error
     return images[..., 0]
-
-
-def to_channels_last(images: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Turn images (N, C, H, W) into a numpy array (N, H, W, C)."""
-    return np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy())

@@ -36,7 +36,7 @@ class Recipe:
 
     objective: Objective
     module: nn.Module
-    kept: Callable[[nn.Module], nn.Module]
+    kept: Callable[[nn.Module], nn.Module] = lambda module: module
     data: Examples | None = None
 
 
@@ -79,7 +79,7 @@ def recipe(
             objective = LongStep(cast(Any, model.flow))
         elif isinstance(model.predictor, DrawPredictor):
             objective = EnergyScore(model.flow)
-        return Recipe(objective, model.predictor, lambda module: module)
+        return Recipe(objective, model.predictor)
     if teacher is None:
         raise ArgumentError(f"{method} learns from a trained model: name a teacher")
     if teacher.spec != model.spec:
@@ -102,7 +102,7 @@ def recipe(
         )
     model.predictor.load_state_dict(guide.state_dict())
     away_from = weak.predictor.eval().requires_grad_(False)
-    return Recipe(Autoguidance(model.flow, guide, away_from, guidance), model.predictor, lambda module: module)
+    return Recipe(Autoguidance(model.flow, guide, away_from, guidance), model.predictor)
 
 
 def _words(model: Model) -> str:

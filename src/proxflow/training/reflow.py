@@ -12,6 +12,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -81,9 +82,7 @@ def reflow(
         OutputError: The folder cannot be written, or holds something else.
         CheckpointError: Something in the folder is corrupt.
     """
-    _check(pairs=pairs, pair_nfe=pair_nfe, rounds=rounds)
-    _check_sampler(sampler)
-    check_flow(model.flow)
+    _check(model.flow, sampler, pairs=pairs, pair_nfe=pair_nfe, rounds=rounds)
     if not isinstance(model.predictor, PointPredictor):
         raise ArgumentError(f"reflow trains predictors of points, not {type(model.predictor).__name__}")
     processes, device = Processes.current(), torch.device(device)
@@ -195,47 +194,33 @@ def make_pairs(
         OutputError: The folder cannot be written, or holds pairs of other settings or another model.
         CheckpointError: A file in it is corrupt.
     """
-    _check(pairs=number, pair_nfe=nfe)
-    _check_sampler(sampler)
-    check_flow(flow)
+    _check(flow, sampler, pairs=number, pair_nfe=nfe)
     check_rows(condition, number, "condition")
     processes = Processes.current()
     settings = {"number": number, "event": list(event), "steps": nfe, "sampler": sampler, "seed": seed}
     RunFolder(folder, "pairs").claim({**settings, "weights": digest(predictor)})
-    starts = range(0, number, SHARD)
-    paths = [folder / f"samples-{k:05d}.safetensors" for k in range(len(starts))]
-    sizes = [min(SHARD, number - start) for start in starts]
-    mine = processes.part(len(starts))
-    with processes.together(), bar("pairs", sum(sizes[k] for k in mine), "images") as show:
+    parts = [range(start, min(start + SHARD, number)) for start in range(0, number, SHARD)]
+    paths = [folder / f"samples-{k:05d}.safetensors" for k in range(len(parts))]
+    mine = processes.part(len(parts))
+    draw = partial(sample, predictor, flow, nfe=nfe, sampler=sampler, seed=seed, batch_size=batch_size)
+    with processes.together(), bar("pairs", sum(len(parts[k]) for k in mine), "images") as show:
         done = 0
-        for k in mine:
-            if not paths[k].exists():
-                shape = (sizes[k], *event)
-                drawn = sample(
-                    predictor,
-                    flow,
-                    shape,
-                    nfe=nfe,
-                    sampler=sampler,
-                    seed=seed,
-                    batch_size=batch_size,
-                    first=starts[k],
-                    condition=rows(condition, slice(starts[k], starts[k] + sizes[k])),
-                )
-                write_tensors(paths[k], {"samples": drawn})
-            done += sizes[k]
+        for part, path in ((parts[k], paths[k]) for k in mine):
+            if not path.exists():
+                own = rows(condition, slice(part.start, part.stop))
+                write_tensors(path, {"samples": draw((len(part), *event), first=part.start, condition=own)})
+            done += len(part)
             show(done)
     parameter = next(predictor.parameters())
     dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32  # as in sample
     noise, ends = (torch.empty(number, *event, dtype=dtype) for _ in range(2))
-    for path, start, size in zip(paths, starts, sizes, strict=True):
-        samples = read_tensors(path).get("samples")
-        if samples is None or samples.shape != (size, *event) or samples.dtype != dtype:
-            raise CheckpointError(f"{path} does not hold {size} samples of {tuple(event)}: remove it to make them anew")
-        indices = torch.arange(start, start + size, device=parameter.device)
-        prior = flow.prior((size, *event), SampleStreams(seed, indices), dtype, parameter.device)
-        noise[start : start + size] = prior.mean
-        ends[start : start + size] = samples
+    for path, part in zip(paths, parts, strict=True):
+        samples, shape = read_tensors(path).get("samples"), (len(part), *event)
+        if samples is None or samples.shape != shape or samples.dtype != dtype:
+            raise CheckpointError(f"{path} does not hold {len(part)} samples of {event}: remove it to make them anew")
+        streams = SampleStreams(seed, torch.arange(part.start, part.stop, device=parameter.device))
+        noise[part.start : part.stop] = flow.prior(shape, streams, dtype, parameter.device).mean
+        ends[part.start : part.stop] = samples
     return Examples(ends, condition, noise)
 
 
@@ -290,12 +275,10 @@ def _seed(seed: int, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"reflow {seed} {number}".encode()).digest()[:8], "big")
 
 
-def _check(**numbers: int) -> None:
+def _check(flow: Flow[Any], sampler: str, **numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
             raise ArgumentError(f"{name} must be at least 1, got {value}")
-
-
-def _check_sampler(sampler: str) -> None:
+    check_flow(flow)
     if sampler not in get_args(PairSamplerName):
         raise ArgumentError(f"pairs need a sampler without noise, one of {get_args(PairSamplerName)}, got {sampler!r}")

@@ -12,15 +12,7 @@ from proxflow.studies import charts, scoreboard
 from proxflow.studies.charts import Line, Row, Section
 from proxflow.studies.pages import Block, Bullets, Heading, Paragraph, Picture, Table, to_markdown
 from proxflow.studies.presets import FEW_STEP_METHODS
-from proxflow.studies.scoreboard import (
-    Claim,
-    Measure,
-    Record,
-    Score,
-    Scoreboard,
-    dataset_of,
-    ratio,
-)
+from proxflow.studies.scoreboard import Claim, Measure, Record, Score, Scoreboard, dataset_of, ratio
 from proxflow.studies.trials import Cell, kept_images
 
 # Of Okabe and Ito's colours, which readers with any kind of colour vision tell apart, and a few beside them.
@@ -47,14 +39,7 @@ _STRIP = 12
 
 
 def claims(results: Record) -> list[Claim]:
-    """Measure what few evaluations are expected to reach.
-
-    Args:
-        results: Content of ``results.json``.
-
-    Returns:
-        The claims, each on the best method of at most twice plain training's cost.
-    """
+    """Measure what few evaluations are expected to reach, by the best method of at most twice plain training's cost."""
     board, found = Scoreboard.of(results), list[Claim]()
 
     def over(few: int, many: int, other: tuple[str, str]) -> tuple[str, Measure]:
@@ -112,38 +97,39 @@ def _series(board: Scoreboard, horizontal: Callable[[Record], float]) -> list[Li
 
 
 def _charts(out: Path, results: Record, board: Scoreboard) -> list[Picture]:
-    dataset, training = dataset_of(results), results["config"]["training"]
+    training = results["config"]["training"]
     plain = float(training["steps"] * training["batch_size"] * Flow.passes)
 
     def total(cell: Record) -> float:
         return float(cell["train_cost"]) + float(cell["nfe"]) * float(cell["samples"]) / plain
 
-    kinds: tuple[tuple[str, str, Callable[[Record], float], str], ...] = (
-        (
-            "frechet-against-nfe.png",
-            "network evaluations for each sample (NFE)",
-            lambda cell: float(cell["nfe"]),
-            "Fréchet distance against network evaluations.",
-        ),
-        (
-            "frechet-against-compute.png",
-            "network passes of training and sampling, over those of plain training",
-            total,
-            (
-                "The same against all that was computed: the network passes of training, a teacher's included, and of "
-                f"sampling {board.cells[0]['samples']:,} images."
-            ),
-        ),
+    def chart(file: str, label: str, words: str, horizontal: Callable[[Record], float]) -> Picture:
+        return charts.write_chart(
+            out / file,
+            _series(board, horizontal),
+            board.floor(),
+            f"{dataset_of(results)}: few evaluations",
+            _COLOURS,
+            f"Line chart of Fréchet distance against {label}, for each method; the numbers are in the table",
+            f"{words} Both axes are logarithmic; dashed: as many real images.",
+            headings=("Method", "Sampler"),
+            label=label,
+        )
+
+    evaluations, passes = "network evaluations", "network passes of training and sampling, over those of plain training"
+    all_computed = (
+        "The same against all that was computed: the network passes of training, a teacher's included, and of sampling "
+        f"{board.cells[0]['samples']:,} images."
     )
-    shown = []
-    for file, label, horizontal, words in kinds:
-        charts.write_chart(
-            out / file, _series(board, horizontal), board.floor(), f"{dataset}: few evaluations", _COLOURS,
-            headings=("Method", "Sampler"), label=label,
-        )  # fmt: skip
-        alternative = f"Line chart of Fréchet distance against {label}, for each method; the numbers are in the table"
-        shown.append(Picture(file, alternative, f"{words} Both axes are logarithmic; dashed: as many real images."))
-    return shown
+    return [
+        chart(
+            "frechet-against-nfe.png",
+            f"{evaluations} for each sample (NFE)",
+            f"Fréchet distance against {evaluations}.",
+            lambda cell: float(cell["nfe"]),
+        ),
+        chart("frechet-against-compute.png", passes, all_computed, total),
+    ]
 
 
 def frechet_table(board: Scoreboard) -> Table:
@@ -225,17 +211,7 @@ def block(runs: Sequence[Record]) -> str:
 
 
 def pages(out: Path, results: Record, device: torch.device) -> list[Block]:
-    """Write the pictures of the study into its folder; return its report.
-
-    Args:
-        out: Folder with the study's ``cells``.
-        results: Content of its ``results.json``.
-        device: Not used: nothing is sampled.
-
-    Raises:
-        DataError: The images of a cell are missing or corrupt.
-        OutputError: A file cannot be written.
-    """
+    """Write the pictures of the study into its folder; return its report. Nothing is sampled."""
     board = Scoreboard.of(results)
     return [
         Heading(1, f"Few evaluations on {dataset_of(results)}"),

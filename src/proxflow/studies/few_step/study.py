@@ -34,18 +34,13 @@ PAIR_STEPS = 10
 
 def cells_of(preset: FewStepPreset) -> list[Cell]:
     """Return all cells of a preset. With one evaluation all samplers are one."""
-
-    def samplers(method: str, nfe: int) -> tuple[str, ...]:
-        chosen = FEW_STEP_METHODS[method].samplers
-        return chosen[:1] if nfe == 1 else chosen
-
     return [
         Cell(method, sampler, nfe, seed)
         for seed in preset.seeds
         for method in preset.methods
         if FEW_STEP_METHODS[method].repeated or seed == preset.seeds[0]
         for nfe in preset.nfes
-        for sampler in samplers(method, nfe)
+        for sampler in FEW_STEP_METHODS[method].samplers[: 1 if nfe == 1 else None]
     ]
 
 
@@ -86,14 +81,14 @@ def _reflow(folder: Path, model: Model, teacher: Model, budget: float, seed: int
         teacher.predictor, teacher.flow, pairs, model.shape, folder, nfe=PAIR_STEPS, seed=10**9 + seed, batch_size=256
     )
     model.predictor.load_state_dict(teacher.predictor.state_dict())
-    return Recipe(model.flow, model.predictor, lambda module: module, data)
+    return Recipe(model.flow, model.predictor, data=data)
 
 
 def _distilled(model: Model, teacher: Model) -> Recipe:
     """Teach long steps from a teacher's predictions; what reads a step's end begins with no effect."""
     cast(LongStepPredictor, model.predictor).begin_from(teacher.predictor.state_dict())
     guide = teacher.predictor.requires_grad_(False)
-    return Recipe(LongStep(cast(Any, model.flow), "consistency", teacher=guide), model.predictor, lambda module: module)
+    return Recipe(LongStep(cast(Any, model.flow), "consistency", teacher=guide), model.predictor)
 
 
 def records_of(setup: Setup[FewStepPreset], trials: Mapping[str, Trial], results: Record) -> Record:

@@ -144,11 +144,7 @@ def noise_of(board: Scoreboard, flow: str, sampler: str) -> float | None:
 
 
 def verdicts(results: Record) -> list[Verdict]:
-    """Judge every pair of the study.
-
-    Args:
-        results: Content of ``results.json``.
-    """
+    """Judge every pair of the study."""
     board = Scoreboard.of(results)
 
     def ratio(over: str, under: str, sampler: str, nfe: int) -> float | None:
@@ -193,37 +189,29 @@ def outcome(results: Record) -> list[Block]:
 def _decomposition(board: Scoreboard, found: Sequence[Verdict]) -> Table:
     """Set the Fréchet distance of each flow, of its control with the same seeds, and their ratio."""
     rows: list[tuple[str | Strong, ...]] = []
+
+    def entry(ratio: float | None, bold: bool = False) -> str | Strong:
+        text = "–" if ratio is None else f"{ratio:.2f}"
+        return Strong(text) if bold else text
+
     for verdict in found:
         seeds = sorted({cell["seed"] for cell in board.cells if cell["flow"] == verdict.flow})
         for name, text in ((verdict.flow, "flow"), (verdict.control, "control")):
             summaries = [board.over_seeds(name, verdict.sampler, nfe, seeds=seeds) for nfe in board.nfes]
             rows.append((name, text, *("–" if s is None else s.text(distance) for s in summaries)))
-        ratios = [verdict.ratios.get(nfe) for nfe in board.nfes]
-        rows.append(
-            (
-                "",
-                "ratio: the geometry",
-                *(
-                    "–" if r is None else Strong(f"{r:.2f}") if nfe in verdict.beyond else f"{r:.2f}"
-                    for nfe, r in zip(board.nfes, ratios, strict=True)
-                ),
-            )
-        )
+        ratios = (entry(verdict.ratios.get(nfe), nfe in verdict.beyond) for nfe in board.nfes)
+        rows.append(("", "ratio: the geometry", *ratios))
         if verdict.schedule:
-            shown = [verdict.schedule.get(nfe) for nfe in board.nfes]
-            rows.append(("", "control over w2: the schedule", *("–" if r is None else f"{r:.2f}" for r in shown)))
+            shown = (entry(verdict.schedule.get(nfe)) for nfe in board.nfes)
+            rows.append(("", "control over w2: the schedule", *shown))
     return Table(("Flow", "", *(f"{nfe} NFE" for nfe in board.nfes)), tuple(rows), 2)
 
 
 def _paths(out: Path, results: Record) -> Picture:
-    file = "mean-paths.png"
-    charts.write_paths(
-        out / file,
+    return charts.write_paths(
+        out / "mean-paths.png",
         {name: (path["times"], path["fraction"], path["unexplained"]) for name, path in results["paths"].items()},
         _COLOURS,
-    )
-    return Picture(
-        file,
         "Two charts over the time on the linear schedule: how far a flow's mean has gone, and what no schedule explains",
         "Left: the part of the way from prior to data that the mean of a training belief has gone, as a control is given "
         "it. Right: root mean square of what is left, pixel by pixel, over that of the whole way: the geometry's own part.",
@@ -234,8 +222,7 @@ def _chart(out: Path, board: Scoreboard, found: Sequence[Verdict], dataset: str)
     lines = []
 
     def add(name: str, geometry: str, kind: str) -> None:
-        points = board.points(name, "deterministic")
-        lines.append(Line(geometry, kind, {float(nfe): score for nfe, score in points.items()}))
+        lines.append(Line(geometry, kind, board.points(name, "deterministic")))
 
     add("w2", "w2", "flow")
     for verdict in found:
@@ -243,16 +230,18 @@ def _chart(out: Path, board: Scoreboard, found: Sequence[Verdict], dataset: str)
             add(verdict.flow, verdict.geometry, "matched" if verdict.matched else "flow")
             if not verdict.matched:
                 add(verdict.control, verdict.geometry, "control")
-    file = "frechet-against-nfe.png"
-    title = f"{dataset}: geometries, each with its control (deterministic sampler)"
-    kinds = ("flow", "control", "matched")
-    charts.write_chart(out / file, lines, board.floor(), title, _COLOURS, kinds, ("Geometry", "Line"))
-    return Picture(
-        file,
+    return charts.write_chart(
+        out / "frechet-against-nfe.png",
+        lines,
+        board.floor(),
+        f"{dataset}: geometries, each with its control (deterministic sampler)",
+        _COLOURS,
         "Line chart of Fréchet distance against NFE for each geometry and its control; the numbers are in the table",
         "Fréchet distance against network evaluations, deterministic sampler. Full line: the flow on the linear schedule. "
         "Dashed: its control, Wasserstein-2 on the schedule matched to it. Dotted: the flow on the schedule that brings it "
         "nearest to w2, whose control is w2.",
+        styles=("flow", "control", "matched"),
+        headings=("Geometry", "Line"),
     )
 
 
@@ -345,24 +334,14 @@ _READING = Bullets(
 
 
 def pages(out: Path, results: Record, device: torch.device) -> list[Block]:
-    """Write the pictures of the study into its folder; return its report.
-
-    Args:
-        out: Folder with the study's ``cells``.
-        results: Content of its ``results.json``.
-        device: Not used: nothing is sampled.
-
-    Raises:
-        DataError: The images of a cell are missing or corrupt.
-        OutputError: A file cannot be written.
-    """
-    grey, binary, every, dataset = (
-        _part(results, False),
-        _part(results, True),
-        Scoreboard.of(results),
+    """Write the pictures of the study into its folder; return its report. Nothing is sampled."""
+    grey, binary, every = _part(results, False), _part(results, True), Scoreboard.of(results)
+    dataset, found, training, shown = (
         dataset_of(results),
+        verdicts(results),
+        results["config"]["training"],
+        (5, 20, 100),
     )
-    found, training, shown = verdicts(results), results["config"]["training"], (5, 20, 100)
     return [
         Heading(1, f"Geometry or schedule: proximal flows on {dataset}"),
         Paragraph(

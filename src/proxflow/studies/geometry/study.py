@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from proxflow import data, models
+from proxflow._math import bisect
 from proxflow.beliefs import DiagonalGaussian
 from proxflow.config import to_dict
 from proxflow.divergences import (
@@ -221,16 +222,6 @@ def inverse_of(schedule: Schedule) -> Shifted:
     return rising(bisect(reached, wanted, -40, 40) - wanted)
 
 
-def bisect(rise: Callable[[Tensor], Tensor], wanted: Tensor, low: float, high: float) -> Tensor:
-    """Solve rise(u) = wanted for each entry, for a function that rises from ``low`` to ``high``."""
-    below, above = torch.full_like(wanted, low), torch.full_like(wanted, high)
-    for _ in range(80):
-        middle = (below + above) / 2
-        early = rise(middle) < wanted
-        below, above = torch.where(early, middle, below), torch.where(early, above, middle)
-    return middle
-
-
 # Capacity of what a belief between two classes tells of its own pixel -------------------------------------------------
 
 
@@ -326,21 +317,18 @@ def trials_of(setup: Setup[GeometryPreset]) -> dict[str, Trial]:
     """Return every flow of the study with its network and its data, matched schedules included."""
     images, test = setup.images, setup.test
 
-    build = partial(models.build, setup.shape, network=setup.preset.network)
+    classes = binarised(images, TRAINING_SEED)
+    binary, test_binary = _as_images(classes), _as_images(binarised(test, TEST_SEED))
+
+    def build(flow: GPFN | DiscreteBFN) -> Callable[[], models.Model]:
+        return partial(models.build, setup.shape, flow=flow, network=setup.preset.network)
+
     found = {
-        name: Trial(
-            partial(models.build, setup.shape, flow=flow, network=setup.preset.network),
-            images,
-            images,
-            test,
-            named=False,
-        )
+        name: Trial(build(flow), images, images, test, named=False)
         for name, flow in gaussian_flows(matched(setup)).items()
     }
-    classes, test_classes = binarised(images, TRAINING_SEED), binarised(test, TEST_SEED)
-    binary, test_binary = _as_images(classes), _as_images(test_classes)
     for name, flow in simplex_flows().items():
-        found[name] = Trial(partial(build, flow=flow), classes, binary, test_binary, _as_images, named=False)
+        found[name] = Trial(build(flow), classes, binary, test_binary, _as_images, named=False)
     return found
 
 

@@ -16,16 +16,7 @@ from proxflow.samplers import sample
 from proxflow.studies import charts, scoreboard
 from proxflow.studies.charts import Grey, Row, Section
 from proxflow.studies.pages import Block, Bullets, Heading, Paragraph, Picture
-from proxflow.studies.scoreboard import (
-    Claim,
-    Measure,
-    Record,
-    Score,
-    Scoreboard,
-    dataset_of,
-    ratio,
-    sample_counts,
-)
+from proxflow.studies.scoreboard import Claim, Measure, Record, Score, Scoreboard, dataset_of, ratio, sample_counts
 from proxflow.studies.trials import Cell, kept_images
 
 EVALUATIONS = 20
@@ -48,14 +39,7 @@ _RATIO_THRESHOLDS = {"quick": 5.0, "standard": 8.0, "paper": 22.0}
 
 
 def claims(results: Record) -> list[Claim]:
-    """Measure what the experiment is expected to show.
-
-    Args:
-        results: Content of ``results.json``.
-
-    Returns:
-        The claims whose cells are there, in the order of the report.
-    """
+    """Measure what the experiment is expected to show; return the claims whose cells are there."""
     board, preset, found = Scoreboard.of(results), results["config"]["preset"], list[Claim]()
 
     def one(flow: str, sampler: str, nfe: int, score: Score = "frechet") -> Measure:
@@ -149,11 +133,12 @@ _STRIP_SAMPLES, _STRIP_COLUMNS, _ANIMATED = 3, 10, 16
 
 
 def _chart(out: Path, board: Scoreboard, dataset: str) -> Picture:
-    file = "frechet-against-nfe.png"
-    title = f"{dataset}: quality of samples against their cost"
-    charts.write_chart(out / file, charts.lines_of(board), board.floor(), title, _COLOURS)
-    return Picture(
-        file,
+    return charts.write_chart(
+        out / "frechet-against-nfe.png",
+        charts.lines_of(board),
+        board.floor(),
+        f"{dataset}: quality of samples against their cost",
+        _COLOURS,
         "Line chart of Fréchet distance against NFE for each flow and sampler; the numbers are in the table below",
         f"Fréchet distance of {sample_counts(board)} samples against network evaluations, both axes logarithmic. The "
         "dashed line is the distance of as many real images.",
@@ -274,41 +259,20 @@ def evolve(model: Model, sampler: str, count: int, nfe: int, seed: int) -> Evolu
         nfe: Network evaluations.
         seed: Seed of the samples.
     """
-    times: list[float] = []
-    beliefs: list[Grey] = []
-    targets: list[Grey] = []
+    seen: list[tuple[float, Grey, Grey]] = []
 
     def watch(time: float, belief: Belief, target: Belief) -> None:
-        times.append(time)
-        beliefs.append(to_bytes(belief.mean[:count, 0]).cpu().numpy())
-        targets.append(to_bytes(target.mean[:count, 0]).cpu().numpy())
+        mean, predicted = (to_bytes(b.mean[:count, 0]).cpu().numpy() for b in (belief, target))
+        seen.append((time, mean, predicted))
 
-    sample(
-        model.predictor,
-        model.flow,
-        (count, *model.shape),
-        nfe=nfe,
-        sampler=sampler,
-        seed=seed,
-        batch_size=count,
-        watch=watch,
-    )
-    return Evolution(tuple(times), np.stack(beliefs), np.stack(targets))
+    shape = (count, *model.shape)
+    sample(model.predictor, model.flow, shape, nfe=nfe, sampler=sampler, seed=seed, batch_size=count, watch=watch)
+    times, beliefs, targets = zip(*seen, strict=True)
+    return Evolution(times, np.stack(beliefs), np.stack(targets))
 
 
 def pages(out: Path, results: Record, device: torch.device) -> list[Block]:
-    """Write the pictures of the experiment into its folder; return its report.
-
-    Args:
-        out: Folder with the experiment's ``cells`` and ``models``.
-        results: Content of its ``results.json``.
-        device: Where to sample the beliefs that are shown.
-
-    Raises:
-        CheckpointError: A model is missing or corrupt.
-        DataError: The images of a cell are missing or corrupt.
-        OutputError: A file cannot be written.
-    """
+    """Write the pictures of the experiment into its folder; return its report."""
     board, dataset = Scoreboard.of(results), dataset_of(results)
     seed = board.seeds[0]
     trained = {flow: models.load(out / "models" / f"{flow}-seed{seed}", device) for flow in board.flows}

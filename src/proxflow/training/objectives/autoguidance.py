@@ -14,14 +14,13 @@ from torch import Tensor
 
 from proxflow._math import mean_events
 from proxflow.errors import ArgumentError
-from proxflow.examples import Condition, Predict, given
-from proxflow.flows import Flow, draw_times
-from proxflow.random import Generator
-from proxflow.training.objectives.base import gaussian_belief
+from proxflow.examples import Predict
+from proxflow.flows import Flow
+from proxflow.training.objectives.base import Batch, BeliefObjective
 
 
 @dataclass(frozen=True)
-class Autoguidance:
+class Autoguidance(BeliefObjective):
     """A loss that trains a student to predict its teacher's target, guided away from a weak model's prediction.
 
     A weak model errs in the same directions as a better one, and further. So the prediction ĉ of the weak model and the
@@ -55,32 +54,10 @@ class Autoguidance:
         if not 1 <= self.weight < math.inf:
             raise ArgumentError(f"the weight of guidance must be at least 1 and finite, got {self.weight}")
 
-    def loss(
-        self,
-        predict: Predict,
-        x: Tensor,
-        generator: Generator,
-        t: Tensor | None = None,
-        *,
-        condition: Condition | None = None,
-        start: Tensor | None = None,
-    ) -> Tensor:
-        """Return the weighted squared distance to the guided target, (batch,), a mean over coordinates.
-
-        Args:
-            predict: The student.
-            x: Real data (batch, *event), which the beliefs are about.
-            generator: Source of times and noise.
-            t: Times (batch,) in [0, 1]; ``None`` draws them.
-            condition: What the predictions are conditioned on, one row an example.
-            start: Means of given prior draws, (batch, *event); ``None`` draws them.
-
-        Raises:
-            ArgumentError: The flow's beliefs are not Gaussian, or ``x`` is not floating point.
-        """
-        t = draw_times(len(x), generator, x.device) if t is None else t
-        belief = gaussian_belief(self.flow, x, t, generator, "autoguidance", condition, start)
-        student, teacher, weak = (given(p, condition) for p in (predict, self.teacher, self.weak))
+    def score(self, predict: Predict, batch: Batch) -> Tensor:
+        """Return the weighted squared distance of the student ``predict`` to the guided target, (batch,)."""
+        belief, t = batch.beliefs(batch.t), batch.t
+        student, teacher, weak = map(batch.given, (predict, self.teacher, self.weak))
         with torch.no_grad():
             target = torch.lerp(weak(belief, t).mean, teacher(belief, t).mean, self.weight)
         return self.flow.weight(t) * mean_events((student(belief, t).mean - target).square())

@@ -1,15 +1,17 @@
-"""The interface of objectives."""
+"""The interface of objectives, and what those on Gaussian beliefs share."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
-from proxflow.examples import Condition, Predict
-from proxflow.flows import Flow
+from proxflow.examples import Condition, Predict, check_rows, given
+from proxflow.flows import Flow, draw_times
 from proxflow.random import Generator
 
 
@@ -33,22 +35,69 @@ class Objective(Protocol):
         """Return the loss of each example, (batch,); see :meth:`proxflow.Flow.loss`."""
 
 
-def gaussian_belief(
-    flow: Flow[Any],
-    x: Tensor,
-    t: Tensor,
-    generator: Generator,
-    what: str,
-    condition: Condition | None,
-    start: Tensor | None,
-) -> DiagonalGaussian:
-    """Draw a training belief.
+@dataclass(frozen=True)
+class Batch:
+    """The examples of a training step, as :meth:`BeliefObjective.loss` takes them, with times ``t`` (batch,)."""
 
-    Raises:
-        ArgumentError: It is not Gaussian, or ``x`` is not data of the flow; ``what`` names the objective.
-    """
-    flow.check(x)
-    belief = flow.belief(x, t, generator, condition=condition, start=start)
-    if not isinstance(belief, DiagonalGaussian):
-        raise ArgumentError(f"{what} needs Gaussian beliefs, {flow} has {type(belief).__name__}")
-    return belief
+    flow: Flow[Any]
+    x: Tensor
+    t: Tensor
+    generator: Generator
+    condition: Condition | None
+    start: Tensor | None
+
+    def beliefs(self, t: Tensor) -> DiagonalGaussian:
+        """Draw training beliefs at times ``t`` (batch,).
+
+        Raises:
+            ArgumentError: They are not Gaussian.
+        """
+        belief = self.flow.belief(self.x, t, self.generator, condition=self.condition, start=self.start)
+        if not isinstance(belief, DiagonalGaussian):
+            raise ArgumentError(
+                f"a loss on Gaussian beliefs cannot train {self.flow}, which has {type(belief).__name__}"
+            )
+        return belief
+
+    def given(self, predict: Predict) -> Predict:
+        """Return a predictor with the condition filled in."""
+        return given(predict, self.condition)
+
+
+class BeliefObjective(ABC):
+    """A base of objectives on a flow's Gaussian training beliefs: frozen dataclasses whose first field is the flow."""
+
+    flow: Flow[Any]
+
+    def loss(
+        self,
+        predict: Predict,
+        x: Tensor,
+        generator: Generator,
+        t: Tensor | None = None,
+        *,
+        condition: Condition | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of each example, (batch,), a mean over coordinates.
+
+        Args:
+            predict: What is trained, as :meth:`score` takes it.
+            x: Real data (batch, *event), which the beliefs are about.
+            generator: Source of times, noise and all else that is drawn.
+            t: Times (batch,) in [0, 1]; ``None`` draws them.
+            condition: What the predictions are conditioned on, one row an example.
+            start: Means of given prior draws, (batch, *event); ``None`` draws them.
+
+        Raises:
+            ArgumentError: ``x`` is not data of the flow, its beliefs are not Gaussian, there is no condition for each
+                example, or the objective trains another kind of predictor.
+        """
+        self.flow.check(x)
+        check_rows(condition, len(x), "condition")
+        t = draw_times(len(x), generator, x.device) if t is None else t
+        return self.score(predict, Batch(self.flow, x, t, generator, condition, start))
+
+    @abstractmethod
+    def score(self, predict: Predict, batch: Batch) -> Tensor:
+        """Return the loss of each example, (batch,)."""

@@ -18,9 +18,9 @@ from torch.nn import functional
 from proxflow._math import mean_events, over_events
 from proxflow.errors import ArgumentError
 from proxflow.examples import Condition, Predict, given, reads
-from proxflow.flows import Flow, draw_times
+from proxflow.flows import Flow
 from proxflow.random import Generator, rand
-from proxflow.training.objectives.base import gaussian_belief
+from proxflow.training.objectives.base import Batch, BeliefObjective
 
 Part = Literal["student", "critic", "discriminator"]
 
@@ -72,7 +72,7 @@ class StudentAndCritic(nn.Module):
 
 
 @dataclass(frozen=True)
-class DistributionMatching:
+class DistributionMatching(BeliefObjective):
     """A loss that trains a student whose prediction is a draw from the target, not its mean.
 
     Known elsewhere as DMD. Beliefs about the student's draws x̂, at drawn times, should have the law of beliefs about data.
@@ -128,39 +128,21 @@ class DistributionMatching:
         matching = 7.0  # student 1 + 2, critic 1 + 2, teacher 1
         return matching + 6.0 if self.adversarial else matching  # the discriminator reads two
 
-    def loss(
-        self,
-        predict: Predict,
-        x: Tensor,
-        generator: Generator,
-        t: Tensor | None = None,
-        *,
-        condition: Condition | None = None,
-        start: Tensor | None = None,
-    ) -> Tensor:
+    def score(self, predict: Predict, batch: Batch) -> Tensor:
         """Return the loss, (batch,): critic's, discriminator's, and half the squared difference of teacher and critic.
 
         The student's adversarial loss is in the gradient alone: below the draws the gradient of the discriminator's loss is
-        replaced by that of the student's, so that one pass serves both.
-
-        Args:
-            predict: A :class:`StudentAndCritic`, or a module that forwards to one.
-            x: Real data (batch, *event).
-            generator: Source of times and noise.
-            t: Times (batch,) of the beliefs for teacher, critic and discriminator; ``None`` draws them.
-            condition: What the predictions are conditioned on, one row an example.
-            start: Means of given prior draws that the student draws from, (batch, *event); ``None`` draws them.
+        replaced by that of the student's, so that one pass serves both. ``predict`` is a :class:`StudentAndCritic`, or a
+        module that forwards to one; the batch's times are those of the beliefs for teacher, critic and discriminator.
 
         Raises:
-            ArgumentError: The flow's beliefs are not Gaussian, ``x`` is not floating point, or a discriminator is wanted
-                and missing.
+            ArgumentError: A discriminator is wanted and missing.
         """
-        t = draw_times(len(x), generator, x.device) if t is None else t
+        t, generator = batch.t, batch.generator
         chance = rand(t.shape, generator, t.dtype, t.device)
         asked = self.latest * (chance - self.first_share).clamp_min(0) / max(1 - self.first_share, 1e-6)
-        first = gaussian_belief(self.flow, x, asked, generator, "distribution matching", condition, start)
-        predict, teacher = given(predict, condition), given(self.teacher, condition)
-        drawn = predict(first, asked).mean
+        predict, teacher = batch.given(predict), batch.given(self.teacher)
+        drawn = predict(batch.beliefs(asked), asked).mean
 
         seen: list[tuple[Any, Tensor]] = []
 
@@ -176,7 +158,7 @@ class DistributionMatching:
             scale = mean_events((drawn - wanted).abs()).clamp_min(1e-3)
             moved = drawn - (own - wanted) / over_events(scale, drawn)
         matching = following + mean_events((drawn - moved).square()) / 2
-        return matching + self._told_apart(predict, drawn, x, t, generator) if self.adversarial else matching
+        return matching + self._told_apart(predict, drawn, batch.x, t, generator) if self.adversarial else matching
 
     def _told_apart(self, predict: Predict, drawn: Tensor, x: Tensor, t: Tensor, generator: Generator) -> Tensor:
         """Return the discriminator's loss (batch,), whose gradient by the draws is that of the student's loss."""

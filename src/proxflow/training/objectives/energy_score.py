@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from proxflow._math import mean_events
 from proxflow.beliefs import GaussianMixture
 from proxflow.errors import ArgumentError
-from proxflow.examples import Condition, Predict, given, reads
-from proxflow.flows import Flow, draw_times
-from proxflow.random import Generator, randn
-from proxflow.training.objectives.base import gaussian_belief
+from proxflow.examples import Predict, reads
+from proxflow.flows import Flow
+from proxflow.random import randn
+from proxflow.training.objectives.base import Batch, BeliefObjective
 
 
 def energy_score(draws: Tensor, x: Tensor, beta: float = 1.0, repulsion: float = 1.0) -> Tensor:
@@ -67,7 +67,7 @@ def _distance(x: Tensor, y: Tensor, beta: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class EnergyScore:
+class EnergyScore(BeliefObjective):
     """A loss that trains a :class:`proxflow.DrawPredictor` by the energy score of its draws.
 
     Scores are weighted by the flow's weight of squared errors to the power β/2, as errors enter with the power β. The
@@ -102,41 +102,23 @@ class EnergyScore:
         """Network passes for each example of a training step; see :class:`proxflow.Objective`."""
         return 3.0 * self.draws
 
-    def loss(
-        self,
-        predict: Predict,
-        x: Tensor,
-        generator: Generator,
-        t: Tensor | None = None,
-        *,
-        condition: Condition | None = None,
-        start: Tensor | None = None,
-    ) -> Tensor:
+    def score(self, predict: Predict, batch: Batch) -> Tensor:
         """Return the loss of each example, (batch,).
 
-        Args:
-            predict: A :class:`proxflow.DrawPredictor`, or a function of a belief, times (batch,) and standard normal
-                ``noise=`` (batch, m, *event) that returns a mixture whose means are the draws.
-            x: Real data (batch, *event).
-            generator: Source of times, noise and draws.
-            t: Times (batch,) in [0, 1]; ``None`` draws them.
-            condition: What the predictions are conditioned on, one row an example.
-            start: Means of given prior draws, (batch, *event); ``None`` draws them.
+        ``predict`` is a :class:`proxflow.DrawPredictor`, or a function of a belief, times (batch,) and standard normal
+        ``noise=`` (batch, m, *event) that returns a mixture whose means are the draws.
 
         Raises:
-            ArgumentError: The flow's beliefs are not Gaussian, ``x`` is not floating point, or ``predict`` does not draw.
+            ArgumentError: ``predict`` does not draw.
         """
         owner = getattr(predict, "module", predict)  # of several processes, whose module wraps the predictor
         if isinstance(owner, nn.Module) and "noise" not in reads(owner):
             raise ArgumentError(
                 f"the energy score trains predictors that draw, DrawPredictor, not {type(owner).__name__}"
             )
-        if not x.is_floating_point():
-            raise ArgumentError(f"the energy score is of real data (batch, *event), got {x.dtype} {tuple(x.shape)}")
-        t = draw_times(len(x), generator, x.device) if t is None else t
-        belief = gaussian_belief(self.flow, x, t, generator, "the energy score", condition, start)
-        shape = torch.Size([len(x), self.draws, *belief.mean.shape[1:]])
-        noise = randn(shape, generator, belief.mean.dtype, belief.mean.device)
-        predicted: GaussianMixture = given(predict, condition)(belief, t, noise=noise)
-        score = energy_score(predicted.means, x, self.beta, self.repulsion)
+        belief, t = batch.beliefs(batch.t), batch.t
+        shape = torch.Size([len(t), self.draws, *belief.mean.shape[1:]])
+        noise = randn(shape, batch.generator, belief.mean.dtype, belief.mean.device)
+        predicted: GaussianMixture = batch.given(predict)(belief, t, noise=noise)
+        score = energy_score(predicted.means, batch.x, self.beta, self.repulsion)
         return self.flow.weight(t).pow(self.beta / 2) * score

@@ -13,16 +13,16 @@ from proxflow._math import mean_events, over_events
 from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
 from proxflow.examples import Condition, Predict, given, rows
-from proxflow.flows import GPFN, draw_times
+from proxflow.flows import GPFN
 from proxflow.paths import Schedule
-from proxflow.random import Generator, rand
-from proxflow.training.objectives.base import gaussian_belief
+from proxflow.random import rand
+from proxflow.training.objectives.base import Batch, BeliefObjective
 
 Kind = Literal["shortcut", "meanflow", "consistency"]
 
 
 @dataclass(frozen=True)
-class LongStep:
+class LongStep(BeliefObjective):
     """A loss that trains a :class:`proxflow.LongStepPredictor` to return the effective targets of steps of any length.
 
     With Wasserstein-2 a step from time t to s moves the mean z to z + λ (x̂ − z), λ = (τ_s − τ_t)/(1 − τ_t). One step toward
@@ -107,42 +107,23 @@ class LongStep:
         taught = 0.0 if self.teacher is None else self.plain_share if self.kind == "shortcut" else 1.0
         return 3 + far * (2 if self.kind == "shortcut" else 1) + taught
 
-    def loss(
-        self,
-        predict: Predict,
-        x: Tensor,
-        generator: Generator,
-        t: Tensor | None = None,
-        *,
-        condition: Condition | None = None,
-        start: Tensor | None = None,
-    ) -> Tensor:
-        """Return the loss of each example, (batch,).
+    def score(self, predict: Predict, batch: Batch) -> Tensor:
+        """Return the loss of each example, (batch,); steps begin at its time.
 
-        Args:
-            predict: A :class:`proxflow.LongStepPredictor`, or a function of a belief, times (batch,) and ``end=`` (batch,).
-            x: Data (batch, *event).
-            generator: Source of times, noise and ends.
-            t: Times (batch,) in [0, 1) at which steps begin; ``None`` draws them.
-            condition: What the predictions are conditioned on, one row an example.
-            start: Means of given prior draws, (batch, *event); ``None`` draws them.
-
-        Raises:
-            ArgumentError: ``x`` is not floating point.
+        ``predict`` is a :class:`proxflow.LongStepPredictor`, or a function of a belief, times and ``end=``, (batch,) each.
         """
-        t = draw_times(len(x), generator, x.device) if t is None else t
-        belief = gaussian_belief(self.flow, x, t, generator, "long steps", condition, start)
+        belief, x, t, generator, condition = batch.beliefs(batch.t), batch.x, batch.t, batch.generator, batch.condition
         chance, share = rand(torch.Size([len(t), 2]), generator, t.dtype, t.device).unbind(1)
         end = torch.where(chance < self.whole_share, torch.ones_like(t), torch.lerp(t, torch.ones_like(t), share))
 
         plain, far = self._rows(len(x), x.device)
         errors = []
         if len(plain):
-            z, at, data, own = _take(belief, plain), t[plain], x[plain], rows(condition, plain)
+            z, at, data, own = belief.map(lambda a: a[plain]), t[plain], x[plain], rows(condition, plain)
             found = given(predict, own)(z, at, end=at).mean
             errors.append(mean_events((found - self._pull(z, at, data, own)).square()))
         if len(far):
-            z, at, to, data, own = _take(belief, far), t[far], end[far], x[far], rows(condition, far)
+            z, at, to, data, own = belief.map(lambda a: a[far]), t[far], end[far], x[far], rows(condition, far)
             asked = given(predict, own)
             if self.kind == "meanflow":
                 found, wanted = self._differential(asked, z, at, to, self._pull(z, at, data, own))
@@ -162,9 +143,8 @@ class LongStep:
         places: tuple[list[int], list[int]] = ([], [])
         for k in range(number):
             places[int((k + 1) * self.plain_share) == int(k * self.plain_share)].append(k)
-        return torch.tensor(places[0], dtype=torch.int64, device=device), torch.tensor(
-            places[1], dtype=torch.int64, device=device
-        )
+        plain, far = (torch.tensor(part, dtype=torch.int64, device=device) for part in places)
+        return plain, far
 
     @torch.no_grad()
     def _pull(self, belief: DiagonalGaussian, t: Tensor, x: Tensor, condition: Condition | None) -> Tensor:
@@ -207,8 +187,3 @@ class LongStep:
             found, change, *_ = torch.func.jvp(target, (z, t), tangents)
         fraction = over_events(schedule.step(t, end), z)
         return found, torch.lerp(pull, (found + change).detach(), fraction)
-
-
-def _take(belief: Any, rows: Tensor) -> DiagonalGaussian:
-    picked: DiagonalGaussian = belief.map(lambda a: a[rows])
-    return picked
