@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from proxflow.errors import (
     OutputError,
     ProxflowError,
 )
+from proxflow.runtime.escape import terminal
 
 WRONG_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 """Exit statuses: arguments or files are not as expected; the work itself failed; stopped by SIGINT; by SIGTERM."""
@@ -35,6 +37,9 @@ Exit status: 0 done; 1 the work failed; 2 wrong arguments or files; 130 interrup
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, see :func:`proxflow.cli.main`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal in ASCII shows what it lacks as \\u2026, and ends nothing
+            stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words == ["--version"]:
         sys.stdout.write(f"proxflow {proxflow.__version__}\n")
@@ -113,5 +118,5 @@ def _work(options: Any) -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    sys.stderr.write(f"proxflow: {' '.join(message.split())}\n")
+    sys.stderr.write(f"proxflow: {terminal(' '.join(message.split()))}\n")
     return status
