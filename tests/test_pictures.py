@@ -62,14 +62,14 @@ def test_unequal_sizes_are_cut_around_the_middle(tmp_path):
     put(tmp_path / "wide.png", np.concatenate([left, middle, middle, right], axis=1))
     put(tmp_path / "tall.png", np.full((20, 10, 3), 7))
     found = data.read_pictures(tmp_path)
-    assert found.shape == (2, 3, 8, 10)  # the smallest height and the smallest width
+    assert found.shape == (2, 3, 8, 10)  # of two, the lower height and the lower width
     assert found[1, :, 4, 5].tolist() == [0, 255, 0]
     assert found[1, 0, :, 1:].max() == 0  # the ends are cut off, but for the last of 4 columns that 3 of 10 show
     assert data.read_pictures(tmp_path, 5).shape == (2, 3, 5, 5)
     put(tmp_path / "large.png", np.zeros((100, 90)))
     put(tmp_path / "tall.png", np.zeros((200, 100)))
     put(tmp_path / "wide.png", np.zeros((80, 100)))
-    assert data.read_pictures(tmp_path).shape == (3, 1, 64, 72)
+    assert data.read_pictures(tmp_path).shape == (3, 1, 64, 64)  # of medians 100 x 100
 
 
 def test_equal_and_nearly_equal_sizes_have_one_rule(tmp_path):
@@ -77,13 +77,20 @@ def test_equal_and_nearly_equal_sizes_have_one_rule(tmp_path):
         put(tmp_path / f"{index}.png", np.zeros((150, 200)))
     equal = survey(tmp_path)
     assert equal.shape == (1, 64, 85)
-    assert "3 grey pictures of 64 x 85, 0.0 MB in memory, scaled and cut from up to 150 x 200" in equal.describe()
+    assert equal.memory == "0.0 MB in memory"
+    assert ", scaled and cut from up to 150 x 200 (" in equal.scaling
     put(tmp_path / "0.png", np.zeros((150, 199)))
     assert survey(tmp_path).shape == (1, 64, 85)
-    put(tmp_path / "0.png", np.zeros((60, 64)))
-    small = survey(tmp_path)  # small enough to stay
-    assert small.shape == (1, 60, 64)
+    put(tmp_path / "0.png", np.zeros((3, 4)))
+    assert survey(tmp_path).shape == (1, 64, 85)  # one odd picture decides nothing
+    assert "from 3 x 4 to 150 x 200, 1 of them enlarged" in survey(tmp_path).scaling
+    put(tmp_path / "0.png", np.zeros((4000, 3000)))
+    assert survey(tmp_path).shape == (1, 64, 85)
     assert survey(tmp_path, 100).shape == (1, 100, 100)
+    for index in range(3):
+        put(tmp_path / f"{index}.png", np.zeros((60, 64)))
+    assert survey(tmp_path).shape == (1, 60, 64)  # small enough to stay
+    assert survey(tmp_path).scaling == ""
 
 
 def test_what_must_not_be_resized_is_read_as_it_is_or_refused(tmp_path):
@@ -154,7 +161,7 @@ def test_folders_of_training_runs_are_no_data(tmp_path, mark):
     (tmp_path / "run" / mark).write_text("{}")
     found = survey(tmp_path)
     assert found.shape == (1, 4, 4)
-    assert "left out: run, which a training run wrote" in found.describe()
+    assert found.left_out.record == {"folders that proxflow wrote": {"number": 1, "example": "run"}}
 
 
 def spoilt(name, picture):
@@ -224,11 +231,11 @@ def test_the_deepest_picture_sets_the_scale_of_all(tmp_path):
     [
         (
             np.full((4, 4), 1.5, np.float32),
-            r"a\.tif: has real grey levels from 1\.5 to 1\.5; expected 0 \(black\) to 1",
+            r"a\.tif: has real levels from 1\.5 to 1\.5; expected 0 \(black\) to 1",
         ),
-        (np.full((4, 4), np.nan, np.float32), r"a\.tif: has real grey levels from nan"),
-        (np.full((4, 4), -1, np.int32), r"a\.tif: has grey levels from -1 to -1; expected 0 to 65535"),
-        (np.full((4, 4), 70000, np.int32), r"a\.tif: has grey levels from 70000"),
+        (np.full((4, 4), np.nan, np.float32), r"a\.tif: has real levels from nan"),
+        (np.full((4, 4), -1, np.int32), r"a\.tif: has levels from -1 to -1; expected 0 to 65535"),
+        (np.full((4, 4), 70000, np.int32), r"a\.tif: has levels from 70000"),
     ],
 )
 def test_levels_without_a_rule_are_refused_by_name(tmp_path, levels, message):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from proxflow.data.kinds import Kind, Loaded, Picture
+    from proxflow.data.kinds import Kind, Loaded
     from proxflow.flows import Flow
     from proxflow.models import Model
 
@@ -135,6 +135,7 @@ def run(options: Train, device: torch.device) -> None:
     import torch
 
     from proxflow import models
+    from proxflow.data.image_files import write_png
     from proxflow.examples import Examples, reads, rows
     from proxflow.predictors import Predictor
     from proxflow.runtime.checkpoints import digest
@@ -190,6 +191,7 @@ def run(options: Train, device: torch.device) -> None:
     provenance = {
         "data": f"{len(examples)} {kind.examples_word} of {options.data}",
         "held_out": 0 if held_out is None else len(held_out),
+        **({"read": dict(loaded.record)} if loaded.record else {}),
         "training": to_dict(training),
         **origin(device),
         **({} if teacher is None else {"teacher": options.teacher, "method": method}),
@@ -218,7 +220,7 @@ def run(options: Train, device: torch.device) -> None:
             picture = kind.preview(drawn)
             with first_alone() as writing:
                 if writing:
-                    _write_picture(writable_folder(out / "samples") / f"step-{step:08d}.png", picture)
+                    write_png(writable_folder(out / "samples") / f"step-{step:08d}.png", picture)
             if board is not None:
                 board.picture("samples", picture, step)
         if not sys.stderr.isatty():  # where no bar shows it
@@ -262,7 +264,9 @@ def _loaded(options: Train) -> Loaded:
     settings: dict[str, Any] = {} if options.size is None else {"size": options.size}
     kind = kind_of_source(options.data, options.kind)
     takes = inspect.signature(kind.read).parameters.values()
-    if settings and not any(p.name == "size" or p.kind is p.VAR_KEYWORD for p in takes):
+    if any(p.name == "exclude" for p in takes):
+        settings["exclude"] = options.out  # which may lie in the folder that is read
+    if options.size is not None and not any(p.name == "size" or p.kind is p.VAR_KEYWORD for p in takes):
         raise ArgumentError(f"--size is for folders of pictures; {options.data} is read as {kind.examples_word}")
     return kind.read(options.data, held_out=options.held_out, seed=options.training.seed, **settings)
 
@@ -319,12 +323,3 @@ def _flow(options: Train, flow: str) -> str | Flow[Any]:
     if coupling is not None and hasattr(coupling, "check"):
         coupling.check()  # what it needs may not be installed
     return replace(made, **changes) if changes else flow
-
-
-def _write_picture(path: Path, picture: Picture) -> None:
-    from PIL import Image
-
-    from proxflow.runtime.files import write_atomically
-
-    image = Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture)
-    write_atomically(path, image.save)
