@@ -424,7 +424,7 @@ def test_the_only_array_of_pictures_needs_no_name(tmp_path, arrays, images, labe
 def test_other_arrays_are_counted_and_two_of_pictures_refused(tmp_path):
     loaded = Image.read(npz(tmp_path / "a.npz", images=grey(), masks=grey(), note=np.zeros(3)))
     assert loaded.record["left_out"] == {"arrays of other names": {"number": 2, "example": "masks"}}
-    assert "left out: 2 arrays of other names (as masks)" in loaded.notes[0]
+    assert "left out: arrays of other names: 2 (as masks)" in loaded.notes[0]
     with pytest.raises(DataError, match='expected the key "images", found x_train, x_test'):
         Image.read(npz(tmp_path / "b.npz", x_train=grey(), x_test=grey()))
 

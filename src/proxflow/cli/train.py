@@ -58,7 +58,7 @@ class Train:
         out: Folder for the model, its checkpoints, the log (log.jsonl) and pictures drawn on the way (samples).
         data: What to learn. Images: mnist; fashion-mnist, which Debian's package dataset-fashion-mnist installs; a folder
             of IDX files named as theirs; a folder of pictures (PNG, JPEG, WebP, BMP, TIFF) of any size, grey or colour,
-            with folders in it or not; or an .npz file with key "images", uint8, N x H x W x C. Rows of numbers: a file
+            with folders in it or not; or a file .npz or .npy of images, N x H x W x C. Rows of numbers: a file
             .npy, .npz or .csv.
         kind: What kind of data they are, where that is not plain.
         size: Side of the squares that the pictures of a folder are brought to, by scaling and cutting out the middle.

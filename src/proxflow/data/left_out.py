@@ -24,7 +24,7 @@ class LeftOut:
     @property
     def text(self) -> str:
         """Say in words what was left out."""
-        said = (f"{number} {reason} (as {example})" for reason, (number, example) in self.found.items())
+        said = (f"{reason}: {number} (as {example})" for reason, (number, example) in self.found.items())
         return ", ".join(said) or "nothing"
 
     @property
