@@ -186,7 +186,7 @@ def fails_at(monkeypatch, owner, name, call, code):
     ("owner", "name", "call"),
     [
         (Path, "mkdir", 1),
-        (Path, "write_bytes", 1),
+        (os, "open", 1),
         (checkpoints, "save_file", 1),
         (os, "fsync", 1),
         (os, "fsync", 3),

@@ -227,7 +227,7 @@ def test_an_absurd_declared_size_allocates_nothing(tmp_path: Path, suffix: str) 
     path = tmp_path / f"file{suffix}"
     content = GOOD[:4] + struct.pack(">3I", *[2**32 - 1] * 3) + b"few"
     path.write_bytes({"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}[suffix](content))
-    with pytest.raises(DataError, match="has 3 bytes after its header"):
+    with pytest.raises(DataError, match="would unpack to .*damaged" if suffix else "has 3 bytes after its header"):
         read_idx(path, 3)
 
 

@@ -206,8 +206,8 @@ def test_labels_travel_with_their_images(tmp_path):
     for part in (loaded.train, loaded.held_out):
         assert part.condition.dtype == torch.int64
         assert torch.equal(part.x[:, 0, 0, 0].long(), part.condition)
-    assert loaded.kind.classes == 20
-    assert Image.read(npz(tmp_path / "b.npz", images=pixels)).kind.classes == 0
+    assert loaded.kind.classes == tuple(map(str, range(20)))
+    assert Image.read(npz(tmp_path / "b.npz", images=pixels)).kind.classes == ()
     for labels, message in (
         (np.arange(20) - 1, "below 0"),
         (np.zeros(20), "float64"),
@@ -265,6 +265,179 @@ def test_a_folder_of_pictures_says_what_is_read(tmp_path):
 def test_other_kinds_of_images_are_refused(shape, classes):
     with pytest.raises(ArgumentError, match=r"images have a shape|at least 0"):
         Image(shape, classes)
+
+
+# Classes, layouts and levels ------------------------------------------------------------------------------------------
+
+
+def grey(number=12, sides=(8, 8), seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (number, *sides), dtype=np.uint8)
+
+
+def test_folders_of_folders_are_classes(tmp_path):
+    for place, level in (("cats/1.png", 10), ("dogs/2.png", 20), ("cats/more/3.png", 30), ("ants/4.png", 40)):
+        path = tmp_path / "in" / "data" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image_files.write_png(path, np.full((4, 4, 1), level, np.uint8), "by hand")
+    loaded = Image.read(str(tmp_path / "in"), held_out=0)  # the folder "data" holds all of them, so it is no class
+    assert loaded.kind.classes == ("ants", "cats", "dogs")
+    names = {
+        int(x[0, 0, 0]): loaded.kind.classes[int(c)]
+        for x, c in zip(loaded.train.x, loaded.train.condition, strict=True)
+    }
+    assert names == {10: "cats", 20: "dogs", 30: "cats", 40: "ants"}
+    assert "4 grey pictures of 4 x 4" in loaded.notes[0]
+    assert "3 classes (ants, cats, dogs)" in loaded.notes[0]
+    image_files.write_png(tmp_path / "in" / "data" / "5.png", np.zeros((4, 4, 1), np.uint8), "by hand")
+    assert Image.read(str(tmp_path / "in"), held_out=0).train.condition is None  # one belongs to none
+
+
+def test_one_folder_is_no_class(tmp_path):
+    (tmp_path / "a").mkdir()
+    image_files.write(tmp_path / "a", np.zeros((3, 4, 4, 1), np.uint8))
+    loaded = Image.read(str(tmp_path))
+    assert loaded.train.condition is None
+    assert loaded.kind.classes == ()
+    assert "no classes" in loaded.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "places"),
+    [
+        (np.array([3, 7, 3, 9]), ("3", "7", "9"), [0, 1, 0, 2]),
+        (np.array([3, 7, 3, 9], np.uint8), ("3", "7", "9"), [0, 1, 0, 2]),
+        (np.array(["b", "a", "b", "ä"]), ("a", "b", "ä"), [1, 0, 1, 2]),
+        (np.array([b"b", b"a", b"b", b"c"]), ("a", "b", "c"), [1, 0, 1, 2]),
+        (np.array(["a\n", "b", "b", "b"]), (r"a\n", "b"), [0, 1, 1, 1]),
+    ],
+)
+def test_labels_of_any_kind_are_classes_by_name(tmp_path, labels, names, places):
+    loaded = Image.read(npz(tmp_path / "a.npz", images=grey(4), labels=labels), held_out=0)
+    assert loaded.kind.classes == names
+    assert loaded.train.condition.tolist() == places
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [np.zeros(3, int), np.zeros((4, 2), int), np.zeros(4), np.array([1, -1, 0, 0]), np.array([{}] * 4, object)],
+)
+def test_labels_that_are_none_are_refused(tmp_path, labels):
+    np.savez(tmp_path / "a.npz", images=grey(4), labels=labels, allow_pickle=True)
+    with pytest.raises(DataError, match=r"one for each|below 0|Python objects"):
+        Image.read(str(tmp_path / "a.npz"))
+
+
+def test_idx_folders_have_classes_and_refuse_half_of_them(tmp_path):
+    def idx(name, array):
+        header = bytes((0, 0, 8, array.ndim)) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+        (tmp_path / name).write_bytes(header + array.tobytes())
+
+    idx("train-images-idx3-ubyte", grey(4))
+    idx("train-labels-idx1-ubyte", np.array([5, 2, 2, 5], np.uint8))
+    idx("t10k-images-idx3-ubyte", grey(3))
+    with pytest.raises(DataError, match="only one of training and test images has labels"):
+        Image.read(str(tmp_path))
+    idx("t10k-labels-idx1-ubyte", np.array([2, 9, 5], np.uint8))
+    loaded = Image.read(str(tmp_path))
+    assert loaded.kind.classes == ("2", "5", "9")
+    assert loaded.train.condition.tolist() == [1, 0, 0, 1]
+    assert loaded.held_out.condition.tolist() == [0, 2, 1]
+    idx("t10k-labels-idx1-ubyte", np.array([2, 9], np.uint8))
+    with pytest.raises(DataError, match="3 images but 2 labels"):
+        Image.read(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "names", [("a", "a"), ("",), ("a\n",), ("x" * 256,), ("\udce9",), tuple(map(str, range(2**16 + 1)))]
+)
+def test_names_of_classes_are_bounded_and_printable(names):
+    with pytest.raises(ArgumentError, match="class"):
+        Image((1, 8, 8), names)
+
+
+LEVELS = np.array([[0, 1], [7, 250]])
+STORED = [
+    (LEVELS.astype(np.uint8), LEVELS),
+    (LEVELS.astype(np.int64), LEVELS),
+    (LEVELS.astype(np.float32), LEVELS),
+    (LEVELS.astype(">u2"), LEVELS),
+    (LEVELS.astype(np.uint16) * 16, LEVELS),  # 12 bits
+    (LEVELS.astype(np.uint16) * 256, LEVELS),
+    (LEVELS.astype(np.float64) * 256, LEVELS),
+    (LEVELS / 255, LEVELS),
+    ((LEVELS / 255).astype(np.float32), LEVELS),
+    ((LEVELS / 255).astype(np.float16), LEVELS),
+    (LEVELS / 127.5 - 1, LEVELS),
+    ((LEVELS / 127.5 - 1).astype(">f4"), LEVELS),
+    (LEVELS + 0.25, LEVELS),
+    (LEVELS > 5, 255 * (LEVELS > 5)),
+]
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.npy"])
+@pytest.mark.parametrize(("stored", "expected"), STORED, ids=[f"{a.dtype}-{a.max()}" for a, _ in STORED])
+def test_levels_of_every_type_become_bytes_by_one_rule(tmp_path, name, stored, expected):
+    pixels = np.stack([stored, stored[::-1]])
+    (np.save if name == "a.npy" else np.savez)(tmp_path / name, **{"arr" if name == "a.npy" else "images": pixels})
+    loaded = kind_of_source(str(tmp_path / name)).read(str(tmp_path / name), held_out=0)
+    assert loaded.kind == Image((1, 2, 2))
+    assert loaded.train.x[:, 0].tolist() == [expected.tolist(), expected[::-1].tolist()]
+    assert "evels" in loaded.record["levels"] or "false and true" in loaded.record["levels"]
+    assert loaded.record["levels"] in loaded.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        (np.array([-2.1, 2.6]), r"has real levels from -2\.1 to 2\.6; expected 0 \(black\) to 1"),
+        (np.array([0.0, 1.7]), "expected 0"),
+        (np.array([0.0, np.nan]), "expected finite numbers"),
+        (np.array([0.0, np.inf]), "expected finite numbers"),
+        (np.array([-1, 200]), "has levels from -1 to 200; expected 0 to 65535"),
+        (np.array([0, 70000]), "expected 0 to 65535"),
+        (np.array([0, 1j]), "is complex128"),
+        (np.array(["a", "b"]), "expected levels as uint8"),
+    ],
+)
+def test_levels_of_arrays_without_a_rule_are_refused(tmp_path, levels, message):
+    with pytest.raises(DataError, match=message):
+        Image.read(npz(tmp_path / "a.npz", images=np.tile(levels, (6, 5, 4))))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "images", "labels"),
+    [
+        ({"arr_0": grey(), "arr_1": np.arange(12) % 2}, "arr_0", "arr_1"),  # as diffusion models' scripts write them
+        ({"x": grey()[..., None], "labels": np.arange(12) % 3}, "x", "labels"),
+        ({"data": grey()}, "data", None),
+    ],
+)
+def test_the_only_array_of_pictures_needs_no_name(tmp_path, arrays, images, labels):
+    loaded = Image.read(npz(tmp_path / "a.npz", **arrays), held_out=0)
+    assert kind_of_source(str(tmp_path / "a.npz")) is Image
+    assert (loaded.train.x.numpy().reshape(12, 8, 8) == arrays[images].reshape(12, 8, 8)).all()
+    found = loaded.train.condition
+    assert (found is None) == (labels is None)
+    assert labels is None or found.tolist() == arrays[labels].tolist()
+
+
+def test_other_arrays_are_counted_and_two_of_pictures_refused(tmp_path):
+    loaded = Image.read(npz(tmp_path / "a.npz", images=grey(), masks=grey(), note=np.zeros(3)))
+    assert loaded.record["left_out"] == {"arrays of other names": {"number": 2, "example": "masks"}}
+    assert "left out: arrays of other names: 2 (as masks)" in loaded.notes[0]
+    with pytest.raises(DataError, match='expected the key "images", found x_train, x_test'):
+        Image.read(npz(tmp_path / "b.npz", x_train=grey(), x_test=grey()))
+
+
+@pytest.mark.parametrize("shape", [(12, 8, 3), (12, 8, 1), (12, 8, 4), (12,), (12, 0, 4), (2, 3, 4, 5, 6)])
+def test_arrays_that_may_be_one_picture_are_refused(tmp_path, shape):
+    with pytest.raises(DataError, match=r"expected uint8 of shape \(number, height, width, channels\)"):
+        Image.read(npz(tmp_path / "a.npz", images=np.zeros(shape, np.uint8)))
+
+
+def test_no_model_is_built_of_what_could_not_be_loaded():
+    with pytest.raises(ArgumentError, match="larger than any use"):
+        proxflow.build((1, 2**16, 2**15), network="unet:channels=8,multipliers=1")
 
 
 # Vectors --------------------------------------------------------------------------------------------------------------
@@ -398,7 +571,7 @@ def test_text_of_another_encoding_or_no_text_is_refused(tmp_path):
         (np.array([["1", "2"]]), "<U1"),
         (
             np.array([[{}, 1]]),
-            "is no intact .np[yz] file, or holds Python objects, which are not read$",
+            "(is no intact .npy file|.x. is no intact array), or holds Python objects, which are not read$",
         ),  # would need a pickle
         (np.zeros((2, 2), [("a", float)]), "expected real numbers"),
         (np.array([[1.0, 2.0], [3.0, np.nan]]), r"nan at \[1, 1\]"),

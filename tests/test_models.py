@@ -156,7 +156,10 @@ def test_a_file_gives_the_model_back(tmp_path, predictor):
     assert torch.equal(model.sample(2, nfe=3, decode=False), again.sample(2, nfe=3, decode=False))
     content = json.loads((tmp_path / "config.json").read_text())
     assert content["format"] == 2
-    assert content["data"] == {"kind": "image", "shape": [1, 8, 8], "classes": 10}
+    assert content["data"] == {"kind": "image", "shape": [1, 8, 8], "classes": list("0123456789")}
+    earlier = {**content, "data": {**content["data"], "classes": 10}}
+    (tmp_path / "config.json").write_text(json.dumps(earlier))
+    assert load(tmp_path).data == again.data
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import struct
 
 import numpy as np
@@ -62,14 +63,14 @@ def test_unequal_sizes_are_cut_around_the_middle(tmp_path):
     put(tmp_path / "wide.png", np.concatenate([left, middle, middle, right], axis=1))
     put(tmp_path / "tall.png", np.full((20, 10, 3), 7))
     found = data.read_pictures(tmp_path)
-    assert found.shape == (2, 3, 8, 10)  # the smallest height and the smallest width
+    assert found.shape == (2, 3, 8, 10)  # of two, the lower height and the lower width
     assert found[1, :, 4, 5].tolist() == [0, 255, 0]
     assert found[1, 0, :, 1:].max() == 0  # the ends are cut off, but for the last of 4 columns that 3 of 10 show
     assert data.read_pictures(tmp_path, 5).shape == (2, 3, 5, 5)
     put(tmp_path / "large.png", np.zeros((100, 90)))
     put(tmp_path / "tall.png", np.zeros((200, 100)))
     put(tmp_path / "wide.png", np.zeros((80, 100)))
-    assert data.read_pictures(tmp_path).shape == (3, 1, 64, 72)
+    assert data.read_pictures(tmp_path).shape == (3, 1, 64, 64)  # of medians 100 x 100
 
 
 def test_equal_and_nearly_equal_sizes_have_one_rule(tmp_path):
@@ -77,13 +78,20 @@ def test_equal_and_nearly_equal_sizes_have_one_rule(tmp_path):
         put(tmp_path / f"{index}.png", np.zeros((150, 200)))
     equal = survey(tmp_path)
     assert equal.shape == (1, 64, 85)
-    assert "3 grey pictures of 64 x 85, 0.0 MB in memory, scaled and cut from up to 150 x 200" in equal.describe()
+    assert equal.memory == "0.0 MB in memory"
+    assert ", scaled and cut from up to 150 x 200 (" in equal.scaling
     put(tmp_path / "0.png", np.zeros((150, 199)))
     assert survey(tmp_path).shape == (1, 64, 85)
-    put(tmp_path / "0.png", np.zeros((60, 64)))
-    small = survey(tmp_path)  # small enough to stay
-    assert small.shape == (1, 60, 64)
+    put(tmp_path / "0.png", np.zeros((3, 4)))
+    assert survey(tmp_path).shape == (1, 64, 85)  # one odd picture decides nothing
+    assert "from 3 x 4 to 150 x 200, 1 of them enlarged" in survey(tmp_path).scaling
+    put(tmp_path / "0.png", np.zeros((4000, 3000)))
+    assert survey(tmp_path).shape == (1, 64, 85)
     assert survey(tmp_path, 100).shape == (1, 100, 100)
+    for index in range(3):
+        put(tmp_path / f"{index}.png", np.zeros((60, 64)))
+    assert survey(tmp_path).shape == (1, 60, 64)  # small enough to stay
+    assert survey(tmp_path).scaling == ""
 
 
 def test_what_must_not_be_resized_is_read_as_it_is_or_refused(tmp_path):
@@ -154,7 +162,7 @@ def test_folders_of_training_runs_are_no_data(tmp_path, mark):
     (tmp_path / "run" / mark).write_text("{}")
     found = survey(tmp_path)
     assert found.shape == (1, 4, 4)
-    assert "left out: run, which a training run wrote" in found.describe()
+    assert found.left_out.record == {"folders that proxflow wrote": {"number": 1, "example": "run"}}
 
 
 def spoilt(name, picture):
@@ -224,11 +232,11 @@ def test_the_deepest_picture_sets_the_scale_of_all(tmp_path):
     [
         (
             np.full((4, 4), 1.5, np.float32),
-            r"a\.tif: has real grey levels from 1\.5 to 1\.5; expected 0 \(black\) to 1",
+            r"a\.tif: has real levels from 1\.5 to 1\.5; expected 0 \(black\) to 1",
         ),
-        (np.full((4, 4), np.nan, np.float32), r"a\.tif: has real grey levels from nan"),
-        (np.full((4, 4), -1, np.int32), r"a\.tif: has grey levels from -1 to -1; expected 0 to 65535"),
-        (np.full((4, 4), 70000, np.int32), r"a\.tif: has grey levels from 70000"),
+        (np.full((4, 4), np.nan, np.float32), r"a\.tif: has real levels from nan"),
+        (np.full((4, 4), -1, np.int32), r"a\.tif: has levels from -1 to -1; expected 0 to 65535"),
+        (np.full((4, 4), 70000, np.int32), r"a\.tif: has levels from 70000"),
     ],
 )
 def test_levels_without_a_rule_are_refused_by_name(tmp_path, levels, message):
@@ -284,3 +292,158 @@ def test_what_cannot_be_held_out_or_resized_is_refused(tmp_path, capsys):
     assert main(["train", "--out", str(tmp_path / "run"), "--size", "8", *TINY]) == 2
     assert "size is for folders of pictures" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+# What is left out, and what is read again --------------------------------------------------------------------------------
+
+
+def left(folder, **told):
+    return {reason: (n["number"], n["example"]) for reason, n in survey(folder, **told).left_out.record.items()}
+
+
+def test_what_is_left_out_is_counted_by_reason(tmp_path):
+    put(tmp_path / "a.png", np.zeros((4, 4)))
+    (tmp_path / "notes.txt").write_text("none")
+    (tmp_path / "b.gif").write_bytes(b"GIF89a")
+    put(tmp_path / ".hidden.png", np.zeros((4, 4)))
+    put(tmp_path / ".cache" / "b.png", np.zeros((4, 4)))
+    put(tmp_path / "run" / "samples" / "c.png", np.zeros((4, 4)))
+    (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "run" / "cells").mkdir()  # as an experiment leaves it
+    os.symlink("a.png", tmp_path / "link.png")
+    os.symlink(tmp_path, tmp_path / "around")
+    pages = [Image.fromarray(np.full((4, 4), k, np.uint8)) for k in range(3)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    assert left(tmp_path) == {
+        "files of other kinds": (2, "b.gif"),
+        "hidden files": (1, ".hidden.png"),
+        "hidden folders": (1, ".cache"),
+        "folders that proxflow wrote": (1, "run"),
+        "links to what is read already": (2, "around"),
+        "further pictures within files": (2, "pages.tif"),
+    }
+    assert len(data.read_pictures(tmp_path)) == 2
+
+
+def test_two_links_to_one_folder_are_read_once(tmp_path):
+    put(tmp_path / "real" / "1.png", np.zeros((4, 4)))
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        os.symlink(tmp_path / "real", tmp_path / "in" / name)
+    assert len(data.read_pictures(tmp_path / "in")) == 1
+    assert left(tmp_path / "in") == {"links to what is read already": (1, "b")}
+
+
+def test_the_output_folder_is_no_data(tmp_path):
+    put(tmp_path / "a.png", np.zeros((4, 4)))
+    put(tmp_path / "deep" / "runs" / "x" / "b.png", np.zeros((40, 40)))
+    out = tmp_path / "deep" / "runs" / "x"
+    assert left(tmp_path, exclude=out) == {"places for the output": (1, "deep/runs/x")}
+    assert survey(tmp_path, exclude=out).shape == (1, 4, 4)
+    os.symlink(out, tmp_path / "again")  # another way there
+    assert len(survey(tmp_path, exclude=out).paths) == 1
+    assert len(survey(tmp_path, exclude=tmp_path).paths) == 2  # the folder itself may hold both
+
+
+def test_what_this_library_drew_is_no_data_beside_other_pictures(tmp_path):
+    from proxflow.data import image_files
+
+    chance = np.random.default_rng(0)
+    drawn = chance.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    image_files.write(tmp_path / "drawn", drawn)
+    image_files.write(tmp_path / "samples.png", drawn)
+    assert (
+        data.read_pictures(tmp_path).numpy() == drawn.transpose(0, 3, 1, 2)
+    ).all()  # asked for alone, without the grid
+    assert left(tmp_path) == {"grids and charts that proxflow drew": (1, "samples.png")}
+    put(tmp_path / "mine.png", chance.integers(0, 256, (8, 8, 3)))
+    assert len(data.read_pictures(tmp_path)) == 1
+    assert left(tmp_path)["samples that proxflow drew"] == (5, "drawn/00000.png")
+    (tmp_path / "mine.png").unlink()
+    shutil.rmtree(tmp_path / "drawn")
+    with pytest.raises(DataError, match=r"holds no pictures .* left out: grids and charts that proxflow drew: 1"):
+        data.read_pictures(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "device"])
+def test_pictures_that_are_no_files_are_refused_by_name(tmp_path, what):
+    put(tmp_path / "b.png", np.zeros((4, 4)))
+    if what == "folder":
+        (tmp_path / "a.png").mkdir()
+        assert len(data.read_pictures(tmp_path)) == 1  # a folder of pictures may have any name
+        return
+    os.mkfifo(tmp_path / "a.png") if what == "pipe" else os.symlink("/dev/zero", tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: cannot be read \(it is a .*, not a plain file\)"):
+        data.read_pictures(tmp_path)
+
+
+GREY, COLOUR = (np.random.default_rng(3).integers(0, 256, s, dtype=np.uint8) for s in ((16, 12), (16, 12, 3)))
+FORMS = {
+    "png": (GREY, ".png", {}),
+    "bmp": (GREY, ".bmp", {}),
+    "tiff": (GREY, ".tif", {}),
+    "packed tiff": (GREY, ".tiff", {"compression": "tiff_lzw"}),
+    "webp": (COLOUR, ".webp", {"lossless": True}),
+    "colour png": (COLOUR, ".png", {}),
+    "colour tiff": (COLOUR, ".tif", {"compression": "tiff_deflate"}),
+    "colour bmp": (COLOUR, ".bmp", {}),
+    "two levels": ((GREY > 99), ".png", {}),
+    "16 bits": (GREY.astype(np.uint16) * 256, ".png", {}),
+    "12 bits": (GREY.astype(np.uint16) * 16, ".tif", {}),
+    "big endian": (GREY.astype(">u2") * 256, ".tif", {}),
+    "32 bits": (GREY.astype(np.int32), ".tif", {}),
+    "real": ((GREY / 255).astype(np.float32), ".tif", {}),
+    "signed real": ((GREY / 127.5 - 1).astype(np.float32), ".tif", {}),
+    "real bytes": (GREY.astype(np.float32), ".tif", {}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_read_written_and_read_again_is_the_same(tmp_path, form):
+    pixels, ending, words = FORMS[form]
+    (tmp_path / "in").mkdir()
+    big = pixels.dtype.str == ">u2"
+    picture = Image.frombytes("I;16B", (12, 16), pixels.tobytes()) if big else Image.fromarray(pixels)
+    picture.save(tmp_path / "in" / f"a{ending}", **words)
+    from proxflow.data.kinds.image import Image as Kind
+
+    first = Kind.read(str(tmp_path / "in"), held_out=0)
+    expected = GREY if pixels.ndim == 2 and pixels.dtype != bool else pixels * (255 if pixels.dtype == bool else 1)
+    assert (first.train.x[0].permute(1, 2, 0).numpy().squeeze() == expected).all()
+    for out in ("again", "again.npz"):
+        first.kind.write(tmp_path / out, first.train.x)
+        again = Kind.read(str(tmp_path / out), held_out=0)
+        assert torch.equal(again.train.x, first.train.x)
+        assert again.kind == first.kind
+
+
+def test_real_levels_have_one_rule_for_the_folder(tmp_path):
+    for name, level in (("a", 0.5), ("b", -1.0)):
+        Image.fromarray(np.full((4, 4), level, np.float32)).save(tmp_path / f"{name}.tif")
+    assert data.read_pictures(tmp_path)[:, 0, 0, 0].tolist() == [191, 0]  # of -1 to 1, as one of them is below 0
+    Image.fromarray(np.full((4, 4), 200.5, np.float32)).save(tmp_path / "b.tif")
+    Image.fromarray(np.full((4, 4), 100.5, np.float32)).save(tmp_path / "a.tif")
+    assert data.read_pictures(tmp_path)[:, 0, 0, 0].tolist() == [100, 200]
+
+
+def test_a_run_says_what_it_reads_and_its_model_remembers(tmp_path, capsys):
+    for index in range(12):
+        put(tmp_path / "own" / "ab"[index % 2] / f"{index}.png", np.full((8, 8), 20 * index))
+    (tmp_path / "own" / "notes.txt").write_text("none")
+    words = ["train", "--data", str(tmp_path / "own"), "--out", str(tmp_path / "own" / "run"), *TINY, "--steps", "1"]
+    assert main(words) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert "12 grey pictures of 8 x 8, 0.0 MB in memory; 2 classes (a, b); levels 0 to 220; left out: " in first
+    assert first.endswith("left out: files of other kinds: 1 (as notes.txt)")
+    config = json.loads((tmp_path / "own" / "run" / "config.json").read_text())
+    assert config["data"]["classes"] == ["a", "b"]
+    assert config["provenance"]["read"] == {
+        "pictures": 12,
+        "classes": 2,
+        "levels": "levels 0 to 220",
+        "left_out": {"files of other kinds": {"number": 1, "example": "notes.txt"}},
+    }
+    # Its output lies in the data, and is not read: the same command goes on, and another run reads the same.
+    assert main(words) == 0
+    assert main([*words[:4], str(tmp_path / "own" / "other"), *words[5:]]) == 0
+    assert "12 grey pictures of 8 x 8" in capsys.readouterr().out

@@ -62,11 +62,15 @@ class TrainingOptions(TrainingConfig):
 
 
 def say(line: str) -> None:
-    """Print a line at once, also into a file or pipe; of several processes, the first one does."""
+    """Print a line at once, also into a file or pipe; of several processes, the first one does.
+
+    What a terminal would obey is escaped, see :func:`proxflow.runtime.escape.terminal`.
+    """
+    from proxflow.runtime.escape import terminal
     from proxflow.runtime.processes import Processes
 
     if Processes.current().first:
-        sys.stdout.write(line + "\n")
+        sys.stdout.write(terminal(line) + "\n")
         sys.stdout.flush()
 
 
@@ -176,12 +180,15 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Se
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text as Plain
+
+    from proxflow.runtime.escape import terminal
 
     table = Table(box=box.SIMPLE_HEAD)
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in left else "right")
+        table.add_column(Plain(terminal(heading)), justify="left" if heading in left else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Plain(terminal(entry)) for entry in row))
     Console(file=sys.stdout, highlight=False, width=100).print(table)
 
 

@@ -18,6 +18,7 @@ from proxflow.errors import (
     OutputError,
     ProxflowError,
 )
+from proxflow.runtime.escape import terminal
 
 WRONG_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 """Exit statuses: arguments or files are not as expected; the work itself failed; stopped by SIGINT; by SIGTERM."""
@@ -38,10 +39,10 @@ Exit status: 0 done; 1 the work failed; 2 wrong arguments or files; 130 interrup
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, see :func:`proxflow.cli.main`."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign shows its code, and the work goes on
-        if isinstance(stream, io.TextIOWrapper):
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal in ASCII shows what it lacks as \\u2026, and ends nothing
             stream.reconfigure(errors="backslashreplace")
+    words = sys.argv[1:] if arguments is None else list(arguments)
     stopped = "give the same command again to go on" if words[:1] and words[0] in _GO_ON else "nothing was written"
     if words == ["--version"]:
         sys.stdout.write(f"proxflow {proxflow.__version__}\n")
@@ -120,5 +121,5 @@ def _work(options: Any) -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    sys.stderr.write(f"proxflow: {' '.join(message.split())}\n")
+    sys.stderr.write(f"proxflow: {terminal(' '.join(message.split()))}\n")
     return status

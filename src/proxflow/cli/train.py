@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from proxflow.data.kinds import Kind, Loaded, Picture
+    from proxflow.data.kinds import Kind, Loaded
     from proxflow.flows import Flow
     from proxflow.models import Model
 
@@ -61,7 +61,7 @@ class Train:
         out: Folder for the model, its checkpoints, the log (log.jsonl) and pictures drawn on the way (samples).
         data: What to learn. Images: mnist; fashion-mnist, which Debian's package dataset-fashion-mnist installs; a folder
             of IDX files named as theirs; a folder of pictures (PNG, JPEG, WebP, BMP, TIFF) of any size, grey or colour,
-            with folders in it or not; or an .npz file with key "images", uint8, N x H x W x C. Rows of numbers: a file
+            with folders in it or not; or a file .npz or .npy of images, N x H x W x C. Rows of numbers: a file
             .npy, .npz or .csv.
         kind: What kind of data they are, where that is not plain.
         size: Side of the squares that the pictures of a folder are brought to, by scaling and cutting out the middle.
@@ -141,6 +141,7 @@ def run(options: Train, device: torch.device) -> None:
     import torch
 
     from proxflow import models
+    from proxflow.data.image_files import write_png
     from proxflow.examples import Examples, reads, rows
     from proxflow.predictors import Predictor
     from proxflow.runtime.checkpoints import digest
@@ -212,6 +213,7 @@ def run(options: Train, device: torch.device) -> None:
         provenance = {
             "data": f"{len(examples)} {kind.examples_word} of {options.data}",
             "held_out": 0 if held_out is None else len(held_out),
+            **({"read": dict(loaded.record)} if loaded.record else {}),
             "training": to_dict(training),
             **origin(device),
             **({} if teacher is None else {"teacher": options.teacher, "method": method}),
@@ -241,7 +243,7 @@ def run(options: Train, device: torch.device) -> None:
                 picture = kind.preview(drawn)
                 with first_alone() as writing:
                     if writing:
-                        _write_picture(writable_folder(out / "samples") / f"step-{step:08d}.png", picture)
+                        write_png(writable_folder(out / "samples") / f"step-{step:08d}.png", picture)
                 if board is not None:
                     board.picture("samples", picture, step)
             if not sys.stderr.isatty():  # where no bar shows it
@@ -288,7 +290,9 @@ def _loaded(options: Train) -> Loaded:
     settings: dict[str, Any] = {} if options.size is None else {"size": options.size}
     kind = kind_of_source(options.data, options.kind)
     takes = inspect.signature(kind.read).parameters.values()
-    if settings and not any(p.name == "size" or p.kind is p.VAR_KEYWORD for p in takes):
+    if any(p.name == "exclude" for p in takes):
+        settings["exclude"] = options.out  # which may lie in the folder that is read
+    if options.size is not None and not any(p.name == "size" or p.kind is p.VAR_KEYWORD for p in takes):
         raise ArgumentError(f"--size is for folders of pictures; {options.data} is read as {kind.examples_word}")
     return kind.read(options.data, held_out=options.held_out, seed=options.training.seed, **settings)
 
@@ -391,12 +395,3 @@ def _changed(options: Train, made: Flow[Any]) -> Flow[Any]:
     if coupling is not None and hasattr(coupling, "check"):
         coupling.check()  # what it needs may not be installed
     return replace(cast(Any, made), **changes) if changes else made
-
-
-def _write_picture(path: Path, picture: Picture) -> None:
-    from PIL import Image
-
-    from proxflow.runtime.files import write_atomically
-
-    image = Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture)
-    write_atomically(path, image.save)

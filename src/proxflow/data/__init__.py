@@ -17,6 +17,7 @@ from proxflow.data.toy import Checkerboard, GaussianMixtureLaw, Law, Moons, Spir
 from proxflow.errors import ArgumentError, DataError
 
 __all__ = [
+    "CLASSES",
     "NAMED",
     "Checkerboard",
     "GaussianMixtureLaw",
@@ -36,6 +37,9 @@ __all__ = [
 
 NAMED = {"mnist": load_mnist, "fashion-mnist": load_fashion_mnist}
 """Data sets with a name: MNIST is in the package, Fashion-MNIST is read from the folder of Debian's package."""
+
+CLASSES = {"mnist": tuple(map(str, range(10))), "fashion-mnist": fashion_mnist.CLASSES}
+"""Names of their classes."""
 
 _SHA256 = {"mnist": mnist.SHA256, "fashion-mnist": fashion_mnist.SHA256}
 

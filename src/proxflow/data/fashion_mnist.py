@@ -15,6 +15,12 @@ from proxflow.errors import DataError
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
+CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+"""Names of the classes 0 to 9, as the authors have them."""
+
 # Of the uncompressed original files.
 SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",

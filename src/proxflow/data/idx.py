@@ -10,17 +10,21 @@ import gzip
 import hashlib
 import lzma
 import math
+import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 import torch
 from torch import Tensor
 
+from proxflow.data.arrays import check_unpacked
 from proxflow.data.images import ImageData
 from proxflow.errors import DataError
+from proxflow.runtime.files import open_plain
 
 Split = Literal["train", "test"]
 _PREFIXES: dict[Split, str] = {"train": "train", "test": "t10k"}
@@ -36,8 +40,8 @@ def file_names(split: Split) -> tuple[str, str]:
 def read_idx(path: Path, dimensions: int, sha256: str | None = None) -> Tensor:
     """Read one IDX file of unsigned bytes; the suffixes .gz and .xz are decompressed.
 
-    Memory grows with the actual content alone, not with the size in the header, and decompression stops one byte behind
-    the declared end.
+    Memory grows with the actual content alone, not with the size in the header, which is held against
+    :func:`proxflow.data.arrays.check_unpacked` first; decompression stops one byte behind the declared end.
 
     Args:
         path: The file.
@@ -52,17 +56,19 @@ def read_idx(path: Path, dimensions: int, sha256: str | None = None) -> Tensor:
     """
     header_length = 4 + 4 * dimensions
     try:
-        size = path.stat().st_size
-        with _open(path) as stream:
+        with _open(path) as (stream, size):
             header = _read_up_to(stream, header_length)
             shape = _parse_header(path, bytes(header), dimensions)
             expected = math.prod(shape)
             if path.suffix not in (".gz", ".xz") and size != header_length + expected:
                 raise _wrong_length(path, shape, header_length, f"{size - header_length}")
+            check_unpacked(path, size, expected)
             body = _read_up_to(stream, expected)
             excess = len(body) == expected and stream.read(1) != b""
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path}: cannot be read ({error}); expected an intact IDX file") from error
+    except MemoryError as error:
+        raise DataError(f"{path}: there is no memory for its content, {expected / 2**30:.3g} GiB") from error
     if len(body) != expected or excess:
         raise _wrong_length(path, shape, header_length, "more" if excess else f"{len(body)}")
     if sha256 is not None:
@@ -119,15 +125,22 @@ def assemble(name: str, images: Tensor, labels: Tensor | None, origin: str) -> I
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    if path.suffix == ".xz":
-        return cast(BinaryIO, lzma.open(path, "rb"))
-    return path.open("rb")
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open what a file holds, decompressed; give its size in bytes as well."""
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if path.suffix == ".gz":
+            with gzip.open(file, "rb") as stream:
+                yield cast(BinaryIO, stream), size
+        elif path.suffix == ".xz":
+            with lzma.open(file, "rb") as stream:
+                yield cast(BinaryIO, stream), size
+        else:
+            yield file, size
 
 
 def _read_up_to(stream: BinaryIO, length: int) -> bytearray:

@@ -6,16 +6,21 @@ Images are arrays of bytes, (number, height, width, channels), with 1 channel (g
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
-from proxflow.data.arrays import read_npz
+from proxflow.data.arrays import read_npy, read_npz, shapes_in
 from proxflow.data.images import ImageData
-from proxflow.data.pictures import read_pictures
+from proxflow.data.left_out import LeftOut
+from proxflow.data.levels import Found, Rule
+from proxflow.data.pictures import GRID, SAMPLE, read_pictures
 from proxflow.errors import ArgumentError, DataError, OutputError
 from proxflow.runtime.files import writable_folder, write_atomically
 
@@ -67,14 +72,29 @@ def write(path: Path, images: Array) -> None:
     if ending == ".npz":
         write_atomically(path, lambda temporary: _write_array(temporary, images))
     elif ending == ".png":
-        write_atomically(path, lambda temporary: _picture(grid(images)).save(temporary))
+        write_png(path, grid(images))
     else:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            for index, image in enumerate(images):
-                _picture(image).save(path / _name(index))
-        except OSError as error:
-            raise OutputError(f"cannot write to the folder {path}: {error.strerror or error}") from error
+        writable_folder(path)
+        for index, image in enumerate(images):
+            write_png(path / _name(index), image, SAMPLE, flush=False)
+
+
+def write_png(path: Path, image: Array | Image.Image, mark: str = GRID, *, flush: bool = True) -> None:
+    """Write a picture of bytes (height, width, 1 or 3), or one of Pillow's, as PNG.
+
+    Args:
+        path: The file.
+        image: The picture.
+        mark: As what it is known again, :data:`proxflow.data.pictures.GRID` or :data:`proxflow.data.pictures.SAMPLE`.
+        flush: As :func:`proxflow.runtime.files.write_atomically`.
+
+    Raises:
+        OutputError: The place cannot be written.
+    """
+    told = PngInfo()
+    told.add_text("Software", mark)
+    picture = image if isinstance(image, Image.Image) else _picture(image)
+    write_atomically(path, lambda temporary: picture.save(temporary, "PNG", pnginfo=told), flush=flush)
 
 
 def _write_array(path: Path, images: Array) -> None:
@@ -101,10 +121,10 @@ def read(path: Path) -> Array:
 
 
 def read_images(path: Path) -> ImageData:
-    """Read images unchanged: of an ``.npz`` file, or of a folder of pictures of one size in the order of their names.
+    """Read images unchanged but for their levels: of a file of arrays, see :func:`read_array`, or of a folder of pictures.
 
-    An ``.npz`` file has them under the key ``images``, uint8, (number, height, width, channels), or (number, channels,
-    height, width) if only the second dimension can be that of the channels; and optionally whole numbers ``labels``.
+    Pictures of a folder have one size, and the order of their names. Labels are whole numbers or texts of such; others are
+    numbered in their order.
 
     Raises:
         DataError: There is no such file or folder, it is damaged or of another form, or the order of its dimensions is
@@ -112,31 +132,104 @@ def read_images(path: Path) -> ImageData:
     """
     if path.is_dir():
         return ImageData(path.name, read_pictures(path, resize=False), None)
-    if path.suffix.lower() != ".npz":
-        raise DataError(f"no images in {str(path)!r}: expected a folder of pictures or an existing .npz file")
-    held = read_npz(path, ("images", "labels"))
-    images, labels = held["images"], held.get("labels")
-    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+    if path.suffix.lower() not in (".npz", ".npy"):
         raise DataError(
-            f'{path}: "images" is {images.dtype} of shape {images.shape}; expected uint8, (number, height, width, '
-            "channels), not empty"
+            f"no images in {str(path)!r}: expected a folder of pictures, or an existing file .npz or .npy of arrays"
         )
-    if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]):
-        raise DataError(
-            f'{path}: "labels" is {labels.dtype} of shape {labels.shape}; expected whole numbers, one for each of the '
-            f"{len(images)} images"
-        )
-    if _channels_last(images.shape, path):
+    found = read_array(path)
+    labels = None
+    if found.labels is not None:
+        texts = found.labels.dtype.kind not in "iu"
+        plain = texts and all(str(name).isdecimal() and len(str(name)) < 10 for name in found.labels)
+        numbers = np.unique(found.labels, return_inverse=True)[1] if texts and not plain else found.labels
+        labels = torch.from_numpy(numbers.astype(np.int64))
+    return ImageData(path.stem, found.images, labels)
+
+
+@dataclass(frozen=True)
+class ArrayFile:
+    """The images of a file of arrays.
+
+    Args:
+        images: uint8 (number, channels, height, width).
+        labels: Whole numbers ≥ 0 or texts, (number,); ``None`` where there are none.
+        levels: The rule by which levels became bytes.
+        left_out: Other arrays of the file.
+    """
+
+    images: Tensor
+    labels: np.ndarray[Any, np.dtype[Any]] | None
+    levels: Rule
+    left_out: LeftOut
+
+
+WANTED = 'uint8 of shape (number, height, width, channels) under the key "images"'
+
+
+def read_array(path: Path) -> ArrayFile:
+    """Read the images of an ``.npz`` or ``.npy`` file.
+
+    They are the array ``images``, or the only one of three or four dimensions, (number, height, width), (number, height,
+    width, channels) or (number, channels, height, width): the channels are that of the two dimensions which alone is 1 or 3,
+    or else the smaller one, if it is also smaller than the other sides and at most 16. Bytes are taken as they are, and
+    other levels by :mod:`proxflow.data.levels`. ``labels``, or ``arr_1`` beside ``arr_0``, are whole numbers or texts.
+
+    Raises:
+        DataError: The file is missing, damaged or of another form, the order of its dimensions is uncertain, there is no
+            rule for its levels, or the number of labels is another.
+    """
+    left_out = LeftOut()
+    if path.suffix.lower() == ".npy":
+        images, labels, named = read_npy(path), None, f"{path}: the array"
+    else:
+        shapes = shapes_in(path)
+        pictured = [key for key, shape in shapes.items() if len(shape) in (3, 4)]
+        key = pictured[0] if "images" not in shapes and len(pictured) == 1 else "images"
+        others = ("labels", "arr_1") if key == "arr_0" else ("labels",)
+        held = read_npz(path, (key, *others))
+        images, named = held[key], f'{path}: "{key}"'
+        labels = next((held[other] for other in others if other in held), None)
+        for other in (other for other in shapes if other not in held):
+            left_out.add("arrays of other names", other)
+    if 0 in images.shape or images.ndim not in (3, 4):
+        raise DataError(f"{named} is {images.dtype} of shape {images.shape}; expected {WANTED}, not empty")
+    if labels is not None:
+        labels = _labels(path, labels, len(images))
+    if images.ndim == 4 and _channels_last(images.shape, named):
         images = images.transpose(0, 3, 1, 2)
-    whole = None if labels is None else torch.from_numpy(labels.astype(np.int64))
+    if images.ndim == 3:
+        if images.shape[2] in (1, 3, 4) and images.shape[2] < images.shape[1]:
+            raise DataError(
+                f"{named} of shape {images.shape} may be one picture (height, width, channels), or pictures of "
+                f"{images.shape[2]} columns; expected {WANTED}"
+            )
+        images = images[:, None]
+    try:
+        rule = Found.of(images).rule()
+    except DataError as error:
+        raise DataError(f"{named} {error}") from error
     # A copy has the usual strides, also for one channel: from strides torch chooses a layout, which affects rounding.
-    return ImageData(path.stem, torch.from_numpy(np.array(images, order="C")), whole)
+    pixels = np.array(rule(images), order="C")
+    return ArrayFile(torch.from_numpy(pixels), labels, rule, left_out)
+
+
+def _labels(path: Path, labels: np.ndarray[Any, np.dtype[Any]], number: int) -> np.ndarray[Any, np.dtype[Any]]:
+    if labels.dtype.kind not in "iuUS" or labels.shape != (number,):
+        raise DataError(
+            f'{path}: "labels" is {labels.dtype} of shape {labels.shape}; expected whole numbers or texts, one for each of '
+            f"the {number} images"
+        )
+    if labels.dtype.kind in "iu":
+        if int(labels.min()) < 0:
+            raise DataError(f"{path}: has a label below 0; expected classes 0, 1, …")
+        return labels
+    return np.char.decode(labels, "utf-8", "replace") if labels.dtype.kind == "S" else labels
 
 
 _USUAL, _MOST_CHANNELS = (1, 3), 16
 
 
-def _channels_last(shape: tuple[int, ...], path: Path) -> bool:
+def _channels_last(shape: tuple[int, ...], named: str) -> bool:
     """Tell whether the channels are the last dimension of four, and not the second.
 
     If just one of the two has size 1 or 3, it is that one; else the smaller, if also smaller than the third dimension.
@@ -146,7 +239,7 @@ def _channels_last(shape: tuple[int, ...], path: Path) -> bool:
         return last in _USUAL
     if second == last or second in _USUAL or min(second, last) >= min(middle, _MOST_CHANNELS + 1):
         raise DataError(
-            f'{path}: "images" of shape {shape} may be (number, height, width, channels) or (number, channels, height, '
+            f"{named} of shape {shape} may be (number, height, width, channels) or (number, channels, height, "
             "width); expected the first, with 1 channel (grey) or 3 (colour) and a height of another number"
         )
     return last < second

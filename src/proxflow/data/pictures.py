@@ -6,7 +6,9 @@ import os
 import struct
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from proxflow.data.left_out import LeftOut
+from proxflow.data.levels import Found, Rule
 from proxflow.errors import ArgumentError, DataError
+from proxflow.runtime.files import open_plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,8 +34,14 @@ ENDINGS = {
     ".tiff": "TIFF",
 }
 
+FORMATS = sorted(set(ENDINGS.values()))
+"""The formats that are ever opened. Pillow goes by content, and of others it would start programs: Ghostscript for EPS."""
+
 LARGEST = 64
 """Shorter side that larger pictures are scaled to, unless another size is asked for."""
+
+SAMPLE, GRID = "sample by proxflow", "grid by proxflow"
+"""Texts under the key ``Software`` in PNG files that this library draws, by which it knows them again."""
 
 _MOST_PIXELS, _MOST_BYTES = 2**26, 2**36
 """Limits for one picture before it is decoded, and for all together: no file may claim unbounded memory."""
@@ -40,8 +51,10 @@ _GREY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _DAMAGED = (OSError, ValueError, TypeError, KeyError, SyntaxError, ArithmeticError, MemoryError, struct.error)
 """Errors of Pillow for damaged files."""
 
-_RUN = ("run.json", "model.safetensors")
-"""Files that mark the folder of a training run or a model, whose pictures are samples, not data."""
+_RUN = (("run.json",), ("model.safetensors",), ("config.json", "cells"))
+"""Names in a folder that mark what a training run, a model or an experiment wrote: its pictures are samples, not data."""
+
+_Sides = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -52,46 +65,79 @@ class Survey:
         folder: The folder.
         paths: Its pictures, in the order of their names.
         shape: Shape after scaling: (channels, height, width).
-        largest: Height and width of the largest of them, by pixels.
-        bits: Depth of grey levels beyond bytes: the smallest even number that holds those of all pictures.
-        left_out: Folders of training runs in it, which are not read.
+        sizes: Heights and widths of the pictures as they are, by how many have them.
+        deep: The rule by which whole levels beyond bytes become bytes; ``None`` where there are none.
+        real: The rule by which real levels do.
+        left_out: What is not read, by reason.
     """
 
     folder: Path
     paths: tuple[Path, ...]
     shape: tuple[int, int, int]
-    largest: tuple[int, int]
-    bits: int
-    left_out: tuple[Path, ...]
+    sizes: dict[_Sides, int]
+    deep: Rule | None
+    real: Rule | None
+    left_out: LeftOut
 
-    def describe(self) -> str:
-        """Return a sentence about the pictures to be read and the memory they take."""
+    @property
+    def memory(self) -> str:
+        """Say how much memory the pictures take."""
         channels, height, width = self.shape
-        megabytes = len(self.paths) * channels * height * width / 1e6
-        kind = "grey" if channels == 1 else "colour"
-        said = f"{self.folder}: {len(self.paths)} {kind} pictures of {height} x {width}, {megabytes:.1f} MB in memory"
-        if self.largest != (height, width):
-            said += f", scaled and cut from up to {self.largest[0]} x {self.largest[1]} (size sets the side of squares)"
-        if self.left_out:
-            said += f"; left out: {', '.join(path.name for path in self.left_out[:3])}"
-            said += f" and {len(self.left_out) - 3} more" if len(self.left_out) > 3 else ""
-            said += ", which a training run wrote" if len(self.left_out) == 1 else ", which training runs wrote"
-        return said
+        return f"{len(self.paths) * channels * height * width / 1e6:.1f} MB in memory"
+
+    @property
+    def scaling(self) -> str:
+        """Say from which sizes the pictures are scaled, if they are."""
+        height, width = self.shape[1:]
+        if set(self.sizes) == {(height, width)}:
+            return ""
+        (h, w), (tall, wide) = (pick(self.sizes, key=lambda sides: sides[0] * sides[1]) for pick in (min, max))
+        small = "" if (h, w) == (tall, wide) else f"{h} x {w} to "
+        enlarged = sum(number for sides, number in self.sizes.items() if sides[0] < height or sides[1] < width)
+        more = f", {enlarged} of them enlarged" if enlarged else ""
+        return f", scaled and cut from {small or 'up to '}{tall} x {wide}{more} (size sets the side of squares)"
+
+    @property
+    def levels(self) -> list[str]:
+        """Say by which rules levels beyond bytes become bytes."""
+        return [rule.text for rule in (self.deep, self.real) if rule is not None]
+
+    def classes(self) -> tuple[list[int], tuple[str, ...]] | None:
+        """Return the class of each picture and the names of all: the folders right below the one that holds all pictures.
+
+        ``None`` where a picture lies in that folder itself, or all lie in one.
+        """
+        parents = [path.relative_to(self.folder).parts[:-1] for path in self.paths]
+        first, last = min(parents), max(parents)
+        shared = next(
+            (k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
+        )
+        if min(map(len, parents)) <= shared:
+            return None
+        names = sorted({parts[shared] for parts in parents})
+        index = {name: k for k, name in enumerate(names)}
+        return [index[parts[shared]] for parts in parents], tuple(names)
 
     def read(self) -> Tensor:
         """Read the pictures: uint8, (number, channels, height, width).
 
         Raises:
-            DataError: One is damaged.
+            DataError: One is damaged, or there is no memory for all.
         """
         from PIL import ImageOps
 
         channels, height, width = self.shape
-        images = torch.empty(len(self.paths), *self.shape, dtype=torch.uint8)
+        try:
+            images = torch.empty(len(self.paths), *self.shape, dtype=torch.uint8)
+        except (RuntimeError, MemoryError) as error:
+            raise DataError(
+                f"{self.folder}: {len(self.paths)} pictures of {height} x {width} take {self.memory}, more than there is: "
+                "ask for a smaller size"
+            ) from error
         for index, path in enumerate(self.paths):
             try:
                 with _opened(path) as picture:
-                    plain = _upright(_plain(picture, channels == 1, self.bits, path), picture)
+                    plain = _upright(self._plain(picture), picture)
                     if plain.size != (width, height):
                         plain = ImageOps.fit(plain, (width, height))
                     pixels = torch.frombuffer(bytearray(plain.tobytes()), dtype=torch.uint8)
@@ -102,111 +148,265 @@ class Survey:
             images[index] = pixels.reshape(height, width, channels).permute(2, 0, 1)
         return images
 
+    def _plain(self, picture: Image) -> Image:
+        """Return a picture of 8-bit grey or colour, on white where it is transparent."""
+        from PIL import Image
+
+        rule = {"I": self.deep, "F": self.real}.get(picture.mode[:1])
+        with warnings.catch_warnings(action="ignore"):
+            picture.load()
+        if rule is not None:
+            picture = Image.fromarray(rule(np.asarray(picture)))
+        if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
+            layer = picture.convert("RGBA")
+            ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+            picture = Image.alpha_composite(ground, layer)
+        return picture.convert("L" if self.shape[0] == 1 else "RGB")
+
 
 def read_pictures(folder: Path, size: int | None = None, *, resize: bool = True) -> Tensor:
     """Read every picture in a folder and the folders in it, see :func:`survey`: uint8, (number, 1 or 3, height, width)."""
     return survey(folder, size, resize=resize).read()
 
 
-def survey(folder: Path, size: int | None = None, *, resize: bool = True) -> Survey:
-    """Survey the pictures in a folder and the folders in it, links included.
+def survey(folder: Path, size: int | None = None, *, resize: bool = True, exclude: Path | None = None) -> Survey:
+    """Survey the pictures in a folder and the folders in it.
 
     Pictures stay grey if all are, else all become colour; transparent parts become white; pictures are turned as their
-    camera recorded. All get the smallest height and the smallest width among them, scaled down until the shorter is at most
-    64, or the size asked for: each picture is scaled to cover that shape, and its middle is cut out.
+    camera recorded. All get the median height and the median width among them, the lower one of an even number, scaled down
+    until the shorter is at most 64, or the size asked for: each is scaled to cover that shape, and its middle is cut out.
 
-    Grey levels of 16 and 32 bits are divided by a power of four, the same for the folder, so that the largest fits a byte:
-    of 12-bit data in 16-bit files 256 levels are kept. Real numbers are levels from 0 (black) to 1 (white).
+    Grey levels beyond bytes become bytes by one rule for the folder, see :mod:`proxflow.data.levels`: whole ones are divided
+    by a power of four, so that the largest of all fits a byte; of 12-bit data in 16-bit files 256 levels are kept.
+
+    Links to pictures and folders are followed, and what they lead to a second time is left out. So are hidden files, files
+    of other kinds, further pictures within a file, folders that a training run or an experiment wrote, grids that this
+    library drew, and samples that it drew, unless there are no other pictures.
 
     Args:
         folder: Where the pictures lie: PNG, JPEG, WebP, BMP or TIFF.
         size: Side of the squares that pictures are scaled to; ``None`` for the shape above.
         resize: Whether pictures may be scaled; without it all must have one size.
+        exclude: A file or folder within that is not read, where output is to go.
 
     Raises:
         ArgumentError: ``size`` is not 1 to 4096.
-        DataError: There are none, a file is damaged or of another kind, the levels of a picture are of an unknown kind,
-            sizes differ without ``resize``, or the pictures take too much memory.
+        DataError: There are none, a file is damaged, of another kind or no plain file, there is no rule for the levels of a
+            picture, sizes differ without ``resize``, or the pictures take too much memory.
     """
     if size is not None and not 1 <= size <= 4096:
         raise ArgumentError(f"the size of pictures must be 1 to 4096, got {size}")
-    left_out: list[Path] = []
-    paths = tuple(_paths(folder, left_out))
-    if not paths:
-        raise DataError(f"{folder}: holds no pictures ({', '.join(sorted(ENDINGS))}), nor do the folders in it")
-    sizes: dict[tuple[int, int], Path] = {}
-    grey, bits = True, 8
-    for path in paths:
-        with _opened(path) as picture:
-            # For TIFF files Pillow gives the size after turning.
-            turned = picture.format != "TIFF" and _orientation(picture) in (5, 6, 7, 8)
-            sizes.setdefault(picture.size if turned else picture.size[::-1], path)
-            grey = grey and picture.mode in _GREY
-            if picture.mode.startswith("I"):
-                bits = max(bits, _bits(picture, path))
-    if len(sizes) > 1 and not resize:
-        (first, one), (second, other) = list(sizes.items())[:2]
+    walk = _Walk(folder, exclude)
+    seen = [_seen(path) for path in walk.pictures()]
+    for one in seen:
+        if one.drawn == GRID:
+            walk.left_out.add("grids and charts that proxflow drew", one.path.relative_to(folder))
+    seen = [one for one in seen if one.drawn != GRID]
+    drawn = [one for one in seen if one.drawn]
+    if len(drawn) < len(seen):
+        for one in drawn:
+            walk.left_out.add("samples that proxflow drew", one.path.relative_to(folder))
+        seen = [one for one in seen if not one.drawn]
+    if not seen:
         raise DataError(
-            f"{other}: has height and width {second}, but {one.name} has {first}; expected all of one shape"
+            f"{folder}: holds no pictures ({', '.join(sorted(ENDINGS))}), nor do the folders in it; left out: "
+            f"{walk.left_out.text}"
         )
-    height, width = (min(sides) for sides in zip(*sizes, strict=True))
+    sizes: dict[_Sides, int] = {}
+    first: dict[_Sides, Path] = {}
+    for one in seen:
+        sizes[one.sides] = sizes.get(one.sides, 0) + 1
+        first.setdefault(one.sides, one.path)
+        if one.further:
+            walk.left_out.add("further pictures within files", one.path.relative_to(folder), one.further)
+    if len(sizes) > 1 and not resize:
+        (one_shape, one_path), (shape, path) = list(first.items())[:2]
+        raise DataError(
+            f"{path}: has height and width {shape}, but {one_path.name} has {one_shape}; expected all of one shape"
+        )
+    height, width = (sorted(one.sides[k] for one in seen)[(len(seen) - 1) // 2] for k in range(2))
     if size is not None:
         height = width = size
     elif resize and (short := min(height, width)) > LARGEST:
         height, width = round(height * LARGEST / short), round(width * LARGEST / short)
-    channels = 1 if grey else 3
-    if len(paths) * channels * width * height > _MOST_BYTES:
+    channels = 1 if all(one.grey for one in seen) else 3
+    if len(seen) * channels * width * height > _MOST_BYTES:
         raise DataError(
-            f"{folder}: {len(paths)} pictures of {height} x {width} are more than {_MOST_BYTES / 2**30:.0f} GiB: "
+            f"{folder}: {len(seen)} pictures of {height} x {width} are more than {_MOST_BYTES / 2**30:.0f} GiB: "
             "ask for a smaller size"
         )
-    largest = max(sizes, key=lambda sides: sides[0] * sides[1])
-    return Survey(folder, paths, (channels, height, width), largest, bits, tuple(left_out))
+    deep, real = (_rule(seen, kind) for kind in ("whole", "real"))
+    return Survey(folder, tuple(one.path for one in seen), (channels, height, width), sizes, deep, real, walk.left_out)
+
+
+def _rule(seen: list[_Seen], kind: str) -> Rule | None:
+    """Return the one rule for the levels of this kind of all pictures; ``None`` where there are none.
+
+    Raises:
+        DataError: There is none; the message names a picture with the fault.
+    """
+    found = [(one.path, one.levels) for one in seen if one.levels is not None and one.levels.kind == kind]
+    if not found:
+        return None
+    try:
+        return reduce(Found.__or__, (levels for _, levels in found)).rule()
+    except DataError as error:
+        for path, levels in found:
+            try:
+                levels.rule()
+            except DataError as own:
+                raise DataError(f"{path}: {own}") from error
+        raise DataError(f"{found[0][0].parent}: the set of its pictures {error}") from error
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the header of a picture says, and of levels beyond bytes its pixels.
+
+    Args:
+        path: The picture.
+        sides: Height and width after turning.
+        grey: Whether it is grey.
+        levels: Its levels where they are no bytes.
+        drawn: As what this library drew it, :data:`SAMPLE` or :data:`GRID`; ``None`` if it did not.
+        further: Number of pictures in the file beside the first.
+    """
+
+    path: Path
+    sides: _Sides
+    grey: bool
+    levels: Found | None
+    drawn: str | None
+    further: int
+
+
+def _seen(path: Path) -> _Seen:
+    with _opened(path) as picture:
+        # For TIFF files Pillow gives the size after turning.
+        turned = picture.format != "TIFF" and _orientation(picture) in (5, 6, 7, 8)
+        sides = picture.size if turned else picture.size[::-1]
+        grey, software = picture.mode in _GREY, picture.info.get("Software")
+        drawn = software if software in (SAMPLE, GRID) else None
+        levels = _levels(picture, path) if picture.mode[:1] in ("I", "F") else None
+        return _Seen(path, sides, grey, levels, drawn, _further(picture))
+
+
+def _levels(picture: Image, path: Path) -> Found:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            picture.load()
+        return Found.of(np.asarray(picture))
+    except _DAMAGED as error:
+        raise _damaged(path, error) from error
+
+
+def _further(picture: Image) -> int:
+    """Return the number of pictures in a file beside the first, as pages; 0 where the metadata are damaged."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return max(0, int(getattr(picture, "n_frames", 1)) - 1)
+    except (*_DAMAGED, EOFError):
+        return 0
 
 
 def holds_pictures(folder: Path) -> bool:
     """Tell by the endings of names whether there is a picture in a folder or the folders in it."""
     try:
-        return next(_paths(folder, []), None) is not None
+        return next(_Walk(folder).pictures(), None) is not None
     except DataError:
         return False
 
 
-def _paths(folder: Path, left_out: list[Path], above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Yield the pictures of a folder by name, then those of the folders in it; note those of training runs."""
-    try:
-        real = folder.resolve(strict=True)
-        entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-        folders = {entry: None for entry in entries if entry.is_dir()}  # a dict: ordered, with fast look-up
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{folder}: cannot be read ({error})") from error
-    for path in entries:
-        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path not in folders:
-            yield path
-    for inner in folders:
-        if any((inner / name).exists() for name in _RUN):
-            left_out.append(inner)
-        elif os.path.realpath(inner) not in map(str, (*above, real)):  # a link to a folder above would never end
-            yield from _paths(inner, left_out, (*above, real))
+def _marked(folder: Path) -> bool:
+    return any(all((folder / name).exists() for name in names) for names in _RUN)
 
 
-def _opened(path: Path) -> Image:
+@dataclass
+class _Walk:
+    """A way through a folder and the folders in it.
+
+    Args:
+        folder: The folder.
+        exclude: A file or folder that is not read.
+        left_out: What is not read, so far.
+    """
+
+    folder: Path
+    exclude: Path | None = None
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+    def pictures(self) -> Iterator[Path]:
+        """Yield the pictures of the folder by name, then those of the folders in it.
+
+        Raises:
+            DataError: A folder cannot be read.
+        """
+        self._away = None if self.exclude is None else os.path.realpath(self.exclude)
+        self._been: set[str] = set()
+        yield from self._inside(self.folder, os.path.realpath(self.folder))
+
+    def _inside(self, folder: Path, real: str) -> Iterator[Path]:
+        self._been.add(real)
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+            folders = [entry.is_dir() for entry in entries]
+        except (OSError, RuntimeError) as error:
+            raise DataError(f"{folder}: cannot be read ({error})") from error
+        inner = []
+        for entry, is_folder in zip(entries, folders, strict=True):
+            path = folder / entry.name
+            where = os.path.realpath(path) if entry.is_symlink() else os.path.join(real, entry.name)
+            name = path.relative_to(self.folder)
+            if where == self._away:
+                self.left_out.add("places for the output", name)
+            elif entry.name.startswith("."):
+                self.left_out.add("hidden folders" if is_folder else "hidden files", name)
+            elif is_folder and _marked(path):
+                self.left_out.add("folders that proxflow wrote", name)
+            elif not is_folder and path.suffix.lower() not in ENDINGS:
+                self.left_out.add("files of other kinds", name)
+            elif where in self._been:
+                self.left_out.add("links to what is read already", name)
+            elif is_folder:
+                inner.append((path, where))
+            else:
+                self._been.add(where)
+                yield path
+        for path, where in inner:
+            if where in self._been:  # a link in a folder before it led there
+                self.left_out.add("links to what is read already", path.relative_to(self.folder))
+            else:
+                yield from self._inside(path, where)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image]:
     """Open a picture: its header has been read, not yet its pixels."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings(action="ignore"):  # about odd metadata; the size is checked below
-            picture = Image.open(path, formats=sorted(set(ENDINGS.values())))
-    except (*_DAMAGED, Image.DecompressionBombError) as error:
+        file = open_plain(path)
+    except OSError as error:
         raise _damaged(path, error) from error
-    if picture.width * picture.height > _MOST_PIXELS:
-        picture.close()
-        raise DataError(f"{path}: has {picture.width} x {picture.height} pixels; expected at most {_MOST_PIXELS}")
-    return picture
+    with file:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # about odd metadata; the size is checked below
+                picture = Image.open(file, formats=FORMATS)
+        except (*_DAMAGED, Image.DecompressionBombError) as error:
+            if isinstance(error, UnidentifiedImageError):
+                raise DataError(
+                    f"{path}: cannot be read as {', '.join(FORMATS)}; expected an intact picture"
+                ) from error
+            raise _damaged(path, error) from error
+        if picture.width * picture.height > _MOST_PIXELS:
+            raise DataError(f"{path}: has {picture.width} x {picture.height} pixels; expected at most {_MOST_PIXELS}")
+        yield picture
 
 
 def _damaged(path: Path, error: BaseException) -> DataError:
-    return DataError(f"{path}: cannot be read ({error}); expected an intact picture")
+    reason = getattr(error, "strerror", None) or error
+    return DataError(f"{path}: cannot be read ({reason}); expected an intact picture")
 
 
 def _orientation(picture: Image) -> int:
@@ -234,39 +434,3 @@ def _upright(plain: Image, picture: Image) -> Image:
     }
     turn = turns.get(_orientation(picture))
     return plain if turn is None else plain.transpose(turn)
-
-
-def _bits(picture: Image, path: Path) -> int:
-    """Return the depth that the levels of a picture of whole numbers need: 8, 10, … 16 bits."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            picture.load()
-        levels = np.asarray(picture)
-    except _DAMAGED as error:
-        raise _damaged(path, error) from error
-    least, most = int(levels.min()), int(levels.max())
-    if least < 0 or most >= 2**16:
-        raise DataError(f"{path}: has grey levels from {least} to {most}; expected 0 to 65535")
-    return max(8, 2 * -(-most.bit_length() // 2))
-
-
-def _plain(picture: Image, grey: bool, bits: int, path: Path) -> Image:
-    """Return a picture of 8-bit grey or colour, on white where it is transparent."""
-    from PIL import Image
-
-    with warnings.catch_warnings(action="ignore"):
-        picture.load()
-    if picture.mode.startswith("I"):
-        picture = Image.fromarray((np.asarray(picture) >> (bits - 8)).astype(np.uint8))
-    elif picture.mode == "F":
-        levels = np.asarray(picture)
-        if not (levels.min() >= 0 and levels.max() <= 1):  # also where one is not a number
-            raise DataError(
-                f"{path}: has real grey levels from {levels.min():g} to {levels.max():g}; expected 0 (black) to 1 (white)"
-            )
-        picture = Image.fromarray((levels * 255).round().astype(np.uint8))
-    if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
-        ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(ground, layer)
-    return picture.convert("L" if grey else "RGB")

@@ -20,6 +20,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from proxflow.errors import ArgumentError, CheckpointError
+from proxflow.runtime.files import read_plain
 
 _FOLDER = Path(__file__).parent.parent / "weights"
 
@@ -313,7 +314,7 @@ def read_classifier(path: Path, sha256: str) -> SmallClassifier:
         CheckpointError: The file is missing or unreadable, has another checksum, or holds other tensors.
     """
     try:
-        content = path.read_bytes()
+        content = read_plain(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); reinstall the package") from error
     found = hashlib.sha256(content).hexdigest()

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from proxflow.errors import ArgumentError, CheckpointError
 from proxflow.metrics.features import FeatureExtractor, weights_sha256
+from proxflow.runtime.files import check_plain
 
 SIZE = 299
 DIMENSION = 2048
@@ -240,6 +241,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix.lower() != ".safetensors":
         raise CheckpointError(f"{path}: is no .safetensors file; {WHERE}")
     try:
+        check_plain(path)
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); {WHERE}") from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from proxflow.models import spec
+from proxflow.runtime.escape import markdown
 
 if TYPE_CHECKING:
     from proxflow.models.model import Model
@@ -21,7 +22,7 @@ def card(model: Model, results: Sequence[dict[str, Any]] = ()) -> str:
         results: Records of ``proxflow evaluate``.
     """
     known, word = model.provenance, model.data.examples_word
-    trained = known.get("training", {})
+    trained = _named(known, "training")
     lines = [
         "---",
         "library_name: proxflow",
@@ -29,7 +30,7 @@ def card(model: Model, results: Sequence[dict[str, Any]] = ()) -> str:
         "tags: [proxflow, generative-model, proximal-flow]",
         "---",
         "",
-        f"# {spec.word(model.flow)}, {word} of shape {' × '.join(map(str, model.shape))}",
+        f"# {markdown(spec.word(model.flow))}, {word} of shape {' × '.join(map(str, model.shape))}",
         "",
         "A proximal flow network: it begins with a vague belief and improves it step by step.",
         "",
@@ -43,12 +44,16 @@ def card(model: Model, results: Sequence[dict[str, Any]] = ()) -> str:
         "## How it was trained",
         "",
         *[
-            f"- {name}: {known[name]}"
+            f"- {name}: {markdown(str(known[name]))}"
             for name in ("data", "held_out", "steps", "seconds", "held_out_loss")
             if name in known
         ],
-        *[f"- {name}: {value}" for name, value in trained.items() if name not in known],
-        *[f"- {name}: {value}" for part in ("hardware", "versions") for name, value in known.get(part, {}).items()],
+        *[f"- {markdown(name)}: {markdown(str(value))}" for name, value in trained.items() if name not in known],
+        *[
+            f"- {markdown(name)}: {markdown(str(value))}"
+            for part in ("hardware", "versions")
+            for name, value in _named(known, part).items()
+        ],
         "",
         *[
             f"- {name}: `{spec.word(part)}`"
@@ -65,11 +70,19 @@ def card(model: Model, results: Sequence[dict[str, Any]] = ()) -> str:
     for record in results:
         numbers = [f"{record[name]:.4g}" if record.get(name) is not None else "–" for name in shown]
         lines.append(
-            "| " + " | ".join((*(str(record.get(k, "–")) for k in ("sampler", "nfe", "seed")), *numbers)) + " |"
+            "| "
+            + " | ".join((*(markdown(str(record.get(k, "–"))) for k in ("sampler", "nfe", "seed")), *numbers))
+            + " |"
         )
     conditions = dict.fromkeys(
         f"{record.get('samples', '?')} {word} against {record.get('reference', 'an unnamed reference')}, features "
         f"{record.get('extractor', 'unnamed')}"
         for record in results
     )
-    return "\n".join([*lines, "", "Measured by `proxflow evaluate`: " + "; ".join(conditions) + ".", ""])
+    return "\n".join([*lines, "", "Measured by `proxflow evaluate`: " + markdown("; ".join(conditions)) + ".", ""])
+
+
+def _named(known: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    """Return a part of what is known of a model that has values by name; empty where it is none."""
+    found = known.get(part)
+    return found if isinstance(found, Mapping) else {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,7 @@ from proxflow.models.spec import Part
 from proxflow.nn import UNet
 from proxflow.predictors import Predictor
 from proxflow.runtime.checkpoints import load_weights, refuse_other_weights, write_tensors
-from proxflow.runtime.files import read_json, writable_folder, write_json, write_text
+from proxflow.runtime.files import open_plain, read_json, writable_folder, write_json, write_text
 from proxflow.samplers import Sampler, default_sampler, sample
 
 if TYPE_CHECKING:
@@ -384,6 +385,12 @@ def _assembled(data: Kind, flow: Flow[Any], network: Part, predictor: Part) -> M
     Raises:
         ArgumentError: They do not fit together.
     """
+    from proxflow.data.kinds.base import MOST_NUMBERS
+
+    if not 0 < math.prod(data.shape) < MOST_NUMBERS:
+        raise ArgumentError(
+            f"data: events of shape {data.shape} are larger than any use, {MOST_NUMBERS} numbers or more"
+        )
     _check_steps(flow, data.shape)
     needed, taken = _needed(flow), predictor.kind
     if taken != needed and (needed is not None or taken in ("product", "classes", "binned")):
@@ -484,8 +491,6 @@ def load(source: str | Path = "mnist", device: torch.device | str = "cpu") -> Mo
         spec.restore(f"{name}s" if name != "data" else "kinds", content.get(name), f"{path}: {name}")
         for name in ("flow", "network", "predictor", "data")
     )
-    if not 0 < math.prod(data.shape) < 2**31:
-        raise CheckpointError(f"{path}: data: events of shape {data.shape} are larger than any use")
     times = _times(content.get("times", {}), path)
     try:
         with outlined(_tensors(weights)):  # a wrong configuration may claim any amount of memory
@@ -514,6 +519,9 @@ def _read(path: Path) -> dict[str, Any]:
         content = format1.translate(content, str(path))
     elif unknown := sorted(set(content) - known):
         raise CheckpointError(f"{path}: unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    match content.get("data"):
+        case {"kind": "image", "classes": int(number)} if number is not True and 0 <= number < 2**16:
+            content["data"]["classes"] = [str(k) for k in range(number)]  # as earlier versions wrote it
     provenance = content.setdefault("provenance", {})
     if not isinstance(provenance, dict):
         raise CheckpointError(f"{path}: provenance must be an object, got {json.dumps(provenance):.80}")
@@ -523,9 +531,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _tensors(weights: Path) -> int:
     """Return an upper bound of the number of tensors in a file, by the size of its header."""
     try:
-        with weights.open("rb") as file:
+        with open_plain(weights) as file:
             stated = int.from_bytes(file.read(8), "little")
-            size = weights.stat().st_size
+            size = os.fstat(file.fileno()).st_size
     except OSError:
         return 1000  # reading its header will report the error
     return 1000 + min(stated, size) // 50  # name, type, shape and place take more than 50 bytes

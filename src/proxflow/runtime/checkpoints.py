@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -24,7 +25,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from proxflow.errors import CheckpointError, OutputError
-from proxflow.runtime.files import flush_folder, read_json, uninterrupted, writable_folder, write_atomically
+from proxflow.runtime.files import (
+    check_plain,
+    flush_folder,
+    open_plain,
+    read_json,
+    uninterrupted,
+    writable_folder,
+    write_atomically,
+)
 from proxflow.runtime.processes import Processes, local, rows_of
 
 FORMAT = 2
@@ -43,6 +52,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: The file is missing, truncated or corrupt, or holds values that are not finite.
     """
     try:
+        check_plain(path)
         tensors: dict[str, Tensor] = load_file(path)
         with safe_open(path, framework="pt") as file:
             stated = (file.metadata() or {}).get("sha256")
@@ -231,6 +241,7 @@ class Checkpoint:
         read_tensors(path)
         checkpoint = cls.__new__(cls)
         try:
+            check_plain(path)
             with safe_open(path, framework="pt") as file:
                 checkpoint.progress = json.loads(file.metadata()["progress"])
         except (KeyError, TypeError, ValueError) as error:
@@ -247,6 +258,8 @@ class Checkpoint:
             CheckpointError: The checkpoint belongs to another architecture; the message names the first difference.
         """
         try:
+            for piece in self.pieces:
+                check_plain(piece)
             with ExitStack() as stack:
                 files = [stack.enter_context(safe_open(piece, framework="pt")) for piece in self.pieces]
                 held: dict[str, list[tuple[int, Any]]] = {}  # name → first row and file of each part
@@ -306,6 +319,7 @@ def refuse_other_weights(module: torch.nn.Module, path: Path) -> None:
         CheckpointError: The file is corrupt, or belongs to another architecture; the message names the difference.
     """
     try:
+        check_plain(path)
         with safe_open(path, framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
@@ -348,9 +362,13 @@ def remove_all(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder; its name goes first, so that no half-removed checkpoint ever bears one."""
-    if folder.exists():
-        hidden = folder if folder.name.startswith(".") else folder.rename(folder.with_name(f".removed-{os.getpid()}"))
+    """Remove a folder; its name goes first, so that no half-removed checkpoint ever bears one. Of a link only itself."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        hidden = folder
+        if not folder.name.startswith("."):
+            hidden = folder.rename(folder.with_name(f".removed-{secrets.token_hex(8)}"))
         shutil.rmtree(hidden, ignore_errors=True)
 
 
@@ -359,8 +377,8 @@ def _write(path: Path, text: str) -> None:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    with open_plain(path) as file:
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _compare(path: Path, description: Any, verify: bool) -> None:

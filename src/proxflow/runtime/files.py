@@ -1,13 +1,16 @@
-"""Writing files so that a crash, a full disk or a kill leaves the previous version whole."""
+"""Reading plain files alone, and writing so that a crash, a full disk or a kill leaves the previous version whole."""
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,6 +38,71 @@ def uninterrupted() -> Iterator[None]:
             before(*waiting[0])
 
 
+LARGEST_TEXT = 2**26
+"""Bytes of the largest text or JSON file that is read, 64 MiB: no file may claim unbounded memory."""
+
+_NOT_PLAIN = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class NotPlainError(OSError):
+    """A path names no plain file, or one too large to be read."""
+
+
+def check_plain(path: Path) -> None:
+    """Refuse what is no plain file, before it is opened: reading a pipe would wait, and a device need not end.
+
+    Raises:
+        OSError: It does not exist; :class:`NotPlainError` if it is a folder, pipe, socket or device.
+    """
+    _refuse(os.stat(path).st_mode)
+
+
+def _refuse(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        what = next((name for test, name in _NOT_PLAIN if test(mode)), "something else")
+        raise NotPlainError(f"it is {what}, not a plain file")
+
+
+def open_plain(path: Path) -> BufferedReader:
+    """Open a plain file to read its bytes.
+
+    Raises:
+        OSError: As :func:`check_plain`, or it may not be read.
+    """
+    check_plain(path)  # a device may act on being opened
+    # What was put in its place since cannot make this wait.
+    handle = os.open(path, os.O_RDONLY | _FLAGS)
+    try:
+        _refuse(os.fstat(handle).st_mode)
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_NEW = os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | _FLAGS
+
+
+def read_plain(path: Path, largest: int = LARGEST_TEXT) -> bytes:
+    """Read all bytes of a plain file.
+
+    Raises:
+        OSError: As :func:`open_plain`; :class:`NotPlainError` where there are more than ``largest`` bytes.
+    """
+    with open_plain(path) as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise NotPlainError(f"it is larger than {largest / 2**20:g} MiB")
+    return content
+
+
 def writable_folder(folder: Path) -> Path:
     """Make a folder and prove that it can be written to, before any work is done for it.
 
@@ -43,34 +111,79 @@ def writable_folder(folder: Path) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_bytes(b"")
+        probe = folder / f".probe-{secrets.token_hex(8)}"
+        os.close(os.open(probe, os.O_WRONLY | _NEW))
         probe.unlink()
-    except OSError as error:
-        raise OutputError(f"cannot write to the folder {folder}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot write to the folder {folder}: {_reason(error)}") from error
     return folder
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], None], *, flush: bool = True) -> None:
     """Call ``write`` with a temporary name beside ``path``, flush the file to disk and rename it into place.
+
+    The temporary file is made first, under a name that nobody can know: nothing is written through a link. A link in the
+    place of ``path`` gives way to the file. Its mode is what the umask leaves of 666, whatever ``write`` makes it.
+
+    Args:
+        path: The file.
+        write: Writes the file of the name that it is called with.
+        flush: Whether to wait for the disk; without it a crash of the machine may leave the new name with less content.
 
     Raises:
         OutputError: The file cannot be written; a previous version is left as it was.
     """
-    # The ending stays last: some writers choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # The ending stays last: some writers choose the format by it. A long name leaves no room for more.
+    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}{path.suffix}")
     try:
+        handle = os.open(temporary, os.O_WRONLY | _NEW, 0o666)
+        try:
+            mode = stat.S_IMODE(os.fstat(handle).st_mode)
+        finally:
+            os.close(handle)
         write(temporary)
-        temporary.chmod(0o644)  # some writers leave files that only their owner can read
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
+        # Some writers put a file of their own there, which only its owner can read.
+        handle = os.open(temporary, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | _FLAGS)
+        try:
+            _refuse(os.fstat(handle).st_mode)
+            if hasattr(os, "fchmod"):
+                os.fchmod(handle, mode)
+            if flush:
+                os.fsync(handle)
+        finally:
+            os.close(handle)
         temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, UnicodeEncodeError) as error:
+        _forget(temporary)
+        raise OutputError(f"cannot write {path}: {_reason(error)}") from error
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _forget(temporary)
         raise
+
+
+def _forget(temporary: Path) -> None:
+    with suppress(OSError, ValueError):
+        temporary.unlink()
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append to a text file, which is made if need be; never through a link.
+
+    Raises:
+        OutputError: It cannot be written, or is no plain file.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | _FLAGS, 0o666)
+        with os.fdopen(handle, "a", encoding="utf-8") as file:
+            _refuse(os.fstat(handle).st_mode)
+            file.write(text)
+    except OSError as error:
+        reason = "it is a link, and links are not written through" if path.is_symlink() else _reason(error)
+        raise OutputError(f"cannot write {path}: {reason}") from error
 
 
 def flush_folder(folder: Path) -> None:
@@ -98,13 +211,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
+    """Return the content of a JSON file of at most :data:`LARGEST_TEXT` bytes.
 
     Raises:
-        CheckpointError: The file is missing, unreadable or not JSON.
+        CheckpointError: The file is missing, unreadable, too large, no plain file or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_plain(path).decode("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:

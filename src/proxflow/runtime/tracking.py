@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from proxflow.errors import ArgumentError, OutputError
-from proxflow.runtime.files import writable_folder, write_text
+from proxflow.runtime.files import append_text, read_plain, writable_folder, write_text
+
+_LARGEST_LOG = 2**30
+"""Bytes of the largest log that a run goes on with: of more than a hundred million steps."""
 
 
 class Log:
@@ -26,17 +30,23 @@ class Log:
         Raises:
             OutputError: The file cannot be written.
         """
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
-        except OSError as error:
-            raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
+        append_text(self.path, json.dumps(entry) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drop what a run had written after the checkpoint that it goes on from, and a line torn off by a kill."""
-        if self.path.exists():
-            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-            write_text(self.path, "".join(f"{line}\n" for line in kept))
+        """Drop what a run had written after the checkpoint that it goes on from, and a line torn off by a kill.
+
+        Raises:
+            OutputError: It is no plain file, or cannot be read or written.
+        """
+        if not os.path.lexists(self.path):
+            return
+        if self.path.is_symlink():
+            raise OutputError(f"cannot write {self.path}: it is a link, and links are not written through")
+        try:
+            text = read_plain(self.path, _LARGEST_LOG).decode("utf-8", "replace")
+        except OSError as error:
+            raise OutputError(f"cannot go on with {self.path}: {error.strerror or error}") from error
+        write_text(self.path, "".join(f"{line}\n" for line in text.splitlines() if _step(line) <= step))
 
 
 class TensorBoard:

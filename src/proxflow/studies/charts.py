@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from proxflow.data.image_files import write_png
+from proxflow.data.pictures import GRID
 from proxflow.runtime.files import write_atomically
 from proxflow.studies.pages import Picture
 from proxflow.studies.scoreboard import Scoreboard, Summary
@@ -79,7 +81,7 @@ def _written(path: Path, width: float, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(width, height), dpi=140)
         FigureCanvasAgg(figure)
         yield figure
-        write_atomically(path, lambda temporary: figure.savefig(temporary, metadata={"Software": None}))
+        write_atomically(path, lambda temporary: figure.savefig(temporary, metadata={"Software": GRID}))
 
 
 def _tidy(axes: Axes) -> None:
@@ -307,7 +309,7 @@ def labelled(sections: Sequence[Section], font_size: int) -> Image.Image:
 def write_grids(path: Path, sections: Sequence[Section], font_size: int, shown: str, caption: str) -> Picture:
     """Write :func:`labelled` rows of images as PNG; return the picture with what it shows and its caption."""
     image = labelled(sections, font_size)
-    write_atomically(path, lambda temporary: image.save(temporary))
+    write_png(path, image)
     return Picture(path.name, shown, caption)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from proxflow.runtime.files import write_text
+from proxflow.runtime.escape import html, markdown, terminal, terminal_lines
+from proxflow.runtime.files import open_plain, write_text
 
 
 @dataclass(frozen=True)
@@ -77,14 +76,8 @@ class Picture:
 Block = Heading | Paragraph | Bullets | Table | Picture
 
 
-def _markdown(text: str) -> str:
-    """Put plain text on one line, with everything escaped that Markdown would read as markup."""
-    flat = re.sub(r"([\\`*_\[\]<>|~$&#])", r"\\\1", " ".join(text.split()))
-    return re.sub(r"^([-+=]|\d+[.)])(?=\s|$)", lambda found: found[1][:-1] + "\\" + found[1][-1], flat)
-
-
 def _markdown_entry(entry: str | Strong) -> str:
-    return f"**{_markdown(entry.text)}**" if isinstance(entry, Strong) else _markdown(entry)
+    return f"**{markdown(entry.text)}**" if isinstance(entry, Strong) else markdown(entry)
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -93,17 +86,17 @@ def to_markdown(blocks: Sequence[Block]) -> str:
     for block in blocks:
         match block:
             case Heading(level, text):
-                parts.append(f"{'#' * level} {_markdown(text)}")
+                parts.append(f"{'#' * level} {markdown(text)}")
             case Paragraph(text):
-                parts.append(_markdown(text))
+                parts.append(markdown(text))
             case Bullets(items):
-                parts.append("\n".join(f"- {_markdown(item)}" for item in items))
+                parts.append("\n".join(f"- {markdown(item)}" for item in items))
             case Table(head, rows, labels):
                 rule = [":---"] * labels + ["---:"] * (len(head) - labels)
-                lines = [[_markdown(text) for text in head], rule, *([_markdown_entry(e) for e in row] for row in rows)]
+                lines = [[markdown(text) for text in head], rule, *([_markdown_entry(e) for e in row] for row in rows)]
                 parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
             case Picture(file, description, caption):
-                parts.append(f"![{_markdown(description)}]({file})\n\n{_markdown(caption)}")
+                parts.append(f"![{markdown(description)}]({file})\n\n{markdown(caption)}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -128,7 +121,7 @@ figcaption { color: var(--quiet); font-size: .92rem; max-width: 46rem }
 
 
 def _html_entry(tag: str, entry: str | Strong, number: bool) -> str:
-    text = f"<strong>{html.escape(entry.text)}</strong>" if isinstance(entry, Strong) else html.escape(entry)
+    text = f"<strong>{html(entry.text)}</strong>" if isinstance(entry, Strong) else html(entry)
     kind = ' class="number"' if number else ""
     return f"<{tag}{kind}>{text}</{tag}>"
 
@@ -140,11 +133,11 @@ def to_html(blocks: Sequence[Block], folder: Path) -> str:
     for block in blocks:
         match block:
             case Heading(level, text):
-                parts.append(f"<h{level}>{html.escape(text)}</h{level}>")
+                parts.append(f"<h{level}>{html(text)}</h{level}>")
             case Paragraph(text):
-                parts.append(f"<p>{html.escape(text)}</p>")
+                parts.append(f"<p>{html(text)}</p>")
             case Bullets(items):
-                parts.append("<ul>\n" + "\n".join(f"<li>{html.escape(item)}</li>" for item in items) + "\n</ul>")
+                parts.append("<ul>\n" + "\n".join(f"<li>{html(item)}</li>" for item in items) + "\n</ul>")
             case Table(head, rows, labels):
                 cells = [_html_entry("th", text, k >= labels) for k, text in enumerate(head)]
                 lines = ["".join(_html_entry("td", e, k >= labels) for k, e in enumerate(row)) for row in rows]
@@ -155,21 +148,22 @@ def to_html(blocks: Sequence[Block], folder: Path) -> str:
                 )
             case Picture(file, description, caption):
                 path = folder / file
-                data = base64.b64encode(path.read_bytes()).decode("ascii")
-                with Image.open(path) as image:
-                    width, height = image.size
+                with open_plain(path) as content:
+                    data = base64.b64encode(content.read()).decode("ascii")
+                    with Image.open(content, formats=["PNG", "GIF"]) as image:
+                        width, height = image.size
                 # A wide picture is scrolled on a phone, where it would become too small to see.
                 kind = ' class="wide"' if width > 800 else ""
                 parts.append(
                     f'<figure><div class="scroll"><img{kind} width="{width}" height="{height}" '
-                    f'alt="{html.escape(description)}" src="data:image/{path.suffix[1:]};base64,{data}"></div>\n'
-                    f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+                    f'alt="{html(description)}" src="data:image/{path.suffix[1:]};base64,{data}"></div>\n'
+                    f"<figcaption>{html(caption)}</figcaption></figure>"
                 )
     body = "\n".join(parts)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<title>{html(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
@@ -195,13 +189,17 @@ def show(blocks: Sequence[Block]) -> None:
     for block in blocks:
         match block:
             case Heading(_, text) | Paragraph(text):
-                sys.stdout.write(f"{text}\n")
+                sys.stdout.write(f"{terminal_lines(text)}\n")
             case Bullets(items):
-                sys.stdout.writelines(f"- {item}\n" for item in items)
+                sys.stdout.writelines(f"- {terminal(item)}\n" for item in items)
             case Table(head, rows, labels):
                 grid = Grid(box=box.SIMPLE_HEAD)
                 for k, text in enumerate(head):
-                    grid.add_column(Text(text), justify="left" if k < labels else "right", overflow="fold")
+                    grid.add_column(
+                        Text(terminal_lines(text)), justify="left" if k < labels else "right", overflow="fold"
+                    )
                 for row in rows:
-                    grid.add_row(*(Text(e.text, "bold") if isinstance(e, Strong) else Text(e) for e in row))
+                    grid.add_row(
+                        *(Text(terminal(e.text), "bold") if isinstance(e, Strong) else Text(terminal(e)) for e in row)
+                    )
                 Console(file=sys.stdout, highlight=False, width=120).print(grid)

@@ -13,7 +13,6 @@ from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, TypeVar
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 from proxflow import data, metrics, models
 from proxflow.config import TrainingConfig, to_dict
 from proxflow.data import to_bytes
+from proxflow.data.arrays import read_npz
 from proxflow.errors import ArgumentError, DataError, OutputError
 from proxflow.models import Model, format1, spec
 from proxflow.runtime.checkpoints import load_weights, remove_all, write_tensors
@@ -365,9 +365,8 @@ def kept_images(out: Path, cell: Cell) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """
     path = cell.file(out, "npz")
     try:
-        with np.load(path, allow_pickle=False) as content:
-            images: np.ndarray[Any, np.dtype[np.uint8]] = content["images"]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        images: np.ndarray[Any, np.dtype[np.uint8]] = read_npz(path, ("images",))["images"]
+    except DataError as error:
         raise DataError(
             f"{path} does not hold the images of this cell ({error}): remove {path.stem}.json beside it and run the "
             "experiment again, which makes both anew"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,9 @@ from proxflow.runtime.processes import Processes
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
 """Bytes (height, width, 1 or 3 channels)."""
+
+MOST_NUMBERS = 2**31
+"""Numbers of an event that no model reaches: more are refused when a model is built and when one is loaded."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Loaded:
         held_out: Examples kept from training, for evaluation; ``None`` for none.
         description: A description of the training examples, as "3000 rows of 2 columns".
         notes: Sentences that a user should read before training.
+        record: What was read by which rule, and what was left out, as JSON values for the provenance of a model.
     """
 
     kind: Kind
@@ -55,6 +60,7 @@ class Loaded:
     held_out: Examples | None
     description: str
     notes: tuple[str, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

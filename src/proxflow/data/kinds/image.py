@@ -8,16 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from proxflow.data import NAMED, image_files, load
-from proxflow.data.arrays import holds_table
-from proxflow.data.images import ImageData, to_bytes, to_range
+from proxflow.data import CLASSES, NAMED, image_files, load
+from proxflow.data.arrays import holds_table, shapes_in
+from proxflow.data.images import to_bytes, to_range
 from proxflow.data.kinds.base import Defaults, Kind, Loaded, Picture, check_share, split
+from proxflow.data.left_out import LeftOut
 from proxflow.data.pictures import holds_pictures, survey
 from proxflow.errors import ArgumentError, DataError
 from proxflow.examples import Examples
+from proxflow.runtime import escape
+
+MOST_CLASSES, LONGEST_NAME = 2**16, 255
+"""The largest number of classes, and of characters in the name of one."""
 
 
 @dataclass(frozen=True)
@@ -26,47 +32,73 @@ class Image(Kind):
 
     Args:
         shape: (channels, height, width).
-        classes: Number of classes; 0 for none. Labels 0, 1, … are the examples' condition.
+        classes: Names of the classes, printable; empty for none. The examples' condition is the place of theirs, 0, 1, … A
+            number makes names of as many numbers.
 
     Raises:
-        ArgumentError: The shape is not of three numbers ≥ 1, or the number of classes is negative.
+        ArgumentError: The shape is not of three numbers ≥ 1, or the names are too many, too long, not printable or not
+            different.
     """
 
     shape: tuple[int, ...]
-    classes: int = 0
+    classes: tuple[str, ...] = ()
 
     examples_word: ClassVar[str] = "images"
     sources: ClassVar[str] = (
-        f"{', '.join(NAMED)}, an existing folder of IDX files named as MNIST's or of pictures (PNG, JPEG and others), or an "
-        ".npz file with the key images"
+        f"{', '.join(NAMED)}, an existing folder of IDX files named as MNIST's or of pictures (PNG, JPEG and others), or a "
+        "file .npz or .npy of images (number, height, width, channels)"
     )
     defaults: ClassVar[Defaults] = Defaults(network="unet", clip=(-1.0, 1.0), parameterisation="x")
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise ArgumentError(f"images have a shape (channels, height, width), each number ≥ 1, got {self.shape}")
-        if self.classes < 0:
-            raise ArgumentError(f"the number of classes must be at least 0, got {self.classes}")
+        names: Any = self.classes
+        if isinstance(names, int):
+            if not 0 <= names <= MOST_CLASSES:
+                raise ArgumentError(f"the number of classes must be at least 0 and at most {MOST_CLASSES}, got {names}")
+            names = map(str, range(names))
+        object.__setattr__(self, "classes", tuple(names))
+        if len(self.classes) > MOST_CLASSES or len(set(self.classes)) < len(self.classes):
+            raise ArgumentError(f"the names of at most {MOST_CLASSES} classes must differ, got {len(self.classes)}")
+        for name in self.classes:
+            if not (isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable()):
+                raise ArgumentError(
+                    f"the name of a class must be 1 to {LONGEST_NAME} printable characters, got {name!a:.80}"
+                )
 
     @classmethod
     def takes(cls, source: str) -> bool:
         path = Path(source)
         if source in NAMED or os.path.isdir(source):
             return source in NAMED or _has_idx(path, "train") or holds_pictures(path)
+        if path.suffix.lower() == ".npy":
+            return len(shapes_in(path).get("", ())) in (3, 4)
         # An .npz file without a table is probably meant for images: read reports what it lacks.
         return path.suffix.lower() == ".npz" and not holds_table(path)
 
     @classmethod
     def read(
-        cls, source: str, *, held_out: float = 0.05, seed: int = 0, size: int | None = None, **settings: Any
+        cls,
+        source: str,
+        *,
+        held_out: float = 0.05,
+        seed: int = 0,
+        size: int | None = None,
+        exclude: Path | None = None,
+        **settings: Any,
     ) -> Loaded:
-        """Read images.
+        """Read images, and the classes that they have.
+
+        Classes are those of the named sets, the labels of a folder of IDX files or of an ``.npz`` file, named by their
+        numbers or texts, and the folders of pictures, see :meth:`proxflow.data.pictures.Survey.classes`.
 
         Args:
-            source: ``mnist``, ``fashion-mnist``, a folder of IDX files or of pictures, or an ``.npz`` file.
+            source: ``mnist``, ``fashion-mnist``, a folder of IDX files or of pictures, or a file ``.npz`` or ``.npy``.
             held_out: Share kept from training, in [0, 1). For sets with test images any share above 0 holds out these.
             seed: Seed of their choice.
             size: Side of the squares that pictures of a folder are scaled to, see :func:`proxflow.data.pictures.survey`.
+            exclude: A folder or file that is not read, where output is to go.
             **settings: None are known.
 
         Raises:
@@ -80,30 +112,52 @@ class Image(Kind):
         idx = source in NAMED or _has_idx(path, "train")
         if size is not None and (idx or not os.path.isdir(path)):
             raise ArgumentError(f"size is for folders of pictures; {source} has a size of its own")
-        notes: tuple[str, ...] = ()
-        kept: Examples | None
+        labels: list[Any] = []
+        names: tuple[str, ...] | None = None
+        rules: list[str] = []
+        scaling, left_out = "", LeftOut()
+        parts: list[Tensor]
         if idx:
-            train = _examples(load(source, "train"))
             tested = held_out > 0 and (source in NAMED or _has_idx(path, "t10k"))
-            kept = _examples(load(source, "test")) if tested else None
+            sets = [load(source, "train"), *([load(source, "test")] if tested else [])]
+            parts = [part.images for part in sets]
+            labels = [part.labels.numpy() for part in sets if part.labels is not None]
+            if 0 < len(labels) < len(sets):
+                raise DataError(f"{source}: only one of training and test images has labels; expected both or none")
+            names = CLASSES.get(source)
+        elif os.path.isdir(path):
+            found = survey(path, size, exclude=exclude)
+            parts, rules, scaling, left_out = [found.read()], found.levels, found.scaling, found.left_out
+            if (told := found.classes()) is not None:
+                labels, names = [np.array(told[0])], tuple(map(escape.terminal, told[1]))
         else:
-            if os.path.isdir(path):
-                found = survey(path, size)
-                whole, notes = Examples(found.read()), (found.describe(),)
-            else:
-                whole = _examples(image_files.read_images(path))
-            train, kept = split(whole, held_out, seed)
-        if kept is not None and kept.x.shape[1:] != train.x.shape[1:]:
+            held = image_files.read_array(path)
+            parts, rules, left_out = [held.images], [held.levels.text], held.left_out
+            labels = [] if held.labels is None else [held.labels]
+        if len({part.shape[1:] for part in parts}) > 1:
+            shapes = [tuple(part.shape[1:]) for part in parts]
             raise DataError(
-                f"{source}: training images are {tuple(train.x.shape[1:])} and test images {tuple(kept.x.shape[1:])}; "
-                "expected one shape"
+                f"{source}: training images are {shapes[0]} and test images {shapes[1]}; expected one shape"
             )
-        labels = [part.condition for part in (train, kept) if part is not None and isinstance(part.condition, Tensor)]
-        if any(int(part.min()) < 0 for part in labels):
-            raise DataError(f"{source}: has a label below 0; expected classes 0, 1, …")
-        kind = cls(tuple(train.x.shape[1:]), max((int(part.max()) + 1 for part in labels), default=0))
-        height, width = kind.shape[1:]
-        return Loaded(kind, train, kept, f"{len(train)} images of {height} x {width}", notes)
+        conditions, names = _numbered(labels, names)
+        least, most = min(int(part.min()) for part in parts), max(int(part.max()) for part in parts)
+        rules = rules or [f"levels {least} to {most}"]
+        try:
+            kind = cls(tuple(parts[0].shape[1:]), names)
+        except ArgumentError as error:
+            raise DataError(f"{source}: {error}") from error
+        channels, height, width = kind.shape
+        number, levels = sum(map(len, parts)), "; ".join(rules)
+        coloured = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
+        called = f"{len(names)} classes ({_some(names)})" if names else "no classes"
+        note = (
+            f"{source}: {number} {coloured} pictures of {height} x {width}, {number * math.prod(kind.shape) / 1e6:.1f} MB "
+            f"in memory{scaling}; {called}; {levels}; left out: {left_out.text}"
+        )
+        whole = [Examples(x, conditions[k] if conditions else None) for k, x in enumerate(parts)]
+        train, kept = (whole[0], whole[1] if len(whole) > 1 else None) if idx else split(whole[0], held_out, seed)
+        record = {"pictures": number, "classes": len(names), "levels": levels, "left_out": left_out.record}
+        return Loaded(kind, train, kept, f"{len(train)} images of {height} x {width}", (note,), record)
 
     def encode(self, stored: Tensor) -> Tensor:
         """Map bytes to [−1, 1], see :func:`proxflow.data.to_range`."""
@@ -135,8 +189,24 @@ def _has_idx(folder: Path, prefix: str) -> bool:
     return os.path.isdir(folder) and any(folder.glob(f"{prefix}-images-idx3-ubyte*"))
 
 
-def _examples(data: ImageData) -> Examples:
-    return Examples(data.images, data.labels)
+def _numbered(labels: list[Any], names: tuple[str, ...] | None) -> tuple[list[Tensor], tuple[str, ...]]:
+    """Return the classes of each part as places among their names, int64, and the names.
+
+    Args:
+        labels: Of each part, whole numbers or texts (number,); empty for none.
+        names: Names that the numbers are places of; ``None`` names each class by its number or text.
+    """
+    if not labels:
+        return [], ()
+    if names is None:
+        known, places = np.unique(np.concatenate(labels), return_inverse=True)
+        names = tuple(escape.terminal(str(name)) for name in known.tolist())
+        labels = np.split(places, np.cumsum([len(part) for part in labels])[:-1])
+    return [torch.from_numpy(part.astype(np.int64)) for part in labels], names
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
 
 
 def _channels_last(images: Tensor) -> Picture:

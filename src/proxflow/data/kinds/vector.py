@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +12,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from proxflow.data import scatter
 from proxflow.data.arrays import Array, holds_table, read_npy, read_npz, shapes_in
+from proxflow.data.image_files import write_png
 from proxflow.data.kinds.base import Defaults, Kind, Loaded, Picture, split
 from proxflow.errors import ArgumentError, DataError, OutputError
 from proxflow.examples import Examples
-from proxflow.runtime.files import writable_folder, write_atomically
+from proxflow.runtime.files import open_plain, writable_folder, write_atomically
 
 _ENDINGS = (".npy", ".npz", ".csv")
 
@@ -76,7 +77,9 @@ class Vector(Kind):
     def takes(cls, source: str) -> bool:
         path = Path(source)
         ending = path.suffix.lower()
-        return ending in (".npy", ".csv") or (ending == ".npz" and holds_table(path))
+        if ending == ".npy":
+            return len(shapes_in(path).get("", ())) not in (3, 4)
+        return ending == ".csv" or (ending == ".npz" and holds_table(path))
 
     @classmethod
     def read(cls, source: str, *, held_out: float = 0.05, seed: int = 0, **settings: Any) -> Loaded:
@@ -149,10 +152,12 @@ class Vector(Kind):
         """Write numbers (.npy; .npz, key x; .csv), or a plot of the first two columns (.png)."""
         rows = stored.detach().to("cpu", torch.float64).numpy()
 
+        if path.suffix.lower() == ".png":
+            write_png(path, self.preview(stored))
+            return
+
         def put(temporary: Path) -> None:
             match path.suffix.lower():
-                case ".png":
-                    Image.fromarray(self.preview(stored)).save(temporary)
                 case ".csv":
                     with temporary.open("w", newline="", encoding="utf-8") as file:
                         writer = csv.writer(file)
@@ -210,7 +215,7 @@ def _read_csv(path: Path) -> tuple[np.ndarray[Any, np.dtype[np.float64]], tuple[
     rows: list[list[float]] = []
     width = 0
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(open_plain(path), "utf-8-sig", newline="") as file:
             lines = csv.reader(file)
             for fields in lines:
                 if not fields:
