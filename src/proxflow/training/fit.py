@@ -359,13 +359,14 @@ def _refuse_unfit(flow: Flow[Any], data: Examples, encode: Encode) -> None:
     stored, first = data.x, encode(data.x[:1])
     # Values count where they are classes; pixels and real numbers are known by their type.
     flow.check(first if first.is_floating_point() and flow.path is not None else encode(stored))
-    if not stored.is_floating_point() or flow.path is None:
+    if stored.dtype == torch.uint8 or flow.path is None:  # pixels have a range
         return
     x = encode(_spaced(data))
-    generator, cpu = torch.Generator("cpu").manual_seed(0), torch.device("cpu")
-    prior = flow.prior((64, *x.shape[1:]), generator, torch.float32, cpu)
-    # A fixed belief stands for draws of its spread.
-    place, scale = float(prior.mean.mean()), float(prior.mean.std()) or float(prior.std.mean())
+    place, scale = 0.0, 1.0
+    if not flow.begins_normal:
+        generator, cpu = torch.Generator("cpu").manual_seed(0), torch.device("cpu")
+        began = flow.prior((1024, *x.shape[1:]), generator, torch.float32, cpu).mean
+        place, scale = float(began.mean()), float(began.std())
     for column, (mean, std) in enumerate(zip(*(moment.tolist() for moment in _moments(x)), strict=True)):
         far = abs(mean - place) > _FAR * 10 * max(scale, std)
         if far or (std > 0 and not scale / _FAR < std < scale * _FAR):
