@@ -1060,7 +1060,7 @@ def test_evaluate_refuses_to_tabulate_unlike_with_unlike(run, model, tmp_path, n
         # The same beside images yet to be drawn: refused before they are.
         assert refused(run("evaluate", model, unlike, "--data", data, "--n", 20), "cannot stand in one", unlike.name)
     assert refused(run("evaluate", tmp_path / "a.npz", tmp_path / "few.npz", "--data", data), "20 and 10", "--n 10")
-    assert refused(run("evaluate", model, tmp_path / "a.npz", "--data", data), "samples: 1000 and 20")
+    assert refused(run("evaluate", model, tmp_path / "a.npz", "--data", data), "samples: 80 and 20")
 
 
 def test_evaluate_reads_what_experiments_wrote_and_shows_intervals_over_seeds(run, tmp_path):
