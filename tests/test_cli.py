@@ -664,7 +664,7 @@ def test_times_then_sample_and_evaluate(run, tmp_path):
     both = models.load(tmp_path / "o").times
     assert both["multistep2"][3] == tuple(times["multistep2"]["3"])
     assert set(both["unipc"]) == {1, 2}
-    words = ("evaluate", folder, "--n", 4, "--out", tmp_path / "scores.json")
+    words = ("evaluate", folder, "--data", write_idx(tmp_path / "idx"), "--n", 4, "--out", tmp_path / "scores.json")
     for steps, held in ((3, times["multistep2"]["3"]), (2, None)):
         assert run(*words, "--steps", steps)[0] == 0
         (cell,) = json.loads((tmp_path / "scores.json").read_text())["cells"]
@@ -769,11 +769,11 @@ def test_damaged_data_are_refused(run, arrays, tmp_path, no_work):
     assert bad(tmp_path / "cut.npz", "no intact .npz file")
     assert bad(tmp_path / "flipped.npz", "no intact .npz file")
     assert bad(tmp_path / "single.npz", "single array")
-    assert bad(array("key.npz", pictures=noise(3)), '"images"', "pictures")
-    assert bad(array("real.npz", images=np.full((3, 8, 8, 1), np.nan, np.float32)), "float32", "uint8")
-    assert bad(array("flat.npz", images=noise(3)[..., 0]), "(3, 28, 28)", "channels")
+    assert bad(array("key.npz", pictures=noise(3), others=noise(3)), '"images"', "pictures")
+    assert bad(array("real.npz", images=np.full((3, 8, 8, 1), np.nan, np.float32)), "levels from nan", "finite")
+    assert bad(array("flat.npz", images=noise(3)[:, 0, 0]), "(3, 1)", "channels")
     assert bad(array("none.npz", images=noise(0)), "not empty")
-    assert bad(array("object.npz", images=np.array([{}])), "no intact .npz file")  # would need a pickle
+    assert bad(array("object.npz", images=np.array([{}])), "no intact array")  # would need a pickle
 
     grey = Image.fromarray(noise(1, (8, 8))[0, ..., 0])
     assert bad(pictures("nothing"), "holds no pictures")
@@ -972,6 +972,46 @@ def test_evaluate_a_model(run, model, tmp_path):
     assert f"{cell['floor']:.2f}" in out
 
 
+def test_evaluate_a_model_against_its_own_pictures(run, model, tmp_path):
+    chance = np.random.default_rng(0)
+    (tmp_path / "own").mkdir()
+    for index in range(40):
+        sides = (12, 10 + index % 2, 3)
+        Image.fromarray(chance.integers(0, 256, sides, dtype=np.uint8)).save(tmp_path / "own" / f"{index}.jpg")
+    words = ("--steps", 1, "--batch-size", 4, "--held-out", 0.25, "--seed", 3, "--grid", 0, *TINY_WORDS)
+    own = ("--data", tmp_path / "own", "--size", 8)
+    assert run("train", "--out", tmp_path / "r", *own, *words)[0] == 0
+    told = ("--steps", 1, "--device", "cpu", "--out", tmp_path / "s.json")
+
+    def scores(*words):
+        status, out, err = run("evaluate", *words, *told)
+        assert (status, err) == (0, "")
+        return json.loads((tmp_path / "s.json").read_text())["cells"][0], out
+
+    cell, out = scores(tmp_path / "r")  # as it was trained, without a word about the data
+    assert "30 images, and 30 real training images, against 10 images kept from training of" in out
+    assert "features: pixels, 192 dimensions" in out
+    assert "40 colour pictures of 8 x 8" in out
+    assert cell["reference"] == f"10 test images of {tmp_path / 'own'}"
+    assert scores(tmp_path / "r", "--data", tmp_path / "own")[0] == cell
+    # Pictures made elsewhere, in a folder: those of the data themselves are near.
+    drawn = proxflow.data.read_pictures(tmp_path / "own", 8)[:20]
+    imagefiles.write(tmp_path / "drawn", drawn.permute(0, 2, 3, 1).numpy())
+    real, out = scores(tmp_path / "drawn", *own)
+    assert "against 20 images (half of all)" in out
+    assert real["frechet"] < cell["frechet"]
+    assert real["nearest"] < cell["nearest"]
+    # What is of another shape, or not known, is refused; nothing is held against MNIST unasked.
+    assert refused(run("evaluate", tmp_path / "r", "--data", tmp_path / "own", "--size", 9), "(3, 8, 8)", "(3, 9, 9)")
+    assert refused(run("evaluate", model), "does not say which data it was trained on", "give --data")
+    np.savetxt(tmp_path / "rows.csv", np.zeros((9, 2)), delimiter=",")
+    assert refused(run("evaluate", tmp_path / "r", "--data", tmp_path / "rows.csv"), "read as rows", "images alone")
+    imagefiles.write(tmp_path / "x.npz", noise(20, (8, 8)))
+    assert refused(run("evaluate", tmp_path / "x.npz"), "shape (1, 8, 8)", "give --data")
+    shutil.rmtree(tmp_path / "own")
+    assert refused(run("evaluate", tmp_path / "r"), "no data set", "own")
+
+
 def test_evaluate_images_made_elsewhere(run, model, tmp_path):
     data = write_idx(tmp_path / "idx")
 
@@ -1084,7 +1124,7 @@ def test_evaluate_refuses_to_tabulate_unlike_with_unlike(run, model, tmp_path, n
         # The same beside images yet to be drawn: refused before they are.
         assert refused(run("evaluate", model, unlike, "--data", data, "--n", 20), "cannot stand in one", unlike.name)
     assert refused(run("evaluate", tmp_path / "a.npz", tmp_path / "few.npz", "--data", data), "20 and 10", "--n 10")
-    assert refused(run("evaluate", model, tmp_path / "a.npz", "--data", data), "samples: 1000 and 20")
+    assert refused(run("evaluate", model, tmp_path / "a.npz", "--data", data), "samples: 80 and 20")
 
 
 def test_evaluate_reads_what_experiments_wrote_and_shows_intervals_over_seeds(run, tmp_path):

@@ -438,6 +438,9 @@ def test_a_run_says_what_it_reads_and_its_model_remembers(tmp_path, capsys):
     config = json.loads((tmp_path / "own" / "run" / "config.json").read_text())
     assert config["data"]["classes"] == ["a", "b"]
     assert config["provenance"]["read"] == {
+        "source": str(tmp_path / "own"),
+        "held_out": 0.05,
+        "seed": 0,
         "pictures": 12,
         "classes": 2,
         "levels": "levels 0 to 220",

@@ -12,6 +12,7 @@ from proxflow.cli._common import (
     File,
     Number,
     SamplerChoice,
+    Text,
     check_counts,
     check_graph,
     check_sampler,
@@ -42,8 +43,9 @@ class Evaluate:
     Prints the Fréchet distance, KID, precision, recall, density, coverage, diversity, the Vendi score, the sliced
     Wasserstein distance, the distance to the nearest training image and, where images have labels, a classifier's accuracy
     on them. Each has a standard error and a 95 % interval, and beside it the same number of as many real training images:
-    no model can be expected to do better. Features come from a classifier in the package, of digits or, where the data are
-    Fashion-MNIST, of clothes, unless you choose others.
+    no model can be expected to do better. A model is compared with the data that it was trained on, first with what was
+    kept from training. Features come from a classifier in the package for MNIST, Fashion-MNIST and IDX files of that shape,
+    and are the pixels themselves for other pictures, unless you choose others.
 
     Several models, sets of images or files of earlier results make one table. What was not measured alike, on the same
     features, with the same reference and equally many images, is refused: such numbers do not compare.
@@ -53,19 +55,21 @@ class Evaluate:
         proxflow evaluate runs/mine --sampler stochastic --out mine.json
         proxflow evaluate --images few.npz
         proxflow evaluate first.npz second.npz mine.json
-        proxflow evaluate runs/clothes --data fashion-mnist
+        proxflow evaluate runs/own
+        proxflow evaluate drawn-elsewhere --data pictures --size 32
 
     Args:
         sources: What to evaluate, one or several: the name of a model that comes with the package, or a model folder, as
             train and reproduce write them; images, in an .npz file with key "images", uint8, N x H x W x C, and perhaps
-            "labels", N classes, or in a folder of PNG files; or results that evaluate or reproduce wrote, ending in .json.
+            "labels", N classes, or in a folder of pictures; or results that evaluate or reproduce wrote, ending in .json.
         n: Images drawn from a model, or the first of those made elsewhere.
         steps: Network evaluations spent on each image (NFE).
         sampler: How to sample; "proxflow list samplers" shows the choices.
         seed: Number that fixes the images drawn, and which real training images are scored beside them.
         images: Evaluate these: the same as to name them first.
-        data: What to compare with: mnist; fashion-mnist, which Debian's package dataset-fashion-mnist installs; or a folder
-            of IDX files.
+        data: What to compare with: all images that train takes. Of sets without test images, what the first model kept from
+            training is the reference, if they are its data, else half of them.
+        size: Side of the squares that the pictures of a folder are brought to.
         extractor: mnist, fashion-mnist: the penultimate layer of a classifier of digits or of clothes, for 28 x 28 grey
             images. pixels: the images themselves. inception: the network of standard FID, whose weights are not in the
             package.
@@ -87,12 +91,19 @@ class Evaluate:
     sampler: SamplerChoice = None
     seed: int = 0
     images: Annotated[File, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: the model's)")] = None
-    data: str = "mnist"
+    data: Annotated[
+        Text,
+        tyro.conf.arg(
+            metavar="SOURCE",
+            help_behavior_hint="(default: what models were trained on; for 28 x 28 images alone, mnist)",
+        ),
+    ] = None
+    size: Annotated[Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: as in training)")] = None
     extractor: Annotated[
         Union[Literal["mnist", "fashion-mnist", "pixels", "inception"], None],  # noqa: UP007 - as of Text
         tyro.conf.arg(
             metavar="{mnist,fashion-mnist,pixels,inception}",
-            help_behavior_hint="(default: fashion-mnist where the test images are its own, else mnist)",
+            help_behavior_hint="(default: fashion-mnist for its own images, mnist for 28 x 28 IDX files, else pixels)",
         ),
     ] = None
     inception_weights: Annotated[File, tyro.conf.arg(metavar="PATH", help_behavior_hint="(needed for inception)")] = (
@@ -115,7 +126,7 @@ def run(options: Evaluate, device: torch.device) -> None:
     check_counts(n, options.steps, options.batch_size, LEAST)
     check_graph(options.graph, device)
     check_sampler(options.sampler)
-    from proxflow import data, metrics, models
+    from proxflow import metrics, models
     from proxflow.runtime.files import writable_folder, write_json
     from proxflow.runtime.processes import Processes
     from proxflow.studies import scoreboard
@@ -137,24 +148,28 @@ def run(options: Evaluate, device: torch.device) -> None:
     if not fresh:
         return
 
-    training, test = data.load(options.data, "train").images, data.load(options.data, "test").images
-    recognised = data.recognise(test)
-    # A known set has one name wherever it was read from, so that its results stand in one table.
-    called = recognised if recognised is not None and recognised == data.recognise(training) else options.data
-    extractor = _extractor(options, recognised, tuple(test.shape[1:]), device)
+    loaded = {name: models.load(name, device) for name in fresh if not _holds_images(name, options)}
+    reference = _reference(options, loaded, fresh)
+    training, test, called = reference.training, reference.test, reference.called
+    recognised, shape_of_data = reference.recognised, tuple(test.shape[1:])
+    if options.n is None:
+        n = min(n, len(training))
+    extractor = _extractor(options, reference, device)
     sources, counts = [], {}
     for name in fresh:
-        path = Path(name)
-        is_images = options.images is not None and name == str(options.images)
-        folder_of_images = path.is_dir() and not (path / "config.json").exists() and any(path.glob("*.[pP][nN][gG]"))
-        if is_images or folder_of_images or path.suffix.lower() == ".npz":
-            source, counts[name], shape = _images_source(path, options)
-        else:
-            model = models.load(name, device)
+        if name in loaded:
+            model = loaded[name]
             source, counts[name], shape = _model_source(model, name, n, options), n, model.shape
+        else:
+            source, counts[name], shape = _images_source(Path(name), options, reference)
         if extractor.image_shape not in (None, shape):
             raise ArgumentError(
                 f"{extractor.name} takes images of shape {extractor.image_shape}; those of {name} have shape {shape}"
+            )
+        if shape != shape_of_data:
+            raise ArgumentError(
+                f"images of {name} have shape {shape}, and those of {called} {shape_of_data}: give --data of one "
+                "shape, or --size"
             )
         sources.append(source)
     count = counts[fresh[0]]
@@ -169,6 +184,8 @@ def run(options: Evaluate, device: torch.device) -> None:
             f"--n: {count} images cannot be compared with as many of {len(training)} real training images"
         )
 
+    if len(test) < LEAST:
+        raise ArgumentError(f"{called}: a reference needs at least {LEAST} images, got {len(test)}")
     identity = scoreboard.identity_of(extractor, training, test, called)
     for title, record in earlier.items():
         ours = metrics.Conditions.of({**identity, "samples": count})
@@ -184,28 +201,140 @@ def run(options: Evaluate, device: torch.device) -> None:
         scoreboard.show_one(record)
     else:
         scoreboard.show_all({**records, **earlier})
-    reference = f"{len(test)} test images of {called}"
-    say(f"{count} images, and {count} real training images, against {reference}; ± is one standard error")
+    against = f"{len(test)} {reference.kept} of {called}"
+    say(f"{count} images, and {count} real training images, against {against}; ± is one standard error")
     say(f"features: {extractor.name}, {extractor.dimension} dimensions, sha256 {extractor.sha256}")
     if options.out is not None:
         write_json(options.out, {"cells": [*records.values()], **origin(device)})
         say(f"written: {options.out}")
 
 
-def _extractor(
-    options: Evaluate, recognised: str | None, shape: tuple[int, ...], device: torch.device
-) -> metrics.FeatureExtractor:
+@dataclass(frozen=True)
+class _Reference:
+    """What images are compared with.
+
+    Args:
+        training: Images for the floor and the nearest ones, uint8 (number, channels, height, width).
+        test: The others.
+        called: Name of the set.
+        kept: What the others are, in words.
+        recognised: The named set that these are, wherever they were read from.
+        digits: Whether the small classifiers suit them: a named set, or IDX files of that shape.
+    """
+
+    training: torch.Tensor
+    test: torch.Tensor
+    called: str
+    kept: str
+    recognised: str | None
+    digits: bool
+
+
+def _holds_images(name: str, options: Evaluate) -> bool:
+    """Tell whether a source is images, not a model."""
+    from proxflow.data.pictures import holds_pictures
+
+    path = Path(name)
+    if (options.images is not None and name == str(options.images)) or path.suffix.lower() in (".npz", ".npy"):
+        return True
+    of_a_run = (path / "config.json").exists() or (path / "run.json").exists()
+    return path.is_dir() and not of_a_run and holds_pictures(path)
+
+
+def _source_of(name: str, model: Model) -> tuple[str, dict[str, Any]]:
+    """Return the data that a model was trained on, and how they were read, as far as it is known."""
+    from proxflow import data, models
+
+    match model.provenance:
+        case {"read": {"source": str(source), **told}}:
+            return source, {key: told[key] for key in ("held_out", "seed", "size") if key in told}
+        case {"data": str(text)} if " images of " in text:
+            return text.partition(" images of ")[2], {}
+    if name in models.shipped_models():
+        return max((known for known in data.NAMED if name.startswith(known)), key=len, default="mnist"), {}
+    raise ArgumentError(
+        f"{name} does not say which data it was trained on: give --data, which it is to be compared with"
+    )
+
+
+def _reference(options: Evaluate, loaded: dict[str, Model], fresh: list[str]) -> _Reference:
+    import torch
+
+    from proxflow import data
+    from proxflow.data.image_files import read_array
+    from proxflow.data.kinds import kind_of_source
+    from proxflow.data.kinds.image import Image
+    from proxflow.errors import DataError
+
+    known: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name, model in loaded.items():
+        if not isinstance(model.data, Image):
+            raise ArgumentError(f"{name} draws {model.data.examples_word}: evaluate measures images alone")
+        if options.data is None:
+            known[name] = _source_of(name, model)
+    if options.data is not None:
+        chosen = options.data
+        for name, model in loaded.items():
+            if "read" in model.provenance and _source_of(name, model)[0] == chosen:
+                known[name] = _source_of(name, model)
+                break
+    elif known:
+        (first, (chosen, _)), *others = known.items()
+        for name, (other, _) in others:
+            if other != chosen:
+                raise ArgumentError(f"{first} was trained on {chosen}, and {name} on {other}: give --data")
+    else:
+        path = Path(fresh[0])
+        images = read_array(path).images if path.is_file() else None
+        if images is not None and tuple(images.shape[1:]) != (1, 28, 28):
+            raise ArgumentError(
+                f"{path} holds images of shape {tuple(images.shape[1:])}: give --data to compare them with"
+            )
+        chosen = "mnist"
+    told = next(iter(known.values()))[1] if known else {}
+    path = Path(chosen)
+    named = chosen in data.NAMED
+    if options.size is None and (named or any(path.glob("t10k-images-idx3-ubyte*"))):
+        training, test = data.load(chosen, "train").images, data.load(chosen, "test").images
+        recognised = data.recognise(test)
+        # A known set has one name wherever it was read from, so that its results stand in one table.
+        called = recognised if recognised is not None and recognised == data.recognise(training) else chosen
+        return _Reference(training, test, called, "test images", recognised, tuple(test.shape[1:]) == (1, 28, 28))
+    if not named and not path.exists():
+        raise DataError(
+            f"no data set {chosen!r}: expected {', '.join(data.NAMED)}, or an existing folder or file of images"
+        )
+    kind = kind_of_source(chosen)
+    if kind is not Image:
+        raise ArgumentError(f"--data {chosen} is read as {kind.examples_word}: evaluate measures images alone")
+    size = options.size if options.size is not None else told.get("size")
+    found = Image.read(chosen, held_out=told.get("held_out", 0.0), seed=told.get("seed", 0), size=size)
+    say(found.notes[0])
+    if found.held_out is not None and len(found.held_out) >= LEAST:
+        return _Reference(found.train.x, found.held_out.x, chosen, "images kept from training", None, False)
+    whole = found.train.x if found.held_out is None else torch.cat([found.held_out.x, found.train.x])
+    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
+    half = len(whole) // 2
+    kept = "images (half of all, as too few were kept from training)" if told else "images (half of all)"
+    return _Reference(whole[order[half:].sort().values], whole[order[:half]], chosen, kept, None, False)
+
+
+def _extractor(options: Evaluate, reference: _Reference, device: torch.device) -> metrics.FeatureExtractor:
     from proxflow import metrics
 
     if options.inception_weights is not None and options.extractor != "inception":
         raise ArgumentError("--inception-weights are for --extractor inception")
-    match options.extractor:
+    chosen: str | None = options.extractor or reference.recognised
+    if chosen is None:
+        chosen = "mnist" if reference.digits else "pixels"
+    match chosen:
         case "pixels":
-            return metrics.pixel_features((shape[0], shape[1], shape[2]))
+            channels, height, width = reference.test.shape[1:]
+            return metrics.pixel_features((channels, height, width))
         case "inception":
             return metrics.inception_features(options.inception_weights, device)
-        case chosen:
-            return metrics.classifier_features(chosen or recognised or "mnist", device)
+        case _:
+            return metrics.classifier_features(chosen, device)
 
 
 def _classifier(options: Evaluate, recognised: str | None) -> str:
@@ -217,25 +346,27 @@ def _classifier(options: Evaluate, recognised: str | None) -> str:
     return options.extractor if options.extractor in metrics.CLASSIFIERS else "mnist"
 
 
-def _images_source(path: Path, options: Evaluate) -> tuple[scoreboard.Source, int, tuple[int, ...]]:
+def _images_source(
+    path: Path, options: Evaluate, reference: _Reference
+) -> tuple[scoreboard.Source, int, tuple[int, ...]]:
     import torch
 
-    from proxflow import metrics
     from proxflow.data import image_files
     from proxflow.studies import scoreboard
 
     found = image_files.read_images(path)
     # Of one channel the order of dimensions in memory is uncertain, and kernels with another rounding would be chosen by it.
     whole, labels = found.images.clone(memory_format=torch.contiguous_format), found.labels
-    images = whole[: options.n]
+    images = whole[: options.n or len(reference.training)]
+    if options.n is None and len(images) < len(whole):
+        say(f"{path}: the first {len(images)} of {len(whole)} images, as many as there are real training images")
     if len(images) < LEAST:
         raise ArgumentError(f"{path}: evaluation needs at least {LEAST} images, got {len(images)}")
-    shape = tuple(images.shape[1:])
-    if labels is not None and shape != metrics.mnist_features().image_shape:
+    if not reference.digits:
         labels = None  # the classifiers that could judge them are of such images
     made = {"flow": None, "sampler": None, "nfe": None, "images": str(path)}
     held = None if labels is None else labels[: len(images)]
-    return scoreboard.Source(str(path), lambda: images, held, made), len(images), shape
+    return scoreboard.Source(str(path), lambda: images, held, made), len(images), tuple(images.shape[1:])
 
 
 def _model_source(model: Model, name: str, n: int, options: Evaluate) -> scoreboard.Source:

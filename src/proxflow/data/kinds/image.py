@@ -156,7 +156,8 @@ class Image(Kind):
         )
         whole = [Examples(x, conditions[k] if conditions else None) for k, x in enumerate(parts)]
         train, kept = (whole[0], whole[1] if len(whole) > 1 else None) if idx else split(whole[0], held_out, seed)
-        record = {"pictures": number, "classes": len(names), "levels": levels, "left_out": left_out.record}
+        asked = {"source": source, "held_out": held_out, "seed": seed, **({} if size is None else {"size": size})}
+        record = {**asked, "pictures": number, "classes": len(names), "levels": levels, "left_out": left_out.record}
         return Loaded(kind, train, kept, f"{len(train)} images of {height} x {width}", (note,), record)
 
     def encode(self, stored: Tensor) -> Tensor:
