@@ -274,7 +274,7 @@ def test_training_on_ones_own_pictures(tmp_path, capsys):
         with Image.open(run / "samples" / f"step-{step:08d}.png") as picture:
             assert (picture.mode, picture.size) == ("RGB", (3 * 10 + 2, 2 * 10 + 2))
     assert any((run / "tensorboard").glob("events.*"))
-    assert not (run / "checkpoints").exists()
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000060"]
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -122,7 +122,8 @@ def less_memory(batch_size: int, n: int | None) -> str:
     at_once = batch_size if n is None else min(batch_size, max(n, 16))
     if at_once == 1:
         return "one at a time is too much: take a smaller network, or a machine with more memory"
-    return f"lower --batch-size, of which {at_once} are used: try --batch-size {at_once // 2}"
+    used = f", of which {at_once} are used" if at_once < batch_size else ""
+    return f"lower --batch-size, now {batch_size}{used}: try --batch-size {at_once // 2}"
 
 
 def check_sampler(sampler: str | None) -> None:
