@@ -112,6 +112,11 @@ def test_what_is_no_data_is_refused_in_a_sentence(data, message):
     assert "\n" not in str(caught.value)
 
 
+def test_flow_and_predictor_the_wrong_way_round_are_refused():
+    with pytest.raises(ArgumentError, match="a predictor, a module, and then a flow .*, got GPFN and PointPredictor"):
+        proxflow.fit(GPFN(), PointPredictor(Net(), GPFN()), ROWS, CONFIG)
+
+
 def test_a_folder_may_be_text(tmp_path):
     trained(ROWS, folder=str(tmp_path / "run"))
     assert (tmp_path / "run" / "checkpoints").is_dir()

@@ -136,6 +136,11 @@ def fit(
         KeyboardInterrupt: On SIGINT, after a checkpoint was written.
         SystemExit: On SIGTERM, likewise, with status 143.
     """
+    if not isinstance(predictor, nn.Module) or not hasattr(flow, "loss"):
+        raise ArgumentError(
+            f"fit takes a predictor, a module, and then a flow or another objective, got {type(predictor).__name__} and "
+            f"{type(flow).__name__}"
+        )
     data = _checked(data, "training")
     if held_out is not None:
         held_out = _checked(held_out, "held-out")
