@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     )
     from proxflow.samplers.optimise_times import OptimisedTimes, optimise_times
     from proxflow.solvers import NewtonSolver, QuasiNewtonSolver
+    from proxflow.training.conditions import ConditionDropout
     from proxflow.training.fit import fit
     from proxflow.training.objectives import (
         Autoguidance,
@@ -174,6 +175,7 @@ _HOMES = {
     ],
     "paths": ["Cosine", "Linear", "Shifted", "VariancePreserving"],
     "solvers": ["NewtonSolver", "QuasiNewtonSolver"],
+    "training.conditions": ["ConditionDropout"],
     "training.fit": ["fit"],
     "training.reflow": ["make_pairs", "reflow", "straightness"],
 }

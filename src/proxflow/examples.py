@@ -56,6 +56,36 @@ def check_rows(value: Condition | None, number: int, name: str) -> None:
             raise ArgumentError(f"{called} has one row an example, {number}; got {len(tensor)}")
 
 
+def check_condition(predict: Predict, condition: Condition | None, number: int) -> None:
+    """Refuse a condition before any work: without one row an example, or with values that a network does not know.
+
+    Networks that know check it by a method ``check_condition`` of theirs or of a module in them. This waits for the device.
+
+    Raises:
+        ArgumentError: As :func:`check_rows`, and as these methods.
+    """
+    check_rows(condition, number, "condition")
+    modules = getattr(predict, "modules", None)
+    if condition is not None and modules is not None:
+        for check in [part.check_condition for part in modules() if hasattr(part, "check_condition")]:
+            check(condition)
+
+
+def without(condition: C, dropped: Tensor) -> C:
+    """Take the condition from some examples: labels become −1, real numbers NaN, which networks read as none.
+
+    Args:
+        condition: One row an example.
+        dropped: Whether an example loses its condition, bool (batch,).
+    """
+
+    def change(tensor: Tensor) -> Tensor:
+        lost = dropped[(slice(None), *[None] * (tensor.ndim - 1))]
+        return tensor.masked_fill(lost, torch.nan if tensor.is_floating_point() else -1)
+
+    return _each(condition, change)
+
+
 @dataclass(frozen=True, eq=False)
 class Examples:
     """Data, and what each of them comes with.

@@ -8,7 +8,7 @@ import math
 import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Union, cast
 
 import tyro
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from proxflow.data.kinds import Kind, Loaded, Picture
     from proxflow.flows import Flow
     from proxflow.models import Model
+    from proxflow.models.spec import Part
 
 GRID_STEPS = 10
 """Network evaluations for each of the samples drawn while training."""
@@ -50,6 +51,7 @@ class Train:
         proxflow train --out runs/own --data pictures --size 32 --network unet:channels=64,multipliers=1,2,2,patch=1
         proxflow train --out runs/rows --data points.csv --steps 2000
         proxflow train --out runs/few --teacher runs/mine --steps 800 --ema 0.99
+        proxflow train --out runs/digits --conditional
         proxflow train --out runs/short --steps 1500
         proxflow train --out runs/better --teacher runs/mine --weak runs/short --steps 2000 --learning-rate 1e-3
         torchrun --standalone --nproc-per-node 8 -m proxflow.cli train --out runs/many --batch-size 1024
@@ -77,6 +79,9 @@ class Train:
             many small steps would lead, for few evaluations. It needs gpfn-w2 with final 1, and the deterministic sampler.
             draw reads noise as well and draws from what the data may be, for few evaluations; it is trained by the energy
             score, at twice the cost a step, and takes the samplers that keep no memory of earlier predictions.
+        conditional: Learn the classes of data that have labels, so that they can be asked for: proxflow sample --class 7.
+        drop: Share of the examples whose class is withheld in training, so that the model also draws without one and can
+            be guided.
         parameterisation: What the network of a point predictor gives: x, the data; epsilon, the noise; v, the velocity.
         grid: Samples drawn at each checkpoint, into the folder "samples"; 0 for none.
         teacher: A trained model, by name or folder, to make a student of, which draws good images with one
@@ -107,6 +112,8 @@ class Train:
     network: Annotated[Text, word("the kind's")] = None
     predictor: Annotated[Text, word("the flow's, or point")] = None
     parameterisation: Annotated[Text, word("the flow's, or x")] = None
+    conditional: bool = False
+    drop: Annotated[Union[float, None], tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 0.1)")] = None  # noqa: UP007
     grid: int = 16
     teacher: Annotated[
         Text, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: none, the flow's own loss)")
@@ -135,12 +142,13 @@ def run(options: Train, device: torch.device) -> None:
     import torch
 
     from proxflow import models
-    from proxflow.examples import Examples, reads, rows
+    from proxflow.examples import Examples, check_condition, reads, rows
     from proxflow.predictors import Predictor
     from proxflow.runtime.checkpoints import digest
     from proxflow.runtime.files import writable_folder
     from proxflow.runtime.processes import Processes
     from proxflow.runtime.tracking import TensorBoard
+    from proxflow.training.conditions import ConditionDropout, with_dropout
     from proxflow.training.fit import fit
     from proxflow.training.recipes import recipe
     from proxflow.training.run import RunFolder, decisive, upgrade
@@ -154,17 +162,28 @@ def run(options: Train, device: torch.device) -> None:
     torch.manual_seed(training.seed)
     model = _student(options, kind, teacher) if teacher is not None else _untrained(options, kind)
     kind = model.data
-    if "condition" not in reads(model.predictor):
+    conditional = "condition" in reads(model.predictor)
+    if options.conditional and not conditional:
+        raise ArgumentError(f"--conditional: the teacher {options.teacher} was trained without classes")
+    if getattr(model.predictor.network, "conditional", False) and examples.condition is None:
+        raise ArgumentError(f"the model is conditional, and {options.data} holds no labels to train it with")
+    check_condition(model.predictor, examples.condition if conditional else None, len(examples))
+    if not conditional:
         examples, held_out = Examples(examples.x), None if held_out is None else Examples(held_out.x)
     if teacher is not None:
         held_out = None  # a student's loss says how far it is from its teacher, not how good it is
     learning = recipe(method, model, teacher, weak, guidance=options.guidance, adversarial=options.adversarial)
+    objective = with_dropout(learning.objective, model.predictor, options.drop)
+    drop = objective.rate if isinstance(objective, ConditionDropout) else None
 
     out, folder = options.out, RunFolder(options.out)
     content = hashlib.sha256(examples.x.numpy().tobytes()).hexdigest()
+    labels = hashlib.sha256(examples.condition.numpy().tobytes()) if torch.is_tensor(examples.condition) else None
     settings = {
         "held_out": options.held_out,
         "data": f"sha256 {content}, shape {list(examples.x.shape)}",
+        "labels": None if labels is None else f"sha256 {labels.hexdigest()}",
+        "drop": drop,
         "teacher": None if teacher is None else digest(teacher.predictor),
         "weak": None if weak is None else digest(weak.predictor),
         "guidance": None if weak is None else options.guidance,
@@ -192,6 +211,7 @@ def run(options: Train, device: torch.device) -> None:
         "held_out": 0 if held_out is None else len(held_out),
         "training": to_dict(training),
         **origin(device),
+        **({} if drop is None else {"drop": drop}),
         **({} if teacher is None else {"teacher": options.teacher, "method": method}),
         **({} if weak is None else {"weak": options.weak, "guidance": options.guidance}),
         **({"adversarial": options.adversarial} if method == "distribution-matching" else {}),
@@ -226,7 +246,7 @@ def run(options: Train, device: torch.device) -> None:
 
     result = fit(
         learning.module,
-        learning.objective,
+        objective,
         examples,
         training,
         folder=out,
@@ -293,7 +313,28 @@ def _untrained(options: Train, kind: Kind) -> Model:
         predictor = predictor or kind.defaults.predictor
         predictor += f"{',' if ':' in predictor else ':'}parameterisation={options.parameterisation}"
     flow = _flow(options, options.flow or kind.defaults.flow)
-    return models.build(kind, flow=flow, network=options.network, predictor=predictor)
+    network = _conditional(options, kind) if options.conditional else options.network
+    return models.build(kind, flow=flow, network=network, predictor=predictor)
+
+
+def _conditional(options: Train, kind: Kind) -> Part:
+    """Return the network with the classes of the data.
+
+    Raises:
+        ArgumentError: The data have none, or the network reads none, or another number.
+    """
+    from proxflow.models import class_names, spec
+
+    classes = len(class_names(kind))
+    if not classes:
+        raise ArgumentError(f"--conditional: {options.data} holds no labels; leave it out, or give data with classes")
+    wanted = spec.content("networks", options.network or kind.defaults.network)
+    if "classes" not in spec.fields("networks", wanted["kind"]):
+        raise ArgumentError(f"--conditional: the network {wanted['kind']} takes no classes")
+    if wanted.setdefault("classes", classes) != classes:
+        raise ArgumentError(f"--network with classes={wanted['classes']}: {options.data} has {classes} classes")
+    part: Part = spec.make("networks", wanted)
+    return part
 
 
 def _flow(options: Train, flow: str) -> str | Flow[Any]:

@@ -80,6 +80,11 @@ class Model:
         parts = {"flow": self.flow, "network": self.network, "predictor": self.predictor, "data": self.data}
         return {name: spec.describe(part) for name, part in parts.items()}
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that it can be asked for, in the order of their labels; empty for none."""
+        return class_names(self.data) if getattr(self.predictor.network, "conditional", False) else ()
+
     def times_of(self, sampler: str | Sampler | None, nfe: int) -> Sequence[float] | None:
         """Return its times for a sampler and number of evaluations; ``None``, for the sampler's own, without any.
 
@@ -160,7 +165,14 @@ class Model:
         )
         return replace(found, log_prob=found.log_prob - self.data.log_scale)
 
-    def fit(self, data: Tensor | Examples, config: TrainingConfig | None = None, **settings: Any) -> Model:
+    def fit(
+        self,
+        data: Tensor | Examples,
+        config: TrainingConfig | None = None,
+        *,
+        drop: float | None = None,
+        **settings: Any,
+    ) -> Model:
         """Train on data by the default loss of flow and predictor, and return the model with averaged weights.
 
         This model's predictor is trained in place, and keeps its last weights.
@@ -168,12 +180,15 @@ class Model:
         Args:
             data: Examples in the data's own form, as uint8 images, alone or with conditions (:class:`proxflow.Examples`).
             config: How to train; ``None`` makes a configuration of ``settings``, as ``steps=1000``.
+            drop: Share of the examples that lose their condition in training, so that the model can draw without one and be
+                guided; ``None`` takes 0.1 for the library's networks, and 0 for those that do not know a missing condition.
             **settings: Further settings of :func:`proxflow.fit`, as ``device`` and ``folder``.
 
         Raises:
             ArgumentError: As :func:`proxflow.fit`; a configuration together with settings of one.
         """
-        from proxflow.training.fit import fit  # an upward import, for convenience
+        from proxflow.training.conditions import with_dropout  # upward imports, for convenience
+        from proxflow.training.fit import fit
         from proxflow.training.recipes import recipe
 
         x = data if isinstance(data, Tensor) else getattr(data, "x", None)
@@ -187,7 +202,7 @@ class Model:
         if config is not None and own:
             raise ArgumentError(f"{', '.join(own)} belongs to the configuration, and one is given: set it there")
         config = config or TrainingConfig(**own)
-        objective = recipe("flow", self).objective
+        objective = with_dropout(recipe("flow", self).objective, self.predictor, drop)
         result = fit(self.predictor, objective, data, config, encode=self.data.encode, **settings)
         told = {"data": f"{len(data)} {self.data.examples_word}", "steps": config.steps, "training": to_dict(config)}
         return replace(self, predictor=cast(Predictor, result.predictor), provenance=told, times={})
@@ -343,6 +358,12 @@ def _kind(data: Any) -> Kind:
         )
     made: Kind = spec.make("kinds", found)
     return made
+
+
+def class_names(kind: Kind) -> tuple[str, ...]:
+    """Return the names of the classes that data have, in the order of their labels; empty for none."""
+    found: int | Sequence[str] = getattr(kind, "classes", 0)
+    return tuple(map(str, range(found))) if isinstance(found, int) else tuple(found)
 
 
 def _needed(flow: Flow[Any]) -> str | None:

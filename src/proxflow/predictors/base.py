@@ -20,7 +20,7 @@ class Predictor(nn.Module, ABC):
 
     Args:
         network: Module ``(x, t) -> tensor`` of the belief's features (batch, …) and times (batch,). If its ``forward`` has a
-            parameter ``condition``, the predictor reads one, too.
+            parameter ``condition``, the predictor reads one, too, unless the network says ``conditional = False``.
     """
 
     reads: frozenset[str] = frozenset()
@@ -30,7 +30,8 @@ class Predictor(nn.Module, ABC):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        if "condition" in inspect.signature(getattr(network, "forward", network)).parameters:
+        takes = "condition" in inspect.signature(getattr(network, "forward", network)).parameters
+        if takes and getattr(network, "conditional", True):
             self.reads = self.reads | {"condition"}
 
     @abstractmethod

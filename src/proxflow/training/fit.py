@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from proxflow.config import TrainingConfig
 from proxflow.data.images import to_range
 from proxflow.errors import ArgumentError, MemoryLimitError
-from proxflow.examples import Examples, moved, rows
+from proxflow.examples import Examples, check_condition, moved, rows
 from proxflow.flows import draw_times
 from proxflow.random import BatchRows
 from proxflow.runtime.machine import out_of_memory
@@ -113,8 +113,8 @@ def fit(
         The averaged predictor and the history of the loss.
 
     Raises:
-        ArgumentError: Data of the wrong type or shape, or with values that are not finite; a batch too small for the
-            processes.
+        ArgumentError: Data of the wrong type or shape, or with values that are not finite; conditions that the network does
+            not know; a batch too small for the processes.
         CheckpointError: The folder's checkpoint is corrupt or of another configuration.
         DivergedError: More than ``skip_limit`` of 50 steps had a loss or gradient that is not finite. Such steps are
             skipped, so the weights are those of the last good step.
@@ -126,6 +126,9 @@ def fit(
     data = _checked(data, "training")
     if held_out is not None:
         held_out = _checked(held_out, "held-out")
+    for examples in (data, held_out):
+        if examples is not None:
+            check_condition(predictor, examples.condition, len(examples))
     encode = _scaled if encode is None else encode
     processes, device = Processes.current(), torch.device(device)
     parts = _parts(config, processes)
