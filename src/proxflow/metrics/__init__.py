@@ -21,6 +21,7 @@ from proxflow.metrics.frechet import FeatureStatistics, GaussianStatistics, frec
 from proxflow.metrics.inception import inception_features
 from proxflow.metrics.kernel import KernelDistance, kernel_distance
 from proxflow.metrics.manifolds import density_coverage, diversity, nearest_distances, precision_recall
+from proxflow.metrics.per_class import ClassScores, class_scores
 from proxflow.metrics.scores import Reference, Scores, real_floor
 from proxflow.metrics.sliced import sliced_wasserstein
 from proxflow.metrics.uncertainty import Estimate, bootstrap, bootstrap_seeds
@@ -28,6 +29,7 @@ from proxflow.metrics.vendi import vendi_score
 
 __all__ = [
     "CLASSIFIERS",
+    "ClassScores",
     "Conditions",
     "Estimate",
     "FeatureExtractor",
@@ -40,6 +42,7 @@ __all__ = [
     "bootstrap_seeds",
     "check_comparable",
     "class_hits",
+    "class_scores",
     "classifier_features",
     "density_coverage",
     "diversity",
