@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         SinkhornDivergence,
         Wasserstein2,
         closed_form,
+        extrapolate,
         value,
     )
     from proxflow.energies import Energy, Potential, TargetEnergy
@@ -60,10 +61,15 @@ if TYPE_CHECKING:
         BinnedPredictor,
         ClassPredictor,
         DrawPredictor,
+        GuidanceRule,
+        Guided,
+        LinearGuidance,
         LongStepPredictor,
         PointPredictor,
         Predictor,
         ProductPredictor,
+        Projected,
+        ZeroStar,
     )
     from proxflow.predictors.exact import ExactClasses, ExactDraw, ExactMean
     from proxflow.proximal import Proximal
@@ -123,6 +129,7 @@ _HOMES = {
         "SinkhornDivergence",
         "Wasserstein2",
         "closed_form",
+        "extrapolate",
         "value",
     ],
     "energies": ["Energy", "Potential", "TargetEnergy"],
@@ -156,10 +163,15 @@ _HOMES = {
         "BinnedPredictor",
         "ClassPredictor",
         "DrawPredictor",
+        "GuidanceRule",
+        "Guided",
+        "LinearGuidance",
         "LongStepPredictor",
         "PointPredictor",
         "Predictor",
         "ProductPredictor",
+        "Projected",
+        "ZeroStar",
     ],
     "proximal": ["Proximal"],
     "samplers": [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, Union
 
@@ -86,6 +86,13 @@ def without(condition: C, dropped: Tensor) -> C:
     return _each(condition, change)
 
 
+def joined(first: C, second: C) -> C:
+    """Put the rows of a second condition of the same form after those of a first."""
+    if isinstance(first, Mapping):
+        return {name: torch.cat([part, second[name]]) for name, part in first.items()}  # type: ignore[return-value, index]
+    return torch.cat([first, second])  # type: ignore[return-value, list-item]
+
+
 @dataclass(frozen=True, eq=False)
 class Examples:
     """Data, and what each of them comes with.
@@ -147,6 +154,30 @@ class Given:
 
     def __call__(self, belief: Any, t: Tensor, **told: Any) -> Any:
         return self.predict(belief, t, condition=self.condition, **told)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of a call."""
+        return evaluations(self.predict)
+
+    def planned(self, times: Sequence[float]) -> list[Predict]:
+        """Return what predicts at each of the times, with the condition filled in."""
+        return [Given(predict, self.condition) for predict in planned(self.predict, times)]
+
+
+def planned(predict: Predict, times: Sequence[float]) -> list[Predict]:
+    """Return what predicts at each of the times of one run of samples, all known beforehand.
+
+    It is the predictor itself, unless that has a method ``planned`` which says otherwise, as one does that does more at some
+    times than at others.
+    """
+    plan = getattr(predict, "planned", None)
+    return [predict] * len(times) if plan is None else list(plan(times))
+
+
+def evaluations(predict: Predict) -> int:
+    """Return the network evaluations of a call of a predictor, 1 unless it says otherwise."""
+    return int(getattr(predict, "evaluations", 1))
 
 
 def given(predict: Predict, condition: Condition | None) -> Predict:

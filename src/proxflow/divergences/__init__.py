@@ -17,6 +17,7 @@ from proxflow.divergences.bregman import Bregman, ReverseBregman
 from proxflow.divergences.chi_squared import ChiSquared, ReverseChiSquared
 from proxflow.divergences.discrete_wasserstein import DiscreteWasserstein2
 from proxflow.divergences.energy_distance import EnergyDistance
+from proxflow.divergences.extrapolation import extrapolate, extrapolated, has_extrapolation
 from proxflow.divergences.fisher_rao import FisherRao
 from proxflow.divergences.ground import CoordinateMetric, FrequencyMetric, GroundMetric
 from proxflow.divergences.hellinger import HellingerSquared
@@ -54,7 +55,10 @@ __all__ = [
     "SinkhornDivergence",
     "Wasserstein2",
     "closed_form",
+    "extrapolate",
+    "extrapolated",
     "has_closed_form",
+    "has_extrapolation",
     "has_value",
     "mixed_form",
     "mixed_step",

@@ -55,7 +55,7 @@ class PointPredictor(RealPredictor):
             raise ArgumentError(f"parameterisation is one of {get_args(Parameterisation)}, got {parameterisation!r}")
         if flow.path is None and parameterisation != "x":
             raise ArgumentError(f"{flow} has no Gaussian path for parameterisation {parameterisation!r}: use 'x'")
-        self.path, self.parameterisation = flow.path, parameterisation
+        self.parameterisation = parameterisation
 
     def forward(self, belief: DiagonalGaussian, t: Tensor, *, condition: Condition | None = None) -> DiagonalGaussian:
         mean = belief.mean
