@@ -208,6 +208,8 @@ def test_a_rate_out_of_range_or_without_conditions_is_refused():
     with pytest.raises(ArgumentError, match=r"lie in \[0, 1\], got 1.5"):
         ConditionDropout(GPFN(), 1.5)
     flow = GPFN()
+    assert ConditionDropout(flow).flow is flow
+    assert ConditionDropout(proxflow.LongStep(flow)).flow is flow
     with pytest.raises(ArgumentError, match="has none to drop"):
         with_dropout(flow, PointPredictor(MLP((2,)), flow), 0.1)
     assert with_dropout(flow, PointPredictor(MLP((2,)), flow)) is flow

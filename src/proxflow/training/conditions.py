@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,11 @@ class ConditionDropout:
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= 1:
             raise ArgumentError(f"the rate at which conditions are dropped must lie in [0, 1], got {self.rate}")
+
+    @property
+    def flow(self) -> Any:
+        """The flow that the objective is about."""
+        return getattr(self.objective, "flow", self.objective)
 
     @property
     def passes(self) -> float:
