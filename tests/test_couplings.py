@@ -159,7 +159,13 @@ def test_weighed_conditions_count_in_the_cost():
     with pytest.raises(ArgumentError, match="for labels leave condition_weight"):
         MinibatchOT(condition_weight=7.0).pair(prior, x, torch.zeros(40, dtype=torch.int64))
     with pytest.raises(ArgumentError, match="conditions hold NaN"):
-        MinibatchOT(condition_weight=7.0).pair(prior, x, torch.full((40,), torch.nan))
+        MinibatchOT(condition_weight=7.0).pair(prior, x, torch.full((40,), torch.inf))
+    lacks = torch.arange(40) % 4 == 0  # NaN says that there is no condition
+    found = MinibatchOT(condition_weight=7.0).pair(prior, x, condition.masked_fill(lacks[:, None], torch.nan))
+    for rows, cost in ((lacks, torch.cdist(x.flatten(1), prior.flatten(1)).square()), (~lacks, costs)):
+        index = rows.nonzero().squeeze(1)
+        _, columns = linear_sum_assignment(cost[index][:, index].numpy())
+        assert torch.equal(found[index], index[torch.from_numpy(columns)])
     for weight in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ArgumentError, match="condition_weight must be positive"):
             MinibatchOT(condition_weight=weight)

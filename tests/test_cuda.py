@@ -18,6 +18,7 @@ from proxflow import (
     TrainingConfig,
     data,
     fit,
+    given,
     metrics,
     models,
     sample,
@@ -232,3 +233,40 @@ def test_the_command_line(tmp_path):
     for words in (settings, f"--graph {settings}"):
         assert main(["sample", str(tmp_path / "m"), *words.split(), str(tmp_path / "x.npz")]) == 0
         assert (tmp_path / "x.npz").exists()
+
+
+def conditional_unet():
+    unet = models.build((1, 28, 28), network="unet:channels=8,multipliers=1,patch=4,classes=3", seed=0)
+    torch.manual_seed(0)
+    for parameter in unet.predictor.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return unet
+
+
+@pytest.mark.parametrize("rule", ["linear", "zero-star", "projected:cap=2,momentum=-0.5"])
+def test_guided_samples_are_those_of_the_processor_and_the_host_does_not_wait(rule):
+    unet, labels = conditional_unet(), torch.arange(70) % 3
+    settings = {"nfe": 4, "guidance": 2.0, "interval": (0.2, 1.0), "rule": rule, "batch_size": 32, "decode": False}
+    expected = unet.sample(70, condition=labels, **settings)
+    unet.predictor.to(CUDA)
+    assert_same(unet.sample(70, condition=labels, **settings), expected, 5e-3)
+    assert_same(unet.sample(70, condition=labels, graph=True, **settings), expected, 5e-3)
+
+    guided, calls = unet.guided(2.0, (0.2, 1.0), rule), []
+
+    def forbid(module, inputs):
+        calls.append(len(inputs[0]))
+        torch.cuda.set_sync_debug_mode("error")
+
+    handle = guided.network.register_forward_pre_hook(forbid)
+    guided.eval()
+    try:
+        streams = SampleStreams(0, torch.arange(32, device=CUDA))
+        told = given(guided, (torch.arange(32) % 3).to(CUDA))
+        found = SAMPLERS["multistep2"](told, unet.flow, (32, 1, 28, 28), 4, streams, device=CUDA)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        handle.remove()
+    assert calls == [32, 64, 64, 64]  # both evaluations of a guided prediction are one call
+    assert found.nfe == 7
+    assert found.events.isfinite().all()

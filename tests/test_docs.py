@@ -98,6 +98,16 @@ def test_the_examples_of_likelihood_run(tmp_path):
     runpy.run_path(str(tmp_path / "page.py"))
 
 
+def test_the_example_of_guidance_runs(tmp_path):
+    page = (ROOT / "docs" / "guidance.md").read_text(encoding="utf-8")
+    code = next(block for block in blocks(page, "python") if "guidance=2.0" in block)
+    assert "steps=2000" in code
+    (tmp_path / "page.py").write_text(code.replace("steps=2000", "steps=2, batch_size=4"), encoding="utf-8")
+    images = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    names = runpy.run_path(str(tmp_path / "page.py"), {"images": images})
+    assert names["drawn"].shape == names["anything"].shape == (12, 1, 8, 8)
+
+
 @pytest.mark.parametrize("page", ["training", "few-step"])
 def test_the_examples_of_training_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -113,7 +113,7 @@ def test_what_is_no_data_is_refused_in_a_sentence(data, message):
 
 
 def test_flow_and_predictor_the_wrong_way_round_are_refused():
-    with pytest.raises(ArgumentError, match="a predictor, a module, and then a flow .*, got GPFN and PointPredictor"):
+    with pytest.raises(ArgumentError, match=r"a predictor, a module, and then a flow .*, got GPFN and PointPredictor"):
         proxflow.fit(GPFN(), PointPredictor(Net(), GPFN()), ROWS, CONFIG)
 
 

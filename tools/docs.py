@@ -158,8 +158,8 @@ def rewritten(root: Path) -> dict[Path, str]:
         except OSError as error:
             raise DataError(f"{page} cannot be read ({error}): run this in the root of the repository") from error
         pages[page] = with_block(text, part, content)
-    page = root / "docs/architecture.md"
-    return {**pages, page: quoted(root, page.read_text(encoding="utf-8"))}
+    quoting = [root / "docs" / name for name in ("architecture.md", "guidance.md")]
+    return {**pages, **{page: quoted(root, page.read_text(encoding="utf-8")) for page in quoting}}
 
 
 def main() -> int:

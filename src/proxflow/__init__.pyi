@@ -109,3 +109,10 @@ from proxflow.training.reflow import reflow as reflow
 from proxflow.training.reflow import straightness as straightness
 
 __version__: str
+from proxflow.divergences import extrapolate as extrapolate
+from proxflow.predictors import GuidanceRule as GuidanceRule
+from proxflow.predictors import Guided as Guided
+from proxflow.predictors import LinearGuidance as LinearGuidance
+from proxflow.predictors import Projected as Projected
+from proxflow.predictors import ZeroStar as ZeroStar
+from proxflow.training.conditions import ConditionDropout as ConditionDropout

@@ -107,8 +107,10 @@ class MinibatchOT:
                 )
             # Coordinates of its own for the condition: their squared distance is added to that of prior and data.
             near = self.condition_weight**0.5 * condition.detach().double().cpu().reshape(len(condition), -1)
-            start, end = (torch.cat([z, near], 1) for z in (start, end))
-            condition = None
+            # Those that lack a condition are exchanged among themselves, as for a label of their own.
+            lacks = near.isnan().any(1)
+            start, end = (torch.cat([z, near.masked_fill(lacks[:, None], 0)], 1) for z in (start, end))
+            condition = lacks if bool(lacks.any()) else None
         permutation = torch.arange(len(x))
         for members in _groups(len(x), condition):
             permutation[members] = members[_assign(start[members], end[members])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, Union
 
@@ -56,6 +56,43 @@ def check_rows(value: Condition | None, number: int, name: str) -> None:
             raise ArgumentError(f"{called} is a tensor with one row an example, got {type(tensor).__name__}")
         if len(tensor) != number:
             raise ArgumentError(f"{called} has one row an example, {number}; got {len(tensor)}")
+
+
+def check_condition(predict: Predict, condition: Condition | None, number: int) -> None:
+    """Refuse a condition before any work: without one row an example, or with values that a network does not know.
+
+    Networks that know check it by a method ``check_condition`` of theirs or of a module in them. This waits for the device.
+
+    Raises:
+        ArgumentError: As :func:`check_rows`, and as these methods.
+    """
+    check_rows(condition, number, "condition")
+    modules = getattr(predict, "modules", None)
+    if condition is not None and modules is not None:
+        for check in [part.check_condition for part in modules() if hasattr(part, "check_condition")]:
+            check(condition)
+
+
+def without(condition: C, dropped: Tensor) -> C:
+    """Take the condition from some examples: labels become −1, real numbers NaN, which networks read as none.
+
+    Args:
+        condition: One row an example.
+        dropped: Whether an example loses its condition, bool (batch,).
+    """
+
+    def change(tensor: Tensor) -> Tensor:
+        lost = dropped[(slice(None), *[None] * (tensor.ndim - 1))]
+        return tensor.masked_fill(lost, torch.nan if tensor.is_floating_point() else -1)
+
+    return _each(condition, change)
+
+
+def joined(first: C, second: C) -> C:
+    """Put the rows of a second condition of the same form after those of a first."""
+    if isinstance(first, Mapping):
+        return {name: torch.cat([part, second[name]]) for name, part in first.items()}  # type: ignore[return-value, index]
+    return torch.cat([first, second])  # type: ignore[return-value, list-item]
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,6 +225,30 @@ class Given:
 
     def __call__(self, belief: Any, t: Tensor, **told: Any) -> Any:
         return self.predict(belief, t, condition=self.condition, **told)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of a call."""
+        return evaluations(self.predict)
+
+    def planned(self, times: Sequence[float]) -> list[Predict]:
+        """Return what predicts at each of the times, with the condition filled in."""
+        return [Given(predict, self.condition) for predict in planned(self.predict, times)]
+
+
+def planned(predict: Predict, times: Sequence[float]) -> list[Predict]:
+    """Return what predicts at each of the times of one run of samples, all known beforehand.
+
+    It is the predictor itself, unless that has a method ``planned`` which says otherwise, as one does that does more at some
+    times than at others.
+    """
+    plan = getattr(predict, "planned", None)
+    return [predict] * len(times) if plan is None else list(plan(times))
+
+
+def evaluations(predict: Predict) -> int:
+    """Return the network evaluations of a call of a predictor, 1 unless it says otherwise."""
+    return int(getattr(predict, "evaluations", 1))
 
 
 def given(predict: Predict, condition: Condition | None) -> Predict:

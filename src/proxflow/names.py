@@ -207,6 +207,14 @@ BUILT_IN: dict[str, dict[str, Name]] = {
             "proxflow.samplers:BFNSolver", "BFN-Solver of second order with noise", {"order": 2, "kappa": 1.0}
         ),
     },
+    "guidance": {
+        "linear": Name(
+            "proxflow.predictors:LinearGuidance",
+            "the barycentre extrapolated in the flow's divergence: classifier-free",
+        ),
+        "zero-star": Name("proxflow.predictors:ZeroStar", "the unconditional velocity scaled to fit; CFG-Zero*"),
+        "projected": Name("proxflow.predictors:Projected", "without what is parallel to the prediction; APG"),
+    },
     "kinds": {
         "image": Name("proxflow.data.kinds.image:Image", "images: picture folders, IDX files, arrays"),
         "vector": Name("proxflow.data.kinds.vector:Vector", "rows of real numbers: .npy, .npz, .csv"),

@@ -143,8 +143,12 @@ def draw(
     batch_size: int,
     graph: bool = False,
     condition: Condition | None = None,
+    **guidance: Any,
 ) -> Tensor:
-    """Sample with a progress bar: (n, …) in stored form, in every process; each of them draws its share."""
+    """Sample with a progress bar: (n, …) in stored form, in every process; each of them draws its share.
+
+    ``guidance`` is what :meth:`proxflow.Model.sample` takes to guide.
+    """
     import torch
 
     from proxflow.examples import rows
@@ -167,6 +171,7 @@ def draw(
             condition=rows(condition, slice(mine.start, mine.stop)),
             progress=show,
             graph=graph,
+            **guidance,
         )
     return processes.gather(drawn, n, 16)
 

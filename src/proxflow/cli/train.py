@@ -8,7 +8,7 @@ import math
 import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Union, cast
 
 import tyro
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from proxflow.data.kinds import Kind, Loaded
     from proxflow.flows import Flow
     from proxflow.models import Model
+    from proxflow.models.spec import Part
 
 GRID_STEPS = 10
 """Network evaluations for each of the samples drawn while training."""
@@ -53,6 +54,7 @@ class Train:
         proxflow train --out runs/mine --steps 20000
         proxflow train --out runs/tuned --init runs/mine --data pictures --steps 1000 --learning-rate 2e-4
         proxflow train --out runs/few --teacher runs/mine --steps 800 --ema 0.99
+        proxflow train --out runs/digits --conditional
         proxflow train --out runs/short --steps 1500
         proxflow train --out runs/better --teacher runs/mine --weak runs/short --steps 2000 --learning-rate 1e-3
         torchrun --standalone --nproc-per-node 8 -m proxflow.cli train --out runs/many --batch-size 1024
@@ -80,6 +82,9 @@ class Train:
             many small steps would lead, for few evaluations. It needs gpfn-w2 with final 1, and the deterministic sampler.
             draw reads noise as well and draws from what the data may be, for few evaluations; it is trained by the energy
             score, at twice the cost a step, and takes the samplers that keep no memory of earlier predictions.
+        conditional: Learn the classes of data that have labels, so that they can be asked for: proxflow sample --class 7.
+        drop: Share of the examples whose class is withheld in training, so that the model also draws without one and can
+            be guided.
         parameterisation: What the network of a point predictor gives: x, the data; epsilon, the noise; v, the velocity.
         init: A trained model, by name or folder, to begin with the weights of. Its flow, network and predictor are taken
             where no others are named, and its units of the data; the data are of its shape.
@@ -113,6 +118,8 @@ class Train:
     predictor: Annotated[Text, word("the flow's, or point")] = None
     parameterisation: Annotated[Text, word("the flow's, or x")] = None
     init: Annotated[Text, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: none, random weights)")] = None
+    conditional: bool = False
+    drop: Annotated[Union[float, None], tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 0.1)")] = None  # noqa: UP007
     grid: int = 16
     teacher: Annotated[
         Text, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: none, the flow's own loss)")
@@ -142,12 +149,13 @@ def run(options: Train, device: torch.device) -> None:
 
     from proxflow import models
     from proxflow.data.image_files import write_png
-    from proxflow.examples import Examples, reads, rows
+    from proxflow.examples import Examples, check_condition, reads, rows
     from proxflow.predictors import Predictor
     from proxflow.runtime.checkpoints import digest
     from proxflow.runtime.files import writable_folder
     from proxflow.runtime.processes import Processes
     from proxflow.runtime.tracking import TensorBoard
+    from proxflow.training.conditions import ConditionDropout, with_dropout
     from proxflow.training.fit import fit
     from proxflow.training.recipes import recipe
     from proxflow.training.run import CHANGEABLE, RunFolder, decisive, upgrade
@@ -165,17 +173,28 @@ def run(options: Train, device: torch.device) -> None:
     else:
         model = _untrained(options, kind) if init is None else _begun(options, kind, init)
     kind = model.data
-    if "condition" not in reads(model.predictor):
+    conditional = "condition" in reads(model.predictor)
+    if options.conditional and not conditional:
+        raise ArgumentError(f"--conditional: the teacher {options.teacher} was trained without classes")
+    if getattr(model.predictor.network, "conditional", False) and examples.condition is None:
+        raise ArgumentError(f"the model is conditional, and {options.data} holds no labels to train it with")
+    check_condition(model.predictor, examples.condition if conditional else None, len(examples))
+    if not conditional:
         examples, held_out = Examples(examples.x), None if held_out is None else Examples(held_out.x)
     if teacher is not None:
         held_out = None  # a student's loss says how far it is from its teacher, not how good it is
     learning = recipe(method, model, teacher, weak, guidance=options.guidance, adversarial=options.adversarial)
+    objective = with_dropout(learning.objective, model.predictor, options.drop)
+    drop = objective.rate if isinstance(objective, ConditionDropout) else None
 
     out, folder = options.out, RunFolder(options.out)
     content = hashlib.sha256(examples.x.numpy().tobytes()).hexdigest()
+    labels = hashlib.sha256(examples.condition.numpy().tobytes()) if torch.is_tensor(examples.condition) else None
     settings = {
         "held_out": options.held_out,
         "data": f"sha256 {content}, shape {list(examples.x.shape)}",
+        "labels": None if labels is None else f"sha256 {labels.hexdigest()}",
+        "drop": drop,
         "teacher": None if teacher is None else digest(teacher.predictor),
         "weak": None if weak is None else digest(weak.predictor),
         "init": None if init is None else digest(init.predictor),
@@ -216,6 +235,7 @@ def run(options: Train, device: torch.device) -> None:
             **({"read": dict(loaded.record)} if loaded.record else {}),
             "training": to_dict(training),
             **origin(device),
+            **({} if drop is None else {"drop": drop}),
             **({} if teacher is None else {"teacher": options.teacher, "method": method}),
             **({} if init is None else {"init": {"model": options.init, "weights": digest(init.predictor)}}),
             **({} if weak is None else {"weak": options.weak, "guidance": options.guidance}),
@@ -251,7 +271,7 @@ def run(options: Train, device: torch.device) -> None:
 
         result = fit(
             learning.module,
-            learning.objective,
+            objective,
             examples,
             training,
             folder=out,
@@ -351,7 +371,8 @@ def _untrained(options: Train, kind: Kind) -> Model:
     from proxflow import models
 
     flow = _flow(options, options.flow or kind.defaults.flow)
-    return models.build(kind, flow=flow, network=options.network, predictor=_predictor(options, kind))
+    network = _conditional(options, kind) if options.conditional else options.network
+    return models.build(kind, flow=flow, network=network, predictor=_predictor(options, kind))
 
 
 def _predictor(options: Train, kind: Kind) -> str | None:
@@ -361,6 +382,26 @@ def _predictor(options: Train, kind: Kind) -> str | None:
         predictor = predictor or kind.defaults.predictor
         predictor += f"{',' if ':' in predictor else ':'}parameterisation={options.parameterisation}"
     return predictor
+
+
+def _conditional(options: Train, kind: Kind) -> Part:
+    """Return the network with the classes of the data.
+
+    Raises:
+        ArgumentError: The data have none, or the network reads none, or another number.
+    """
+    from proxflow.models import class_names, spec
+
+    classes = len(class_names(kind))
+    if not classes:
+        raise ArgumentError(f"--conditional: {options.data} holds no labels; leave it out, or give data with classes")
+    wanted = spec.content("networks", options.network or kind.defaults.network)
+    if "classes" not in spec.fields("networks", wanted["kind"]):
+        raise ArgumentError(f"--conditional: the network {wanted['kind']} takes no classes")
+    if wanted.setdefault("classes", classes) != classes:
+        raise ArgumentError(f"--network with classes={wanted['classes']}: {options.data} has {classes} classes")
+    part: Part = spec.make("networks", wanted)
+    return part
 
 
 def _flow(options: Train, flow: str) -> str | Flow[Any]:

@@ -18,6 +18,9 @@ from proxflow.divergences.base import value as value
 from proxflow.divergences.bregman import Bregman as Bregman
 from proxflow.divergences.bregman import ReverseBregman as ReverseBregman
 from proxflow.divergences.discrete_wasserstein import DiscreteWasserstein2 as DiscreteWasserstein2
+from proxflow.divergences.extrapolation import extrapolate as extrapolate
+from proxflow.divergences.extrapolation import extrapolated as extrapolated
+from proxflow.divergences.extrapolation import has_extrapolation as has_extrapolation
 from proxflow.divergences.fisher_rao import FisherRao as FisherRao
 from proxflow.divergences.ground import CoordinateMetric as CoordinateMetric
 from proxflow.divergences.ground import FrequencyMetric as FrequencyMetric

@@ -259,6 +259,10 @@ class GPFN(Flow[Any]):
         return Proximal(self.divergence, self.solver, self.energy)
 
     @property
+    def geometry(self) -> Divergence:
+        return self.divergence
+
+    @property
     def latent(self) -> Means | None:
         path = None if self.energy is not None else self.divergence.path(self.schedule, self.endpoints)
         return None if path is None else Means(path, self._spread)

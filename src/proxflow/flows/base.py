@@ -14,6 +14,7 @@ from torch import Tensor
 from proxflow._math import sum_events
 from proxflow.beliefs import Belief, DiagonalGaussian
 from proxflow.couplings import Coupling
+from proxflow.divergences import Divergence, Wasserstein2
 from proxflow.errors import ArgumentError
 from proxflow.examples import Condition, Predict, check_rows, given
 from proxflow.paths import GaussianPath
@@ -199,6 +200,11 @@ class Flow(ABC, Generic[B]):
     @abstractmethod
     def times(self, nfe: int) -> list[float]:
         """Return the times of a proximal sampler's ``nfe`` evaluations, from 0; the prediction at the last is the sample."""
+
+    @property
+    def geometry(self) -> Divergence:
+        """The divergence between targets: that in which guidance leads one away from another."""
+        return Wasserstein2()
 
     @property
     def latent(self) -> Latent | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from proxflow._math import log_difference, mean_events, one_hot, over_events
 from proxflow.beliefs import Binned, Categorical, DiagonalGaussian, bin_centre, bin_of, gaussian_bin_log_prob
+from proxflow.divergences import KL, Divergence
 from proxflow.errors import ArgumentError
 from proxflow.examples import Condition, Predict, given
 from proxflow.flows.base import (
@@ -37,6 +38,10 @@ from proxflow.random import Generator, randn, randn_like
 
 class BayesianFlow(Flow[B]):
     """A flow by Bayes' rule, of any of three data types; its losses are the parts of the negative ELBO."""
+
+    @property
+    def geometry(self) -> Divergence:
+        return KL()
 
     def n_step_loss(
         self,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from proxflow.errors import ArgumentError
-from proxflow.examples import Condition, Predict, given
+from proxflow.examples import Condition, Predict, check_condition, given
 from proxflow.flows import BayesianFlow
 from proxflow.random import Generator, rand
 
@@ -61,6 +61,7 @@ def bayesian_bound(
         raise ArgumentError(f"draws and steps must be at least 1, got {draws} and {steps}")
     if x.ndim < 1 or x.numel() == 0:
         raise ArgumentError(f"there must be data, (batch, *event), got {tuple(x.shape)}")
+    check_condition(predict, condition, len(x))
     predict = given(predict, condition)
     dtype = x.dtype if x.is_floating_point() else torch.float32
     dimensions = x[0].numel()

@@ -34,7 +34,7 @@ from proxflow._math import over_events, sum_events
 from proxflow.beliefs import Categorical
 from proxflow.divergences import Divergence, FisherRao, ReverseKL
 from proxflow.errors import ArgumentError
-from proxflow.examples import Condition, given
+from proxflow.examples import Condition, check_condition, given
 from proxflow.flows import GPFN, CategoricalEndpoints
 from proxflow.random import Generator, rand
 
@@ -140,6 +140,7 @@ def two_class_bound(
         raise ArgumentError("the data must be classes 0 and 1, and at least one of them")
     if draws < 1:
         raise ArgumentError(f"draws must be at least 1, got {draws}")
+    check_condition(predict, condition, len(x))
     predict = given(predict, condition)
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     toward = (2 * x - 1).to(torch.float64)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from proxflow._math import sum_events
 from proxflow.errors import ArgumentError
-from proxflow.examples import Condition, given
+from proxflow.examples import Condition, check_condition, given
 from proxflow.flows import Flow
 from proxflow.paths import GaussianPath
 from proxflow.random import Generator, rand, randn
@@ -113,6 +113,7 @@ def ode_log_likelihood(
         raise ArgumentError(
             f"steps and probes must be at least 1 and resolution positive, got {steps}, {probes} and {resolution}"
         )
+    check_condition(predict, condition, len(x))
     asked, size = given(predict, condition), math.prod(x.shape[1:])
     if probes is None:
         vectors = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])

@@ -32,7 +32,7 @@ from proxflow.models.card import card
 from proxflow.models.outline import outlined
 from proxflow.models.spec import Part
 from proxflow.nn import UNet
-from proxflow.predictors import Predictor
+from proxflow.predictors import GuidanceRule, Guided, Predictor
 from proxflow.runtime.checkpoints import load_weights, refuse_other_weights, write_tensors
 from proxflow.runtime.files import open_plain, read_json, writable_folder, write_json, write_text
 from proxflow.samplers import Sampler, default_sampler, sample
@@ -81,6 +81,12 @@ class Model:
         parts = {"flow": self.flow, "network": self.network, "predictor": self.predictor, "data": self.data}
         return {name: spec.describe(part) for name, part in parts.items()}
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that it can be asked for, in the order of their labels; empty for none."""
+        read = getattr(getattr(self.predictor.network, "conditions", None), "classes", 0)
+        return (class_names(self.data) or tuple(map(str, range(read)))) if read else ()
+
     def times_of(self, sampler: str | Sampler | None, nfe: int) -> Sequence[float] | None:
         """Return its times for a sampler and number of evaluations; ``None``, for the sampler's own, without any.
 
@@ -94,6 +100,15 @@ class Model:
             sampler = next((name for name in self.times if spec.parse("samplers", name) == sampler), "")
         return self.times.get(sampler, {}).get(nfe)
 
+    def times_used(self, sampler: str | Sampler | None, nfe: int) -> Sequence[float]:
+        """Return the times of the predictions that :meth:`sample` makes, see :meth:`times_of`."""
+        own = self.times_of(sampler, nfe)
+        if own is not None:
+            return own
+        chosen = default_sampler(self.predictor, self.flow) if sampler is None else sampler
+        made: Sampler = spec.parse("samplers", chosen) if isinstance(chosen, str) else chosen
+        return made.times(self.flow, nfe)
+
     def sample(
         self,
         number: int,
@@ -105,13 +120,17 @@ class Model:
         start: Tensor | None = None,
         times: Sequence[float] | None = None,
         decode: bool = True,
+        guidance: float = 1.0,
+        interval: tuple[float, float] = (0.0, 1.0),
+        rule: GuidanceRule | str = "linear",
+        weak: Model | None = None,
         **settings: Any,
     ) -> Tensor:
         """Draw samples; each depends only on the seed, its index and its own condition and start.
 
         Args:
             number: Number of samples.
-            nfe: Network evaluations spent on each sample.
+            nfe: Predictions for each sample, each one network evaluation, or two where it is guided.
             sampler: A sampler, or a word for one, as ``multistep2``; ``None`` takes the default for the predictor.
             seed: Seed of the samples.
             condition: What the predictions are conditioned on, one row a sample, for networks that read it.
@@ -119,20 +138,58 @@ class Model:
             times: Times of the evaluations, increasing from 0; ``None`` takes the model's own for this sampler and number of
                 evaluations, or else the sampler's.
             decode: Whether samples have the data's own form and units, as uint8 for images, or the form of networks.
+            guidance: Weight of guidance, as :meth:`guided` takes it, and so the next three; at 1 there is none.
+            interval: Times between which it guides.
+            rule: How it leads.
+            weak: A worse model to be led away from.
             **settings: Further settings of :func:`proxflow.sample`, as ``batch_size``.
 
         Raises:
-            ArgumentError: As :func:`proxflow.sample`; an unknown sampler.
+            ArgumentError: As :func:`proxflow.sample`; an unknown sampler; as :meth:`guided`; guidance without a condition or
+                a weak model.
         """
+        predictor = self.guided(guidance, interval, rule, weak)
+        if predictor is not self.predictor and condition is None and weak is None:
+            raise ArgumentError(
+                "guidance leads toward a condition: give condition=, or weak=, a model to lead away from"
+            )
         chosen = default_sampler(self.predictor, self.flow) if sampler is None else sampler
         times = self.times_of(chosen, nfe) if times is None else times
         chosen = spec.parse("samplers", chosen) if isinstance(chosen, str) else chosen
         shape = (number, *self.shape)
         samples = sample(
-            self.predictor, self.flow, shape, nfe=nfe, sampler=chosen, seed=seed, condition=condition, start=start,
+            predictor, self.flow, shape, nfe=nfe, sampler=chosen, seed=seed, condition=condition, start=start,
             times=times, **settings,
         )  # fmt: skip
         return self.data.decode(samples) if decode else samples
+
+    def guided(
+        self,
+        weight: float,
+        interval: tuple[float, float] = (0.0, 1.0),
+        rule: GuidanceRule | str = "linear",
+        weak: Model | None = None,
+    ) -> nn.Module:
+        """Return its predictor guided (:class:`proxflow.Guided`), or the predictor itself at weight 1.
+
+        Args:
+            weight: How far targets are led: 1 not at all, 2 as far again as the condition, or the weak model, makes.
+            interval: Times (first, last) between which they are.
+            rule: A rule, or a word for one, as ``projected:eta=0.5``.
+            weak: A worse model of the same flow and shape, to be led away from.
+
+        Raises:
+            ArgumentError: As :class:`proxflow.Guided`; an unknown rule; a weak model of another flow or shape.
+        """
+        chosen = spec.parse("guidance", rule) if isinstance(rule, str) else rule
+        if weak is not None and (weak.flow != self.flow or weak.shape != self.shape):
+            raise ArgumentError(
+                f"the model to lead away from must be of this model's flow and shape, {spec.word(self.flow)} of "
+                f"{self.shape}, got {spec.word(weak.flow)} of {weak.shape}"
+            )
+        if weight == 1:
+            return self.predictor
+        return Guided(self.predictor, weight, interval, chosen, None if weak is None else weak.predictor)
 
     def log_prob(
         self,
@@ -161,7 +218,14 @@ class Model:
         )
         return replace(found, log_prob=found.log_prob - self.data.log_scale)
 
-    def fit(self, data: Tensor | Examples, config: TrainingConfig | None = None, **settings: Any) -> Model:
+    def fit(
+        self,
+        data: Tensor | Examples,
+        config: TrainingConfig | None = None,
+        *,
+        drop: float | None = None,
+        **settings: Any,
+    ) -> Model:
         """Train on data by the default loss of flow and predictor, and return the model with averaged weights.
 
         This model's predictor is trained in place, and keeps its last weights.
@@ -169,12 +233,15 @@ class Model:
         Args:
             data: Examples in the data's own form, as uint8 images, alone or with conditions (:class:`proxflow.Examples`).
             config: How to train; ``None`` makes a configuration of ``settings``, as ``steps=1000``.
+            drop: Share of the examples that lose their condition in training, so that the model can draw without one and be
+                guided; ``None`` takes 0.1 for the library's networks, and 0 for those that do not know a missing condition.
             **settings: Further settings of :func:`proxflow.fit`, as ``device`` and ``folder``.
 
         Raises:
             ArgumentError: As :func:`proxflow.fit`; a configuration together with settings of one.
         """
-        from proxflow.training.fit import fit  # an upward import, for convenience
+        from proxflow.training.conditions import with_dropout  # upward imports, for convenience
+        from proxflow.training.fit import fit
         from proxflow.training.recipes import recipe
 
         x = data if isinstance(data, Tensor) else getattr(data, "x", None)
@@ -188,7 +255,7 @@ class Model:
         if config is not None and own:
             raise ArgumentError(f"{', '.join(own)} belongs to the configuration, and one is given: set it there")
         config = config or TrainingConfig(**own)
-        objective = recipe("flow", self).objective
+        objective = with_dropout(recipe("flow", self).objective, self.predictor, drop)
         result = fit(self.predictor, objective, data, config, encode=self.data.encode, **settings)
         told = {"data": f"{len(data)} {self.data.examples_word}", "steps": config.steps, "training": to_dict(config)}
         return replace(self, predictor=cast(Predictor, result.predictor), provenance=told, times={})
@@ -347,6 +414,12 @@ def _kind(data: Any) -> Kind:
         )
     made: Kind = spec.make("kinds", found)
     return made
+
+
+def class_names(kind: Kind) -> tuple[str, ...]:
+    """Return the names of the classes that data have, in the order of their labels; empty for none."""
+    found: int | Sequence[str] = getattr(kind, "classes", 0)
+    return tuple(map(str, range(found))) if isinstance(found, int) else tuple(found)
 
 
 def _needed(flow: Flow[Any]) -> str | None:

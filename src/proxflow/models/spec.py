@@ -30,7 +30,7 @@ from proxflow.divergences import Divergence, GroundMetric
 from proxflow.errors import ArgumentError, CheckpointError
 from proxflow.flows import Endpoints, Flow
 from proxflow.paths import GaussianPath, Schedule
-from proxflow.predictors import Predictor
+from proxflow.predictors import GuidanceRule, Predictor
 from proxflow.samplers import Sampler
 from proxflow.solvers import Solver
 
@@ -54,6 +54,7 @@ _BASES: dict[str, type[Any]] = {
     "samplers": Sampler,
     "networks": nn.Module,
     "predictors": Predictor,
+    "guidance": GuidanceRule,
 }
 """Base classes that classes of installed packages must derive from."""
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from proxflow.errors import ArgumentError
+from proxflow.examples import Condition
+from proxflow.nn.conditions import conditions, parts_of
 from proxflow.nn.layers import TimeEmbedding, embed_step, event_shape, gap_embedding, refuse_out_of_range, zero
 
 
@@ -41,13 +43,16 @@ class MLP(nn.Module):
         depth: Residual blocks.
         dropout: Probability of dropping a feature in the blocks.
         reads_end: Whether it reads a second time, ``end`` ≥ t, as :class:`UNet` does.
+        classes: Number of classes whose labels it reads as its condition; 0 for none. See
+            :class:`proxflow.nn.conditions.Conditions`, also for the next.
+        vectors: Size of the vectors that it reads as its condition; 0 for none.
 
     Shapes: ``x`` (batch, *shape), ``t`` and ``end`` (batch,) or scalars → (batch, outputs, *shape[1:]). Without ``end`` it
     is t.
 
     Raises:
         ArgumentError: An argument is out of range, ``x`` has another shape, or an ``end`` is given to a network that reads
-            none.
+            none; a condition is not what it was built for.
     """
 
     def __init__(
@@ -59,6 +64,8 @@ class MLP(nn.Module):
         depth: int = 3,
         dropout: float = 0.0,
         reads_end: bool = False,
+        classes: int = 0,
+        vectors: int = 0,
     ) -> None:
         super().__init__()
         self.shape = event_shape(shape, "MLP")
@@ -74,11 +81,16 @@ class MLP(nn.Module):
         self.head = nn.Sequential(nn.SiLU(), last)
         if reads_end:  # last, so that the other weights are drawn as without it
             self.embed_gap = gap_embedding(embedding)
+        self.conditions = conditions(embedding, classes, vectors)
+        self.conditional = self.conditions is not None
 
-    def forward(self, x: Tensor, t: Tensor, end: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, end: Tensor | None = None, condition: Condition | None = None) -> Tensor:
         if tuple(x.shape[1:]) != self.shape:
             raise ArgumentError(f"MLP reads (batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
         embedding = embed_step(self.embed, self.embed_gap, len(x), t, end)
+        told = parts_of(self.conditions, condition)
+        if self.conditions is not None:
+            embedding = self.conditions(embedding, told)
         hidden = self.enter(x.flatten(1))
         for block in self.blocks:
             hidden = block(hidden, embedding)

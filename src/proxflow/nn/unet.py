@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from proxflow.errors import ArgumentError
+from proxflow.examples import Condition
+from proxflow.nn.conditions import conditions, flagged, parts_of
 from proxflow.nn.layers import TimeEmbedding, embed_step, event_shape, gap_embedding, refuse_out_of_range, zero
 
 
@@ -114,7 +116,7 @@ class UNet(nn.Module):
 
     Raises:
         ArgumentError: An argument is out of range, ``x`` has another number of dimensions or channels, or an ``end`` is
-            given to a network that reads none.
+            given to a network that reads none; a condition is not what it was built for.
     """
 
     def __init__(
@@ -129,6 +131,9 @@ class UNet(nn.Module):
         patch: int = 1,
         dropout: float = 0.0,
         reads_end: bool = False,
+        classes: int = 0,
+        vectors: int = 0,
+        images: int = 0,
     ) -> None:
         super().__init__()
         inputs = event_shape(shape, "UNet", 3)[0]
@@ -168,14 +173,23 @@ class UNet(nn.Module):
         self.head = nn.Sequential(_norm(size), nn.SiLU(), zero(nn.Conv2d(size, outputs * patch**2, 3, padding=1)))
         if reads_end:  # last, so that the other weights are drawn as without it
             self.embed_gap = gap_embedding(width)
+        self.conditions = conditions(width, classes, vectors, images)
+        self.conditional = self.conditions is not None
+        # Its output is added to the stem's, as if the channels were read together. Of no image it is zero.
+        self.stem_image = nn.Conv2d((images + 1) * patch**2, channels, 3, padding=1, bias=False) if images else None
 
-    def forward(self, x: Tensor, t: Tensor, end: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, end: Tensor | None = None, condition: Condition | None = None) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.inputs:
             raise ArgumentError(f"UNet reads (batch, {self.inputs}, height, width), got {tuple(x.shape)}")
         height, width = x.shape[-2:]
         embedding = embed_step(self.embed, self.embed_gap, len(x), t, end)
-        x = functional.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
-        hidden = self.stem(functional.pixel_unshuffle(x, self.patch))
+        told = parts_of(self.conditions, condition)
+        if self.conditions is not None:
+            embedding = self.conditions(embedding, told)
+        hidden = self.stem(self._folded(x))
+        if self.conditions is not None and self.stem_image is not None:
+            shape = (len(x), self.conditions.images, height, width)
+            hidden = hidden + self.stem_image(self._folded(flagged(told["image"], shape, x)))
         skips = [hidden]
         for layer in self.down:
             hidden = layer(hidden, embedding) if isinstance(layer, Stage) else layer(hidden)
@@ -186,3 +200,9 @@ class UNet(nn.Module):
             hidden = layer(torch.cat([hidden, skips.pop()], dim=1), embedding) if meets_skip else layer(hidden)
         output = functional.pixel_shuffle(self.head(hidden), self.patch)
         return output[..., :height, :width]
+
+    def _folded(self, x: Tensor) -> Tensor:
+        """Return images padded to what the levels divide by, with patches as channels."""
+        height, width = x.shape[-2:]
+        x = functional.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
+        return functional.pixel_unshuffle(x, self.patch)

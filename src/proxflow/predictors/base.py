@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from proxflow.beliefs import Belief
+from proxflow.divergences import Divergence
 from proxflow.errors import ArgumentError
 from proxflow.examples import Condition
 from proxflow.flows import Flow
+from proxflow.paths import GaussianPath
 
 _FULL = {torch.float32, torch.float64}
 
@@ -23,19 +25,23 @@ class Predictor(nn.Module, ABC):
 
     Args:
         network: Module ``(x, t) -> tensor`` of the belief's features (batch, …) and times (batch,). If its ``forward`` has a
-            parameter ``condition``, the predictor reads one, too. So it does if it has other further parameters: a condition
-            goes to the only one of them, and a dictionary to those of its names.
+            parameter ``condition``, the predictor reads one, too, unless the network says ``conditional = False``. So it
+            does if it has other further parameters: a condition goes to the only one of them, and a dictionary to those of
+            its names.
+        flow: The flow it is trained for, if it is to be guided in that flow's geometry.
     """
 
     reads: frozenset[str] = frozenset()
     """Further arguments that it takes: ``"end"``, the times (batch,) at which the steps toward its predictions end;
     ``"noise"``, a ``generator`` for draws; ``"condition"``."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, flow: Flow[Any] | None = None) -> None:
         super().__init__()
         self.network = network
+        self.geometry: Divergence | None = None if flow is None else flow.geometry
+        self.path: GaussianPath | None = None if flow is None else flow.path
         self.inputs = _further_inputs(network)
-        if self.inputs:
+        if self.inputs and getattr(network, "conditional", True):
             self.reads = self.reads | {"condition"}
 
     @abstractmethod
@@ -94,7 +100,7 @@ class RealPredictor(Predictor):
     def __init__(
         self, network: nn.Module, flow: Flow[Any], clip: tuple[float, float] | None, clip_in_training: bool = False
     ) -> None:
-        super().__init__(network)
+        super().__init__(network, flow)
         if clip is not None and not clip[0] < clip[1]:
             raise ArgumentError(f"clip is (lowest, highest) with lowest < highest, got {clip}")
         if clip_in_training and clip is None:

@@ -32,10 +32,10 @@ class BinnedPredictor(Predictor):
     """
 
     def __init__(self, network: nn.Module, flow: DiscretisedBFN) -> None:
-        super().__init__(network)
         if not isinstance(flow, DiscretisedBFN):
             raise ArgumentError(f"bins are predicted for DiscretisedBFN, which has them, got {flow}")
-        self.path, self.bins = flow.accuracies, flow.bins
+        super().__init__(network, flow)
+        self.accuracies, self.bins = flow.accuracies, flow.bins
 
     def gaussian(self, belief: DiagonalGaussian, t: Tensor, *, condition: Condition | None = None) -> DiagonalGaussian:
         """Return the Gaussian whose mass in the bins is predicted."""
@@ -45,7 +45,7 @@ class BinnedPredictor(Predictor):
         wanted = (len(mean), 2 * mean.shape[1], *mean.shape[2:]) if images else (*mean.shape, 2)
         check_shape(output, wanted, "return two numbers for each coordinate,")
         noise, log_std = output.chunk(2, dim=1) if images else output.unbind(-1)
-        a, b = self.path.over(t, mean)
+        a, b = self.accuracies.over(t, mean)
         silent = a < 1e-12
         a = a.clamp_min(1e-12)
         centre = torch.where(silent, 0, (mean - b * noise) / a)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from proxflow.beliefs import Categorical
 from proxflow.examples import Condition
+from proxflow.flows import Flow
 from proxflow.predictors.base import Predictor
 
 
@@ -19,7 +22,11 @@ class ClassPredictor(Predictor):
 
     Args:
         network: Module ``(features, t) -> tensor`` of the features' shape.
+        flow: The flow it is trained for, if it is to be guided in that flow's geometry.
     """
+
+    def __init__(self, network: nn.Module, flow: Flow[Any] | None = None) -> None:
+        super().__init__(network, flow)
 
     def forward(self, belief: Categorical, t: Tensor, *, condition: Condition | None = None) -> Categorical:
         features = belief.features()

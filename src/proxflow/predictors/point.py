@@ -79,7 +79,7 @@ class PointPredictor(RealPredictor):
             _refuse_division(flow, clip)
         if parameterisation != "edm" and not (mean is None and std is None):
             raise ArgumentError(f"mean and std of the data are for parameterisation 'edm', got {parameterisation!r}")
-        self.path, self.parameterisation = flow.path, parameterisation
+        self.parameterisation = parameterisation
         self._mean: Tensor
         self._std: Tensor
         self.mean: tuple[float, ...] | None = None

@@ -31,7 +31,7 @@ class ProductPredictor(Predictor):
     """
 
     def __init__(self, network: nn.Module, flow: Flow[Any]) -> None:
-        super().__init__(network)
+        super().__init__(network, flow)
         parts = getattr(getattr(flow, "endpoints", None), "parts", ())
         if not parts:
             raise ArgumentError(f"mixed data need a flow whose endpoints have parts (ProductEndpoints), got {flow}")

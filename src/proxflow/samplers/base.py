@@ -14,7 +14,7 @@ from torch import Tensor
 from proxflow._math import on_device
 from proxflow.beliefs import Belief
 from proxflow.errors import ArgumentError
-from proxflow.examples import Predict, reads
+from proxflow.examples import Predict, evaluations, planned, reads
 from proxflow.flows import Flow
 from proxflow.random import Generator
 
@@ -28,7 +28,7 @@ class Samples:
 
     Args:
         events: The samples, (batch, *event).
-        nfe: Network evaluations spent, as counted.
+        nfe: Network evaluations spent on each, as counted: of a guided predictor two inside its interval of times.
     """
 
     events: Tensor
@@ -82,14 +82,14 @@ class Sampler(ABC):
         start: Tensor | None = None,
         watch: Watch | None = None,
     ) -> Samples:
-        """Draw samples with ``nfe`` evaluations of ``predict``.
+        """Draw samples with ``nfe`` predictions, each of them one network evaluation unless ``predict`` says otherwise.
 
         Args:
             predict: Function of a belief and times (batch,) that returns the predicted target. If it ``reads`` "end" it
                 is given the times of the next belief, ``end`` (batch,), 1 at the last; if "noise", ``generator``.
             flow: The flow that ``predict`` was trained for.
             shape: Shape of the samples, (batch, *event).
-            nfe: Number of network evaluations, ≥ 1.
+            nfe: Number of predictions, ≥ 1.
             generator: Source of all randomness, on ``device``.
             dtype: Precision of the belief.
             device: Where to sample.
@@ -133,13 +133,14 @@ class Sampler(ABC):
         plan = self.plan(flow, belief, times, device)
         asked = on_device(times, device).to(torch.promote_types(dtype, torch.float32))[:, None]
         asked_at = asked.expand(nfe, shape[0]).unbind()
-        for k in range(nfe):
+        predicts = planned(predict, times)
+        for k, ask in enumerate(predicts):
             told: dict[str, Any] = {"generator": generator} if reads_noise else {}
             if reads_end:
                 told["end"] = asked_at[k + 1] if k + 1 < nfe else torch.ones_like(asked_at[k])
-            target = predict(belief, asked_at[k], **told)
+            target = ask(belief, asked_at[k], **told)
             if watch is not None:
                 watch(times[k], belief, target)
             if k + 1 < nfe:
                 belief, state = self.step(flow, belief, target, plan[k], plan[k + 1], generator, state)
-        return Samples(target.mode, nfe)
+        return Samples(target.mode, sum(map(evaluations, predicts)))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from proxflow import names
 from proxflow.errors import ArgumentError
-from proxflow.examples import Condition, check_rows, given, moved, reads, rows
+from proxflow.examples import Condition, check_condition, given, moved, reads, rows
 from proxflow.flows import Flow
 from proxflow.random import SampleStreams
 from proxflow.samplers.base import Sampler, Watch
@@ -110,7 +110,7 @@ def sample(
     parameter = next((p for p in predictor.parameters() if p.is_floating_point()), torch.zeros(()))
     dtype = parameter.dtype if parameter.dtype == torch.float64 else torch.float32
     device, number, event = parameter.device, shape[0], tuple(shape[1:])
-    check_rows(condition, number, "condition")
+    check_condition(predictor, condition, number)
     if start is not None and (tuple(start.shape) != tuple(shape) or not bool(start.isfinite().all())):
         raise ArgumentError(
             f"start has the shape of the samples, {tuple(shape)}, of finite numbers; got {tuple(start.shape)}"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from proxflow.config import TrainingConfig
 from proxflow.errors import ArgumentError, MemoryLimitError
-from proxflow.examples import Examples, examples_of, moved, rows
+from proxflow.examples import Examples, check_condition, examples_of, moved, rows
 from proxflow.flows import Flow, as_real, draw_times
 from proxflow.random import BatchRows
 from proxflow.runtime.machine import out_of_memory
@@ -126,7 +126,8 @@ def fit(
 
     Raises:
         ArgumentError: Data of the wrong type or shape, out of range or with values that are not finite, or so far in
-            place or scale from the flow's prior that samples would miss them; a batch too small for the processes.
+            place or scale from the flow's prior that samples would miss them; conditions that the network does not know; a
+            batch too small for the processes.
         CheckpointError: The folder's checkpoint is corrupt, or of other data, another flow, predictor or configuration; the
             message names what differs.
         DivergedError: More than ``skip_limit`` of 50 steps had a loss or gradient that is not finite. Such steps are
@@ -148,8 +149,10 @@ def fit(
     if encode is None:
         encode = about.encode if isinstance(about, Flow) else as_real
     for examples in (data, held_out):
-        if examples is not None and isinstance(about, Flow):
-            _refuse_unfit(about, examples, encode)
+        if examples is not None:
+            check_condition(predictor, examples.condition, len(examples))
+            if isinstance(about, Flow):
+                _refuse_unfit(about, examples, encode)
     _fit_moments(predictor, data, encode)
     folder = None if folder is None else Path(folder)
     with nullcontext() if folder is None else RunFolder(folder).alone():

@@ -1,0 +1,64 @@
+"""Images with their classes as files: an array with labels, or a picture with a row for each class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from proxflow.data import image_files
+from proxflow.data.image_files import GAP
+from proxflow.runtime.files import write_atomically
+
+Array = np.ndarray[Any, np.dtype[np.uint8]]
+Labels = np.ndarray[Any, np.dtype[np.int64]]
+
+_GROUND, _INK, _LETTERS, _LONGEST = (96, 96, 96), (255, 255, 255), 12, 24
+
+
+def write(path: Path, images: Array, labels: Labels, names: Sequence[str]) -> None:
+    """Write images (number, height, width, channels) with their labels (number,) in the form that the path's ending chooses.
+
+    An array (.npz) has the key ``labels`` beside ``images``; a picture (.png) a row for each class with its name before it;
+    a folder has the images alone, in their order.
+
+    Raises:
+        OutputError: The place cannot be written.
+    """
+    ending = path.suffix.lower()
+    if ending == ".npz":
+        write_atomically(path, lambda temporary: _write_array(temporary, images, labels))
+    elif ending == ".png":
+        write_atomically(path, lambda temporary: rows(images, labels, names).save(temporary))
+    else:
+        image_files.write(path, images)
+
+
+def _write_array(path: Path, images: Array, labels: Labels) -> None:
+    with path.open("wb") as file:  # numpy would append an ending to a name in capitals
+        np.savez_compressed(file, images=images, labels=labels)
+
+
+def rows(images: Array, labels: Labels, names: Sequence[str]) -> Image.Image:
+    """Draw a row for each class, in the order in which labels first occur, with the name of the class before it."""
+    found = list(dict.fromkeys(labels.tolist()))
+    called = {
+        label: names[label] if len(names[label]) <= _LONGEST else f"{names[label][:_LONGEST]}…" for label in found
+    }
+    font, height, width = ImageFont.load_default(_LETTERS), images.shape[1], images.shape[2]
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    margin = max(round(measure.textlength(called[label], font)) for label in found) + 2 * GAP
+    most = max(int((labels == label).sum()) for label in found)
+    line = max(height, _LETTERS + 2) + GAP
+    canvas = Image.new("RGB", (margin + most * (width + GAP) + GAP, len(found) * line + GAP), _GROUND)
+    draw = ImageDraw.Draw(canvas)
+    for row, label in enumerate(found):
+        top = row * line + GAP
+        draw.text((margin - GAP, top + height / 2), called[label], _INK, font, anchor="rm")
+        for column, image in enumerate(images[labels == label]):
+            shown = image[..., 0] if image.shape[-1] == 1 else image
+            canvas.paste(Image.fromarray(shown), (margin + GAP + column * (width + GAP), top))
+    return canvas

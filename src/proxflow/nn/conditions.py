@@ -1,0 +1,157 @@
+"""Conditions within networks: labels and vectors embedded beside the time, images read beside the input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from proxflow.errors import ArgumentError
+from proxflow.examples import Condition
+
+NONE = -1
+"""The label of an example without a class."""
+
+
+class Conditions(nn.Module):
+    """What a network is conditioned on: how a condition is read, checked and embedded.
+
+    A condition is class labels, int64 (batch,) from 0; vectors (batch, vectors); images (batch, images, height, width), of
+    the size of what is denoised; or, where there are several of these, a dictionary with the keys "label", "vector" and
+    "image". An example may lack any: its label is −1 (or ``classes``), its vector or image NaN. ``None`` lacks all for the
+    whole batch.
+
+    Labels and vectors are embedded as the time is, and added to it: "Diffusion Models Beat GANs on Image Synthesis"
+    (Dhariwal & Nichol, 2021), arXiv 2105.05233. No label has an embedding of its own, the null class: "Classifier-Free
+    Diffusion Guidance" (Ho & Salimans, 2022), arXiv 2207.12598. It begins at zero, and nothing is added for a vector or an
+    image that an example lacks: weights without conditions draw the same without one.
+
+    Args:
+        width: Size of the embedding.
+        classes: Number of classes; 0 for no labels.
+        vectors: Size of the vectors; 0 for none.
+        images: Channels of the images; 0 for none.
+
+    Raises:
+        ArgumentError: A number is negative, or all are 0; when called, a condition of another form.
+    """
+
+    def __init__(self, width: int, classes: int = 0, vectors: int = 0, images: int = 0) -> None:
+        super().__init__()
+        self.classes, self.vectors, self.images = classes, vectors, images
+        sizes = {"label": classes, "vector": vectors, "image": images}
+        if min(sizes.values()) < 0 or not any(sizes.values()):
+            raise ArgumentError(f"classes, vectors and images must be at least 0, got {classes}, {vectors}, {images}")
+        self.names = tuple(name for name, size in sizes.items() if size)
+        # Labels begin with variance 1: beginning at zero, they are learnt several times as slowly.
+        self.embed_label = nn.Embedding(classes + 1, width) if classes else None
+        if self.embed_label is not None:
+            nn.init.zeros_(self.embed_label.weight[classes].detach())
+        layers = (nn.Linear(vectors, width), nn.SiLU(), nn.Linear(width, width)) if vectors else ()
+        self.embed_vector = nn.Sequential(*layers) if vectors else None
+
+    def parts(self, condition: Condition | None) -> dict[str, Tensor | None]:
+        """Return the parts of a condition by name.
+
+        Raises:
+            ArgumentError: Another form than the network was built for.
+        """
+        if isinstance(condition, Mapping):
+            given = dict(condition)
+            if unknown := sorted(set(given) - set(self.names)):
+                raise ArgumentError(
+                    f"this network's condition has the parts {', '.join(self.names)}, got {unknown[0]!r}"
+                )
+        elif condition is not None and len(self.names) > 1:
+            raise ArgumentError(f"this network's condition is a dictionary of {', '.join(self.names)}, got a tensor")
+        else:
+            given = {} if condition is None else {self.names[0]: condition}
+        for name, value in given.items():
+            if name == "label":
+                fits = value.ndim == 1 and value.dtype in (torch.int64, torch.int32)
+                wanted = "labels are integers (batch,)"
+            else:
+                size, dimensions = (self.vectors, 2) if name == "vector" else (self.images, 4)
+                fits = value.ndim == dimensions and value.shape[1] == size and value.is_floating_point()
+                wanted = f"each {name} is of real numbers (batch, {size}{', height, width' if dimensions == 4 else ''})"
+            if not fits:
+                raise ArgumentError(
+                    f"the condition's {name} does not fit this network: {wanted}, got {value.dtype} {tuple(value.shape)}"
+                )
+        return {name: given.get(name) for name in self.names}
+
+    def check_condition(self, condition: Condition) -> None:
+        """Refuse a condition by its values, before any work; this waits for the device.
+
+        Raises:
+            ArgumentError: Another form than the network was built for, a label out of range, or a number that is infinite,
+                or NaN beside others that are not.
+        """
+        for name, value in self.parts(condition).items():
+            if value is None or not len(value):
+                continue
+            if name == "label":
+                lowest, highest = int(value.min()), int(value.max())
+                if lowest < NONE or highest > self.classes:
+                    raise ArgumentError(
+                        f"the label {lowest if lowest < NONE else highest} is out of range: this network has "
+                        f"{self.classes} classes, 0 to {self.classes - 1}, and {NONE} says none"
+                    )
+                continue
+            nan = value.isnan().flatten(1)
+            if bool(value.isinf().any()) or bool((nan.any(1) & ~nan.all(1)).any()):
+                raise ArgumentError(
+                    f"the condition's {name} must be finite; NaN throughout says that an example has none"
+                )
+
+    def forward(self, embedding: Tensor, parts: Mapping[str, Tensor | None]) -> Tensor:
+        """Return an embedding (batch, width) with those of labels and vectors added."""
+        batch = len(embedding)
+        if self.embed_label is not None:
+            label, none = parts["label"], self.classes
+            if label is None:
+                label = torch.full((batch,), none, device=embedding.device)
+            embedding = embedding + self.embed_label(torch.where(label == NONE, none, label))
+        if self.embed_vector is not None:
+            like = next(self.embed_vector.parameters())
+            vector = flagged(parts["vector"], (batch, self.vectors), like)
+            embedding = embedding + vector[:, -1:] * self.embed_vector(vector[:, :-1])
+        return embedding
+
+
+def conditions(width: int, classes: int, vectors: int, images: int = 0) -> Conditions | None:
+    """Return the conditions of a network; ``None`` for one without any."""
+    return Conditions(width, classes, vectors, images) if classes or vectors or images else None
+
+
+def parts_of(owned: Conditions | None, condition: Condition | None) -> dict[str, Tensor | None]:
+    """Return the parts of a network's condition by name.
+
+    Raises:
+        ArgumentError: The network reads no conditions, or those of another form.
+    """
+    if owned is not None:
+        return owned.parts(condition)
+    if condition is not None:
+        raise ArgumentError("this network reads no condition: build it with classes=, vectors= or images=")
+    return {}
+
+
+def flagged(values: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return values of a shape (batch, size, …) with one place more: 1 where an example has them, 0 where it has none.
+
+    Args:
+        values: The values, NaN where an example has none; ``None`` where none has.
+        shape: Their shape.
+        like: Its precision and device are taken.
+    """
+    batch, size, *rest = shape
+    if values is None:
+        return like.new_zeros(batch, size + 1, *rest)
+    if values.shape != shape:
+        raise ArgumentError(f"the condition must have the shape {tuple(shape)}, got {tuple(values.shape)}")
+    values = values.to(like.dtype)
+    lacks = values.isnan().flatten(1).any(1)[(slice(None), *[None] * (len(shape) - 1))]
+    flag = (~lacks).to(like.dtype).expand(batch, 1, *rest)
+    return torch.cat([torch.where(lacks, 0, values), flag], dim=1)
