@@ -32,7 +32,7 @@ def write(path: Path, images: Array, labels: Labels, names: Sequence[str]) -> No
     if ending == ".npz":
         write_atomically(path, lambda temporary: _write_array(temporary, images, labels))
     elif ending == ".png":
-        write_atomically(path, lambda temporary: rows(images, labels, names).save(temporary))
+        image_files.write_png(path, rows(images, labels, names))
     else:
         image_files.write(path, images)
 

@@ -418,8 +418,7 @@ def _kind(data: Any) -> Kind:
 
 def class_names(kind: Kind) -> tuple[str, ...]:
     """Return the names of the classes that data have, in the order of their labels; empty for none."""
-    found: int | Sequence[str] = getattr(kind, "classes", 0)
-    return tuple(map(str, range(found))) if isinstance(found, int) else tuple(found)
+    return tuple(getattr(kind, "classes", ()))
 
 
 def _needed(flow: Flow[Any]) -> str | None:

@@ -40,8 +40,8 @@ class Predictor(nn.Module, ABC):
         self.network = network
         self.geometry: Divergence | None = None if flow is None else flow.geometry
         self.path: GaussianPath | None = None if flow is None else flow.path
-        self.inputs = _further_inputs(network)
-        if self.inputs and getattr(network, "conditional", True):
+        self.inputs = _further_inputs(network) if getattr(network, "conditional", True) else ()
+        if self.inputs:
             self.reads = self.reads | {"condition"}
 
     @abstractmethod

@@ -364,10 +364,11 @@ def _refuse_unfit(flow: Flow[Any], data: Examples, encode: Encode) -> None:
     With a prior of standard deviation 1 and 20 evaluations, exact predictions give samples of 0.9 to 1 times the data's
     spread where this is from a tenth to ten times the prior's, and beyond that soon a fraction of it.
     """
-    stored, first = data.x, encode(data.x[:1])
-    # Values count where they are classes; pixels and real numbers are known by their type.
-    flow.check(first if first.is_floating_point() and flow.path is not None else encode(stored))
-    if stored.dtype == torch.uint8 or flow.path is None:  # pixels have a range
+    stored, real = data.x, flow.path is not None
+    if real and stored.dtype == torch.uint8:
+        return  # pixels, which have a range
+    flow.check(encode(stored[:1] if real else stored))  # of classes every value counts
+    if not real:
         return
     x = encode(_spaced(data))
     place, scale = 0.0, 1.0
