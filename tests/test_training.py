@@ -392,10 +392,10 @@ def test_a_signal_saves_and_stops(tmp_path, request, number):
 
 def test_checkpoint_of_another_run_is_refused(tmp_path):
     fit(model(), GPFN(), points(), CONFIG, folder=tmp_path)
-    with pytest.raises(CheckpointError, match=r"ema = 0.999, not 0.5"):
+    with pytest.raises(CheckpointError, match=r"ema = 0.9, not 0.5"):
         fit(model(), GPFN(), points(), replace(CONFIG, ema=0.5), folder=tmp_path)
     # Of one kind and number of layers, but of other sizes.
-    (net := Net()).layers[0], net.layers[2] = torch.nn.Linear(3, 8), torch.nn.Linear(8, 2)
+    (net := Net()).layers[0], net.layers[3] = torch.nn.Linear(3, 8), torch.nn.Linear(8, 64)
     with pytest.raises(CheckpointError, match="another architecture"):
         fit(
             PointPredictor(net, GPFN(), clip=None, parameterisation="x"),

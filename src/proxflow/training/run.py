@@ -258,7 +258,7 @@ def fingerprint(predictor: nn.Module, objective: Any, data: Examples, held_out: 
         "held_out": "none" if held_out is None else _content(held_out),
         "flow": called(objective),
         "predictor": f"{type(predictor).__name__}({inside}{', '.join(own)})",
-        "modules": f"{len(modules)}, sha256 {hashlib.sha256(repr(modules).encode()).hexdigest()}",
+        "modules": f"{len(modules)} of checksum {hashlib.sha256(repr(modules).encode()).hexdigest()[:12]}",
     }
 
 
