@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_sources import Gaussian
 from torch import nn
 
 import proxflow
@@ -169,3 +170,15 @@ def test_predicted_noise_learns_where_its_weights_allow(flow):
     samples = proxflow.sample(predictor, flow, (2000, 2), batch_size=2000)
     assert samples.isfinite().all()
     assert samples.std().item() == pytest.approx(0.3, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("std", "spread"), [(0.001, 0.02), (0.1, 0.9), (1.0, 1.02), (3.0, 1.01), (10.0, 0.96), (30.0, 0.67)]
+)
+def test_scales_that_a_flow_from_standard_noise_sees(std, spread):
+    # The share of the data's spread that samples have by exact predictions, as docs/mathematics.md states it.
+    flow = GPFN()
+    samples = proxflow.sample(
+        Gaussian(flow, 0.0, std), flow, (20000, 2), nfe=20, sampler="multistep2", batch_size=20000
+    )
+    assert samples.std().item() / std == pytest.approx(spread, abs=0.012)
