@@ -180,6 +180,8 @@ def _fit(
     if held_out is not None and len(held_out) < processes.size:
         raise ArgumentError(f"{len(held_out)} held-out examples are too few for {processes.size} processes")
 
+    # Before the network is shared out, which gives its parts other classes.
+    made_of = {} if folder is None else fingerprint(predictor, flow, data, held_out)
     predictor.to(device).train()
     broadcast_weights(predictor, processes)
     averaged = copy.deepcopy(predictor).eval().requires_grad_(False)
@@ -191,7 +193,6 @@ def _fit(
     optimiser = torch.optim.AdamW(
         _groups(predictor), config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
     )
-    made_of = {} if folder is None else fingerprint(predictor, flow, data, held_out)
     run = Run(predictor, averaged, optimiser, config, folder, processes, track, made_of)
     run.resume()
     run.begin(device)
