@@ -1,4 +1,4 @@
-"""Conjugate gradients in the space of observations, without a wait for the device."""
+"""Conjugate gradients and least residuals in the space of observations, without a wait for the device."""
 
 from __future__ import annotations
 
@@ -45,3 +45,42 @@ def conjugate_gradients(
         direction = residual + over_events(ratio, right) * direction
         power = new_power
     return found, right if moved is None else moved
+
+
+def least_residual(normal: Normal, right: Tensor, iterations: int) -> Tensor:
+    """Return C Aᵀ v for the v of least ‖S v − b‖ among the first powers of S on b. Known elsewhere as GMRES.
+
+    S need not be symmetric, as it is not where C is the derivative of a network: conjugate gradients break down there.
+    A basis vector that adds nothing counts as 0.
+
+    Args:
+        normal: See :data:`Normal`; it is called ``iterations`` times.
+        right: b, (batch, *observed).
+        iterations: Products, ≥ 1.
+    """
+    size = sum_events(right * right).sqrt()
+    basis, images, shifts = [_unit(right, size, torch.zeros_like(size))], [], []
+    for k in range(iterations):
+        image, shift = normal(basis[k])
+        images.append(image.flatten(1).double())
+        shifts.append(shift)
+        fresh = image
+        for _ in range(2):  # twice is enough for an orthogonal basis in rounded arithmetic
+            for old in basis:
+                fresh = fresh - over_events(sum_events(fresh * old), fresh) * old
+        basis.append(_unit(fresh, sum_events(fresh * fresh).sqrt(), 1e-6 * sum_events(image * image).sqrt()))
+    columns = torch.stack(images, 2)
+    gram = columns.mT @ columns
+    floor = 1e-13 * gram.diagonal(dim1=1, dim2=2).amax(1)[:, None].clamp_min(1e-300)
+    weights = torch.linalg.solve_ex(
+        gram + torch.diag_embed(floor.expand(-1, iterations)), columns.mT @ right.flatten(1).double()[..., None]
+    )[0].squeeze(-1)
+    return sum(
+        (over_events(w.to(s.dtype), s) * s for w, s in zip(weights.unbind(1), shifts, strict=True)), 0 * shifts[0]
+    )
+
+
+def _unit(v: Tensor, size: Tensor, least: Tensor) -> Tensor:
+    """Return vectors of length 1, and 0 for those that are too short to have a direction."""
+    scale = torch.where(size > least, 1 / size.clamp_min(torch.finfo(v.dtype).tiny), 0.0)
+    return over_events(scale, v) * v

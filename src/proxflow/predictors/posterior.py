@@ -29,7 +29,7 @@ from proxflow.inverse import Composition, Diagonalised, Functions, Gaussian, Mas
 from proxflow.inverse.functions import operator_of
 from proxflow.inverse.noise import Noise, noise_of
 from proxflow.inverse.operators import ITERATIONS
-from proxflow.inverse.solve import conjugate_gradients
+from proxflow.inverse.solve import conjugate_gradients, least_residual
 from proxflow.paths import GaussianPath
 from proxflow.random import Generator, randn_like
 
@@ -85,7 +85,7 @@ class Posterior(nn.Module):
     ``flower``      r² = b²/(a² + b²); the mean                        arXiv 2509.26287, γ = 0
     ``flower-draw`` the same; a draw                                   γ = 1: exact for data N(0, I)
     ``diffpir``     (b/a)²/strength                                    arXiv 2305.08995
-    ``mmps``        (b²/a) ∂x̂/∂μ, conjugate gradients                  arXiv 2405.13712: exact for Gaussian data
+    ``mmps``        (b²/a) ∂x̂/∂μ, by GMRES                             arXiv 2405.13712: exact for Gaussian data
     ``tmpd``        its row sums                                       arXiv 2310.06721
     ``jfps``        (Σ⁻¹ + (a/b)²)⁻¹ for a given Σ of the data         exact for data of covariance Σ
     ``pigdm``       (b²/a) ∂x̂/∂μ once, r² within the inverse           "Pseudoinverse-Guided Diffusion Models" (2023)
@@ -106,8 +106,8 @@ class Posterior(nn.Module):
             independent numbers, or (d, d). A method's name stands for one of these.
         draw: Whether targets are draws from the refined belief instead of its mean; ``None`` as the method has it.
         flow: The flow it was trained for; ``None`` takes the predictor's own.
-        iterations: Products of conjugate gradients, each with one by the predictor's Jacobian for mmps, where the default is
-            5; elsewhere 50, where no closed form is known. Residuals below 1e-6 end them.
+        iterations: Products of the iterative solver, for mmps each with one by the predictor's Jacobian, where the default
+            is 5; elsewhere 50, where no closed form is known. Residuals below 1e-6 end them.
         strength: ζ of dps and λ of diffpir.
 
     Raises:
@@ -437,6 +437,8 @@ class Posterior(nn.Module):
             back = spread(linear.adjoint(p))
             return noise * p + linear(back), back
 
+        if self.method == "mmps":  # the derivative of a network need not be symmetric
+            return least_residual(normal, wrong, self.iterations)
         return conjugate_gradients(normal, wrong, self.iterations)[1]
 
     def _infilled(self, belief: Any, t: Tensor, told: dict[str, Any]) -> tuple[Any, Any]:
