@@ -252,7 +252,7 @@ def test_an_example_does_not_depend_on_its_batch_and_images_keep_their_shape():
         (GPFN(FisherRao(), endpoints=CategoricalEndpoints(3)), torch.zeros(2, 3, dtype=torch.int64), 1, "Endpoints"),
         (GPFN(FisherRao()), torch.zeros(2, 3), 1, "CategoricalEndpoints"),
         (flow_of(FisherRao()), torch.zeros(2, 3), 1, "class indices"),
-        (flow_of(FisherRao()), torch.full((2, 3), 2), 1, "0 and 1"),
+        (flow_of(FisherRao()), torch.full((2, 3), 2), 1, "0 to 1"),
         (flow_of(FisherRao()), torch.zeros(0, 3, dtype=torch.int64), 1, "at least one"),
         (flow_of(FisherRao()), torch.zeros(2, 3, dtype=torch.int64), 0, "draws"),
     ],

@@ -32,9 +32,10 @@ ALLOWED = {
     "proximal": TENSORS | {"beliefs", "divergences", "energies", "solvers"},
     "couplings": TENSORS | {"divergences"},
     "flows": TENSORS | {"beliefs", "couplings", "divergences", "energies", "solvers", "proximal", "paths"},
+    "inverse": TENSORS,
     "likelihood": TENSORS | {"beliefs", "divergences", "paths", "flows"},
-    "predictors": TENSORS | {"beliefs", "paths", "data", "divergences", "flows"},
-    "samplers": TENSORS | {"beliefs", "names", "paths", "flows"},
+    "predictors": TENSORS | {"beliefs", "paths", "data", "divergences", "flows", "inverse"},
+    "samplers": TENSORS | {"beliefs", "inverse", "names", "paths", "flows", "predictors"},
 }
 LIBRARY = set(ALLOWED)
 ALLOWED["models"] = LIBRARY - {"metrics"}

@@ -1,6 +1,7 @@
 """The public names and where they are: type checkers read this list, and the package looks names up in it."""
 
 from proxflow import data as data
+from proxflow import inverse as inverse
 from proxflow import metrics as metrics
 from proxflow import nn as nn
 from proxflow.beliefs import Belief as Belief
@@ -75,9 +76,11 @@ from proxflow.paths import Shifted as Shifted
 from proxflow.paths import VariancePreserving as VariancePreserving
 from proxflow.predictors import BinnedPredictor as BinnedPredictor
 from proxflow.predictors import ClassPredictor as ClassPredictor
+from proxflow.predictors import Denoiser as Denoiser
 from proxflow.predictors import DrawPredictor as DrawPredictor
 from proxflow.predictors import LongStepPredictor as LongStepPredictor
 from proxflow.predictors import PointPredictor as PointPredictor
+from proxflow.predictors import Posterior as Posterior
 from proxflow.predictors import Predictor as Predictor
 from proxflow.predictors import ProductPredictor as ProductPredictor
 from proxflow.predictors.exact import ExactClasses as ExactClasses
@@ -89,9 +92,12 @@ from proxflow.samplers import Deterministic as Deterministic
 from proxflow.samplers import Marginal as Marginal
 from proxflow.samplers import Midpoint as Midpoint
 from proxflow.samplers import Multistep as Multistep
+from proxflow.samplers import Particles as Particles
 from proxflow.samplers import PathSampler as PathSampler
+from proxflow.samplers import Renewed as Renewed
 from proxflow.samplers import Sampler as Sampler
 from proxflow.samplers import Stochastic as Stochastic
+from proxflow.samplers import particles as particles
 from proxflow.samplers import sample as sample
 from proxflow.samplers.optimise_times import OptimisedTimes as OptimisedTimes
 from proxflow.samplers.optimise_times import optimise_times as optimise_times

@@ -271,6 +271,12 @@ def given(predict: Predict, condition: Condition | None) -> Predict:
     return Given(predict, condition)
 
 
+def of_rows(predict: Predict, index: Tensor) -> Predict:
+    """Return a predictor for some examples of a batch: of what it holds for each example, as an observation, their rows."""
+    own = getattr(predict, "rows", None)
+    return predict if own is None else own(index)
+
+
 def _called(predict: Predict) -> str:
     network = getattr(predict, "network", None)
     inside = "" if network is None else f" of {type(network).__name__}"

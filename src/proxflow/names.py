@@ -194,6 +194,7 @@ BUILT_IN: dict[str, dict[str, Name]] = {
             "proxflow.samplers:Stochastic", "proximal steps toward noisy messages around the prediction"
         ),
         "marginal": Name("proxflow.samplers:Marginal", "fresh noise that keeps the law at each time; DDPM"),
+        "renewed": Name("proxflow.samplers:Renewed", "all noise anew at each step, for posteriors; Flower"),
         "multistep2": Name("proxflow.samplers:Multistep", "second order from two predictions", {"order": 2}),
         "multistep3": Name("proxflow.samplers:Multistep", "third order from three predictions", {"order": 3}),
         "unipc": Name("proxflow.samplers:Multistep", "second order with a corrector", {"order": 2, "corrected": True}),

@@ -6,15 +6,19 @@ A predictor is a module ``(belief, t) -> belief``. The network inside reads and 
 from proxflow.predictors.base import Predictor, RealPredictor
 from proxflow.predictors.binned import BinnedPredictor
 from proxflow.predictors.classes import ClassPredictor
+from proxflow.predictors.denoiser import Denoiser
 from proxflow.predictors.draw import DrawPredictor
 from proxflow.predictors.guided import GuidanceRule, Guided, LinearGuidance, Projected, ZeroStar
 from proxflow.predictors.long_step import LongStepPredictor
 from proxflow.predictors.point import Parameterisation, PointPredictor
+from proxflow.predictors.posterior import METHODS, Posterior
 from proxflow.predictors.product import ProductPredictor
 
 __all__ = [
+    "METHODS",
     "BinnedPredictor",
     "ClassPredictor",
+    "Denoiser",
     "DrawPredictor",
     "GuidanceRule",
     "Guided",
@@ -22,6 +26,7 @@ __all__ = [
     "LongStepPredictor",
     "Parameterisation",
     "PointPredictor",
+    "Posterior",
     "Predictor",
     "ProductPredictor",
     "Projected",

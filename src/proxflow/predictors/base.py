@@ -107,7 +107,7 @@ class RealPredictor(Predictor):
             raise ArgumentError(
                 "clip_in_training says when predictions are clipped, and clip gives no range to clip to"
             )
-        self.clip, self.clip_in_training = clip, clip_in_training
+        self.flow, self.clip, self.clip_in_training = flow, clip, clip_in_training
         self.target_std = float(flow.target(torch.zeros(1, 1, device="cpu")).given_std)
 
     def clipped(self, prediction: Tensor) -> Tensor:

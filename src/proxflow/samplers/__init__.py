@@ -19,8 +19,11 @@ from proxflow.samplers.base import Watch as Watch
 from proxflow.samplers.bfn_solver import BFNSolver as BFNSolver
 from proxflow.samplers.midpoint import Midpoint as Midpoint
 from proxflow.samplers.multistep import Multistep as Multistep
+from proxflow.samplers.particles import Particles as Particles
+from proxflow.samplers.particles import particles as particles
 from proxflow.samplers.path import Marginal as Marginal
 from proxflow.samplers.path import PathSampler as PathSampler
+from proxflow.samplers.path import Renewed as Renewed
 from proxflow.samplers.path import Step as Step
 from proxflow.samplers.proximal import Deterministic as Deterministic
 from proxflow.samplers.proximal import ProximalSampler as ProximalSampler

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -152,3 +152,19 @@ class Marginal(PathSampler):
 
     def move(self, step: Step, memory: Any) -> tuple[Tensor, Any]:
         return renewed(step, self.kappa), memory
+
+
+@dataclass(frozen=True)
+class Renewed(PathSampler):
+    """A sampler that replaces all noise at each step, y' = τ' x̂ + (1 − τ') ξ, and keeps of the past only the target.
+
+    The steps of "Flower: A Flow-Matching Solver for Inverse Problems" (Pourya et al., 2025), arXiv 2509.26287, with a
+    :class:`~proxflow.Posterior`, on any Gaussian path. It samples the right law where targets are draws from p(x | belief),
+    and smooths where they are means, unless an observation fixes most of the data.
+    """
+
+    kappa: ClassVar[float] = 1.0
+
+    def move(self, step: Step, memory: Any) -> tuple[Tensor, Any]:
+        taken, left = step.new
+        return (taken * step.x).add_(randn_like(step.y, step.generator), alpha=left), memory

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from proxflow import names
 from proxflow.errors import ArgumentError
-from proxflow.examples import Condition, check_condition, given, moved, reads, rows
+from proxflow.examples import Condition, check_condition, given, moved, of_rows, reads, rows
 from proxflow.flows import Flow
 from proxflow.random import SampleStreams
 from proxflow.samplers.base import Sampler, Watch
@@ -26,8 +26,10 @@ def default_sampler(predictor: nn.Module, flow: Flow[Any]) -> str:
 
     It is multistep2 where beliefs follow a Gaussian path. Predictors that read the ends of steps, or draw, need one that
     steps toward the newest target alone: deterministic. So do flows without a path. If also all samples begin with the same
-    belief, only noise on the way makes them differ: stochastic.
+    belief, only noise on the way makes them differ: stochastic. A predictor may name one that it is made for, ``sampler``.
     """
+    if (own := getattr(predictor, "sampler", None)) is not None:
+        return str(own)
     asks = reads(predictor)
     if "end" in asks:
         return "deterministic"
@@ -111,6 +113,8 @@ def sample(
     dtype = parameter.dtype if parameter.dtype == torch.float64 else torch.float32
     device, number, event = parameter.device, shape[0], tuple(shape[1:])
     check_condition(predictor, condition, number)
+    if (held := getattr(predictor, "examples", None)) not in (None, number):
+        raise ArgumentError(f"the predictor has observations of {held} examples, and {number} samples are asked for")
     if start is not None and (tuple(start.shape) != tuple(shape) or not bool(start.isfinite().all())):
         raise ArgumentError(
             f"start has the shape of the samples, {tuple(shape)}, of finite numbers; got {tuple(start.shape)}"
@@ -129,7 +133,7 @@ def sample(
         streams, size = SampleStreams(seed, indices, expected=nfe), len(indices)
         own = (indices - first).clamp_(max=number - 1)  # samples that fill up the last batch take the last row
         return draw_with(
-            given(predictor, rows(condition, own)),
+            given(of_rows(predictor, own), rows(condition, own)),
             flow.rows(own),
             (size, *event),
             nfe,

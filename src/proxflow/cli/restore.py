@@ -1,0 +1,215 @@
+"""``proxflow restore``: draw what the whole of a damaged picture may have been."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+import tyro
+
+from proxflow.cli._common import File, SamplerChoice, Text, check_counts, check_sampler, first_alone, less_memory, say
+from proxflow.config import DeviceName
+from proxflow.errors import ArgumentError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+Box = Union[tuple[int, int, int, int], None]  # noqa: UP007 - of "tuple | None" tyro imports a checker of types
+
+
+@dataclass(frozen=True)
+class Restore:
+    """Draw what the whole of a damaged picture may have been.
+
+    Writes into the folder --out: draws.png, mean.png, spread.png (the standard deviation of each pixel, white for half of
+    the range), strip.png (a row for each picture: what was seen, then the draws), draws.npz (key "images"), and report.json.
+
+    For example:
+        proxflow restore digit.png --task inpaint --box 0 14 28 14      the lower half is gone
+        proxflow restore digits --task inpaint --mask known.png         white where the mask is known
+        proxflow restore small.png --task superres --factor 4           7 x 7 to 28 x 28
+        proxflow restore digits --task deblur --sigma 2 --degrade       blur whole pictures first, to try it out
+
+    Args:
+        source: A picture, or a folder of pictures of one size.
+        model: Name of a model that comes with the package, or a model folder, of images.
+        task: What happened to the picture.
+        mask: Picture of the model's size for inpaint: white where the picture is known, black where it is gone.
+        box: Rectangle that is gone, for inpaint: left, top, width, height.
+        factor: For superres: how many times fewer rows and columns the picture has.
+        sigma: For deblur: standard deviation of the Gaussian blur, in pixels.
+        noise: Standard deviation of the noise, with pixels from -1 to 1; 0 for none.
+        draws: Draws of each picture.
+        nfe: Network evaluations spent on each draw.
+        method: How the observation pulls: flower, flower-draw, diffpir, mmps, tmpd, pigdm, dps or repaint. Without it the
+            flow of the model chooses.
+        sampler: How to sample.
+        degrade: Take the pictures as whole ones and damage them first; what was seen is written too, as observed.png.
+        out: Folder to write into.
+        seed: Number that fixes the draws.
+        batch_size: Draws made at a time; lower it when memory runs out.
+        device: Where to compute; auto takes CUDA when there is one.
+    """
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE|FOLDER")]
+    task: Literal["inpaint", "superres", "deblur", "denoise"] = "inpaint"
+    model: str = "mnist"
+    mask: Annotated[File, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: none)")] = None
+    box: Annotated[Box, tyro.conf.arg(metavar="X Y W H", help_behavior_hint="(default: none)")] = None
+    factor: int = 4
+    sigma: float = 2.0
+    noise: float = 0.05
+    draws: int = 8
+    nfe: int = 50
+    method: Annotated[Text, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: by the model's flow)")] = None
+    sampler: SamplerChoice = None
+    degrade: bool = False
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("restored")
+    seed: int = 0
+    batch_size: int = 128
+    device: DeviceName = "auto"
+
+    @property
+    def with_less_memory(self) -> str:
+        """Say how to draw with less memory."""
+        return less_memory(self.batch_size, None)
+
+
+def run(options: Restore, device: torch.device) -> None:
+    """Read what is left of pictures, draw what they may have been, and write it."""
+    check_counts(options.draws, options.nfe, options.batch_size)
+    check_sampler(options.sampler)
+    if (options.mask is None) == (options.box is None) and options.task == "inpaint":
+        raise ArgumentError("inpaint needs --mask PATH or --box X Y W H, one of the two, to know what is gone")
+    if options.task != "inpaint" and not (options.mask is None and options.box is None):
+        raise ArgumentError(f"--mask and --box are for inpaint; {options.task} sees the whole picture")
+    import torch
+
+    from proxflow import models
+    from proxflow.inverse.noise import Gaussian
+    from proxflow.predictors import Posterior
+    from proxflow.runtime.files import writable_folder
+    from proxflow.samplers import default_sampler, sample
+
+    model = models.load(options.model, device)
+    if len(model.shape) != 3 or not hasattr(model.data, "preview"):
+        raise ArgumentError(f"restore is of pictures, and the model {options.model} is of {model.data.examples_word}")
+    operator = _operator(options, model.shape)
+    channels, height, width = model.shape
+    shrunk = options.factor if options.task == "superres" and not options.degrade else 1
+    wanted = (height // shrunk, width // shrunk)
+    pictures = model.data.encode(_read(options.source, channels, wanted))
+    y = operator(pictures) if options.degrade else pictures
+    noise = Gaussian(options.noise)
+    if options.degrade:
+        y = noise.draw(y, torch.Generator().manual_seed(options.seed))
+    number = len(y)
+    each = torch.arange(number).repeat_interleave(options.draws)
+    posterior = Posterior(model.predictor, operator, y[each], noise=noise, method=options.method, flow=model.flow)
+    with first_alone() as writing:
+        if writing:
+            writable_folder(options.out)
+    samples = sample(
+        posterior, model.flow, (len(each), *model.shape), nfe=options.nfe, sampler=options.sampler, seed=options.seed,
+        batch_size=options.batch_size,
+    ).cpu()  # fmt: skip
+    used = options.sampler or default_sampler(posterior, model.flow)
+    told = {
+        "source": str(options.source), "model": options.model, "task": options.task, "method": posterior.method,
+        "sampler": used, "draws": options.draws, "nfe": options.nfe, "noise": options.noise, "seed": options.seed,
+        "pictures": number,
+    }  # fmt: skip
+    with first_alone() as writing:
+        if writing:
+            _write(options, operator, y, samples.reshape(number, options.draws, *model.shape), told)
+    say(f"{options.draws} draws of each of {number} pictures by {posterior.method} and {used}: {options.out}")
+
+
+def _operator(options: Restore, shape: tuple[int, ...]) -> Any:
+    import torch
+
+    from proxflow.inverse import Blur, Downsample, Mask
+
+    _, height, width = shape
+    if options.task == "superres":
+        if options.factor < 1 or height % options.factor or width % options.factor:
+            raise ArgumentError(f"--factor divides pictures of {height} x {width}, got {options.factor}")
+        return Downsample(options.factor)
+    if options.task == "deblur":
+        return Blur(options.sigma)
+    known = torch.ones(height, width, dtype=torch.bool)
+    if options.mask is not None:
+        known = _read(options.mask, 1, (height, width))[0, 0] >= 128
+    elif options.box is not None:
+        left, top, wide, high = options.box
+        if not (0 <= left < width and 0 <= top < height and wide > 0 and high > 0):
+            raise ArgumentError(f"--box is left, top, width and height within {width} x {height}, got {options.box}")
+        known[top : top + high, left : left + wide] = False
+    return Mask(known.expand(shape).clone())
+
+
+def _read(source: Path, channels: int, size: tuple[int, int]) -> Tensor:
+    """Read pictures of one size, uint8 (number, channels, height, width).
+
+    Raises:
+        DataError: There are none, they are damaged, or of another size.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image, UnidentifiedImageError
+
+    from proxflow.data.pictures import read_pictures
+    from proxflow.runtime.files import open_plain
+
+    if source.is_dir():
+        found = read_pictures(source, resize=False)
+        if len(found) and found.shape[1] != channels:
+            found = found.float().mean(1, keepdim=True).round().byte().expand(-1, channels, -1, -1)
+    else:
+        try:
+            with open_plain(source) as file, Image.open(file) as picture:
+                array = np.array(picture.convert("L" if channels == 1 else "RGB"))
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+            raise DataError(f"{source}: cannot be read as a picture; expected an intact file or a folder") from error
+        found = torch.from_numpy(array).reshape(*array.shape[:2], -1).permute(2, 0, 1)[None]
+    if tuple(found.shape[-2:]) != size:
+        raise DataError(
+            f"{source}: is of {found.shape[-2]} x {found.shape[-1]} pixels; the model and task need {size[0]} x {size[1]}: "
+            "give pictures of this size"
+        )
+    return found.contiguous()
+
+
+def _write(options: Restore, operator: Any, y: Tensor, samples: Tensor, told: dict[str, Any]) -> None:
+    """Write draws, their mean and spread, and a strip of all."""
+    import torch
+
+    from proxflow.data import image_files
+    from proxflow.data.images import to_bytes
+    from proxflow.inverse import Mask
+    from proxflow.runtime.files import write_json
+
+    def array(values: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        found: np.ndarray[Any, np.dtype[np.uint8]] = to_bytes(values).permute(0, 2, 3, 1).contiguous().numpy()
+        return found[..., :1] if found.shape[-1] not in (1, 3) else found
+
+    seen = torch.where(operator.known, y, 0.0) if isinstance(operator, Mask) else y
+    times = samples.shape[-1] // seen.shape[-1]
+    seen = seen.repeat_interleave(times, -2).repeat_interleave(times, -1)
+    out, (number, draws, *_) = options.out, samples.shape
+    spread = samples.std(1, correction=1) if draws > 1 else torch.zeros_like(samples[:, 0])
+    flat = array(samples.flatten(0, 1))
+    image_files.write(out / "draws.png", flat)
+    image_files.write(out / "draws.npz", flat)
+    image_files.write(out / "mean.png", array(samples.mean(1)))
+    image_files.write(out / "spread.png", array(4 * spread - 1))
+    if options.degrade:
+        image_files.write(out / "observed.png", array(seen))
+    rows = torch.cat([seen[:, None], samples], 1)
+    rows = torch.nn.functional.pad(rows, (1, 1, 1, 1), value=-0.25)
+    strip = rows.permute(0, 3, 1, 4, 2).reshape(number * rows.shape[-2], (draws + 1) * rows.shape[-1], -1)
+    image_files.write_png(out / "strip.png", array(strip.permute(2, 0, 1)[None])[0])
+    write_json(out / "report.json", {**told, "mean_spread": float(spread.mean())})

@@ -1,0 +1,201 @@
+"""Samples given an observation that are right in the limit of many particles: twisted sequential Monte Carlo.
+
+"Practical and Asymptotically Exact Conditional Sampling in Diffusion Models" (Wu et al., 2023), arXiv 2306.17119. A particle
+moves by the flow's ancestral kernel, with its target refined by the observation, and is weighed by what that changed:
+
+    w ← w · p(z' | z, x̂) ψ(z') / (p(z' | z, x*) ψ(z)),   ψ(z) = N(y; A x̂, σ² + r² A Aᵀ).
+
+The refined targets x* are those of any :class:`~proxflow.Posterior`; the weights mend its bias. The twist ψ is the
+likelihood of the observation for x ~ N(x̂, r²) with the path's r² = b²/(a² + b²), by which the last step is drawn as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proxflow._math import sum_events
+from proxflow.errors import ArgumentError
+from proxflow.examples import Condition, check_rows, moved, rows
+from proxflow.flows import Flow
+from proxflow.inverse import Diagonalised, Gaussian, Mask
+from proxflow.paths import renewal
+from proxflow.predictors.posterior import Posterior
+from proxflow.random import Generator, SampleStreams, rand, randn_like
+
+
+@dataclass(frozen=True)
+class Particles:
+    """Weighted samples of a posterior.
+
+    Args:
+        events: (number, particles, *event).
+        log_weights: Normalised, (number, particles).
+        log_evidence: Estimate of log p(y) in nats, (number,); its exponential is unbiased for the flow's own law.
+        effective: Effective sample size after each evaluation, (evaluations, number), between 1 and the particles.
+    """
+
+    events: Tensor
+    log_weights: Tensor
+    log_evidence: Tensor
+    effective: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Weighted means, (number, *event)."""
+        return torch.einsum("nk,nk...->n...", self.log_weights.exp(), self.events)
+
+    def draw(self, draws: int, generator: Generator) -> Tensor:
+        """Draw from each posterior with systematic resampling, (number, draws, *event)."""
+        number = len(self.events)
+        offset = rand(torch.Size([number]), generator, torch.float64, self.events.device)
+        index = _systematic(self.log_weights, offset, draws)
+        return self.events[torch.arange(number, device=index.device)[:, None], index]
+
+
+@torch.no_grad()
+def particles(
+    posterior: Posterior,
+    flow: Flow[Any],
+    shape: Sequence[int],
+    *,
+    number: int = 64,
+    nfe: int = 20,
+    seed: int = 0,
+    batch_size: int = 128,
+    condition: Condition | None = None,
+    threshold: float = 0.5,
+) -> Particles:
+    """Draw weighted samples of each posterior; they depend on the seed alone, not on how they are divided into batches.
+
+    Args:
+        posterior: A predictor given observations, of real numbers with Gaussian noise of one size, whose operator has a
+            known spectrum. The nearer its targets are to the truth, the more even the weights are.
+        flow: The flow it was trained for.
+        shape: (number of posteriors, *event), one for each observation.
+        number: Particles of each, ≥ 2.
+        nfe: Network evaluations of each particle, ≥ 1.
+        seed: Seed.
+        batch_size: Particles that a network sees at a time, rounded up to a multiple of 16.
+        condition: What predictions are conditioned on, one row a posterior.
+        threshold: Particles are resampled where their effective number falls below this share, in [0, 1].
+
+    Raises:
+        ArgumentError: Numbers out of range; an operator without a known spectrum, or another noise; a flow without a
+            Gaussian path from standard normal draws.
+    """
+    if number < 2 or nfe < 1 or not 0 <= threshold <= 1 or not shape or min(shape) < 1 or batch_size < 1:
+        raise ArgumentError(
+            "particles take at least 2 of them, 1 evaluation, a threshold in [0, 1] and sizes of at least 1, got "
+            f"{number}, {nfe}, {threshold}, {tuple(shape)} and {batch_size}"
+        )
+    latent, operator = flow.latent, posterior.operator
+    if latent is None or flow.path is None or not flow.begins_normal or flow.coupling is not None or not posterior.real:
+        raise ArgumentError(f"particles move on a Gaussian path from standard normal draws, which {flow} has not")
+    if not isinstance(operator, Diagonalised) or not isinstance(posterior.noise, Gaussian):
+        raise ArgumentError(
+            "particles are weighed by the density of the observation, which is known for Gaussian noise and operators of a "
+            "known spectrum: make a small one a matrix by proxflow.inverse.dense(operator, event)"
+        )
+    if posterior.draw:
+        raise ArgumentError("particles draw by themselves around refined means: give a posterior with draw=False")
+    spread = posterior.variance
+    if spread is not None and spread.ndim and spread[0].numel() > 1 and not isinstance(operator, Mask):
+        raise ArgumentError(
+            "particles take one size of noise for all numbers of an observation, but for a Mask: make the operator a matrix "
+            "by proxflow.inverse.dense, and the noise a covariance"
+        )
+    posteriors, *event = shape
+    if posterior.examples not in (None, posteriors):
+        raise ArgumentError(
+            f"there are observations of {posterior.examples} examples, and {posteriors} posteriors are asked for"
+        )
+    check_rows(condition, posteriors, "condition")
+    parameter = next((p for p in posterior.parameters() if p.is_floating_point()), None)
+    like = posterior.observation if parameter is None else parameter
+    dtype, device = like.dtype if like.dtype == torch.float64 else torch.float32, like.device
+    condition = moved(condition, device)
+    total, unit = posteriors * number, -(-batch_size // 16) * 16
+    everyone = torch.arange(total, device=device)
+    streams = SampleStreams(seed, everyone, expected=nfe + 1)
+    draws = SampleStreams(seed + 2**62, torch.arange(posteriors, device=device), expected=nfe)
+    owner = everyone // number
+    times = flow.times(nfe)
+    taken, left, scale = (c.tolist() for c in flow.path.straight(torch.tensor(times, dtype=torch.float64)))
+    whole = posterior.rows(owner)
+    noise = torch.zeros((), device=device) if whole.variance is None else whole.variance
+
+    def predicted(y: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Return the targets without and with the observation, part by part of the particles."""
+        found = []
+        for begin in range(0, total, unit):
+            part = slice(begin, min(begin + unit, total))
+            t = torch.full(
+                (part.stop - begin,), times[k], dtype=torch.promote_types(dtype, torch.float32), device=device
+            )
+            belief = latent.belief(scale[k] * y[part], t)
+            told: dict[str, Any] = {} if condition is None else {"condition": rows(condition, owner[part])}
+            plain, refined = whole.rows(everyone[part]).refined(belief, t, **told)
+            found.append((plain.mean, refined.mean))
+        return torch.cat([a for a, _ in found]), torch.cat([b for _, b in found])
+
+    def twist(x: Tensor, k: int) -> Tensor:
+        """Return log ψ, (posteriors, particles), float64."""
+        wrong = (whole.observation.to(x.dtype) - whole.operator(x)).double()
+        size = left[k] ** 2 / (taken[k] ** 2 + left[k] ** 2)
+        weighed: Any = whole.operator
+        seen: Tensor = weighed.log_normal(wrong, noise.double(), size)
+        return seen.reshape(posteriors, number)
+
+    y = randn_like(torch.empty(total, *event, dtype=dtype, device=device), streams)
+    log_weights = torch.zeros(posteriors, number, dtype=torch.float64, device=device)
+    evidence, effective = log_weights.new_zeros(posteriors), []
+    last = torch.zeros_like(log_weights)
+    for k in range(nfe):
+        x, better = predicted(y, k)
+        now = twist(x, k)
+        log_weights = log_weights + now - last
+        normal = log_weights.log_softmax(1)
+        size = (-(2 * normal).logsumexp(1)).exp()
+        effective.append(size)
+        # Decided on the device: those that keep their particles choose each its own.
+        again = size < threshold * number
+        offset = rand(torch.Size([posteriors]), draws, torch.float64, device)
+        chosen = torch.where(again[:, None], _systematic(normal, offset, number), torch.arange(number, device=device))
+        index = (chosen + number * torch.arange(posteriors, device=device)[:, None]).flatten()
+        evidence = evidence + torch.where(again, log_weights.logsumexp(1) - math.log(number), 0.0)
+        log_weights = torch.where(again[:, None], torch.zeros_like(log_weights), log_weights)
+        y, x, better, last = y[index], x[index], better[index], now.flatten()[index].reshape_as(now)
+        if k + 1 == nfe:
+            break
+        keep, _, fresh = renewal((taken[k], left[k]), (taken[k + 1], left[k + 1]), 1.0)
+        pull = taken[k + 1] - keep * taken[k]
+        # The kernel of x ~ N(x̂, r²) and an ancestral step toward it.
+        std = math.sqrt(fresh**2 + pull**2 * left[k] ** 2 / (taken[k] ** 2 + left[k] ** 2))
+        step = std * randn_like(y, streams)
+        y = keep * y + pull * better + step
+        away = (step + pull * (better - x)).double()
+        log_weights = log_weights + (sum_events(step.double().square() - away.square()) / (2 * std**2)).reshape_as(now)
+    size = left[-1] ** 2 / (taken[-1] ** 2 + left[-1] ** 2)
+    variance = noise.to(dtype)
+    x = x + math.sqrt(size) * randn_like(x, streams)
+    goal = whole.observation.to(dtype).expand_as(whole.operator(x))
+    goal = goal + variance.sqrt() * randn_like(goal, streams)
+    events = whole.operator.prox(x, goal, variance, size)
+    evidence = evidence + log_weights.logsumexp(1) - math.log(number)
+    return Particles(
+        events.reshape(posteriors, number, *event), log_weights.log_softmax(1), evidence, torch.stack(effective)
+    )
+
+
+def _systematic(log_weights: Tensor, offset: Tensor, draws: int) -> Tensor:
+    """Choose places by weight from one uniform number each, (rows, places) and (rows,) → (rows, draws)."""
+    edges = log_weights.softmax(1).cumsum(1)
+    edges = edges / edges[:, -1:]
+    at = (torch.arange(draws, dtype=edges.dtype, device=edges.device) + offset[:, None]) / draws
+    return torch.searchsorted(edges, at).clamp(max=log_weights.shape[1] - 1)
