@@ -134,6 +134,7 @@ def test_numbers_of_conditions_that_are_refused():
 @pytest.mark.parametrize(
     ("settings", "condition", "message"),
     [
+        ({"classes": 5}, torch.tensor([0, 5, 1, 1]), "label 5 is out of range: this network has 5 classes, 0 to 4"),
         ({"classes": 5}, torch.tensor([0, 6, 1, 1]), "label 6 is out of range: this network has 5 classes, 0 to 4"),
         ({"classes": 5}, torch.tensor([0, -2, 1, 1]), "label -2 is out of range"),
         ({"vectors": 2}, torch.tensor([[0.0, NAN]] * 4), "vector must be finite"),
