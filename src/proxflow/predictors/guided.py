@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -180,10 +181,15 @@ class Guided(nn.Module):
         divergence: Divergence | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= weight < math.inf:
-            raise ArgumentError(f"the weight of guidance must be at least 0 and finite, got {weight}")
-        if not 0 <= interval[0] <= interval[1] <= 1:
-            raise ArgumentError(f"the interval of guidance is two times 0 ≤ first ≤ last ≤ 1, got {tuple(interval)}")
+        if not isinstance(weight, Real) or not 0 <= weight < math.inf:
+            raise ArgumentError(f"the weight of guidance must be at least 0 and finite, got {weight!r}")
+        try:
+            first, last = interval
+            within = 0 <= first <= last <= 1
+        except (TypeError, ValueError):
+            within = False
+        if not within:
+            raise ArgumentError(f"the interval of guidance is two times 0 ≤ first ≤ last ≤ 1, got {interval}")
         if isinstance(rule, str):
             if rule not in RULES:
                 raise ArgumentError(f"no rule of guidance is called {rule!r:.80}: known are {', '.join(RULES)}")
