@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
@@ -181,7 +180,11 @@ class Guided(nn.Module):
         divergence: Divergence | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(weight, Real) or not 0 <= weight < math.inf:
+        try:
+            led = 0 <= weight < math.inf
+        except TypeError:
+            led = False
+        if not led:
             raise ArgumentError(f"the weight of guidance must be at least 0 and finite, got {weight!r}")
         try:
             first, last = interval
