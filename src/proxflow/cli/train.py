@@ -404,7 +404,10 @@ def _conditional(options: Train, kind: Kind) -> Part:
 
     classes = len(class_names(kind))
     if not classes:
-        raise ArgumentError(f"--conditional: {options.data} holds no labels; leave it out, or give data with classes")
+        raise ArgumentError(
+            f"--conditional: {options.data} holds no labels of {kind.examples_word} that are read; leave it out, or give "
+            "images with classes"
+        )
     wanted = spec.content("networks", options.network or kind.defaults.network)
     if "classes" not in spec.fields("networks", wanted["kind"]):
         raise ArgumentError(f"--conditional: the network {wanted['kind']} takes no classes")
