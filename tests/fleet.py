@@ -18,6 +18,12 @@ _CONTEXT.set_forkserver_preload(
         "torch.distributed.tensor",
         "torch.nn.parallel",
         "torch._dynamo",
+        "proxflow.cli.run",
+        "proxflow.cli.train",
+        "proxflow.training.fit",
+        "proxflow.data.kinds",
+        "proxflow.metrics",
+        "tyro",
     ]
 )
 

@@ -11,6 +11,7 @@ import torch
 import proxflow
 from proxflow import GPFN, Examples, PointPredictor, TrainingConfig, fit
 from proxflow.cli import main
+from proxflow.data.kinds.image import Image
 from proxflow.errors import ArgumentError
 from proxflow.examples import without
 from proxflow.nn import MLP, UNet
@@ -112,7 +113,7 @@ def test_weights_without_conditions_serve_where_there_is_none(build):
     ("settings", "condition", "message"),
     [
         ({}, ALL["label"], "reads no condition: build it with classes="),
-        ({"classes": 5}, ALL["label"].double(), r"label does not fit .* integers \(batch,\), got torch.float64"),
+        ({"classes": 5}, ALL["label"].double(), r"label does not fit .* whole number an example, .* got torch.float64"),
         ({"classes": 5}, {"text": ALL["label"]}, "the parts label, got 'text'"),
         ({"vectors": 3}, ALL["vector"], r"real numbers \(batch, 3\)"),
         ({"images": 1}, ALL["image"], r"real numbers \(batch, 1, height, width\)"),
@@ -134,6 +135,7 @@ def test_numbers_of_conditions_that_are_refused():
 @pytest.mark.parametrize(
     ("settings", "condition", "message"),
     [
+        ({"classes": 5}, torch.tensor([0, 5, 1, 1]), "label 5 is out of range: this network has 5 classes, 0 to 4"),
         ({"classes": 5}, torch.tensor([0, 6, 1, 1]), "label 6 is out of range: this network has 5 classes, 0 to 4"),
         ({"classes": 5}, torch.tensor([0, -2, 1, 1]), "label -2 is out of range"),
         ({"vectors": 2}, torch.tensor([[0.0, NAN]] * 4), "vector must be finite"),
@@ -305,3 +307,40 @@ def test_the_command_refuses_classes_of_data_without_labels(tmp_path, capsys):
     np.savez(tmp_path / "bare.npz", images=np.zeros((20, 8, 8, 1), dtype=np.uint8))
     assert main(words(tmp_path / "bare.npz", tmp_path / "run", "--conditional")) == 2
     assert "holds no labels" in capsys.readouterr().err
+
+
+def test_given_weights_and_data_of_other_classes_are_refused(labelled, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    assert main(words(labelled, out, "--conditional")) == 0
+    # The same words go on from its weights: --conditional gives the named network its classes here as well.
+    assert main(words(labelled, tmp_path / "next", "--conditional", "--init", out)) == 0
+    held = np.load(labelled)
+    named = np.array(["w", "x", "y", "z"])[held["labels"]]
+    np.savez(tmp_path / "other.npz", images=held["images"], labels=named)
+    capsys.readouterr()
+    assert main(words(tmp_path / "other.npz", tmp_path / "other", "--conditional", "--init", out)) == 2
+    assert "the model has the classes 0, 1, 2, 3, and" in capsys.readouterr().err
+    bare = str(tmp_path / "bare")
+    assert main(words(labelled, bare)) == 0
+    capsys.readouterr()
+    begun = words(labelled, tmp_path / "no", "--conditional", "--init", bare)
+    at = begun.index("--network")
+    assert main(begun[:at] + begun[at + 2 :]) == 2
+    assert f"--init {bare} was trained without classes" in capsys.readouterr().err
+
+
+def test_a_number_is_a_name_where_names_are_numbers(tmp_path, capsys):
+    for names, first in ((("3", "1", "2"), "3"), (("a", "b", "c"), "0")):
+        model = proxflow.build(
+            Image((1, 8, 8), classes=names), network="unet:channels=8,multipliers=1,patch=4,classes=3"
+        )
+        model.save_pretrained(tmp_path / "model")
+        sampling = ["sample", str(tmp_path / "model"), "--n", "1", "--steps", "1", "--device", "cpu"]
+        sampling += ["--out", str(tmp_path / "one.npz"), "--class"]
+        assert main([*sampling, first]) == 0
+        assert np.load(tmp_path / "one.npz")["labels"].tolist() == [0]
+    model = proxflow.build(Image((1, 8, 8), classes=("3", "1", "2")), network="unet:channels=8,multipliers=1,classes=3")
+    model.save_pretrained(tmp_path / "model")
+    capsys.readouterr()
+    assert main([*sampling, "0"]) == 2
+    assert "it has 3, 1, 2" in capsys.readouterr().err

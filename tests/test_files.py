@@ -209,9 +209,9 @@ def test_temporary_names_cannot_be_known_and_are_made_anew(tmp_path, monkeypatch
     assert len(set(seen)) == 2
     assert not any(str(os.getpid()) in name.split(".") for name in seen)
     (tmp_path / "mine").write_text("precious")
-    monkeypatch.setattr(files.secrets, "token_hex", lambda n: "known")
+    monkeypatch.setattr(files, "_token", lambda: "known")
     (tmp_path / ".a.known.txt").symlink_to("mine")
-    (tmp_path / ".probe-known").symlink_to("mine")
+    (tmp_path / ".probe.known").symlink_to("mine")
     with pytest.raises(OutputError, match="cannot write"):
         write_atomically(tmp_path / "a.txt", write)
     with pytest.raises(OutputError, match="cannot write"):

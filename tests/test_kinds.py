@@ -678,3 +678,8 @@ def test_the_names_are_those_of_the_table():
         assert kind.examples_word
         assert names.find("networks", kind.defaults.network)
     assert kinds.Defaults().clip is None
+
+
+def test_what_lies_beside_the_rows_is_said_to_be_left_out(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.arange(8.0).reshape(4, 2), labels=np.arange(4))
+    assert "only x is read; left out: labels" in Vector.read(str(tmp_path / "a.npz")).notes[0]

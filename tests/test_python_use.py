@@ -252,3 +252,75 @@ class TestFolder:
         for steps, size in ((3, 8), (5, 20)):
             self.begun(tmp_path / "spy", flow=Spy(), config=TrainingConfig(steps=steps, batch_size=size))
         assert len(seen) == len(set(seen)) == 64
+
+
+def test_a_few_held_out_rows_that_lie_close_together_are_no_reason_to_refuse():
+    """Two rows may have a standard deviation near 0 by chance: only the data that are trained on tell place and scale."""
+    close = np.full((2, 2), 1.5) + np.array([[0.0], [1e-3]])
+    assert np.isfinite(trained(ROWS, held_out=close).losses).all()
+
+
+@pytest.mark.parametrize(
+    "form", [ROWS, DataLoader(Pairs()), (ROWS, np.arange(64) % 4), TensorDataset(torch.from_numpy(ROWS))]
+)
+def test_a_model_is_built_for_and_trained_on_whatever_fit_takes(form):
+    network = "mlp:width=8,depth=1,classes=4" if form is not ROWS else "mlp:width=8,depth=1"
+    wanted = proxflow.build(torch.from_numpy(ROWS), network=network, seed=0)
+    made = proxflow.build(form, network=network, seed=0)
+    assert made.data == wanted.data
+    trained = made.fit(form, steps=2, batch_size=8)
+    assert trained.sample(2, nfe=2).shape == (2, 2)
+    with pytest.raises(ArgumentError, match="have the shape"):
+        made.fit(np.zeros((4, 3)))
+
+
+def test_examples_take_arrays():
+    examples = Examples(ROWS, np.arange(64, dtype=">i2") % 4)
+    assert torch.equal(examples.x, torch.from_numpy(ROWS))
+    assert examples.condition.tolist() == [k % 4 for k in range(64)]
+    with pytest.raises(ArgumentError, match="x is a tensor or array with one row an example, got list"):
+        Examples([[1.0, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"number": 2.5}, "number of samples, .* must be whole numbers"),
+        ({"number": "3"}, "number of samples, .* must be whole numbers"),
+        ({"nfe": 2.5}, "number of network evaluations must be a whole number of at least 1, got 2.5"),
+        ({"nfe": None}, "number of network evaluations must be a whole number of at least 1, got None"),
+        ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
+        ({"seed": None}, "seed must be a whole number, got None"),
+        ({"start": [[0.0, 0.0]] * 3}, "start has the shape of the samples, .* got list"),
+        ({"start": torch.full((3, 2), torch.nan)}, "start .* holds NaN or infinite"),
+        ({"times": [0, 0.5, float("nan")], "nfe": 3}, "times must be 3 numbers increasing from 0"),
+        ({"times": 0.5}, "times must be 2 numbers increasing from 0"),
+        ({"guidance": "2"}, "weight of guidance must be"),
+        ({"guidance": 2.0, "interval": 0.9}, "interval of guidance is two times"),
+    ],
+)
+def test_a_number_of_another_type_is_refused_in_one_sentence(settings, message):
+    model = proxflow.build((2,), network="mlp:width=8,depth=1,classes=4")
+    settings = {"number": 3, "nfe": 2, "condition": torch.tensor([0, 1, 2]), **settings}
+    with pytest.raises(ArgumentError, match=message):
+        model.sample(settings.pop("number"), **settings)
+
+
+def test_arrays_are_starts():
+    model = proxflow.build((2,), network="mlp:width=8,depth=1")
+    start = np.random.default_rng(1).normal(size=(3, 2))
+    assert torch.equal(model.sample(3, nfe=2, start=start), model.sample(3, nfe=2, start=torch.from_numpy(start)))
+
+
+def test_training_takes_whole_numbers_of_steps():
+    for name in ("steps", "batch_size", "warmup_steps", "seed"):
+        for wrong in (1.5, "10", None):
+            with pytest.raises(ArgumentError, match=f"{name} must be a whole number"):
+                TrainingConfig(**{name: wrong})
+    assert type(TrainingConfig(steps=np.int64(7)).steps) is int
+
+
+def test_a_device_that_is_not_there_is_refused():
+    for device in ("foo", *(() if torch.cuda.is_available() else ("cuda",))):
+        with pytest.raises(ArgumentError, match=f"device {device!r} cannot be used here"):
+            trained(ROWS, device=device)

@@ -9,7 +9,7 @@ import types
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from proxflow.errors import ArgumentError, CheckpointError
+from proxflow.errors import ArgumentError, CheckpointError, whole_number
 
 MethodName = Literal["flow", "distribution-matching", "autoguidance"]
 PairSamplerName = Literal["deterministic", "multistep2", "midpoint"]
@@ -58,6 +58,9 @@ class TrainingConfig:
     parallel: Parallel = "ddp"
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.type == "int":
+                object.__setattr__(self, field.name, whole_number(getattr(self, field.name), field.name))
         at_least_one = ("steps", "batch_size", "checkpoint_every", "keep", "accumulate")
         for name in at_least_one:
             if getattr(self, name) < 1:

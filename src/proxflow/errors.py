@@ -4,6 +4,8 @@ Every error that the library raises on purpose derives from :class:`ProxflowErro
 without a traceback. Wrong arguments are also :class:`ValueError`, so that callers need not know this module.
 """
 
+from operator import index
+
 
 class ProxflowError(Exception):
     """Base of every error raised on purpose."""
@@ -43,3 +45,19 @@ class MemoryLimitError(ProxflowError, MemoryError):
 
 class OutputError(ProxflowError, OSError):
     """A result could not be written."""
+
+
+def whole_number(value: object, what: str, least: int | None = None) -> int:
+    """Return a whole number of any integer type as an int.
+
+    Raises:
+        ArgumentError: It is none, or lower than ``least``; the message begins with ``what``.
+    """
+    try:
+        found = index(value)  # type: ignore[arg-type]
+    except TypeError:
+        found = None
+    if found is None or (least is not None and found < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise ArgumentError(f"{what} must be a whole number{bound}, got {value!r:.80}") from None
+    return found

@@ -100,13 +100,13 @@ class Examples:
     """Data, and what each of them comes with.
 
     Args:
-        x: Data (number, *event).
+        x: Data (number, *event), a tensor or an array, as the others.
         condition: What each is conditioned on, (number, …), or a dictionary of such; ``None`` for nothing.
         start: The prior draw that each is paired with, (number, *event), as :func:`proxflow.make_pairs` makes them; ``None``
             draws it anew at every step.
 
     Raises:
-        ArgumentError: The numbers of rows differ.
+        ArgumentError: The numbers of rows differ, or it is no tensor or array of numbers.
     """
 
     x: Tensor
@@ -114,6 +114,10 @@ class Examples:
     start: Tensor | None = None
 
     def __post_init__(self) -> None:
+        for name in ("x", "condition", "start"):
+            object.__setattr__(self, name, as_tensor(getattr(self, name)))
+        if not isinstance(self.x, Tensor):
+            raise ArgumentError(f"x is a tensor or array with one row an example, got {type(self.x).__name__}")
         check_rows(self.x, len(self.x), "x")
         check_rows(self.condition, len(self.x), "condition")
         check_rows(self.start, len(self.x), "start")
@@ -164,6 +168,14 @@ def examples_of(data: Any, what: str) -> Examples:
         f"{what} data are a tensor or array (number, *event), proxflow.Examples, or a data set with a length, got "
         f"{type(data).__name__}"
     )
+
+
+def as_tensor(value: Any) -> Any:
+    """Return an array of numbers as a tensor, and everything else as it is; a dictionary likewise, part by part."""
+    if isinstance(value, Mapping):
+        return {name: as_tensor(part) for name, part in value.items()}
+    found = _tensor(value)
+    return value if found is None else found
 
 
 def _tensor(value: Any) -> Tensor | None:

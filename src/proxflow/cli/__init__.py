@@ -14,6 +14,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: Of status 2 for words that do not parse, of status 0 after ``--help``.
     """
-    from proxflow.cli.run import run
-
+    try:
+        from proxflow.cli.run import run
+    except KeyboardInterrupt:
+        return 130
     return run(arguments)

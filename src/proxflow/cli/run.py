@@ -19,6 +19,7 @@ from proxflow.errors import (
     ProxflowError,
 )
 from proxflow.runtime.escape import terminal
+from proxflow.runtime.files import anything_written
 
 WRONG_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 """Exit statuses: arguments or files are not as expected; the work itself failed; stopped by SIGINT; by SIGTERM."""
@@ -43,7 +44,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a terminal in ASCII shows what it lacks as \\u2026, and ends nothing
             stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if arguments is None else list(arguments)
-    stopped = "give the same command again to go on" if words[:1] and words[0] in _GO_ON else "nothing was written"
     if words == ["--version"]:
         sys.stdout.write(f"proxflow {proxflow.__version__}\n")
         return 0
@@ -54,17 +54,28 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except ProxflowError as error:
         return _fail(f"error: {error}", FAILED)
     except KeyboardInterrupt:
-        return _fail(f"interrupted; {stopped}", INTERRUPTED)
+        return _fail(f"interrupted; {_left(words)}", INTERRUPTED)
     except SystemExit as stop:
         if stop.code != TERMINATED:
             raise
-        return _fail(f"terminated; {stopped}", TERMINATED)
+        return _fail(f"terminated; {_left(words)}", TERMINATED)
     except BrokenPipeError:  # whoever read our output has gone; Python would complain again when it closes it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
         return _fail(f"error: {error}", FAILED)
     return 0
+
+
+def _left(words: list[str]) -> str:
+    """Say what a command that was stopped leaves."""
+    if words[:1] and words[0] in _GO_ON:
+        return "give the same command again to go on"
+    return (
+        "what was written is whole; give the same command again for the rest"
+        if anything_written()
+        else "nothing was written"
+    )
 
 
 def _parse(words: list[str]) -> Any:

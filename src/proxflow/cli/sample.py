@@ -176,10 +176,11 @@ def _labels(options: Sample, model: Model) -> Tensor | None:
     chosen = list(range(len(known)))
     if options.classes != (ALL,):
         chosen = []
+        numbered = any(name.isdecimal() for name in known)  # then a number is a name, not a place
         for asked in options.classes:
             if asked in known:
                 chosen.append(known.index(asked))
-            elif asked.isdecimal() and int(asked) < len(known):
+            elif asked.isdecimal() and int(asked) < len(known) and not numbered:
                 chosen.append(int(asked))
             else:
                 listed = ", ".join(known[:30]) + (f" and {len(known) - 30} more" if len(known) > 30 else "")

@@ -175,7 +175,14 @@ def run(options: Train, device: torch.device) -> None:
     kind = model.data
     conditional = "condition" in reads(model.predictor)
     if options.conditional and not conditional:
-        raise ArgumentError(f"--conditional: the teacher {options.teacher} was trained without classes")
+        begun = f"--teacher {options.teacher}" if init is None else f"--init {options.init}"
+        raise ArgumentError(f"--conditional: {begun} was trained without classes; leave one of the two out")
+    theirs, ours = models.class_names(loaded.kind), models.class_names(kind)
+    if conditional and theirs and ours and theirs != ours:  # labels are places among the names
+        raise ArgumentError(
+            f"the model has the classes {', '.join(ours):.200}, and {options.data} has {', '.join(theirs):.200}: give "
+            "data of the same classes"
+        )
     if getattr(model.predictor.network, "conditional", False) and examples.condition is None:
         raise ArgumentError(f"the model is conditional, and {options.data} holds no labels to train it with")
     check_condition(model.predictor, examples.condition if conditional else None, len(examples))
@@ -349,8 +356,11 @@ def _begun(options: Train, kind: Kind, init: Model) -> Model:
     named = options.predictor or options.parameterisation or options.flow
     predictor = _predictor(options, kind) if named else spec.make("predictors", init.spec["predictor"])
     flow = _flow(options, options.flow) if options.flow else _changed(options, init.flow)
+    network: Any = options.network or init.network
+    if options.conditional and options.network:
+        network = _conditional(options, kind)
     # Of its kind: rows of numbers keep the units that the network was trained in.
-    model = models.build(init.data, flow=flow, network=options.network or init.network, predictor=predictor)
+    model = models.build(init.data, flow=flow, network=network, predictor=predictor)
     given, own = init.predictor.state_dict(), model.predictor.state_dict()
     other = [name for name in own if name in given and own[name].shape != given[name].shape]
     try:
@@ -394,7 +404,10 @@ def _conditional(options: Train, kind: Kind) -> Part:
 
     classes = len(class_names(kind))
     if not classes:
-        raise ArgumentError(f"--conditional: {options.data} holds no labels; leave it out, or give data with classes")
+        raise ArgumentError(
+            f"--conditional: {options.data} holds no labels of {kind.examples_word} that are read; leave it out, or give "
+            "images with classes"
+        )
     wanted = spec.content("networks", options.network or kind.defaults.network)
     if "classes" not in spec.fields("networks", wanted["kind"]):
         raise ArgumentError(f"--conditional: the network {wanted['kind']} takes no classes")

@@ -25,6 +25,7 @@ from proxflow.config import TrainingConfig, to_dict
 from proxflow.data.images import dequantise
 from proxflow.divergences import Divergence, has_closed_form, has_value
 from proxflow.errors import ArgumentError, CheckpointError, OutputError
+from proxflow.examples import examples_of
 from proxflow.flows import GPFN, Flow
 from proxflow.likelihood import OdeLikelihood, ode_log_likelihood
 from proxflow.models import format1, spec
@@ -35,11 +36,12 @@ from proxflow.nn import UNet
 from proxflow.predictors import GuidanceRule, Guided, Predictor
 from proxflow.runtime.checkpoints import load_weights, refuse_other_weights, write_tensors
 from proxflow.runtime.files import open_plain, read_json, writable_folder, write_json, write_text
+from proxflow.runtime.machine import usable_device
 from proxflow.samplers import Sampler, default_sampler, sample
 
 if TYPE_CHECKING:
     from proxflow.data.kinds import Kind
-    from proxflow.examples import Condition, Examples
+    from proxflow.examples import Condition
 
 FORMAT = 2
 SHIPPED = Path(__file__).parent.parent / "weights"
@@ -220,7 +222,7 @@ class Model:
 
     def fit(
         self,
-        data: Tensor | Examples,
+        data: Any,
         config: TrainingConfig | None = None,
         *,
         drop: float | None = None,
@@ -231,7 +233,8 @@ class Model:
         This model's predictor is trained in place, and keeps its last weights.
 
         Args:
-            data: Examples in the data's own form, as uint8 images, alone or with conditions (:class:`proxflow.Examples`).
+            data: Examples in the data's own form, as uint8 images, alone or with conditions (:class:`proxflow.Examples`), or
+                whatever else :func:`proxflow.fit` takes: arrays, data sets, loaders.
             config: How to train; ``None`` makes a configuration of ``settings``, as ``steps=1000``.
             drop: Share of the examples that lose their condition in training, so that the model can draw without one and be
                 guided; ``None`` takes 0.1 for the library's networks, and 0 for those that do not know a missing condition.
@@ -244,10 +247,8 @@ class Model:
         from proxflow.training.fit import fit
         from proxflow.training.recipes import recipe
 
-        x = data if isinstance(data, Tensor) else getattr(data, "x", None)
-        if not isinstance(x, Tensor):
-            raise ArgumentError(f"data to fit are a tensor or proxflow.Examples, got {type(data).__name__}")
-        found = tuple(self.data.encode(x[:1]).shape[1:])
+        data = examples_of(data, "training")
+        found = tuple(self.data.encode(data.x[:1]).shape[1:])
         if found != self.shape:
             raise ArgumentError(f"this model's {self.data.examples_word} have the shape {self.shape}, these {found}")
         known = inspect.signature(TrainingConfig).parameters
@@ -344,7 +345,7 @@ class Model:
 
 
 def build(
-    data: Kind | Tensor | Examples | Sequence[int],
+    data: Any,
     *,
     flow: Flow[Any] | str | None = None,
     network: Part | str | None = None,
@@ -354,8 +355,9 @@ def build(
     """Build an untrained model.
 
     Args:
-        data: Kind of the data; or examples of them, or the shape of one: (channels, height, width) for images with values in
-            [-1, 1] when encoded, (columns,) for rows of numbers of mean 0 and variance 1.
+        data: Kind of the data; or examples of them, as :func:`proxflow.fit` takes them; or the shape of one: (channels,
+            height, width) for images with values in [-1, 1] when encoded, (columns,) for rows of numbers of mean 0 and
+            variance 1.
         flow: A flow, or a word for one, as ``gpfn-w2`` or ``bfn:sigma1=0.3``; ``None`` takes the default of the data.
         network: A network, as ``unet:channels=64``, likewise.
         predictor: A predictor, as ``point:parameterisation=v``; ``None`` takes the one of the flow's word or beliefs, or
@@ -393,17 +395,16 @@ def _kind(data: Any) -> Kind:
 
     if isinstance(data, Kind):
         return data
-    events = getattr(data, "x", data)
-    if isinstance(events, Tensor):
+    if isinstance(data, Sequence) and not isinstance(data, str) and all(isinstance(size, int) for size in data):
+        shape = list(data)
+    else:
+        try:
+            events = examples_of(data, "training").x
+        except ArgumentError as error:
+            raise ArgumentError(f"expected a kind of data, the shape of an example, or examples: {error}") from None
         if events.ndim == 2:
             return Vector.of(events)
-        events = events.shape[1:]
-    if not isinstance(events, Sequence) or not all(isinstance(size, int) for size in events):
-        raise ArgumentError(
-            f"expected a kind of data, examples as a tensor, or the shape of one, got {type(data).__name__}: of an array "
-            "torch.from_numpy makes a tensor"
-        )
-    shape = list(events)
+        shape = list(events.shape[1:])
     found: dict[str, Any] = {"kind": "image", "shape": shape}
     if len(shape) == 1:
         found = {"kind": "vector", "shape": shape, "mean": [0.0] * shape[0], "std": [1.0] * shape[0]}
@@ -574,7 +575,7 @@ def load(source: str | Path = "mnist", device: torch.device | str = "cpu") -> Mo
             raise
         raise CheckpointError(f"{path}: {str(error).partition(chr(10))[0]}") from error
     load_weights(model.predictor, weights)
-    model.predictor.eval().to(device)
+    model.predictor.eval().to(usable_device(device))
     return replace(model, provenance=content["provenance"], times=times)
 
 

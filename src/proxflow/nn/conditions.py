@@ -19,7 +19,7 @@ class Conditions(nn.Module):
 
     A condition is class labels, int64 (batch,) from 0; vectors (batch, vectors); images (batch, images, height, width), of
     the size of what is denoised; or, where there are several of these, a dictionary with the keys "label", "vector" and
-    "image". An example may lack any: its label is −1 (or ``classes``), its vector or image NaN. ``None`` lacks all for the
+    "image". An example may lack any: its label is −1, its vector or image NaN. ``None`` lacks all for the
     whole batch.
 
     Labels and vectors are embedded as the time is, and added to it: "Diffusion Models Beat GANs on Image Synthesis"
@@ -70,7 +70,7 @@ class Conditions(nn.Module):
         for name, value in given.items():
             if name == "label":
                 fits = value.ndim == 1 and value.dtype in (torch.int64, torch.int32)
-                wanted = "labels are integers (batch,)"
+                wanted = "labels are one whole number an example, (batch,), int64 or int32"
             else:
                 size, dimensions = (self.vectors, 2) if name == "vector" else (self.images, 4)
                 fits = value.ndim == dimensions and value.shape[1] == size and value.is_floating_point()
@@ -93,7 +93,7 @@ class Conditions(nn.Module):
                 continue
             if name == "label":
                 lowest, highest = int(value.min()), int(value.max())
-                if lowest < NONE or highest > self.classes:
+                if lowest < NONE or highest >= self.classes:
                     raise ArgumentError(
                         f"the label {lowest if lowest < NONE else highest} is out of range: this network has "
                         f"{self.classes} classes, 0 to {self.classes - 1}, and {NONE} says none"

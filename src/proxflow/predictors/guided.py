@@ -180,10 +180,19 @@ class Guided(nn.Module):
         divergence: Divergence | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= weight < math.inf:
-            raise ArgumentError(f"the weight of guidance must be at least 0 and finite, got {weight}")
-        if not 0 <= interval[0] <= interval[1] <= 1:
-            raise ArgumentError(f"the interval of guidance is two times 0 ≤ first ≤ last ≤ 1, got {tuple(interval)}")
+        try:
+            led = 0 <= weight < math.inf
+        except TypeError:
+            led = False
+        if not led:
+            raise ArgumentError(f"the weight of guidance must be at least 0 and finite, got {weight!r}")
+        try:
+            first, last = interval
+            within = 0 <= first <= last <= 1
+        except (TypeError, ValueError):
+            within = False
+        if not within:
+            raise ArgumentError(f"the interval of guidance is two times 0 ≤ first ≤ last ≤ 1, got {interval}")
         if isinstance(rule, str):
             if rule not in RULES:
                 raise ArgumentError(f"no rule of guidance is called {rule!r:.80}: known are {', '.join(RULES)}")

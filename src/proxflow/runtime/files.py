@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import secrets
+import shutil
 import signal
 import stat
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -106,17 +110,79 @@ def read_plain(path: Path, largest: int = LARGEST_TEXT) -> bytes:
 def writable_folder(folder: Path) -> Path:
     """Make a folder and prove that it can be written to, before any work is done for it.
 
+    What killed processes left there is removed, see :func:`sweep`.
+
     Raises:
         OutputError: It cannot be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{secrets.token_hex(8)}"
+        probe = folder / f".probe.{_token()}"
         os.close(os.open(probe, os.O_WRONLY | _NEW))
         probe.unlink()
     except (OSError, ValueError) as error:
         raise OutputError(f"cannot write to the folder {folder}: {_reason(error)}") from error
+    sweep(folder)
     return folder
+
+
+def _here() -> str:
+    """Return 8 digits that tell where process numbers are counted: the machine since it was started, and a container."""
+    told = [platform.node()]
+    with suppress(OSError):
+        told.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        told.append(os.readlink("/proc/self/ns/pid"))
+    return f"{zlib.crc32(repr(told).encode('utf-8', 'replace')):08x}"
+
+
+def _token() -> str:
+    """Return what no other temporary name has: where the process is, its number, and 16 digits that nobody can know."""
+    return f"{_here()}{os.getpid():08x}{secrets.token_hex(8)}"
+
+
+_TEMPORARY = re.compile(r"\..{1,40}\.([0-9a-f]{8})([0-9a-f]{8})[0-9a-f]{16}(\.[^.]*)?", re.DOTALL)
+_UNFINISHED = re.compile(r"\.(step-[0-9]{8}|removed-[0-9a-f]{16})")
+"""Names of temporary files, see :func:`_token`, and of folders of checkpoints that are not whole."""
+
+
+def sweep(folder: Path, *, owned: bool = False) -> None:
+    """Remove the temporary files that killed processes left in a folder; those of living processes stay.
+
+    Args:
+        folder: The folder.
+        owned: Whether no other process writes in it, or in folders within it: then these are swept as well, of
+            checkpoints that are not whole, too, and of what processes on other machines left. Links are not followed.
+    """
+    here = _here()
+    for place, folders, names in os.walk(folder):
+        for name in names:
+            found = _TEMPORARY.fullmatch(name)
+            if found and (owned if found[1] != here else not _lives(int(found[2], 16))):
+                _forget(Path(place) / name)
+        if not owned:
+            return
+        for name in filter(_UNFINISHED.fullmatch, folders):
+            shutil.rmtree(Path(place) / name, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    if process == os.getpid() or os.name != "posix":  # elsewhere signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+_written = threading.Event()
+
+
+def anything_written() -> bool:
+    """Tell whether this process has put a file in its place."""
+    return _written.is_set()
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], *, flush: bool = True) -> None:
@@ -134,7 +200,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, flush: bool =
         OutputError: The file cannot be written; a previous version is left as it was.
     """
     # The ending stays last: some writers choose the format by it. A long name leaves no room for more.
-    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}{path.suffix}")
+    temporary = path.with_name(f".{path.stem[:40]}.{_token()}{path.suffix}")
     try:
         handle = os.open(temporary, os.O_WRONLY | _NEW, 0o666)
         try:
@@ -152,7 +218,9 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, flush: bool =
                 os.fsync(handle)
         finally:
             os.close(handle)
-        temporary.replace(path)
+        with uninterrupted():
+            temporary.replace(path)
+            _written.set()
     except (OSError, UnicodeEncodeError) as error:
         _forget(temporary)
         raise OutputError(f"cannot write {path}: {_reason(error)}") from error
@@ -206,8 +274,20 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    """Write a value as indented JSON, atomically.
+
+    Raises:
+        OutputError: It cannot be written, or JSON cannot hold it, as NaN.
+    """
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise OutputError(f"cannot write {path}: JSON cannot hold what belongs there ({error})") from error
+    write_text(path, text + "\n")
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"it has {name}, which is no number of JSON")
 
 
 def read_json(path: Path) -> Any:
@@ -217,7 +297,7 @@ def read_json(path: Path) -> Any:
         CheckpointError: The file is missing, unreadable, too large, no plain file or not JSON.
     """
     try:
-        return json.loads(read_plain(path).decode("utf-8"))
+        return json.loads(read_plain(path).decode("utf-8"), parse_constant=_no_number)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:

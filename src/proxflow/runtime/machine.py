@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import proxflow
+from proxflow.errors import ArgumentError
 
 
 def versions() -> dict[str, str]:
@@ -49,3 +50,20 @@ def _processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """Return a device by its name.
+
+    Raises:
+        ArgumentError: There is no such device, or PyTorch cannot use it here.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without it
+        raise ArgumentError(
+            f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]:.80}): take 'cpu', or another that "
+            "torch.device knows"
+        ) from error
+    return found

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from proxflow._math import on_device
 from proxflow.beliefs import Belief
-from proxflow.errors import ArgumentError
+from proxflow.errors import ArgumentError, whole_number
 from proxflow.examples import Predict, evaluations, planned, reads
 from proxflow.flows import Flow
 from proxflow.random import Generator
@@ -102,12 +102,19 @@ class Sampler(ABC):
                 reads ends of steps, with a sampler that does not keep to its target; or a predictor that draws, with a
                 sampler that combines predictions.
         """
-        if nfe < 1:
-            raise ArgumentError(f"the number of network evaluations must be at least 1, got {nfe}")
+        nfe = whole_number(nfe, "the number of network evaluations", 1)
         if not shape or min(shape) < 1:
             raise ArgumentError(f"shape is (batch, *event), each at least 1, got {tuple(shape)}")
-        times = self.times(flow, nfe) if times is None else list(times)
-        if len(times) != nfe or times[0] != 0 or times[-1] > 1 or any(s <= t for t, s in pairwise(times)):
+        if times is None:
+            times = self.times(flow, nfe)
+        try:
+            times = list(times)
+            increasing = (
+                len(times) == nfe and times[0] == 0 and times[-1] <= 1 and all(t < s for t, s in pairwise(times))
+            )
+        except TypeError:
+            increasing = False
+        if not increasing:
             raise ArgumentError(f"times must be {nfe} numbers increasing from 0, at most 1, got {times}")
         asks = reads(predict)
         reads_end, reads_noise = "end" in asks, "noise" in asks

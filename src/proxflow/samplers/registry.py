@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import index
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from proxflow import names
-from proxflow.errors import ArgumentError
-from proxflow.examples import Condition, check_condition, given, moved, of_rows, reads, rows
+from proxflow.errors import ArgumentError, whole_number
+from proxflow.examples import Condition, as_tensor, check_condition, given, moved, of_rows, reads, rows
 from proxflow.flows import Flow
 from proxflow.random import SampleStreams
 from proxflow.samplers.base import Sampler, Watch
@@ -104,6 +105,13 @@ def sample(
         raise ArgumentError(
             f"expected a predictor, a module, got {type(predictor).__name__}: give a condition as condition="
         )
+    try:
+        shape, batch_size = tuple(map(index, shape)), index(batch_size)
+    except TypeError:
+        raise ArgumentError(
+            "the number of samples, the sizes of an event and the batch size must be whole numbers, got "
+            f"{tuple(shape)} and {batch_size!r}"
+        ) from None
     if not shape or min(shape) < 1 or batch_size < 1:
         raise ArgumentError(
             f"the number of samples, the sizes of an event and the batch size must be at least 1, got {tuple(shape)} and "
@@ -115,10 +123,16 @@ def sample(
     check_condition(predictor, condition, number)
     if (held := getattr(predictor, "examples", None)) not in (None, number):
         raise ArgumentError(f"the predictor has observations of {held} examples, and {number} samples are asked for")
-    if start is not None and (tuple(start.shape) != tuple(shape) or not bool(start.isfinite().all())):
-        raise ArgumentError(
-            f"start has the shape of the samples, {tuple(shape)}, of finite numbers; got {tuple(start.shape)}"
-        )
+    start = as_tensor(start)
+    if start is not None:
+        if not isinstance(start, Tensor) or tuple(start.shape) != shape:
+            found = tuple(start.shape) if isinstance(start, Tensor) else type(start).__name__
+            raise ArgumentError(f"start has the shape of the samples, {shape}, of finite numbers; got {found}")
+        if not bool(start.isfinite().all()):
+            raise ArgumentError(
+                "start has the shape of the samples, of finite numbers; it holds NaN or infinite values"
+            )
+    nfe, seed = whole_number(nfe, "the number of network evaluations", 1), whole_number(seed, "seed")
     if graph and (device.type != "cuda" or watch is not None):
         raise ArgumentError(
             f"graph records a batch's work on a CUDA device, where no watch can look in: the predictor is on {device}"

@@ -25,7 +25,7 @@ from proxflow.errors import ArgumentError, MemoryLimitError
 from proxflow.examples import Examples, check_condition, examples_of, moved, rows
 from proxflow.flows import Flow, as_real, draw_times
 from proxflow.random import BatchRows
-from proxflow.runtime.machine import out_of_memory
+from proxflow.runtime.machine import out_of_memory, usable_device
 from proxflow.runtime.processes import (
     Processes,
     broadcast_weights,
@@ -153,11 +153,13 @@ def fit(
             check_condition(predictor, examples.condition, len(examples))
             if isinstance(about, Flow):
                 _refuse_unfit(about, examples, encode)
+    if isinstance(about, Flow):
+        _refuse_far(about, data, encode)  # of those held out there may be too few to have moments
     _fit_moments(predictor, data, encode)
     folder = None if folder is None else Path(folder)
     with nullcontext() if folder is None else RunFolder(folder).alone():
         return _fit(
-            predictor, flow, data, config, folder, torch.device(device), label, held_out, encode, on_checkpoint, track
+            predictor, flow, data, config, folder, usable_device(device), label, held_out, encode, on_checkpoint, track
         )
 
 
@@ -360,16 +362,19 @@ def _fit_moments(predictor: nn.Module, data: Examples, encode: Encode) -> None:
 
 
 def _refuse_unfit(flow: Flow[Any], data: Examples, encode: Encode) -> None:
-    """Refuse data that are not of the flow, or so far in place or scale from its prior that samples would miss them.
+    """Refuse data that are not of the flow."""
+    stored, real = data.x, flow.path is not None
+    if not (real and stored.dtype == torch.uint8):  # pixels are known by their type
+        flow.check(encode(stored[:1] if real else stored))  # of classes every value counts
+
+
+def _refuse_far(flow: Flow[Any], data: Examples, encode: Encode) -> None:
+    """Refuse data so far in place or scale from a flow's prior that samples would miss them.
 
     With a prior of standard deviation 1 and 20 evaluations, exact predictions give samples of 0.9 to 1 times the data's
     spread where this is from a tenth to ten times the prior's, and beyond that soon a fraction of it.
     """
-    stored, real = data.x, flow.path is not None
-    if real and stored.dtype == torch.uint8:
-        return  # pixels, which have a range
-    flow.check(encode(stored[:1] if real else stored))  # of classes every value counts
-    if not real:
+    if data.x.dtype == torch.uint8 or flow.path is None:  # pixels have a range
         return
     x = encode(_spaced(data))
     place, scale = 0.0, 1.0

@@ -22,7 +22,7 @@ from proxflow.errors import CheckpointError, DivergedError, OutputError
 from proxflow.examples import Examples
 from proxflow.models import Model, format1, spec
 from proxflow.runtime.checkpoints import OLD, Checkpoints, checksum, finite, keep_newest
-from proxflow.runtime.files import read_json, writable_folder, write_json
+from proxflow.runtime.files import read_json, sweep, writable_folder, write_json
 from proxflow.runtime.lock import locked
 from proxflow.runtime.machine import hardware, versions
 from proxflow.runtime.processes import Processes, local
@@ -60,6 +60,7 @@ class RunFolder:
             with Processes.current().together():
                 if Processes.current().first:
                     held.enter_context(locked(writable_folder(self.path), self.what))
+                    sweep(self.path, owned=True)  # what a killed run left
             yield
 
     def claim(

@@ -101,6 +101,7 @@ class Vector(Kind):
             raise ArgumentError(f"rows of numbers have no settings, got {', '.join(settings)}")
         path = Path(source)
         columns: tuple[str, ...] = ()
+        notes: tuple[str, ...] = ()
         match path.suffix.lower():
             case ".csv":
                 rows, columns = _read_csv(path)
@@ -109,14 +110,15 @@ class Vector(Kind):
             case ".npz":
                 key = _key(path)
                 rows = _checked(read_npz(path, (key,))[key], f"{path}", key)
+                if others := sorted(set(shapes_in(path)) - {key}):
+                    notes = (f"{path}: only {key} is read; left out: {', '.join(others)}",)
             case _:
                 raise DataError(f"no rows of numbers in {source!r}: expected {cls.sources}")
         train, kept = split(Examples(torch.from_numpy(rows)), held_out, seed)
         mean, std, constant = _moments(train.x, path, columns)
-        notes: tuple[str, ...] = ()
         if constant:
             called = ", ".join(_called(k, columns) for k in constant)
-            notes = (f"{path}: {called} has one value in all rows that are trained on, and keeps its unit",)
+            notes += (f"{path}: {called} has one value in all rows that are trained on, and keeps its unit",)
         kind = cls((rows.shape[1],), mean, std, columns)
         return Loaded(kind, train, kept, f"{len(train)} rows of {rows.shape[1]} columns", notes)
 
