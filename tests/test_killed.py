@@ -123,7 +123,10 @@ def test_a_command_stopped_at_any_moment_leaves_whole_files_and_no_litter(comman
         status, _ = run(folder, words)
         assert status == 0, (folder / "said").read_text()
         check_whole(out)
-        assert names(out) == names(whole / "out")
+        # Pictures on the way are drawn after a checkpoint, and not again where training went on from that.
+        missing = names(whole / "out") - names(out)
+        assert not names(out) - names(whole / "out")
+        assert all(name.startswith("samples/") for name in missing)
         weights = [path for path in names(out) if path.endswith("model.safetensors")]
         for path in weights:
             found, wanted = load_file(out / path), load_file(whole / "out" / path)

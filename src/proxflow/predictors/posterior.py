@@ -82,17 +82,25 @@ class Posterior(nn.Module):
     ==============  =================================================  ============================================
     method          C, the covariance of the data given the belief     source
     ==============  =================================================  ============================================
-    ``flower``      r² = b²/(a² + b²); the mean                        arXiv 2509.26287, γ = 0
+    ``flower``      r² = b²/(a² + b²); the mean                        Flower, γ = 0
     ``flower-draw`` the same; a draw                                   γ = 1: exact for data N(0, I)
-    ``diffpir``     (b/a)²/strength                                    arXiv 2305.08995
-    ``mmps``        (b²/a) ∂x̂/∂μ, by GMRES                             arXiv 2405.13712: exact for Gaussian data
-    ``tmpd``        its row sums                                       arXiv 2310.06721
+    ``diffpir``     (b/a)²/strength                                    DiffPIR
+    ``mmps``        (b²/a) ∂x̂/∂μ, by GMRES                             MMPS: exact for Gaussian data
+    ``tmpd``        its row sums                                       TMPD
     ``jfps``        (Σ⁻¹ + (a/b)²)⁻¹ for a given Σ of the data         exact for data of covariance Σ
-    ``pigdm``       (b²/a) ∂x̂/∂μ once, r² within the inverse           "Pseudoinverse-Guided Diffusion Models" (2023)
-    ``dps``         a gradient step: x̂ − ζ (b²/a) ∂‖y − A x̂‖/∂μ        arXiv 2209.14687, eq. 16
-    ``repaint``     the nearest x with A x = y, whatever the noise     arXiv 2201.09865, without its repetitions
+    ``pigdm``       (b²/a) ∂x̂/∂μ once, r² within the inverse           ΠGDM
+    ``dps``         a gradient step: x̂ − ζ (b²/a) ∂‖y − A x̂‖/∂μ        DPS, eq. 16
+    ``repaint``     the nearest x with A x = y, whatever the noise     RePaint, without its repetitions
     ``bayes``       (classes) the belief about what is known: certain  Bayes' rule; exact for exact predictors
     ==============  =================================================  ============================================
+
+    Flower: "Flower: A Flow-Matching Solver for Inverse Problems" (Pourya et al., 2025), arXiv 2509.26287. DiffPIR: "Denoising
+    Diffusion Models for Plug-and-Play Image Restoration" (Zhu et al., 2023), arXiv 2305.08995. MMPS: "Learning Diffusion
+    Priors from Observations by Expectation Maximization" (Rozet et al., 2024), arXiv 2405.13712. TMPD: "Tweedie Moment
+    Projected Diffusions For Inverse Problems" (Boys et al., 2023), arXiv 2310.06721. ΠGDM: "Pseudoinverse-Guided Diffusion
+    Models for Inverse Problems" (Song et al., 2023). DPS: "Diffusion Posterior Sampling for General Noisy Inverse Problems"
+    (Chung et al., 2022), arXiv 2209.14687. RePaint: "RePaint: Inpainting using Denoising Diffusion Probabilistic Models"
+    (Lugmayr et al., 2022), arXiv 2201.09865.
 
     Args:
         predictor: Predictor of the data's mean, or of classes or mixed data.

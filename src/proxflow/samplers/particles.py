@@ -1,6 +1,6 @@
 """Samples given an observation that are right in the limit of many particles: twisted sequential Monte Carlo.
 
-"Practical and Asymptotically Exact Conditional Sampling in Diffusion Models" (Wu et al., 2023), arXiv 2306.17119. A particle
+"Practical and Asymptotically Exact Conditional Sampling in Diffusion Models" (Wu et al., 2023), arXiv 2306.17775. A particle
 moves by the flow's ancestral kernel, with its target refined by the observation, and is weighed by what that changed:
 
     w ← w · p(z' | z, x̂) ψ(z') / (p(z' | z, x*) ψ(z)),   ψ(z) = N(y; A x̂, σ² + r² A Aᵀ).
