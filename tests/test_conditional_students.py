@@ -78,6 +78,11 @@ def test_a_guided_teacher_is_distilled_into_one_evaluation(teacher):
     assert led[1, 0] - led[0, 0] > apart + 0.3
     told = recipe("distribution-matching", untrained(), teacher, guidance=3.0).objective
     assert told.passes == 14  # a guided teacher takes two evaluations
+    guided = teacher.guided(3.0)
+    costs = [
+        LongStep(teacher.flow, kind, each).passes for kind in ("consistency", "shortcut") for each in (None, guided)
+    ]
+    assert costs == [3.5, 5.5, 4.0, 5.0]
 
 
 def test_autoguidance_is_learnt_class_by_class(teacher):
