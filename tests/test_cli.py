@@ -584,7 +584,9 @@ def test_a_student_is_led_away_from_a_weak_model(run, arrays, tmp_path):
 
     assert refused(run(*words, "--steps", 2), "guidance = 1.5, not 2.0")
     assert refused(run(*words[:3], "--weak", tmp_path / "w", *common), "needs a --teacher")
-    assert refused(run(*words[:5], *common, "--guidance", 3), "--weak must name")
+    assert refused(run(*words[:5], *common, "--guidance", 3), "name a weak model")
+    assert refused(run(*words[:3], *common, "--guidance", 3), "--weak must name")
+    assert refused(run(*words, "--guidance-rule", "projected"), "no --weak")
     assert refused(run(*words, "--steps", 2, "--adversarial", 1), "a student of a --teacher alone")
     other = ("train", "--out", tmp_path / "h", *words[3:], "--steps", 2)
     assert refused(run(*other, "--guidance", 0.5), "at least 1")

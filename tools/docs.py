@@ -19,6 +19,7 @@ from proxflow.errors import DataError, ProxflowError
 from proxflow.runtime.files import read_json, write_text
 from proxflow.studies import scoreboard
 from proxflow.studies.few_step import report as few_step_report
+from proxflow.studies.guidance import report as guidance_report
 from proxflow.studies.mnist import report as mnist_report
 from proxflow.studies.pages import Block, Heading, Paragraph, Table, to_markdown
 from proxflow.studies.presets import PRESETS
@@ -149,6 +150,7 @@ def rewritten(root: Path) -> dict[Path, str]:
         ("docs/mathematics.md", "closed-forms", closed_forms_block()),
         ("docs/peers.md", "peers", peers.full_block(beside_peers)),
         ("docs/few-step.md", "few-step", few_step_report.block(kept(root / "results", "few-step"))),
+        ("docs/guidance.md", "guidance", guidance_report.block(kept(root / "results", "guidance"))),
     ]
     pages: dict[Path, str] = {}
     for name, part, content in parts:
@@ -159,7 +161,8 @@ def rewritten(root: Path) -> dict[Path, str]:
             raise DataError(f"{page} cannot be read ({error}): run this in the root of the repository") from error
         pages[page] = with_block(text, part, content)
     quoting = [root / "docs" / name for name in ("architecture.md", "guidance.md")]
-    return {**pages, **{page: quoted(root, page.read_text(encoding="utf-8")) for page in quoting}}
+    texts = {page: pages[page] if page in pages else page.read_text(encoding="utf-8") for page in quoting}
+    return {**pages, **{page: quoted(root, text) for page, text in texts.items()}}
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ from proxflow.errors import ArgumentError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from proxflow.examples import Condition
     from proxflow.models import Model
@@ -59,6 +59,102 @@ class TrainingOptions(TrainingConfig):
             if isinstance(value, float) and not math.isfinite(value):
                 raise ArgumentError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
         return TrainingConfig(**vars(self))
+
+
+@dataclass(frozen=True)
+class GuidanceOptions:
+    """How predictions are led.
+
+    Args:
+        guidance: How far predictions are led toward the class: 1 not at all; at 2 samples are clearer and less varied.
+        guidance_interval: First and last time at which they are, in [0, 1]; 0 is all noise. In the middle alone it costs
+            less and keeps more variety.
+        guidance_rule: How they are led: linear, zero-star or projected, with settings as projected:eta=0,cap=15; "proxflow
+            list guidance" shows them.
+        weak: A worse model of the same flow, by name or folder, to be led away from, in place of the prediction without a
+            class; with it, --guidance also serves models without classes.
+    """
+
+    guidance: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_rule: Annotated[Text, word("linear")] = None
+    weak: Annotated[Text, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: none)")] = None
+
+    def check(self) -> None:
+        """Refuse a word that names no rule, and words that say how to guide without a weight.
+
+        Raises:
+            ArgumentError: The message names the option.
+        """
+        from proxflow.models import parse
+
+        parse("guidance", self.guidance_rule or "linear")
+        others = (self.guidance_interval, self.guidance_rule, self.weak)
+        if self.guidance == 1 and others != ((0.0, 1.0), None, None):
+            raise ArgumentError(
+                "--weak, --guidance-rule and --guidance-interval say how to guide: give --guidance, as 2"
+            )
+
+    def loaded(self, device: torch.device) -> dict[str, Any]:
+        """Return them as :meth:`proxflow.Model.sample` takes them, with the weak model loaded; nothing at weight 1.
+
+        Raises:
+            CheckpointError: No such weak model, or its files are corrupt.
+        """
+        from proxflow import models
+
+        if self.guidance == 1:
+            return {}
+        weak = None if self.weak is None else models.load(self.weak, device)
+        rule = models.parse("guidance", self.guidance_rule or "linear")
+        return {"guidance": self.guidance, "interval": self.guidance_interval, "rule": rule, "weak": weak}
+
+
+def guided(model: Model, guidance: dict[str, Any], labels: Tensor | None) -> nn.Module:
+    """Return what predicts, led as :meth:`GuidanceOptions.loaded` says.
+
+    Raises:
+        ArgumentError: The model cannot be, or there is neither a class to lead toward nor a model to lead away from.
+    """
+    if not guidance:
+        return model.predictor
+    if labels is None and guidance["weak"] is None:
+        raise ArgumentError("--guidance leads toward a class or away from a model: name one, by --class or --weak")
+    return model.guided(guidance["guidance"], guidance["interval"], guidance["rule"], guidance["weak"])
+
+
+def spent(model: Model, predictor: nn.Module, sampler: str | None, steps: int) -> int:
+    """Count the network evaluations of a sample that a predictor of a model makes ``steps`` predictions for."""
+    from proxflow.examples import evaluations, planned
+
+    return sum(map(evaluations, planned(predictor, model.times_used(sampler, steps))))
+
+
+ALL = "all"
+"""What stands for every class."""
+
+
+def classes_asked(asked: Sequence[str], known: Sequence[str]) -> list[int]:
+    """Return the places of classes, named or numbered, or all, among the known ones.
+
+    Raises:
+        ArgumentError: There are none, or not these; the message names them.
+    """
+    if not known:
+        raise ArgumentError("--class is for models that were trained with --conditional, and this one has no classes")
+    if tuple(asked) == (ALL,):
+        return list(range(len(known)))
+    chosen = []
+    numbered = any(name.isdecimal() for name in known)  # then a number is a name, not a place
+    for name in asked:
+        if name in known:
+            chosen.append(known.index(name))
+        elif name.isdecimal() and int(name) < len(known) and not numbered:
+            chosen.append(int(name))
+        else:
+            listed = ", ".join(known[:30]) + (f" and {len(known) - 30} more" if len(known) > 30 else "")
+            raise ArgumentError(f"--class {name:.80}: the model knows no such class; it has {listed}, or {ALL}")
+    return chosen
 
 
 def say(line: str) -> None:

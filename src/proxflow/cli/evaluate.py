@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -10,17 +11,21 @@ import tyro
 
 from proxflow.cli._common import (
     File,
+    GuidanceOptions,
     Number,
     SamplerChoice,
     Text,
     check_counts,
     check_graph,
     check_sampler,
+    classes_asked,
     draw,
     first_alone,
+    guided,
     less_memory,
     origin,
     say,
+    spent,
 )
 from proxflow.config import DeviceName
 from proxflow.errors import ArgumentError
@@ -47,6 +52,10 @@ class Evaluate:
     kept from training. Features come from a classifier in the package for MNIST, Fashion-MNIST and IDX files of that shape,
     and are the pixels themselves for other pictures, unless you choose others.
 
+    A model that was trained with --conditional draws the classes in the proportions of the images that it is compared with.
+    Where images have classes, they are also compared with those of their own class alone: Fréchet distance, precision and
+    recall, of which the means over the classes are shown.
+
     Several models, sets of images or files of earlier results make one table. What was not measured alike, on the same
     features, with the same reference and equally many images, is refused: such numbers do not compare.
 
@@ -56,6 +65,8 @@ class Evaluate:
         proxflow evaluate --images few.npz
         proxflow evaluate first.npz second.npz mine.json
         proxflow evaluate runs/own
+        proxflow evaluate runs/digits --guidance 2 --guidance-interval 0.1 0.9
+        proxflow evaluate runs/digits --class 7
         proxflow evaluate drawn-elsewhere --data pictures --size 32
 
     Args:
@@ -63,7 +74,10 @@ class Evaluate:
             train and reproduce write them; images, in an .npz file with key "images", uint8, N x H x W x C, and perhaps
             "labels", N classes, or in a folder of pictures; or results that evaluate or reproduce wrote, ending in .json.
         n: Images drawn from a model, or the first of those made elsewhere.
-        steps: Network evaluations spent on each image (NFE).
+        steps: Network evaluations spent on each image (NFE). Guided predictions take two.
+        classes: Have conditional models draw these classes alone, by name or number, and compare them with the images of
+            these.
+        guidance: How predictions are led.
         sampler: How to sample; "proxflow list samplers" shows the choices.
         seed: Number that fixes the images drawn, and which real training images are scored beside them.
         images: Evaluate these: the same as to name them first.
@@ -88,6 +102,11 @@ class Evaluate:
     ] = ()
     n: Annotated[Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1000; of images, all)")] = None
     steps: int = 20
+    classes: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(name="class", metavar="CLASS [CLASS ...]", help_behavior_hint="(default: as in the data)"),
+    ] = ()
+    guidance: tyro.conf.OmitArgPrefixes[GuidanceOptions] = field(default_factory=GuidanceOptions)
     sampler: SamplerChoice = None
     seed: int = 0
     images: Annotated[File, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: the model's)")] = None
@@ -126,6 +145,7 @@ def run(options: Evaluate, device: torch.device) -> None:
     check_counts(n, options.steps, options.batch_size, LEAST)
     check_graph(options.graph, device)
     check_sampler(options.sampler)
+    options.guidance.check()
     from proxflow import metrics, models
     from proxflow.runtime.files import writable_folder, write_json
     from proxflow.runtime.processes import Processes
@@ -149,9 +169,17 @@ def run(options: Evaluate, device: torch.device) -> None:
         return
 
     loaded = {name: models.load(name, device) for name in fresh if not _holds_images(name, options)}
+    for name in fresh:
+        if name not in loaded and (options.classes or options.guidance.guidance != 1):
+            raise ArgumentError(
+                f"--class and --guidance say how a model draws, and {name} holds images: leave them out"
+            )
+    guidance = options.guidance.loaded(device)
     reference = _reference(options, loaded, fresh)
+    if options.classes:
+        reference = _of_classes(reference, options, loaded)
     training, test, called = reference.training, reference.test, reference.called
-    recognised, shape_of_data = reference.recognised, tuple(test.shape[1:])
+    shape_of_data = tuple(test.shape[1:])
     if options.n is None:
         n = min(n, len(training))
     extractor = _extractor(options, reference, device)
@@ -159,7 +187,7 @@ def run(options: Evaluate, device: torch.device) -> None:
     for name in fresh:
         if name in loaded:
             model = loaded[name]
-            source, counts[name], shape = _model_source(model, name, n, options), n, model.shape
+            source, counts[name], shape = _model_source(model, name, n, options, reference, guidance), n, model.shape
         else:
             source, counts[name], shape = _images_source(Path(name), options, reference)
         if extractor.image_shape not in (None, shape):
@@ -190,7 +218,8 @@ def run(options: Evaluate, device: torch.device) -> None:
     for title, record in earlier.items():
         ours = metrics.Conditions.of({**identity, "samples": count})
         metrics.check_comparable({title: metrics.Conditions.of(record, title), fresh[0]: ours})
-    evaluator = scoreboard.Evaluator.of(extractor, training, test, called, _classifier(options, recognised))
+    classifier, labels = _classifier(options, reference), _compared_within(reference, sources)
+    evaluator = scoreboard.Evaluator.of(extractor, training, test, called, classifier, labels)
     floor = evaluator.floor(count, options.seed)
     records = {source.title: evaluator.record(source, floor, options.seed) for source in sources}
     if not Processes.current().first:
@@ -220,6 +249,8 @@ class _Reference:
         kept: What the others are, in words.
         recognised: The named set that these are, wherever they were read from.
         digits: Whether the small classifiers suit them: a named set, or IDX files of that shape.
+        labels: Classes of training images and of the others, int64 (number,) each; ``None`` where they have none.
+        classes: Names of the classes by their labels.
     """
 
     training: torch.Tensor
@@ -228,6 +259,66 @@ class _Reference:
     kept: str
     recognised: str | None
     digits: bool
+    labels: tuple[torch.Tensor, torch.Tensor] | None = None
+    classes: Mapping[int, str] = field(default_factory=dict)
+
+    def numbers_for(self, model: Model) -> torch.Tensor | None:
+        """Return a model's label of each class by the label here; ``None`` where the model does not know them all."""
+        import torch
+
+        if self.labels is None or not set(self.classes.values()) <= set(model.classes):
+            return None
+        numbers = torch.full((max(self.classes) + 1,), -1)
+        for label, name in self.classes.items():
+            numbers[label] = model.classes.index(name)
+        return numbers
+
+
+def _of_classes(reference: _Reference, options: Evaluate, loaded: dict[str, Model]) -> _Reference:
+    """Return what some classes are compared with.
+
+    Raises:
+        ArgumentError: A model, or the reference, does not have them.
+    """
+    import torch
+
+    names, known = list[str](), reference.labels
+    for model in loaded.values():
+        names = [model.classes[k] for k in classes_asked(options.classes, model.classes)]
+        if known is None or not set(names) <= set(reference.classes.values()):
+            raise ArgumentError(
+                f"--class: {reference.called} has no images of {', '.join(names):.80}: give other --data"
+            )
+    wanted = torch.tensor([label for label, name in reference.classes.items() if name in names])
+    among = [torch.isin(labels, wanted) for labels in known or ()]
+    return replace(
+        reference,
+        training=reference.training[among[0]],
+        test=reference.test[among[1]],
+        called=f"{reference.called}, class{'es' if len(names) > 1 else ''} {', '.join(names)}",
+        labels=known and (known[0][among[0]], known[1][among[1]]),
+    )
+
+
+def _compared_within(
+    reference: _Reference, sources: list[scoreboard.Source]
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the labels of training and test images, to compare images within classes; ``None`` for not at all."""
+    import torch
+
+    drawn = [source.labels for source in sources if source.labels is not None]
+    if reference.labels is None or not drawn:
+        return None
+    fewest = min(
+        int((held == label).sum())
+        for labels in drawn
+        for label in torch.unique(labels)
+        for held in (labels, reference.labels[1])
+    )
+    if fewest < LEAST:
+        say(f"no scores within classes: they need {LEAST} images of each class, and there are {fewest} of one")
+        return None
+    return reference.labels
 
 
 def _holds_images(name: str, options: Evaluate) -> bool:
@@ -265,6 +356,8 @@ def _reference(options: Evaluate, loaded: dict[str, Model], fresh: list[str]) ->
     from proxflow.data.kinds import kind_of_source
     from proxflow.data.kinds.image import Image
     from proxflow.errors import DataError
+    from proxflow.examples import Examples, joined
+    from proxflow.models import class_names
 
     known: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, model in loaded.items():
@@ -295,11 +388,19 @@ def _reference(options: Evaluate, loaded: dict[str, Model], fresh: list[str]) ->
     path = Path(chosen)
     named = chosen in data.NAMED
     if options.size is None and (named or any(path.glob("t10k-images-idx3-ubyte*"))):
-        training, test = data.load(chosen, "train").images, data.load(chosen, "test").images
+        sets = data.load(chosen, "train"), data.load(chosen, "test")
+        training, test = (part.images for part in sets)
         recognised = data.recognise(test)
         # A known set has one name wherever it was read from, so that its results stand in one table.
         called = recognised if recognised is not None and recognised == data.recognise(training) else chosen
-        return _Reference(training, test, called, "test images", recognised, tuple(test.shape[1:]) == (1, 28, 28))
+        digits, labels = tuple(test.shape[1:]) == (1, 28, 28), [part.labels for part in sets if part.labels is not None]
+        if len(labels) < len(sets):
+            return _Reference(training, test, called, "test images", recognised, digits)
+        held = labels[0].long(), labels[1].long()
+        names = {k: str(k) for k in torch.unique(torch.cat(held)).tolist()}
+        if chosen in data.CLASSES:
+            names = dict(enumerate(data.CLASSES[chosen]))
+        return _Reference(training, test, called, "test images", recognised, digits, held, names)
     if not named and not path.exists():
         raise DataError(
             f"no data set {chosen!r}: expected {', '.join(data.NAMED)}, or an existing folder or file of images"
@@ -310,13 +411,20 @@ def _reference(options: Evaluate, loaded: dict[str, Model], fresh: list[str]) ->
     size = options.size if options.size is not None else told.get("size")
     found = Image.read(chosen, held_out=told.get("held_out", 0.0), seed=told.get("seed", 0), size=size)
     say(found.notes[0])
-    if found.held_out is not None and len(found.held_out) >= LEAST:
-        return _Reference(found.train.x, found.held_out.x, chosen, "images kept from training", None, False)
-    whole = found.train.x if found.held_out is None else torch.cat([found.held_out.x, found.train.x])
-    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
-    half = len(whole) // 2
-    kept = "images (half of all, as too few were kept from training)" if told else "images (half of all)"
-    return _Reference(whole[order[half:].sort().values], whole[order[:half]], chosen, kept, None, False)
+    train, rest, kept = found.train, found.held_out, "images kept from training"
+    if rest is None or len(rest) < LEAST:
+        both = None
+        if rest is not None and rest.condition is not None and train.condition is not None:
+            both = joined(rest.condition, train.condition)
+        whole = train if rest is None else Examples(torch.cat([rest.x, train.x]), both)
+        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
+        half = len(whole) // 2
+        kept = "images (half of all, as too few were kept from training)" if told else "images (half of all)"
+        train, rest = whole[order[half:].sort().values], whole[order[:half]]
+    if not isinstance(train.condition, torch.Tensor) or not isinstance(rest.condition, torch.Tensor):
+        return _Reference(train.x, rest.x, chosen, kept, None, False)
+    classes = dict(enumerate(class_names(found.kind)))
+    return _Reference(train.x, rest.x, chosen, kept, None, False, (train.condition, rest.condition), classes)
 
 
 def _extractor(options: Evaluate, reference: _Reference, device: torch.device) -> metrics.FeatureExtractor:
@@ -337,12 +445,17 @@ def _extractor(options: Evaluate, reference: _Reference, device: torch.device) -
             return metrics.classifier_features(chosen, device)
 
 
-def _classifier(options: Evaluate, recognised: str | None) -> str:
-    """Name the data set whose classifier sorts images: that of the images, whatever features are compared."""
+def _classifier(options: Evaluate, reference: _Reference) -> str | None:
+    """Name the data set whose classifier sorts images: that of the images, whatever features are compared.
+
+    ``None`` where there is none of such images or of their classes.
+    """
     from proxflow import metrics
 
-    if recognised is not None:
-        return recognised
+    if not reference.digits or not set(reference.classes) <= set(range(10)):
+        return None
+    if reference.recognised is not None:
+        return reference.recognised
     return options.extractor if options.extractor in metrics.CLASSIFIERS else "mnist"
 
 
@@ -369,20 +482,39 @@ def _images_source(
     return scoreboard.Source(str(path), lambda: images, held, made), len(images), tuple(images.shape[1:])
 
 
-def _model_source(model: Model, name: str, n: int, options: Evaluate) -> scoreboard.Source:
+def _model_source(
+    model: Model, name: str, n: int, options: Evaluate, reference: _Reference, guidance: dict[str, Any]
+) -> scoreboard.Source:
+    from proxflow import metrics
     from proxflow.models import word
     from proxflow.samplers import default_sampler
     from proxflow.studies import scoreboard
 
     sampler = options.sampler or default_sampler(model.predictor, model.flow)
     flow = word(model.flow).partition(":")[0]
-    made: dict[str, Any] = {"flow": flow, "sampler": sampler, "nfe": options.steps, "model": name}
+    numbers, labels, condition = reference.numbers_for(model), None, None
+    if numbers is not None and reference.labels is not None:
+        labels = metrics.labels_in_proportion(reference.labels[1], n)
+        condition = numbers[labels]
+        say(f"{name}: drawn of {len(set(labels.tolist()))} classes, in the proportions of the {reference.kept}")
+    elif model.classes:
+        say(f"{name}: drawn without a class, as {reference.called} does not have its classes")
+    evaluations = spent(model, guided(model, guidance, condition), sampler, options.steps)
+    made: dict[str, Any] = {"flow": flow, "sampler": sampler, "nfe": evaluations, "model": name}
+    led = ""
+    if guidance:
+        given = options.guidance
+        rule = given.guidance_rule or "linear"
+        made |= {"weight": given.guidance, "interval": list(given.guidance_interval), "rule": rule, "weak": given.weak}
+        led = f", guidance {given.guidance:g}"
     if times := model.times_of(sampler, options.steps):
         made["times"] = list(times)
-    title = f"{name} ({flow}), {sampler}, {options.steps} evaluations, seed {options.seed}"
+    title = f"{name} ({flow}), {sampler}, {evaluations} evaluations{led}, seed {options.seed}"
     return scoreboard.Source(
         title,
-        lambda: draw(model, n, options.steps, sampler, options.seed, options.batch_size, options.graph),
-        None,
+        lambda: draw(
+            model, n, options.steps, sampler, options.seed, options.batch_size, options.graph, condition, **guidance
+        ),
+        labels,
         made,
     )

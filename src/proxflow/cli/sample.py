@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from proxflow.cli._common import (
+    ALL,
     File,
+    GuidanceOptions,
     SamplerChoice,
     Text,
     check_counts,
     check_graph,
     check_sampler,
+    classes_asked,
     draw,
     first_alone,
+    guided,
     less_memory,
     say,
-    word,
+    spent,
 )
 from proxflow.config import DeviceName
-from proxflow.errors import ArgumentError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from proxflow.models import Model
-
-ALL = "all"
-"""What stands for every class."""
 
 FEW = 2
 """Network evaluations up to which the shipped student draws better than its teacher."""
@@ -56,13 +56,7 @@ class Sample:
         steps: Network evaluations spent on each sample (NFE): fewer is faster, more is better. Guided predictions take two.
         classes: What a conditional model is to draw: classes by name or number, or all. Without it, it draws of every class,
             as the data were. Of several, a picture has a row for each with its name, and an array (.npz) the key "labels".
-        guidance: How far predictions are led toward the class: 1 not at all; at 2 samples are clearer and less varied.
-        guidance_interval: First and last time at which they are, in [0, 1]; 0 is all noise. In the middle alone it costs
-            less and keeps more variety.
-        guidance_rule: How they are led: linear, zero-star or projected, with settings as projected:eta=0,cap=15; "proxflow
-            list guidance" shows them.
-        weak: A worse model of the same flow, by name or folder, to be led away from, in place of the prediction without a
-            class; with it, --guidance also serves models without classes.
+        guidance: How predictions are led.
         sampler: How to sample; "proxflow list samplers" shows the choices, among them deterministic: the proximal step
             toward the prediction; stochastic: toward a noisy draw around it; multistep2: second order, the best at few
             evaluations. Most of the others need a flow with Gaussian paths: gpfn-w2, gpfn-kl, bfn or diffusion. A model
@@ -89,10 +83,7 @@ class Sample:
     classes: Annotated[
         tuple[str, ...], tyro.conf.arg(name="class", metavar="CLASS [CLASS ...]", help_behavior_hint="(default: any)")
     ] = ()
-    guidance: float = 1.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    guidance_rule: Annotated[Text, word("linear")] = None
-    weak: Annotated[Text, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: none)")] = None
+    guidance: tyro.conf.OmitArgPrefixes[GuidanceOptions] = field(default_factory=GuidanceOptions)
     sampler: SamplerChoice = None
     seed: int = 0
     out: Annotated[File, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: samples.png)")] = None
@@ -114,22 +105,13 @@ def run(options: Sample, device: torch.device) -> None:
     from proxflow import models
     from proxflow.data import labelled
     from proxflow.data.kinds.image import Image
-    from proxflow.examples import evaluations, planned
 
-    rule = models.parse("guidance", options.guidance_rule or "linear")
+    options.guidance.check()
     name = options.model if options.model is not None else "mnist-few" if options.steps <= FEW else "mnist"
     model = models.load(name, device)
-    weak = None if options.weak is None else models.load(options.weak, device)
     labels = _labels(options, model)
-    guidance: dict[str, Any] = {}
-    if options.guidance != 1:
-        if labels is None and weak is None:
-            raise ArgumentError("--guidance leads toward a class or away from a model: name one, by --class or --weak")
-        guidance = {"guidance": options.guidance, "interval": options.guidance_interval, "rule": rule, "weak": weak}
-    elif weak is not None or options.guidance_rule is not None or options.guidance_interval != Sample.guidance_interval:
-        raise ArgumentError("--weak, --guidance-rule and --guidance-interval say how to guide: give --guidance, as 2")
-    # Refuses what cannot be guided, and knows when it is.
-    predictor = model.guided(options.guidance, *([options.guidance_interval, rule, weak] if guidance else []))
+    guidance = options.guidance.loaded(device)
+    predictor = guided(model, guidance, labels)
     number = options.n if labels is None else len(labels)
     out = Path(f"samples{model.data.ending}") if options.out is None else options.out
     with first_alone() as writing:
@@ -156,8 +138,8 @@ def run(options: Sample, device: torch.device) -> None:
         elif writing:
             model.data.write(out, samples)
     at = " at the times found for them" if model.times_of(options.sampler, options.steps) else ""
-    spent = sum(map(evaluations, planned(predictor, model.times_used(options.sampler, options.steps))))
-    say(f"{number} {model.data.examples_word}, {spent} network evaluations each{at}: {out}")
+    evaluations = spent(model, predictor, options.sampler, options.steps)
+    say(f"{number} {model.data.examples_word}, {evaluations} network evaluations each{at}: {out}")
 
 
 def _labels(options: Sample, model: Model) -> Tensor | None:
@@ -170,19 +152,5 @@ def _labels(options: Sample, model: Model) -> Tensor | None:
 
     if not options.classes:
         return None
-    known = model.classes
-    if not known:
-        raise ArgumentError("--class is for models that were trained with --conditional, and this one has no classes")
-    chosen = list(range(len(known)))
-    if options.classes != (ALL,):
-        chosen = []
-        numbered = any(name.isdecimal() for name in known)  # then a number is a name, not a place
-        for asked in options.classes:
-            if asked in known:
-                chosen.append(known.index(asked))
-            elif asked.isdecimal() and int(asked) < len(known) and not numbered:
-                chosen.append(int(asked))
-            else:
-                listed = ", ".join(known[:30]) + (f" and {len(known) - 30} more" if len(known) > 30 else "")
-                raise ArgumentError(f"--class {asked:.80}: the model knows no such class; it has {listed}, or {ALL}")
+    chosen = classes_asked(options.classes, model.classes)
     return torch.tensor(chosen).repeat_interleave(options.n)

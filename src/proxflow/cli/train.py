@@ -55,6 +55,7 @@ class Train:
         proxflow train --out runs/tuned --init runs/mine --data pictures --steps 1000 --learning-rate 2e-4
         proxflow train --out runs/few --teacher runs/mine --steps 800 --ema 0.99
         proxflow train --out runs/digits --conditional
+        proxflow train --out runs/few-digits --teacher runs/digits --guidance 2 --steps 800 --ema 0.99
         proxflow train --out runs/short --steps 1500
         proxflow train --out runs/better --teacher runs/mine --weak runs/short --steps 2000 --learning-rate 1e-3
         torchrun --standalone --nproc-per-node 8 -m proxflow.cli train --out runs/many --batch-size 1024
@@ -96,7 +97,11 @@ class Train:
             then learns what the teacher predicts, led away from what this one predicts (autoguidance). If the
             teacher was trained well, it draws better with as many evaluations.
         adversarial: Weight of the discriminator in distribution matching; 0 for none, which halves a step's cost.
-        guidance: How far it is led: 1 not at all, 2 as far again as the teacher is from the weak model.
+        guidance: How far it is led: 1 not at all, 2 as far again as the teacher is from the weak model. Without a weak
+            model: how far a conditional teacher is led toward the class, so that the student draws with one evaluation
+            what the teacher draws when it is guided.
+        guidance_interval: First and last time between which a conditional teacher is led, in [0, 1].
+        guidance_rule: How a conditional teacher is led: "proxflow list guidance" shows the rules.
         tensorboard: Write for TensorBoard, too, into the folder "tensorboard"; needs the extra of this name.
         training: How to train: AdamW with warm-up and cosine decay, clipped gradients, averaged weights.
         device: Where to compute; auto takes CUDA when there is one.
@@ -128,7 +133,12 @@ class Train:
         Text, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: none, distribution matching)")
     ] = None
     adversarial: float = 0.1
-    guidance: float = 2.0
+    guidance: Annotated[
+        Union[float, None],  # noqa: UP007
+        tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 2 with a weak model, else 1)"),
+    ] = None
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_rule: Annotated[Text, word("linear")] = None
     tensorboard: bool = False
     training: tyro.conf.OmitArgPrefixes[TrainingOptions] = field(default_factory=TrainingOptions)
     device: DeviceName = "auto"
@@ -190,7 +200,14 @@ def run(options: Train, device: torch.device) -> None:
         examples, held_out = Examples(examples.x), None if held_out is None else Examples(held_out.x)
     if teacher is not None:
         held_out = None  # a student's loss says how far it is from its teacher, not how good it is
-    learning = recipe(method, model, teacher, weak, guidance=options.guidance, adversarial=options.adversarial)
+    guidance, rule = _guidance(options, method), options.guidance_rule or "linear"
+    learning = recipe(
+        method, model, teacher, weak, guidance=guidance, interval=options.guidance_interval, rule=rule,
+        adversarial=options.adversarial,
+    )  # fmt: skip
+    led: dict[str, Any] = {}
+    if method == "distribution-matching" and guidance != 1:
+        led = {"guidance_interval": list(options.guidance_interval), "guidance_rule": rule}
     objective = with_dropout(learning.objective, model.predictor, options.drop)
     drop = objective.rate if isinstance(objective, ConditionDropout) else None
 
@@ -205,7 +222,8 @@ def run(options: Train, device: torch.device) -> None:
         "teacher": None if teacher is None else digest(teacher.predictor),
         "weak": None if weak is None else digest(weak.predictor),
         "init": None if init is None else digest(init.predictor),
-        "guidance": None if weak is None else options.guidance,
+        "guidance": guidance if weak is not None or led else None,
+        **led,
         "adversarial": options.adversarial if method == "distribution-matching" else None,
     }
     with folder.alone():
@@ -245,7 +263,8 @@ def run(options: Train, device: torch.device) -> None:
             **({} if drop is None else {"drop": drop}),
             **({} if teacher is None else {"teacher": options.teacher, "method": method}),
             **({} if init is None else {"init": {"model": options.init, "weights": digest(init.predictor)}}),
-            **({} if weak is None else {"weak": options.weak, "guidance": options.guidance}),
+            **({} if weak is None else {"weak": options.weak, "guidance": guidance}),
+            **({"guidance": guidance, **led} if led else {}),
             **({"adversarial": options.adversarial} if method == "distribution-matching" else {}),
         }
 
@@ -302,13 +321,28 @@ def _method(options: Train) -> MethodName:
         raise ArgumentError("--adversarial is for distribution matching: a student of a --teacher alone")
     if options.init is not None and options.teacher is not None:
         raise ArgumentError("--init and --teacher each say what the weights begin with: give one of them")
+    led = options.guidance_rule is not None or options.guidance_interval != Train.guidance_interval
+    if led and (options.weak is not None or options.teacher is None or options.guidance is None):
+        raise ArgumentError(
+            "--guidance-interval and --guidance-rule say how a conditional --teacher is led: give --guidance, and no --weak"
+        )
     if options.weak is None:
-        if options.guidance != Train.guidance:
-            raise ArgumentError("--guidance says how far to lead away from a model, which --weak must name")
+        if options.guidance is not None and options.teacher is None:
+            raise ArgumentError(
+                "--guidance says how far to lead a student, away from a model that --weak must name, or as a conditional "
+                "--teacher is"
+            )
         return "flow" if options.teacher is None else "distribution-matching"
     if options.teacher is None:
         raise ArgumentError("--weak names what a student is led away from, so it needs a --teacher as well")
     return "autoguidance"
+
+
+def _guidance(options: Train, method: MethodName) -> float:
+    """Return how far a student is led; 1 for not at all."""
+    if options.guidance is not None:
+        return options.guidance
+    return 2.0 if method == "autoguidance" else 1.0
 
 
 def _loaded(options: Train) -> Loaded:

@@ -82,3 +82,20 @@ def class_scores(real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: T
         precision.append(near)
         recall.append(far)
     return ClassScores(classes, tuple(frechet), tuple(precision), tuple(recall))
+
+
+def labels_in_proportion(labels: Tensor, number: int) -> Tensor:
+    """Return labels in the proportions of given ones, in order: as many of each where there are as many in all.
+
+    The shares are rounded down, and what is missing goes to the classes whose shares lost most.
+
+    Args:
+        labels: int64 (N,), at least one.
+        number: How many to return, int64 (number,).
+    """
+    classes, counts = torch.unique(labels, return_counts=True)
+    shares = counts * number
+    chosen = shares // len(labels)
+    order = torch.argsort(shares - chosen * len(labels), descending=True, stable=True)
+    chosen[order[: number - int(chosen.sum())]] += 1
+    return torch.repeat_interleave(classes, chosen)

@@ -223,6 +223,11 @@ class Guided(nn.Module):
             weak.eval()
 
     @property
+    def evaluations(self) -> int:
+        """Network evaluations of a call whose times are not known beforehand."""
+        return 1 if self.weight == 1 else 2
+
+    @property
     def network(self) -> Any:
         """The network of the predictor."""
         return getattr(self.predictor, "network", None)

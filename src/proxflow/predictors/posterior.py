@@ -94,8 +94,8 @@ class Posterior(nn.Module):
     ``bayes``       (classes) the belief about what is known: certain  Bayes' rule; exact for exact predictors
     ==============  =================================================  ============================================
 
-    Flower: "Flower: A Flow-Matching Solver for Inverse Problems" (Pourya et al., 2025), arXiv 2509.26287. DiffPIR: "Denoising
-    Diffusion Models for Plug-and-Play Image Restoration" (Zhu et al., 2023), arXiv 2305.08995. MMPS: "Learning Diffusion
+    Flower: "Flower: A Flow-Matching Solver for Inverse Problems" (Pourya et al., 2025), arXiv 2509.26287. DiffPIR:
+    "Denoising Diffusion Models for Plug-and-Play Image Restoration" (Zhu et al., 2023), arXiv 2305.08995. MMPS: "Learning Diffusion
     Priors from Observations by Expectation Maximization" (Rozet et al., 2024), arXiv 2405.13712. TMPD: "Tweedie Moment
     Projected Diffusions For Inverse Problems" (Boys et al., 2023), arXiv 2310.06721. ΠGDM: "Pseudoinverse-Guided Diffusion
     Models for Inverse Problems" (Song et al., 2023). DPS: "Diffusion Posterior Sampling for General Noisy Inverse Problems"

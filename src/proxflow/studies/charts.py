@@ -209,6 +209,53 @@ def write_paths(
     return Picture(path.name, shown, caption)
 
 
+def write_tradeoffs(
+    path: Path,
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, str]]]],
+    real: tuple[float, float],
+    colours: Mapping[str, str],
+    shown: str,
+    caption: str,
+) -> Picture:
+    """Write charts of Fréchet distance against recall beside each other, as PNG; return the picture.
+
+    Args:
+        path: The file.
+        panels: By title of the chart and name of a line, its points: recall, Fréchet distance, and a word beside it.
+        real: Recall and Fréchet distance of real images.
+        colours: Of the lines, by their name.
+        shown: What it shows, for those who do not see it.
+        caption: Text below it.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    looks = dict(zip(names, cycle(_LOOKS), strict=False))
+    with _written(path, 5.2 * len(panels), 6.4) as figure:
+        places = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (title, lines) in zip(places, panels.items(), strict=True):
+            for name, points in lines.items():
+                recalls, distances = [point[0] for point in points], [point[1] for point in points]
+                axes.plot(recalls, distances, color=colours[name], label=name, linewidth=1.6, **looks[name])
+                for recall, distance, word in points:
+                    axes.annotate(word, (recall, distance), (5, 4), textcoords="offset points", fontsize=8, color="0.3")
+            axes.plot(*real, color="black", marker="*", markersize=12, linestyle="none", label="as many real images")
+            axes.set(yscale="log", title=title, xlabel="recall (higher is better)")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            _tidy(axes)
+        places[0].set_ylabel("Fréchet distance (lower is better)")
+        found = dict(zip(*reversed(places[0].get_legend_handles_labels()), strict=True))
+        for axes in places[1:]:
+            found |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        rows = -(-len(found) // 3)
+        figure.tight_layout(rect=(0, 0.045 * rows + 0.02, 1, 1))
+        figure.legend(list(found.values()), list(found), frameon=False, loc="lower center", ncols=3, handlelength=3.5)
+    return Picture(path.name, shown, caption)
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of a labelled grid.

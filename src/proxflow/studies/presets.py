@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from proxflow.config import MethodName, TrainingConfig
 
 PresetName = Literal["quick", "standard", "long", "paper"]
-ExperimentName = Literal["mnist", "geometry", "few-step"]
+ExperimentName = Literal["mnist", "geometry", "few-step", "guidance"]
 
 NFES = (1, 2, 4, 5, 10, 20, 50, 100)
 
@@ -301,9 +301,68 @@ FEW_STEP_PRESETS: dict[PresetName, FewStepPreset] = {
     ),
 }
 
+
+@dataclass(frozen=True, kw_only=True)
+class GuidancePreset(Preset):
+    """Everything that fixes the result of the guidance study.
+
+    Args:
+        nfes: Numbers of network evaluations that a sample may cost, guided ones included.
+        flow: The flow of all models, in a word.
+        samplers: Samplers of what is not guided.
+        weights: Weights of guidance.
+        intervals: Intervals of times that it is kept to.
+        rules: Rules of guidance, in words, each with its samplers.
+        weak_share: Training steps of a weaker conditional model that is led away from as well, over those of the others; 0
+            for none.
+    """
+
+    nfes: tuple[int, ...] = (4, 10, 20)
+    flow: str = _LATE
+    samplers: tuple[str, ...] = ("multistep2", "sde-bfn-solver2")
+    weights: tuple[float, ...] = (1.25, 1.5, 2.0)
+    intervals: tuple[tuple[float, float], ...] = ((0.0, 1.0), (0.1, 0.7))
+    rules: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {
+            "linear": ("multistep2", "sde-bfn-solver2"),
+            "zero-star": ("multistep2",),
+            "projected": ("multistep2",),
+        }
+    )
+    weak_share: float = 0.15
+
+
+_CLASSES = GuidancePreset(
+    network="unet:channels=16",
+    training=replace(_SMALL.training, steps=6000),
+    samples=10_000,
+    minutes="about 2 hours on 2 processor cores",
+)
+
+GUIDANCE_PRESETS: dict[PresetName, GuidancePreset] = {
+    "quick": replace(
+        _CLASSES,
+        training=replace(_CLASSES.training, steps=1000),
+        samples=1000,
+        minutes="about 10 minutes on a processor core",
+        samplers=("multistep2",),
+        weights=(1.5, 2.0),
+        rules=dict.fromkeys(_CLASSES.rules, ("multistep2",)),
+        weak_share=0.0,
+    ),
+    "standard": _CLASSES,
+    "long": replace(
+        _CLASSES,
+        training=replace(_CLASSES.training, steps=24_000),
+        minutes="about 8 hours on 2 processor cores",
+        seeds=(0, 1, 2),
+    ),
+}
+
 EXPERIMENTS: dict[ExperimentName, Mapping[PresetName, Preset]] = {
     "mnist": PRESETS,
     "geometry": GEOMETRY_PRESETS,
     "few-step": FEW_STEP_PRESETS,
+    "guidance": GUIDANCE_PRESETS,
 }
 """The presets of every study."""

@@ -21,7 +21,7 @@ from proxflow.runtime.processes import Processes
 from proxflow.studies.pages import Block, Paragraph, Strong, Table, show
 
 Record = dict[str, Any]
-Score = Literal["frechet", "precision", "recall", "diversity"]
+Score = Literal["frechet", "precision", "recall", "diversity", "class_accuracy", "class_frechet", "class_recall"]
 Relation = Literal["<", "≤", ">", "≥"]
 Measure = Callable[[int], float | None]
 """From a seed to a value, ``None`` where its cells are missing."""
@@ -134,9 +134,9 @@ class Scoreboard:
         return sorted({c["seed"] for c in self.cells})
 
     def one(self, flow: str, sampler: str, nfe: int, seed: int, score: Score = "frechet") -> float | None:
-        """Return a score of one cell, or ``None`` where there is no such cell."""
-        record = self._records.get((flow, sampler, nfe, seed))
-        return None if record is None else float(record[score])
+        """Return a score of one cell, or ``None`` where there is no such cell, or it has no such score."""
+        value = self._records.get((flow, sampler, nfe, seed), {}).get(score)
+        return None if value is None else float(value)
 
     def over_seeds(
         self, flow: str, sampler: str, nfe: int, score: Score = "frechet", seeds: Sequence[int] | None = None
@@ -334,6 +334,9 @@ ROWS = {
     "sliced_wasserstein": ("sliced Wasserstein", ".3f", "0"),
     "nearest": ("nearest training image", ".3f", "as real"),
     "accuracy": ("classifier accuracy", ".3f", "1"),
+    "class_frechet": ("Fréchet distance within classes", ".2f", "0"),
+    "class_precision": ("precision within classes", ".3f", "1"),
+    "class_recall": ("recall within classes", ".3f", "1"),
 }
 _SCALES = {"kid": 1000.0}
 NEIGHBOURS = 3
@@ -370,23 +373,32 @@ class Evaluator:
         training: Features of the training images, which the floor is drawn from.
         identity: The conditions, as :func:`identity_of` gives them.
         classifier: The data set whose classifier finds the class of images that have labels, a key of
-            ``metrics.CLASSIFIERS``.
+            ``metrics.CLASSIFIERS``; ``None`` for none.
+        labels: Labels of training and test images, int64 (number,) each, by which images that have labels are compared
+            within their classes; ``None`` for not at all.
     """
 
     extractor: FeatureExtractor
     reference: Reference
     training: Tensor
     identity: Record
-    classifier: str = "mnist"
+    classifier: str | None = "mnist"
+    labels: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(
-        cls, extractor: FeatureExtractor, training: Tensor, test: Tensor, name: str, classifier: str = "mnist"
+        cls,
+        extractor: FeatureExtractor,
+        training: Tensor,
+        test: Tensor,
+        name: str,
+        classifier: str | None = "mnist",
+        labels: tuple[Tensor, Tensor] | None = None,
     ) -> Evaluator:
         """Prepare the test images of a data set as the reference, with its training images beside it."""
         known = features(extractor, training)
         reference = Reference.of(features(extractor, test), NEIGHBOURS, known)
-        return cls(extractor, reference, known, identity_of(extractor, training, test, name), classifier)
+        return cls(extractor, reference, known, identity_of(extractor, training, test, name), classifier, labels)
 
     def floor(self, count: int, seed: int) -> Scores:
         """Score as many training images; their nearest training image is themselves, so that is left out."""
@@ -394,12 +406,20 @@ class Evaluator:
 
     def record(self, source: Source, floor: Scores, seed: int) -> Record:
         """Score a set of images."""
-        images, hits, classified = source.images(), None, dict[str, str]()
-        if source.labels is not None:
+        images, hits, classified = source.images(), None, Record()
+        if source.labels is not None and self.classifier is not None:
             hits = metrics.class_hits(metrics.load_classifier(self.classifier), images, source.labels)
             weights = metrics.CLASSIFIERS[self.classifier]
             classified["classifier"] = f"{weights.name} {weights.sha256[:12]}"
-        scores = self.reference.score(features(self.extractor, images), hits, seed)
+        found = features(self.extractor, images)
+        scores = self.reference.score(found, hits, seed)
+        if source.labels is not None and self.labels is not None:
+            classified |= within_classes(self.reference, self.labels[1], found, source.labels)
+            order = torch.randperm(len(self.training), generator=torch.Generator().manual_seed(seed))[: len(found)]
+            real, own = self.training[order], self.labels[0][order]
+            if int(torch.unique(own, return_counts=True)[1].min()) > NEIGHBOURS:
+                floors = within_classes(self.reference, self.labels[1], real, own)
+                classified |= {f"floor_{name}": floors[name] for name in ROWS if name in floors}
         return {
             **source.origin,
             "seed": seed,
@@ -409,6 +429,29 @@ class Evaluator:
             **classified,
             **self.identity,
         }
+
+
+def within_classes(reference: Reference, known: Tensor, found: Tensor, labels: Tensor) -> Record:
+    """Score features within classes, as entries of a record: by class in the order of ``classes``, and the means.
+
+    Args:
+        reference: Of the test images.
+        known: Their labels, int64 (N,).
+        found: Features of images (M, D).
+        labels: The classes that they were drawn for, int64 (M,).
+
+    Raises:
+        ArgumentError: A class has too few images.
+    """
+    scores = metrics.class_scores(reference.manifold.features, known, found, labels, NEIGHBOURS)
+    return {
+        "classes": list(scores.classes),
+        "frechet_per_class": list(scores.frechet),
+        "recall_per_class": list(scores.recall),
+        "class_frechet": scores.mean_frechet,
+        "class_precision": scores.mean_precision,
+        "class_recall": scores.mean_recall,
+    }
 
 
 def features(extractor: FeatureExtractor, images: Tensor) -> Tensor:

@@ -16,13 +16,14 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from proxflow import data, metrics, models
 from proxflow.config import TrainingConfig, to_dict
 from proxflow.data import to_bytes
 from proxflow.data.arrays import read_npz
 from proxflow.errors import ArgumentError, DataError, OutputError
+from proxflow.examples import Examples
 from proxflow.models import Model, format1, spec
 from proxflow.runtime.checkpoints import load_weights, remove_all, write_tensors
 from proxflow.runtime.files import read_json, writable_folder, write_atomically, write_json
@@ -32,7 +33,8 @@ from proxflow.samplers import sample
 from proxflow.studies import pages
 from proxflow.studies.pages import Block
 from proxflow.studies.presets import EXPERIMENTS, Preset
-from proxflow.studies.scoreboard import Record, floor, title_of_extractor
+from proxflow.studies.scoreboard import Record, floor, title_of_extractor, within_classes
+from proxflow.training.conditions import with_dropout
 from proxflow.training.fit import fit
 from proxflow.training.recipes import Recipe, recipe
 from proxflow.training.run import RunFolder
@@ -41,6 +43,9 @@ P = TypeVar("P", bound=Preset)
 
 KEPT = 64
 """Images kept of each cell, for the report."""
+
+KEPT_OF_A_CLASS = 10
+"""Images kept of each class instead, where samples are drawn for classes."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,28 @@ class Cell:
     nfe: int
     seed: int
 
+    @property
+    def name(self) -> str:
+        """Its name, which no other cell of the study has."""
+        return f"{self.flow}-{self.sampler}-nfe{self.nfe:03d}-seed{self.seed}"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the trials whose models it is drawn from, its own first."""
+        return (self.flow,)
+
     def file(self, out: Path, ending: str = "json") -> Path:
         """Return where a run in the folder ``out`` keeps the record of the cell, or as npz its first images."""
-        return out / "cells" / f"{self.flow}-{self.sampler}-nfe{self.nfe:03d}-seed{self.seed}.{ending}"
+        return out / "cells" / f"{self.name}.{ending}"
+
+    def prepared(self, load: Callable[[str], Model]) -> tuple[Model, nn.Module, int]:
+        """Return the model, what predicts, and the number of predictions of a sample that take ``nfe`` evaluations.
+
+        Args:
+            load: Returns the model of a trial that it :attr:`needs`.
+        """
+        model = load(self.flow)
+        return model, model.predictor, self.nfe
 
 
 @dataclass(frozen=True)
@@ -77,15 +101,18 @@ class Trial:
         recipe: From the untrained model, and settings with the seed, to what it is trained with and the settings to use;
             ``None`` for the flow's own loss and those given.
         named: Whether flow and predictor have names, so that the trained model's folder loads like any other.
+        labels: Labels of the test images, int64 (N,): samples are drawn for classes in their proportions, and scored within
+            classes, too; ``None`` draws without classes.
     """
 
     build: Callable[[], Model]
-    data: Tensor
+    data: Tensor | Examples
     images: Tensor
     test: Tensor
     to_images: Callable[[Tensor], Tensor] = to_bytes
     recipe: Callable[[Model, TrainingConfig], tuple[Recipe, TrainingConfig]] | None = None
     named: bool = True
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +126,9 @@ class Setup(Generic[P]):
         say: Called with a line at each stage.
         images: Training images of bytes, (N, C, H, W).
         test: Test images of bytes.
+        labels: Classes of the training images, int64 (N,), or ``None``.
+        test_labels: Those of the test images.
+        classes: Names of the classes, in the order of their labels, as far as they are known.
     """
 
     preset: P
@@ -107,6 +137,9 @@ class Setup(Generic[P]):
     say: Callable[[str], None]
     images: Tensor
     test: Tensor
+    labels: Tensor | None = None
+    test_labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -178,8 +211,12 @@ def reproduce(
     """
     config = json.loads(json.dumps({"preset": name, "dataset": dataset, **preset.settings()}))
     RunFolder(out, study.name, "config.json").claim(config, lambda held: _upgraded(held, config))
-    images, test = data.load(dataset, "train").images[: preset.train_images], data.load(dataset, "test").images
-    setup, recognised = Setup(preset, out, device, say, images, test), data.recognise(test)
+    training, testing = data.load(dataset, "train"), data.load(dataset, "test")
+    images, test = training.images[: preset.train_images], testing.images
+    labels = None if training.labels is None else training.labels[: preset.train_images]
+    recognised = data.recognise(test)
+    classes = data.CLASSES.get(recognised or dataset, ())
+    setup = Setup(preset, out, device, say, images, test, labels, testing.labels, classes)
     trials = study.trials(setup)
     results = {
         "experiment": study.name,
@@ -257,7 +294,7 @@ def evaluate(setup: Setup[Any], trials: Mapping[str, Trial], cells: Sequence[Cel
     def real_scores(test: Tensor, images: Tensor, seed: int) -> dict[str, float]:
         return floor(reference(test), extractor, images, samples, seed).as_floor()
 
-    trained_with = list(dict.fromkeys((cell.flow, cell.seed) for cell in cells))
+    trained_with = list(dict.fromkeys((name, cell.seed) for cell in cells for name in cell.needs))
     for name, seed in trained_with:
         train(setup, name, trials[name], seed)
     if todo:
@@ -267,7 +304,7 @@ def evaluate(setup: Setup[Any], trials: Mapping[str, Trial], cells: Sequence[Cel
             for cell in todo:
                 trial = trials[cell.flow]
                 real = real_scores(trial.test, trial.images, cell.seed)
-                evaluate_cell(setup, cell, trial, extractor, reference(trial.test), real)
+                evaluate_cell(setup, cell, trials, features, extractor, reference(trial.test), real)
                 spent += cell.nfe * samples
                 show(spent)
     return {
@@ -292,11 +329,12 @@ def train(setup: Setup[Any], name: str, trial: Trial, seed: int) -> None:
     setup.say(f"train: {name}, seed {seed}, {settings.steps} steps of {settings.batch_size} images")
     examples = trial.data if lesson.data is None else lesson.data
     label = f"train {name}"
-    result = fit(lesson.module, lesson.objective, examples, settings, folder=folder, device=setup.device, label=label)
+    objective = with_dropout(lesson.objective, model.predictor)
+    result = fit(lesson.module, objective, examples, settings, folder=folder, device=setup.device, label=label)
     record = {
         "data": f"{len(examples)} training {'images' if lesson.data is None else 'pairs'}",
         "training": to_dict(settings),
-        "passes": lesson.objective.passes,
+        "passes": objective.passes,
         "seconds": round(result.seconds, 1),
         "losses": [round(loss, 6) for loss in result.losses],
         "hardware": hardware(setup.device),
@@ -332,24 +370,35 @@ def trained(setup: Setup[Any], name: str, trial: Trial, seed: int) -> Model:
 def evaluate_cell(
     setup: Setup[Any],
     cell: Cell,
-    trial: Trial,
+    trials: Mapping[str, Trial],
+    features: str,
     extractor: metrics.FeatureExtractor,
     reference: metrics.Reference,
     real: Mapping[str, float],
 ) -> None:
     """Sample and score one cell, and write its record and its first images."""
-    model, started = trained(setup, cell.flow, trial, cell.seed), time.monotonic()
-    shape, draw = (setup.preset.samples, *model.shape), partial(sample, model.predictor, model.flow, batch_size=256)
-    samples = draw(shape, nfe=cell.nfe, sampler=cell.sampler, seed=cell.seed)
+    trial, number = trials[cell.flow], setup.preset.samples
+    labels = None if trial.labels is None else metrics.labels_in_proportion(trial.labels, number)
+    model, predictor, predictions = cell.prepared(lambda name: trained(setup, name, trials[name], cell.seed))
+    started, draw = time.monotonic(), partial(sample, predictor, model.flow, batch_size=256, condition=labels)
+    samples = draw((number, *model.shape), nfe=predictions, sampler=cell.sampler, seed=cell.seed)
     seconds = time.monotonic() - started
     images = trial.to_images(samples).cpu()
-    scores = reference.score(extractor(images))
+    found, hits, within = extractor(images), None, Record()
+    kept, chosen = dict[str, Any](), torch.arange(min(KEPT, number))
+    if labels is not None and trial.labels is not None:
+        hits = metrics.class_hits(metrics.load_classifier(features), images, labels)
+        within = within_classes(reference, trial.labels, found, labels)
+        chosen = torch.cat([(labels == label).nonzero()[:KEPT_OF_A_CLASS, 0] for label in range(int(labels.max()) + 1)])
+        kept["labels"] = labels[chosen].numpy()
+    scores = reference.score(found, hits)
     writable_folder(setup.out / "cells")
-    kept = np.ascontiguousarray(images[:KEPT].permute(0, 2, 3, 1).numpy())
-    write_atomically(cell.file(setup.out, "npz"), lambda path: np.savez_compressed(path, images=kept))
+    kept["images"] = np.ascontiguousarray(images[chosen].permute(0, 2, 3, 1).numpy())
+    write_atomically(cell.file(setup.out, "npz"), lambda path: np.savez_compressed(path, **kept))
     record = {
         **asdict(cell),
         **asdict(scores),
+        **within,
         **real,
         "extractor": title_of_extractor(extractor),
         "sampling_seconds": round(seconds, 2),
@@ -363,12 +412,29 @@ def kept_images(out: Path, cell: Cell) -> np.ndarray[Any, np.dtype[np.uint8]]:
     Raises:
         DataError: They are missing or corrupt.
     """
+    images: np.ndarray[Any, np.dtype[np.uint8]] = _kept(out, cell, "images")["images"]
+    return images[..., 0]
+
+
+def kept_classes(out: Path, cell: Cell) -> dict[int, np.ndarray[Any, np.dtype[np.uint8]]]:
+    """Read the images kept of a cell that was drawn for classes, (N, H, W), by their labels.
+
+    Raises:
+        DataError: They are missing or corrupt.
+    """
+    held = _kept(out, cell, "images", "labels")
+    return {label: held["images"][held["labels"] == label][..., 0] for label in sorted(set(held["labels"].tolist()))}
+
+
+def _kept(out: Path, cell: Cell, *keys: str) -> dict[str, Any]:
     path = cell.file(out, "npz")
     try:
-        images: np.ndarray[Any, np.dtype[np.uint8]] = read_npz(path, ("images",))["images"]
+        found = dict(read_npz(path, keys))
+        if missing := sorted(set(keys) - set(found)):
+            raise DataError(f'expected the key "{missing[0]}"')
+        return found
     except DataError as error:
         raise DataError(
             f"{path} does not hold the images of this cell ({error}): remove {path.stem}.json beside it and run the "
             "experiment again, which makes both anew"
         ) from error
-    return images[..., 0]

@@ -12,7 +12,7 @@ from proxflow.config import MethodName
 from proxflow.errors import ArgumentError
 from proxflow.examples import Examples
 from proxflow.models import Model, word
-from proxflow.predictors import DrawPredictor, LongStepPredictor
+from proxflow.predictors import DrawPredictor, GuidanceRule, LongStepPredictor
 from proxflow.training.objectives import (
     Autoguidance,
     DistributionMatching,
@@ -46,7 +46,9 @@ def recipe(
     teacher: Model | None = None,
     weak: Model | None = None,
     *,
-    guidance: float = 2.0,
+    guidance: float | None = None,
+    interval: tuple[float, float] = (0.0, 1.0),
+    rule: GuidanceRule | str = "linear",
     adversarial: float = 0.1,
     first_share: float = 1.0,
     student_rate: float = 0.3,
@@ -62,12 +64,16 @@ def recipe(
         model: The model to train, untrained.
         teacher: A trained model of the same configuration, for methods that need one.
         weak: A trained model of the same flow, for autoguidance; its network may be another.
-        guidance: Weight of autoguidance, ≥ 1.
+        guidance: Weight of autoguidance, ≥ 1; ``None`` takes 2. For distribution matching, of the guidance of a conditional
+            teacher, whose guided samples the student then draws; ``None`` takes 1, which is none.
+        interval: Times between which a teacher is guided so.
+        rule: How it is guided.
         adversarial: Of distribution matching, as :class:`proxflow.DistributionMatching` takes it; ``first_share`` likewise.
         student_rate: Of distribution matching, as :class:`proxflow.StudentAndCritic` takes it.
 
     Raises:
-        ArgumentError: A teacher is missing, not needed, or of another configuration; a weak model likewise.
+        ArgumentError: A teacher is missing, not needed, or of another configuration; a weak model likewise; a teacher that
+            cannot be guided.
     """
     if (weak is None) == (method == "autoguidance"):
         raise ArgumentError("a weak model to lead away from is for the method autoguidance, which needs one")
@@ -90,8 +96,9 @@ def recipe(
         )
     guide = teacher.predictor.eval().requires_grad_(False)
     if weak is None:
+        followed = teacher.guided(1.0 if guidance is None else guidance, interval, rule).eval()
         return Recipe(
-            DistributionMatching(model.flow, guide, adversarial, first_share),
+            DistributionMatching(model.flow, followed, adversarial, first_share),
             StudentAndCritic(guide, student_rate, discriminator=adversarial > 0),
             lambda module: cast(Any, module).student,
         )
@@ -102,7 +109,8 @@ def recipe(
         )
     model.predictor.load_state_dict(guide.state_dict())
     away_from = weak.predictor.eval().requires_grad_(False)
-    return Recipe(Autoguidance(model.flow, guide, away_from, guidance), model.predictor)
+    weight = 2.0 if guidance is None else guidance
+    return Recipe(Autoguidance(model.flow, guide, away_from, weight), model.predictor)
 
 
 def _words(model: Model) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from proxflow import models
 from proxflow.config import PairSamplerName, TrainingConfig, to_dict
 from proxflow.couplings import Reflowed
 from proxflow.errors import ArgumentError, CheckpointError
-from proxflow.examples import Condition, Examples, check_rows, rows
+from proxflow.examples import Condition, Examples, check_condition, check_rows, reads, rows
 from proxflow.flows import GPFN, Flow
 from proxflow.models import Model
 from proxflow.paths import GaussianPath
@@ -33,6 +33,7 @@ from proxflow.runtime.checkpoints import digest, read_tensors, remove_all, write
 from proxflow.runtime.processes import Processes
 from proxflow.runtime.progress import bar
 from proxflow.samplers import sample
+from proxflow.training.conditions import with_dropout
 from proxflow.training.fit import fit
 from proxflow.training.run import RunFolder, decisive, upgrade
 
@@ -49,6 +50,7 @@ def reflow(
     pairs: int = 20_000,
     pair_nfe: int = 10,
     sampler: PairSamplerName = "multistep2",
+    condition: Condition | None = None,
     source: str = "",
     device: torch.device | str = "cpu",
     provenance: dict[str, Any] | None = None,
@@ -67,6 +69,8 @@ def reflow(
         pairs: Pairs of a round, ≥ 1: prior draw and sample, float32, all of them in memory while training.
         pair_nfe: Network evaluations a sample, ≥ 1.
         sampler: A sampler without noise.
+        condition: What the pairs are conditioned on, one row a pair; ``None`` takes every class equally often where the
+            model knows classes alone. A share of the pairs loses it in training, see :class:`ConditionDropout`.
         source: Name of the model, for the record.
         device: Where to sample and train.
         provenance: Further entries for the record.
@@ -78,18 +82,22 @@ def reflow(
         whose measurement is not part of the cost.
 
     Raises:
-        ArgumentError: A number out of range, a sampler that adds noise, or a model that reflow cannot train.
+        ArgumentError: A number out of range, a sampler that adds noise, or a model that reflow cannot train; a condition is
+            missing, or not of the model's.
         OutputError: The folder cannot be written, or holds something else.
         CheckpointError: Something in the folder is corrupt.
     """
     _check(model.flow, sampler, pairs=pairs, pair_nfe=pair_nfe, rounds=rounds)
     if not isinstance(model.predictor, PointPredictor):
         raise ArgumentError(f"reflow trains predictors of points, not {type(model.predictor).__name__}")
+    condition = _every_class(model, pairs) if condition is None else condition
+    check_condition(model.predictor, condition, pairs)
+    objective = with_dropout(replace(cast(GPFN, model.flow), coupling=Reflowed()), model.predictor)
     processes, device = Processes.current(), torch.device(device)
     model.predictor.to(device).eval()
     wanted = {"pairs": pairs, "pair_steps": pair_nfe, "sampler": sampler, "weights": digest(model.predictor)}
     run = RunFolder(out, "reflow")
-    run.claim({**decisive(model, training), **wanted}, upgrade)
+    run.claim({**decisive(model, training), **wanted, **_told(condition)}, upgrade)
 
     # Optimised times of the model do not suit the straightened one.
     current = replace(model, flow=replace(cast(GPFN, model.flow), coupling=Reflowed()), times={})
@@ -102,17 +110,18 @@ def reflow(
             bends = list(current.provenance.get("reflow", {}).get("straightness", []))
         else:
             if not bends:
-                bends = [_straightness(current)]
+                bends = [_straightness(current, condition)]
             say(f"reflow: round {number} of {rounds}, {pairs} pairs of {pair_nfe} evaluations, {training.steps} steps")
             data = make_pairs(
                 current.predictor, current.flow, pairs, current.shape, folder / "pairs",
                 nfe=pair_nfe, sampler=sampler, seed=_seed(training.seed, number), batch_size=training.batch_size,
+                condition=condition,
             )  # fmt: skip
             predictor = copy.deepcopy(current.predictor).requires_grad_(True)
             label = f"reflow {number}/{rounds}"
-            result = fit(predictor, current.flow, data, training, folder=folder, device=device, label=label)
+            result = fit(predictor, objective, data, training, folder=folder, device=device, label=label)
             current = replace(current, predictor=cast(Predictor, result.predictor))
-            bends = [*bends, _straightness(current)]
+            bends = [*bends, _straightness(current, condition)]
             record = {
                 **(provenance or {}),
                 "data": f"{pairs} pairs a round, drawn from {source or 'a model'} and what became of it",
@@ -198,7 +207,7 @@ def make_pairs(
     check_rows(condition, number, "condition")
     processes = Processes.current()
     settings = {"number": number, "event": list(event), "steps": nfe, "sampler": sampler, "seed": seed}
-    RunFolder(folder, "pairs").claim({**settings, "weights": digest(predictor)})
+    RunFolder(folder, "pairs").claim({**settings, "weights": digest(predictor), **_told(condition)})
     parts = [range(start, min(start + SHARD, number)) for start in range(0, number, SHARD)]
     paths = [folder / f"samples-{k:05d}.safetensors" for k in range(len(parts))]
     mine = processes.part(len(parts))
@@ -225,7 +234,13 @@ def make_pairs(
 
 
 def straightness(
-    predictor: nn.Module, flow: Flow[Any], shape: tuple[int, ...], *, nfe: int = 20, seed: int = 0
+    predictor: nn.Module,
+    flow: Flow[Any],
+    shape: tuple[int, ...],
+    *,
+    nfe: int = 20,
+    seed: int = 0,
+    condition: Condition | None = None,
 ) -> float:
     """Return how much a flow's paths bend, S = ∫ E |dy/dτ − (y₁ − y₀)|² dτ, a mean over coordinates (Liu et al., 2022).
 
@@ -238,6 +253,7 @@ def straightness(
         shape: (number of samples, *event); the number is rounded up to a multiple of 16.
         nfe: Network evaluations a sample, ≥ 2.
         seed: Seed of the prior draws.
+        condition: What the samples are conditioned on, one row a sample.
 
     Raises:
         ArgumentError: A number out of range, or another flow.
@@ -261,13 +277,41 @@ def straightness(
         seen += whole.numel()
         way.clear()
 
-    sample(predictor, flow, shape, nfe=nfe, sampler="deterministic", seed=seed, watch=watch)
+    sample(predictor, flow, shape, nfe=nfe, sampler="deterministic", seed=seed, watch=watch, condition=condition)
     return total / seen
 
 
-def _straightness(model: Model) -> float:
+def _straightness(model: Model, condition: Condition | None) -> float:
     """Return the straightness of a model on few samples, which each round reports."""
-    return straightness(model.predictor, model.flow, (128, *model.shape), nfe=10)
+    number = 128
+    if condition is not None:  # those of the first pairs, over and over
+        pairs = len(next(iter(condition.values()))) if isinstance(condition, Mapping) else len(condition)
+        condition = rows(condition, torch.arange(number) % pairs)
+    return straightness(model.predictor, model.flow, (number, *model.shape), nfe=10, condition=condition)
+
+
+def _every_class(model: Model, pairs: int) -> Tensor | None:
+    """Return labels of pairs, int64 (pairs,), every class of a model equally often; ``None`` without conditions.
+
+    Raises:
+        ArgumentError: The model reads more than classes, or what it reads is not known.
+    """
+    if "condition" not in reads(model.predictor):
+        return None
+    if getattr(getattr(model.predictor.network, "conditions", None), "names", ()) != ("label",):
+        raise ArgumentError("the model is conditional, and on more than classes: give condition=, one row a pair")
+    return torch.arange(pairs) % len(model.classes)
+
+
+def _told(condition: Condition | None) -> dict[str, str]:
+    """Return what a folder writes down of a condition: its checksum."""
+    if condition is None:
+        return {}
+    parts = condition if isinstance(condition, Mapping) else {"": condition}
+    content = hashlib.sha256()
+    for name, part in sorted(parts.items()):
+        content.update(f"{name} {part.dtype} {tuple(part.shape)};".encode() + part.cpu().contiguous().numpy().tobytes())
+    return {"condition": f"sha256 {content.hexdigest()}"}
 
 
 def _seed(seed: int, number: int) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from proxflow._math import mean_events
 from proxflow.errors import ArgumentError
-from proxflow.examples import Predict
+from proxflow.examples import Predict, evaluations
 from proxflow.flows import Flow
 from proxflow.training.objectives.base import Batch, BeliefObjective
 
@@ -48,7 +48,10 @@ class Autoguidance(BeliefObjective):
     weak: Predict
     weight: float = 2.0
 
-    passes = 5.0  # student 1 + 2, teacher 1, weak model 1
+    @property
+    def passes(self) -> float:
+        """Network passes for each example of a training step."""
+        return 3.0 + evaluations(self.teacher) + evaluations(self.weak)  # student 1 + 2
 
     def __post_init__(self) -> None:
         if not 1 <= self.weight < math.inf:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from proxflow._math import mean_events, over_events
 from proxflow.errors import ArgumentError
-from proxflow.examples import Condition, Predict, given, reads
+from proxflow.examples import Condition, Predict, evaluations, given, reads
 from proxflow.flows import Flow
 from proxflow.random import Generator, rand
 from proxflow.training.objectives.base import Batch, BeliefObjective
@@ -125,7 +125,7 @@ class DistributionMatching(BeliefObjective):
     @property
     def passes(self) -> float:
         """Network passes for each example of a training step."""
-        matching = 7.0  # student 1 + 2, critic 1 + 2, teacher 1
+        matching = 6.0 + evaluations(self.teacher)  # student 1 + 2, critic 1 + 2
         return matching + 6.0 if self.adversarial else matching  # the discriminator reads two
 
     def score(self, predict: Predict, batch: Batch) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from proxflow._math import mean_events, over_events
 from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
-from proxflow.examples import Condition, Predict, given, rows
+from proxflow.examples import Condition, Predict, evaluations, given, rows
 from proxflow.flows import GPFN
 from proxflow.paths import Schedule
 from proxflow.random import rand
@@ -104,8 +104,9 @@ class LongStep(BeliefObjective):
     def passes(self) -> float:
         """Network passes for each example of a training step; see :class:`proxflow.Objective`."""
         far = 1 - self.plain_share
-        taught = 0.0 if self.teacher is None else self.plain_share if self.kind == "shortcut" else 1.0
-        return 3 + far * (2 if self.kind == "shortcut" else 1) + taught
+        taught = self.plain_share if self.kind == "shortcut" else 1.0  # share of the batch that a teacher reads
+        own = 0.0 if self.teacher is None else taught * evaluations(self.teacher)
+        return 3 + far * (2 if self.kind == "shortcut" else 1) + own
 
     def score(self, predict: Predict, batch: Batch) -> Tensor:
         """Return the loss of each example, (batch,); steps begin at its time.
