@@ -94,13 +94,13 @@ class Posterior(nn.Module):
     ``bayes``       (classes) the belief about what is known: certain  Bayes' rule; exact for exact predictors
     ==============  =================================================  ============================================
 
-    Flower: "Flower: A Flow-Matching Solver for Inverse Problems" (Pourya et al., 2025), arXiv 2509.26287. DiffPIR:
-    "Denoising Diffusion Models for Plug-and-Play Image Restoration" (Zhu et al., 2023), arXiv 2305.08995. MMPS: "Learning Diffusion
-    Priors from Observations by Expectation Maximization" (Rozet et al., 2024), arXiv 2405.13712. TMPD: "Tweedie Moment
-    Projected Diffusions For Inverse Problems" (Boys et al., 2023), arXiv 2310.06721. ΠGDM: "Pseudoinverse-Guided Diffusion
-    Models for Inverse Problems" (Song et al., 2023). DPS: "Diffusion Posterior Sampling for General Noisy Inverse Problems"
-    (Chung et al., 2022), arXiv 2209.14687. RePaint: "RePaint: Inpainting using Denoising Diffusion Probabilistic Models"
-    (Lugmayr et al., 2022), arXiv 2201.09865.
+    Flower: "Flower: A Flow-Matching Solver for Inverse Problems" (Pourya et al., 2025), arXiv 2509.26287.
+    DiffPIR: "Denoising Diffusion Models for Plug-and-Play Image Restoration" (Zhu et al., 2023), arXiv 2305.08995.
+    MMPS: "Learning Diffusion Priors from Observations by Expectation Maximization" (Rozet et al., 2024), arXiv 2405.13712.
+    TMPD: "Tweedie Moment Projected Diffusions For Inverse Problems" (Boys et al., 2023), arXiv 2310.06721.
+    ΠGDM: "Pseudoinverse-Guided Diffusion Models for Inverse Problems" (Song et al., 2023).
+    DPS: "Diffusion Posterior Sampling for General Noisy Inverse Problems" (Chung et al., 2022), arXiv 2209.14687.
+    RePaint: "RePaint: Inpainting using Denoising Diffusion Probabilistic Models" (Lugmayr et al., 2022), arXiv 2201.09865.
 
     Args:
         predictor: Predictor of the data's mean, or of classes or mixed data.
