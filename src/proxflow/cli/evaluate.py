@@ -85,7 +85,8 @@ class Evaluate:
             training is the reference, if they are its data, else half of them.
         size: Side of the squares that the pictures of a folder are brought to.
         extractor: mnist, fashion-mnist: the penultimate layer of a classifier of digits or of clothes, for 28 x 28 grey
-            images. pixels: the images themselves. inception: the network of standard FID, whose weights are not in the
+            images. pixels: the images themselves. efficientnet-lite0: a network for natural images from a package of that
+            name, whose numbers are no FID. inception: the network of standard FID, whose weights are not in the
             package.
         inception_weights: File of those weights, ending in .safetensors.
         out: File, ending in .json, for the numbers and their conditions.
@@ -119,9 +120,9 @@ class Evaluate:
     ] = None
     size: Annotated[Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: as in training)")] = None
     extractor: Annotated[
-        Union[Literal["mnist", "fashion-mnist", "pixels", "inception"], None],  # noqa: UP007 - as of Text
+        Union[Literal["mnist", "fashion-mnist", "pixels", "efficientnet-lite0", "inception"], None],  # noqa: UP007 - as of Text
         tyro.conf.arg(
-            metavar="{mnist,fashion-mnist,pixels,inception}",
+            metavar="{mnist,fashion-mnist,pixels,efficientnet-lite0,inception}",
             help_behavior_hint="(default: fashion-mnist for its own images, mnist for 28 x 28 IDX files, else pixels)",
         ),
     ] = None
@@ -439,6 +440,8 @@ def _extractor(options: Evaluate, reference: _Reference, device: torch.device) -
         case "pixels":
             channels, height, width = reference.test.shape[1:]
             return metrics.pixel_features((channels, height, width))
+        case "efficientnet-lite0":
+            return metrics.natural_features(device)
         case "inception":
             return metrics.inception_features(options.inception_weights, device)
         case _:

@@ -25,6 +25,7 @@ from proxflow.metrics.manifolds import density_coverage as density_coverage
 from proxflow.metrics.manifolds import diversity as diversity
 from proxflow.metrics.manifolds import nearest_distances as nearest_distances
 from proxflow.metrics.manifolds import precision_recall as precision_recall
+from proxflow.metrics.natural import natural_features as natural_features
 from proxflow.metrics.per_class import ClassScores as ClassScores
 from proxflow.metrics.per_class import class_scores as class_scores
 from proxflow.metrics.per_class import labels_in_proportion as labels_in_proportion
