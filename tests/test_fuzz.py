@@ -310,7 +310,7 @@ def test_arguments_that_would_begin_work(model, tmp_path, monkeypatch, capsys):
     chance = random.Random(1)
     np.savez(tmp_path / "own.npz", images=np.zeros((9, 8, 8, 1), np.uint8))
     with bounded():
-        for index in range(350 * TIMES):
+        for index in range(200 * TIMES):
             out = tmp_path / "out" / str(index) / chance.choice(("x.png", "x.npz", "x"))
             if chance.random() < 0.5:
                 words = ["sample", str(model), "--n", "3", "--out", str(out)]

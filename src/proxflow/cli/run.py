@@ -19,7 +19,7 @@ from proxflow.errors import (
     ProxflowError,
 )
 from proxflow.runtime.escape import terminal
-from proxflow.runtime.files import anything_written
+from proxflow.runtime.files import anything_written, begin_writing
 
 WRONG_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 """Exit statuses: arguments or files are not as expected; the work itself failed; stopped by SIGINT; by SIGTERM."""
@@ -43,6 +43,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal in ASCII shows what it lacks as \\u2026, and ends nothing
             stream.reconfigure(errors="backslashreplace")
+    begin_writing()
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words == ["--version"]:
         sys.stdout.write(f"proxflow {proxflow.__version__}\n")

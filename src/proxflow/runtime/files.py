@@ -181,8 +181,13 @@ _written = threading.Event()
 
 
 def anything_written() -> bool:
-    """Tell whether this process has put a file in its place."""
+    """Tell whether a file was put in its place since :func:`begin_writing`."""
     return _written.is_set()
+
+
+def begin_writing() -> None:
+    """Forget what was written before, as a command begins."""
+    _written.clear()
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], *, flush: bool = True) -> None:
