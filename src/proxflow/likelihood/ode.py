@@ -103,16 +103,11 @@ def ode_log_likelihood(
     latent, path = flow.latent, flow.path
     if latent is None or path is None:
         raise ArgumentError(f"{flow} has no Gaussian path, so no density to follow; for classes see two_class_bound")
-    if not x.is_floating_point() or x.ndim < 2:
-        raise ArgumentError(f"the data must be floating point (batch, *event), got {x.dtype} {tuple(x.shape)}")
-    if method not in get_args(Method) or probe not in get_args(Probe):
-        raise ArgumentError(
-            f"method is one of {get_args(Method)} and probe one of {get_args(Probe)}, got {method!r} and {probe!r}"
-        )
-    if steps < 1 or not resolution > 0 or (probes is not None and probes < 1):
-        raise ArgumentError(
-            f"steps and probes must be at least 1 and resolution positive, got {steps}, {probes} and {resolution}"
-        )
+    _check_way(x, steps, method, resolution)
+    if probe not in get_args(Probe):
+        raise ArgumentError(f"probe is one of {get_args(Probe)}, got {probe!r}")
+    if probes is not None and probes < 1:
+        raise ArgumentError(f"probes must be at least 1, got {probes}")
     check_condition(predict, condition, len(x))
     asked, size = given(predict, condition), math.prod(x.shape[1:])
     if probes is None:
@@ -185,13 +180,7 @@ def encode(
     latent, path = flow.latent, flow.path
     if latent is None or path is None or flow.begins_fixed:
         raise ArgumentError(f"{flow} has no Gaussian path from a drawn prior, so no draw leads to given data")
-    if not x.is_floating_point() or x.ndim < 2:
-        raise ArgumentError(f"the data must be floating point (batch, *event), got {x.dtype} {tuple(x.shape)}")
-    if steps < 1 or not resolution > 0 or method not in get_args(Method):
-        raise ArgumentError(
-            f"steps must be at least 1, resolution positive and method one of {get_args(Method)}, got {steps}, {resolution} "
-            f"and {method!r}"
-        )
+    _check_way(x, steps, method, resolution)
     asked, way = given(predictor, condition), _way(path, steps, resolution, x)
 
     def slope(y: Tensor, stage: int) -> tuple[Tensor, Tensor]:
@@ -208,6 +197,16 @@ def encode(
         if was_training:
             predictor.train()  # type: ignore[attr-defined]
     return y * way.spread.to(y.dtype)
+
+
+def _check_way(x: Tensor, steps: int, method: Method, resolution: float) -> None:
+    """Refuse data or settings with which no way can be followed."""
+    if not x.is_floating_point() or x.ndim < 2:
+        raise ArgumentError(f"the data must be floating point (batch, *event), got {x.dtype} {tuple(x.shape)}")
+    if method not in get_args(Method):
+        raise ArgumentError(f"method is one of {get_args(Method)}, got {method!r}")
+    if steps < 1 or not resolution > 0:
+        raise ArgumentError(f"steps must be at least 1 and resolution positive, got {steps} and {resolution}")
 
 
 @dataclass(frozen=True)
