@@ -118,7 +118,8 @@ def fit(
             at each checkpoint, decides which checkpoint is the best; without them the training loss does.
         encode: Map from a batch of ``data`` to the form that the flow's beliefs are about, as that of a kind of data;
             ``None`` takes the flow's own (:meth:`proxflow.Flow.encode`), which scales uint8 to [-1, 1] for real data.
-        on_checkpoint: Called with the averaged predictor and the number of steps done, after each checkpoint.
+        on_checkpoint: Called with the averaged predictor and the number of steps done, after each checkpoint, and again for
+            one that training goes on from: a kill may have come before the first call was done.
         track: Called with numbers by name, ``step`` among them, each 50 steps and at each checkpoint.
 
     Returns:
@@ -202,6 +203,12 @@ def _fit(
         # CUDA graphs, as the kernels of a small network take less time than their launches.
         predictor.compile(mode="reduce-overhead" if device.type == "cuda" and processes.size == 1 else None)
 
+    def checkpointed() -> None:
+        if on_checkpoint is not None:
+            on_checkpoint(plain_copy(averaged, unsharded).to(device) if sharded else averaged, run.step)
+
+    if run.saved and (run.saved % config.checkpoint_every == 0 or run.saved == config.steps):
+        checkpointed()
     average = _averaging(averaged, predictor)
     data, order = data.to(device), _Order(len(data), config, run.stage, device)
     generator, source, size = torch.Generator(device), torch.Generator(device), config.batch_size
@@ -272,8 +279,7 @@ def _fit(
                 show(run.step * size)
             if run.step % config.checkpoint_every == 0 or last:
                 run.save(held_out_loss())
-                if on_checkpoint is not None:
-                    on_checkpoint(plain_copy(averaged, unsharded).to(device) if sharded else averaged, run.step)
+                checkpointed()
             if processes.size == 1 or run.step % _AGREE == 0:
                 stop = processes.any(stop_signal.number is not None)
                 if stop:

@@ -405,7 +405,7 @@ class Run:
         self.sessions.append({"step": self.step, "processes": self.processes.size, **hardware(device), **versions()})
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one.
+        """Go on from the newest checkpoint, if there is one, and report its held-out loss again.
 
         Raises:
             CheckpointError: It is damaged, or of other data, another flow, predictor, configuration or architecture.
@@ -430,6 +430,7 @@ class Run:
             self.stages = stages or [Stage(0, 0, *(trained[name] for name in CHANGEABLE))]
             self.sessions = list(progress.get("sessions", []))
             made_of = dict(progress.get("made_of") or self.made_of)
+            held_out = None if progress.get("score") is None else float(progress["score"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path} is not a checkpoint of this library: {error}") from error
         for name, wanted in {**made_of, **self.made_of}.items():
@@ -461,3 +462,5 @@ class Run:
         self.saved, self.begun = self.step, time.monotonic() - seconds
         if self.log is not None:
             self.log.forget_after(self.step)
+        if held_out is not None and self.track is not None and self.processes.first:
+            self.track({"step": self.step, "seconds": round(self.seconds, 3), "held_out_loss": held_out})
