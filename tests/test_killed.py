@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from safetensors.torch import load_file
 
 from proxflow import models
 from proxflow.cli import main
+from proxflow.config import TrainingConfig
 from proxflow.runtime import files
 from proxflow.runtime.files import sweep, writable_folder, write_json
+from proxflow.studies import presets
 
 TINY = ("--network", "unet:channels=8,multipliers=1,patch=4", "--grid", "2", "--checkpoint-every", "2")
 FEW = ("--steps", "6", "--batch-size", "4", "--keep", "1")
@@ -29,7 +32,18 @@ COMMANDS = {
     "evaluate": ("evaluate", "model", "--data", "pictures", "--n", "8", "--steps", "2", "--out", "out/scores.json"),
     "times": ("times", "model", "--steps", "2", "3", "--n", "2", "--out", "out"),
     "reflow": ("reflow", "model", "--pairs", "8", "--pair-steps", "1", *FEW, "--out", "out"),
+    "reproduce": ("reproduce", "mnist", "--out", "out"),
 }
+SMALL = replace(
+    presets.PRESETS["quick"],
+    network="unet:channels=8,patch=4",
+    training=TrainingConfig(steps=3, batch_size=8),
+    samples=20,
+    nfes=(1, 3),
+    train_images=100,
+    samplers={"gpfn-w2": ("deterministic",), "bfn": ("deterministic",)},
+)
+"""What ``reproduce`` does here."""
 
 
 def work(folder, words):
@@ -38,6 +52,7 @@ def work(folder, words):
     os.fsync = lambda handle: (time.sleep(0.01), flush(handle))[1]
     pathlib.Path.replace = lambda path, target: (time.sleep(0.005), replace(path, target))[1]
     os.chdir(folder)
+    presets.EXPERIMENTS["mnist"]["quick"] = SMALL
     with open("said", "w", buffering=1) as said:
         sys.stdout = sys.stderr = said
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -78,10 +93,12 @@ def check_whole(out):
                 json.loads(path.read_text())
             case ".safetensors":
                 load_file(path)
-            case ".png":
+            case ".png" | ".gif":
                 Image.open(path).load()
             case ".npz":
                 np.load(path)
+            case ".md" | ".html" | ".svg":
+                assert path.read_text().rstrip().endswith(("</html>", "</svg>")) or path.suffix == ".md"
             case ".jsonl":
                 assert all(json.loads(line) for line in path.read_text().splitlines()[:-1])
             case _:
@@ -109,7 +126,8 @@ def test_a_command_stopped_at_any_moment_leaves_whole_files_and_no_litter(comman
     whole = place("whole")
     status, seconds = run(whole, words)
     assert status == 0, (whole / "said").read_text()
-    for attempt, number in enumerate((signal.SIGINT, signal.SIGKILL)):
+    # An interrupt of reproduce is in tests/test_cli.py, which saves a third of a slow test.
+    for attempt, number in enumerate((signal.SIGKILL, signal.SIGINT)[: 1 + (command != "reproduce")]):
         folder = place(str(attempt))
         status, _ = run(folder, words, number, chance.uniform(0, seconds))
         said, out = (folder / "said").read_text(), folder / "out"
@@ -117,7 +135,7 @@ def test_a_command_stopped_at_any_moment_leaves_whole_files_and_no_litter(comman
         if status == 130:
             assert not any(re.search(r"\.[0-9a-f]{32}", name) for name in names(folder)), "an interrupt sweeps its own"
             assert ("nothing was written" not in said) or not any(path.is_file() for path in out.rglob("*"))
-            assert ("same command again to go on" in said) == (command in ("train", "reflow"))
+            assert ("same command again to go on" in said) == (command in ("train", "reflow", "reproduce"))
         else:
             assert status in (0, -9)
         status, _ = run(folder, words)
