@@ -11,6 +11,7 @@ from PIL import Image
 
 from proxflow import build
 from proxflow.cli import main
+from proxflow.data.kinds.image import Image as ImageKind
 from proxflow.models.card import card
 from proxflow.runtime import escape
 from proxflow.studies import pages
@@ -100,6 +101,25 @@ def test_a_terminal_of_few_characters_ends_nothing(tmp_path, encoding):
     assert done.returncode == 2
     assert rb"\u65e5\u672c" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def test_classes_have_the_same_names_in_every_language(tmp_path):
+    for name in ("b", "é日本"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for k in range(2):
+            Image.new("L", (4, 4), 50 * k).save(tmp_path / "pictures" / name / f"{k}.png")
+    here = ImageKind.read(str(tmp_path / "pictures")).kind.classes
+    assert here == ("b", "é日本")
+    code = (
+        "import sys; from proxflow.data.kinds.image import Image; from proxflow.cli._common import classes_asked\n"
+        "names = Image.read(sys.argv[1]).kind.classes\n"
+        "print(ascii(names), classes_asked(sys.argv[2:], names))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "pictures"), "é日本"], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, check=False,
+    )  # fmt: skip
+    assert done.stdout == f"{here!a} [1]\n", done.stderr
 
 
 def test_output_that_is_no_terminal_is_left_as_it_is(monkeypatch):

@@ -14,6 +14,7 @@ import tyro
 
 from proxflow.config import DeviceName, TrainingConfig
 from proxflow.errors import ArgumentError
+from proxflow.runtime import escape
 
 if TYPE_CHECKING:
     import torch
@@ -146,7 +147,7 @@ def classes_asked(asked: Sequence[str], known: Sequence[str]) -> list[int]:
         return list(range(len(known)))
     chosen = []
     numbered = any(name.isdecimal() for name in known)  # then a number is a name, not a place
-    for name in asked:
+    for name in map(escape.name, asked):
         if name in known:
             chosen.append(known.index(name))
         elif name.isdecimal() and int(name) < len(known) and not numbered:
@@ -162,11 +163,10 @@ def say(line: str) -> None:
 
     What a terminal would obey is escaped, see :func:`proxflow.runtime.escape.terminal`.
     """
-    from proxflow.runtime.escape import terminal
     from proxflow.runtime.processes import Processes
 
     if Processes.current().first:
-        sys.stdout.write(terminal(line) + "\n")
+        sys.stdout.write(escape.terminal(line) + "\n")
         sys.stdout.flush()
 
 
@@ -284,13 +284,11 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Se
     from rich.table import Table
     from rich.text import Text as Plain
 
-    from proxflow.runtime.escape import terminal
-
     table = Table(box=box.SIMPLE_HEAD)
     for heading in headings:
-        table.add_column(Plain(terminal(heading)), justify="left" if heading in left else "right")
+        table.add_column(Plain(escape.terminal(heading)), justify="left" if heading in left else "right")
     for row in rows:
-        table.add_row(*(Plain(terminal(entry)) for entry in row))
+        table.add_row(*(Plain(escape.terminal(entry)) for entry in row))
     Console(file=sys.stdout, highlight=False, width=100).print(table)
 
 

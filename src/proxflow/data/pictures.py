@@ -19,6 +19,7 @@ from torch import Tensor
 from proxflow.data.left_out import LeftOut
 from proxflow.data.levels import Found, Rule
 from proxflow.errors import ArgumentError, DataError
+from proxflow.runtime import escape
 from proxflow.runtime.files import open_plain
 
 if TYPE_CHECKING:
@@ -114,9 +115,9 @@ class Survey:
         )
         if min(map(len, parents)) <= shared:
             return None
-        names = sorted({parts[shared] for parts in parents})
+        names = sorted({parts[shared] for parts in parents}, key=escape.name)
         index = {name: k for k, name in enumerate(names)}
-        return [index[parts[shared]] for parts in parents], tuple(names)
+        return [index[parts[shared]] for parts in parents], tuple(map(escape.name, names))
 
     def read(self) -> Tensor:
         """Read the pictures: uint8, (number, channels, height, width).

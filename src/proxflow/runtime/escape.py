@@ -13,6 +13,11 @@ def terminal(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def name(text: str) -> str:
+    """Return the name of a file, or a word of the command line, as text: the same whatever the terminal's language is."""
+    return terminal(text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape"))
+
+
 def markdown(text: str) -> str:
     """Put a text on one line, with everything escaped that Markdown would read as markup."""
     flat = re.sub(r"([\\`*_\[\]<>|~$&#])", r"\\\1", terminal(" ".join(text.split())))

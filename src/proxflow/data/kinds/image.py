@@ -129,7 +129,7 @@ class Image(Kind):
             found = survey(path, size, exclude=exclude)
             parts, rules, scaling, left_out = [found.read()], found.levels, found.scaling, found.left_out
             if (told := found.classes()) is not None:
-                labels, names = [np.array(told[0])], tuple(map(escape.terminal, told[1]))
+                labels, names = [np.array(told[0])], told[1]
         else:
             held = image_files.read_array(path)
             parts, rules, left_out = [held.images], [held.levels.text], held.left_out
@@ -201,7 +201,7 @@ def _numbered(labels: list[Any], names: tuple[str, ...] | None) -> tuple[list[Te
         return [], ()
     if names is None:
         known, places = np.unique(np.concatenate(labels), return_inverse=True)
-        names = tuple(escape.terminal(str(name)) for name in known.tolist())
+        names = tuple(escape.name(str(name)) for name in known.tolist())
         labels = np.split(places, np.cumsum([len(part) for part in labels])[:-1])
     return [torch.from_numpy(part.astype(np.int64)) for part in labels], names
 
