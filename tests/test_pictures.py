@@ -199,6 +199,24 @@ def test_intact_pixels_with_spoilt_metadata_are_read(tmp_path, name, recwarn):
         assert (found[0].permute(1, 2, 0).numpy() == np.asarray(picture)).all()
 
 
+def test_a_wrong_checksum_counts_only_where_pixels_need_the_chunk(tmp_path):
+    from PIL.PngImagePlugin import PngInfo
+
+    told, file = PngInfo(), io.BytesIO()
+    told.add_text("Title", "a picture of noise")
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "PNG", pnginfo=told)
+    for kind, intact in ((b"tEXt", True), (b"IDAT", False)):
+        content = bytearray(file.getvalue())
+        content[content.index(kind) + 8] ^= 1
+        (tmp_path / "a.png").write_bytes(content)
+        if intact:
+            assert (data.read_pictures(tmp_path)[0, 0].numpy() == pixels).all()
+        else:
+            with pytest.raises(DataError, match="cannot be read"):
+                data.read_pictures(tmp_path)
+
+
 RAMP = np.add.outer(np.arange(32), np.arange(32))
 
 

@@ -7,7 +7,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import proxflow
-from proxflow import GPFN, ClassPredictor, DiscreteBFN, Examples, PointPredictor, TrainingConfig
+from proxflow import GPFN, ClassPredictor, DiscreteBFN, Examples, PointPredictor, TrainingConfig, build
+from proxflow.data.kinds.image import Image as ImageKind
 from proxflow.errors import ArgumentError, CheckpointError
 from proxflow.examples import examples_of
 
@@ -104,6 +105,7 @@ class Words(Pairs):
         (ROWS.astype(complex), "got ndarray"),
         ("points.npy", "got str"),
         (None, "got NoneType"),
+        (torch.eye(4).to_sparse(), r"give its to_dense\(\)"),
     ],
 )
 def test_what_is_no_data_is_refused_in_a_sentence(data, message):
@@ -318,6 +320,20 @@ def test_training_takes_whole_numbers_of_steps():
             with pytest.raises(ArgumentError, match=f"{name} must be a whole number"):
                 TrainingConfig(**{name: wrong})
     assert type(TrainingConfig(steps=np.int64(7)).steps) is int
+
+
+def test_classes_of_data_and_network_agree():
+    for number in (2, 4):
+        with pytest.raises(ArgumentError, match=f"3 classes and the network is built for {number}"):
+            build(ImageKind((1, 8, 8), ("a", "b", "c")), network=f"unet:classes={number}")
+
+
+def test_an_image_too_small_for_its_network_is_refused_when_built():
+    with pytest.raises(ArgumentError, match="one place of 8 channels"):
+        build((1, 4, 4), network="unet:channels=8,multipliers=1,patch=4")
+    build((1, 4, 4), network="unet:channels=16,multipliers=1,patch=4").fit(
+        torch.zeros(2, 1, 4, 4, dtype=torch.uint8), steps=1, batch_size=1
+    )
 
 
 def test_a_device_that_is_not_there_is_refused():

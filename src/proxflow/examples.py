@@ -179,8 +179,15 @@ def as_tensor(value: Any) -> Any:
 
 
 def _tensor(value: Any) -> Tensor | None:
-    """Return a tensor or array as a tensor; else ``None``."""
+    """Return a tensor or array as a tensor; else ``None``.
+
+    Raises:
+        ArgumentError: It is sparse or quantised.
+    """
     if isinstance(value, Tensor):
+        if value.layout is not torch.strided or value.is_quantized:
+            form, way = ("quantised", "dequantize") if value.is_quantized else (f"of {value.layout}", "to_dense")
+            raise ArgumentError(f"expected a dense tensor, got one that is {form}: give its {way}()")
         return value
     if not (hasattr(value, "__array__") and hasattr(value, "dtype")):
         return None

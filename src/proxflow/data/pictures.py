@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -393,7 +395,12 @@ def _opened(path: Path) -> Iterator[Image]:
     with file:
         try:
             with warnings.catch_warnings(action="ignore"):  # about odd metadata; the size is checked below
-                picture = Image.open(file, formats=FORMATS)
+                try:
+                    picture = Image.open(file, formats=FORMATS)
+                except UnidentifiedImageError:
+                    if (mended := _without_damaged_metadata(file)) is None:
+                        raise
+                    picture = Image.open(mended, formats=FORMATS)
         except (*_DAMAGED, Image.DecompressionBombError) as error:
             if isinstance(error, UnidentifiedImageError):
                 raise DataError(
@@ -403,6 +410,21 @@ def _opened(path: Path) -> Iterator[Image]:
         if picture.width * picture.height > _MOST_PIXELS:
             raise DataError(f"{path}: has {picture.width} x {picture.height} pixels; expected at most {_MOST_PIXELS}")
         yield picture
+
+
+def _without_damaged_metadata(file: IO[bytes]) -> IO[bytes] | None:
+    """Return a PNG file without the chunks that no pixel needs and whose checksum is wrong; ``None`` for other files."""
+    file.seek(0)
+    kept = [file.read(8)]
+    if kept[0] != b"\x89PNG\r\n\x1a\n":
+        return None
+    while len(head := file.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        body = file.read(length + 4)
+        needed = kind[:1].isupper() or kind == b"tRNS"
+        if needed or body[length:] == zlib.crc32(kind + body[:length]).to_bytes(4, "big"):
+            kept += [head, body]
+    return io.BytesIO(b"".join(kept))
 
 
 def _damaged(path: Path, error: BaseException) -> DataError:

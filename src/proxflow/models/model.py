@@ -465,6 +465,11 @@ def _assembled(data: Kind, flow: Flow[Any], network: Part, predictor: Part) -> M
             f"data: events of shape {data.shape} are larger than any use, {MOST_NUMBERS} numbers or more"
         )
     _check_steps(flow, data.shape)
+    named, read = class_names(data), network.settings.get("classes", 0)
+    if named and read and len(named) != read:
+        raise ArgumentError(
+            f"the data have {len(named)} classes and the network is built for {read}: give both the same"
+        )
     needed, taken = _needed(flow), predictor.kind
     if taken != needed and (needed is not None or taken in ("product", "classes", "binned")):
         raise ArgumentError(f"the predictor {taken} does not fit {flow}: take {needed or 'point'}")
@@ -508,7 +513,10 @@ def _sizes(predictor: str, flow: Flow[Any], shape: tuple[int, ...]) -> tuple[tup
 
 
 def save(
-    folder: Path, model: Model, weights: Mapping[str, Tensor] | None = None, provenance: dict[str, Any] | None = None
+    folder: Path | str,
+    model: Model,
+    weights: Mapping[str, Tensor] | None = None,
+    provenance: dict[str, Any] | None = None,
 ) -> None:
     """Write a model folder, atomically file by file.
 
@@ -522,6 +530,7 @@ def save(
         OutputError: The folder cannot be written.
         ArgumentError: A part of the model has no name, so no file can hold it.
     """
+    folder = Path(folder)
     told = {"format": FORMAT, **model.spec, "provenance": model.provenance if provenance is None else provenance}
     times = {name: {str(n): list(found[n]) for n in sorted(found)} for name, found in sorted(model.times.items())}
     held = model.predictor.state_dict() if weights is None else dict(weights)

@@ -145,6 +145,12 @@ class UNet(nn.Module):
             raise ArgumentError(f"attention names levels 0 to {len(multipliers) - 1}, got {tuple(attention)}")
         self.inputs, self.patch = inputs, patch
         self.multiple = patch * 2 ** (len(multipliers) - 1)
+        places = math.prod(-(-side // self.multiple) for side in shape[1:])
+        if places * (deepest := channels * multipliers[-1]) == _norm(deepest).num_groups:
+            raise ArgumentError(
+                f"images of {shape[1]} x {shape[2]} become one place of {deepest} channels, which UNet normalises one by "
+                "one to nothing: give more channels, fewer multipliers or a smaller patch"
+            )
 
         width = 4 * channels
         self.embed = TimeEmbedding(width)

@@ -391,10 +391,15 @@ def _refuse_far(flow: Flow[Any], data: Examples, encode: Encode) -> None:
     for column, (mean, std) in enumerate(zip(*(moment.tolist() for moment in _moments(x)), strict=True)):
         far = abs(mean - place) > _FAR * 10 * max(scale, std)
         if far or (std > 0 and not scale / _FAR < std < scale * _FAR):
+            remedy = (
+                "bring the data to mean 0 and standard deviation 1, as proxflow.build(data).fit(data) does and undoes for "
+                "its samples"
+            )
+            if data.start is not None:
+                remedy = "if a model drew the data, as reflow does, train it for longer first; else " + remedy
             raise ArgumentError(
                 f"column or channel {column} of the data has mean {mean:.4g} and standard deviation {std:.4g}, and the flow "
-                f"begins at {place:.2g} ± {scale:.2g}, too far to sample well: bring the data to mean 0 and standard "
-                "deviation 1, as proxflow.build(data).fit(data) does and undoes for its samples"
+                f"begins at {place:.2g} ± {scale:.2g}, too far to sample well: {remedy}"
             )
 
 
