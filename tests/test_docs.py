@@ -13,6 +13,7 @@ import numpy
 import pytest
 import torch
 from packaging.requirements import Requirement
+from PIL import Image, ImageChops
 
 import proxflow
 from proxflow.cli.run import _parse, run
@@ -21,7 +22,18 @@ from proxflow.cli.train import _flow as flow_of
 from proxflow.errors import DataError
 from proxflow.models import parse
 from proxflow.studies.presets import PRESETS
-from tools.docs import closed_forms_block, definition, quoted, results_block, results_of, rewritten, with_block
+from tools.docs import (
+    FRONT,
+    closed_forms_block,
+    definition,
+    front_picture,
+    quoted,
+    results_block,
+    results_of,
+    rewritten,
+    with_block,
+)
+from tools.site import gather, public
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,13 +51,15 @@ def test_the_readme_examples_run(tmp_path):
         ("steps=2000", "steps=2, batch_size=4"),
         ("sample(64, ", "sample(4, "),
         ("channels=64", "channels=8"),
+        ("(8, 1, 28, 28), nfe=20", "(2, 1, 28, 28), nfe=2"),
     ):
         assert words in code
         code = code.replace(words, fewer)
     images = torch.randint(0, 256, (8, 3, 12, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     (tmp_path / "readme.py").write_text(code, encoding="utf-8")
     names = runpy.run_path(str(tmp_path / "readme.py"), {"images": images})
-    assert names["samples"].shape == (16, 3, 12, 8)
+    assert names["samples"].shape == (4, 3, 12, 8)
+    assert names["wholes"].shape == (2, 1, 28, 28)
     assert names["moved"].mean.tolist() == [[1.0] * 3]
     assert names["moved"].std.tolist() == [[0.75] * 3]
 
@@ -57,12 +71,82 @@ def test_the_readme_gives_the_time_of_the_preset():
 def test_training_on_own_data_takes_three_lines():
     (example,) = [block for block in blocks(README, "python") if "fit(" in block]
     assert "build(" in example
-    assert example.count("\n") == 3
+    assert len([line for line in example.splitlines() if line and not line.startswith("import ")]) == 3
+
+
+def test_the_readme_is_short():
+    assert README.count("\n") <= 120
+
+
+@pytest.mark.parametrize("page", ["start", "concepts"])
+def test_the_examples_of_the_first_pages_run(page, tmp_path):
+    code = "\n".join(blocks((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), "python"))
+    for words, fewer in (
+        ("steps=2000", "steps=2, batch_size=4"),
+        ("sample(64, ", "sample(4, "),
+        ("channels=64", "channels=8"),
+    ):
+        code = code.replace(words, fewer)
+    images = torch.randint(0, 256, (8, 3, 12, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    (tmp_path / "page.py").write_text(code, encoding="utf-8")
+    names = runpy.run_path(str(tmp_path / "page.py"), {"images": images, "torch": torch})
+    if page == "start":
+        assert names["samples"].shape == (16, 3, 12, 8)
+    else:
+        assert names["moved"].std.tolist() == [[0.75] * 3]
+
+
+COMING = re.split(r"^## ", (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[2:]
+
+
+@pytest.mark.parametrize("section", COMING, ids=[section.partition("\n")[0] for section in COMING])
+def test_theirs_and_ours_both_run(section, tmp_path):
+    found = blocks(section, "python")
+    assert found
+    for number, code in enumerate(found):
+        for package in re.findall(r"^from (flow_matching|torchcfm|torchdiffeq|azula|diffusers)\b", code, re.MULTILINE):
+            pytest.importorskip(package)
+        torch.manual_seed(0)
+        layers = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.SiLU(), torch.nn.Linear(16, 2))
+        network = ByTime(layers)
+        (tmp_path / f"{number}.py").write_text(code.replace("range(100)", "range(3)").replace("steps=100", "steps=3"))
+        names = runpy.run_path(str(tmp_path / f"{number}.py"), {"network": network, "data": torch.randn(256, 2)})
+        assert names["samples"].shape == (64, 2)
+        assert names["samples"].isfinite().all()
+
+
+class ByTime(torch.nn.Module):
+    """A network of rows and times."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x, t):
+        return self.layers(torch.cat([x, t[:, None].to(x)], 1))
+
+
+def test_the_front_picture_is_that_of_the_standard_run():
+    with Image.open(ROOT / FRONT) as shown:
+        assert ImageChops.difference(shown.convert("RGB"), front_picture(ROOT).convert("RGB")).getbbox() is None
+
+
+def test_the_site_gathers_every_page_and_leads_nowhere_wrong(tmp_path):
+    gather(ROOT, tmp_path / "site")
+    pages = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*.md")}
+    assert {"index.md", "contributing.md", "reference/python.md", "reference/command-line.md"} <= pages
+    assert {f"studies/{path.parent.name}.md" for path in ROOT.glob("results/*/report.md")} <= pages
+    reference = (tmp_path / "site/reference/python.md").read_text()
+    assert all(f":: proxflow.{name}\n" in reference for _, name in public(ROOT))
+    for page in pages:
+        text = (tmp_path / "site" / page).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!\w+:)([^)#\s]+)(?:#[^)]*)?\)", text):
+            assert (tmp_path / "site" / page).parent.joinpath(target).exists(), f"{page}: {target}"
 
 
 def test_the_readme_names_every_command():
     found = {words[0] for words in commands_of(README)}
-    assert found >= {"sample", "train", "evaluate", "reproduce", "list"}
+    assert found >= {"sample", "train", "evaluate", "reproduce", "restore"}
     assert "bin/proxflow reproduce --preset quick" in README
 
 

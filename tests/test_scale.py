@@ -10,7 +10,19 @@ from test_sources import Gaussian
 from torch import nn
 
 import proxflow
-from proxflow import BFN, GPFN, KL, DiagonalGaussian, Diffusion, GaussianEndpoints, PointPredictor, TrainingConfig
+from proxflow import (
+    BFN,
+    GPFN,
+    KL,
+    DiagonalGaussian,
+    Diffusion,
+    ExactMean,
+    GaussianEndpoints,
+    PointPredictor,
+    TrainingConfig,
+    Wasserstein2,
+)
+from proxflow.data.toy import GaussianMixtureLaw
 from proxflow.errors import ArgumentError
 from proxflow.paths import Cosine, Linear
 
@@ -63,6 +75,39 @@ def test_samples_have_place_and_spread_of_the_data(mean, std):
         )
     truth = torch.distributions.Normal(torch.tensor(mean), torch.tensor(std)).log_prob(data[:256]).sum(1).mean().item()
     assert found == pytest.approx(truth, abs=0.1)
+
+
+@pytest.mark.parametrize("divergence", [KL(), Wasserstein2()])
+def test_the_default_schedule_brings_samples_from_exact_predictions_to_the_spread_of_the_data(divergence):
+    flow, law = (
+        GPFN(divergence),
+        GaussianMixtureLaw(torch.ones(1), torch.full((1, 1), 4.0), torch.full((1, 1, 1), 2.25)),
+    )
+    predictor = Exactly(ExactMean(flow, law))
+    for nfe, within in ((20, 0.03), (100, 0.01)):
+        samples = proxflow.sample(predictor, flow, (4000, 1), nfe=nfe, batch_size=4000)
+        assert samples.mean().item() == pytest.approx(4.0, abs=0.1)
+        assert samples.std().item() == pytest.approx(1.5, rel=within + 2 / math.sqrt(2 * 4000))
+
+
+class Exactly(nn.Module):
+    """A function of belief and time as a predictor."""
+
+    reads = frozenset()
+
+    def __init__(self, predict):
+        super().__init__()
+        self.predict = predict
+
+    def forward(self, belief, t):
+        return self.predict(belief, t)
+
+
+def test_a_network_trained_with_kl_draws_the_spread_of_the_data():
+    predictor, flow = trained(rows((4.0, 0.0), (1.5, 1.5)), flow=GPFN(KL()))
+    samples = proxflow.sample(predictor, flow, (4000, 2), batch_size=4000)
+    assert samples.mean(0).tolist() == pytest.approx([4.0, 0.0], abs=0.1)
+    assert samples.std(0).tolist() == pytest.approx([1.5, 1.5], rel=0.07)
 
 
 def test_more_evaluations_do_not_spread_samples():

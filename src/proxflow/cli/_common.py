@@ -131,6 +131,11 @@ def spent(model: Model, predictor: nn.Module, sampler: str | None, steps: int) -
     return sum(map(evaluations, planned(predictor, model.times_used(sampler, steps))))
 
 
+def less_memory_to_train(batch_size: int) -> str:
+    """Say how to train with less memory."""
+    return (f"lower --batch-size, now {batch_size}, or " if batch_size > 1 else "") + "take a smaller network"
+
+
 ALL = "all"
 """What stands for every class."""
 

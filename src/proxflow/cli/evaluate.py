@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from proxflow.models import Model
     from proxflow.studies import scoreboard
 
-LEAST = 4
-"""Images that precision and recall need: more than the three neighbours of their manifolds."""
+LEAST, LEAST_REAL = 4, 6
+"""Images that scores need, drawn and real: more than the neighbours of their manifolds, three and, for coverage, five."""
 
 
 @dataclass(frozen=True)
@@ -213,8 +213,8 @@ def run(options: Evaluate, device: torch.device) -> None:
             f"--n: {count} images cannot be compared with as many of {len(training)} real training images"
         )
 
-    if len(test) < LEAST:
-        raise ArgumentError(f"{called}: a reference needs at least {LEAST} images, got {len(test)}")
+    if len(test) < LEAST_REAL:
+        raise ArgumentError(f"{called}: a reference needs at least {LEAST_REAL} images, got {len(test)}")
     identity = scoreboard.identity_of(extractor, training, test, called)
     for title, record in earlier.items():
         ours = metrics.Conditions.of({**identity, "samples": count})
@@ -413,7 +413,7 @@ def _reference(options: Evaluate, loaded: dict[str, Model], fresh: list[str]) ->
     found = Image.read(chosen, held_out=told.get("held_out", 0.0), seed=told.get("seed", 0), size=size)
     say(found.notes[0])
     train, rest, kept = found.train, found.held_out, "images kept from training"
-    if rest is None or len(rest) < LEAST:
+    if rest is None or len(rest) < LEAST_REAL:
         both = None
         if rest is not None and rest.condition is not None and train.condition is not None:
             both = joined(rest.condition, train.condition)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from proxflow.cli._common import ModelSource, TrainingOptions, origin, say, say_how_to_sample
+from proxflow.cli._common import ModelSource, TrainingOptions, less_memory_to_train, origin, say, say_how_to_sample
 from proxflow.config import DeviceName, PairSamplerName
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Reflow:
     @property
     def with_less_memory(self) -> str:
         """Say how to train with less memory."""
-        return f"lower --batch-size, now {self.training.batch_size}, or take a smaller network"
+        return less_memory_to_train(self.training.batch_size)
 
 
 def run(options: Reflow, device: torch.device) -> None:

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, cast
 
 import tyro
 
-from proxflow.cli._common import Number, Text, TrainingOptions, draw, first_alone, origin, say, say_how_to_sample, word
+from proxflow.cli._common import (
+    Number,
+    Text,
+    TrainingOptions,
+    draw,
+    first_alone,
+    less_memory_to_train,
+    origin,
+    say,
+    say_how_to_sample,
+    word,
+)
 from proxflow.config import DeviceName, MethodName, to_dict
 from proxflow.errors import ArgumentError, CheckpointError, OutputError
 
@@ -146,7 +157,7 @@ class Train:
     @property
     def with_less_memory(self) -> str:
         """Say how to train with less memory."""
-        return f"lower --batch-size, now {self.training.batch_size}, or take a smaller network"
+        return less_memory_to_train(self.training.batch_size)
 
 
 def run(options: Train, device: torch.device) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from proxflow._math import over_events
 from proxflow.beliefs import Belief, Product
 from proxflow.errors import ArgumentError, UnsupportedPairError
-from proxflow.paths import GaussianPath, Schedule
+from proxflow.paths import GaussianPath, Linear, Schedule
 
 B = TypeVar("B", bound=Belief)
 Rule = TypeVar("Rule", bound=Callable[..., Any])
@@ -169,6 +169,13 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
         """
         objective: Tensor = (1 - fraction) * self(r, p) + fraction * self(r, q)
         return objective
+
+    def schedule(self, endpoints: object) -> Schedule:
+        """Return the schedule of flows between such endpoints that name none: linear.
+
+        A divergence whose beliefs would then know the data after a small part of the time says another.
+        """
+        return Linear()
 
     def path(self, schedule: Schedule, endpoints: object) -> GaussianPath | None:
         """Return the path of the means of training beliefs about real data x, if it is Gaussian: a(t) x + b(t) ε.

@@ -6,6 +6,7 @@ eˣ − 1 − x ≥ 0, which neither cancel nor turn negative where the two beli
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from proxflow._math import exp_excess, log_mix, log_ratio, sum_events
 from proxflow.beliefs import Categorical, DiagonalGaussian, FullGaussian
 from proxflow.divergences.base import Divergence, Over, closed_form, value
-from proxflow.paths import GaussianPath, Schedule
+from proxflow.paths import GaussianPath, Linear, Schedule, Shifted
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,22 @@ class KL(Divergence):
     additive = True
     composes = True
 
+    def schedule(self, endpoints: object) -> Schedule:
+        """Return the schedule on which means to a target of precision ρ go evenly, ln τ/(1 − τ) = ln t/(1 − t) − ln ρ.
+
+        On the linear one all but 1/ρ of the way is done by t = 1/2, ρ being 2500 by default, so that a sampler's first step
+        would end at the first prediction, the mean of all data.
+        """
+        target_std = getattr(endpoints, "target_std", None)
+        return Linear() if not target_std else Shifted((2 * math.log(target_std),))
+
     def path(self, schedule: Schedule, endpoints: object) -> GaussianPath | None:
         target_std = getattr(endpoints, "target_std", None)
         return None if target_std is None else _StraightInPrecision(schedule, target_std)
 
 
 @dataclass(frozen=True)
-class _StraightInPrecision(GaussianPath):
+class _StraightInPrecision(Schedule):
     """Path of the mean where precisions mix: the fraction τρ/((1 − τ) + τρ), with precision 1 at first and ρ at last."""
 
     schedule: Schedule
@@ -43,6 +53,16 @@ class _StraightInPrecision(GaussianPath):
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         take, keep = self.schedule.fraction(t), self.schedule.remaining(t) * self.target_std**2
         return take / (take + keep), keep / (take + keep)
+
+    def fraction(self, t: Tensor) -> Tensor:
+        return self.coefficients(t)[0]
+
+    def remaining(self, t: Tensor) -> Tensor:
+        return self.coefficients(t)[1]
+
+    def derivative(self, t: Tensor) -> Tensor:
+        take, keep = self.schedule.fraction(t), self.schedule.remaining(t) * self.target_std**2
+        return self.schedule.derivative(t) * self.target_std**2 / (take + keep).square()
 
 
 @dataclass(frozen=True)

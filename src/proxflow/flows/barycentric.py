@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Generic
+from typing import Any, Generic, cast
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from proxflow.errors import ArgumentError
 from proxflow.examples import Condition
 from proxflow.flows.base import B, Flow, Means, as_classes, as_real, check_class_number, check_classes, check_real
 from proxflow.flows.sources import Source, by_torch, source_of
-from proxflow.paths import Linear, Schedule
+from proxflow.paths import Schedule
 from proxflow.proximal import Proximal
 from proxflow.random import Generator, rand, randn, randn_like
 from proxflow.solvers import Solver
@@ -206,6 +206,10 @@ def _joined(beliefs: Sequence[Belief]) -> Belief:
     return beliefs[0].with_tensors({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
+_OWN = cast(Schedule, None)
+"""In place of a schedule, that of the divergence."""
+
+
 @dataclass(frozen=True)
 class GPFN(Flow[Any]):
     """General Proximal Flow Network: barycentric proximal steps of any divergence (Strunk & Assam, 2026).
@@ -214,7 +218,8 @@ class GPFN(Flow[Any]):
 
     Args:
         divergence: The geometry.
-        schedule: Fraction of the way from prior to target at each time.
+        schedule: Fraction of the way from prior to target at each time; ``None`` takes that of the divergence, linear but
+            for KL between Gaussians.
         endpoints: Prior and targets; :class:`GaussianEndpoints` for real data, :class:`CategoricalEndpoints` for classes,
             :class:`ProductEndpoints` for both side by side.
         solver: Numerical solver for divergences without a closed-form step.
@@ -222,14 +227,15 @@ class GPFN(Flow[Any]):
         energy: What pulls a belief in each step, with the target as its message; ``None`` is the divergence from the target.
             To guide a trained flow, sample from ``dataclasses.replace(flow, energy=…, solver=…)``. It leaves the Gaussian
             path, so proximal samplers alone serve it.
-        weight_floor: In (0, 1]. Squared errors of the predicted data weigh (τ'/max(1 − τ, floor))²: toward 0 this is the
-            velocity loss of rectified flow, at 1 every time counts alike. Small networks learn more from early times.
+        weight_floor: In (0, 1]. Squared errors of the predicted data weigh (τ'/max(1 − τ, floor))², τ being the mean's
+            part of the way where that is one number: toward 0 this is the velocity loss of rectified flow, at 1 every time
+            counts alike. Small networks learn more from early times.
         coupling: How training pairs prior draws with data, for :class:`GaussianEndpoints`: ``None`` independently,
             :class:`MinibatchOT` by optimal transport within a batch. Sampling does not use it.
     """
 
     divergence: Divergence = field(default_factory=Wasserstein2)
-    schedule: Schedule = field(default_factory=Linear)
+    schedule: Schedule = _OWN
     endpoints: Endpoints[Any] = field(default_factory=GaussianEndpoints)
     solver: Solver | None = None
     simulated_steps: int = 8
@@ -240,6 +246,8 @@ class GPFN(Flow[Any]):
     """The endpoints, if :meth:`_straight_belief` serves this flow; else ``None``."""
 
     def __post_init__(self) -> None:
+        if self.schedule is None:
+            object.__setattr__(self, "schedule", self.divergence.schedule(self.endpoints))
         if self.coupling is not None and not isinstance(self.endpoints, GaussianEndpoints):
             raise ArgumentError(
                 f"a coupling pairs real data with the prior: take GaussianEndpoints, not {self.endpoints}"
@@ -354,7 +362,8 @@ class GPFN(Flow[Any]):
         return self.proximal(belief, message, self.schedule.step(t, s))
 
     def weight(self, t: Tensor) -> Tensor:
-        return self.schedule.velocity_weight(t, self.weight_floor)
+        path = self.path
+        return (path if isinstance(path, Schedule) else self.schedule).velocity_weight(t, self.weight_floor)
 
     def score(self, predicted: Any, x: Tensor, t: Tensor) -> Tensor:
         return self.endpoints.score(predicted, x, self.weight(t) * (x.shape[0] / x.numel()))

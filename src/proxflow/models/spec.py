@@ -467,6 +467,12 @@ def _usual(group: str, kind: str) -> dict[str, Any]:
     for name, entry in fields(group, kind).items():
         if entry.default is not _REQUIRED and entry.default is not None:
             usual.setdefault(name, _written(entry.default, entry.hint, name))
+    found = fields(group, kind)
+    if not any(entry.default is _REQUIRED and name not in usual for name, entry in found.items()):
+        made = make(group, {"kind": kind, **names.find(group, kind).settings})
+        for name, entry in found.items():
+            if entry.default is None and getattr(made, name, None) is not None:  # which the class itself fills in
+                usual[name] = _written(getattr(made, name), entry.hint, name)
     nested = {name: v for name, v in usual.items() if isinstance(v, Mapping) and "kind" in v}
     return {**usual, **{name: describe(make(_group(group, kind, name), v)) for name, v in nested.items()}}
 

@@ -109,7 +109,7 @@ def _table(flow: Tabulated) -> Tensor:
 
 GEOMETRIES: dict[str, ByTime] = {
     "reverse-kl": ByTime(ReverseKL()),
-    "kl": ByTime(KL()),
+    "kl": ByTime(KL(), Linear()),
     "fisher-rao": ByTime(FisherRao()),
     "renyi": Tabulated(Renyi(0.5), solver=MomentSolver(tolerance=1e-3)),
     "anisotropic": ByTime(AnisotropicWasserstein2(FrequencyMetric(28, 28))),
