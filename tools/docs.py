@@ -13,6 +13,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from proxflow import divergences
 from proxflow.divergences import table_of_closed_forms
 from proxflow.errors import DataError, ProxflowError
@@ -145,7 +147,7 @@ def rewritten(root: Path) -> dict[Path, str]:
     """
     beside_peers = read_json(root / "results" / "peers" / "results.json")
     parts = [
-        ("README.md", "results", results_block(results_of(root / "results"))),
+        ("docs/results.md", "results", results_block(results_of(root / "results"))),
         ("README.md", "peers", peers.summary_block(beside_peers)),
         ("docs/mathematics.md", "closed-forms", closed_forms_block()),
         ("docs/peers.md", "peers", peers.full_block(beside_peers)),
@@ -165,9 +167,28 @@ def rewritten(root: Path) -> dict[Path, str]:
     return {**pages, **{page: quoted(root, text) for page, text in texts.items()}}
 
 
+FRONT = "docs/figures/beliefs.png"
+"""The picture of the first page."""
+
+
+def front_picture(root: Path) -> Image.Image:
+    """Return the first two of the three parts, one below the other, of the standard run's picture of beliefs.
+
+    Raises:
+        DataError: The run is not kept.
+    """
+    path = root / "results" / "mnist-standard" / "beliefs.png"
+    try:
+        with Image.open(path) as whole:
+            return whole.crop((0, 0, whole.width, round(0.662 * whole.height)))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
 def main() -> int:
     """Rewrite the pages of the repository in the working directory; return the exit status."""
     try:
+        front_picture(Path()).save(FRONT, optimize=True)
         for path, text in rewritten(Path()).items():
             write_text(path, text)
     except ProxflowError as error:

@@ -1,0 +1,35 @@
+"""How Sphinx builds the site; ``python -m tools.site`` calls it on pages that it gathered."""
+
+import proxflow
+
+project = "proxflow"
+author = "proxflow contributors"
+release = version = proxflow.__version__
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+html_theme = "furo"
+html_title = "proxflow"
+html_show_sphinx = False
+html_show_copyright = False
+html_static_path: list[str] = []
+templates_path: list[str] = []
+exclude_patterns = ["conf.py"]
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 4
+suppress_warnings = ["myst.header"]  # the reports begin at their own level
+
+nb_execution_mode = "cache"
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+nb_merge_streams = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_class_signature = "mixed"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+copybutton_prompt_text = r"\$ "
