@@ -198,7 +198,7 @@ def test_a_matching_student_is_led_by_its_weight(matched):
 
 
 def test_rows_may_each_have_their_own_guidance(matched):
-    told = torch.tensor([[1.5, 0.0, 1.0], [3.0, 0.2, 0.9], [NAN, NAN, NAN], [2.0, 0.0, 1.0]])
+    told = torch.tensor([[1.5, 0.0, 1.0], [3.0, 0.2, 0.9], [NAN, NAN, NAN], [1.0, 0.0, 1.0]])
     labels = torch.tensor([0, 1, 1, 0])
     both = matched.sample(4, nfe=1, seed=2, condition={"label": labels, "guidance": told})
     for k, (w, first, last) in enumerate(told.nan_to_num(1.0).tolist()):
