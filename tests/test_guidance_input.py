@@ -258,6 +258,8 @@ def test_the_command_makes_a_student_and_tells_it(tmp_path, capsys):
     status, _, err = run(*words)
     assert (status, "the largest weight" in err) == (2, True)
     assert run(*words, "--guidance", 3)[::2] == (0, "")
+    origin = json.loads((tmp_path / "s" / "config.json").read_text())["provenance"]
+    assert origin["guidance"]["weight"] == "uniform from 1 to 3"
     drawn = ("sample", tmp_path / "s", "--class", "1", "--steps", 1, "--n", 2, "--out", tmp_path / "y.npz")
     status, out, err = run(*drawn, "--guidance", 2, "--guidance-interval", 0.1, 0.9)
     assert (status, err) == (0, "")

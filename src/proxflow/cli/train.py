@@ -169,7 +169,7 @@ def run(options: Train, device: torch.device) -> None:
     from proxflow.runtime.files import writable_folder
     from proxflow.runtime.processes import Processes
     from proxflow.runtime.tracking import TensorBoard
-    from proxflow.training.conditions import ConditionDropout, with_dropout
+    from proxflow.training.conditions import ConditionDropout, GuidanceInput, with_dropout
     from proxflow.training.fit import fit
     from proxflow.training.recipes import recipe
     from proxflow.training.run import CHANGEABLE, RunFolder, decisive, upgrade
@@ -269,6 +269,7 @@ def run(options: Train, device: torch.device) -> None:
             **({} if init is None else {"init": {"model": options.init, "weights": digest(init.predictor)}}),
             **({} if weak is None else {"weak": options.weak, "guidance": guidance}),
             **({"guidance": guidance, **led} if led else {}),
+            **({"guidance": learning.objective.law} if isinstance(learning.objective, GuidanceInput) else {}),
             **({"adversarial": options.adversarial} if method == "distribution-matching" else {}),
         }
 

@@ -91,6 +91,16 @@ class GuidanceInput:
     largest: float
 
     @property
+    def law(self) -> dict[str, Any]:
+        """The law as JSON values, for the record of a model."""
+        return {
+            "weight": f"uniform from 1 to {self.largest:g}",
+            "first": "0 for half, else uniform up to 0.5",
+            "last": "1 for half, else uniform from 0.5",
+            "unguided": UNGUIDED,
+        }
+
+    @property
     def flow(self) -> Any:
         """The flow that the objective is about."""
         return getattr(self.objective, "flow", self.objective)
