@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,11 @@ from PIL import Image
 
 import proxflow
 from proxflow import data, metrics
+from proxflow.cli import main
 from proxflow.config import TrainingConfig
-from proxflow.errors import ArgumentError
+from proxflow.data.kinds import Loaded
+from proxflow.data.kinds.image import Image as ImageKind
+from proxflow.errors import ArgumentError, OutputError
 from proxflow.studies import trials
 from proxflow.studies.guidance import report
 from proxflow.studies.guidance.cells import CONDITIONAL, UNCONDITIONAL, WEAK, GuidedCell, spent
@@ -131,6 +135,36 @@ def test_the_models_share_data_size_and_steps(finished):
     assert sizes[UNCONDITIONAL] < sizes[CONDITIONAL] < 1.1 * sizes[UNCONDITIONAL]
 
 
+def test_a_model_that_the_command_trained_is_taken_and_another_refused(some, finished, tmp_path, monkeypatch):
+    out, told = finished[0], data.load("mnist", "train")
+    examples = proxflow.Examples(told.images[:256], told.labels[:256])
+    kind = ImageKind((1, 28, 28), tuple("0123456789"))
+    monkeypatch.setattr(ImageKind, "read", lambda source, **_: Loaded(kind, examples, None, "a few"))
+    words = ["train", "--conditional", "--network", TINY.network, "--schedule", "linear:final=0.8", "--batch-size", "8",
+             "--warmup-steps", "2", "--grid", "0", "--device", "cpu"]  # fmt: skip
+    setup = trials.Setup(
+        TINY, tmp_path, CPU, lambda line: None, examples.x, told.images, examples.condition, told.labels
+    )
+    made = STUDY.trials(setup)
+    monkeypatch.setattr(trials, "fit", None)
+    ours = tmp_path / "models"
+    assert main([*words, "--steps", "20", "--out", str(ours / f"{CONDITIONAL}-seed0")]) == 0
+    assert main([*words, "--steps", "10", "--out", str(ours / f"{WEAK}-seed0")]) == 0
+    for name in (CONDITIONAL, WEAK):
+        trials.train(setup, name, made[name], 0)  # taken as they are
+        theirs, own = (proxflow.load(path / f"{name}-seed0").predictor for path in (out / "models", ours))
+        assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), own.parameters(), strict=True))
+    shutil.copytree(ours / f"{WEAK}-seed0", ours / f"{CONDITIONAL}-seed1")
+    with pytest.raises(OutputError, match=r"steps 10, not 20: remove it"):
+        trials.train(setup, CONDITIONAL, made[CONDITIONAL], 1)
+    shutil.copytree(ours / f"{CONDITIONAL}-seed0", ours / f"{CONDITIONAL}-seed2")
+    with pytest.raises(OutputError, match="seed 0, not 2"):
+        trials.train(setup, CONDITIONAL, made[CONDITIONAL], 2)
+    fewer = replace(made[CONDITIONAL], data=examples[:100])
+    with pytest.raises(OutputError, match="data "):
+        trials.train(setup, CONDITIONAL, fewer, 0)
+
+
 def test_what_is_done_is_not_done_again(finished, monkeypatch):
     out, results, _ = finished
 
@@ -185,14 +219,9 @@ def test_claims_are_about_one_setting():
     assert (found["accuracy"].threshold, found["recall"].threshold, found["frechet"].threshold) == (None, 0.75, None)
 
 
-def test_the_long_preset_has_the_budget_of_the_few_step_study():
+def test_the_long_preset_has_the_steps_of_the_few_step_study():
     ours, theirs = GUIDANCE_PRESETS["long"], FEW_STEP_PRESETS["long"]
-    assert (ours.network, ours.training, ours.samples, ours.seeds) == (
-        theirs.network,
-        theirs.training,
-        theirs.samples,
-        theirs.seeds,
-    )
+    assert (ours.training, ours.samples, ours.seeds[0]) == (theirs.training, theirs.samples, theirs.seeds[0])
     assert ours.flow == FEW_STEP_METHODS["late"].flow
     assert ours.weak_share == FEW_STEP_METHODS["short"].share
     assert EXPERIMENTS["guidance"] is GUIDANCE_PRESETS

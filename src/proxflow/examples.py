@@ -19,6 +19,9 @@ Condition = Union[Tensor, Mapping[str, Tensor]]  # noqa: UP007 - read by typing.
 Predict = Callable[..., Any]
 """A belief of a flow's family and times (batch,) → the predicted target, a belief of the same family."""
 
+GUIDANCE = "guidance"
+"""Name of the part of a condition that says how predictions are guided, (batch, 3): weight, first and last time."""
+
 C = TypeVar("C", bound=Union[Condition, None])  # noqa: UP007
 
 
@@ -86,6 +89,19 @@ def without(condition: C, dropped: Tensor) -> C:
         return tensor.masked_fill(lost, torch.nan if tensor.is_floating_point() else -1)
 
     return _each(condition, change)
+
+
+def lacking(condition: Condition) -> Tensor:
+    """Tell which examples have no condition at all, as :func:`without` leaves them, bool (batch,)."""
+    lacks = [a.flatten(1).isnan().all(1) if a.is_floating_point() else a < 0 for a in named(condition).values()]
+    return torch.stack(lacks).all(0)
+
+
+def named(condition: Condition) -> dict[str, Tensor]:
+    """Return the parts of a condition by name; one that is a tensor is of labels, vectors or images, by its form."""
+    if isinstance(condition, Tensor):
+        return {{1: "label", 2: "vector"}.get(condition.ndim, "image"): condition}
+    return dict(condition)
 
 
 def joined(first: C, second: C) -> C:

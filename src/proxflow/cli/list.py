@@ -93,4 +93,6 @@ def _model(content: Any) -> str:
     """Describe a model that comes with the package, by its configuration."""
     student = content["provenance"].get("method") == "distribution-matching"
     shape = " x ".join(map(str, content["data"]["shape"]))
-    return f"{content['data']['kind']} of {shape}" + (", a student that draws with one evaluation" if student else "")
+    classes = f", of {read} classes" if (read := content["network"].get("classes")) else ""
+    student = ", a student that draws with one evaluation" if student else ""
+    return f"{content['data']['kind']} of {shape}{classes}{student}"

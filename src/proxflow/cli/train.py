@@ -67,6 +67,7 @@ class Train:
         proxflow train --out runs/few --teacher runs/mine --steps 800 --ema 0.99
         proxflow train --out runs/digits --conditional
         proxflow train --out runs/few-digits --teacher runs/digits --guidance 2 --steps 800 --ema 0.99
+        proxflow train --out runs/any-digits --teacher runs/digits --guidance 3 --guidance-input --steps 800 --ema 0.99
         proxflow train --out runs/short --steps 1500
         proxflow train --out runs/better --teacher runs/mine --weak runs/short --steps 2000 --learning-rate 1e-3
         torchrun --standalone --nproc-per-node 8 -m proxflow.cli train --out runs/many --batch-size 1024
@@ -113,6 +114,8 @@ class Train:
             what the teacher draws when it is guided.
         guidance_interval: First and last time between which a conditional teacher is led, in [0, 1].
         guidance_rule: How a conditional teacher is led: "proxflow list guidance" shows the rules.
+        guidance_input: Make weight and interval inputs of the student of a conditional teacher, so that they are chosen when
+            it is sampled from, at one evaluation: --guidance is then the largest weight that it learns.
         tensorboard: Write for TensorBoard, too, into the folder "tensorboard"; needs the extra of this name.
         training: How to train: AdamW with warm-up and cosine decay, clipped gradients, averaged weights.
         device: Where to compute; auto takes CUDA when there is one.
@@ -150,6 +153,7 @@ class Train:
     ] = None
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_rule: Annotated[Text, word("linear")] = None
+    guidance_input: bool = False
     tensorboard: bool = False
     training: tyro.conf.OmitArgPrefixes[TrainingOptions] = field(default_factory=TrainingOptions)
     device: DeviceName = "auto"
@@ -176,7 +180,7 @@ def run(options: Train, device: torch.device) -> None:
     from proxflow.runtime.files import writable_folder
     from proxflow.runtime.processes import Processes
     from proxflow.runtime.tracking import TensorBoard
-    from proxflow.training.conditions import ConditionDropout, with_dropout
+    from proxflow.training.conditions import ConditionDropout, GuidanceInput, with_dropout
     from proxflow.training.fit import fit
     from proxflow.training.recipes import recipe
     from proxflow.training.run import CHANGEABLE, RunFolder, decisive, upgrade
@@ -211,13 +215,13 @@ def run(options: Train, device: torch.device) -> None:
         examples, held_out = Examples(examples.x), None if held_out is None else Examples(held_out.x)
     if teacher is not None:
         held_out = None  # a student's loss says how far it is from its teacher, not how good it is
-    guidance, rule = _guidance(options, method), options.guidance_rule or "linear"
+    guidance, rule = None if options.guidance_input else _guidance(options, method), options.guidance_rule or "linear"
     learning = recipe(
         method, model, teacher, weak, guidance=guidance, interval=options.guidance_interval, rule=rule,
         adversarial=options.adversarial,
     )  # fmt: skip
     led: dict[str, Any] = {}
-    if method == "distribution-matching" and guidance != 1:
+    if method == "distribution-matching" and guidance not in (1, None):
         led = {"guidance_interval": list(options.guidance_interval), "guidance_rule": rule}
     objective = with_dropout(learning.objective, model.predictor, options.drop)
     drop = objective.rate if isinstance(objective, ConditionDropout) else None
@@ -276,6 +280,7 @@ def run(options: Train, device: torch.device) -> None:
             **({} if init is None else {"init": {"model": options.init, "weights": digest(init.predictor)}}),
             **({} if weak is None else {"weak": options.weak, "guidance": guidance}),
             **({"guidance": guidance, **led} if led else {}),
+            **({"guidance": learning.objective.law} if isinstance(learning.objective, GuidanceInput) else {}),
             **({"adversarial": options.adversarial} if method == "distribution-matching" else {}),
         }
 
@@ -337,6 +342,13 @@ def _method(options: Train) -> MethodName:
         raise ArgumentError(
             "--guidance-interval and --guidance-rule say how a conditional --teacher is led: give --guidance, and no --weak"
         )
+    if options.guidance_input and (
+        options.guidance is None or options.teacher is None or options.weak is not None or led
+    ):
+        raise ArgumentError(
+            "--guidance-input makes a student of a conditional --teacher that reads weight and interval: give --guidance, "
+            "the largest weight, and no --weak, --guidance-rule or --guidance-interval"
+        )
     if options.weak is None:
         if options.guidance is not None and options.teacher is None:
             raise ArgumentError(
@@ -381,9 +393,15 @@ def _student(options: Train, kind: Kind, teacher: Model) -> Model:
         raise ArgumentError(
             f"a student learns from data like its teacher's, {teacher.shape}, and these are {kind.shape}"
         )
-    predictor = spec.make("predictors", teacher.spec["predictor"])
+    predictor, network = spec.make("predictors", teacher.spec["predictor"]), teacher.network
+    if options.guidance_input:
+        if not teacher.classes or "guidance" not in spec.fields("networks", network.kind):
+            raise ArgumentError(
+                f"--guidance-input: {options.teacher} was trained without classes, so there is nothing to lead toward"
+            )
+        network = replace(network, settings={**network.settings, "guidance": options.guidance})
     # Of the teacher's kind: rows of numbers keep the units that its network was trained in.
-    return models.build(teacher.data, flow=teacher.flow, network=teacher.network, predictor=predictor)
+    return models.build(teacher.data, flow=teacher.flow, network=network, predictor=predictor)
 
 
 def _begun(options: Train, kind: Kind, init: Model) -> Model:

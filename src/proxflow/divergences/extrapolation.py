@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 import torch
 from torch import Tensor
 
-from proxflow._math import sin_ratio, sinh_ratio
+from proxflow._math import over_events, sin_ratio, sinh_ratio
 from proxflow.beliefs import Belief, Binned, Categorical, DiagonalGaussian, FullGaussian, Product
 from proxflow.divergences.anisotropic import AnisotropicWasserstein2
 from proxflow.divergences.base import Divergence, Pair, check_pair, independent_parts
@@ -57,7 +57,8 @@ EXTRAPOLATIONS: dict[Pair, Callable[[Any, Any, Any, Callable[[Tensor], Tensor]],
 def extrapolated(divergence: type[Divergence], family: type[Belief]) -> Callable[[Rule], Rule]:
     """Register ``rule(divergence, away, toward, over) -> Extrapolation``.
 
-    ``over(tensor)`` is the weight w, a scalar of the precision and on the device of a parameter tensor.
+    ``over(tensor)`` is the weight w in the precision and on the device of a parameter tensor: a scalar, or one number a row
+    of it, in a shape that broadcasts.
     """
 
     def add(rule: Rule) -> Rule:
@@ -74,14 +75,14 @@ def has_extrapolation(divergence: Divergence, family: type[Belief]) -> bool:
     return (type(divergence), family) in EXTRAPOLATIONS
 
 
-def extrapolate(divergence: Divergence, away: B, toward: B, weight: float, outside: Outside = "refuse") -> B:
+def extrapolate(divergence: Divergence, away: B, toward: B, weight: float | Tensor, outside: Outside = "refuse") -> B:
     """Return argmin_r w D(r, toward) − (w − 1) D(r, away); for w ≤ 1 it is the barycentric step by w.
 
     Args:
         divergence: The geometry.
         away: What is led away from.
         toward: What is led toward; at w = 1 it is the result itself.
-        weight: w ≥ 0.
+        weight: w ≥ 0; or a tensor (batch,), one w ≥ 1 a row, which are not looked at.
         outside: What happens where the extrapolation leaves the family. "refuse" looks whether it does, which waits for the
             device where that is possible at all; "clip" changes it as the rule says and waits for nothing.
 
@@ -91,13 +92,14 @@ def extrapolate(divergence: Divergence, away: B, toward: B, weight: float, outsi
             refused: the message has the largest weight that does not.
     """
     check_pair(away, toward, same_sizes=divergence.same_sizes)
-    if not 0 <= weight < math.inf:
+    each = isinstance(weight, Tensor)
+    if not each and not 0 <= weight < math.inf:
         raise ArgumentError(f"the weight of guidance must be at least 0 and finite, got {weight}")
-    if weight == 1:
+    if not each and weight == 1:
         return toward
     points = isinstance(away, DiagonalGaussian) and isinstance(toward, DiagonalGaussian) and _same_number(away, toward)
     # Points are infinitely far apart under KL; its rule has the limit of Gaussians of one standard deviation.
-    if weight < 1 and not (points and isinstance(divergence, KL)):
+    if not each and weight < 1 and not (points and isinstance(divergence, KL)):
         return divergence.interpolate(away, toward, weight)
     if parts := independent_parts(divergence, away, toward):
         return cast(B, Product(tuple(extrapolate(d, a, b, weight, outside) for d, a, b in parts)))
@@ -109,11 +111,17 @@ def extrapolate(divergence: Divergence, away: B, toward: B, weight: float, outsi
             f"geometry: known are {', '.join(known)}; choose one by divergence="
         )
     # Filled in on the device: a copy of the number to it would be a wait.
-    found = rule(divergence, away, toward, lambda like: like.new_full((), weight))
+    found = rule(
+        divergence,
+        away,
+        toward,
+        lambda like: over_events(weight, like) if isinstance(weight, Tensor) else like.new_full((), weight),
+    )
     if outside == "refuse" and found.leaves is not None and found.largest is not None and bool(found.leaves.any()):
         largest = math.floor(float(found.largest().min()) * 1e6) / 1e6
+        most = float(weight.max()) if isinstance(weight, Tensor) else weight
         raise ArgumentError(
-            f"guidance of weight {weight:g} leaves {type(toward).__name__} under {type(divergence).__name__}: the largest "
+            f"guidance of weight {most:g} leaves {type(toward).__name__} under {type(divergence).__name__}: the largest "
             f"weight that does not is {largest:.10g}; lower it, or take outside='clip', which {found.clipping}"
         )
     belief: B = found.belief
@@ -137,7 +145,7 @@ def _straight(_: Any, away: DiagonalGaussian, toward: DiagonalGaussian, over: An
     if _same_number(away, toward):
         return Extrapolation(DiagonalGaussian(mean, toward._std))
     start, end = away.given_std, toward.given_std
-    std = torch.lerp(start, end, over(end))
+    std = torch.lerp(start, end, w.to(end.dtype))
     # Clipped it is the minimiser among standard deviations ≥ 0: the objective is quadratic in them.
     return Extrapolation(
         DiagonalGaussian(mean, std.clamp_min(0)),

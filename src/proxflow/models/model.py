@@ -33,7 +33,7 @@ from proxflow.models.card import card
 from proxflow.models.outline import outlined
 from proxflow.models.spec import Part
 from proxflow.nn import UNet
-from proxflow.predictors import GuidanceRule, Guided, Predictor
+from proxflow.predictors import GuidanceRule, Guided, LinearGuidance, Predictor, ToldGuidance, reads_guidance
 from proxflow.runtime.checkpoints import load_weights, refuse_other_weights, write_tensors
 from proxflow.runtime.files import open_plain, read_json, writable_folder, write_json, write_text
 from proxflow.runtime.machine import usable_device
@@ -132,7 +132,8 @@ class Model:
 
         Args:
             number: Number of samples.
-            nfe: Predictions for each sample, each one network evaluation, or two where it is guided.
+            nfe: Predictions for each sample, each one network evaluation, or two where it is guided by a network that does
+                not read guidance.
             sampler: A sampler, or a word for one, as ``multistep2``; ``None`` takes the default for the predictor.
             seed: Seed of the samples.
             condition: What the predictions are conditioned on, one row a sample, for networks that read it.
@@ -174,6 +175,8 @@ class Model:
     ) -> nn.Module:
         """Return its predictor guided (:class:`proxflow.Guided`), or the predictor itself at weight 1.
 
+        A network that reads guidance is told weight and interval instead, and takes one evaluation.
+
         Args:
             weight: How far targets are led: 1 not at all, 2 as far again as the condition, or the weak model, makes.
             interval: Times (first, last) between which they are.
@@ -181,7 +184,8 @@ class Model:
             weak: A worse model of the same flow and shape, to be led away from.
 
         Raises:
-            ArgumentError: As :class:`proxflow.Guided`; an unknown rule; a weak model of another flow or shape.
+            ArgumentError: As :class:`proxflow.Guided`; an unknown rule; a weak model of another flow or shape; of a network
+                that reads guidance, what it was not taught.
         """
         chosen = spec.parse("guidance", rule) if isinstance(rule, str) else rule
         if weak is not None and (weak.flow != self.flow or weak.shape != self.shape):
@@ -191,6 +195,12 @@ class Model:
             )
         if weight == 1:
             return self.predictor
+        if weak is None and reads_guidance(self.predictor):
+            if not isinstance(chosen, LinearGuidance):
+                raise ArgumentError(
+                    f"this network was taught guidance by the rule linear, and {spec.word(chosen)} is asked for: take linear"
+                )
+            return ToldGuidance(self.predictor, weight, interval)
         return Guided(self.predictor, weight, interval, chosen, None if weak is None else weak.predictor)
 
     def log_prob(

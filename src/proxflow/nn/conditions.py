@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from proxflow.errors import ArgumentError
-from proxflow.examples import Condition
+from proxflow.examples import GUIDANCE, Condition
+from proxflow.nn.layers import zero
 
 NONE = -1
 """The label of an example without a class."""
@@ -27,22 +29,33 @@ class Conditions(nn.Module):
     Diffusion Guidance" (Ho & Salimans, 2022), arXiv 2207.12598. It begins at zero, and nothing is added for a vector or an
     image that an example lacks: weights without conditions draw the same without one.
 
+    With ``guidance`` a condition may say beside these how far the prediction is guided toward them, by the part "guidance"
+    of a dictionary, (batch, 3): the weight w in [1, guidance], and the times from the first in [0, ½] to the last in [½, 1];
+    NaN says not at all, and so does w = 1. It is embedded as vectors are, times the share of the way that w is from 1 to the
+    largest, and begins with no effect.
+
     Args:
         width: Size of the embedding.
         classes: Number of classes; 0 for no labels.
         vectors: Size of the vectors; 0 for none.
         images: Channels of the images; 0 for none.
+        guidance: Largest weight of guidance that is read; 0 for none.
 
     Raises:
-        ArgumentError: A number is negative, or all are 0; when called, a condition of another form.
+        ArgumentError: A number is negative, or all are 0; a largest weight that is not above 1, or without anything to be
+            guided toward; when called, a condition of another form.
     """
 
-    def __init__(self, width: int, classes: int = 0, vectors: int = 0, images: int = 0) -> None:
+    def __init__(self, width: int, classes: int = 0, vectors: int = 0, images: int = 0, guidance: float = 0.0) -> None:
         super().__init__()
-        self.classes, self.vectors, self.images = classes, vectors, images
+        self.classes, self.vectors, self.images, self.guidance = classes, vectors, images, guidance
         sizes = {"label": classes, "vector": vectors, "image": images}
         if min(sizes.values()) < 0 or not any(sizes.values()):
-            raise ArgumentError(f"classes, vectors and images must be at least 0, got {classes}, {vectors}, {images}")
+            raise ArgumentError(
+                f"classes, vectors and images must be at least 0, and one of them more, got {classes}, {vectors}, {images}"
+            )
+        if guidance and not 1 < guidance < math.inf:
+            raise ArgumentError(f"guidance, the largest weight that is read, is above 1, or 0 for none, got {guidance}")
         self.names = tuple(name for name, size in sizes.items() if size)
         # Labels begin with variance 1: beginning at zero, they are learnt several times as slowly.
         self.embed_label = nn.Embedding(classes + 1, width) if classes else None
@@ -50,6 +63,8 @@ class Conditions(nn.Module):
             nn.init.zeros_(self.embed_label.weight[classes].detach())
         layers = (nn.Linear(vectors, width), nn.SiLU(), nn.Linear(width, width)) if vectors else ()
         self.embed_vector = nn.Sequential(*layers) if vectors else None
+        layers = (nn.Linear(3, width), nn.SiLU(), zero(nn.Linear(width, width))) if guidance else ()
+        self.embed_guidance = nn.Sequential(*layers) if guidance else None
 
     def parts(self, condition: Condition | None) -> dict[str, Tensor | None]:
         """Return the parts of a condition by name.
@@ -57,12 +72,11 @@ class Conditions(nn.Module):
         Raises:
             ArgumentError: Another form than the network was built for.
         """
+        known = (*self.names, GUIDANCE) if self.guidance else self.names
         if isinstance(condition, Mapping):
             given = dict(condition)
-            if unknown := sorted(set(given) - set(self.names)):
-                raise ArgumentError(
-                    f"this network's condition has the parts {', '.join(self.names)}, got {unknown[0]!r}"
-                )
+            if unknown := sorted(set(given) - set(known)):
+                raise ArgumentError(f"this network's condition has the parts {', '.join(known)}, got {unknown[0]!r}")
         elif condition is not None and len(self.names) > 1:
             raise ArgumentError(f"this network's condition is a dictionary of {', '.join(self.names)}, got a tensor")
         else:
@@ -72,14 +86,15 @@ class Conditions(nn.Module):
                 fits = value.ndim == 1 and value.dtype in (torch.int64, torch.int32)
                 wanted = "labels are one whole number an example, (batch,), int64 or int32"
             else:
-                size, dimensions = (self.vectors, 2) if name == "vector" else (self.images, 4)
+                sizes = {"vector": (self.vectors, 2), "image": (self.images, 4), GUIDANCE: (3, 2)}
+                size, dimensions = sizes[name]
                 fits = value.ndim == dimensions and value.shape[1] == size and value.is_floating_point()
                 wanted = f"each {name} is of real numbers (batch, {size}{', height, width' if dimensions == 4 else ''})"
             if not fits:
                 raise ArgumentError(
                     f"the condition's {name} does not fit this network: {wanted}, got {value.dtype} {tuple(value.shape)}"
                 )
-        return {name: given.get(name) for name in self.names}
+        return {name: given.get(name) for name in known}
 
     def check_condition(self, condition: Condition) -> None:
         """Refuse a condition by its values, before any work; this waits for the device.
@@ -104,6 +119,16 @@ class Conditions(nn.Module):
                 raise ArgumentError(
                     f"the condition's {name} must be finite; NaN throughout says that an example has none"
                 )
+            if name == GUIDANCE:
+                w, first, last = value.nan_to_num(0.5).unbind(1)
+                within = ((w >= 1) | nan.all(1)) & (w <= self.guidance) & (first >= 0) & (last <= 1)
+                within &= (first <= 0.5) & (last >= 0.5)
+                if not bool(within.all()):
+                    other = "weight {:g} from {:g} to {:g}".format(*value[~within][0].tolist())
+                    raise ArgumentError(
+                        f"guidance of {other} was not learnt: this network knows weights from 1 to {self.guidance:g}, that "
+                        "begin at a time from 0 to 0.5 and end at one from 0.5 to 1"
+                    )
 
     def forward(self, embedding: Tensor, parts: Mapping[str, Tensor | None]) -> Tensor:
         """Return an embedding (batch, width) with those of labels and vectors added."""
@@ -117,12 +142,18 @@ class Conditions(nn.Module):
             like = next(self.embed_vector.parameters())
             vector = flagged(parts["vector"], (batch, self.vectors), like)
             embedding = embedding + vector[:, -1:] * self.embed_vector(vector[:, :-1])
+        if self.embed_guidance is not None:
+            asked = flagged(parts[GUIDANCE], (batch, 3), next(self.embed_guidance.parameters()))
+            # How far it is guided, from 0 to 1: so that with the weight 1 nothing is added, as without guidance.
+            far = asked[:, -1:] * (asked[:, :1] - 1) / (self.guidance - 1)
+            embedding = embedding + far * self.embed_guidance(torch.cat([far, asked[:, 1:3]], dim=1))
         return embedding
 
 
-def conditions(width: int, classes: int, vectors: int, images: int = 0) -> Conditions | None:
+def conditions(width: int, classes: int, vectors: int, images: int = 0, guidance: float = 0.0) -> Conditions | None:
     """Return the conditions of a network; ``None`` for one without any."""
-    return Conditions(width, classes, vectors, images) if classes or vectors or images else None
+    found = classes or vectors or images or guidance
+    return Conditions(width, classes, vectors, images, guidance) if found else None
 
 
 def parts_of(owned: Conditions | None, condition: Condition | None) -> dict[str, Tensor | None]:

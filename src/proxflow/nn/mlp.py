@@ -46,6 +46,7 @@ class MLP(nn.Module):
         classes: Number of classes whose labels it reads as its condition; 0 for none. See
             :class:`proxflow.nn.conditions.Conditions`, also for the next.
         vectors: Size of the vectors that it reads as its condition; 0 for none.
+        guidance: Largest weight of guidance that it reads beside its condition; 0 for none.
 
     Shapes: ``x`` (batch, *shape), ``t`` and ``end`` (batch,) or scalars → (batch, outputs, *shape[1:]). Without ``end`` it
     is t.
@@ -66,6 +67,7 @@ class MLP(nn.Module):
         reads_end: bool = False,
         classes: int = 0,
         vectors: int = 0,
+        guidance: float = 0.0,
     ) -> None:
         super().__init__()
         self.shape = event_shape(shape, "MLP")
@@ -81,7 +83,7 @@ class MLP(nn.Module):
         self.head = nn.Sequential(nn.SiLU(), last)
         if reads_end:  # last, so that the other weights are drawn as without it
             self.embed_gap = gap_embedding(embedding)
-        self.conditions = conditions(embedding, classes, vectors)
+        self.conditions = conditions(embedding, classes, vectors, guidance=guidance)
         self.conditional = self.conditions is not None
 
     def forward(self, x: Tensor, t: Tensor, end: Tensor | None = None, condition: Condition | None = None) -> Tensor:

@@ -110,6 +110,11 @@ class UNet(nn.Module):
         dropout: Probability of dropping a feature in the residual blocks.
         reads_end: Whether it reads a second time, ``end`` ≥ t, by an embedding of end − t that is added to that of t. What
             is added begins at zero, so that weights without it serve as they did.
+        classes: Number of classes whose labels it reads as its condition; 0 for none. See
+            :class:`proxflow.nn.conditions.Conditions`, also for the next.
+        vectors: Size of the vectors that it reads as its condition; 0 for none.
+        images: Channels of the images that it reads as its condition; 0 for none.
+        guidance: Largest weight of guidance that it reads beside its condition; 0 for none.
 
     Shapes: ``x`` (batch, channels, height, width), ``t`` and ``end`` (batch,) or scalars → (batch, outputs, height, width).
     Without ``end`` it is t.
@@ -134,6 +139,7 @@ class UNet(nn.Module):
         classes: int = 0,
         vectors: int = 0,
         images: int = 0,
+        guidance: float = 0.0,
     ) -> None:
         super().__init__()
         inputs = event_shape(shape, "UNet", 3)[0]
@@ -179,7 +185,7 @@ class UNet(nn.Module):
         self.head = nn.Sequential(_norm(size), nn.SiLU(), zero(nn.Conv2d(size, outputs * patch**2, 3, padding=1)))
         if reads_end:  # last, so that the other weights are drawn as without it
             self.embed_gap = gap_embedding(width)
-        self.conditions = conditions(width, classes, vectors, images)
+        self.conditions = conditions(width, classes, vectors, images, guidance)
         self.conditional = self.conditions is not None
         # Its output is added to the stem's, as if the channels were read together. Of no image it is zero.
         self.stem_image = nn.Conv2d((images + 1) * patch**2, channels, 3, padding=1, bias=False) if images else None

@@ -13,6 +13,7 @@ from proxflow.predictors.long_step import LongStepPredictor
 from proxflow.predictors.point import Parameterisation, PointPredictor
 from proxflow.predictors.posterior import METHODS, Posterior
 from proxflow.predictors.product import ProductPredictor
+from proxflow.predictors.told import GuidedAsTold, ToldGuidance, reads_guidance
 
 __all__ = [
     "METHODS",
@@ -22,6 +23,7 @@ __all__ = [
     "DrawPredictor",
     "GuidanceRule",
     "Guided",
+    "GuidedAsTold",
     "LinearGuidance",
     "LongStepPredictor",
     "Parameterisation",
@@ -31,5 +33,7 @@ __all__ = [
     "ProductPredictor",
     "Projected",
     "RealPredictor",
+    "ToldGuidance",
     "ZeroStar",
+    "reads_guidance",
 ]

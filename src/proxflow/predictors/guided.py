@@ -251,9 +251,7 @@ class Guided(nn.Module):
         first, last = self.interval
         if (first, last) == (0, 1):
             return target
-        inside = (t >= first) & (t <= last)
-        found = target.tensors()
-        return toward.with_tensors({n: torch.where(_wide(inside, a), found[n], a) for n, a in toward.tensors().items()})
+        return _where((t >= first) & (t <= last), target, toward)
 
     def planned(self, times: Sequence[float]) -> list[Predict]:
         """Return what predicts at each of the times of one run of samples: the guided target, or the predictor itself."""
@@ -314,9 +312,13 @@ class Guided(nn.Module):
         if not isinstance(self.rule, LinearGuidance):
             self._check_real(toward)
         target, kept = self.rule.lead(self, away, toward, lambda: self._here(belief, t), memory)
+        return self._clipped(target), kept
+
+    def _clipped(self, target: Any) -> Any:
+        """Return a target of real data clipped to their range, as the predictor clips its own; others as they are."""
         if isinstance(self.predictor, RealPredictor) and isinstance(target, DiagonalGaussian):
-            target = _moved(target, self.predictor.clipped(target.mean))
-        return target, kept
+            return _moved(target, self.predictor.clipped(target.mean))
+        return target
 
     def _check_real(self, target: Any) -> None:
         if not isinstance(target, DiagonalGaussian):
@@ -380,8 +382,10 @@ def _moved(target: DiagonalGaussian, mean: Tensor) -> DiagonalGaussian:
     return DiagonalGaussian(mean, target._std)
 
 
-def _wide(inside: Tensor, like: Tensor) -> Tensor:
-    return inside.view(-1, *(1,) * (like.ndim - 1))
+def _where(inside: Tensor, target: Any, other: Any) -> Any:
+    """Take the target for the examples of a batch that are inside, (batch,), and another for the rest."""
+    found, wide = target.tensors(), {n: (-1, *(1,) * (a.ndim - 1)) for n, a in other.tensors().items()}
+    return other.with_tensors({n: torch.where(inside.view(wide[n]), found[n], a) for n, a in other.tensors().items()})
 
 
 def _twice(belief: Belief) -> Belief:

@@ -5,6 +5,7 @@ The work is cut into pieces, each written to disk when done. Given again, the co
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from proxflow.config import TrainingConfig, to_dict
 from proxflow.data import to_bytes
 from proxflow.data.arrays import read_npz
 from proxflow.errors import ArgumentError, DataError, OutputError
-from proxflow.examples import Examples
+from proxflow.examples import Examples, examples_of
 from proxflow.models import Model, format1, spec
 from proxflow.runtime.checkpoints import load_weights, remove_all, write_tensors
 from proxflow.runtime.files import read_json, writable_folder, write_atomically, write_json
@@ -34,7 +35,7 @@ from proxflow.studies import pages
 from proxflow.studies.pages import Block
 from proxflow.studies.presets import EXPERIMENTS, Preset
 from proxflow.studies.scoreboard import Record, floor, title_of_extractor, within_classes
-from proxflow.training.conditions import with_dropout
+from proxflow.training.conditions import ConditionDropout, with_dropout
 from proxflow.training.fit import fit
 from proxflow.training.recipes import Recipe, recipe
 from proxflow.training.run import RunFolder
@@ -100,6 +101,7 @@ class Trial:
         to_images: From samples to images of bytes.
         recipe: From the untrained model, and settings with the seed, to what it is trained with and the settings to use;
             ``None`` for the flow's own loss and those given.
+        steps: Steps of its training, where they are not the preset's.
         named: Whether flow and predictor have names, so that the trained model's folder loads like any other.
         labels: Labels of the test images, int64 (N,): samples are drawn for classes in their proportions, and scored within
             classes, too; ``None`` draws without classes.
@@ -111,6 +113,7 @@ class Trial:
     test: Tensor
     to_images: Callable[[Tensor], Tensor] = to_bytes
     recipe: Callable[[Model, TrainingConfig], tuple[Recipe, TrainingConfig]] | None = None
+    steps: int | None = None
     named: bool = True
     labels: Tensor | None = None
 
@@ -317,12 +320,19 @@ def evaluate(setup: Setup[Any], trials: Mapping[str, Trial], cells: Sequence[Cel
 
 
 def train(setup: Setup[Any], name: str, trial: Trial, seed: int) -> None:
-    """Train one trial unless its model is there."""
-    folder = setup.out / "models" / f"{name}-seed{seed}"
+    """Train one trial unless its model is there, which may be a copy of the folder of ``proxflow train``.
+
+    Raises:
+        OutputError: Another model is there, or one whose training has not ended.
+    """
+    folder, usual = setup.out / "models" / f"{name}-seed{seed}", setup.preset.training
+    settings = replace(usual, seed=seed, steps=trial.steps or usual.steps)
     if (folder / "config.json").exists():
+        if trial.named and trial.recipe is None:
+            _check_same(folder, trial, settings)
         return
     torch.manual_seed(seed)  # the same initial weights for every trial
-    model, settings = trial.build(), replace(setup.preset.training, seed=seed)
+    model = trial.build()
     lesson = recipe("flow", model)
     if trial.recipe is not None:
         lesson, settings = trial.recipe(model, settings)
@@ -347,6 +357,35 @@ def train(setup: Setup[Any], name: str, trial: Trial, seed: int) -> None:
         write_tensors(folder / "model.safetensors", weights)
         write_json(folder / "config.json", {"provenance": record})
     remove_all(folder)
+
+
+def _check_same(folder: Path, trial: Trial, settings: TrainingConfig) -> None:
+    """Refuse a trained model that is not what a trial would train.
+
+    Raises:
+        OutputError: It has other parts or settings, is half trained, or the record of its run names other data.
+    """
+    found, model, parts = models.load(folder), trial.build(), ("flow", "network", "predictor")
+    known = found.provenance
+    held = {**TrainingConfig().decisive(), **known.get("training", {}), **{part: found.spec[part] for part in parts}}
+    held["steps"] = known.get("steps", held["steps"])
+    wanted = {**settings.decisive(), **{part: model.spec[part] for part in parts}}
+    if known.get("hardware", {}).get("device") == "cpu":  # where auto is float32
+        for each in (held, wanted):
+            each["precision"] = {"auto": "float32"}.get(each["precision"], each["precision"])
+    if (folder / "run.json").exists():
+        record, x = read_json(folder / "run.json"), examples_of(trial.data, "training").x
+        held |= {name: record.get(name) for name in ("data", "drop", "teacher", "init")}
+        objective = with_dropout(model.flow, model.predictor)
+        drop = objective.rate if isinstance(objective, ConditionDropout) else None
+        content = hashlib.sha256(x.numpy().tobytes()).hexdigest()
+        wanted |= {"data": f"sha256 {content}, shape {list(x.shape)}", "drop": drop, "teacher": None, "init": None}
+    for name, value in wanted.items():
+        if held.get(name) != value:
+            raise OutputError(
+                f"{folder} holds another model than this study trains, with {name} {json.dumps(held.get(name)):.200}, not "
+                f"{json.dumps(value):.200}: remove it, or choose another folder"
+            )
 
 
 def provenance(out: Path, name: str, seed: int) -> Record:

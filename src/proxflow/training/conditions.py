@@ -1,4 +1,4 @@
-"""Training with and without a condition: a share of the examples loses theirs, at random."""
+"""What examples are told in training: a share loses its condition, and students are told how they are guided, at random."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from proxflow.errors import ArgumentError
-from proxflow.examples import Condition, Predict, without
+from proxflow.examples import GUIDANCE, Condition, Predict, lacking, named, without
 from proxflow.random import Generator, rand
 from proxflow.training.objectives import Objective
 
 RATE = 0.1
 """The usual share of examples that lose their condition."""
+
+UNGUIDED = 0.25
+"""Share of the examples that are not guided, where they are told how they are."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,70 @@ class ConditionDropout:
             chance = rand(torch.Size([len(x)]), generator, torch.float32, x.device)
             condition = without(condition, chance < self.rate)
         return self.objective.loss(predict, x, generator, t, condition=condition, start=start)
+
+
+@dataclass(frozen=True)
+class GuidanceInput:
+    """An objective whose examples are told how they are guided, so that a network learns it for every weight and interval.
+
+    "Improved Mean Flows: On the Challenges of Fastforward Generative Models" (Geng et al., 2025), arXiv 2512.02012. The law:
+    a quarter of the examples, and those without a condition, are not guided; the others have a weight that is uniform from 1
+    to the largest, a first time that is 0 for half of them and else uniform up to ½, and a last time that is 1 for half of
+    them and else uniform from ½. It stands in the condition, as the part "guidance" that
+    :class:`proxflow.predictors.GuidedAsTold` reads, the teacher, and the student's network, built with ``guidance=``.
+
+    Args:
+        objective: The loss, of a student from such a teacher.
+        largest: The largest weight, above 1.
+
+    Raises:
+        ArgumentError: When called, examples without conditions.
+    """
+
+    objective: Objective
+    largest: float
+
+    @property
+    def law(self) -> dict[str, Any]:
+        """The law as JSON values, for the record of a model."""
+        return {
+            "weight": f"uniform from 1 to {self.largest:g}",
+            "first": "0 for half, else uniform up to 0.5",
+            "last": "1 for half, else uniform from 0.5",
+            "unguided": UNGUIDED,
+        }
+
+    @property
+    def flow(self) -> Any:
+        """The flow that the objective is about."""
+        return getattr(self.objective, "flow", self.objective)
+
+    @property
+    def passes(self) -> float:
+        """Network passes for each example of a training step."""
+        return self.objective.passes
+
+    def loss(
+        self,
+        predict: Predict,
+        x: Tensor,
+        generator: Generator,
+        t: Tensor | None = None,
+        *,
+        condition: Condition | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of each example, (batch,); see :meth:`proxflow.Flow.loss`."""
+        if condition is None:
+            raise ArgumentError("guidance leads toward a condition: give examples that have some")
+        chance = rand(torch.Size([len(x), 4]), generator, torch.float32, x.device)
+        share, early, late, led = chance.unbind(1)
+        weight = 1 + (self.largest - 1) * share
+        first, last = (early - 0.5).clamp_min(0), 1 - (late - 0.5).clamp_min(0)
+        asked = torch.stack([weight, first, last], 1)
+        asked = without(asked, (led < UNGUIDED) | lacking(condition))
+        told = {**named(condition), GUIDANCE: asked}
+        return self.objective.loss(predict, x, generator, t, condition=told, start=start)
 
 
 def with_dropout(objective: Objective, predictor: nn.Module, rate: float | None = None) -> Objective:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from torch import nn
@@ -12,7 +12,8 @@ from proxflow.config import MethodName
 from proxflow.errors import ArgumentError
 from proxflow.examples import Examples
 from proxflow.models import Model, word
-from proxflow.predictors import DrawPredictor, GuidanceRule, LongStepPredictor
+from proxflow.predictors import DrawPredictor, GuidanceRule, GuidedAsTold, LongStepPredictor, reads_guidance
+from proxflow.training.conditions import GuidanceInput
 from proxflow.training.objectives import (
     Autoguidance,
     DistributionMatching,
@@ -61,7 +62,9 @@ def recipe(
             distribution-matching: :class:`proxflow.DistributionMatching` from a teacher.
             autoguidance: :class:`proxflow.Autoguidance` from a teacher, away from a weak model.
             What learns from a teacher begins with its weights.
-        model: The model to train, untrained.
+        model: The model to train, untrained. If its network reads guidance, as its teacher's does not, it learns by
+            distribution matching what the teacher draws with every weight and interval that it may be told, see
+            :class:`GuidanceInput`; then ``guidance``, ``interval`` and ``rule`` are left as they are.
         teacher: A trained model of the same configuration, for methods that need one.
         weak: A trained model of the same flow, for autoguidance; its network may be another.
         guidance: Weight of autoguidance, ≥ 1; ``None`` takes 2. For distribution matching, of the guidance of a conditional
@@ -75,6 +78,12 @@ def recipe(
         ArgumentError: A teacher is missing, not needed, or of another configuration; a weak model likewise; a teacher that
             cannot be guided.
     """
+    largest = reads_guidance(model.predictor)
+    if largest and (method != "distribution-matching" or guidance is not None or teacher is None):
+        raise ArgumentError(
+            f"a network that reads guidance, here up to {largest:g}, learns it from a conditional teacher by distribution "
+            "matching, which is told no weight"
+        )
     if (weak is None) == (method == "autoguidance"):
         raise ArgumentError("a weak model to lead away from is for the method autoguidance, which needs one")
     if method == "flow":
@@ -88,13 +97,21 @@ def recipe(
         return Recipe(objective, model.predictor)
     if teacher is None:
         raise ArgumentError(f"{method} learns from a trained model: name a teacher")
-    if teacher.spec != model.spec:
+    if teacher.spec != (_unguided(model).spec if largest else model.spec):
         raise ArgumentError(f"teacher and student must be alike, got {_words(teacher)} and {_words(model)}")
     if isinstance(teacher.predictor, LongStepPredictor | DrawPredictor):
         raise ArgumentError(
             f"{method} needs a teacher that predicts the data from the belief: one of predictor 'point'"
         )
     guide = teacher.predictor.eval().requires_grad_(False)
+    if largest:
+        model.predictor.load_state_dict({**model.predictor.state_dict(), **guide.state_dict()})
+        matching = DistributionMatching(model.flow, GuidedAsTold(guide).eval(), adversarial, first_share)
+        return Recipe(
+            cast(Objective, GuidanceInput(matching, largest)),
+            StudentAndCritic(model.predictor, student_rate, discriminator=adversarial > 0),
+            lambda module: cast(Any, module).student,
+        )
     if weak is None:
         followed = teacher.guided(1.0 if guidance is None else guidance, interval, rule).eval()
         return Recipe(
@@ -111,6 +128,11 @@ def recipe(
     away_from = weak.predictor.eval().requires_grad_(False)
     weight = 2.0 if guidance is None else guidance
     return Recipe(Autoguidance(model.flow, guide, away_from, weight), model.predictor)
+
+
+def _unguided(model: Model) -> Model:
+    """Return a model as if its network read no guidance, for its specification."""
+    return replace(model, network=replace(model.network, settings={**model.network.settings, "guidance": 0.0}))
 
 
 def _words(model: Model) -> str:

@@ -188,7 +188,7 @@ _READING = Bullets(
         classifier puts in the class that was asked for. Within classes: samples of a class against test images of it, and
         the mean over the classes.""",
         """Claims take the setting with the lowest Fréchet distance at their number of evaluations, and hold when they do in
-        every seed.""",
+        every seed. The setting is chosen among the samples that it is judged by: with few of them that flatters it.""",
     )
 )
 

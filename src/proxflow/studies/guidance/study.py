@@ -7,21 +7,18 @@ of network evaluations allows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache, partial
 
 from proxflow import models
-from proxflow.config import TrainingConfig
 from proxflow.data.kinds.image import Image
 from proxflow.errors import ArgumentError
 from proxflow.examples import Examples
-from proxflow.models import Model, spec
+from proxflow.models import spec
 from proxflow.studies.guidance.cells import CONDITIONAL, UNCONDITIONAL, WEAK, GuidedCell, spent
 from proxflow.studies.guidance.report import outcome, pages
 from proxflow.studies.presets import GuidancePreset
 from proxflow.studies.scoreboard import Record
 from proxflow.studies.trials import Cell, Setup, Study, Trial, provenance
-from proxflow.training.recipes import Recipe, recipe
 
 CLASSES = 10
 """Most classes: those that the small classifiers tell apart."""
@@ -64,13 +61,11 @@ def trials_of(setup: Setup[GuidancePreset]) -> dict[str, Trial]:
     build = partial(models.build, Image(setup.shape, names), flow=preset.flow, network=network)
     plain = partial(models.build, setup.shape, flow=preset.flow, network=preset.network)
 
-    def shorter(model: Model, training: TrainingConfig) -> tuple[Recipe, TrainingConfig]:
-        return recipe("flow", model), replace(training, steps=max(1, round(preset.weak_share * training.steps)))
-
+    shorter = max(1, round(preset.weak_share * preset.training.steps))
     return {
         UNCONDITIONAL: Trial(plain, setup.images, setup.images, setup.test),
         CONDITIONAL: Trial(build, told, setup.images, setup.test, labels=tested),
-        WEAK: Trial(build, told, setup.images, setup.test, recipe=shorter, labels=tested),
+        WEAK: Trial(build, told, setup.images, setup.test, steps=shorter, labels=tested),
     }
 
 
