@@ -33,3 +33,16 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 copybutton_prompt_text = r"\$ "
+
+
+def _plain(app, what, name, obj, options, lines):
+    """Take stars and bars of docstrings, as in *event and |x|, as they are: no docstring marks up with them."""
+    for k, line in enumerate(lines):
+        parts = line.split("``")
+        parts[::2] = [part.replace("*", "\\*").replace("|", "\\|") for part in parts[::2]]
+        lines[k] = "``".join(parts)
+
+
+def setup(app):
+    """Connect what docstrings need; called by Sphinx."""
+    app.connect("autodoc-process-docstring", _plain, priority=100)

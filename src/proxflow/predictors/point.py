@@ -29,12 +29,12 @@ class PointPredictor(RealPredictor):
 
     With training beliefs μ = a x + b ε the network's output is, by ``parameterisation``:
 
-    ==========  =========================================  ==================
-    ``x``       x̂ itself
-    ``epsilon`` the noise ε̂                                x̂ = (μ − b ε̂)/a
-    ``v``       the velocity x̂ − ε̂ of the straight path    x̂ = (μ + b v̂)/(a + b)
-    ``edm``     the rest f of a linear prediction           x̂ = m + (a s² δ + s b f)/(a² s² + b²), where δ = μ − a m
-    ==========  =========================================  ==================
+    ===========  =========================================  ======================================================
+    ``x``        x̂ itself
+    ``epsilon``  the noise ε̂                                x̂ = (μ − b ε̂)/a
+    ``v``        the velocity x̂ − ε̂ of the straight path    x̂ = (μ + b v̂)/(a + b)
+    ``edm``      the rest f of a linear prediction           x̂ = m + (a s² δ + s b f)/(a² s² + b²), where δ = μ − a m
+    ===========  =========================================  ======================================================
 
     ``edm`` is right already for Gaussian data of mean m and standard deviation s, whatever their scale, and its network
     reads and returns numbers of size 1: with r² = a² s² + b² it is given δ/r, and f is r times what it returns

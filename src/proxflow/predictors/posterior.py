@@ -79,20 +79,20 @@ METHODS: dict[str, Method] = {
 class Posterior(nn.Module):
     """A predictor of the data given the belief and an observation y = A x + n, as a refined target belief.
 
-    ==============  =================================================  ============================================
-    method          C, the covariance of the data given the belief     source
-    ==============  =================================================  ============================================
-    ``flower``      r² = b²/(a² + b²); the mean                        Flower, γ = 0
-    ``flower-draw`` the same; a draw                                   γ = 1: exact for data N(0, I)
-    ``diffpir``     (b/a)²/strength                                    DiffPIR
-    ``mmps``        (b²/a) ∂x̂/∂μ, by GMRES                             MMPS: exact for Gaussian data
-    ``tmpd``        its row sums                                       TMPD
-    ``jfps``        (Σ⁻¹ + (a/b)²)⁻¹ for a given Σ of the data         exact for data of covariance Σ
-    ``pigdm``       (b²/a) ∂x̂/∂μ once, r² within the inverse           ΠGDM
-    ``dps``         a gradient step: x̂ − ζ (b²/a) ∂‖y − A x̂‖/∂μ        DPS, eq. 16
-    ``repaint``     the nearest x with A x = y, whatever the noise     RePaint, without its repetitions
-    ``bayes``       (classes) the belief about what is known: certain  Bayes' rule; exact for exact predictors
-    ==============  =================================================  ============================================
+    ===============  =================================================  ========================================
+    method           C, the covariance of the data given the belief     source
+    ===============  =================================================  ========================================
+    ``flower``       r² = b²/(a² + b²); the mean                        Flower, γ = 0
+    ``flower-draw``  the same; a draw                                   γ = 1: exact for data N(0, I)
+    ``diffpir``      (b/a)²/strength                                    DiffPIR
+    ``mmps``         (b²/a) ∂x̂/∂μ, by GMRES                             MMPS: exact for Gaussian data
+    ``tmpd``         its row sums                                       TMPD
+    ``jfps``         (Σ⁻¹ + (a/b)²)⁻¹ for a given Σ of the data         exact for data of covariance Σ
+    ``pigdm``        (b²/a) ∂x̂/∂μ once, r² within the inverse           ΠGDM
+    ``dps``          a gradient step: x̂ − ζ (b²/a) ∂‖y − A x̂‖/∂μ        DPS, eq. 16
+    ``repaint``      the nearest x with A x = y, whatever the noise     RePaint, without its repetitions
+    ``bayes``        (classes) the belief about what is known: certain  Bayes' rule; exact for exact predictors
+    ===============  =================================================  ========================================
 
     Flower: "Flower: A Flow-Matching Solver for Inverse Problems" (Pourya et al., 2025), arXiv 2509.26287.
     DiffPIR: "Denoising Diffusion Models for Plug-and-Play Image Restoration" (Zhu et al., 2023), arXiv 2305.08995.
