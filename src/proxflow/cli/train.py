@@ -159,7 +159,7 @@ def run(options: Train, device: torch.device) -> None:
 
     from proxflow import models
     from proxflow.data.image_files import write_png
-    from proxflow.examples import Examples, check_condition, reads, rows
+    from proxflow.examples import check_condition, reads, rows
     from proxflow.predictors import Predictor
     from proxflow.runtime.checkpoints import digest
     from proxflow.runtime.files import writable_folder
@@ -197,7 +197,7 @@ def run(options: Train, device: torch.device) -> None:
         raise ArgumentError(f"the model is conditional, and {options.data} holds no labels to train it with")
     check_condition(model.predictor, examples.condition if conditional else None, len(examples))
     if not conditional:
-        examples, held_out = Examples(examples.x), None if held_out is None else Examples(held_out.x)
+        examples, held_out = examples.alone(), None if held_out is None else held_out.alone()
     if teacher is not None:
         held_out = None  # a student's loss says how far it is from its teacher, not how good it is
     guidance, rule = _guidance(options, method), options.guidance_rule or "linear"
@@ -212,11 +212,14 @@ def run(options: Train, device: torch.device) -> None:
     drop = objective.rate if isinstance(objective, ConditionDropout) else None
 
     out, folder = options.out, RunFolder(options.out)
-    content = hashlib.sha256(examples.x.numpy().tobytes()).hexdigest()
+    content = examples.content
+    if not content:
+        checksum = hashlib.sha256(examples.x.numpy().tobytes()).hexdigest()
+        content = f"sha256 {checksum}, shape {list(examples.x.shape)}"
     labels = hashlib.sha256(examples.condition.numpy().tobytes()) if torch.is_tensor(examples.condition) else None
     settings = {
         "held_out": options.held_out,
-        "data": f"sha256 {content}, shape {list(examples.x.shape)}",
+        "data": content,
         "labels": None if labels is None else f"sha256 {labels.hexdigest()}",
         "drop": drop,
         "teacher": None if teacher is None else digest(teacher.predictor),
@@ -312,6 +315,8 @@ def run(options: Train, device: torch.device) -> None:
             finished["held_out_loss"] = latest
         finished |= {"sessions": list(result.sessions), "stages": list(result.stages)}
         folder.finish(model, learning.kept(result.predictor), {**provenance, **finished})
+        for said in result.left_out:
+            say(f"left out: {said}")
         say(f"trained in {result.seconds / 60:.1f} minutes, last loss {result.losses[-1]:.4g}: {out}")
         say_how_to_sample(out)
 
@@ -353,6 +358,8 @@ def _loaded(options: Train) -> Loaded:
     takes = inspect.signature(kind.read).parameters.values()
     if any(p.name == "exclude" for p in takes):
         settings["exclude"] = options.out  # which may lie in the folder that is read
+    if any(p.name == "workers" for p in takes):
+        settings["workers"] = options.training.workers
     if options.size is not None and not any(p.name == "size" or p.kind is p.VAR_KEYWORD for p in takes):
         raise ArgumentError(f"--size is for folders of pictures; {options.data} is read as {kind.examples_word}")
     return kind.read(options.data, held_out=options.held_out, seed=options.training.seed, **settings)
