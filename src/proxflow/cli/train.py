@@ -55,6 +55,7 @@ class Train:
         proxflow train --out runs/tuned --init runs/mine --data pictures --steps 1000 --learning-rate 2e-4
         proxflow train --out runs/few --teacher runs/mine --steps 800 --ema 0.99
         proxflow train --out runs/digits --conditional
+        proxflow train --out runs/emoji --data emoji --conditional --augment crop
         proxflow train --out runs/few-digits --teacher runs/digits --guidance 2 --steps 800 --ema 0.99
         proxflow train --out runs/short --steps 1500
         proxflow train --out runs/better --teacher runs/mine --weak runs/short --steps 2000 --learning-rate 1e-3
@@ -62,10 +63,10 @@ class Train:
 
     Args:
         out: Folder for the model, its checkpoints, the log (log.jsonl) and pictures drawn on the way (samples).
-        data: What to learn. Images: mnist; fashion-mnist, which Debian's package dataset-fashion-mnist installs; a folder
-            of IDX files named as theirs; a folder of pictures (PNG, JPEG, WebP, BMP, TIFF) of any size, grey or colour,
-            with folders in it or not; or a file .npz or .npy of images, N x H x W x C. Rows of numbers: a file
-            .npy, .npz or .csv.
+        data: What to learn. Images: mnist; emoji, in colour; fashion-mnist, which Debian's package dataset-fashion-mnist
+            installs; a folder of IDX files named as theirs; a folder of pictures (PNG, JPEG, WebP, BMP, TIFF) of any size,
+            grey or colour, with folders in it or not; or a file .npz or .npy of images, N x H x W x C. Rows of numbers: a
+            file .npy, .npz or .csv.
         kind: What kind of data they are, where that is not plain.
         size: Side of the squares that the pictures of a folder are brought to, by scaling and cutting out the middle.
         held_out: Share of the data that is not trained on; the loss on them chooses the model kept in the folder "best".
