@@ -1,7 +1,10 @@
 """Data that are read as they are needed: the same training as from memory, whoever reads, however often it is stopped."""
 
+import json
 import os
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from proxflow import GPFN, Examples, PointPredictor, TrainingConfig, fit
-from proxflow.data.augment import Augmentation
+from proxflow.data.augment import Augmentation, refuse_mirrored
+from proxflow.data.prepared import FORM, PART
 from proxflow.errors import ArgumentError, DataError
 from proxflow.examples import LazyExamples, examples_of
 from proxflow.nn import UNet
@@ -186,6 +190,59 @@ def test_labels_that_come_with_the_data_are_checked_as_they_come():
         trained(Pictures(), classes=2, workers=1)
 
 
+MANY = """
+import resource, sys
+import torch
+from proxflow import GPFN, PointPredictor, TrainingConfig, fit
+from proxflow.data.prepared import Prepared
+from proxflow.errors import DataError
+from proxflow.examples import LazyExamples, examples_of
+from proxflow.nn import MLP
+
+def train(data):
+    torch.manual_seed(0)
+    config = TrainingConfig(steps=8, batch_size=8)
+    predictor = PointPredictor(MLP((3, 64, 64), width=8, depth=1), GPFN(), parameterisation="x")
+    return fit(predictor, GPFN(), data, config).losses
+
+train(torch.zeros(8, 3, 64, 64, dtype=torch.uint8))
+used = int(open("/proc/self/status").read().split("VmData:")[1].split()[0]) * 1024
+room = 32 * 2**20
+resource.setrlimit(resource.RLIMIT_DATA, (used + room, resource.RLIM_INFINITY))
+pictures = Prepared(__import__("pathlib").Path(sys.argv[1]))
+assert len(pictures) * 3 * 64 * 64 > 20 * room
+data = examples_of(pictures, "training")
+assert isinstance(data, LazyExamples)
+train(data)
+try:
+    data.held()
+except DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are counted otherwise")
+def test_a_set_twenty_times_larger_than_the_memory_trains_within_it(tmp_path):
+    number, parts = 56_000, []
+    for k, size in enumerate([PART] * (number // PART) + [number % PART]):
+        with (tmp_path / f"part-{k:05d}.bin").open("wb") as file:
+            file.truncate(size * 3 * 64 * 64)  # takes no place on the disk
+        parts.append(size)
+    told = {
+        "form": FORM,
+        "shape": [3, 64, 64],
+        "parts": parts,
+        "classes": [],
+        "labels": False,
+        "left_out": [],
+        "sha256": "",
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps({**told, "levels": []}))
+    done = subprocess.run([sys.executable, "-c", MANY, str(tmp_path)], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert "more than there is memory for" in done.stdout
+
+
 # Augmentation --------------------------------------------------------------------------------------------------------
 
 
@@ -215,5 +272,9 @@ def test_changes_that_are_unknown_or_do_not_fit_are_refused():
         trained(Examples(IMAGES, LABELS), augment="flip,turn")
     with pytest.raises(ArgumentError, match=r"augment is for images of bytes .* got torch.float32 \(1, 1, 8, 8\)"):
         trained(Examples(IMAGES.float() / 255, LABELS), augment="flip")
+    refuse_mirrored("flip", "fashion-mnist"), refuse_mirrored("flip!,crop", "mnist"), refuse_mirrored("flip", None)
+    with pytest.raises(ArgumentError, match="mnist has digits and letters, which mirrored are others: leave flip"):
+        refuse_mirrored("crop, flip", "mnist")
+    assert Augmentation.of("flip!") == Augmentation(("flip",))
     with pytest.raises(ArgumentError, match="workers must not be negative, got -1"):
         TrainingConfig(workers=-1)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from proxflow.data.kinds import Kind, Loaded
+    from proxflow.examples import AnyExamples
     from proxflow.flows import Flow
     from proxflow.models import Model
     from proxflow.models.spec import Part
@@ -65,8 +66,9 @@ class Train:
         out: Folder for the model, its checkpoints, the log (log.jsonl) and pictures drawn on the way (samples).
         data: What to learn. Images: mnist; emoji, in colour; fashion-mnist, which Debian's package dataset-fashion-mnist
             installs; a folder of IDX files named as theirs; a folder of pictures (PNG, JPEG, WebP, BMP, TIFF) of any size,
-            grey or colour, with folders in it or not; or a file .npz or .npy of images, N x H x W x C. Rows of numbers: a
-            file .npy, .npz or .csv.
+            grey or colour, with folders in it or not; a file .npz or .npy of images, N x H x W x C; a folder that "proxflow
+            prepare" wrote; cifar10:FOLDER or cifar100:FOLDER, the binary form; 'shards:NAME-{000..127}.tar', of WebDataset;
+            arrow:PATH or hub:OWNER/NAME, Hugging Face data sets. Rows of numbers: a file .npy, .npz or .csv.
         kind: What kind of data they are, where that is not plain.
         size: Side of the squares that the pictures of a folder are brought to, by scaling and cutting out the middle.
         held_out: Share of the data that is not trained on; the loss on them chooses the model kept in the folder "best".
@@ -159,6 +161,8 @@ def run(options: Train, device: torch.device) -> None:
     import torch
 
     from proxflow import models
+    from proxflow.data import NAMED
+    from proxflow.data.augment import refuse_mirrored
     from proxflow.data.image_files import write_png
     from proxflow.examples import check_condition, reads, rows
     from proxflow.predictors import Predictor
@@ -178,6 +182,8 @@ def run(options: Train, device: torch.device) -> None:
         _flow(options, options.flow or "gpfn-w2")  # refuses what cannot be before data are read
     loaded = _loaded(options)
     kind, examples, held_out = loaded.kind, loaded.train, loaded.held_out
+    if "flip" in training.augment:
+        refuse_mirrored(training.augment, options.data if options.data in NAMED else _recognised(examples))
     torch.manual_seed(training.seed)
     if teacher is not None:
         model = _student(options, kind, teacher)
@@ -364,6 +370,15 @@ def _loaded(options: Train) -> Loaded:
     if options.size is not None and not any(p.name == "size" or p.kind is p.VAR_KEYWORD for p in takes):
         raise ArgumentError(f"--size is for folders of pictures; {options.data} is read as {kind.examples_word}")
     return kind.read(options.data, held_out=options.held_out, seed=options.training.seed, **settings)
+
+
+def _recognised(examples: AnyExamples) -> str | None:
+    """Return the name of the data set that examples are all training images of."""
+    from proxflow.data import recognise
+    from proxflow.examples import Examples
+
+    images = isinstance(examples, Examples) and examples.x.ndim == 4
+    return recognise(examples.x) if images and examples.x.shape[1:] == (1, 28, 28) else None
 
 
 def _student(options: Train, kind: Kind, teacher: Model) -> Model:

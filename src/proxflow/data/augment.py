@@ -33,15 +33,16 @@ class Augmentation:
 
     @classmethod
     def of(cls, text: str) -> Augmentation:
-        """Return what the words between commas say.
+        """Return what the words between commas say; ``flip!`` is flip, see :func:`refuse_mirrored`.
 
         Raises:
             ArgumentError: One is unknown.
         """
         words = [word.strip() for word in text.split(",") if word.strip()]
         for word in words:
-            if word not in NAMES:
+            if word not in (*NAMES, "flip!"):
                 raise ArgumentError(f"augment takes {', '.join(NAMES)}, with commas between them, got {word!r:.80}")
+        words = ["flip" if word == "flip!" else word for word in words]
         return cls(tuple(name for name in NAMES if name in words))
 
     def check(self, x: Tensor) -> None:
@@ -77,6 +78,23 @@ class Augmentation:
         if "crop" in self.names:
             x = _moved(_moved(x, u[:, 1], 2), u[:, 2], 3)
         return _zoomed(x, u[:, 3:]) if "zoom" in self.names else x
+
+
+def refuse_mirrored(text: str, name: str | None) -> None:
+    """Refuse to mirror images of digits and letters, unless ``flip!`` says so.
+
+    Args:
+        text: What is to be done to images.
+        name: The data set, if it has a name.
+
+    Raises:
+        ArgumentError: They are to be mirrored.
+    """
+    if name in ("mnist", "emoji") and "flip" in (word.strip() for word in text.split(",")):
+        raise ArgumentError(
+            f"augment: {name} has digits and letters, which mirrored are others: leave flip out, or give flip! to mirror "
+            "them all the same"
+        )
 
 
 def _moved(x: Tensor, u: Tensor, axis: int) -> Tensor:
