@@ -113,7 +113,7 @@ def test_help_names_every_option_and_does_not_import_torch():
     script = """
 import sys
 from proxflow.cli import main
-for words in [], ["sample"], ["train"], ["reflow"], ["times"], ["evaluate"], ["reproduce"], ["list"]:
+for words in [], ["sample"], ["prepare"], ["train"], ["reflow"], ["times"], ["evaluate"], ["reproduce"], ["list"]:
     try:
         main([*words, "--help"])
     except SystemExit as stop:
@@ -125,19 +125,20 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    top, sample, train, reflow, times, evaluate, reproduce, listing, version = done.stdout.split("=====\n")
-    commands = ("sample", "train", "reflow", "times", "evaluate", "reproduce", "list")
+    top, sample, prepare, train, reflow, times, evaluate, reproduce, listing, version = done.stdout.split("=====\n")
+    commands = ("sample", "prepare", "train", "reflow", "times", "evaluate", "reproduce", "list")
     assert all(name in top for name in (*commands, "--version", "Exit status"))
     assert all(word in sample for word in ("--n", "--steps", "--sampler", "--seed", "--out", "multistep2", ".npz"))
     assert all(word in train for word in ("--data", "--flow", "--learning-rate", "--batch-size", "gpfn-w2", "goes on"))
     assert all(
         f"--{word} WORD" in train for word in ("flow", "divergence", "schedule", "coupling", "network", "predictor")
     )
+    assert all(word in prepare for word in ("--size", "--out", "--workers", "goes on"))
     assert all(word in evaluate for word in ("--images", "Fréchet", "1000; of images, all"))
     assert all(word in reproduce for word in ("quick", "standard", "paper", "2 processor", "goes on", "geometry"))
     assert all(word in reflow for word in ("--rounds", "--pairs", "--pair-steps", "--learning-rate", "goes on"))
     assert all(word in times for word in ("--steps", "--sampler", "--out", "needs no data"))
-    for page in (sample, train, reflow, times, evaluate, reproduce, listing):
+    for page in (sample, prepare, train, reflow, times, evaluate, reproduce, listing):
         assert "For example:\n    proxflow " in page
         assert "None" not in page
     assert version == f"proxflow {proxflow.__version__}\n"

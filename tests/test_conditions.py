@@ -14,7 +14,7 @@ from proxflow.cli import main
 from proxflow.data.kinds.image import Image
 from proxflow.errors import ArgumentError
 from proxflow.examples import without
-from proxflow.nn import MLP, UNet
+from proxflow.nn import MLP, DiT, UNet
 from proxflow.random import BatchRows
 from proxflow.training.conditions import ConditionDropout, with_dropout
 
@@ -24,6 +24,14 @@ NAN = torch.nan
 def unet(**settings):
     torch.manual_seed(0)
     net = UNet((1, 8, 8), channels=8, blocks=1, **settings).double()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return net
+
+
+def dit(**settings):
+    torch.manual_seed(0)
+    net = DiT((1, 8, 8), **{"width": 16, "depth": 2, "heads": 2, **settings}).double()
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return net
@@ -39,7 +47,7 @@ def mlp(**settings):
 
 def inputs(net, number=4):
     torch.manual_seed(1)
-    shape = (1, 8, 8) if isinstance(net, UNet) else (3,)
+    shape = (1, 8, 8) if isinstance(net, UNet | DiT) else (3,)
     return torch.randn(number, *shape).double(), torch.linspace(0.1, 0.9, number).double()
 
 
@@ -57,6 +65,10 @@ ALL = {
         (lambda: unet(vectors=2), ALL["vector"]),
         (lambda: unet(images=2, patch=2), ALL["image"]),
         (lambda: unet(classes=5, vectors=2, images=2), ALL),
+        (lambda: dit(classes=5), ALL["label"]),
+        (lambda: dit(vectors=2, tokens=3), ALL["vector"]),
+        (lambda: dit(images=2, patch=3), ALL["image"]),
+        (lambda: dit(classes=5, vectors=2, images=2, tokens=1), ALL),
         (lambda: mlp(classes=5), ALL["label"]),
         (lambda: mlp(vectors=2), {"vector": ALL["vector"]}),
         (lambda: mlp(classes=5, vectors=2), {"label": ALL["label"], "vector": ALL["vector"]}),

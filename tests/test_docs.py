@@ -308,7 +308,9 @@ def test_versions_agree():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     extras = project["optional-dependencies"]
-    needed = [Requirement(text) for text in [*project["dependencies"], *extras["dev"], *extras["peers"], *extras["docs"]]]
+    needed = [
+        Requirement(text) for text in [*project["dependencies"], *extras["dev"], *extras["peers"], *extras["docs"]]
+    ]
     for requirement in needed:
         assert requirement.specifier.contains(pins[requirement.name]), requirement
 

@@ -54,7 +54,7 @@ def test_installed_packages_add_names(tmp_path, on_path):
     on_path(stranger_package(tmp_path / "a"))
     assert names.find("divergences", "scaled").load().__name__ == "Scaled"
     assert names.known("samplers")["early"].says() == "Deterministic steps that are shorter at first."
-    assert list(names.known("networks")) == ["unet", "mlp", "labelled"]
+    assert list(names.known("networks")) == ["unet", "dit", "mlp", "labelled"]
     assert list(names.added("kinds")) == ["angles"]
     assert not names.added("flows")
 

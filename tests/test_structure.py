@@ -19,7 +19,7 @@ ALLOWED = {
     "_math": {"errors"},
     "config": {"errors"},
     "names": {"errors"},
-    "examples": {"errors"},
+    "examples": {"errors", "runtime"},
     "paths": TENSORS,
     "nn": TENSORS,
     "runtime": {"config", "errors", "proxflow"},

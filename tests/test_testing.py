@@ -22,7 +22,7 @@ from proxflow.data.kinds.image import Image
 from proxflow.data.kinds.vector import Vector
 from proxflow.divergences import Divergence, closed_form, value
 from proxflow.errors import ArgumentError
-from proxflow.nn import MLP, UNet
+from proxflow.nn import MLP, DiT, UNet
 from proxflow.random import Generator
 from proxflow.samplers import SAMPLERS, Deterministic, Samples
 from proxflow.solvers import NewtonSolver
@@ -429,7 +429,7 @@ def test_good_kinds_pass(table: str, tmp_path: Path) -> None:
     check_kind(Image, str(tmp_path / "images.npz"))
 
 
-@pytest.mark.parametrize(("network", "shape"), [(MLP, (3,)), (UNet, (1, 8, 8))])
+@pytest.mark.parametrize(("network", "shape"), [(MLP, (3,)), (UNet, (1, 8, 8)), (DiT, (1, 8, 8))])
 def test_the_librarys_networks_pass(network: Any, shape: tuple[int, ...]) -> None:
     check_network(network, shape)
     check_network(network, shape, reads_end=True)

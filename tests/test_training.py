@@ -16,6 +16,7 @@ from proxflow.config import from_dict, to_dict
 from proxflow.errors import ArgumentError, CheckpointError, DivergedError, MemoryLimitError, OutputError
 from proxflow.flows import draw_times
 from proxflow.training import fit as training
+from proxflow.training.feed import Order, mix
 from proxflow.training.fit import learning_rate
 from proxflow.training.run import Stage
 
@@ -219,13 +220,13 @@ def test_a_bad_step_changes_nothing_and_is_counted(value, gradient_only):
 
     by_hand = model().train()  # the same steps with torch alone
     optimiser = torch.optim.AdamW(by_hand.parameters(), 1e-2, betas=(0.9, 0.98), weight_decay=config.weight_decay)
-    order = training._Order(512, config, Stage(0, 0, 10, 64, 1e-2), torch.device("cpu"))
+    order = Order(512, config, Stage(0, 0, 10, 64, 1e-2))
     for step in set(range(10)) - {3, 7}:
-        key = training._mix(0, step)
+        key = mix(0, step)
         t = draw_times(64, torch.Generator().manual_seed(key), torch.device("cpu"))
         optimiser.param_groups[0]["lr"] = learning_rate(step, config)
         optimiser.zero_grad()
-        noise = torch.Generator().manual_seed(training._mix(key, training._NOISE_KEY))
+        noise = torch.Generator().manual_seed(mix(key, training._NOISE_KEY))
         GPFN().loss(by_hand, points()[order(step)], noise, t).mean().backward()
         torch.nn.utils.clip_grad_norm_(by_hand.parameters(), config.clip)
         optimiser.step()

@@ -39,6 +39,12 @@ class TrainingConfig:
         accumulate: Parts that the batch of a step is worked through in, one after the other: less memory, same result.
         compile: Compile the network with torch.compile: slow to begin, then faster on accelerators.
         parallel: With several processes, ddp keeps the whole network in each, fsdp a share of it.
+        augment: How images are changed at each step, by words between commas: flip mirrors half of them, flip! also digits
+            and letters; crop moves them by up to an eighth of their sides, with what lies at the edges mirrored; zoom takes
+            a part of half to all of them.
+        workers: Processes that read data which are not held in memory; 0 reads them in the training process itself. The
+            result is the same. By default data are held in memory if they take at most a quarter of what is free, and are
+            else read by a process for each further core.
     """
 
     steps: int = 10_000
@@ -56,6 +62,8 @@ class TrainingConfig:
     accumulate: int = 1
     compile: bool = False
     parallel: Parallel = "ddp"
+    augment: str = ""
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -73,12 +81,16 @@ class TrainingConfig:
             raise ArgumentError(f"ema must lie in [0, 1), got {self.ema}")
         if self.skip_limit < 0:
             raise ArgumentError(f"skip_limit must not be negative, got {self.skip_limit}")
+        if self.workers is not None:
+            object.__setattr__(self, "workers", whole_number(self.workers, "workers"))
+            if self.workers < 0:
+                raise ArgumentError(f"workers must not be negative, got {self.workers}")
         if self.accumulate > self.batch_size:
             raise ArgumentError(f"a batch of {self.batch_size} cannot be worked through in {self.accumulate} parts")
 
     def decisive(self) -> dict[str, Any]:
         """The settings that decide what comes out, without those that only decide how it is worked out and kept."""
-        mechanics = {"checkpoint_every", "keep", "skip_limit", "accumulate", "compile", "parallel"}
+        mechanics = {"checkpoint_every", "keep", "skip_limit", "accumulate", "compile", "parallel", "workers"}
         return {name: value for name, value in to_dict(self).items() if name not in mechanics}
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, Union
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar, Union
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from proxflow.errors import ArgumentError
+from proxflow.errors import ArgumentError, DataError
+from proxflow.runtime.machine import fits_in_memory
 
 Condition = Union[Tensor, Mapping[str, Tensor]]  # noqa: UP007 - read by typing.get_type_hints
 """What a prediction is conditioned on, one row an example: labels, vectors, images, or a dictionary of them."""
@@ -120,6 +125,7 @@ class Examples:
         condition: What each is conditioned on, (number, …), or a dictionary of such; ``None`` for nothing.
         start: The prior draw that each is paired with, (number, *event), as :func:`proxflow.make_pairs` makes them; ``None``
             draws it anew at every step.
+        content: What tells these examples from others, where that is known without reading them; empty for a checksum.
 
     Raises:
         ArgumentError: The numbers of rows differ, or it is no tensor or array of numbers.
@@ -128,6 +134,7 @@ class Examples:
     x: Tensor
     condition: Condition | None = None
     start: Tensor | None = None
+    content: str = ""
 
     def __post_init__(self) -> None:
         for name in ("x", "condition", "start"):
@@ -143,7 +150,16 @@ class Examples:
 
     def __getitem__(self, index: Any) -> Examples:
         """Take some of the examples: a slice, or indices (number,)."""
-        return Examples(self.x[index], rows(self.condition, index), rows(self.start, index))
+        content = _of_some(self.content, index, len(self))
+        return Examples(self.x[index], rows(self.condition, index), rows(self.start, index), content)
+
+    def some(self, number: int) -> Tensor:
+        """Return the first events, from which their shape and type are seen."""
+        return self.x[:number]
+
+    def alone(self) -> Examples:
+        """Return the data without their conditions."""
+        return Examples(self.x, content=self.content)
 
     def told(self) -> list[tuple[str, Condition | Tensor]]:
         """List by name what a loss is told beside the data."""
@@ -152,22 +168,197 @@ class Examples:
 
     def to(self, device: torch.device | str) -> Examples:
         """Bring all tensors to a device."""
-        return Examples(self.x.to(device), moved(self.condition, device), moved(self.start, device))
+        return Examples(self.x.to(device), moved(self.condition, device), moved(self.start, device), self.content)
 
 
-def examples_of(data: Any, what: str) -> Examples:
+@dataclass(frozen=True, eq=False)
+class LazyExamples:
+    """Examples that are read when they are needed: those of a map-style data set, or some of them.
+
+    Args:
+        dataset: For an index it gives an event, or an event and its condition. What it draws at random, by the global
+            generators of torch, numpy and Python, follows from the seed of the step and the example's place in the batch. It
+            may have ``labels``, those of all, (number,), which are then known without reading; ``content``, a text that
+            tells it from others; and ``read``, from indices (batch,) to events and labels of all at once. An example that it
+            cannot read, which a :class:`proxflow.errors.DataError` says, is left out: the next one takes its place.
+        index: Which of them, int64 (number,); ``None`` for all.
+        conditional: Whether their conditions are wanted.
+        what: What they are, for messages, as "training".
+    """
+
+    dataset: Any
+    index: Tensor | None = None
+    conditional: bool = True
+    what: str = "training"
+
+    start: ClassVar[None] = None
+    """As in :class:`Examples`."""
+
+    def __len__(self) -> int:
+        return len(self.dataset) if self.index is None else len(self.index)
+
+    def __getitem__(self, index: Any) -> LazyExamples:
+        """Take some of the examples, without reading them: a slice, or indices (number,)."""
+        own = torch.arange(len(self)) if self.index is None else self.index
+        return LazyExamples(self.dataset, own[index], self.conditional, self.what)
+
+    @property
+    def condition(self) -> Condition | None:
+        """Return the conditions of all, where they are wanted and known without reading."""
+        labels: Tensor | None = getattr(self.dataset, "labels", None) if self.conditional else None
+        return labels if labels is None or self.index is None else labels[self.index]
+
+    @property
+    def x(self) -> Tensor:
+        """Return the events of all, in memory.
+
+        Raises:
+            DataError: There is no memory for them, or one cannot be read.
+        """
+        return self.held().x
+
+    @cached_property
+    def size(self) -> int:
+        """Return the bytes of all events."""
+        first = self.some(1)
+        return len(self) * first.numel() * first.element_size()
+
+    @cached_property
+    def random(self) -> bool:
+        """Tell whether the data set draws at random what it gives."""
+        if hasattr(self.dataset, "content"):
+            return False
+        one = torch.zeros(1, dtype=torch.int64)
+        return not torch.equal(self.take(one, 1)[0].x, self.take(one, 2)[0].x)
+
+    @cached_property
+    def content(self) -> str:
+        """Tell these examples from others: by what the data set says of itself, or by some of them."""
+        said = getattr(self.dataset, "content", None)
+        if said is None:
+            number = len(self.dataset)
+            drawn = LazyExamples(self.dataset).take(torch.linspace(0, number - 1, min(64, number)).long())[0].x
+            digest = hashlib.sha256(drawn.contiguous().numpy().tobytes()).hexdigest()
+            said = f"{type(self.dataset).__name__} of {number}, sha256 {digest} of {len(drawn)}"
+        return str(said) if self.index is None else _of_some(str(said), self.index, len(self.dataset))
+
+    def told(self) -> list[tuple[str, Condition | Tensor]]:
+        """List by name what a loss is told beside the data, where it is known without reading."""
+        return [] if self.condition is None else [("condition", self.condition)]
+
+    def some(self, number: int) -> Tensor:
+        """Return the first events that can be read, from which their shape and type are seen."""
+        return self.take(torch.arange(min(number, len(self))))[0].x
+
+    def alone(self) -> LazyExamples:
+        """Return the data without their conditions."""
+        return LazyExamples(self.dataset, self.index, False, self.what)
+
+    def held(self) -> Examples:
+        """Read all examples into memory.
+
+        Raises:
+            DataError: There is no memory for them, or one cannot be read.
+        """
+        if not fits_in_memory(self.size, 0.8):
+            raise DataError(
+                f"{len(self)} {self.what} examples take {self.size / 1e9:.2g} GB, more than there is memory for: give "
+                "smaller ones, or some of them"
+            )
+        found, left_out = self.take(torch.arange(len(self)))
+        if left_out:
+            raise DataError(next(iter(left_out.values())))
+        return Examples(found.x, found.condition, content=self.content if hasattr(self.dataset, "content") else "")
+
+    def take(self, index: Tensor, key: int = 0, first: int = 0) -> tuple[Examples, dict[int, str]]:
+        """Read examples.
+
+        Args:
+            index: Which, int64 (number,).
+            key: Seed of what the data set draws at random.
+            first: The place in the batch of the first of them.
+
+        Returns:
+            The examples, and why those that could not be read were left out, by their indices in the data set.
+
+        Raises:
+            ArgumentError: The data set gives neither an event nor a pair, or events of several shapes.
+            DataError: None of a hundred in a row can be read.
+        """
+        left_out: dict[int, str] = {}
+        read = getattr(self.dataset, "read", None)
+        if read is not None:
+            x, labels = read(index if self.index is None else self.index[index])
+            return Examples(x, labels if self.conditional else None), left_out
+        seeded = not hasattr(self.dataset, "content")
+        drawn = []
+        for place, at in enumerate(index.tolist(), first):
+            with _global_seed(key * 0x9E3779B97F4A7C15 + place) if seeded else _as_it_is():
+                drawn.append(self._one(at, left_out))
+        found = _stacked(drawn, self.what)
+        return found if self.conditional else found.alone(), left_out
+
+    def _one(self, at: int, left_out: dict[int, str]) -> Any:
+        """Read the first that can be read of those from an index on."""
+        said = ""
+        for ahead in range(min(100, len(self))):
+            place = (at + ahead) % len(self)
+            place = place if self.index is None else int(self.index[place])
+            try:
+                return self.dataset[place]
+            except DataError as error:
+                said = left_out[place] = str(error)
+        raise DataError(f"{len(left_out)} {self.what} examples in a row cannot be read, the last because {said}")
+
+
+AnyExamples = Examples | LazyExamples
+"""Examples in memory, or read when they are needed."""
+
+
+def _of_some(content: str, index: Any, number: int) -> str:
+    """Return what tells some of the examples of a content from others."""
+    if not content:
+        return ""
+    taken = torch.arange(number)[index if not isinstance(index, Tensor) else index.cpu()]
+    return f"{content}[{hashlib.sha256(taken.numpy().tobytes()).hexdigest()[:16]}]"
+
+
+@contextmanager
+def _global_seed(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch, numpy and Python within a block."""
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002 - that which others draw from
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed % 2**63)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002
+
+
+@contextmanager
+def _as_it_is() -> Iterator[None]:
+    yield
+
+
+def examples_of(data: Any, what: str, workers: int | None = None) -> AnyExamples:
     """Return data as examples, however they come.
+
+    A data set whose events take at most a quarter of the free memory is read into it, unless it draws at random.
 
     Args:
         data: A tensor or array (number, *event); examples; a pair (data, conditions) of these; a map-style
             ``torch.utils.data.Dataset`` of events or of pairs (event, label), or a ``DataLoader``, of which the data set is
             taken: the order is training's own.
         what: What they are, for messages, as "training".
+        workers: Processes that will read; where it is given a data set is not read into memory.
 
     Raises:
         ArgumentError: They are none of these, or a data set has no length or examples of several shapes.
     """
-    if isinstance(data, Examples):
+    if isinstance(data, Examples | LazyExamples):
         return data
     if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], int | float):
         x, condition = (_tensor(part) for part in data)
@@ -177,9 +368,10 @@ def examples_of(data: Any, what: str) -> Examples:
     if found is not None:
         return Examples(found)
     if isinstance(data, DataLoader):
-        return examples_of(data.dataset, what)
+        return examples_of(data.dataset, what, workers)
     if isinstance(data, Dataset) and hasattr(data, "__len__") and len(data):
-        return _collected(data, what)
+        lazy = LazyExamples(data, what=what)
+        return lazy.held() if workers is None and not lazy.random and fits_in_memory(lazy.size) else lazy
     raise ArgumentError(
         f"{what} data are a tensor or array (number, *event), proxflow.Examples, or a data set with a length, got "
         f"{type(data).__name__}"
@@ -217,26 +409,32 @@ def _tensor(value: Any) -> Tensor | None:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def _collected(dataset: Dataset[Any], what: str) -> Examples:
-    """Read all examples of a data set into memory."""
-    drawn = [dataset[k] for k in range(len(dataset))]  # type: ignore[arg-type]
+def _stacked(drawn: Sequence[Any], what: str) -> Examples:
+    """Return what a data set gave, one after the other, as examples."""
     columns = list(zip(*drawn, strict=True)) if isinstance(drawn[0], tuple | list) else [drawn]
     if not 1 <= len(columns) <= 2:
         raise ArgumentError(
             f"{what} data sets give an event, or an event and its label; this one gives {len(columns)} things: wrap it to "
             "give two, or give proxflow.Examples"
         )
-    stacked = []
+    stacked: list[Any] = []
     for column in columns:
-        parts = [part if isinstance(part, Tensor) else _tensor(np.asarray(part)) for part in column]
-        shapes = {tuple(part.shape) for part in parts if part is not None}
-        if len(shapes) != 1 or any(part is None for part in parts):
-            raise ArgumentError(
-                f"{what} data sets give tensors or arrays of one shape, got {sorted(shapes) or type(column[0]).__name__}: "
-                "let a transform bring them to one"
-            )
-        stacked.append(torch.stack(parts))  # type: ignore[arg-type]
+        if stacked and isinstance(column[0], Mapping):  # conditions by name
+            stacked.append({name: _stack([part[name] for part in column], what) for name in column[0]})
+        else:
+            stacked.append(_stack(column, what))
     return Examples(*stacked)
+
+
+def _stack(column: Sequence[Any], what: str) -> Tensor:
+    parts = [part if isinstance(part, Tensor) else _tensor(np.asarray(part)) for part in column]
+    shapes = {tuple(part.shape) for part in parts if part is not None}
+    if len(shapes) != 1 or any(part is None for part in parts):
+        raise ArgumentError(
+            f"{what} data sets give tensors or arrays of one shape, got {sorted(shapes) or type(column[0]).__name__}: "
+            "let a transform bring them to one"
+        )
+    return torch.stack(parts)  # type: ignore[arg-type]
 
 
 def reads(predict: Predict) -> frozenset[str]:

@@ -176,6 +176,7 @@ BUILT_IN: dict[str, dict[str, Name]] = {
     },
     "networks": {
         "unet": Name("proxflow.nn:UNet", "U-Net for images", {"blocks": 1, "patch": 2}),
+        "dit": Name("proxflow.nn:DiT", "transformer of patches for images, of the sizes Ti, S, B, L and XL"),
         "mlp": Name("proxflow.nn:MLP", "multilayer perceptron for vectors and small events"),
     },
     "predictors": {

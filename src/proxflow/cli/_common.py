@@ -47,6 +47,10 @@ def word(default: str) -> Any:
 class TrainingOptions(TrainingConfig):
     """How to train."""
 
+    workers: Annotated[
+        Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: as many as there are further cores)")
+    ] = None
+
     def __post_init__(self) -> None:
         """Check nothing: ranges are checked after parsing, because the parser's messages would name its own internals."""
 

@@ -402,7 +402,7 @@ def _reference(options: Evaluate, loaded: dict[str, Model], fresh: list[str]) ->
         if chosen in data.CLASSES:
             names = dict(enumerate(data.CLASSES[chosen]))
         return _Reference(training, test, called, "test images", recognised, digits, held, names)
-    if not named and not path.exists():
+    if not named and not path.exists() and not Image.takes(chosen):
         raise DataError(
             f"no data set {chosen!r}: expected {', '.join(data.NAMED)}, or an existing folder or file of images"
         )

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from proxflow.data.kinds import Kind, Loaded
+    from proxflow.examples import AnyExamples
     from proxflow.flows import Flow
     from proxflow.models import Model
     from proxflow.models.spec import Part
@@ -66,6 +67,7 @@ class Train:
         proxflow train --out runs/tuned --init runs/mine --data pictures --steps 1000 --learning-rate 2e-4
         proxflow train --out runs/few --teacher runs/mine --steps 800 --ema 0.99
         proxflow train --out runs/digits --conditional
+        proxflow train --out runs/emoji --data emoji --conditional --augment crop
         proxflow train --out runs/few-digits --teacher runs/digits --guidance 2 --steps 800 --ema 0.99
         proxflow train --out runs/any-digits --teacher runs/digits --guidance 3 --guidance-input --steps 800 --ema 0.99
         proxflow train --out runs/short --steps 1500
@@ -74,10 +76,11 @@ class Train:
 
     Args:
         out: Folder for the model, its checkpoints, the log (log.jsonl) and pictures drawn on the way (samples).
-        data: What to learn. Images: mnist; fashion-mnist, which Debian's package dataset-fashion-mnist installs; a folder
-            of IDX files named as theirs; a folder of pictures (PNG, JPEG, WebP, BMP, TIFF) of any size, grey or colour,
-            with folders in it or not; or a file .npz or .npy of images, N x H x W x C. Rows of numbers: a file
-            .npy, .npz or .csv.
+        data: What to learn. Images: mnist; emoji, in colour; fashion-mnist, which Debian's package dataset-fashion-mnist
+            installs; a folder of IDX files named as theirs; a folder of pictures (PNG, JPEG, WebP, BMP, TIFF) of any size,
+            grey or colour, with folders in it or not; a file .npz or .npy of images, N x H x W x C; a folder that "proxflow
+            prepare" wrote; cifar10:FOLDER or cifar100:FOLDER, the binary form; 'shards:NAME-{000..127}.tar', of WebDataset;
+            arrow:PATH or hub:OWNER/NAME, Hugging Face data sets. Rows of numbers: a file .npy, .npz or .csv.
         kind: What kind of data they are, where that is not plain.
         size: Side of the squares that the pictures of a folder are brought to, by scaling and cutting out the middle.
         held_out: Share of the data that is not trained on; the loss on them chooses the model kept in the folder "best".
@@ -173,8 +176,10 @@ def run(options: Train, device: torch.device) -> None:
     import torch
 
     from proxflow import models
+    from proxflow.data import NAMED
+    from proxflow.data.augment import refuse_mirrored
     from proxflow.data.image_files import write_png
-    from proxflow.examples import Examples, check_condition, reads, rows
+    from proxflow.examples import check_condition, reads, rows
     from proxflow.predictors import Predictor
     from proxflow.runtime.checkpoints import digest
     from proxflow.runtime.files import writable_folder
@@ -192,6 +197,8 @@ def run(options: Train, device: torch.device) -> None:
         _flow(options, options.flow or "gpfn-w2")  # refuses what cannot be before data are read
     loaded = _loaded(options)
     kind, examples, held_out = loaded.kind, loaded.train, loaded.held_out
+    if "flip" in training.augment:
+        refuse_mirrored(training.augment, options.data if options.data in NAMED else _recognised(examples))
     torch.manual_seed(training.seed)
     if teacher is not None:
         model = _student(options, kind, teacher)
@@ -212,7 +219,7 @@ def run(options: Train, device: torch.device) -> None:
         raise ArgumentError(f"the model is conditional, and {options.data} holds no labels to train it with")
     check_condition(model.predictor, examples.condition if conditional else None, len(examples))
     if not conditional:
-        examples, held_out = Examples(examples.x), None if held_out is None else Examples(held_out.x)
+        examples, held_out = examples.alone(), None if held_out is None else held_out.alone()
     if teacher is not None:
         held_out = None  # a student's loss says how far it is from its teacher, not how good it is
     guidance, rule = None if options.guidance_input else _guidance(options, method), options.guidance_rule or "linear"
@@ -227,11 +234,14 @@ def run(options: Train, device: torch.device) -> None:
     drop = objective.rate if isinstance(objective, ConditionDropout) else None
 
     out, folder = options.out, RunFolder(options.out)
-    content = hashlib.sha256(examples.x.numpy().tobytes()).hexdigest()
+    content = examples.content
+    if not content:
+        checksum = hashlib.sha256(examples.x.numpy().tobytes()).hexdigest()
+        content = f"sha256 {checksum}, shape {list(examples.x.shape)}"
     labels = hashlib.sha256(examples.condition.numpy().tobytes()) if torch.is_tensor(examples.condition) else None
     settings = {
         "held_out": options.held_out,
-        "data": f"sha256 {content}, shape {list(examples.x.shape)}",
+        "data": content,
         "labels": None if labels is None else f"sha256 {labels.hexdigest()}",
         "drop": drop,
         "teacher": None if teacher is None else digest(teacher.predictor),
@@ -328,6 +338,8 @@ def run(options: Train, device: torch.device) -> None:
             finished["held_out_loss"] = latest
         finished |= {"sessions": list(result.sessions), "stages": list(result.stages)}
         folder.finish(model, learning.kept(result.predictor), {**provenance, **finished})
+        for said in result.left_out:
+            say(f"left out: {said}")
         say(f"trained in {result.seconds / 60:.1f} minutes, last loss {result.losses[-1]:.4g}: {out}")
         say_how_to_sample(out)
 
@@ -376,9 +388,20 @@ def _loaded(options: Train) -> Loaded:
     takes = inspect.signature(kind.read).parameters.values()
     if any(p.name == "exclude" for p in takes):
         settings["exclude"] = options.out  # which may lie in the folder that is read
+    if any(p.name == "workers" for p in takes):
+        settings["workers"] = options.training.workers
     if options.size is not None and not any(p.name == "size" or p.kind is p.VAR_KEYWORD for p in takes):
         raise ArgumentError(f"--size is for folders of pictures; {options.data} is read as {kind.examples_word}")
     return kind.read(options.data, held_out=options.held_out, seed=options.training.seed, **settings)
+
+
+def _recognised(examples: AnyExamples) -> str | None:
+    """Return the name of the data set that examples are all training images of."""
+    from proxflow.data import recognise
+    from proxflow.examples import Examples
+
+    images = isinstance(examples, Examples) and examples.x.ndim == 4
+    return recognise(examples.x) if images and examples.x.shape[1:] == (1, 28, 28) else None
 
 
 def _student(options: Train, kind: Kind, teacher: Model) -> Model:

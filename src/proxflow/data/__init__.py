@@ -1,4 +1,4 @@
-"""Data: the embedded MNIST, Fashion-MNIST, images from any folder of IDX files, and toy sets with a known law."""
+"""Data: the embedded MNIST and emoji, Fashion-MNIST, images from any folder of IDX files, and toy sets with a known law."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import get_args
 
 from torch import Tensor
 
-from proxflow.data import fashion_mnist, mnist
+from proxflow.data import emoji, fashion_mnist, mnist
+from proxflow.data.emoji import load_emoji
 from proxflow.data.fashion_mnist import load_fashion_mnist
 from proxflow.data.idx import Split, file_names, idx_sha256, read_folder
 from proxflow.data.images import ImageData, dequantise, to_bytes, to_range
@@ -35,10 +36,10 @@ __all__ = [
     "to_range",
 ]
 
-NAMED = {"mnist": load_mnist, "fashion-mnist": load_fashion_mnist}
-"""Data sets with a name: MNIST is in the package, Fashion-MNIST is read from the folder of Debian's package."""
+NAMED = {"mnist": load_mnist, "fashion-mnist": load_fashion_mnist, "emoji": load_emoji}
+"""Data sets with a name: MNIST and emoji are in the package, Fashion-MNIST is read from the folder of Debian's package."""
 
-CLASSES = {"mnist": tuple(map(str, range(10))), "fashion-mnist": fashion_mnist.CLASSES}
+CLASSES = {"mnist": tuple(map(str, range(10))), "fashion-mnist": fashion_mnist.CLASSES, "emoji": emoji.CLASSES}
 """Names of their classes."""
 
 _SHA256 = {"mnist": mnist.SHA256, "fashion-mnist": fashion_mnist.SHA256}
@@ -48,9 +49,9 @@ def load(source: str | Path, split: Split) -> ImageData:
     """Load one split of an image data set.
 
     Args:
-        source: "mnist" for the embedded set, "fashion-mnist" for the one that Debian's package ``dataset-fashion-mnist``
-            installs; anything else is a folder with IDX files named as theirs, plain or gzipped (``./mnist`` is a folder,
-            too).
+        source: "mnist" or "emoji" for an embedded set, "fashion-mnist" for the one that Debian's package
+            ``dataset-fashion-mnist`` installs; anything else is a folder with IDX files named as theirs, plain or gzipped
+            (``./mnist`` is a folder, too).
         split: "train" or "test".
 
     Returns:

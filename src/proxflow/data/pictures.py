@@ -7,12 +7,12 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -127,9 +127,7 @@ class Survey:
         Raises:
             DataError: One is damaged, or there is no memory for all.
         """
-        from PIL import ImageOps
-
-        channels, height, width = self.shape
+        height, width = self.shape[1:]
         try:
             images = torch.empty(len(self.paths), *self.shape, dtype=torch.uint8)
         except (RuntimeError, MemoryError) as error:
@@ -137,34 +135,65 @@ class Survey:
                 f"{self.folder}: {len(self.paths)} pictures of {height} x {width} take {self.memory}, more than there is: "
                 "ask for a smaller size"
             ) from error
-        for index, path in enumerate(self.paths):
-            try:
-                with _opened(path) as picture:
-                    plain = _upright(self._plain(picture), picture)
-                    if plain.size != (width, height):
-                        plain = ImageOps.fit(plain, (width, height))
-                    pixels = torch.frombuffer(bytearray(plain.tobytes()), dtype=torch.uint8)
-            except _DAMAGED as error:
-                if isinstance(error, DataError):
-                    raise
-                raise _damaged(path, error) from error
-            images[index] = pixels.reshape(height, width, channels).permute(2, 0, 1)
+        for index in range(len(self.paths)):
+            images[index] = self.picture(index)
         return images
 
-    def _plain(self, picture: Image) -> Image:
-        """Return a picture of 8-bit grey or colour, on white where it is transparent."""
-        from PIL import Image
+    def picture(self, index: int) -> Tensor:
+        """Read one picture: uint8, (channels, height, width).
 
-        rule = {"I": self.deep, "F": self.real}.get(picture.mode[:1])
-        with warnings.catch_warnings(action="ignore"):
-            picture.load()
-        if rule is not None:
-            picture = Image.fromarray(rule(np.asarray(picture)))
-        if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
-            layer = picture.convert("RGBA")
-            ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-            picture = Image.alpha_composite(ground, layer)
-        return picture.convert("L" if self.shape[0] == 1 else "RGB")
+        Raises:
+            DataError: It is damaged.
+        """
+        path = self.paths[index]
+        with opened(path) as picture:
+            return fitted(picture, self.shape, path, self.deep, self.real)
+
+
+def fitted(picture: Image, shape: tuple[int, int, int], name: Any, deep: Rule | None, real: Rule | None) -> Tensor:
+    """Return a picture upright, on white where transparent, scaled and cut to a shape: uint8 (channels, height, width).
+
+    Args:
+        picture: The picture.
+        shape: The shape; 1 channel makes it grey.
+        name: Its name, for messages.
+        deep: The rule by which whole levels beyond bytes become bytes.
+        real: The rule by which real levels do.
+
+    Raises:
+        DataError: It is damaged, or has levels for which there is no rule.
+    """
+    from PIL import ImageOps
+
+    channels, height, width = shape
+    try:
+        plain = _upright(_plain(picture, channels, deep, real), picture)
+        if plain.size != (width, height):
+            plain = ImageOps.fit(plain, (width, height))
+        pixels = torch.frombuffer(bytearray(plain.tobytes()), dtype=torch.uint8)
+    except _DAMAGED as error:
+        if isinstance(error, DataError):
+            raise
+        raise _damaged(name, error) from error
+    return pixels.reshape(height, width, channels).permute(2, 0, 1)
+
+
+def _plain(picture: Image, channels: int, deep: Rule | None, real: Rule | None) -> Image:
+    """Return a picture of 8-bit grey or colour, on white where it is transparent."""
+    from PIL import Image
+
+    rule = {"I": deep, "F": real}.get(picture.mode[:1])
+    with warnings.catch_warnings(action="ignore"):
+        picture.load()
+    if rule is not None:
+        picture = Image.fromarray(rule(np.asarray(picture)))
+    elif picture.mode[:1] in ("I", "F"):
+        raise ValueError(f"levels beyond bytes, {picture.mode}, of which one picture alone tells no rule")
+    if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
+        layer = picture.convert("RGBA")
+        ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        picture = Image.alpha_composite(ground, layer)
+    return picture.convert("L" if channels == 1 else "RGB")
 
 
 def read_pictures(folder: Path, size: int | None = None, *, resize: bool = True) -> Tensor:
@@ -197,8 +226,7 @@ def survey(folder: Path, size: int | None = None, *, resize: bool = True, exclud
         DataError: There are none, a file is damaged, of another kind or no plain file, there is no rule for the levels of a
             picture, sizes differ without ``resize``, or the pictures take too much memory.
     """
-    if size is not None and not 1 <= size <= 4096:
-        raise ArgumentError(f"the size of pictures must be 1 to 4096, got {size}")
+    check_size(size)
     walk = _Walk(folder, exclude)
     seen = [_seen(path) for path in walk.pictures()]
     for one in seen:
@@ -227,11 +255,7 @@ def survey(folder: Path, size: int | None = None, *, resize: bool = True, exclud
         raise DataError(
             f"{path}: has height and width {shape}, but {one_path.name} has {one_shape}; expected all of one shape"
         )
-    height, width = (sorted(one.sides[k] for one in seen)[(len(seen) - 1) // 2] for k in range(2))
-    if size is not None:
-        height = width = size
-    elif resize and (short := min(height, width)) > LARGEST:
-        height, width = round(height * LARGEST / short), round(width * LARGEST / short)
+    height, width = common_sides([one.sides for one in seen], size, LARGEST if resize else None)
     channels = 1 if all(one.grey for one in seen) else 3
     if len(seen) * channels * width * height > _MOST_BYTES:
         raise DataError(
@@ -240,6 +264,26 @@ def survey(folder: Path, size: int | None = None, *, resize: bool = True, exclud
         )
     deep, real = (_rule(seen, kind) for kind in ("whole", "real"))
     return Survey(folder, tuple(one.path for one in seen), (channels, height, width), sizes, deep, real, walk.left_out)
+
+
+def common_sides(sides: Sequence[_Sides], size: int | None = None, largest: int | None = LARGEST) -> _Sides:
+    """Return the height and width that pictures of these sides are brought to: a size, or their medians, scaled down."""
+    if size is not None:
+        return size, size
+    height, width = (sorted(one[k] for one in sides)[(len(sides) - 1) // 2] for k in range(2))
+    if largest is not None and (short := min(height, width)) > largest:
+        height, width = round(height * largest / short), round(width * largest / short)
+    return height, width
+
+
+def check_size(size: int | None) -> None:
+    """Refuse a size of pictures that is out of range.
+
+    Raises:
+        ArgumentError: It is not 1 to 4096.
+    """
+    if size is not None and not 1 <= size <= 4096:
+        raise ArgumentError(f"the size of pictures must be 1 to 4096, got {size}")
 
 
 def _rule(seen: list[_Seen], kind: str) -> Rule | None:
@@ -284,11 +328,9 @@ class _Seen:
 
 
 def _seen(path: Path) -> _Seen:
-    with _opened(path) as picture:
-        # For TIFF files Pillow gives the size after turning.
-        turned = picture.format != "TIFF" and _orientation(picture) in (5, 6, 7, 8)
-        sides = picture.size if turned else picture.size[::-1]
-        grey, software = picture.mode in _GREY, picture.info.get("Software")
+    with opened(path) as picture:
+        sides, grey = header(picture)
+        software = picture.info.get("Software")
         drawn = software if software in (SAMPLE, GRID) else None
         levels = _levels(picture, path) if picture.mode[:1] in ("I", "F") else None
         return _Seen(path, sides, grey, levels, drawn, _further(picture))
@@ -383,13 +425,28 @@ class _Walk:
                 yield from self._inside(path, where)
 
 
+def header(picture: Image) -> tuple[_Sides, bool]:
+    """Return height and width of a picture after turning, and whether it is grey."""
+    # For TIFF files Pillow gives the size after turning.
+    turned = picture.format != "TIFF" and _orientation(picture) in (5, 6, 7, 8)
+    return picture.size if turned else picture.size[::-1], picture.mode in _GREY
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[Image]:
-    """Open a picture: its header has been read, not yet its pixels."""
+def opened(path: Path | str, content: bytes | None = None) -> Iterator[Image]:
+    """Open a picture: its header has been read, not yet its pixels.
+
+    Args:
+        path: The file, or what its content is called in messages.
+        content: Its content; ``None`` reads the file.
+
+    Raises:
+        DataError: It is damaged, of another kind or too large.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        file = open_plain(path)
+        file: Any = open_plain(Path(path)) if content is None else io.BytesIO(content)
     except OSError as error:
         raise _damaged(path, error) from error
     with file:
@@ -427,7 +484,7 @@ def _without_damaged_metadata(file: IO[bytes]) -> IO[bytes] | None:
     return io.BytesIO(b"".join(kept))
 
 
-def _damaged(path: Path, error: BaseException) -> DataError:
+def _damaged(path: Path | str, error: BaseException) -> DataError:
     reason = getattr(error, "strerror", None) or error
     return DataError(f"{path}: cannot be read ({reason}); expected an intact picture")
 

@@ -258,7 +258,7 @@ class Model:
         from proxflow.training.recipes import recipe
 
         data = examples_of(data, "training")
-        found = tuple(self.data.encode(data.x[:1]).shape[1:])
+        found = tuple(self.data.encode(data.some(1)).shape[1:])
         if found != self.shape:
             raise ArgumentError(f"this model's {self.data.examples_word} have the shape {self.shape}, these {found}")
         known = inspect.signature(TrainingConfig).parameters
@@ -409,12 +409,12 @@ def _kind(data: Any) -> Kind:
         shape = list(data)
     else:
         try:
-            events = examples_of(data, "training").x
+            found_examples = examples_of(data, "training")
+            shape = list(found_examples.some(1).shape[1:])
         except ArgumentError as error:
             raise ArgumentError(f"expected a kind of data, the shape of an example, or examples: {error}") from None
-        if events.ndim == 2:
-            return Vector.of(events)
-        shape = list(events.shape[1:])
+        if len(shape) == 1:
+            return Vector.of(found_examples.x)
     found: dict[str, Any] = {"kind": "image", "shape": shape}
     if len(shape) == 1:
         found = {"kind": "vector", "shape": shape, "mean": [0.0] * shape[0], "std": [1.0] * shape[0]}

@@ -1,6 +1,7 @@
 """Networks: tensors in, tensors out."""
 
+from proxflow.nn.dit import DiT
 from proxflow.nn.mlp import MLP
 from proxflow.nn.unet import UNet
 
-__all__ = ["MLP", "UNet"]
+__all__ = ["MLP", "DiT", "UNet"]

@@ -101,7 +101,8 @@ def read_plain(path: Path, largest: int = LARGEST_TEXT) -> bytes:
         OSError: As :func:`open_plain`; :class:`NotPlainError` where there are more than ``largest`` bytes.
     """
     with open_plain(path) as file:
-        content = file.read(largest + 1)
+        # No more than there is: a buffer of the most that is allowed would itself be large.
+        content = file.read(min(os.fstat(file.fileno()).st_size, largest) + 1)
     if len(content) > largest:
         raise NotPlainError(f"it is larger than {largest / 2**20:g} MiB")
     return content

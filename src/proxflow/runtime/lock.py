@@ -20,7 +20,19 @@ _NAME = ".lock"
 _held: dict[str, int] = {}
 """Real paths of the folders that this process has, and how often."""
 
+_handles: set[int] = set()
+"""Open files that hold locks. Children that are forked have them too, and would hold the locks of a parent that died."""
+
 _guard = threading.Lock()
+
+
+def _let_go() -> None:
+    while _handles:
+        os.close(_handles.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -44,13 +56,16 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     try:
         if not again and fcntl is not None:
             handle = _taken(Path(place) / _NAME, f"{what}, process {os.getpid()} on {platform.node()}", folder)
+            if handle is not None:
+                _handles.add(handle)
         yield
     finally:
         with _guard:
             _held[place] -= 1
             if not _held[place]:
                 del _held[place]
-        if handle is not None:
+        if handle in _handles:
+            _handles.discard(handle)
             (Path(place) / _NAME).unlink(missing_ok=True)
             os.close(handle)
 

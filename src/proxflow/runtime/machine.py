@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,48 @@ def out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory ran out, of the processor or of an accelerator."""
     # Of the processor's memory torch has no class of its own.
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+SHARE = 0.25
+"""Share of the free memory that data may take, so that they are held in it by default."""
+
+
+def fits_in_memory(size: int, share: float = SHARE) -> bool:
+    """Tell whether so many bytes take at most a share of the memory that is free, in each process of this machine."""
+    return size * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= share * free_memory()
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that this process may still take: the machine's, its control group's, by its limits."""
+    free = [2**62]
+    free += [1024 * int(n) for n in re.findall(r"MemAvailable:\s*(\d+)", _told("/proc/meminfo"))]
+    limit = _told("/sys/fs/cgroup/memory.max").strip()
+    if limit.isdecimal():  # what files take is given back when it is needed
+        free.append(
+            int(limit) - sum(map(int, re.findall(r"^anon (\d+)", _told("/sys/fs/cgroup/memory.stat"), re.MULTILINE)))
+        )
+    if sys.platform != "win32":
+        import resource
+
+        used = dict(re.findall(r"(VmSize|VmData):\s*(\d+)", _told("/proc/self/status")))
+        for kind, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+            soft = resource.getrlimit(kind)[0]
+            if soft != resource.RLIM_INFINITY:
+                free.append(soft - 1024 * int(used.get(name, 0)))
+    return max(0, min(free))
+
+
+def reading_processes() -> int:
+    """Return how many processes read data by default: one for each further core that a process of this machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+
+
+def _told(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def _processor() -> str:

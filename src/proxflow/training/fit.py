@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from proxflow.config import TrainingConfig
+from proxflow.data.augment import Augmentation
 from proxflow.errors import ArgumentError, MemoryLimitError
-from proxflow.examples import Examples, check_condition, examples_of, moved, rows
+from proxflow.examples import AnyExamples, Examples, LazyExamples, check_condition, examples_of, moved, rows
 from proxflow.flows import Flow, as_real, draw_times
 from proxflow.random import BatchRows
 from proxflow.runtime.machine import out_of_memory, usable_device
@@ -37,8 +38,9 @@ from proxflow.runtime.processes import (
     whole,
 )
 from proxflow.runtime.progress import bar
+from proxflow.training.feed import Order, feeding, mix
 from proxflow.training.objectives import Objective
-from proxflow.training.run import LOG_WINDOW, Run, RunFolder, Stage, fingerprint
+from proxflow.training.run import LOG_WINDOW, Run, RunFolder, fingerprint
 
 Encode = Callable[[Tensor], Tensor]
 """A map from a batch of stored data to the form that the flow's beliefs are about."""
@@ -56,6 +58,9 @@ _FAR = 11.0
 _MOMENTS_OF = 10_000
 """Most examples, evenly spaced, that mean and standard deviation of the data are taken of."""
 
+_MOST_NUMBERS = 2**27
+"""Most numbers that these examples have, as of large images there may be no memory for so many."""
+
 _AGREE = 10
 """Steps between the moments at which several processes agree whether one of them has a stop signal."""
 
@@ -69,6 +74,8 @@ class Result:
         losses: Mean training loss over each log window of 50 steps.
         seconds: Time spent training, interrupted runs included.
         skipped: Steps that the non-finite guard skipped: their loss or gradient was not finite.
+        left_out: Why examples that could not be read were left out, each with its name, since training was begun or gone on
+            with; the next ones took their places.
         sessions: For each time that training was begun or gone on with, the step it began at and what computed it: versions,
             threads, device, processes.
         stages: Where the number of steps, the batch or the learning rate changed: the step, and the settings from there on.
@@ -78,6 +85,7 @@ class Result:
     losses: list[float]
     seconds: float
     skipped: int = 0
+    left_out: tuple[str, ...] = ()
     sessions: tuple[dict[str, Any], ...] = ()
     stages: tuple[dict[str, Any], ...] = ()
 
@@ -107,7 +115,9 @@ def fit(
         flow: The flow, which has training beliefs and loss; or another objective, see :mod:`proxflow.training.objectives`.
         data: Training data (number, *event): uint8 images, real numbers, or class indices. A tensor, an array, a map-style
             data set or a ``DataLoader`` of one (see :func:`proxflow.examples.examples_of`), or :class:`proxflow.Examples`
-            with conditions and given prior draws. Real numbers are taken in the precision of the network's weights.
+            with conditions and given prior draws. Real numbers are taken in the precision of the network's weights. A data
+            set that does not fit a quarter of the free memory, or draws at random, is read as it is needed
+            (:class:`proxflow.examples.LazyExamples`), to the same result, however many ``config.workers`` read.
         config: How to train.
         folder: Where checkpoints are kept, see :mod:`proxflow.runtime.checkpoints`. If it holds checkpoints of the same
             data, flow, predictor and configuration, training resumes from the newest; ``steps``, ``batch_size`` and
@@ -129,6 +139,7 @@ def fit(
         ArgumentError: Data of the wrong type or shape, out of range or with values that are not finite, or so far in
             place or scale from the flow's prior that samples would miss them; conditions that the network does not know; a
             batch too small for the processes.
+        DataError: More than a hundredth of the examples of a data set cannot be read.
         CheckpointError: The folder's checkpoint is corrupt, or of other data, another flow, predictor or configuration; the
             message names what differs.
         DivergedError: More than ``skip_limit`` of 50 steps had a loss or gradient that is not finite. Such steps are
@@ -143,9 +154,9 @@ def fit(
             f"fit takes a predictor, a module, and then a flow or another objective, got {type(predictor).__name__} and "
             f"{type(flow).__name__}"
         )
-    data = _checked(data, "training")
+    data = _checked(data, "training", config.workers)
     if held_out is not None:
-        held_out = _checked(held_out, "held-out")
+        held_out = _checked(held_out, "held-out", config.workers)
     about = flow if isinstance(flow, Flow) else getattr(flow, "flow", None)
     if encode is None:
         encode = about.encode if isinstance(about, Flow) else as_real
@@ -154,6 +165,7 @@ def fit(
             check_condition(predictor, examples.condition, len(examples))
             if isinstance(about, Flow):
                 _refuse_unfit(about, examples, encode)
+    Augmentation.of(config.augment).check(data.some(1))
     if isinstance(about, Flow):
         _refuse_far(about, data, encode)  # of those held out there may be too few to have moments
     _fit_moments(predictor, data, encode)
@@ -167,12 +179,12 @@ def fit(
 def _fit(
     predictor: nn.Module,
     flow: Objective,
-    data: Examples,
+    data: AnyExamples,
     config: TrainingConfig,
     folder: Path | None,
     device: torch.device,
     label: str,
-    held_out: Examples | None,
+    held_out: AnyExamples | None,
     encode: Encode,
     on_checkpoint: Callable[[nn.Module, int], None] | None,
     track: Callable[[dict[str, float]], None] | None,
@@ -210,13 +222,16 @@ def _fit(
     if run.saved and (run.saved % config.checkpoint_every == 0 or run.saved == config.steps):
         checkpointed()
     average = _averaging(averaged, predictor)
-    data, order = data.to(device), _Order(len(data), config, run.stage, device)
+    order, measured = Order(len(data), config, run.stage), held_out
+    if isinstance(measured, LazyExamples):
+        measured, left_out = measured.take(torch.arange(min(len(measured), HELD_OUT)))
+        run.leave_out(left_out, len(data))
     generator, source, size = torch.Generator(device), torch.Generator(device), config.batch_size
     precision = next((p.dtype for p in predictor.parameters() if p.is_floating_point()), torch.float32)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
 
     def total_loss(network: nn.Module, source_of: Examples, at: Any, t: Tensor, key: int, part: range) -> Tensor:
-        source.manual_seed(_mix(key, _NOISE_KEY))
+        source.manual_seed(mix(key, _NOISE_KEY))
         noise = source if len(part) == len(t) else BatchRows(source, len(t), part)
         x = encode(source_of.x[at].to(device))
         if x.is_floating_point():
@@ -230,25 +245,26 @@ def _fit(
 
     @torch.no_grad()
     def held_out_loss() -> float | None:
-        if held_out is None:
+        if measured is None:
             return None
-        number = min(len(held_out), HELD_OUT) // processes.size * processes.size
-        key = _mix(config.seed, _HELD_OUT_KEY)
+        number = min(len(measured), HELD_OUT) // processes.size * processes.size
+        key = mix(config.seed, _HELD_OUT_KEY)
         t, total = draw_times(number, generator.manual_seed(key), device), torch.zeros((), device=device)
         for part in _split(processes.part(number), -(-number // processes.size // len(parts[0]))):
-            total += total_loss(averaged, held_out, slice(part.start, part.stop), t, key, part)
+            total += total_loss(averaged, measured, slice(part.start, part.stop), t, key, part)
         return float(processes.add_up(total)) / number
 
     with (
         bar(label, config.steps * size, "images", run.step * size) as show,
         _signals() as stop_signal,
         _memory(config, parts),
+        feeding(data, order, parts, config, device, run) as feed,
         # The configuration's precision holds, not a caller's autocast, within which casts would outlive the inner contexts.
         torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext(),
     ):
         while run.step < config.steps:
-            key = _mix(config.seed, run.step)
-            indices, t = order(run.step), draw_times(size, generator.manual_seed(key), device)
+            key = mix(config.seed, run.step)
+            t = draw_times(size, generator.manual_seed(key), device)
             rate = learning_rate(run.step, config)
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["factor"]
@@ -258,9 +274,10 @@ def _fit(
             for number, part in enumerate(parts):
                 if config.compile:
                     torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-                _seed_dropout(_mix(key, processes.rank * len(parts) + number), device)
+                examples, at = feed(run.step, number)
+                _seed_dropout(mix(key, processes.rank * len(parts) + number), device)
                 with no_sync(model, last=number == len(parts) - 1):
-                    total = total_loss(model, data, indices[part.start : part.stop], t, key, part)
+                    total = total_loss(model, examples, at, t, key, part)
                     # Scaled so that the average over processes is the gradient of the mean over the whole batch.
                     share = total / (size / processes.size)
                     share.backward()  # type: ignore[no-untyped-call]
@@ -287,7 +304,7 @@ def _fit(
                     raise KeyboardInterrupt if stop_signal.number == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
     return Result(
         plain_copy(averaged, unsharded).to(device) if sharded else averaged, run.losses, run.seconds, run.skipped,
-        tuple(run.sessions), tuple(map(asdict, run.stages)),
+        tuple(run.left_out.values()), tuple(run.sessions), tuple(map(asdict, run.stages)),
     )  # fmt: skip
 
 
@@ -322,11 +339,6 @@ def _averaging(averaged: nn.Module, predictor: nn.Module) -> Callable[[float], N
     return average
 
 
-def _mix(seed: int, step: int) -> int:
-    """Return a seed for one step. With seed + step instead, runs with neighbouring seeds would share random numbers."""
-    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 1) % 2**63
-
-
 def _seed_dropout(seed: int, device: torch.device) -> None:
     """Seed torch's global generators for dropout, which takes no generator; ``torch.manual_seed`` is slower."""
     torch.default_generator.manual_seed(seed)
@@ -334,10 +346,10 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def _checked(given: Any, which: str) -> Examples:
+def _checked(given: Any, which: str, workers: int | None) -> AnyExamples:
     """Return data as examples, and refuse data that cannot be trained on."""
-    examples = examples_of(given, which)
-    data = examples.x
+    examples = examples_of(given, which, workers)
+    data = examples.some(2) if isinstance(examples, LazyExamples) else examples.x
     if data.ndim < 2 or data.numel() == 0 or data.is_complex() or data.is_sparse:
         raise ArgumentError(
             f"{which} data must be a non-empty tensor (number, *event) of uint8 images, real numbers or class indices, got "
@@ -349,8 +361,10 @@ def _checked(given: Any, which: str) -> Examples:
     return examples
 
 
-def _spaced(data: Examples) -> Tensor:
-    return data.x[:: -(-len(data) // _MOMENTS_OF)]
+def _spaced(data: AnyExamples) -> Tensor:
+    most = min(_MOMENTS_OF, _MOST_NUMBERS // max(1, data.some(1).numel()))
+    step = -(-len(data) // max(1, most))
+    return data.take(torch.arange(0, len(data), step))[0].x if isinstance(data, LazyExamples) else data.x[::step]
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -359,7 +373,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.mean(1), x.std(1, correction=0)
 
 
-def _fit_moments(predictor: nn.Module, data: Examples, encode: Encode) -> None:
+def _fit_moments(predictor: nn.Module, data: AnyExamples, encode: Encode) -> None:
     """Tell a predictor that asks for them mean and standard deviation of the data."""
     fit_to = getattr(predictor, "fit_to", None)
     if fit_to is not None and getattr(predictor, "asks_moments", False):
@@ -367,20 +381,20 @@ def _fit_moments(predictor: nn.Module, data: Examples, encode: Encode) -> None:
         fit_to(mean.tolist(), std.tolist())
 
 
-def _refuse_unfit(flow: Flow[Any], data: Examples, encode: Encode) -> None:
+def _refuse_unfit(flow: Flow[Any], data: AnyExamples, encode: Encode) -> None:
     """Refuse data that are not of the flow."""
-    stored, real = data.x, flow.path is not None
+    stored, real = data.some(1) if isinstance(data, LazyExamples) else data.x, flow.path is not None
     if not (real and stored.dtype == torch.uint8):  # pixels are known by their type
         flow.check(encode(stored[:1] if real else stored))  # of classes every value counts
 
 
-def _refuse_far(flow: Flow[Any], data: Examples, encode: Encode) -> None:
+def _refuse_far(flow: Flow[Any], data: AnyExamples, encode: Encode) -> None:
     """Refuse data so far in place or scale from a flow's prior that samples would miss them.
 
     With a prior of standard deviation 1 and 20 evaluations, exact predictions give samples of 0.9 to 1 times the data's
     spread where this is from a tenth to ten times the prior's, and beyond that soon a fraction of it.
     """
-    if data.x.dtype == torch.uint8 or flow.path is None:  # pixels have a range
+    if data.some(1).dtype == torch.uint8 or flow.path is None:  # pixels have a range
         return
     x = encode(_spaced(data))
     place, scale = 0.0, 1.0
@@ -464,25 +478,3 @@ def _memory(config: TrainingConfig, parts: list[range]) -> Iterator[None]:
                 f"{-(-at_once // 2)} at a time, or --batch-size {max(1, config.batch_size // 2)}"
             )
         raise MemoryLimitError(f"out of memory with {at_once} examples at a time: {advice}") from error
-
-
-class _Order:
-    """Indices of the examples of a step: epoch after epoch, each a permutation from (seed, epoch)."""
-
-    def __init__(self, number: int, config: TrainingConfig, stage: Stage, device: torch.device) -> None:
-        self.number, self.config, self.stage, self.device = number, config, stage, device
-        self.epochs: dict[int, Tensor] = {}  # on the device, so that steps do not wait for transfers
-
-    def __call__(self, step: int) -> Tensor:
-        start = self.stage.seen + (step - self.stage.step) * self.stage.batch_size
-        stop = start + self.stage.batch_size
-        first, last = start // self.number, (stop - 1) // self.number
-        for epoch in range(first, last + 1):
-            if epoch not in self.epochs:
-                generator = torch.Generator().manual_seed(_mix(self.config.seed, -1 - epoch))
-                self.epochs = {known: order for known, order in self.epochs.items() if known >= first}
-                self.epochs[epoch] = torch.randperm(self.number, generator=generator).to(self.device)
-        joined = (
-            torch.cat([self.epochs[epoch] for epoch in range(first, last + 1)]) if last > first else self.epochs[first]
-        )
-        return joined[start - first * self.number : stop - first * self.number]

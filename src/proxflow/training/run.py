@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from proxflow import models
 from proxflow.config import TrainingConfig, to_dict
-from proxflow.errors import CheckpointError, DivergedError, OutputError
-from proxflow.examples import Examples
+from proxflow.errors import CheckpointError, DataError, DivergedError, OutputError
+from proxflow.examples import AnyExamples
 from proxflow.models import Model, format1, spec
 from proxflow.runtime.checkpoints import OLD, Checkpoints, checksum, finite, keep_newest
 from proxflow.runtime.files import read_json, sweep, writable_folder, write_json
@@ -243,7 +243,9 @@ CHANGEABLE = ("steps", "batch_size", "learning_rate")
 """Settings that a training which goes on may have others of than before."""
 
 
-def fingerprint(predictor: nn.Module, objective: Any, data: Examples, held_out: Examples | None) -> dict[str, str]:
+def fingerprint(
+    predictor: nn.Module, objective: Any, data: AnyExamples, held_out: AnyExamples | None
+) -> dict[str, str]:
     """Return what a training is made of, by name: two of them go on from each other only where all of it agrees."""
 
     def called(thing: Any) -> str:
@@ -263,8 +265,10 @@ def fingerprint(predictor: nn.Module, objective: Any, data: Examples, held_out: 
     }
 
 
-def _content(examples: Examples) -> str:
-    """Return what tells these examples from others: a checksum, and the shape."""
+def _content(examples: AnyExamples) -> str:
+    """Return what tells these examples from others: what their source says, or a checksum, and the shape."""
+    if examples.content:
+        return examples.content
     tensors: dict[str, Tensor] = {}
     for name, value in (("x", examples.x), *examples.told()):
         parts = value.items() if isinstance(value, Mapping) else [("", value)]
@@ -293,6 +297,7 @@ class Run:
         self.step, self.skipped, self.losses, self.made_of = 0, 0, list[float](), dict(made_of)
         self.stages = [Stage(0, 0, config.steps, config.batch_size, config.learning_rate)]
         self.sessions = list[dict[str, Any]]()
+        self.left_out = dict[int, str]()
         self.saved, self.begun = 0, time.monotonic()
         # Loss and gradient norm of the steps of the log window, each in the row of its place in it.
         self.numbers, self.since = torch.zeros(LOG_WINDOW, 2, device=next(predictor.parameters()).device), 0
@@ -356,6 +361,20 @@ class Run:
             self.log.write(entry)
         if self.track is not None and self.processes.first:
             self.track(entry)
+
+    def leave_out(self, why: Mapping[int, str], number: int) -> None:
+        """Note examples that could not be read, by their indices, of so many.
+
+        Raises:
+            DataError: They are more than a hundredth of all, and more than ten.
+        """
+        fresh = {index: said for index, said in why.items() if index not in self.left_out}
+        self.left_out |= fresh
+        for said in fresh.values():
+            if self.log is not None:
+                self.log.write({"step": self.step, "left_out": said})
+        if len(self.left_out) > max(10, number // 100):
+            raise DataError(f"{len(self.left_out)} of {number} examples cannot be read, the last because {said}")
 
     def _state(self) -> dict[str, Tensor]:
         named = {f"predictor.{k}": v for k, v in self.predictor.state_dict().items()}

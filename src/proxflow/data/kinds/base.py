@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from proxflow.errors import ArgumentError
-from proxflow.examples import Examples
+from proxflow.examples import AnyExamples
 from proxflow.runtime.processes import Processes
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
@@ -56,8 +56,8 @@ class Loaded:
     """
 
     kind: Kind
-    train: Examples
-    held_out: Examples | None
+    train: AnyExamples
+    held_out: AnyExamples | None
     description: str
     notes: tuple[str, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
@@ -157,7 +157,7 @@ def check_share(held_out: float) -> None:
         )
 
 
-def split(examples: Examples, held_out: float, seed: int) -> tuple[Examples, Examples | None]:
+def split(examples: AnyExamples, held_out: float, seed: int) -> tuple[AnyExamples, AnyExamples | None]:
     """Split examples at random, training examples in their order; do not split off fewer than there are processes.
 
     Raises:

@@ -12,15 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proxflow.data import CLASSES, NAMED, image_files, load
+from proxflow.data import CLASSES, NAMED, cifar, image_files, load
 from proxflow.data.arrays import holds_table, shapes_in
-from proxflow.data.images import to_bytes, to_range
+from proxflow.data.idx import Split
+from proxflow.data.images import ImageData, to_bytes, to_range
 from proxflow.data.kinds.base import Defaults, Kind, Loaded, Picture, check_share, split
 from proxflow.data.left_out import LeftOut
-from proxflow.data.pictures import holds_pictures, survey
+from proxflow.data.pictures import holds_pictures
+from proxflow.data.prepared import is_prepared
+from proxflow.data.sources import PREFIXES, pictures_of
+from proxflow.data.stored import Folder, Pictures
 from proxflow.errors import ArgumentError, DataError
-from proxflow.examples import Examples
+from proxflow.examples import Examples, examples_of
 from proxflow.runtime import escape
+from proxflow.runtime.machine import fits_in_memory
 
 MOST_CLASSES, LONGEST_NAME = 2**16, 255
 """The largest number of classes, and of characters in the name of one."""
@@ -45,8 +50,9 @@ class Image(Kind):
 
     examples_word: ClassVar[str] = "images"
     sources: ClassVar[str] = (
-        f"{', '.join(NAMED)}, an existing folder of IDX files named as MNIST's or of pictures (PNG, JPEG and others), or a "
-        "file .npz or .npy of images (number, height, width, channels)"
+        f"{', '.join(NAMED)}, an existing folder of IDX files named as MNIST's or of pictures (PNG, JPEG and others) or one "
+        "that proxflow prepare wrote, a file .npz or .npy of images (number, height, width, channels), cifar10:FOLDER, "
+        "cifar100:FOLDER, shards:NAMES.tar, arrow:PATH or hub:OWNER/NAME"
     )
     defaults: ClassVar[Defaults] = Defaults(network="unet", clip=(-1.0, 1.0), parameterisation="x")
 
@@ -70,8 +76,10 @@ class Image(Kind):
     @classmethod
     def takes(cls, source: str) -> bool:
         path = Path(source)
+        if source.startswith(PREFIXES) or cifar.split_source(source) is not None:
+            return True
         if source in NAMED or os.path.isdir(source):
-            return source in NAMED or _has_idx(path, "train") or holds_pictures(path)
+            return source in NAMED or _has_idx(path, "train") or is_prepared(path) or holds_pictures(path)
         if path.suffix.lower() == ".npy":
             return len(shapes_in(path).get("", ())) in (3, 4)
         # An .npz file without a table is probably meant for images: read reports what it lacks.
@@ -86,19 +94,25 @@ class Image(Kind):
         seed: int = 0,
         size: int | None = None,
         exclude: Path | None = None,
+        workers: int | None = None,
         **settings: Any,
     ) -> Loaded:
         """Read images, and the classes that they have.
+
+        Folders of pictures, prepared caches, shards and Hugging Face data sets are held in memory where they take at most a
+        quarter of what is free; else they are read as they are needed (:class:`proxflow.examples.LazyExamples`).
 
         Classes are those of the named sets, the labels of a folder of IDX files or of an ``.npz`` file, named by their
         numbers or texts, and the folders of pictures, see :meth:`proxflow.data.pictures.Survey.classes`.
 
         Args:
-            source: ``mnist``, ``fashion-mnist``, a folder of IDX files or of pictures, or a file ``.npz`` or ``.npy``.
+            source: ``mnist``, ``fashion-mnist``, ``emoji``, a folder of IDX files or of pictures, a file ``.npz`` or
+                ``.npy``, ``cifar10:FOLDER``, ``cifar100:FOLDER``, or what :func:`proxflow.data.sources.pictures_of` takes.
             held_out: Share kept from training, in [0, 1). For sets with test images any share above 0 holds out these.
             seed: Seed of their choice.
             size: Side of the squares that pictures of a folder are scaled to, see :func:`proxflow.data.pictures.survey`.
             exclude: A folder or file that is not read, where output is to go.
+            workers: Processes that will read; where it is given, nothing is held in memory that need not be.
             **settings: None are known.
 
         Raises:
@@ -109,24 +123,28 @@ class Image(Kind):
         if settings:
             raise ArgumentError(f"images have the setting size alone, got {', '.join(settings)}")
         path = Path(source)
-        idx = source in NAMED or _has_idx(path, "train")
-        if size is not None and (idx or not os.path.isdir(path)):
+        ours = cifar.split_source(source)
+        idx = source in NAMED or ours is not None or _has_idx(path, "train")
+        stored = None if idx else pictures_of(source, size, exclude)
+        if size is not None and stored is None:
             raise ArgumentError(f"size is for folders of pictures; {source} has a size of its own")
+        if stored is not None and not (isinstance(stored, Folder) and workers is None and _fits(stored)):
+            return cls._stored(source, stored, held_out, seed, size, workers)
         labels: list[Any] = []
         names: tuple[str, ...] | None = None
         rules: list[str] = []
         scaling, left_out = "", LeftOut()
         parts: list[Tensor]
         if idx:
-            tested = held_out > 0 and (source in NAMED or _has_idx(path, "t10k"))
-            sets = [load(source, "train"), *([load(source, "test")] if tested else [])]
+            tested = held_out > 0 and (source in NAMED or ours is not None or _has_idx(path, "t10k"))
+            sets = [_set(source, part) for part in (("train", "test") if tested else ("train",))]
             parts = [part.images for part in sets]
             labels = [part.labels.numpy() for part in sets if part.labels is not None]
             if 0 < len(labels) < len(sets):
                 raise DataError(f"{source}: only one of training and test images has labels; expected both or none")
-            names = CLASSES.get(source)
-        elif os.path.isdir(path):
-            found = survey(path, size, exclude=exclude)
+            names = CLASSES.get(source) if ours is None else cifar.class_names(*ours)
+        elif isinstance(stored, Folder):
+            found = stored.survey
             parts, rules, scaling, left_out = [found.read()], found.levels, found.scaling, found.left_out
             if (told := found.classes()) is not None:
                 labels, names = [np.array(told[0])], told[1]
@@ -160,6 +178,30 @@ class Image(Kind):
         record = {**asked, "pictures": number, "classes": len(names), "levels": levels, "left_out": left_out.record}
         return Loaded(kind, train, kept, f"{len(train)} images of {height} x {width}", (note,), record)
 
+    @classmethod
+    def _stored(
+        cls, source: str, stored: Pictures, held_out: float, seed: int, size: int | None, workers: int | None
+    ) -> Loaded:
+        """Return pictures that need not be in memory; see :meth:`read`."""
+        try:
+            kind = cls(stored.shape, stored.classes)
+        except ArgumentError as error:
+            raise DataError(f"{source}: {error}") from error
+        train, kept = split(examples_of(stored, "training", workers), held_out, seed)
+        (channels, height, width), number = stored.shape, len(stored)
+        levels = "; ".join(stored.levels) or "levels of bytes"
+        where = "in memory" if isinstance(train, Examples) else "read as they are needed"
+        called = f"{len(kind.classes)} classes ({_some(kind.classes)})" if kind.classes else "no classes"
+        note = (
+            f"{source}: {number} {'grey' if channels == 1 else 'colour'} pictures of {height} x {width}, "
+            f"{number * math.prod(stored.shape) / 1e6:.1f} MB {where}{stored.scaling}; {called}; {levels}; left out: "
+            f"{stored.left_out.text}"
+        )
+        asked = {"source": source, "held_out": held_out, "seed": seed, **({} if size is None else {"size": size})}
+        read = {"pictures": number, "classes": len(kind.classes), "levels": levels}
+        record = {**asked, **read, "left_out": stored.left_out.record}
+        return Loaded(kind, train, kept, f"{len(train)} images of {height} x {width}", (note,), record)
+
     def encode(self, stored: Tensor) -> Tensor:
         """Map bytes to [−1, 1], see :func:`proxflow.data.to_range`."""
         return to_range(stored)
@@ -184,6 +226,16 @@ class Image(Kind):
         """Draw a grid; unless images have 1 or 3 channels, of the first channel."""
         images = _channels_last(stored)
         return image_files.grid(images if images.shape[-1] in (1, 3) else images[..., :1])
+
+
+def _fits(stored: Pictures) -> bool:
+    return fits_in_memory(len(stored) * math.prod(stored.shape))
+
+
+def _set(source: str, part: Split) -> ImageData:
+    """Return a split of a set that has test images of its own."""
+    ours = cifar.split_source(source)
+    return load(source, part) if ours is None else cifar.read_cifar(*ours, part)
 
 
 def _has_idx(folder: Path, prefix: str) -> bool:

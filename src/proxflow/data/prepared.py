@@ -1,0 +1,256 @@
+"""A cache of pictures of one shape as bytes, made once and mapped into memory.
+
+A folder of parts of 4096 pictures, ``part-00000.bin`` and on, each the bytes (number, channels, height, width) of those that
+could be read, with ``part-00000.json`` beside it; ``plan.json``, what they are made of; and at the end ``manifest.json``.
+Stopped at any moment, the same call makes the parts that are missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proxflow.data.left_out import LeftOut
+from proxflow.data.stored import Pictures
+from proxflow.errors import DataError, OutputError
+from proxflow.runtime.files import read_json, sweep, writable_folder, write_atomically, write_json
+from proxflow.runtime.lock import locked
+
+PLAN, MANIFEST = "plan.json", "manifest.json"
+FORM = "proxflow prepared 1"
+PART = 4096
+"""Pictures of a part."""
+
+_TRIES = 3
+
+
+def prepare(
+    pictures: Pictures, folder: Path, workers: int, done: Callable[[int], None] = lambda number: None
+) -> dict[str, Any]:
+    """Make a cache of pictures, or go on with it.
+
+    Pictures that cannot be read are left out, and stand in the manifest by name.
+
+    Args:
+        pictures: The pictures.
+        folder: Where the cache goes.
+        workers: Processes that read; 0 for this one.
+        done: Called with the number of pictures done.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        OutputError: The folder cannot be written, as where the disk is full, is in use, or is a cache of other pictures;
+            what is done stays.
+        DataError: No picture can be read, or processes that read died three times.
+    """
+    plan = {"form": FORM, "content": pictures.content, "shape": list(pictures.shape), "pictures": len(pictures)}
+    with locked(writable_folder(folder), "preparation"):
+        sweep(folder, owned=True)
+        if (folder / PLAN).exists():
+            held = read_json(folder / PLAN)
+            other = [name for name in plan if not isinstance(held, dict) or held.get(name) != plan[name]]
+            if other:
+                found = held.get(other[0]) if isinstance(held, dict) else held
+                raise OutputError(
+                    f"{folder} is a cache of other pictures: its {other[0]} is {found}, not {plan[other[0]]}; choose "
+                    "another --out folder"
+                )
+        elif any(folder.glob("part-*")) or (folder / MANIFEST).exists():
+            raise OutputError(f"{folder} holds parts of a cache without {PLAN}: choose another --out folder")
+        write_json(folder / PLAN, plan)
+        number = -(-len(pictures) // PART)
+        missing = [k for k in range(number) if not (folder / f"part-{k:05d}.json").exists()]
+        done(len(pictures) - sum(min(PART, len(pictures) - k * PART) for k in missing))
+        for _ in range(_TRIES):
+            try:
+                for part in _made(pictures, folder, missing, workers):
+                    done(min(PART, len(pictures) - part * PART))
+                break
+            except BrokenProcessPool:
+                missing = [k for k in missing if not (folder / f"part-{k:05d}.json").exists()]
+        else:
+            raise DataError(
+                f"{workers} processes that read pictures died {_TRIES} times, perhaps for want of memory: give --workers 0; "
+                "the parts that are done stay"
+            )
+        return _finished(pictures, folder, plan, number)
+
+
+def _made(pictures: Pictures, folder: Path, parts: list[int], workers: int) -> Iterator[int]:
+    """Make parts, and yield the number of each when it is there."""
+    if not workers or len(parts) < 2:
+        for part in parts:
+            yield _make(pictures, folder, part)
+        return
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    with ProcessPoolExecutor(
+        min(workers, len(parts)), multiprocessing.get_context(method), _begin, (pictures, folder)
+    ) as pool:
+        try:
+            for future in as_completed([pool.submit(_make_own, part) for part in parts]):
+                yield future.result()
+        except (OutputError, KeyboardInterrupt, GeneratorExit):
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+_own: tuple[Pictures, Path] | None = None
+"""What a process of the pool makes parts of."""
+
+
+def _begin(pictures: Pictures, folder: Path) -> None:
+    global _own
+    _own = pictures, folder
+    torch.set_num_threads(1)
+
+
+def _make_own(part: int) -> int:
+    if _own is None:
+        raise BrokenProcessPool("begun without pictures")
+    return _make(*_own, part)
+
+
+def _make(pictures: Pictures, folder: Path, part: int) -> int:
+    """Make a part: first the bytes, then what is told of them, which says that the part is whole."""
+    left_out: list[list[Any]] = []
+    read: list[Tensor] = []
+    for index in range(part * PART, min(len(pictures), (part + 1) * PART)):
+        try:
+            read.append(pictures.picture(index))
+        except DataError as error:
+            left_out.append([index, str(error)])
+    data = torch.stack(read).numpy().tobytes() if read else b""
+
+    def put(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    write_atomically(folder / f"part-{part:05d}.bin", put)
+    told = {"number": len(read), "sha256": hashlib.sha256(data).hexdigest(), "left_out": left_out}
+    write_json(folder / f"part-{part:05d}.json", told)
+    return part
+
+
+def _finished(pictures: Pictures, folder: Path, plan: dict[str, Any], number: int) -> dict[str, Any]:
+    """Write labels and manifest, if they are not there."""
+    told: list[Any] = [read_json(folder / f"part-{k:05d}.json") for k in range(number)]
+    lost = [(int(index), str(said)) for part in told for index, said in part["left_out"]]
+    counts = [int(part["number"]) for part in told]
+    if not sum(counts):
+        raise DataError(f"none of {len(pictures)} pictures can be read, the last because {lost[-1][1]}")
+    left_out = LeftOut(dict(pictures.left_out.found))
+    for _, said in lost:
+        left_out.add("pictures that cannot be read", said)
+    if pictures.labels is not None:
+        kept = torch.ones(len(pictures), dtype=torch.bool)
+        kept[[index for index, _ in lost]] = False
+        labels = pictures.labels[kept].numpy()
+
+        def put(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                np.save(file, labels)
+
+        write_atomically(folder / "labels.npy", put)
+    content = hashlib.sha256("".join(part["sha256"] for part in told).encode()).hexdigest()
+    manifest = {
+        **plan,
+        "number": sum(counts),
+        "parts": counts,
+        "sha256": content,
+        "classes": list(pictures.classes),
+        "labels": pictures.labels is not None,
+        "levels": list(pictures.levels),
+        "left_out": [[reason, *found] for reason, found in left_out.found.items()],
+        "unread": [said for _, said in lost[:100]],
+    }
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def is_prepared(folder: Path) -> bool:
+    """Tell whether a folder is a cache, whole or not."""
+    return (folder / PLAN).exists() and (folder / PLAN).is_file() and not (folder / "run.json").exists()
+
+
+class Prepared(Pictures):
+    """The pictures of a cache, mapped into memory.
+
+    Args:
+        folder: The cache.
+        size: Side of its pictures, if it is to be checked.
+
+    Raises:
+        DataError: It is not finished, damaged, or of another size.
+    """
+
+    def __init__(self, folder: Path, size: int | None = None) -> None:
+        if not (folder / MANIFEST).exists():
+            raise DataError(f"{folder}: is not finished; give the same proxflow prepare command again to go on")
+        held: Any = read_json(folder / MANIFEST)
+        try:
+            shape, counts = tuple(map(int, held["shape"])), [int(number) for number in held["parts"]]
+            classes, told = tuple(map(str, held["classes"])), bool(held["labels"])
+            left_out = LeftOut({str(reason): (int(number), str(one)) for reason, number, one in held["left_out"]})
+            if held["form"] != FORM or len(shape) != 3 or min(*shape, *counts) < 0:
+                raise ValueError(held["form"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{folder / MANIFEST}: is no manifest of prepared pictures ({error})") from error
+        if size is not None and shape[1:] != (size, size):
+            raise DataError(
+                f"{folder}: holds pictures of {shape[1]} x {shape[2]}, not of size {size}: prepare them anew"
+            )
+        bytes_of = shape[0] * shape[1] * shape[2]
+        for k, number in enumerate(counts):
+            part = folder / f"part-{k:05d}.bin"
+            found = part.stat().st_size if part.exists() else -1
+            if found != number * bytes_of:
+                raise DataError(
+                    f"{part}: {'is missing' if found < 0 else f'has {found} bytes'}; expected {number * bytes_of}: remove "
+                    f"{part.with_suffix('.json').name} and give the same proxflow prepare command again"
+                )
+        labels = None
+        if told:
+            try:
+                labels = torch.from_numpy(np.load(folder / "labels.npy", allow_pickle=False).astype(np.int64))
+            except (OSError, ValueError, EOFError) as error:
+                raise DataError(f"{folder / 'labels.npy'}: cannot be read ({error})") from error
+            if labels.shape != (sum(counts),) or int(labels.max()) >= len(classes) or int(labels.min()) < -1:
+                raise DataError(f"{folder / 'labels.npy'}: does not fit the {sum(counts)} pictures and their classes")
+        super().__init__(
+            (shape[0], shape[1], shape[2]), sum(counts), labels, classes, f"prepared, sha256 {held['sha256']}",
+            levels=tuple(map(str, held["levels"])), left_out=left_out,
+        )  # fmt: skip
+        self.folder = folder
+        self.starts = np.cumsum([0, *counts])
+        self.maps: dict[int, np.ndarray[Any, np.dtype[np.uint8]]] = {}
+
+    def _part(self, part: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        if part not in self.maps:
+            number = int(self.starts[part + 1] - self.starts[part])
+            self.maps[part] = np.memmap(
+                self.folder / f"part-{part:05d}.bin", np.uint8, "r", shape=(number, *self.shape)
+            )
+        return self.maps[part]
+
+    def picture(self, index: int) -> Tensor:
+        return self.read(torch.tensor([index]))[0][0]
+
+    def read(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Read several pictures at once, with their classes."""
+        places = indices.numpy()
+        part = np.searchsorted(self.starts, places, side="right") - 1
+        images = np.empty((len(places), *self.shape), np.uint8)
+        for k in np.unique(part):
+            here = part == k
+            images[here] = self._part(int(k))[places[here] - self.starts[k]]
+        return torch.from_numpy(images), None if self.labels is None else self.labels[indices]

@@ -1,0 +1,40 @@
+"""Sources of pictures that are read when they are needed, by their words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from proxflow.data import arrow, shards
+from proxflow.data.pictures import survey
+from proxflow.data.prepared import Prepared, is_prepared
+from proxflow.data.stored import Folder, Pictures
+
+PREFIXES = (shards.PREFIX, *arrow.PREFIXES)
+"""What words for sources begin with that are neither names nor paths."""
+
+
+def pictures_of(source: str, size: int | None = None, exclude: Path | None = None) -> Pictures | None:
+    """Return the pictures of a source: ``shards:…``, ``arrow:…``, ``hub:…``, a prepared cache, or a folder of pictures.
+
+    Args:
+        source: The source.
+        size: Side of the squares that they are brought to; ``None`` for what suits them.
+        exclude: A file or folder that is not read, where output is to go.
+
+    Returns:
+        The pictures; ``None`` for what is none of these.
+
+    Raises:
+        ArgumentError: The size is out of range, or what reads the source is not installed.
+        DataError: There is no such source, or it is damaged.
+    """
+    if source.startswith(shards.PREFIX):
+        return shards.Shards(source.removeprefix(shards.PREFIX), size)
+    if source.startswith(arrow.PREFIXES):
+        return arrow.Arrow(arrow.load(source), source, size)
+    if not os.path.isdir(source):
+        return None
+    if is_prepared(Path(source)):
+        return Prepared(Path(source), size)
+    return Folder(survey(Path(source), size, exclude=exclude))

@@ -1,0 +1,84 @@
+"""Pictures that are read when they are needed: of folders, prepared caches, tar files and Hugging Face data sets."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from proxflow.data.left_out import LeftOut
+from proxflow.data.pictures import Survey
+from proxflow.runtime import escape
+
+
+class Pictures(Dataset[Tensor | tuple[Tensor, int]], ABC):
+    """Pictures of one shape with their classes, a map-style data set: (picture, class), or the picture where it has none.
+
+    Args:
+        shape: (channels, height, width).
+        number: How many there are.
+        labels: The class of each, −1 where it lacks one, int64 (number,); ``None`` where none has one.
+        classes: Names of the classes.
+        content: What tells them from others.
+        levels: By which rules levels became bytes.
+        scaling: From what they were scaled, in words.
+        left_out: What was not read.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        number: int,
+        labels: Tensor | None,
+        classes: tuple[str, ...],
+        content: str,
+        *,
+        levels: tuple[str, ...] = (),
+        scaling: str = "",
+        left_out: LeftOut | None = None,
+    ) -> None:
+        self.shape, self.number, self.content = shape, number, f"{content}, shape {list(shape)}"
+        self.labels, self.classes = labels, tuple(map(escape.terminal, classes))
+        self.levels, self.scaling, self.left_out = levels, scaling, left_out or LeftOut()
+
+    def __len__(self) -> int:
+        return self.number
+
+    @abstractmethod
+    def picture(self, index: int) -> Tensor:
+        """Read a picture: uint8 (channels, height, width).
+
+        Raises:
+            DataError: It cannot be read; the message names it.
+        """
+
+    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, int]:
+        picture = self.picture(index)
+        return picture if self.labels is None else (picture, int(self.labels[index]))
+
+
+class Folder(Pictures):
+    """The pictures of a folder and the folders in it, see :func:`proxflow.data.pictures.survey`."""
+
+    def __init__(self, survey: Survey) -> None:
+        told = survey.classes()
+        digest = hashlib.sha256()
+        for path in survey.paths:
+            digest.update(f"{path.relative_to(survey.folder)}\0{path.stat().st_size}\0".encode())
+        super().__init__(
+            survey.shape,
+            len(survey.paths),
+            None if told is None else torch.tensor(told[0]),
+            () if told is None else told[1],
+            f"{len(survey.paths)} files, names and sizes of sha256 {digest.hexdigest()}",
+            levels=tuple(survey.levels),
+            scaling=survey.scaling,
+            left_out=survey.left_out,
+        )
+        self.survey = survey
+
+    def picture(self, index: int) -> Tensor:
+        return self.survey.picture(index)
