@@ -1,6 +1,7 @@
 """Networks: tensors in, tensors out."""
 
 from proxflow.nn.mlp import MLP
+from proxflow.nn.token_transformer import TokenTransformer
 from proxflow.nn.unet import UNet
 
-__all__ = ["MLP", "UNet"]
+__all__ = ["MLP", "TokenTransformer", "UNet"]
