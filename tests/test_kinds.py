@@ -16,6 +16,7 @@ from proxflow import names
 from proxflow.data import image_files, kinds
 from proxflow.data.kinds import Kind, kind_of_source
 from proxflow.data.kinds.image import Image
+from proxflow.data.kinds.text import Text
 from proxflow.data.kinds.vector import Vector
 from proxflow.errors import ArgumentError, DataError, OutputError
 
@@ -53,15 +54,15 @@ def test_a_source_has_its_kind(tmp_path):
     assert kind_of_source("mnist", "vector") is Vector
 
 
-@pytest.mark.parametrize("source", ["nowhere", "x" * 5000, "a\0b", "a.txt", ""])
+@pytest.mark.parametrize("source", ["nowhere", "x" * 5000, "a\0b", "a.tex", ""])
 def test_a_source_without_a_kind_lists_what_there_is(source):
     with pytest.raises(DataError, match=r"no training data .*mnist, fashion-mnist.*IDX.*PNG.*\.npz.*\.csv"):
         kind_of_source(source)
 
 
 def test_a_file_that_no_kind_reads_is_said_to_be_there(tmp_path):
-    with pytest.raises(DataError, match=r"no kind of data reads such a file as .*points\.txt: expected .*\.csv"):
-        kind_of_source(text(tmp_path / "points.txt", "1,2\n"))
+    with pytest.raises(DataError, match=r"no kind of data reads such a file as .*points\.dat: expected .*\.csv"):
+        kind_of_source(text(tmp_path / "points.dat", "1,2\n"))
 
 
 def test_missing_arrays_do_not_exist_and_numpys_advice_is_not_passed_on(tmp_path):
@@ -98,7 +99,7 @@ def test_a_package_adds_a_kind_and_a_broken_one_harms_only_itself(monkeypatch):
     assert kind_of_source("a.wav").__name__ == "Sounds"
     assert kind_of_source("mnist") is Image
     with pytest.raises(DataError, match="sounds in a file"):
-        kind_of_source("a.txt")
+        kind_of_source("a.tex")
     with pytest.raises(ArgumentError, match="broken-package"):
         kind_of_source("a.wav", "broken")
     with pytest.raises(ArgumentError, match=r"is no class"):
@@ -673,8 +674,9 @@ def test_the_names_are_those_of_the_table():
     assert {name: names.find("kinds", name).load() for name in names.BUILT_IN["kinds"]} == {
         "image": Image,
         "vector": Vector,
+        "text": Text,
     }
-    for kind in (Image, Vector):
+    for kind in (Image, Vector, Text):
         assert kind.examples_word
         assert names.find("networks", kind.defaults.network)
     assert kinds.Defaults().clip is None

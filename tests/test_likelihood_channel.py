@@ -11,7 +11,7 @@ from test_flows import double, seeded
 from proxflow import GPFN, KL, Categorical, CategoricalEndpoints, Cosine, ExactClasses, FisherRao, Linear, ReverseKL
 from proxflow.errors import ArgumentError
 from proxflow.likelihood import Nats, two_class_bound
-from proxflow.likelihood.channel import _arc_cost, _draw_uncertain
+from proxflow.likelihood.channel import _arc_cost, draw_uncertain
 from proxflow.paths import GaussianAccuracy, VariancePreserving
 from proxflow.random import SampleStreams
 
@@ -176,11 +176,11 @@ def test_dupire_gives_the_cost_of_the_arc(tau, k):
 
 def test_times_are_drawn_from_their_density():
     uniform = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
-    share, density = _draw_uncertain(uniform)
+    share, density = draw_uncertain(uniform)
     assert float(share[0]) > 0
     slopes = torch.gradient(share, spacing=(uniform,))[0]
     torch.testing.assert_close((slopes * density)[1:-1], torch.ones(997, dtype=torch.float64), rtol=0.02, atol=0)
-    assert _draw_uncertain(double([0.0, 1.0]))[0].tolist() == pytest.approx([0, 1], abs=1e-9)
+    assert draw_uncertain(double([0.0, 1.0]))[0].tolist() == pytest.approx([0, 1], abs=1e-9)
 
 
 @pytest.mark.parametrize("path", [Linear(), Cosine(), GaussianAccuracy(0.01), VariancePreserving()], ids=str)

@@ -11,6 +11,7 @@ from proxflow.beliefs import DiagonalGaussian as DiagonalGaussian
 from proxflow.beliefs import FullGaussian as FullGaussian
 from proxflow.beliefs import GaussianMixture as GaussianMixture
 from proxflow.beliefs import Product as Product
+from proxflow.beliefs import Revealed as Revealed
 from proxflow.config import TrainingConfig as TrainingConfig
 from proxflow.couplings import Coupling as Coupling
 from proxflow.couplings import MinibatchOT as MinibatchOT
@@ -58,12 +59,14 @@ from proxflow.flows import DiscreteBFN as DiscreteBFN
 from proxflow.flows import DiscretisedBFN as DiscretisedBFN
 from proxflow.flows import Flow as Flow
 from proxflow.flows import GaussianEndpoints as GaussianEndpoints
+from proxflow.flows import Masked as Masked
 from proxflow.flows import ProductEndpoints as ProductEndpoints
 from proxflow.flows import Readout as Readout
 from proxflow.flows import Source as Source
 from proxflow.likelihood import Nats as Nats
 from proxflow.likelihood import OdeLikelihood as OdeLikelihood
 from proxflow.likelihood import bayesian_bound as bayesian_bound
+from proxflow.likelihood import class_bound as class_bound
 from proxflow.likelihood import encode as encode
 from proxflow.likelihood import ode_log_likelihood as ode_log_likelihood
 from proxflow.likelihood import two_class_bound as two_class_bound

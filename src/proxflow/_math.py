@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from proxflow.errors import ArgumentError
 
@@ -22,6 +24,63 @@ def on_device(values: Sequence[float], device: torch.device) -> Tensor:
 def one_hot(classes: Tensor, number: int, dtype: torch.dtype) -> Tensor:
     """Return e_x for class indices (…) → (…, number), unchecked: a check of the values would wait for the device."""
     return (classes[..., None] == torch.arange(number, device=classes.device)).to(dtype)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """−log softmax(logits)_x, with one array of the size of the logits kept, in which the gradient is worked out."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
+        log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        ctx.save_for_backward(log_probs, x)
+        ctx.dtype = logits.dtype
+        found = log_probs.gather(-1, x.clamp_min(0)[..., None]).squeeze(-1)
+        return torch.where(x < 0, 0, -found)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        log_probs, x = ctx.saved_tensors
+        off = log_probs.exp_()
+        off.scatter_add_(-1, x.clamp_min(0)[..., None], off.new_full((), -1.0).expand(*x.shape, 1))
+        return off.mul_(torch.where(x < 0, 0, gradient)[..., None]).to(ctx.dtype), None
+
+
+class _SquaredGap(torch.autograd.Function):
+    """‖e_x − softmax(logits)‖², likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
+        off = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
+        off.scatter_add_(-1, x[..., None], off.new_full((), -1.0).expand(*x.shape, 1))
+        ctx.save_for_backward(off, x)
+        ctx.dtype = logits.dtype
+        gap: Tensor = torch.linalg.vector_norm(off, dim=-1).square()
+        return gap
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        off, x = ctx.saved_tensors  # softmax − e_x
+        own = x[..., None]
+        mean = torch.linalg.vecdot(off, off)[..., None] + off.gather(-1, own)  # Σ_k θ_k off_k
+        found = (off - mean).mul_(2 * gradient[..., None])
+        return found.mul_(off.scatter_add_(-1, own, torch.ones_like(off[..., :1]))).to(ctx.dtype), None
+
+
+def class_cross_entropy(logits: Tensor, x: Tensor) -> Tensor:
+    """Return −log softmax(logits)_x in nats for class indices (…), 0 where x < 0: logits (…, classes) → (…).
+
+    Of large vocabularies nothing of the size of the logits is kept twice; derivatives are of first order alone.
+    """
+    found: Tensor = _CrossEntropy.apply(logits, x)  # type: ignore[no-untyped-call]
+    return found
+
+
+def squared_gap(logits: Tensor, x: Tensor) -> Tensor:
+    """Return ‖e_x − softmax(logits)‖² for class indices (…), as :func:`class_cross_entropy`."""
+    found: Tensor = _SquaredGap.apply(logits, x)  # type: ignore[no-untyped-call]
+    return found
 
 
 def over_events(t: Tensor | float, like: Tensor) -> Tensor:

@@ -100,8 +100,14 @@ def _preset(name: str) -> dict[str, Any]:
 _SCHEDULES = {
     "linear": Name("proxflow.paths:Linear", "τ(t) = final · t"),
     "cosine": Name("proxflow.paths:Cosine", "τ(t) = sin²(πt/2): slow at both ends"),
+    "quarter-cosine": Name(
+        "proxflow.paths:QuarterCosine", "τ(t) = 1 − cos(πt/2): slow at first, as masked diffusion has it"
+    ),
     "shifted": Name("proxflow.paths:Shifted", "linear with its log-odds shifted, as in large image models"),
 }
+
+_SMALL_TRANSFORMER = {"width": 384, "depth": 6, "heads": 6}
+_BASE_TRANSFORMER = {"width": 768, "depth": 12, "heads": 12}
 
 BUILT_IN: dict[str, dict[str, Name]] = {
     "flows": {
@@ -111,6 +117,11 @@ BUILT_IN: dict[str, dict[str, Name]] = {
         "gpfn-reverse-kl": Name("proxflow.flows:GPFN", "gpfn with reverse KL: moments mix", _preset("reverse-kl")),
         "gpfn-fisher-rao": Name(
             "proxflow.flows:GPFN", "gpfn with Fisher–Rao: geodesics of the Fisher information", _preset("fisher-rao")
+        ),
+        "gpfn-linear": Name(
+            "proxflow.flows:GPFN",
+            "gpfn with reverse KL between classes: straight lines on the simplex",
+            _preset("reverse-kl"),
         ),
         "bfn": Name(
             "proxflow.flows:BFN",
@@ -126,6 +137,7 @@ BUILT_IN: dict[str, dict[str, Name]] = {
             "proxflow.flows:DiscretisedBFN", "Bayesian Flow Network of real numbers that come in equal bins"
         ),
         "bfn-discrete": Name("proxflow.flows:DiscreteBFN", "Bayesian Flow Network of classes"),
+        "masked": Name("proxflow.flows:Masked", "masked diffusion of classes: each is hidden, then known; MD4"),
         "diffusion": Name("proxflow.flows:Diffusion", "diffusion on a Gaussian path, from noise to data"),
     },
     "divergences": {
@@ -178,6 +190,13 @@ BUILT_IN: dict[str, dict[str, Name]] = {
         "unet": Name("proxflow.nn:UNet", "U-Net for images", {"blocks": 1, "patch": 2}),
         "dit": Name("proxflow.nn:DiT", "transformer of patches for images, of the sizes Ti, S, B, L and XL"),
         "mlp": Name("proxflow.nn:MLP", "multilayer perceptron for vectors and small events"),
+        "transformer": Name("proxflow.nn:TokenTransformer", "transformer for rows of tokens"),
+        "transformer-small": Name(
+            "proxflow.nn:TokenTransformer", "transformer of 6 blocks, 384 wide", _SMALL_TRANSFORMER
+        ),
+        "transformer-base": Name(
+            "proxflow.nn:TokenTransformer", "transformer of 12 blocks, 768 wide", _BASE_TRANSFORMER
+        ),
     },
     "predictors": {
         "point": Name("proxflow.predictors:PointPredictor", "the data's mean given the belief"),
@@ -220,6 +239,7 @@ BUILT_IN: dict[str, dict[str, Name]] = {
     "kinds": {
         "image": Name("proxflow.data.kinds.image:Image", "images: picture folders, IDX files, arrays"),
         "vector": Name("proxflow.data.kinds.vector:Vector", "rows of real numbers: .npy, .npz, .csv"),
+        "text": Name("proxflow.data.kinds.text:Text", "text: the embedded corpus, .txt, folders of them"),
     },
 }
 """The library's own names by group."""

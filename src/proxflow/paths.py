@@ -156,6 +156,21 @@ class Cosine(Schedule):
 
 
 @dataclass(frozen=True)
+class QuarterCosine(Schedule):
+    """τ(t) = 1 − cos(πt/2): slow at first, so that of masked classes few become known while little is.
+
+    The cosine schedule of "Simplified and Generalized Masked Diffusion for Discrete Data" (Shi et al., 2024), arXiv
+    2406.04329, table 1, whose time runs the other way.
+    """
+
+    def remaining(self, t: Tensor) -> Tensor:
+        return torch.sin((1 - t) * (math.pi / 2))  # exactly 0 at t = 1
+
+    def derivative(self, t: Tensor) -> Tensor:
+        return math.pi / 2 * torch.sin(math.pi / 2 * t)
+
+
+@dataclass(frozen=True)
 class VariancePreserving(GaussianPath):
     """Path of diffusion models, a² + b² = 1, with a(t) = sin(πt/2) and b(t) = cos(πt/2).
 

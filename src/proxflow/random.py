@@ -172,8 +172,12 @@ def rand(shape: torch.Size, generator: Generator, dtype: torch.dtype, device: to
 
 
 def gumbel_max(log_probs: Tensor, generator: Generator) -> Tensor:
-    """Draw a class index from log-probabilities (…, classes) → (…), by the Gumbel-max trick."""
-    uniform = rand(log_probs.shape, generator, log_probs.dtype, log_probs.device)
-    # Exponential draws, none exactly 0: in low precision a uniform draw may round to 1, and would then win always.
-    exponential = (-uniform.log()).clamp_min(torch.finfo(uniform.dtype).tiny)
-    return (log_probs - exponential.log()).argmax(-1)
+    """Draw a class index from log-probabilities (…, classes) → (…), by the Gumbel-max trick.
+
+    In float64: uniform numbers of single precision have no tail, which lowers the temperature of many classes: "Masked
+    Diffusion Models are Secretly Time-Agnostic Masked Models" (Zheng et al., 2024), arXiv 2409.02908, § 4.
+    """
+    uniform = rand(log_probs.shape, generator, torch.float64, log_probs.device)
+    # Exponential draws, none exactly 0: a uniform draw may round to 1, and would then win always.
+    exponential = uniform.log().neg_().clamp_min_(torch.finfo(torch.float64).tiny)
+    return (log_probs - exponential.log_()).argmax(-1)

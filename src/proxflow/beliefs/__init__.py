@@ -10,3 +10,4 @@ from proxflow.beliefs.full_gaussian import FullGaussian as FullGaussian
 from proxflow.beliefs.gaussian import DiagonalGaussian as DiagonalGaussian
 from proxflow.beliefs.mixture import GaussianMixture as GaussianMixture
 from proxflow.beliefs.product import Product as Product
+from proxflow.beliefs.revealed import Revealed as Revealed

@@ -127,5 +127,7 @@ class Categorical(Discrete):
 
         So does the public code of Bayesian Flow Networks (Graves et al., 2023), arXiv 2308.07037.
         """
-        scaled = 2 * self.probs - 1
+        probs = self.probs
+        # In place, where no gradient forbids it: of many classes each copy counts.
+        scaled = 2 * probs - 1 if probs.requires_grad else probs.mul_(2).sub_(1)
         return scaled[..., 0] if self.classes == 2 else scaled

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import tyro
 
@@ -26,6 +26,7 @@ from proxflow.cli._common import (
     spent,
 )
 from proxflow.config import DeviceName
+from proxflow.errors import ArgumentError
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +49,9 @@ class Sample:
         proxflow sample runs/rows --n 5000 --out rows.csv   rows of numbers, from a model of such data
         proxflow sample runs/digits --class 7 --guidance 2  sevens, from a model that was trained with --conditional
         proxflow sample runs/digits --class all --n 10      ten of each class, a row for each
+        proxflow sample runs/text --n 8 --out samples.txt   text, from a model of text
+        proxflow sample runs/text --prompt "And it came "   text that begins so
+        proxflow sample runs/text --infill "To be, or ___ to be"
 
     Args:
         model: Name of a model that comes with the package, or a model folder, as train and reproduce write them. Without
@@ -65,6 +69,9 @@ class Sample:
         seed: Number that fixes the samples: sample i depends on the seed and on i alone, whatever --n and --batch-size are.
         out: Where to write. Of images, ending .png: one picture, a grid; .npz: key "images", uint8, N x H x W x C; no
             ending: a folder of PNG files, 00000.png and so on. Of rows of numbers, ending .npy, .npz, .csv, or .png: a plot.
+            Of text, ending .txt: a sample a line, or with a blank line between them where they hold line breaks.
+        prompt: Text that each sample of a model of text begins with, word for word.
+        infill: Text with gaps, each _ an unknown token; the samples are this text with the gaps filled.
         batch_size: Samples drawn at a time; lower it when memory runs out.
         device: Where to compute; auto takes CUDA when there is one.
         graph: Record a batch's work as one CUDA graph and replay it for all: with many batches small networks draw several
@@ -87,6 +94,8 @@ class Sample:
     sampler: SamplerChoice = None
     seed: int = 0
     out: Annotated[File, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: samples.png)")] = None
+    prompt: Annotated[Text, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: none)")] = None
+    infill: Annotated[Text, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: none)")] = None
     batch_size: int = 128
     device: DeviceName = "auto"
     graph: bool = False
@@ -109,6 +118,7 @@ def run(options: Sample, device: torch.device) -> None:
     options.guidance.check()
     name = options.model if options.model is not None else "mnist-few" if options.steps <= FEW else "mnist"
     model = models.load(name, device)
+    model, length = _told(options, model)
     labels = _labels(options, model)
     guidance = options.guidance.loaded(device)
     predictor = guided(model, guidance, labels)
@@ -128,6 +138,7 @@ def run(options: Sample, device: torch.device) -> None:
         labels,
         **guidance,
     )
+    samples = samples if length is None else samples[:, :length]
     with first_alone() as writing:
         if writing and labels is not None and isinstance(model.data, Image) and out.suffix.lower() in (".png", ".npz"):
             images = samples.cpu().permute(0, 2, 3, 1).contiguous().numpy()
@@ -140,6 +151,32 @@ def run(options: Sample, device: torch.device) -> None:
     at = " at the times found for them" if model.times_of(options.sampler, options.steps) else ""
     evaluations = spent(model, predictor, options.sampler, options.steps)
     say(f"{number} {model.data.examples_word}, {evaluations} network evaluations each{at}: {out}")
+
+
+def _told(options: Sample, model: Model) -> tuple[Model, int | None]:
+    """Return the model given a prompt or a text with gaps, which its samples hold; and the length of such a text.
+
+    Raises:
+        ArgumentError: The model is not of text, or the text does not fit it.
+    """
+    from proxflow import inverse
+    from proxflow.data.kinds.text import Text as OfText
+    from proxflow.predictors import Posterior
+
+    if options.prompt is None and options.infill is None:
+        return model, None
+    option = "--prompt" if options.infill is None else "--infill"
+    if options.prompt is not None and options.infill is not None:
+        raise ArgumentError("--prompt and --infill each say what is known of the text: give one of them")
+    if not isinstance(model.data, OfText):
+        raise ArgumentError(f"{option} is for models of text, and this one is of {model.data.examples_word}")
+    length = None
+    if options.infill is None:
+        tokens, known = model.data.begun(options.prompt or "")
+    else:
+        tokens, known, length = model.data.with_gaps(options.infill)
+    posterior = Posterior(model.predictor, inverse.Mask(known), tokens[None], flow=model.flow)
+    return replace(model, predictor=cast(Any, posterior)), length
 
 
 def _labels(options: Sample, model: Model) -> Tensor | None:

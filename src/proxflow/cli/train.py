@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union, cast
@@ -43,10 +44,16 @@ GRID_STEPS = 10
 _CHANGES = {"divergence": "divergences", "schedule": "schedules", "coupling": "couplings"}
 """Options that change a part of the flow, and where their names come from."""
 
+_UNREAD: Mapping[str, Any] = {"classes": 2}
+"""What stands for the settings that data decide of a flow, before they are read."""
+
+_READING = {"size": "folders of pictures", "context": "text", "tokens": "text"}
+"""Options that say how data are read, and which data."""
+
 
 @dataclass(frozen=True)
 class Train:
-    """Train a model on MNIST, on images or on rows of numbers of your own.
+    """Train a model on MNIST, on images, rows of numbers or text of your own.
 
     Checkpoints are written on the way, and the model can be sampled from after the first. An interrupted training goes on
     where it stopped when the same command is given again; with other --steps, --batch-size or --learning-rate it goes on
@@ -63,6 +70,8 @@ class Train:
         proxflow train --out runs/draws --predictor draw
         proxflow train --out runs/own --data pictures --size 32 --network unet:channels=64,multipliers=1,2,2,patch=1
         proxflow train --out runs/rows --data points.csv --steps 2000
+        proxflow train --out runs/text --data bible --tokens letters --batch-size 32 --steps 2000
+        proxflow train --out runs/book --data book.txt --context 256 --flow bfn-discrete --network transformer-small
         proxflow train --out runs/mine --steps 20000
         proxflow train --out runs/tuned --init runs/mine --data pictures --steps 1000 --learning-rate 2e-4
         proxflow train --out runs/few --teacher runs/mine --steps 800 --ema 0.99
@@ -80,20 +89,26 @@ class Train:
             installs; a folder of IDX files named as theirs; a folder of pictures (PNG, JPEG, WebP, BMP, TIFF) of any size,
             grey or colour, with folders in it or not; a file .npz or .npy of images, N x H x W x C; a folder that "proxflow
             prepare" wrote; cifar10:FOLDER or cifar100:FOLDER, the binary form; 'shards:NAME-{000..127}.tar', of WebDataset;
-            arrow:PATH or hub:OWNER/NAME, Hugging Face data sets. Rows of numbers: a file .npy, .npz or .csv.
+            arrow:PATH or hub:OWNER/NAME, Hugging Face data sets. Rows of numbers: a file .npy, .npz or .csv. Text: bible,
+            the King James Version, which comes with the package; a file .txt; or a folder of such files, each a document.
         kind: What kind of data they are, where that is not plain.
         size: Side of the squares that the pictures of a folder are brought to, by scaling and cutting out the middle.
+        context: Tokens of a text that are learnt, and later drawn, at a time.
+        tokens: What a token of text is: characters; letters, a to z and space alone; bytes; or the file .json of a
+            tokenizer, which needs the extra "text".
         held_out: Share of the data that is not trained on; the loss on them chooses the model kept in the folder "best".
-            IDX data sets have test images of their own, which are taken for it.
+            IDX data sets have test images of their own, which are taken for it. Of text it is the end of each of 20 equal
+            parts.
         flow: Which flow; gpfn-* is the General Proximal Flow Network with the named divergence, bfn the Bayesian Flow
-            Network with the reference's settings, bfn-tuned the same with a σ₁ suited to MNIST.
+            Network with the reference's settings, bfn-tuned the same with a σ₁ suited to MNIST. Text takes masked,
+            bfn-discrete, gpfn-linear or gpfn-fisher-rao.
         divergence: What distance a gpfn flow steps in, instead of its own.
         schedule: How far a gpfn flow steps when, instead of its own. linear:final=0.6 suits images as simple as digits,
             where beliefs of later times tell nothing new.
         coupling: Which prior draw a gpfn flow pairs with which example in training. ot: those that are nearest together
             within a batch (minibatch optimal transport), which straightens the paths; needs the extra "transport" to
             train, not to sample.
-        network: The network, with its sizes: unet for images, mlp for rows of numbers.
+        network: The network, with its sizes: unet for images, mlp for rows of numbers, transformer for text.
         predictor: point predicts the data from the belief; long-step reads the end of each step as well and learns where
             many small steps would lead, for few evaluations. It needs gpfn-w2 with final 1, and the deterministic sampler.
             draw reads noise as well and draws from what the data may be, for few evaluations; it is trained by the energy
@@ -131,8 +146,10 @@ class Train:
         Number,
         tyro.conf.arg(metavar="INT", help_behavior_hint="(default: their own, or the smallest side, at most 64)"),
     ] = None
+    context: Annotated[Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 128)")] = None
+    tokens: Annotated[Text, word("characters")] = None
     held_out: float = 0.05
-    flow: Annotated[Text, word("gpfn-w2")] = None
+    flow: Annotated[Text, word("gpfn-w2; of text masked")] = None
     divergence: Annotated[Text, word("the flow's")] = None
     schedule: Annotated[Text, word("the flow's")] = None
     coupling: Annotated[Text, word("any with any")] = None
@@ -205,6 +222,11 @@ def run(options: Train, device: torch.device) -> None:
     else:
         model = _untrained(options, kind) if init is None else _begun(options, kind, init)
     kind = model.data
+    if getattr(kind, "vocabulary", ()) != getattr(loaded.kind, "vocabulary", ()):
+        raise ArgumentError(
+            f"the model was trained on text of other tokens than {options.data} has, and so of other indices: give text of "
+            "the same characters, or train a model of --tokens letters or bytes, which fit any text"
+        )
     conditional = "condition" in reads(model.predictor)
     if options.conditional and not conditional:
         begun = f"--teacher {options.teacher}" if init is None else f"--init {options.init}"
@@ -315,7 +337,8 @@ def run(options: Train, device: torch.device) -> None:
                 picture = kind.preview(drawn)
                 with first_alone() as writing:
                     if writing:
-                        write_png(writable_folder(out / "samples") / f"step-{step:08d}.png", picture)
+                        path = writable_folder(out / "samples") / f"step-{step:08d}{kind.shown}"
+                        write_png(path, picture) if kind.shown == ".png" else kind.write(path, drawn)
                 if board is not None:
                     board.picture("samples", picture, step)
             if not sys.stderr.isatty():  # where no bar shows it
@@ -336,12 +359,44 @@ def run(options: Train, device: torch.device) -> None:
         finished = {"steps": training.steps, "seconds": round(result.seconds, 1), "losses": result.losses}
         if latest < math.inf:
             finished["held_out_loss"] = latest
+        if (
+            bits := _bits(replace(model, predictor=cast(Predictor, learning.kept(result.predictor))), held_out)
+        ) is not None:
+            finished["bits_per_token"], finished["bits_standard_error"] = bits
+            say(f"held-out text: at most {bits[0]:.3f} ± {bits[1]:.3f} bits a {kind.unit.removesuffix('s')}")  # type: ignore[attr-defined]
         finished |= {"sessions": list(result.sessions), "stages": list(result.stages)}
         folder.finish(model, learning.kept(result.predictor), {**provenance, **finished})
         for said in result.left_out:
             say(f"left out: {said}")
         say(f"trained in {result.seconds / 60:.1f} minutes, last loss {result.losses[-1]:.4g}: {out}")
         say_how_to_sample(out)
+
+
+_BOUNDED, _DRAWS = 128, 8
+"""Held-out windows whose likelihood is bounded after training, and times drawn for each."""
+
+
+def _bits(model: Model, held_out: AnyExamples | None) -> tuple[float, float] | None:
+    """Return the bound of held-out text in bits per token and its standard error; ``None`` without any, or of other data."""
+    import torch
+
+    from proxflow.data.kinds.text import Text as OfText
+    from proxflow.examples import Examples
+    from proxflow.likelihood import Nats, class_bound, has_class_bound
+    from proxflow.random import SampleStreams
+
+    bounded = isinstance(model.data, OfText) and has_class_bound(model.flow)
+    if not (bounded and isinstance(held_out, Examples) and len(held_out) > 1):
+        return None
+    device, parts = next(model.predictor.parameters()).device, []
+    chosen = held_out.x[:: -(-len(held_out) // _BOUNDED)]
+    with torch.no_grad():
+        for first in range(0, len(chosen), 16):
+            x = model.data.encode(chosen[first : first + 16]).to(device)
+            streams = SampleStreams(0, torch.arange(first, first + len(x), device=device))
+            parts.append(class_bound(model.predictor, model.flow, x, streams, draws=_DRAWS))
+    nats = Nats(torch.cat(parts), model.shape[0])
+    return nats.bits_per_dimension, nats.standard_error / (model.shape[0] * math.log(2))
 
 
 def _method(options: Train) -> MethodName:
@@ -383,15 +438,19 @@ def _guidance(options: Train, method: MethodName) -> float:
 def _loaded(options: Train) -> Loaded:
     from proxflow.data.kinds import kind_of_source
 
-    settings: dict[str, Any] = {} if options.size is None else {"size": options.size}
     kind = kind_of_source(options.data, options.kind)
     takes = inspect.signature(kind.read).parameters.values()
+    settings: dict[str, Any] = {}
+    for name, what in _READING.items():
+        if (value := getattr(options, name)) is None:
+            continue
+        if not any(p.name == name or p.kind is p.VAR_KEYWORD for p in takes):
+            raise ArgumentError(f"--{name} is for {what}; {options.data} is read as {kind.examples_word}")
+        settings[name] = value
     if any(p.name == "exclude" for p in takes):
         settings["exclude"] = options.out  # which may lie in the folder that is read
     if any(p.name == "workers" for p in takes):
         settings["workers"] = options.training.workers
-    if options.size is not None and not any(p.name == "size" or p.kind is p.VAR_KEYWORD for p in takes):
-        raise ArgumentError(f"--size is for folders of pictures; {options.data} is read as {kind.examples_word}")
     return kind.read(options.data, held_out=options.held_out, seed=options.training.seed, **settings)
 
 
@@ -441,7 +500,7 @@ def _begun(options: Train, kind: Kind, init: Model) -> Model:
         raise ArgumentError(f"--init {options.init} is of data of shape {init.shape}, and these are {kind.shape}")
     named = options.predictor or options.parameterisation or options.flow
     predictor = _predictor(options, kind) if named else spec.make("predictors", init.spec["predictor"])
-    flow = _flow(options, options.flow) if options.flow else _changed(options, init.flow)
+    flow = _flow(options, options.flow, kind.decides) if options.flow else _changed(options, init.flow)
     network: Any = options.network or init.network
     if options.conditional and options.network:
         network = _conditional(options, kind)
@@ -466,7 +525,7 @@ def _untrained(options: Train, kind: Kind) -> Model:
     """Build the untrained model that the options describe."""
     from proxflow import models
 
-    flow = _flow(options, options.flow or kind.defaults.flow)
+    flow = _flow(options, options.flow or kind.defaults.flow, kind.decides)
     network = _conditional(options, kind) if options.conditional else options.network
     return models.build(kind, flow=flow, network=network, predictor=_predictor(options, kind))
 
@@ -503,15 +562,16 @@ def _conditional(options: Train, kind: Kind) -> Part:
     return part
 
 
-def _flow(options: Train, flow: str) -> str | Flow[Any]:
-    """Return a flow, or its word where no part of it is changed.
+def _flow(options: Train, flow: str, decided: Mapping[str, Any] = _UNREAD) -> str | Flow[Any]:
+    """Return a flow, or its word where no part of it is changed; ``decided`` is what the data decide of it.
 
     Raises:
         ArgumentError: An unknown name, a value out of range, or a part that the flow has not.
     """
     from proxflow import models
+    from proxflow.models import spec
 
-    made = _changed(options, models.parse("flows", flow))
+    made = _changed(options, spec.make("flows", models.flow_content(flow, decided)))
     return made if any(getattr(options, name) is not None for name in _CHANGES) else flow
 
 

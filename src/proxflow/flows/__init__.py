@@ -12,6 +12,7 @@ from proxflow.flows.barycentric import GPFN, CategoricalEndpoints, Endpoints, Ga
 from proxflow.flows.base import Flow, Latent, Means, as_real, draw_times
 from proxflow.flows.bayesian import BFN, BayesianFlow, DiscreteBFN, DiscretisedBFN, Readout
 from proxflow.flows.diffusion import Diffusion
+from proxflow.flows.masked import Masked
 from proxflow.flows.sources import Source
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Flow",
     "GaussianEndpoints",
     "Latent",
+    "Masked",
     "Means",
     "ProductEndpoints",
     "Readout",

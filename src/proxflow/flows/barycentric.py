@@ -14,10 +14,10 @@ from typing import Any, Generic, cast
 import torch
 from torch import Tensor
 
-from proxflow._math import mean_events, one_hot, over_events, sum_events
+from proxflow._math import class_cross_entropy, mean_events, one_hot, over_events, sum_events
 from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, Product
 from proxflow.couplings import Coupling
-from proxflow.divergences import Divergence, Wasserstein2, steps_compose
+from proxflow.divergences import Divergence, FisherRao, ReverseKL, Wasserstein2, steps_compose
 from proxflow.energies import Energy
 from proxflow.errors import ArgumentError
 from proxflow.examples import Condition
@@ -131,7 +131,7 @@ class CategoricalEndpoints(Endpoints[Categorical]):
         return Categorical(one_hot(target.sample(generator), self.classes, target.logits.dtype).log())
 
     def score(self, predicted: Categorical, x: Tensor, weight: Tensor) -> Tensor:
-        return -mean_events(predicted.log_probs.gather(-1, x[..., None]).squeeze(-1))
+        return mean_events(class_cross_entropy(predicted.logits, x))
 
     def check(self, x: Tensor) -> None:
         check_classes(x, self.classes)
@@ -242,6 +242,8 @@ class GPFN(Flow[Any]):
     weight_floor: float = 0.3
     energy: Energy | None = None
     coupling: Coupling | None = None
+    _corners: CategoricalEndpoints | None = field(init=False, repr=False, compare=False)
+    """The endpoints, if :meth:`_corner_belief` serves this flow; else ``None``."""
     _straight_ends: GaussianEndpoints | None = field(init=False, repr=False, compare=False)
     """The endpoints, if :meth:`_straight_belief` serves this flow; else ``None``."""
 
@@ -261,6 +263,9 @@ class GPFN(Flow[Any]):
         plain = straight and self.coupling is None and self.solver is None
         plain = plain and type(ends) is GaussianEndpoints and ends.source is None
         object.__setattr__(self, "_straight_ends", self.endpoints if plain else None)
+        known = type(ends) is CategoricalEndpoints and self.energy is None and self.solver is None
+        known = known and type(self.divergence) in (ReverseKL, FisherRao)
+        object.__setattr__(self, "_corners", ends if known else None)
 
     @property
     def proximal(self) -> Proximal:
@@ -329,6 +334,8 @@ class GPFN(Flow[Any]):
     def drawn(self, x: Tensor, t: Tensor, generator: Generator, condition: Condition | None) -> Belief:
         if self._straight_ends is not None and x.is_floating_point():
             return self._straight_belief(self._straight_ends, x, t, generator)
+        if self._corners is not None:
+            return self._corner_belief(self._corners, x, t, generator)
         prior = self.prior(x.shape, generator, x.dtype if x.is_floating_point() else t.dtype, x.device)
         if self.coupling is not None:
             start: Tensor = prior.mean
@@ -347,6 +354,24 @@ class GPFN(Flow[Any]):
         f = over_events(self.schedule.fraction(t), x)
         # Few predictors read the spread.
         return DiagonalGaussian(torch.lerp(noise, x, f), lambda: torch.rsub(f, 1, alpha=1 - ends.target_std))
+
+    def _corner_belief(self, ends: CategoricalEndpoints, x: Tensor, t: Tensor, generator: Generator) -> Categorical:
+        """Return the belief of a step toward certainty of ``x``, in one array of the size of all probabilities.
+
+        Toward a corner both geometries scale the other classes alike: θ_k → (1 − f) θ_k for reverse KL, and on the sphere of
+        √θ, where the corner is the angle φ away, √θ_k → sin((1 − f) φ)/sin φ · √θ_k.
+        """
+        left = self.schedule.remaining(t)
+        whole = torch.Size([*x.shape, ends.classes])
+        theta = rand(whole, generator, t.dtype, x.device).log().neg_()  # normalised exponentials are Dirichlet(1)
+        theta = theta.div_(theta.sum(-1, keepdim=True))
+        own, left = theta.gather(-1, x[..., None]), over_events(left, theta)
+        if isinstance(self.divergence, ReverseKL):
+            return Categorical(theta.mul_(left).scatter_(-1, x[..., None], 1 - left * (1 - own)).log_())
+        angle = torch.atan2((1 - own).clamp_min(0).sqrt(), own.sqrt())
+        angle = angle.clamp_min(torch.finfo(angle.dtype).eps)
+        keep = (left * angle).sin() / angle.sin()
+        return Categorical(theta.log_().add_(2 * keep.log()).scatter_(-1, x[..., None], 2 * (left * angle).cos().log()))
 
     def walk(self, prior: Belief, target: Belief, t: Tensor) -> Belief:
         """Return the belief at times ``t`` (batch,) on the way from ``prior`` to ``target``."""

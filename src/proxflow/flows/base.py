@@ -121,7 +121,9 @@ class Flow(ABC, Generic[B]):
         check_rows(condition, len(x), "condition")
         t = draw_times(len(x), generator, x.device) if t is None else t
         belief = self.belief(x, t, generator, condition=condition, start=start)
-        return self.score(given(predict, condition)(belief, t), x, t)
+        predicted = given(predict, condition)(belief, t)
+        del belief  # of many classes it is as large as the prediction
+        return self.score(predicted, x, t)
 
     @abstractmethod
     def check(self, x: Tensor) -> None:
@@ -184,6 +186,11 @@ class Flow(ABC, Generic[B]):
 
         Without a generator the message is the target itself; with one it is a noisy draw around it.
         """
+
+    def finish(self, belief: B, target: Any, generator: Generator) -> Tensor:
+        """Return the samples (batch, *event) that the last prediction makes of the last beliefs: its mode."""
+        event: Tensor = target.mode
+        return event
 
     def rows(self, index: Tensor) -> Flow[B]:
         """Return the flow for some examples of a batch: of what it holds for each example, their rows."""

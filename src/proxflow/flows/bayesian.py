@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from proxflow._math import log_difference, mean_events, one_hot, over_events
+from proxflow._math import log_difference, mean_events, one_hot, over_events, squared_gap
 from proxflow.beliefs import Binned, Categorical, DiagonalGaussian, bin_centre, bin_of, gaussian_bin_log_prob
 from proxflow.divergences import KL, Divergence
 from proxflow.errors import ArgumentError
@@ -366,8 +366,13 @@ class DiscreteBFN(BayesianFlow[Categorical]):
         return mean + (alpha * self.classes).sqrt() * randn_like(probs, generator)
 
     def drawn(self, x: Tensor, t: Tensor, generator: Generator, condition: Condition | None) -> Categorical:
-        certain = torch.nn.functional.one_hot(x, self.classes).to(t.dtype)
-        return Categorical(self._message(certain, self.accuracies.beta(t), generator).log_softmax(-1))
+        beta = self.accuracies.beta(t)
+        # The message without −β, which is common to all classes, in one array.
+        whole = torch.Size([*x.shape, self.classes])
+        spread = (beta * self.classes).sqrt().view(-1, *[1] * x.ndim)
+        message = randn(whole, generator, t.dtype, x.device) * spread
+        own = over_events(beta * self.classes, message).expand(*x.shape, 1)
+        return Categorical(message.scatter_add_(-1, x[..., None], own).log_softmax(-1))
 
     def update(
         self, belief: Categorical, target: Categorical, t: Tensor, s: Tensor, generator: Generator | None
@@ -380,9 +385,7 @@ class DiscreteBFN(BayesianFlow[Categorical]):
 
     def score(self, predicted: Categorical, x: Tensor, t: Tensor) -> Tensor:
         """Return the continuous-time loss K b² t ‖e_x − ê‖², nats per coordinate (Graves et al., 2023, eq. 205)."""
-        certain = torch.nn.functional.one_hot(x, self.classes).to(predicted.logits.dtype)
-        gap = (certain - predicted.probs).square().sum(-1)
-        return 0.5 * self.classes * self.accuracies.rate(t) * mean_events(gap)
+        return 0.5 * self.classes * self.accuracies.rate(t) * mean_events(squared_gap(predicted.logits, x))
 
     def _message_cost(
         self, predicted: Categorical, x: Tensor, t: Tensor, s: Tensor, generator: Generator, draws: int

@@ -85,7 +85,7 @@ _CHANNELS: dict[type[Divergence], _Channel] = {
 }
 
 
-def _draw_uncertain(uniform: Tensor) -> tuple[Tensor, Tensor]:
+def draw_uncertain(uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Return shares 1 − q in (0, 1] from uniform numbers, and their densities (1 − c) + c/(2 √(1 − q)), c the late share."""
     c = _LATE_SHARE
     uniform = uniform.clamp_min(1e-12)  # keeps the square from underflow
@@ -146,7 +146,7 @@ def two_class_bound(
     toward = (2 * x - 1).to(torch.float64)
     for k in range(draws):
         uniform = (k + rand(torch.Size([len(x)]), generator, torch.float64, x.device)) / draws
-        uncertain, density = _draw_uncertain(uniform)
+        uncertain, density = draw_uncertain(uniform)
         ratio = channel.ratio(uncertain)
         t = flow.schedule.time_of(ratio / (1 + ratio))
         belief: Categorical = flow.belief(x, t, generator)

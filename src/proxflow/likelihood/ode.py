@@ -102,7 +102,7 @@ def ode_log_likelihood(
     """
     latent, path = flow.latent, flow.path
     if latent is None or path is None:
-        raise ArgumentError(f"{flow} has no Gaussian path, so no density to follow; for classes see two_class_bound")
+        raise ArgumentError(f"{flow} has no Gaussian path, so no density to follow; for classes see class_bound")
     _check_way(x, steps, method, resolution)
     if probe not in get_args(Probe):
         raise ArgumentError(f"probe is one of {get_args(Probe)}, got {probe!r}")

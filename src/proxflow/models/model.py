@@ -222,9 +222,10 @@ class Model:
         Raises:
             ArgumentError: The flow has no Gaussian path; bytes without a generator; as :func:`proxflow.ode_log_likelihood`.
         """
-        if x.dtype == torch.uint8 and generator is None:
+        pixels = x.dtype == torch.uint8 and self.flow.path is not None  # tokens are bytes, too
+        if pixels and generator is None:
             raise ArgumentError("bytes are dequantised with noise: give a generator")
-        encoded = dequantise(x, generator) if x.dtype == torch.uint8 and generator else self.data.encode(x)
+        encoded = dequantise(x, generator) if pixels and generator else self.data.encode(x)
         found = ode_log_likelihood(
             self.predictor, self.flow, encoded, condition=condition, generator=generator, **settings
         )
@@ -379,12 +380,17 @@ def build(
     """
     kind = _kind(data)
     usual = kind.defaults
-    described = spec.content("flows", usual.flow if flow is None else flow) if not isinstance(flow, Flow) else {}
+    described = {} if isinstance(flow, Flow) else flow_content(usual.flow if flow is None else flow, kind.decides)
     made: Flow[Any] = flow if isinstance(flow, Flow) else spec.make("flows", described)
     belonging = dict(names.find("flows", described["kind"]).predictor) if described else {}
     told = belonging or {"kind": _needed(made)} if predictor is None else spec.content("predictors", predictor)
     if told["kind"] is None:
         told = spec.content("predictors", usual.predictor)
+    if usual.predictor == "classes" and _needed(made) is None:
+        raise ArgumentError(
+            f"{kind.examples_word} are of classes, and {described.get('kind') or made} is a flow of real numbers: take "
+            "masked, bfn-discrete, gpfn-linear or gpfn-fisher-rao"
+        )
     for name in ("clip", "parameterisation"):  # as the kind of data has it, where the predictor's word leaves it open
         if name in spec.fields("predictors", told["kind"]):
             told.setdefault(name, getattr(usual, name))
@@ -425,6 +431,17 @@ def _kind(data: Any) -> Kind:
         )
     made: Kind = spec.make("kinds", found)
     return made
+
+
+def flow_content(word: str, decided: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the word for a flow as JSON values, with what data decide of it (:attr:`proxflow.Kind.decides`).
+
+    Raises:
+        ArgumentError: As :func:`proxflow.models.spec.content`.
+    """
+    found = spec.content("flows", word)
+    known = spec.fields("flows", found["kind"])
+    return {**{name: value for name, value in decided.items() if name in known}, **found}
 
 
 def class_names(kind: Kind) -> tuple[str, ...]:

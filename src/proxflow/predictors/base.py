@@ -49,7 +49,7 @@ class Predictor(nn.Module, ABC):
         """Return the predicted target for beliefs at times ``t`` (batch,)."""
 
     def output(self, x: Tensor, t: Tensor, condition: Condition | None = None, **told: Tensor) -> Tensor:
-        """Return the network's output in the precision of its input, worked out in that of its weights."""
+        """Return the network's output in the precision of its input, if real, worked out in that of its weights."""
         if condition is not None:
             told |= self._named(condition)
         own = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
@@ -57,7 +57,7 @@ class Predictor(nn.Module, ABC):
             output: Tensor = self.network(x.to(own), t.to(own), **told)
         else:
             output = self.network(x, t, **told)
-        return output if output.dtype == x.dtype else output.to(x.dtype)
+        return output if output.dtype == x.dtype or not x.is_floating_point() else output.to(x.dtype)
 
     def _named(self, condition: Condition) -> dict[str, Any]:
         """Return a condition by the names of the network's parameters."""

@@ -14,25 +14,32 @@ import torch
 from torch import Tensor
 
 from proxflow._math import over_events
-from proxflow.beliefs import Categorical, DiagonalGaussian
+from proxflow.beliefs import Categorical, DiagonalGaussian, Revealed
 from proxflow.data import GaussianMixtureLaw, Law
 from proxflow.divergences import FisherRao, ReverseKL
 from proxflow.errors import ArgumentError
-from proxflow.flows import GPFN, CategoricalEndpoints, DiscreteBFN, Flow
+from proxflow.flows import GPFN, CategoricalEndpoints, DiscreteBFN, Flow, Masked
 from proxflow.random import Generator
 
 
-def _log_likelihoods(flow: GPFN | DiscreteBFN, belief: Categorical, t: Tensor) -> Tensor:
+def log_likelihoods(flow: GPFN | DiscreteBFN | Masked, belief: Any, t: Tensor) -> Tensor:
     """Return log p(θ_i | x_i = k) up to a constant common to all k, (batch, *event, K)."""
+    if isinstance(belief, Revealed):
+        wrong = torch.arange(belief.classes, device=belief.tokens.device) != belief.tokens[..., None]
+        return torch.zeros(wrong.shape, device=wrong.device).masked_fill(~belief.hidden[..., None] & wrong, -torch.inf)
+    found: Tensor
     if isinstance(flow, DiscreteBFN):
         # y ~ N(β(K e_k − 1), βK I) has a density ∝ exp(y_k), and θ = softmax(y).
-        return belief.log_probs
-    remaining = over_events(flow.schedule.remaining(t), belief.logits)
+        found = belief.log_probs
+        return found
+    simplex: Any = flow
+    remaining = over_events(simplex.schedule.remaining(t), belief.logits)
     slack = 8 * torch.finfo(belief.logits.dtype).eps  # rounding must not exclude the true class
-    if isinstance(flow.divergence, ReverseKL):
+    if isinstance(simplex.divergence, ReverseKL):
         # (1 − τ) θ₀ + τ e_k is uniform on the part of the simplex where θ_k ≥ τ, whose size is the same for each k.
         reached = belief.probs >= (1 - remaining) * (1 - slack)
-        return torch.zeros_like(belief.logits).masked_fill(~reached, -torch.inf)
+        found = torch.zeros_like(belief.logits).masked_fill(~reached, -torch.inf)
+        return found
     # On the sphere of √θ the uniform law of θ₀ has the density cos φ sin^(2K−3) φ in the angle φ to e_k, times a function of
     # the direction. The contraction to e_k, φ → (1 − τ) φ, leaves the direction unchanged.
     probs = belief.probs
@@ -40,10 +47,11 @@ def _log_likelihoods(flow: GPFN | DiscreteBFN, belief: Categorical, t: Tensor) -
     tiny = torch.finfo(probs.dtype).tiny
     angle = torch.atan2(others.sqrt(), probs.sqrt())
     start = angle / remaining.clamp_min(tiny)
-    power = 2 * belief.classes - 3
+    power = 2 * int(belief.classes) - 3
 
     def log_density(phi: Tensor) -> Tensor:
-        return phi.cos().clamp_min(tiny).log() + power * phi.sin().clamp_min(tiny).log()
+        density: Tensor = phi.cos().clamp_min(tiny).log() + power * phi.sin().clamp_min(tiny).log()
+        return density
 
     reached = start <= (math.pi / 2) * (1 + slack)
     start = start.clamp(max=math.pi / 2)
@@ -55,8 +63,8 @@ class ExactClasses:
     """The posterior of each coordinate's class given the whole belief, for a joint law over listed events.
 
     P(x_i = k | θ) ∝ Σ_{m: x_i = k} P(m) Π_j p(θ_j | x_j of m), the optimum of the log score and of the squared error. For
-    :class:`~proxflow.flows.DiscreteBFN` and for :class:`~proxflow.flows.GPFN` with ``ReverseKL`` or ``FisherRao`` between
-    classes.
+    :class:`~proxflow.flows.DiscreteBFN`, for :class:`~proxflow.flows.Masked` and for :class:`~proxflow.flows.GPFN` with
+    ``ReverseKL`` or ``FisherRao`` between classes.
 
     Args:
         flow: The flow.
@@ -68,7 +76,7 @@ class ExactClasses:
             sum to 1.
     """
 
-    flow: GPFN | DiscreteBFN
+    flow: GPFN | DiscreteBFN | Masked
     events: Tensor
     probs: Tensor
 
@@ -90,7 +98,7 @@ class ExactClasses:
 
     @property
     def classes(self) -> int:
-        owner: Any = self.flow if isinstance(self.flow, DiscreteBFN) else self.flow.endpoints
+        owner: Any = self.flow.endpoints if isinstance(self.flow, GPFN) else self.flow
         return int(owner.classes)
 
     @property
@@ -102,15 +110,16 @@ class ExactClasses:
         """Draw events, int64 (number, *event)."""
         return self.events[torch.multinomial(self.probs, number, replacement=True, generator=generator)]
 
-    def __call__(self, belief: Categorical, t: Tensor) -> Categorical:
-        seen = _log_likelihoods(self.flow, belief, t).flatten(1, -2)  # (batch, sites, classes)
+    def __call__(self, belief: Categorical | Revealed, t: Tensor) -> Categorical:
+        every = log_likelihoods(self.flow, belief, t)
+        seen = every.flatten(1, -2)  # (batch, sites, classes)
         one_hot = torch.nn.functional.one_hot(self.events.flatten(1), self.classes)  # (number, sites, classes)
         of_event = seen.new_zeros(len(seen), len(self.events))
         for site in range(seen.shape[1]):  # a gather, as 0 · (−∞) would be NaN in a product
             of_event += seen[:, site, self.events.flatten(1)[:, site]]
         weights = (of_event + self.probs.log().to(seen)).softmax(1)
         probs = torch.einsum("bm,msk->bsk", weights, one_hot.to(seen))
-        return Categorical(probs.log().reshape(belief.logits.shape))
+        return Categorical(probs.log().reshape(every.shape))
 
 
 @dataclass(frozen=True, eq=False)

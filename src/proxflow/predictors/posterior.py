@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from proxflow._math import one_hot, over_events, sum_events
-from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, Product
+from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, Product, Revealed
 from proxflow.divergences import KL
 from proxflow.errors import ArgumentError
 from proxflow.examples import Condition, Predict, reads
@@ -303,7 +303,7 @@ class Posterior(nn.Module):
     ) -> tuple[Any, Any]:
         """Return the target without the observation, and that given it; the rest is as in :meth:`forward`."""
         told: dict[str, Any] = {} if condition is None else {"condition": condition}
-        if isinstance(belief, Categorical | Product):
+        if isinstance(belief, Categorical | Product | Revealed):
             return self._infilled(belief, t, told)
         if not isinstance(belief, DiagonalGaussian) or not self.real or self.path is None:
             raise ArgumentError(
@@ -458,7 +458,7 @@ class Posterior(nn.Module):
         observed = (self._expanded(belief.batch_size),) if events is None else events
         masks = self._masks(belief, parts)
         seen = [
-            _certain(part, y, known) if isinstance(part, Categorical) and self.method == "bayes" else part
+            _certain(part, y, known) if isinstance(part, Categorical | Revealed) and self.method == "bayes" else part
             for part, y, known in zip(parts, observed, masks, strict=True)
         ]
         prior = self.predictor(Product(tuple(seen)) if isinstance(belief, Product) else seen[0], t, **told)
@@ -512,4 +512,6 @@ def _certain(part: Any, y: Tensor, known: Tensor) -> Any:
         return Categorical(torch.where(known[..., None], sure, part.logits))
     if isinstance(part, DiagonalGaussian):
         return DiagonalGaussian(torch.where(known, y, part.mean), part.given_std)
+    if isinstance(part, Revealed):
+        return Revealed(torch.where(known, y, part.tokens), part.classes)
     raise ArgumentError(f"infilling is of numbers and classes, not of {type(part).__name__}")

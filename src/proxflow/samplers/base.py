@@ -150,4 +150,4 @@ class Sampler(ABC):
                 watch(times[k], belief, target)
             if k + 1 < nfe:
                 belief, state = self.step(flow, belief, target, plan[k], plan[k + 1], generator, state)
-        return Samples(target.mode, sum(map(evaluations, predicts)))
+        return Samples(flow.finish(belief, target, generator), sum(map(evaluations, predicts)))

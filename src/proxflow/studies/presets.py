@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from proxflow.config import MethodName, TrainingConfig
 
 PresetName = Literal["quick", "standard", "long", "paper"]
-ExperimentName = Literal["mnist", "geometry", "few-step", "guidance"]
+ExperimentName = Literal["mnist", "geometry", "few-step", "guidance", "text"]
 
 NFES = (1, 2, 4, 5, 10, 20, 50, 100)
 
@@ -361,10 +361,80 @@ GUIDANCE_PRESETS: dict[PresetName, GuidancePreset] = {
     ),
 }
 
+
+@dataclass(frozen=True, kw_only=True)
+class TextPreset(Preset):
+    """Everything that fixes the result of the text study.
+
+    Args:
+        context: Tokens of a window.
+        tokens: What a token is, as of the kind text.
+        held_out: Share of the text that is not trained on.
+        windows: Held-out windows whose likelihood is bounded.
+        draws: Times drawn for each of them.
+        flows: Names of the flows.
+    """
+
+    nfes: tuple[int, ...] = (1, 4, 16, 64, 256)
+    context: int = 64
+    tokens: str = "letters"
+    held_out: float = 0.05
+    windows: int = 256
+    draws: int = 16
+    flows: tuple[str, ...] = (
+        *("bfn", "masked", "masked-as-bfn", "linear", "linear-as-masked", "fisher-rao", "fisher-rao-as-masked"),
+        "autoregressive",
+    )
+
+    def settings(self) -> dict[str, Any]:
+        return {name: value for name, value in super().settings().items() if name != "train_images"}
+
+
+_TEXT = TextPreset(
+    network="transformer:width=128,depth=3",
+    training=TrainingConfig(
+        steps=2500, batch_size=32, learning_rate=5e-3, ema=0.99, checkpoint_every=250, precision="float32"
+    ),
+    samples=32,
+    minutes="about an hour and a half on a processor core",
+)
+
+TEXT_PRESETS: dict[PresetName, TextPreset] = {
+    "quick": replace(
+        _TEXT,
+        network="transformer:width=64,depth=2,heads=2",
+        training=replace(_TEXT.training, steps=600, learning_rate=8e-3, warmup_steps=50, checkpoint_every=100),
+        samples=16,
+        windows=128,
+        minutes="about 10 minutes on a processor core",
+        flows=(
+            "masked",
+            "autoregressive",
+            "bfn",
+            "linear-as-masked",
+            "linear",
+            "masked-as-bfn",
+            "fisher-rao-as-masked",
+        ),
+    ),
+    "standard": _TEXT,
+    "long": replace(
+        _TEXT,
+        network="transformer",
+        training=replace(_TEXT.training, steps=20_000, batch_size=64, learning_rate=1e-3, ema=0.999),
+        samples=256,
+        windows=1024,
+        minutes="for a GPU: hours",
+        seeds=(0, 1, 2),
+        context=128,
+    ),
+}
+
 EXPERIMENTS: dict[ExperimentName, Mapping[PresetName, Preset]] = {
     "mnist": PRESETS,
     "geometry": GEOMETRY_PRESETS,
     "few-step": FEW_STEP_PRESETS,
     "guidance": GUIDANCE_PRESETS,
+    "text": TEXT_PRESETS,
 }
 """The presets of every study."""

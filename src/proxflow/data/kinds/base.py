@@ -78,6 +78,9 @@ class Kind(ABC):
     ending: ClassVar[str] = ".png"
     """The ending of the file that samples go to where no other is asked for; :meth:`write` takes it."""
 
+    shown: ClassVar[str] = ".png"
+    """The ending of the files that training draws samples into: a picture (:meth:`preview`), or what :meth:`write` takes."""
+
     examples_word: ClassVar[str] = "examples"
     """Name of its examples, in the plural."""
 
@@ -85,6 +88,11 @@ class Kind(ABC):
     """Its sources, in words that follow "expected"."""
 
     defaults: ClassVar[Defaults] = Defaults()
+
+    @property
+    def decides(self) -> Mapping[str, Any]:
+        """Settings of a flow that the data decide, as JSON values by field; taken where a flow has the field."""
+        return {}
 
     @classmethod
     @abstractmethod

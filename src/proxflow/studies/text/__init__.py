@@ -1,0 +1,1 @@
+"""The text study: flows of classes and an autoregressive model on one transformer."""

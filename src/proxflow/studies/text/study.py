@@ -1,0 +1,301 @@
+"""Text: Bayesian, linear, Fisher–Rao and masked flows and an autoregressive model, with equal networks, data and order.
+
+A flow shows a network each token through a noisy channel of its own. Schedules are matched where these channels have the
+same capacity at every time: what matched flows share is the schedule's, what is left between them is the geometry's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proxflow import models
+from proxflow.config import to_dict
+from proxflow.data.kinds.base import Loaded
+from proxflow.data.kinds.text import Text
+from proxflow.divergences import Divergence, FisherRao, ReverseKL
+from proxflow.examples import Examples
+from proxflow.flows import GPFN, CategoricalEndpoints, DiscreteBFN, Flow, Masked
+from proxflow.likelihood import Nats, class_bound
+from proxflow.models import Model, spec
+from proxflow.predictors.exact import log_likelihoods
+from proxflow.random import SampleStreams
+from proxflow.runtime.checkpoints import load_weights, remove_all, write_tensors
+from proxflow.runtime.files import read_json, writable_folder, write_json
+from proxflow.runtime.machine import hardware, versions
+from proxflow.runtime.progress import bar
+from proxflow.studies.geometry.study import knots, log_odds, rising
+from proxflow.studies.presets import TextPreset
+from proxflow.studies.scoreboard import Record
+from proxflow.studies.text.baseline import Autoregressive, NextToken
+from proxflow.studies.text.judge import NGrams, entropy, word_share
+from proxflow.studies.text.report import outcome, pages
+from proxflow.studies.trials import Study
+from proxflow.training.fit import fit
+from proxflow.training.run import RunFolder
+
+BASELINE = "autoregressive"
+"""Name of the baseline among the flows."""
+
+_MATCHING_DRAWS, _MATCHING_POINTS = 2000, 400
+"""Draws of a channel that its capacity is measured with, and points of the way where it is."""
+
+
+# Capacity of what a belief tells of its own token ---------------------------------------------------------------------
+
+
+def capacity(flow: Flow[Any], t: Tensor) -> Tensor:
+    """Return the information in nats of a belief about its own token, all as frequent, at times (number,), float64."""
+    if isinstance(flow, Masked):
+        return flow.schedule.fraction(t) * math.log(flow.classes)
+    classes = flow.classes if isinstance(flow, DiscreteBFN) else flow.endpoints.classes  # type: ignore[attr-defined]
+    found = []
+    for at in t:
+        x = torch.zeros(_MATCHING_DRAWS, 1, dtype=torch.int64)  # classes are alike
+        belief = flow.belief(x, at.expand(len(x)), torch.Generator().manual_seed(0))
+        told = log_likelihoods(cast(Any, flow), belief, at.expand(len(x))).log_softmax(-1)[..., 0]
+        found.append(math.log(classes) + float(told.mean()))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def matched(divergence: Divergence, classes: int) -> GPFN:
+    """Return the flow on the simplex whose beliefs tell as much at every time as those of masked diffusion, t ln K."""
+    fraction = torch.linspace(0, 0.5, _MATCHING_POINTS + 2, dtype=torch.float64)[1:-1]
+    ends = CategoricalEndpoints(classes)
+    told = capacity(GPFN(divergence, endpoints=ends), fraction).cummax(0).values.numpy() / math.log(classes)
+    reached = torch.from_numpy(np.interp(knots().numpy(), told, fraction.numpy()))
+    return GPFN(divergence, rising(log_odds(reached) - log_odds(knots())), ends)
+
+
+def masked_as(flow: DiscreteBFN) -> Masked:
+    """Return the masked diffusion whose beliefs tell as much at every time as those of a Bayesian flow."""
+    share = (capacity(flow, knots()) / math.log(flow.classes)).clamp(1e-6, 1 - 1e-6).cummax(0).values
+    return Masked(flow.classes, rising(log_odds(share) - log_odds(knots())))
+
+
+def flows_of(kind: Text) -> dict[str, Flow[Any]]:
+    """Return the flows of the study by name, those with matched schedules included."""
+    classes, ends = kind.symbols, CategoricalEndpoints(kind.symbols)
+    bfn = cast(DiscreteBFN, spec.make("flows", models.flow_content("bfn-discrete", kind.decides)))
+    return {
+        "bfn": bfn,
+        "masked": Masked(classes),
+        "masked-as-bfn": masked_as(bfn),
+        "linear": GPFN(ReverseKL(), endpoints=ends),
+        "linear-as-masked": matched(ReverseKL(), classes),
+        "fisher-rao": GPFN(FisherRao(), endpoints=ends),
+        "fisher-rao-as-masked": matched(FisherRao(), classes),
+    }
+
+
+def samplers_of(name: str) -> tuple[str, ...]:
+    """Return the samplers of a flow: noisy messages, and for a Bayesian flow a solver of its equation as well."""
+    return ("stochastic", "sde-bfn-solver2") if name == "bfn" else ("stochastic",)
+
+
+# The work, piece by piece ---------------------------------------------------------------------------------------------
+
+
+def run(
+    name: str, preset: TextPreset, out: Path, device: torch.device, say: Callable[[str], None], dataset: str
+) -> Record:
+    """Train, bound and sample what is missing; see :func:`proxflow.studies.trials.reproduce`."""
+    config = json.loads(json.dumps({"preset": name, "dataset": dataset, **preset.settings()}))
+    RunFolder(out, "text", "config.json").claim(config)
+    loaded = Text.read(dataset, held_out=preset.held_out, context=preset.context, tokens=preset.tokens)
+    kind, held_out = cast(Text, loaded.kind), cast(Examples, loaded.held_out)
+    say(loaded.notes[0])
+    flows = flows_of(kind)
+    names = list(preset.flows)
+
+    def piece(kind_of: str, called: str, doing: str, make: Callable[[], Record]) -> Record:
+        path = out / kind_of / f"{called}.json"
+        if not path.exists():
+            say(doing)
+            writable_folder(path.parent)
+            write_json(path, make())
+        record: Record = read_json(path)
+        return record
+
+    @cache
+    def judged() -> tuple[NGrams, frozenset[str]]:
+        whole = loaded.train.x[::4].reshape(-1)  # every fourth window begins where the last one ended
+        return NGrams(whole, kind.symbols), frozenset(kind.text_of(whole).split(" "))
+
+    def scores(texts: Tensor) -> Record:
+        grams, words = judged()
+        return {
+            "sample_bits": grams.bits(texts),
+            "sample_entropy": entropy(texts),
+            "word_share": word_share([kind.text_of(row) for row in texts], words),
+        }
+
+    test = held_out.x[:: max(1, len(held_out) // preset.windows)][: preset.windows].long()
+    rows: list[Record] = []
+    for seed in preset.seeds:
+        for flow in names:
+            _train(preset, out, device, say, kind, loaded, flow, flows.get(flow), seed)
+            model = _trained(preset, out, device, kind, flow, flows.get(flow), seed)
+            bound = piece(
+                "bounds", f"{flow}-seed{seed}", f"bound: {flow}, seed {seed}, {len(test)} windows",
+                partial(_bound, preset, model, test, seed, device),
+            )  # fmt: skip
+            told = _provenance(out, flow, seed)
+            shared = {
+                "flow": flow, "seed": seed, **bound, "parameters": told["parameters"],
+                "examples": preset.training.steps * preset.training.batch_size,
+            }  # fmt: skip
+            nfes = (preset.context,) if flow == BASELINE else preset.nfes
+            for sampler in ("ancestral",) if flow == BASELINE else samplers_of(flow):
+                for nfe in nfes:
+
+                    def made(model: Any = model, sampler: str = sampler, nfe: int = nfe, seed: int = seed) -> Record:
+                        begun = time.perf_counter()
+                        if isinstance(model, Model):
+                            texts = model.sample(
+                                preset.samples, nfe=nfe, sampler=sampler, seed=seed, batch_size=preset.samples
+                            )
+                        else:
+                            texts = model.sample(preset.samples, preset.context, seed)
+                        texts = texts.cpu().long()
+                        seconds = round(time.perf_counter() - begun, 2)
+                        shown = [kind.text_of(row) for row in texts[:8]]
+                        return {"sampler": sampler, "nfe": nfe, **scores(texts), "seconds": seconds, "texts": shown}
+
+                    cell = piece(
+                        "cells", f"{flow}-{sampler}-nfe{nfe:03d}-seed{seed}",
+                        f"sample: {flow}, {sampler}, {nfe} evaluations, seed {seed}", made,
+                    )  # fmt: skip
+                    rows.append({**shared, **{key: value for key, value in cell.items() if key != "texts"}})
+    real = piece(
+        "cells", "held-out", "count in held-out text",
+        lambda: {**scores(held_out.x[: 4 * preset.samples].long()), "bits_per_character": judged()[0].bits(test)},
+    )  # fmt: skip
+    results = {
+        "experiment": "text",
+        "config": config,
+        "data": {**dict(loaded.record), "note": loaded.notes[0], "windows": len(test)},
+        "hardware": hardware(device),
+        "versions": versions(),
+        "training": {f"{flow}-seed{seed}": _provenance(out, flow, seed) for flow in names for seed in preset.seeds},
+        "held_out": real,
+        "texts": {
+            f"{flow}-{sampler}-{nfe}": read_json(out / "cells" / f"{flow}-{sampler}-nfe{nfe:03d}-seed{seed}.json")[
+                "texts"
+            ]
+            for flow, sampler, nfe, seed in (
+                (row["flow"], row["sampler"], row["nfe"], row["seed"]) for row in rows if row["seed"] == preset.seeds[0]
+            )
+        },
+        "rows": rows,
+    }
+    write_json(out / "results.json", results)
+    return results
+
+
+def _build(preset: TextPreset, kind: Text, flow: Flow[Any] | None) -> Any:
+    """Return an untrained model of a flow, or without one the baseline."""
+    if flow is not None:
+        return models.build(kind, flow=flow, network=preset.network)
+    causal = {**spec.content("networks", preset.network), "causal": True}
+    return Autoregressive(models.build(kind, flow="masked", network=spec.make("networks", causal)).predictor.network)
+
+
+def _train(
+    preset: TextPreset,
+    out: Path,
+    device: torch.device,
+    say: Callable[[str], None],
+    kind: Text,
+    loaded: Loaded,
+    name: str,
+    flow: Flow[Any] | None,
+    seed: int,
+) -> None:
+    folder = out / "models" / f"{name}-seed{seed}"
+    if (folder / "config.json").exists():
+        return
+    torch.manual_seed(seed)  # the same initial weights for all
+    model = _build(preset, kind, flow)
+    settings = replace(preset.training, seed=seed)
+    module = model.predictor if isinstance(model, Model) else model
+    say(f"train: {name}, seed {seed}, {settings.steps} steps of {settings.batch_size} texts")
+    objective = NextToken() if flow is None else flow
+    result = fit(
+        module,
+        objective,
+        loaded.train,
+        settings,
+        folder=folder,
+        device=device,
+        label=f"train {name}",
+        encode=kind.encode,
+    )
+    record = {
+        "data": loaded.description,
+        "training": to_dict(settings),
+        "seconds": round(result.seconds, 1),
+        "losses": [round(loss, 6) for loss in result.losses],
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "hardware": hardware(device),
+        "versions": versions(),
+    }
+    weights = result.predictor.state_dict()
+    if isinstance(model, Model):
+        models.save(folder, model, weights, record)
+    else:
+        write_tensors(folder / "model.safetensors", weights)
+        write_json(folder / "config.json", {"provenance": record})
+    remove_all(folder)
+
+
+def _trained(
+    preset: TextPreset, out: Path, device: torch.device, kind: Text, name: str, flow: Flow[Any] | None, seed: int
+) -> Any:
+    model = _build(preset, kind, flow)
+    module = model.predictor if isinstance(model, Model) else model
+    load_weights(module, out / "models" / f"{name}-seed{seed}" / "model.safetensors")
+    module.eval().to(device)
+    return model
+
+
+def _provenance(out: Path, name: str, seed: int) -> Record:
+    record: Record = read_json(out / "models" / f"{name}-seed{seed}" / "config.json")["provenance"]
+    return record
+
+
+@torch.no_grad()
+def _bound(preset: TextPreset, model: Any, test: Tensor, seed: int, device: torch.device) -> Record:
+    """Measure bits per character of held-out windows: a bound, or exactly for the baseline."""
+    parts = []
+    with bar("bound", len(test), "texts") as show:
+        for start in range(0, len(test), 64):
+            x = test[start : start + 64].to(device)
+            if isinstance(model, Model):
+                streams = SampleStreams(seed, torch.arange(start, start + len(x), device=device))
+                parts.append(class_bound(model.predictor, model.flow, x, streams, draws=preset.draws))
+            else:
+                parts.append(model.negative_log_likelihood(x))
+            show(start + len(x))
+    nats = Nats(torch.cat(parts), test.shape[1])
+    error = nats.standard_error / (test.shape[1] * math.log(2))
+    return {
+        "bits_per_character": nats.bits_per_dimension, "standard_error": error, "bound": isinstance(model, Model)
+    }  # fmt: skip
+
+
+def _none(*_: Any) -> Any:
+    raise NotImplementedError("text has no cells of images")
+
+
+STUDY: Study[TextPreset] = Study("text", _none, _none, pages, outcome, run=run)
