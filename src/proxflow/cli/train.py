@@ -6,9 +6,10 @@ import hashlib
 import inspect
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast
 
 import tyro
 
@@ -31,10 +32,19 @@ GRID_STEPS = 10
 _CHANGES = {"divergence": "divergences", "schedule": "schedules", "coupling": "couplings"}
 """Options that change a part of the flow, and where their names come from."""
 
+_READING = {
+    "size": "folders of pictures",
+    "categories": "tables",
+    "ignore": "tables",
+    "target": "tables",
+    "numbers": "tables",
+}
+"""Options that say how data are read, and which data."""
+
 
 @dataclass(frozen=True)
 class Train:
-    """Train a model on MNIST, on images or on rows of numbers of your own.
+    """Train a model on MNIST, on images, rows of numbers or tables of your own.
 
     Checkpoints are written on the way, and the model can be sampled from after the first. An interrupted training goes on
     where it stopped when the same command is given again; with other --steps, --batch-size or --learning-rate it goes on
@@ -51,6 +61,7 @@ class Train:
         proxflow train --out runs/draws --predictor draw
         proxflow train --out runs/own --data pictures --size 32 --network unet:channels=64,multipliers=1,2,2,patch=1
         proxflow train --out runs/rows --data points.csv --steps 2000
+        proxflow train --out runs/table --data people.csv --ignore name --target income --steps 2000
         proxflow train --out runs/mine --steps 20000
         proxflow train --out runs/tuned --init runs/mine --data pictures --steps 1000 --learning-rate 2e-4
         proxflow train --out runs/few --teacher runs/mine --steps 800 --ema 0.99
@@ -65,9 +76,14 @@ class Train:
         data: What to learn. Images: mnist; fashion-mnist, which Debian's package dataset-fashion-mnist installs; a folder
             of IDX files named as theirs; a folder of pictures (PNG, JPEG, WebP, BMP, TIFF) of any size, grey or colour,
             with folders in it or not; or a file .npz or .npy of images, N x H x W x C. Rows of numbers: a file
-            .npy, .npz or .csv.
+            .npy, .npz or .csv. Tables: a file .csv whose first line names the columns, with texts, gaps or whole numbers
+            among them, or .parquet.
         kind: What kind of data they are, where that is not plain.
         size: Side of the squares that the pictures of a folder are brought to, by scaling and cutting out the middle.
+        categories: Columns of a table that are categories, though they look like numbers.
+        ignore: Columns of a table that are left out.
+        target: Column of a table, taken as categories, that rows are drawn for: proxflow sample --class NAME.
+        numbers: How networks see the numbers of a table: standard, or by quantiles, for those with long tails.
         held_out: Share of the data that is not trained on; the loss on them chooses the model kept in the folder "best".
             IDX data sets have test images of their own, which are taken for it.
         flow: Which flow; gpfn-* is the General Proximal Flow Network with the named divergence, bfn the Bayesian Flow
@@ -113,6 +129,17 @@ class Train:
     size: Annotated[
         Number,
         tyro.conf.arg(metavar="INT", help_behavior_hint="(default: their own, or the smallest side, at most 64)"),
+    ] = None
+    categories: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="COL [COL ...]", help_behavior_hint="(default: as they look)")
+    ] = ()
+    ignore: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="COL [COL ...]", help_behavior_hint="(default: none)")
+    ] = ()
+    target: Annotated[Text, tyro.conf.arg(metavar="COL", help_behavior_hint="(default: none)")] = None
+    numbers: Annotated[
+        Union[Literal["standard", "quantiles"], None],  # noqa: UP007
+        tyro.conf.arg(metavar="{standard,quantiles}", help_behavior_hint="(default: standard)"),
     ] = None
     held_out: float = 0.05
     flow: Annotated[Text, word("gpfn-w2")] = None
@@ -174,8 +201,10 @@ def run(options: Train, device: torch.device) -> None:
     weak = None if options.weak is None else models.load(options.weak, device)
     init = None if options.init is None else models.load(options.init, device)
     if teacher is None and init is None:
-        _flow(options, options.flow or "gpfn-w2")  # refuses what cannot be before data are read
+        _flow(options, options.flow or "gpfn-w2", {})  # refuses what cannot be before data are read
     loaded = _loaded(options)
+    if options.target is not None:
+        options = replace(options, conditional=True)
     kind, examples, held_out = loaded.kind, loaded.train, loaded.held_out
     torch.manual_seed(training.seed)
     if teacher is not None:
@@ -250,8 +279,11 @@ def run(options: Train, device: torch.device) -> None:
         )
         size = Processes.current().size
         where = device.type if size == 1 else f"{device.type}, {size} processes"
+        called = models.word(model.flow)
+        if kind.decides:
+            called = called.partition(":")[0]  # what the data decide is long, and stands in the model's file
         say(
-            f"train: {models.word(model.flow)}{source} on {loaded.description}, {training.steps} steps of "
+            f"train: {called}{source} on {loaded.description}, {training.steps} steps of "
             f"{training.batch_size}, on {where}; interrupt with Ctrl-C, the same command goes on"
         )
         provenance = {
@@ -348,13 +380,17 @@ def _guidance(options: Train, method: MethodName) -> float:
 def _loaded(options: Train) -> Loaded:
     from proxflow.data.kinds import kind_of_source
 
-    settings: dict[str, Any] = {} if options.size is None else {"size": options.size}
     kind = kind_of_source(options.data, options.kind)
     takes = inspect.signature(kind.read).parameters.values()
+    settings: dict[str, Any] = {}
+    for name, what in _READING.items():
+        if not (value := getattr(options, name)) and value != 0:
+            continue
+        if not any(p.name == name or (p.kind is p.VAR_KEYWORD and name == "size") for p in takes):
+            raise ArgumentError(f"--{name} is for {what}; {options.data} is read as {kind.examples_word}")
+        settings[name] = value
     if any(p.name == "exclude" for p in takes):
         settings["exclude"] = options.out  # which may lie in the folder that is read
-    if options.size is not None and not any(p.name == "size" or p.kind is p.VAR_KEYWORD for p in takes):
-        raise ArgumentError(f"--size is for folders of pictures; {options.data} is read as {kind.examples_word}")
     return kind.read(options.data, held_out=options.held_out, seed=options.training.seed, **settings)
 
 
@@ -389,7 +425,7 @@ def _begun(options: Train, kind: Kind, init: Model) -> Model:
         raise ArgumentError(f"--init {options.init} is of data of shape {init.shape}, and these are {kind.shape}")
     named = options.predictor or options.parameterisation or options.flow
     predictor = _predictor(options, kind) if named else spec.make("predictors", init.spec["predictor"])
-    flow = _flow(options, options.flow) if options.flow else _changed(options, init.flow)
+    flow = _flow(options, options.flow, kind.decides) if options.flow else _changed(options, init.flow)
     network: Any = options.network or init.network
     if options.conditional and options.network:
         network = _conditional(options, kind)
@@ -414,7 +450,7 @@ def _untrained(options: Train, kind: Kind) -> Model:
     """Build the untrained model that the options describe."""
     from proxflow import models
 
-    flow = _flow(options, options.flow or kind.defaults.flow)
+    flow = _flow(options, options.flow or kind.defaults.flow, kind.decides)
     network = _conditional(options, kind) if options.conditional else options.network
     return models.build(kind, flow=flow, network=network, predictor=_predictor(options, kind))
 
@@ -451,15 +487,16 @@ def _conditional(options: Train, kind: Kind) -> Part:
     return part
 
 
-def _flow(options: Train, flow: str) -> str | Flow[Any]:
-    """Return a flow, or its word where no part of it is changed.
+def _flow(options: Train, flow: str, decided: Mapping[str, Any]) -> str | Flow[Any]:
+    """Return a flow, or its word where no part of it is changed; ``decided`` is what the data decide of it.
 
     Raises:
         ArgumentError: An unknown name, a value out of range, or a part that the flow has not.
     """
     from proxflow import models
+    from proxflow.models import spec
 
-    made = _changed(options, models.parse("flows", flow))
+    made = _changed(options, spec.make("flows", models.flow_content(flow, decided)))
     return made if any(getattr(options, name) is not None for name in _CHANGES) else flow
 
 

@@ -1,7 +1,7 @@
 """Models: a flow with its trained predictor and the kind of its data, in memory and on disk."""
 
 from proxflow.models.card import card
-from proxflow.models.model import FORMAT, SHIPPED, Model, build, class_names, load, save, shipped_models
+from proxflow.models.model import FORMAT, SHIPPED, Model, build, class_names, flow_content, load, save, shipped_models
 from proxflow.models.spec import Part, describe, parse, restore, word
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "card",
     "class_names",
     "describe",
+    "flow_content",
     "load",
     "parse",
     "restore",

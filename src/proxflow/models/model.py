@@ -369,7 +369,7 @@ def build(
     """
     kind = _kind(data)
     usual = kind.defaults
-    described = spec.content("flows", usual.flow if flow is None else flow) if not isinstance(flow, Flow) else {}
+    described = {} if isinstance(flow, Flow) else flow_content(usual.flow if flow is None else flow, kind.decides)
     made: Flow[Any] = flow if isinstance(flow, Flow) else spec.make("flows", described)
     belonging = dict(names.find("flows", described["kind"]).predictor) if described else {}
     told = belonging or {"kind": _needed(made)} if predictor is None else spec.content("predictors", predictor)
@@ -415,6 +415,22 @@ def _kind(data: Any) -> Kind:
         )
     made: Kind = spec.make("kinds", found)
     return made
+
+
+def flow_content(word: str, decided: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the word for a flow as JSON values, with what data decide of it (:attr:`proxflow.Kind.decides`).
+
+    What the word says, or fixes as a preset, goes before.
+
+    Raises:
+        ArgumentError: As :func:`proxflow.models.spec.content`; the flow has no field that the data decide.
+    """
+    found = spec.content("flows", word)
+    known = spec.fields("flows", found["kind"])
+    fitting = {name: value for name, value in decided.items() if name in known}
+    if decided and not fitting:
+        raise ArgumentError(f"{found['kind']} is no flow of such data: it has none of {', '.join(decided)}")
+    return {**fitting, **names.find("flows", found["kind"]).settings, **found}
 
 
 def class_names(kind: Kind) -> tuple[str, ...]:

@@ -86,6 +86,11 @@ class Kind(ABC):
 
     defaults: ClassVar[Defaults] = Defaults()
 
+    @property
+    def decides(self) -> Mapping[str, Any]:
+        """Settings of a flow that the data decide, as JSON values by field; taken where a flow has the field."""
+        return {}
+
     @classmethod
     @abstractmethod
     def takes(cls, source: str) -> bool:
