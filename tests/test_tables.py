@@ -1,6 +1,7 @@
 """Tables: what columns are found to be, how rows go to networks and back, and what is refused."""
 
 import csv
+import json
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import proxflow
+from proxflow.cli import main
 from proxflow.data.kinds import kind_of_source
 from proxflow.data.kinds.table import GAP, Column, Table
 from proxflow.data.kinds.vector import Vector
@@ -325,3 +327,123 @@ def test_missing_numbers_are_finite_in_stored_form():
     values = Table((1,), (Column("a", "number"),)).values(torch.tensor([[GAP], [1.0]], dtype=torch.float64))
     assert np.isnan(values[0, 0])
     assert values[1, 0] == 1
+
+
+# The commands -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model trained by the command for two steps, and its table, in which cells are missing."""
+    folder = tmp_path_factory.mktemp("trained")
+    rows = animals(60)
+    for k in range(0, 60, 6):
+        rows[k][4] = ""
+        rows[k + 1][0] = "NA"
+    source = text(folder / "a.csv", rows)
+    words = [
+        "train",
+        "--data",
+        source,
+        "--out",
+        folder / "run",
+        "--network",
+        "mlp:width=8,depth=1",
+        "--steps",
+        2,
+        "--grid",
+        4,
+    ]
+    assert main([*map(str, words)]) == 0
+    assert (
+        main([*map(str, [*words, "--out", folder / "by-land", "--target", "legs", "--held-out", 0.4, "--grid", 0])])
+        == 0
+    )
+    return folder, source
+
+
+def test_made_tables_have_the_columns_of_the_original(trained):
+    folder, source = trained
+    assert main(["sample", str(folder / "run"), "--n", "50", "--steps", "2", "--out", str(folder / "made.csv")]) == 0
+    header, *made = cells(folder / "made.csv")
+    first, *original = cells(source)
+    assert header == first
+    assert len(made) == 50
+    for k in (1, 4, 6):
+        assert {row[k] for row in made} <= {row[k] for row in original}
+    ages = [int(row[5]) for row in original]
+    assert all(min(ages) <= int(row[5]) <= max(ages) for row in made)
+    assert {len(row[2]) for row in made} == {10}
+    rows, _ = load(folder / "run").data.rows(str(folder / "made.csv"))
+    assert rows.shape == (50, len(HEADER))
+    assert list((folder / "run" / "samples").iterdir())
+
+
+def test_rows_are_drawn_for_a_category_that_is_asked_for(trained):
+    folder, _ = trained
+    run = str(folder / "by-land")
+    assert main(["sample", run, "--class", "6", "--n", "5", "--steps", "2", "--out", str(folder / "six.csv")]) == 0
+    assert [row[1] for row in cells(folder / "six.csv")[1:]] == ["6"] * 5
+    assert main(["sample", run, "--n", "40", "--steps", "2", "--out", str(folder / "any.csv")]) == 0
+    assert {row[1] for row in cells(folder / "any.csv")[1:]} == {"4", "6"}
+
+
+@pytest.mark.parametrize("run", ["run", "by-land"])
+def test_missing_cells_are_filled_and_the_others_kept_to_the_letter(trained, run):
+    folder, source = trained
+    words = ["restore", source, "--model", folder / run, "--nfe", 3, "--draws", 2, "--out", folder / "filled.csv"]
+    assert main([*map(str, words)]) == 0
+    before = cells(source)
+    for k in (1, 2):
+        after = cells(folder / f"filled-{k}.csv")
+        assert after[0] == before[0]
+        for old, new in zip(before[1:], after[1:], strict=True):
+            for was, is_now in zip(old, new, strict=True):
+                assert is_now == was if was not in ("", "NA") else is_now not in ("", "NA")
+
+
+def test_what_does_not_fit_restoring_is_refused(trained, capsys):
+    folder, source = trained
+    rows = animals(4)
+    rows[2][1] = ""
+    lacking = text(folder / "lacking.csv", rows)
+    for words, said in (
+        ([source, "--model", "mnist"], "is a table, and the model mnist is of images"),
+        ([source, "--model", folder / "run", "--box", 0, 0, 1, 1], "--box is for pictures"),
+        ([source, "--model", folder / "run", "--out", folder / "a.png"], "ending in .csv"),
+        ([lacking, "--model", folder / "by-land"], "line 4: legs is missing"),
+    ):
+        assert main([*map(str, ["restore", *words])]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_rows_are_scored_beside_real_ones(trained, capsys):
+    pytest.importorskip("sklearn")
+    folder, _ = trained
+    out = folder / "scores.json"
+    assert main(["evaluate", str(folder / "by-land"), "--steps", "2", "--out", str(out)]) == 0
+    assert "24 made rows against 24" in capsys.readouterr().out
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["target"] == "legs"
+    assert {"marginals", "floor_marginals", "told_apart", "nearest", "repeats"} <= set(row)
+    assert main(["evaluate", str(folder / "by-land"), "--extractor", "pixels"]) == 2
+    assert "is for images" in capsys.readouterr().err
+
+
+def test_a_model_goes_on_with_tables_of_its_own_columns_alone(trained, capsys):
+    folder, source = trained
+    rows = animals(60)
+    words = ["train", "--init", folder / "run", "--steps", 1, "--grid", 0, "--out"]
+    assert main([*map(str, [*words, folder / "on", "--data", source])]) == 0
+    for row in rows:
+        row[4] = row[4].replace("ant", "bee")
+    other = text(folder / "other.csv", rows)
+    assert main([*map(str, [*words, folder / "other", "--data", other])]) == 2
+    assert "other columns, categories or gaps" in capsys.readouterr().err
+
+
+def test_options_of_tables_are_refused_for_other_data(trained, capsys):
+    folder, _ = trained
+    np.savetxt(folder / "real.csv", np.random.default_rng(0).standard_normal((30, 2)), delimiter=",")
+    assert main(["train", "--data", str(folder / "real.csv"), "--out", str(folder / "x"), "--target", "a"]) == 2
+    assert "--target is for tables" in capsys.readouterr().err

@@ -212,6 +212,11 @@ def run(options: Train, device: torch.device) -> None:
     else:
         model = _untrained(options, kind) if init is None else _begun(options, kind, init)
     kind = model.data
+    if getattr(kind, "layout", None) != getattr(loaded.kind, "layout", None):
+        raise ArgumentError(
+            f"the model was trained on a table of other columns, categories or gaps than {options.data} has: give a table "
+            "like it, or train a model from the beginning"
+        )
     conditional = "condition" in reads(model.predictor)
     if options.conditional and not conditional:
         begun = f"--teacher {options.teacher}" if init is None else f"--init {options.init}"

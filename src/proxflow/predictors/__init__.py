@@ -12,7 +12,7 @@ from proxflow.predictors.guided import GuidanceRule, Guided, LinearGuidance, Pro
 from proxflow.predictors.long_step import LongStepPredictor
 from proxflow.predictors.point import Parameterisation, PointPredictor
 from proxflow.predictors.posterior import METHODS, Posterior
-from proxflow.predictors.product import ProductPredictor
+from proxflow.predictors.product import ProductPredictor, WithoutLast
 
 __all__ = [
     "METHODS",
@@ -31,5 +31,6 @@ __all__ = [
     "ProductPredictor",
     "Projected",
     "RealPredictor",
+    "WithoutLast",
     "ZeroStar",
 ]

@@ -166,7 +166,7 @@ class Column:
     def stored(self, cell: str) -> float | None:
         """Return the stored form of a cell; ``None`` where the column knows no such cell."""
         if self.role == "constant":
-            return 0.0 if cell == self.categories[0] else None
+            return 0.0 if cell == self.categories[0] or is_missing(cell) else None
         if self.role == "category":
             if cell in self.categories:
                 return float(self.categories.index(cell))
@@ -251,6 +251,12 @@ class Table(Kind):
     def classes(self) -> tuple[str, ...]:
         """The target's categories; empty without a target."""
         return next((column.categories for column in self.columns if column.name == self.target), ())
+
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """What encoded rows mean, whatever the units of the numbers: a model of other rows cannot go on with these."""
+        told = tuple((c.name, c.role, c.categories, c.missing is not None) for c in self.columns)
+        return (self.target, *told)
 
     @property
     def decides(self) -> Mapping[str, Any]:
@@ -366,6 +372,9 @@ class Table(Kind):
     def rows(self, source: str) -> tuple[Tensor, Cells]:
         """Read rows of a file with these columns, in stored form, by what is known of them; further columns are left out.
 
+        Returns:
+            The rows, and all cells as they stand in the file.
+
         Raises:
             DataError: A column is not there, or a cell is none of its column; the message names line and column.
         """
@@ -376,10 +385,9 @@ class Table(Kind):
                 f"{source}: has no column {lacking[0]!r:.80}, which the model knows: give the columns "
                 f"{', '.join(names):.200}"
             )
-        cells = _without(cells, [name for name in cells.names if name not in names])
         order = [cells.names.index(name) for name in names]
-        cells = Cells(cells.path, tuple(names), tuple(cells.columns[k] for k in order), cells.lines)
-        return _stored(cells, self.columns), cells
+        own = Cells(cells.path, tuple(names), tuple(cells.columns[k] for k in order), cells.lines)
+        return _stored(own, self.columns), cells
 
     def missing(self, stored: Tensor) -> Tensor:
         """Return which cells are missing, bool (number, columns)."""
@@ -473,6 +481,22 @@ class Table(Kind):
                 writer = csv.writer(file)
                 writer.writerow(names)
                 writer.writerows([c.text(x) for c, x in zip(self.columns, row, strict=True)] for row in rows)
+
+        write_atomically(path, put)
+
+    def write_cells(self, path: Path, cells: Cells, texts: Mapping[tuple[int, int], str]) -> None:
+        """Write cells of a file to a .csv, with other texts for some, by row and column of the table.
+
+        Raises:
+            OutputError: The place cannot be written.
+        """
+        columns = [list(column) for column in cells.columns]
+        for (row, k), text in texts.items():
+            columns[cells.names.index(self.columns[k].name)][row] = text
+
+        def put(temporary: Path) -> None:
+            with temporary.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([cells.names, *zip(*columns, strict=True)])
 
         write_atomically(path, put)
 
