@@ -24,6 +24,7 @@ from proxflow.studies.mnist import report as mnist_report
 from proxflow.studies.pages import Block, Heading, Paragraph, Table, to_markdown
 from proxflow.studies.presets import PRESETS
 from proxflow.studies.scoreboard import Scoreboard
+from proxflow.studies.tables import report as tables_report
 from tools import peers
 
 
@@ -150,6 +151,7 @@ def rewritten(root: Path) -> dict[Path, str]:
         ("docs/mathematics.md", "closed-forms", closed_forms_block()),
         ("docs/peers.md", "peers", peers.full_block(beside_peers)),
         ("docs/few-step.md", "few-step", few_step_report.block(kept(root / "results", "few-step"))),
+        ("docs/tables.md", "tables", tables_report.block(kept(root / "results", "tables"))),
         ("docs/guidance.md", "guidance", guidance_report.block(kept(root / "results", "guidance"))),
     ]
     pages: dict[Path, str] = {}

@@ -167,6 +167,8 @@ class Study(Generic[P]):
     pages: Callable[[Path, Record, torch.device], list[Block]]
     outcome: Callable[[Record], list[Block]]
     records: Callable[[Setup[P], Mapping[str, Trial], Record], Record] = lambda setup, trials, found: {}
+    run: Callable[[str, P, Path, torch.device, Callable[[str], None], str], Record] | None = None
+    """Does all the work of a study that is not of images, as :func:`reproduce` says it."""
 
 
 def find(name: str) -> Study[Any]:
@@ -209,6 +211,8 @@ def reproduce(
         OutputError: The folder cannot be written, or holds a run of another configuration.
         DivergedError: Training broke down.
     """
+    if study.run is not None:
+        return study.run(name, preset, out, device, say, dataset)
     config = json.loads(json.dumps({"preset": name, "dataset": dataset, **preset.settings()}))
     RunFolder(out, study.name, "config.json").claim(config, lambda held: _upgraded(held, config))
     training, testing = data.load(dataset, "train"), data.load(dataset, "test")
