@@ -185,6 +185,14 @@ def test_numbers_keep_the_distance_of_their_values(tmp_path):
         assert dose[-1] in "05"
 
 
+def test_zeros_are_left_out_where_the_original_leaves_them_out(tmp_path):
+    rows = [[f"{k / 4:g}", f"{k / 4:.2f}"] for k in range(-40, 40)]
+    source = text(tmp_path / "a.csv", rows, ["short", "long"])
+    loaded = Table.read(source, held_out=0)
+    loaded.kind.write(tmp_path / "b.csv", loaded.kind.decode(loaded.kind.encode(loaded.train.x)))
+    assert cells(tmp_path / "b.csv") == cells(source)
+
+
 def test_a_model_of_a_table_is_saved_and_loaded_with_all_that_decodes(tmp_path):
     rows = animals()
     rows[0][0] = ""

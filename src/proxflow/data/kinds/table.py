@@ -55,6 +55,7 @@ class Column:
         missing: The text of missing cells; ``None`` where none is missing.
         decimals: Digits behind the point of numbers; −1 for as many as a number needs. Of dates, digits of the
             day's fraction that are written: 0 for dates alone, 1 for times of day, which are seconds.
+        trimmed: Whether zeros at the end of the decimals are left out, as 23 and 21.6 stand in one column.
         least: The least number in training.
         most: The largest.
         mean: Mean of the numbers.
@@ -71,6 +72,7 @@ class Column:
     categories: tuple[str, ...] = ()
     missing: str | None = None
     decimals: int = -1
+    trimmed: bool = False
     least: float = 0.0
     most: float = 0.0
     mean: float = 0.0
@@ -150,7 +152,10 @@ class Column:
         if self.role == "date":
             moment = _EPOCH + timedelta(seconds=round(x * 86400))
             return moment.date().isoformat() if self.decimals == 0 else moment.isoformat(" ")
-        return repr(x) if self.decimals < 0 else f"{x:.{self.decimals}f}"
+        if self.decimals < 0:
+            return repr(x)
+        shown = f"{x + 0.0:.{self.decimals}f}"  # no −0
+        return shown.rstrip("0").rstrip(".") if self.trimmed and self.decimals else shown
 
     def value(self, x: float) -> Any:
         """Return the cell of a value in stored form as a number, date, text or ``None``."""
@@ -569,8 +574,14 @@ def _found(cells: Cells, k: int, as_categories: bool) -> Column:
         if whole and len(counts) <= FEW_VALUES and 2 * len(counts) <= len(present):
             return _category(where, name, counts, missing, len(present))
         plain = all("e" not in text.lower() for text in counts)
-        decimals = max(len(text.partition(".")[2]) for text in counts) if plain else -1
-        return Column(name, "integer" if whole else "number", missing=missing, decimals=min(decimals, 17))
+        digits = {len(text.partition(".")[2]) for text in counts} if plain else {-1}
+        return Column(
+            name,
+            "integer" if whole else "number",
+            missing=missing,
+            decimals=min(max(digits), 17),
+            trimmed=len(digits) > 1,
+        )
     days = [_days(text) for text in counts]
     if None not in days:
         return Column(name, "date", missing=missing, decimals=int(any(len(text) > 10 for text in counts)))
