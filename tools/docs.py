@@ -26,6 +26,7 @@ from proxflow.studies.mnist import report as mnist_report
 from proxflow.studies.pages import Block, Heading, Paragraph, Table, to_markdown
 from proxflow.studies.presets import PRESETS
 from proxflow.studies.scoreboard import Scoreboard
+from proxflow.studies.tables import report as tables_report
 from proxflow.studies.text import report as text_report
 from tools import peers
 
@@ -154,6 +155,7 @@ def rewritten(root: Path) -> dict[Path, str]:
         ("docs/peers.md", "peers", peers.full_block(beside_peers)),
         ("docs/few-step.md", "few-step", few_step_report.block(kept(root / "results", "few-step"))),
         ("docs/text.md", "text", text_report.block(kept(root / "results", "text"))),
+        ("docs/tables.md", "tables", tables_report.block(kept(root / "results", "tables"))),
         ("docs/guidance.md", "guidance", guidance_report.block(kept(root / "results", "guidance"))),
     ]
     pages: dict[Path, str] = {}

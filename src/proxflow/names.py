@@ -238,6 +238,7 @@ BUILT_IN: dict[str, dict[str, Name]] = {
     },
     "kinds": {
         "image": Name("proxflow.data.kinds.image:Image", "images: picture folders, IDX files, arrays"),
+        "table": Name("proxflow.data.kinds.table:Table", "tables: numbers, dates, categories and gaps; .csv, .parquet"),
         "vector": Name("proxflow.data.kinds.vector:Vector", "rows of real numbers: .npy, .npz, .csv"),
         "text": Name("proxflow.data.kinds.text:Text", "text: the embedded corpus, .txt, folders of them"),
     },

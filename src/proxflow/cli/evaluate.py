@@ -1,8 +1,8 @@
-"""``proxflow evaluate``: measure how good images are."""
+"""``proxflow evaluate``: measure how good images and tables are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
@@ -24,6 +24,7 @@ from proxflow.cli._common import (
     guided,
     less_memory,
     origin,
+    print_table,
     say,
     spent,
 )
@@ -43,7 +44,7 @@ LEAST, LEAST_REAL = 4, 6
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure how good the images of a model are, or images made elsewhere.
+    """Measure how good the images or rows of a model are, or images made elsewhere.
 
     Prints the Fréchet distance, KID, precision, recall, density, coverage, diversity, the Vendi score, the sliced
     Wasserstein distance, the distance to the nearest training image and, where images have labels, a classifier's accuracy
@@ -56,6 +57,10 @@ class Evaluate:
     Where images have classes, they are also compared with those of their own class alone: Fréchet distance, precision and
     recall, of which the means over the classes are shown.
 
+    Rows of a table are held against those kept from training (train with --held-out 0.5 for many): the laws of columns, how
+    columns depend on each other, whether a forest tells made rows from real ones, how well one that learnt from made rows
+    predicts the target of real ones, and the distance to the nearest training row. It needs the extra "tables".
+
     Several models, sets of images or files of earlier results make one table. What was not measured alike, on the same
     features, with the same reference and equally many images, is refused: such numbers do not compare.
 
@@ -67,13 +72,14 @@ class Evaluate:
         proxflow evaluate runs/own
         proxflow evaluate runs/digits --guidance 2 --guidance-interval 0.1 0.9
         proxflow evaluate runs/digits --class 7
+        proxflow evaluate runs/table --out table.json
         proxflow evaluate drawn-elsewhere --data pictures --size 32
 
     Args:
         sources: What to evaluate, one or several: the name of a model that comes with the package, or a model folder, as
             train and reproduce write them; images, in an .npz file with key "images", uint8, N x H x W x C, and perhaps
             "labels", N classes, or in a folder of pictures; or results that evaluate or reproduce wrote, ending in .json.
-        n: Images drawn from a model, or the first of those made elsewhere.
+        n: Images drawn from a model, or the first of those made elsewhere; rows of a table.
         steps: Network evaluations spent on each image (NFE). Guided predictions take two.
         classes: Have conditional models draw these classes alone, by name or number, and compare them with the images of
             these.
@@ -101,7 +107,10 @@ class Evaluate:
         tyro.conf.Positional,
         tyro.conf.arg(metavar="[MODEL|IMAGES|RESULTS ...]", help_behavior_hint="(default: mnist)"),
     ] = ()
-    n: Annotated[Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1000; of images, all)")] = None
+    n: Annotated[
+        Number,
+        tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1000; of images, all; of rows, as many as real)"),
+    ] = None
     steps: int = 20
     classes: Annotated[
         tuple[str, ...],
@@ -148,6 +157,7 @@ def run(options: Evaluate, device: torch.device) -> None:
     check_sampler(options.sampler)
     options.guidance.check()
     from proxflow import metrics, models
+    from proxflow.data.kinds.table import Table
     from proxflow.runtime.files import writable_folder, write_json
     from proxflow.runtime.processes import Processes
     from proxflow.studies import scoreboard
@@ -175,6 +185,9 @@ def run(options: Evaluate, device: torch.device) -> None:
             raise ArgumentError(
                 f"--class and --guidance say how a model draws, and {name} holds images: leave them out"
             )
+    if any(isinstance(model.data, Table) for model in loaded.values()):
+        _evaluate_tables(options, loaded, fresh, device)
+        return
     guidance = options.guidance.loaded(device)
     reference = _reference(options, loaded, fresh)
     if options.classes:
@@ -236,6 +249,84 @@ def run(options: Evaluate, device: torch.device) -> None:
     say(f"features: {extractor.name}, {extractor.dimension} dimensions, sha256 {extractor.sha256}")
     if options.out is not None:
         write_json(options.out, {"cells": [*records.values()], **origin(device)})
+        say(f"written: {options.out}")
+
+
+def _evaluate_tables(
+    options: Evaluate, loaded: Mapping[str, Model], fresh: Sequence[str], device: torch.device
+) -> None:
+    """Score the rows of models of tables, print and write the numbers.
+
+    Raises:
+        ArgumentError: A source is no model of tables, an option is for images, or too few rows are left to compare with.
+    """
+    from dataclasses import asdict
+
+    from proxflow.data.kinds import split
+    from proxflow.data.kinds.table import Table
+    from proxflow.examples import Examples
+    from proxflow.metrics.tables import LEAST as LEAST_ROWS
+    from proxflow.metrics.tables import floor_scores, table_scores
+    from proxflow.runtime.files import write_json
+
+    for name in ("classes", "images", "size", "extractor", "inception_weights"):
+        if getattr(options, name):
+            raise ArgumentError(f"--{name.replace('_', '-')} is for images, and {fresh[0]} is of a table: leave it out")
+    if options.guidance.guidance != 1:
+        raise ArgumentError("--guidance is for images: of tables it is measured without")
+    records, lines, floors = [], [], []
+    for title in fresh:
+        model = loaded.get(title)
+        if model is None or not isinstance(model.data, Table):
+            raise ArgumentError(f"{title} is no model of a table, and others are: evaluate them apart")
+        kind, told = model.data, model.provenance.get("read", {})
+        source = options.data or told.get("source")
+        if source is None:
+            raise ArgumentError(f"{title} does not say which data it was trained on: give --data")
+        every, own = Examples(kind.rows(source)[0]), source == told.get("source")
+        train, test = split(every, told.get("held_out", 0.0) if own else 0.5, told.get("seed", 0))
+        kept = "kept from training" if own else "a half of them"
+        if test is None or len(test) < LEAST_ROWS:
+            train, test = split(every, 0.5, 0)
+            kept = "a half of them, which was trained on, as too few were kept from training"
+            if test is None or len(test) < LEAST_ROWS:
+                raise ArgumentError(
+                    f"{source}: scores need at least {LEAST_ROWS} rows to compare with: give more --data"
+                )
+        number = options.n or len(test)
+        classes = [column.classes for column in kind.columns]
+        categories = [k for k, n in enumerate(classes) if n]
+        named = [k for k in categories if kind.columns[k].name == kind.target]
+        target = [*named, *categories[::-1], len(classes) - 1][0]
+        labels = kind.drawn_labels(number, options.seed) if kind.target else None
+        stored = draw(
+            model, number, options.steps, options.sampler, options.seed, options.batch_size, options.graph, labels
+        )
+        made = kind.values(stored if labels is None else kind.labelled(stored, labels))
+        real = kind.values(train.x), kind.values(test.x)
+        scores = asdict(table_scores(made, *real, classes, target, options.seed))
+        floor = floor_scores(*real, classes, target, options.seed).as_floor()
+        records.append(
+            {
+                "model": title,
+                "data": source,
+                "against": f"{len(test)} rows, {kept}",
+                "rows": number,
+                "target": kind.columns[target].name,
+                "nfe": options.steps,
+                "seed": options.seed,
+                **scores,
+                **floor,
+            }
+        )
+        say(f"{title}: {number} made rows against {len(test)} of {source}, {kept}; target {kind.columns[target].name}")
+        lines.append((title, *(f"{value:.3f}" for value in scores.values())))
+        floors.append((f"real rows of {source}", *(f"{value:.3f}" for value in floor.values())))
+    print_table(("", *(name.replace("_", " ") for name in scores)), [*lines, *dict.fromkeys(floors)], ("",))
+    if options.out is not None:
+        with first_alone() as writing:
+            if writing:
+                write_json(options.out, {"rows": records, **origin(device)})
         say(f"written: {options.out}")
 
 

@@ -1,4 +1,4 @@
-"""``proxflow restore``: draw what the whole of a damaged picture may have been."""
+"""``proxflow restore``: draw what the whole of a damaged picture, or of a table with gaps, may have been."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
 
-from proxflow.cli._common import File, SamplerChoice, Text, check_counts, check_sampler, first_alone, less_memory, say
+from proxflow.cli._common import (
+    File,
+    Number,
+    SamplerChoice,
+    Text,
+    check_counts,
+    check_sampler,
+    first_alone,
+    less_memory,
+    say,
+)
 from proxflow.config import DeviceName
 from proxflow.errors import ArgumentError, DataError
 
@@ -22,10 +32,13 @@ Box = Union[tuple[int, int, int, int], None]  # noqa: UP007 - of "tuple | None" 
 
 @dataclass(frozen=True)
 class Restore:
-    """Draw what the whole of a damaged picture may have been.
+    """Draw what the whole of a damaged picture, or of a table with gaps, may have been.
 
     Writes into the folder --out: draws.png, mean.png, spread.png (the standard deviation of each pixel, white for half of
     the range), strip.png (a row for each picture: what was seen, then the draws), draws.npz (key "images"), and report.json.
+
+    Of a table, each missing cell is drawn given the others of its row, and what is known stays as it is. With several draws
+    there is a file for each.
 
     For example:
         proxflow restore digit.png --task inpaint --box 0 14 28 14      the lower half is gone
@@ -33,28 +46,31 @@ class Restore:
         proxflow restore small.png --task superres --factor 4           7 x 7 to 28 x 28
         proxflow restore digits --task deblur --sigma 2 --degrade       blur whole pictures first, to try it out
 
+        proxflow restore people.csv --model runs/people --out filled.csv
+        proxflow restore people.csv --model runs/people --out filled.csv --draws 5      filled-1.csv to filled-5.csv
+
     Args:
-        source: A picture, or a folder of pictures of one size.
-        model: Name of a model that comes with the package, or a model folder, of images.
+        source: A picture, or a folder of pictures of one size; or a table, a file .csv with the columns of the model's.
+        model: Name of a model that comes with the package, or a model folder, of images or of tables.
         task: What happened to the picture.
         mask: Picture of the model's size for inpaint: white where the picture is known, black where it is gone.
         box: Rectangle that is gone, for inpaint: left, top, width, height.
         factor: For superres: how many times fewer rows and columns the picture has.
         sigma: For deblur: standard deviation of the Gaussian blur, in pixels.
         noise: Standard deviation of the noise, with pixels from -1 to 1; 0 for none.
-        draws: Draws of each picture.
+        draws: Draws of each picture, or of each missing cell.
         nfe: Network evaluations spent on each draw.
         method: How the observation pulls: flower, flower-draw, diffpir, mmps, tmpd, pigdm, dps or repaint. Without it the
             flow of the model chooses.
         sampler: How to sample.
         degrade: Take the pictures as whole ones and damage them first; what was seen is written too, as observed.png.
-        out: Folder to write into.
+        out: Folder to write into; of a table, a file .csv.
         seed: Number that fixes the draws.
         batch_size: Draws made at a time; lower it when memory runs out.
         device: Where to compute; auto takes CUDA when there is one.
     """
 
-    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE|FOLDER")]
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE|FOLDER|TABLE")]
     task: Literal["inpaint", "superres", "deblur", "denoise"] = "inpaint"
     model: str = "mnist"
     mask: Annotated[File, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: none)")] = None
@@ -62,12 +78,12 @@ class Restore:
     factor: int = 4
     sigma: float = 2.0
     noise: float = 0.05
-    draws: int = 8
+    draws: Annotated[Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 8; of tables 1)")] = None
     nfe: int = 50
     method: Annotated[Text, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: by the model's flow)")] = None
     sampler: SamplerChoice = None
     degrade: bool = False
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("restored")
+    out: Annotated[File, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: restored; filled.csv)")] = None
     seed: int = 0
     batch_size: int = 128
     device: DeviceName = "auto"
@@ -80,8 +96,15 @@ class Restore:
 
 def run(options: Restore, device: torch.device) -> None:
     """Read what is left of pictures, draw what they may have been, and write it."""
-    check_counts(options.draws, options.nfe, options.batch_size)
+    table = options.source.suffix.lower() in (".csv", ".parquet")
+    usual = (1, Path("filled.csv")) if table else (8, Path("restored"))
+    draws = options.draws if options.draws is not None else usual[0]
+    out = options.out if options.out is not None else usual[1]
+    check_counts(draws, options.nfe, options.batch_size)
     check_sampler(options.sampler)
+    if table:
+        _fill(options, draws, out, device)
+        return
     if (options.mask is None) == (options.box is None) and options.task == "inpaint":
         raise ArgumentError("inpaint needs --mask PATH or --box X Y W H, one of the two, to know what is gone")
     if options.task != "inpaint" and not (options.mask is None and options.box is None):
@@ -107,11 +130,11 @@ def run(options: Restore, device: torch.device) -> None:
     if options.degrade:
         y = noise.draw(y, torch.Generator().manual_seed(options.seed))
     number = len(y)
-    each = torch.arange(number).repeat_interleave(options.draws)
+    each = torch.arange(number).repeat_interleave(draws)
     posterior = Posterior(model.predictor, operator, y[each], noise=noise, method=options.method, flow=model.flow)
     with first_alone() as writing:
         if writing:
-            writable_folder(options.out)
+            writable_folder(out)
     samples = sample(
         posterior, model.flow, (len(each), *model.shape), nfe=options.nfe, sampler=options.sampler, seed=options.seed,
         batch_size=options.batch_size,
@@ -119,13 +142,81 @@ def run(options: Restore, device: torch.device) -> None:
     used = options.sampler or default_sampler(posterior, model.flow)
     told = {
         "source": str(options.source), "model": options.model, "task": options.task, "method": posterior.method,
-        "sampler": used, "draws": options.draws, "nfe": options.nfe, "noise": options.noise, "seed": options.seed,
+        "sampler": used, "draws": draws, "nfe": options.nfe, "noise": options.noise, "seed": options.seed,
         "pictures": number,
     }  # fmt: skip
     with first_alone() as writing:
         if writing:
-            _write(options, operator, y, samples.reshape(number, options.draws, *model.shape), told)
-    say(f"{options.draws} draws of each of {number} pictures by {posterior.method} and {used}: {options.out}")
+            _write(out, options.degrade, operator, y, samples.reshape(number, draws, *model.shape), told)
+    say(f"{draws} draws of each of {number} pictures by {posterior.method} and {used}: {out}")
+
+
+def _fill(options: Restore, draws: int, out: Path, device: torch.device) -> None:
+    """Draw the missing cells of a table given the others, and write the table with them.
+
+    Raises:
+        ArgumentError: The model is not of tables, the target is missing, or an option is for pictures.
+        DataError: The table has other columns or cells than the model's.
+    """
+    import torch
+
+    from proxflow import models
+    from proxflow.data.kinds.table import Table
+    from proxflow.examples import Examples
+    from proxflow.inverse import Mask
+    from proxflow.predictors import Posterior, WithoutLast
+    from proxflow.runtime.files import writable_folder
+    from proxflow.samplers import sample
+
+    usual = Restore(options.source)
+    for name in ("task", "mask", "box", "factor", "sigma", "noise", "degrade", "method"):
+        if getattr(options, name) != getattr(usual, name):
+            raise ArgumentError(f"--{name} is for pictures, and {options.source} is a table: leave it out")
+    if out.suffix.lower() != ".csv" or out.is_dir():
+        raise ArgumentError(f"--out must be a file ending in .csv for a table, got {str(out)!r}")
+    model = models.load(options.model, device)
+    kind = model.data
+    if not isinstance(kind, Table):
+        raise ArgumentError(
+            f"{options.source} is a table, and the model {options.model} is of {kind.examples_word}: give --model"
+        )
+    stored, cells = kind.rows(str(options.source))
+    missing = kind.missing(stored)
+    rows = missing.any(1).nonzero()[:, 0]
+    labels = kind.with_labels(Examples(stored[rows])).condition
+    if isinstance(labels, torch.Tensor) and bool((labels < 0).any()):
+        line = cells.lines[int(rows[(labels < 0).nonzero()[0, 0]])]
+        raise ArgumentError(
+            f"{options.source}: line {line}: {kind.target} is missing, which the model takes as given: train one without "
+            "--target to fill it"
+        )
+    with first_alone() as writing:
+        if writing:
+            writable_folder(out.parent)
+    filled = stored[rows][:, None].expand(-1, draws, -1)
+    if len(rows):
+        each = torch.arange(len(rows)).repeat_interleave(draws)
+        encoded, known = kind.observed(stored[rows])
+        known_to_be = WithoutLast(model.predictor, kind.never().to(device))
+        posterior = Posterior(known_to_be, Mask(known[each], each=True), encoded[each], flow=model.flow)
+        samples = sample(
+            posterior, model.flow, (len(each), *kind.shape), nfe=options.nfe, sampler=options.sampler, seed=options.seed,
+            batch_size=options.batch_size, condition=labels[each] if isinstance(labels, torch.Tensor) else None,
+        ).cpu()  # fmt: skip
+        drawn = kind.decode(samples).reshape(len(rows), draws, -1)
+        filled = torch.where(missing[rows][:, None], drawn, filled)
+    with first_alone() as writing:
+        for k in range(draws if writing else 0):
+            path = out if draws == 1 else out.with_stem(f"{out.stem}-{k + 1}")
+            texts = {
+                (int(row), column): kind.columns[column].text(float(filled[i, k, column]))
+                for i, row in enumerate(rows)
+                for column in missing[row].nonzero()[:, 0].tolist()
+            }
+            kind.write_cells(path, cells, texts)
+    number = int(missing.sum())
+    files = out if draws == 1 else f"{out.with_stem(out.stem + '-1')} to {out.with_stem(f'{out.stem}-{draws}')}"
+    say(f"{number} missing cells in {len(rows)} of {len(stored)} rows, {draws} draws of each: {files}")
 
 
 def _operator(options: Restore, shape: tuple[int, ...]) -> Any:
@@ -183,7 +274,7 @@ def _read(source: Path, channels: int, size: tuple[int, int]) -> Tensor:
     return found.contiguous()
 
 
-def _write(options: Restore, operator: Any, y: Tensor, samples: Tensor, told: dict[str, Any]) -> None:
+def _write(out: Path, degrade: bool, operator: Any, y: Tensor, samples: Tensor, told: dict[str, Any]) -> None:
     """Write draws, their mean and spread, and a strip of all."""
     import torch
 
@@ -199,14 +290,14 @@ def _write(options: Restore, operator: Any, y: Tensor, samples: Tensor, told: di
     seen = torch.where(operator.known, y, 0.0) if isinstance(operator, Mask) else y
     times = samples.shape[-1] // seen.shape[-1]
     seen = seen.repeat_interleave(times, -2).repeat_interleave(times, -1)
-    out, (number, draws, *_) = options.out, samples.shape
+    number, draws, *_ = samples.shape
     spread = samples.std(1, correction=1) if draws > 1 else torch.zeros_like(samples[:, 0])
     flat = array(samples.flatten(0, 1))
     image_files.write(out / "draws.png", flat)
     image_files.write(out / "draws.npz", flat)
     image_files.write(out / "mean.png", array(samples.mean(1)))
     image_files.write(out / "spread.png", array(4 * spread - 1))
-    if options.degrade:
+    if degrade:
         image_files.write(out / "observed.png", array(seen))
     rows = torch.cat([seen[:, None], samples], 1)
     rows = torch.nn.functional.pad(rows, (1, 1, 1, 1), value=-0.25)

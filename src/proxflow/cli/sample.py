@@ -47,6 +47,7 @@ class Sample:
         proxflow sample --n 1000 --steps 5 --out few.npz    an array of 1000 images, 5 evaluations each
         proxflow sample runs/mine --out pictures            a folder of PNG files, from a model of your own
         proxflow sample runs/rows --n 5000 --out rows.csv   rows of numbers, from a model of such data
+        proxflow sample runs/table --n 1000 --out made.csv  a table, with the columns of the one it was trained on
         proxflow sample runs/digits --class 7 --guidance 2  sevens, from a model that was trained with --conditional
         proxflow sample runs/digits --class all --n 10      ten of each class, a row for each
         proxflow sample runs/text --n 8 --out samples.txt   text, from a model of text
@@ -69,7 +70,8 @@ class Sample:
         seed: Number that fixes the samples: sample i depends on the seed and on i alone, whatever --n and --batch-size are.
         out: Where to write. Of images, ending .png: one picture, a grid; .npz: key "images", uint8, N x H x W x C; no
             ending: a folder of PNG files, 00000.png and so on. Of rows of numbers, ending .npy, .npz, .csv, or .png: a plot.
-            Of text, ending .txt: a sample a line, or with a blank line between them where they hold line breaks.
+            Of text, ending .txt: a sample a line, or with a blank line between them where they hold line breaks. Of
+            tables, ending .csv, .parquet or .png.
         prompt: Text that each sample of a model of text begins with, word for word.
         infill: Text with gaps, each _ an unknown token; the samples are this text with the gaps filled.
         batch_size: Samples drawn at a time; lower it when memory runs out.
@@ -114,12 +116,16 @@ def run(options: Sample, device: torch.device) -> None:
     from proxflow import models
     from proxflow.data import labelled
     from proxflow.data.kinds.image import Image
+    from proxflow.data.kinds.table import Table
 
     options.guidance.check()
     name = options.model if options.model is not None else "mnist-few" if options.steps <= FEW else "mnist"
     model = models.load(name, device)
     model, length = _told(options, model)
     labels = _labels(options, model)
+    table = model.data if isinstance(model.data, Table) and model.data.target else None
+    if table is not None and labels is None:
+        labels = table.drawn_labels(options.n, options.seed)
     guidance = options.guidance.loaded(device)
     predictor = guided(model, guidance, labels)
     number = options.n if labels is None else len(labels)
@@ -139,6 +145,8 @@ def run(options: Sample, device: torch.device) -> None:
         **guidance,
     )
     samples = samples if length is None else samples[:, :length]
+    if table is not None and labels is not None:
+        samples = table.labelled(samples, labels)
     with first_alone() as writing:
         if writing and labels is not None and isinstance(model.data, Image) and out.suffix.lower() in (".png", ".npz"):
             images = samples.cpu().permute(0, 2, 3, 1).contiguous().numpy()

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast
 
 import tyro
 
@@ -47,13 +47,21 @@ _CHANGES = {"divergence": "divergences", "schedule": "schedules", "coupling": "c
 _UNREAD: Mapping[str, Any] = {"classes": 2}
 """What stands for the settings that data decide of a flow, before they are read."""
 
-_READING = {"size": "folders of pictures", "context": "text", "tokens": "text"}
+_READING = {
+    "size": "folders of pictures",
+    "context": "text",
+    "tokens": "text",
+    "categories": "tables",
+    "ignore": "tables",
+    "target": "tables",
+    "numbers": "tables",
+}
 """Options that say how data are read, and which data."""
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a model on MNIST, on images, rows of numbers or text of your own.
+    """Train a model on MNIST, on images, rows of numbers, tables or text of your own.
 
     Checkpoints are written on the way, and the model can be sampled from after the first. An interrupted training goes on
     where it stopped when the same command is given again; with other --steps, --batch-size or --learning-rate it goes on
@@ -72,6 +80,7 @@ class Train:
         proxflow train --out runs/rows --data points.csv --steps 2000
         proxflow train --out runs/text --data bible --tokens letters --batch-size 32 --steps 2000
         proxflow train --out runs/book --data book.txt --context 256 --flow bfn-discrete --network transformer-small
+        proxflow train --out runs/table --data people.csv --ignore name --target income --steps 2000
         proxflow train --out runs/mine --steps 20000
         proxflow train --out runs/tuned --init runs/mine --data pictures --steps 1000 --learning-rate 2e-4
         proxflow train --out runs/few --teacher runs/mine --steps 800 --ema 0.99
@@ -89,13 +98,19 @@ class Train:
             installs; a folder of IDX files named as theirs; a folder of pictures (PNG, JPEG, WebP, BMP, TIFF) of any size,
             grey or colour, with folders in it or not; a file .npz or .npy of images, N x H x W x C; a folder that "proxflow
             prepare" wrote; cifar10:FOLDER or cifar100:FOLDER, the binary form; 'shards:NAME-{000..127}.tar', of WebDataset;
-            arrow:PATH or hub:OWNER/NAME, Hugging Face data sets. Rows of numbers: a file .npy, .npz or .csv. Text: bible,
-            the King James Version, which comes with the package; a file .txt; or a folder of such files, each a document.
+            arrow:PATH or hub:OWNER/NAME, Hugging Face data sets. Rows of numbers: a file .npy, .npz or .csv. Tables: a
+            file .csv whose first line names the columns, with texts, gaps or whole numbers among them, or .parquet. Text:
+            bible, the King James Version, which comes with the package; a file .txt; or a folder of such files, each a
+            document.
         kind: What kind of data they are, where that is not plain.
         size: Side of the squares that the pictures of a folder are brought to, by scaling and cutting out the middle.
         context: Tokens of a text that are learnt, and later drawn, at a time.
         tokens: What a token of text is: characters; letters, a to z and space alone; bytes; or the file .json of a
             tokenizer, which needs the extra "text".
+        categories: Columns of a table that are categories, though they look like numbers.
+        ignore: Columns of a table that are left out.
+        target: Column of a table, taken as categories, that rows are drawn for: proxflow sample --class NAME.
+        numbers: How networks see the numbers of a table: standard, or by quantiles, for those with long tails.
         held_out: Share of the data that is not trained on; the loss on them chooses the model kept in the folder "best".
             IDX data sets have test images of their own, which are taken for it. Of text it is the end of each of 20 equal
             parts.
@@ -148,6 +163,17 @@ class Train:
     ] = None
     context: Annotated[Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 128)")] = None
     tokens: Annotated[Text, word("characters")] = None
+    categories: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="COL [COL ...]", help_behavior_hint="(default: as they look)")
+    ] = ()
+    ignore: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="COL [COL ...]", help_behavior_hint="(default: none)")
+    ] = ()
+    target: Annotated[Text, tyro.conf.arg(metavar="COL", help_behavior_hint="(default: none)")] = None
+    numbers: Annotated[
+        Union[Literal["standard", "quantiles"], None],  # noqa: UP007
+        tyro.conf.arg(metavar="{standard,quantiles}", help_behavior_hint="(default: standard)"),
+    ] = None
     held_out: float = 0.05
     flow: Annotated[Text, word("gpfn-w2; of text masked")] = None
     divergence: Annotated[Text, word("the flow's")] = None
@@ -211,8 +237,10 @@ def run(options: Train, device: torch.device) -> None:
     weak = None if options.weak is None else models.load(options.weak, device)
     init = None if options.init is None else models.load(options.init, device)
     if teacher is None and init is None:
-        _flow(options, options.flow or "gpfn-w2")  # refuses what cannot be before data are read
+        _flow(options, options.flow or "gpfn-w2", {})  # refuses what cannot be before data are read
     loaded = _loaded(options)
+    if options.target is not None:
+        options = replace(options, conditional=True)
     kind, examples, held_out = loaded.kind, loaded.train, loaded.held_out
     if "flip" in training.augment:
         refuse_mirrored(training.augment, options.data if options.data in NAMED else _recognised(examples))
@@ -226,6 +254,11 @@ def run(options: Train, device: torch.device) -> None:
         raise ArgumentError(
             f"the model was trained on text of other tokens than {options.data} has, and so of other indices: give text of "
             "the same characters, or train a model of --tokens letters or bytes, which fit any text"
+        )
+    if getattr(kind, "layout", None) != getattr(loaded.kind, "layout", None):
+        raise ArgumentError(
+            f"the model was trained on a table of other columns, categories or gaps than {options.data} has: give a table "
+            "like it, or train a model from the beginning"
         )
     conditional = "condition" in reads(model.predictor)
     if options.conditional and not conditional:
@@ -297,8 +330,11 @@ def run(options: Train, device: torch.device) -> None:
         )
         size = Processes.current().size
         where = device.type if size == 1 else f"{device.type}, {size} processes"
+        called = models.word(model.flow)
+        if kind.decides:
+            called = called.partition(":")[0]  # what the data decide is long, and stands in the model's file
         say(
-            f"train: {models.word(model.flow)}{source} on {loaded.description}, {training.steps} steps of "
+            f"train: {called}{source} on {loaded.description}, {training.steps} steps of "
             f"{training.batch_size}, on {where}; interrupt with Ctrl-C, the same command goes on"
         )
         provenance = {
@@ -442,9 +478,9 @@ def _loaded(options: Train) -> Loaded:
     takes = inspect.signature(kind.read).parameters.values()
     settings: dict[str, Any] = {}
     for name, what in _READING.items():
-        if (value := getattr(options, name)) is None:
+        if not (value := getattr(options, name)) and value != 0:
             continue
-        if not any(p.name == name or p.kind is p.VAR_KEYWORD for p in takes):
+        if not any(p.name == name or (p.kind is p.VAR_KEYWORD and name == "size") for p in takes):
             raise ArgumentError(f"--{name} is for {what}; {options.data} is read as {kind.examples_word}")
         settings[name] = value
     if any(p.name == "exclude" for p in takes):

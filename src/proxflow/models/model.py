@@ -436,12 +436,17 @@ def _kind(data: Any) -> Kind:
 def flow_content(word: str, decided: Mapping[str, Any]) -> dict[str, Any]:
     """Return the word for a flow as JSON values, with what data decide of it (:attr:`proxflow.Kind.decides`).
 
+    What the word says, or fixes as a preset, goes before.
+
     Raises:
-        ArgumentError: As :func:`proxflow.models.spec.content`.
+        ArgumentError: As :func:`proxflow.models.spec.content`; the flow has no field that the data decide.
     """
     found = spec.content("flows", word)
     known = spec.fields("flows", found["kind"])
-    return {**{name: value for name, value in decided.items() if name in known}, **found}
+    fitting = {name: value for name, value in decided.items() if name in known}
+    if decided and not fitting:
+        raise ArgumentError(f"{found['kind']} is no flow of such data: it has none of {', '.join(decided)}")
+    return {**fitting, **names.find("flows", found["kind"]).settings, **found}
 
 
 def class_names(kind: Kind) -> tuple[str, ...]:

@@ -493,7 +493,8 @@ def _written(value: Any, hint: Any, where: str) -> Any:
             return value
         raise ArgumentError(f"{where} is not finite: {value}")
     if isinstance(value, list | tuple):
-        return [_written(item, None, where) for item in value]
+        inner = get_args(hint)
+        return [_written(item, inner[0] if inner and inner[-1] is Ellipsis else None, where) for item in value]
     if isinstance(value, Mapping):
         return {str(name): _written(item, None, f"{where}: {name}") for name, item in value.items()}
     if isinstance(value, Tensor):

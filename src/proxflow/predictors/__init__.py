@@ -12,7 +12,7 @@ from proxflow.predictors.guided import GuidanceRule, Guided, LinearGuidance, Pro
 from proxflow.predictors.long_step import LongStepPredictor
 from proxflow.predictors.point import Parameterisation, PointPredictor
 from proxflow.predictors.posterior import METHODS, Posterior
-from proxflow.predictors.product import ProductPredictor
+from proxflow.predictors.product import ProductPredictor, WithoutLast
 from proxflow.predictors.told import GuidedAsTold, ToldGuidance, reads_guidance
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Projected",
     "RealPredictor",
     "ToldGuidance",
+    "WithoutLast",
     "ZeroStar",
     "reads_guidance",
 ]

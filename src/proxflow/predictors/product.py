@@ -9,10 +9,40 @@ from torch import Tensor, nn
 
 from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, Product
 from proxflow.errors import ArgumentError
-from proxflow.examples import Condition
+from proxflow.examples import Condition, Predict, reads
 from proxflow.flows import Flow
 from proxflow.predictors.base import Predictor, check_shape
 from proxflow.predictors.classes import classes_of
+
+
+class WithoutLast(nn.Module):
+    """A predictor of mixed data that is told that some categories are not of their last class: Bayes' rule on each target.
+
+    So a category whose last class stands for a missing cell is filled.
+
+    Args:
+        predictor: Of mixed data.
+        columns: Which columns of the rows, bool (columns,); those of numbers are not looked at.
+    """
+
+    def __init__(self, predictor: Predict, columns: Tensor) -> None:
+        super().__init__()
+        self.predictor, self.reads = predictor, reads(predictor)
+        self.register_buffer("columns", columns, persistent=False)
+
+    def forward(self, belief: Product, t: Tensor, **told: Any) -> Product:
+        """Return the target given that; the rest is as of the predictor."""
+        target: Product = self.predictor(belief, t, **told)
+        widths = [part.mode[0].numel() for part in target.parts]
+        columns = torch.split(self.get_buffer("columns"), widths)
+        return Product(tuple(map(_without_last, target.parts, columns)))
+
+
+def _without_last(part: Belief, columns: Tensor) -> Belief:
+    if not isinstance(part, Categorical):
+        return part
+    last = torch.arange(part.classes, device=columns.device) == part.classes - 1
+    return Categorical(part.logits.masked_fill(columns[:, None] & last, -torch.inf).log_softmax(-1))
 
 
 class ProductPredictor(Predictor):

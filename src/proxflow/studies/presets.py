@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from proxflow.config import MethodName, TrainingConfig
 
 PresetName = Literal["quick", "standard", "long", "paper"]
-ExperimentName = Literal["mnist", "geometry", "few-step", "guidance", "text"]
+ExperimentName = Literal["mnist", "geometry", "few-step", "guidance", "text", "tables"]
 
 NFES = (1, 2, 4, 5, 10, 20, 50, 100)
 
@@ -430,11 +430,58 @@ TEXT_PRESETS: dict[PresetName, TextPreset] = {
     ),
 }
 
+
+@dataclass(frozen=True, kw_only=True)
+class TablesPreset(Preset):
+    """Everything that fixes the result of the study of tables.
+
+    Args:
+        data: Names of the data sets.
+        flows: Flows by the names of their systems, in words.
+        others: What they are compared with: the Gaussian copula, and peers, which are left out where they are not
+            installed.
+    """
+
+    nfes: tuple[int, ...] = (50,)
+    data: tuple[str, ...] = ("iris", "wine", "diabetes", "penguins")
+    flows: Mapping[str, str] = field(default_factory=lambda: {"gpfn": "gpfn"})
+    others: tuple[str, ...] = ("gaussian-copula",)
+
+    def settings(self) -> dict[str, Any]:
+        return {name: value for name, value in super().settings().items() if name not in ("train_images", "samples")}
+
+
+_TABLES = TablesPreset(
+    network="mlp",
+    training=TrainingConfig(steps=600, batch_size=128, ema=0.99, precision="float32"),
+    samples=0,
+    minutes="about 10 minutes on a processor core",
+    seeds=(0, 1, 2, 3, 4),
+)
+
+TABLES_PRESETS: dict[PresetName, TablesPreset] = {
+    "quick": _TABLES,
+    "standard": replace(
+        _TABLES,
+        training=replace(_TABLES.training, steps=4000),
+        data=(*_TABLES.data, "breast-cancer", "titanic"),
+        flows={
+            "gpfn": "gpfn",
+            "gpfn-fisher-rao": "gpfn-fisher-rao",
+            "gpfn-kl": "gpfn-kl",
+            "gpfn-reverse-kl": "gpfn-reverse-kl",
+        },
+        others=("gaussian-copula", "forest-flow", "ctgan"),
+        minutes="about 3 hours on a processor core",
+    ),
+}
+
 EXPERIMENTS: dict[ExperimentName, Mapping[PresetName, Preset]] = {
     "mnist": PRESETS,
     "geometry": GEOMETRY_PRESETS,
     "few-step": FEW_STEP_PRESETS,
     "guidance": GUIDANCE_PRESETS,
     "text": TEXT_PRESETS,
+    "tables": TABLES_PRESETS,
 }
 """The presets of every study."""

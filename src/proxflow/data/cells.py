@@ -1,0 +1,195 @@
+"""Cells of a table: a text file of values between commas under a line of names, or a parquet file, as columns of texts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+from proxflow.errors import ArgumentError, DataError
+from proxflow.runtime.files import open_plain
+
+MISSING = frozenset({"", "na", "n/a", "nan", "null", "?"})
+"""Cells that stand for no value, in small letters."""
+
+_WHOLE = re.compile(r"[+-]?\d+")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells of a table as texts without blanks around them.
+
+    Args:
+        path: Where they are from.
+        names: Names of the columns.
+        columns: The cells of each column.
+        lines: The line of each row, counted from 1.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    columns: tuple[list[str], ...]
+    lines: list[int]
+
+    def place(self, row: int, column: int) -> str:
+        """Say where a cell is."""
+        return f"{self.path}: line {self.lines[row]}, column {self.names[column]}"
+
+
+def is_missing(cell: str) -> bool:
+    """Tell whether a cell stands for no value."""
+    return cell.lower() in MISSING
+
+
+def number_in(cell: str) -> float | None:
+    """Return the number that a cell holds, perhaps an infinite one; ``None`` where it holds none."""
+    try:
+        return None if "_" in cell else float(cell)  # Python takes 1_000 for a number
+    except ValueError:
+        return None
+
+
+def is_whole(cell: str) -> bool:
+    """Tell whether a cell is written as a whole number."""
+    return _WHOLE.fullmatch(cell) is not None
+
+
+def mixed(path: Path) -> bool:
+    """Tell whether a text file is a table of more than real numbers; raise nothing.
+
+    It is one if its first line holds names alone, and below it a cell holds no number, or a column whole numbers alone.
+    """
+    try:
+        lines = _rows(path)
+        _, names = next(lines)
+        if any(number_in(name) is not None for name in names):
+            return False
+        whole, rows = [True] * len(names), 0
+        for _, cells in lines:
+            if len(cells) != len(names) or any(";" in cell for cell in cells):
+                return False
+            if any(number_in(cell) is None for cell in cells):
+                return True
+            whole = [before and is_whole(cell) for before, cell in zip(whole, cells, strict=True)]
+            rows += 1
+        return rows > 0 and any(whole)
+    except (DataError, StopIteration):
+        return False
+
+
+def read_cells(path: Path) -> Cells:
+    """Read a table.
+
+    Raises:
+        DataError: It cannot be read, has no rows or no names, a name twice, or a row of another length; the message names
+            the line.
+        ArgumentError: It is a parquet file, and pyarrow is not installed.
+    """
+    if path.suffix.lower() == ".parquet":
+        return _read_parquet(path)
+    lines = _rows(path)
+    try:
+        first, names = next(lines)
+    except StopIteration:
+        raise DataError(f"{path}: is empty; expected a line of names and rows of cells between commas") from None
+    if ";" in names[0] or "\t" in names[0]:
+        raise DataError(f"{path}: line {first}: expected commas between the columns; this file has semicolons or tabs")
+    for k, name in enumerate(names):
+        if number_in(name) is not None:
+            raise DataError(
+                f"{path}: line {first} holds the number {name} in column {k + 1}; expected the names of the columns: put a "
+                "line of names above the rows"
+            )
+    _check_names(path, names)
+    columns: tuple[list[str], ...] = tuple([] for _ in names)
+    numbers = []
+    for line, cells in lines:
+        if len(cells) != len(names):
+            raise DataError(f"{path}: line {line} has {len(cells)} cells; expected {len(names)}, one for each name")
+        for column, cell in zip(columns, cells, strict=True):
+            column.append(cell)
+        numbers.append(line)
+    if not numbers:
+        raise DataError(f"{path}: holds names and no rows; expected rows of cells between commas below them")
+    return Cells(path, tuple(names), columns, numbers)
+
+
+def _check_names(path: Path, names: list[str]) -> None:
+    """Refuse columns without a name, or with that of another one."""
+    for k, name in enumerate(names):
+        if not name:
+            raise DataError(
+                f"{path}: column {k + 1} has no name: if these are numbers of rows, as pandas writes them, leave them out "
+                "(index=False), or else name it"
+            )
+        if (before := names.index(name)) < k:
+            raise DataError(f"{path}: columns {before + 1} and {k + 1} are both named {name!r:.80}: rename one of them")
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows of a text file that are not empty, each with its line."""
+    try:
+        with io.TextIOWrapper(open_plain(path), "utf-8-sig", newline="") as file:
+            lines = csv.reader(file)
+            for cells in lines:
+                if cells:
+                    yield lines.line_num, [cell.strip() for cell in cells]
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: does not exist; expected a text file of a table, cells between commas") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: is no UTF-8 text (there is a byte {error.object[error.start]:#04x}): save it as UTF-8"
+        ) from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); expected a text file of a table, cells between commas"
+        ) from error
+
+
+def _read_parquet(path: Path) -> Cells:
+    parquet = _parquet()
+    try:
+        with open_plain(path) as file:
+            table = parquet.read_table(file)
+    except (OSError, ValueError) as error:  # pyarrow's errors derive from these
+        raise DataError(f"{path}: cannot be read ({error:.200}); expected an intact parquet file") from error
+    names = [str(name) for name in table.column_names]
+    _check_names(path, names)
+    if not table.num_rows or not names:
+        raise DataError(f"{path}: holds no rows; expected a table")
+    columns = tuple([_text(value) for value in column.to_pylist()] for column in table.columns)
+    return Cells(path, tuple(names), columns, list(range(1, table.num_rows + 1)))
+
+
+def write_parquet(path: Path, names: tuple[str, ...], columns: list[list[Any]]) -> None:
+    """Write columns of texts, numbers, dates and ``None`` to a parquet file.
+
+    Raises:
+        ArgumentError: pyarrow is not installed.
+    """
+    parquet = _parquet()
+    import pyarrow  # type: ignore[import-not-found,unused-ignore]
+
+    parquet.write_table(pyarrow.table(dict(zip(names, columns, strict=True))), path)
+
+
+def _parquet() -> Any:
+    try:
+        import pyarrow.parquet  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise ArgumentError(
+            "parquet files need pyarrow: pip install 'proxflow[parquet]', or take a file .csv"
+        ) from None
+    return pyarrow.parquet
+
+
+def _text(value: Any) -> str:
+    """Return a value of a parquet file as the text that a cell of it would be."""
+    if value is None:
+        return ""
+    return value.isoformat() if isinstance(value, date | datetime) else str(value).strip()

@@ -1,0 +1,669 @@
+"""Tables: rows of numbers, whole numbers, dates and categories, any of which may be missing."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proxflow.data import scatter
+from proxflow.data.cells import Cells, is_missing, mixed, number_in, read_cells, write_parquet
+from proxflow.data.image_files import write_png
+from proxflow.data.kinds.base import Defaults, Kind, Loaded, Picture, split
+from proxflow.errors import ArgumentError, DataError, OutputError
+from proxflow.examples import Examples
+from proxflow.random import SampleStreams, rand
+from proxflow.runtime.files import writable_folder, write_atomically
+
+Role = Literal["number", "integer", "date", "category", "constant"]
+Numbers = Literal["standard", "quantiles"]
+
+FEW_VALUES = 10
+"""Whole numbers of at most so many values are categories, if each occurs twice in the mean."""
+MOST_CATEGORIES = 1000
+"""Most categories of a column."""
+_FEW = 20
+"""Up to so many texts are categories, however few rows there are; above, each occurs twice in the mean."""
+_KNOTS = 201
+"""Most quantiles that a column is described by."""
+_LABELS = 0x7AB1E
+"""Changes the seed that labels are drawn with, so that they do not depend on the noise of the rows."""
+GAP = -float(2**1000)
+"""What stands for a missing number or date in stored form: finite, as training refuses NaN."""
+_EPOCH = datetime(1970, 1, 1)
+_DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: what its cells are, and all that is needed to write such cells.
+
+    Args:
+        name: Its name.
+        role: What its cells are: real numbers, whole numbers, dates (as days since 1970), categories, or one value in all
+            rows.
+        categories: The texts of a category, or the one text of a constant.
+        missing: The text of missing cells; ``None`` where none is missing.
+        decimals: Digits behind the point of numbers; −1 for as many as a number needs. Of dates, digits of the
+            day's fraction that are written: 0 for dates alone, 1 for times of day, which are seconds.
+        trimmed: Whether zeros at the end of the decimals are left out, as 23 and 21.6 stand in one column.
+        least: The least number in training.
+        most: The largest.
+        mean: Mean of the numbers.
+        std: Their standard deviation, > 0.
+        step: Distance of the numbers' values, counted in their last digit: 25 of whole numbers that are multiples of 25.
+        knots: Quantiles at equal distances, from the least to the most, where the numbers are encoded by these.
+
+    Raises:
+        ArgumentError: A value is out of range, or does not belong to the role.
+    """
+
+    name: str
+    role: Role
+    categories: tuple[str, ...] = ()
+    missing: str | None = None
+    decimals: int = -1
+    trimmed: bool = False
+    least: float = 0.0
+    most: float = 0.0
+    mean: float = 0.0
+    std: float = 1.0
+    step: int = 1
+    knots: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        numbers = (self.least, self.most, self.mean, self.std, *self.knots)
+        ordered = self.least <= self.most and self.std > 0 and self.step >= 1 and self.decimals <= 30
+        if not ordered or not all(map(math.isfinite, numbers)):
+            raise ArgumentError(
+                f"column {self.name!r:.80}: its range, mean and standard deviation are not those of numbers"
+            )
+        if any(a > b for a, b in zip(self.knots, self.knots[1:], strict=False)) or len(self.knots) == 1:
+            raise ArgumentError(f"column {self.name!r:.80}: its quantiles must not fall")
+        least = {"category": 2 - (self.missing is not None), "constant": 1}.get(self.role, 0)
+        if len(self.categories) < least or (self.categories and self.role not in ("category", "constant")):
+            raise ArgumentError(f"column {self.name!r:.80} of role {self.role}: got {len(self.categories)} categories")
+
+    @property
+    def classes(self) -> int:
+        """Number of its categories, a missing one included; 0 of numbers, dates and constants."""
+        return len(self.categories) + (self.missing is not None) if self.role == "category" else 0
+
+    @property
+    def numeric(self) -> bool:
+        """Whether it holds numbers or dates."""
+        return self.role in ("number", "integer", "date")
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return numbers (rows,) as networks see them, float64: standardised, or as normal quantiles."""
+        if not self.knots:
+            return (x - self.mean) / self.std
+        knots = torch.tensor(self.knots, dtype=torch.float64, device=x.device)
+        last = len(knots) - 1
+        x = x.clamp(self.knots[0], self.knots[-1])
+        first, after = torch.searchsorted(knots, x), torch.searchsorted(knots, x, right=True)
+        above, below = first.clamp(1, last), (first - 1).clamp(0, last - 1)
+        gap = knots[above] - knots[below]
+        between = below + torch.where(gap > 0, (x - knots[below]) / torch.where(gap > 0, gap, 1.0), 0.0)
+        # A value that many rows have stands for the middle of its quantiles.
+        level = torch.where(after > first, (first + after - 1) / 2, between)
+        edge = 0.5 / len(knots)
+        z: Tensor = torch.special.ndtri(edge + (1 - 2 * edge) * level / last)
+        return z
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return numbers (rows,) in their own units, as such a column has them: in its range and with its decimals."""
+        if self.knots:
+            knots = torch.tensor(self.knots, dtype=torch.float64, device=z.device)
+            last, edge = len(knots) - 1, 0.5 / len(knots)
+            level = ((torch.special.ndtr(z) - edge) / (1 - 2 * edge) * last).clamp(0, last)
+            below = level.floor().long().clamp_max(last - 1)
+            x = torch.lerp(knots[below], knots[below + 1], level - below)
+        else:
+            x = z * self.std + self.mean
+        x = x.clamp(self.least, self.most)
+        if self.role == "date":
+            return x.round() if self.decimals == 0 else (x * 86400).round() / 86400
+        if self.decimals < 0:
+            return x.round() if self.role == "integer" else x
+        digit = 10.0**self.decimals
+        if self.step > 1:
+            x = ((x - self.least) * digit / self.step).round() * self.step / digit + self.least
+        digits = 0 if self.role == "integer" else self.decimals
+        return torch.round(x, decimals=digits).clamp(self.least, self.most)
+
+    def text(self, x: float) -> str:
+        """Return the cell of a value in stored form."""
+        if self.role == "constant":
+            return self.categories[0]
+        if self.role == "category":
+            return self.categories[int(x)] if x < len(self.categories) else self.missing or ""
+        if x == GAP:
+            return self.missing or ""
+        if self.role == "date":
+            moment = _EPOCH + timedelta(seconds=round(x * 86400))
+            return moment.date().isoformat() if self.decimals == 0 else moment.isoformat(" ")
+        if self.decimals < 0:
+            return repr(x)
+        shown = f"{x + 0.0:.{self.decimals}f}"  # no −0
+        return shown.rstrip("0").rstrip(".") if self.trimmed and self.decimals else shown
+
+    def value(self, x: float) -> Any:
+        """Return the cell of a value in stored form as a number, date, text or ``None``."""
+        text = self.text(x)
+        if not self.numeric:
+            return None if text == self.missing else text
+        if x == GAP:
+            return None
+        if self.role == "date":
+            return datetime.fromisoformat(text).date() if self.decimals == 0 else datetime.fromisoformat(text)
+        return int(x) if self.role == "integer" and self.decimals <= 0 else float(text)
+
+    def stored(self, cell: str) -> float | None:
+        """Return the stored form of a cell; ``None`` where the column knows no such cell."""
+        if self.role == "constant":
+            return 0.0 if cell == self.categories[0] or is_missing(cell) else None
+        if self.role == "category":
+            if cell in self.categories:
+                return float(self.categories.index(cell))
+            return float(len(self.categories)) if is_missing(cell) else None
+        if is_missing(cell):
+            return GAP
+        found = _days(cell) if self.role == "date" else number_in(cell)
+        return found if found is not None and math.isfinite(found) else None
+
+    def describe(self) -> str:
+        """Say what it is in a few words."""
+        if self.role == "category":
+            return f"{self.name} ({len(self.categories)} categories)"
+        return f"{self.name} ({self.role})"
+
+
+@dataclass(frozen=True)
+class Table(Kind):
+    """Rows of a table, stored as float64 (number, columns): numbers in their units, dates in days, categories as indices.
+
+    A missing number is :data:`GAP`, a missing category has the index behind the last. Encoded, a row is its numbers,
+    standardised or as normal quantiles, 0 where they are missing; then for each column of numbers with missing cells whether
+    it is missing, 0 or 1; then the categories, those with equally many classes side by side. Constant columns and the
+    target are left out.
+
+    Args:
+        shape: (encoded columns,).
+        columns: The columns, in their order.
+        target: Name of the category that rows are conditioned on; empty for none.
+        shares: Share of each of the target's categories in training.
+
+    Raises:
+        ArgumentError: The columns do not make this shape, two have one name, or the target is none of the categories.
+    """
+
+    shape: tuple[int, ...]
+    columns: tuple[Column, ...]
+    target: str = ""
+    shares: tuple[float, ...] = ()
+
+    ending: ClassVar[str] = ".csv"
+    examples_word: ClassVar[str] = "rows"
+    sources: ClassVar[str] = (
+        "a table in a file .csv, whose first line names the columns, or .parquet, of numbers, dates, categories and gaps"
+    )
+    defaults: ClassVar[Defaults] = Defaults(flow="gpfn", network="mlp", predictor="product")
+
+    def __post_init__(self) -> None:
+        made = tuple(Column(**column) if isinstance(column, Mapping) else column for column in self.columns)
+        object.__setattr__(self, "columns", made)
+        names = [column.name for column in made]
+        if len(set(names)) < len(names):
+            raise ArgumentError("two columns of a table have one name")
+        if self.target and not any(c.name == self.target and c.role == "category" for c in made):
+            raise ArgumentError(f"the target {self.target!r:.80} is none of the categories of this table")
+        if len(self.shares) != len(self.classes) or not all(0 <= share <= 1 for share in self.shares):
+            raise ArgumentError(f"a target of {len(self.classes)} categories has as many shares, got {self.shares}")
+        wide = len(self._numbers) + len(self._gaps) + sum(len(group) for _, group in self._groups)
+        if self.shape != (wide,) or not wide:
+            raise ArgumentError(f"a table with these columns has the shape ({wide},), at least 1, got {self.shape}")
+
+    # The layout of a row: places of columns in the stored form, in the order of the encoded one.
+
+    @property
+    def _numbers(self) -> list[int]:
+        return [k for k, column in enumerate(self.columns) if column.numeric]
+
+    @property
+    def _gaps(self) -> list[int]:
+        return [k for k in self._numbers if self.columns[k].missing is not None]
+
+    @property
+    def _groups(self) -> list[tuple[int, list[int]]]:
+        """Numbers of classes, and the columns that have as many; the target is none of them."""
+        found: dict[int, list[int]] = {}
+        for k, column in enumerate(self.columns):
+            if column.classes and column.name != self.target:
+                found.setdefault(column.classes, []).append(k)
+        return list(found.items())
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The target's categories; empty without a target."""
+        return next((column.categories for column in self.columns if column.name == self.target), ())
+
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """What encoded rows mean, whatever the units of the numbers: a model of other rows cannot go on with these."""
+        told = tuple((c.name, c.role, c.categories, c.missing is not None) for c in self.columns)
+        return (self.target, *told)
+
+    @property
+    def decides(self) -> Mapping[str, Any]:
+        """The endpoints of a flow of such rows, and its divergence where the flow's name leaves it open."""
+        parts: list[Any] = [[{"kind": "gaussian"}, len(self._numbers)]] if self._numbers else []
+        if self._gaps:
+            parts.append([{"kind": "categorical", "classes": 2}, len(self._gaps)])
+        parts += [[{"kind": "categorical", "classes": classes}, len(places)] for classes, places in self._groups]
+        each = [{"kind": "w2" if part["kind"] == "gaussian" else "reverse-kl"} for part, _ in parts]
+        return {
+            "endpoints": {"kind": "product", "parts": parts},
+            "divergence": {"kind": "per-part", "parts": each},
+        }
+
+    @classmethod
+    def takes(cls, source: str) -> bool:
+        path = Path(source)
+        if path.suffix.lower() == ".parquet":
+            return path.is_file()
+        return path.suffix.lower() == ".csv" and mixed(path)
+
+    @classmethod
+    def read(
+        cls,
+        source: str,
+        *,
+        held_out: float = 0.05,
+        seed: int = 0,
+        categories: Sequence[str] = (),
+        ignore: Sequence[str] = (),
+        target: str = "",
+        numbers: Numbers = "standard",
+        **settings: Any,
+    ) -> Loaded:
+        """Read a table, and find out what its columns are.
+
+        Cells that are empty or NA, N/A, NaN, null or ? are missing. A column is, by the first that holds: constant, if it
+        has one value; categories, if it is named in ``categories`` or is the target; whole numbers, if all its numbers are
+        whole, and categories where these are of at most 10 values, each twice in the mean; real numbers; dates, if they are
+        written as 2024-12-31 or 2024-12-31 23:59:59; else categories.
+
+        Args:
+            source: File ``.csv``, whose first line names the columns, or ``.parquet``.
+            held_out: Share kept from training, in [0, 1).
+            seed: Seed of their choice.
+            categories: Columns that are categories, whatever they look like.
+            ignore: Columns that are left out.
+            target: Column that models are conditioned on, as categories.
+            numbers: How networks see numbers: "standard", of mean 0 and variance 1, or by their "quantiles" as normal ones.
+            **settings: None are known.
+
+        Raises:
+            ArgumentError: A share or setting is out of range, or a column is named that there is not.
+            DataError: There is no such source, it is damaged or of another form; the message names line and column.
+        """
+        if settings:
+            raise ArgumentError(f"tables have no setting {next(iter(settings))}")
+        if numbers not in ("standard", "quantiles"):
+            raise ArgumentError(f"numbers of tables are taken as standard or by quantiles, got {numbers!r:.80}")
+        cells = _without(read_cells(Path(source)), ignore)
+        asked = [*categories, *([target] if target else [])]
+        _known(cells, asked)
+        found = [_found(cells, k, cells.names[k] in asked) for k in range(len(cells.names))]
+        train, kept = split(Examples(_stored(cells, found)), held_out, seed)
+        measured = tuple(_measured(column, train.x[:, k], numbers) for k, column in enumerate(found))
+        shares: tuple[float, ...] = ()
+        if target:
+            place = cells.names.index(target)
+            if measured[place].role != "category":
+                raise DataError(
+                    f"{source}: the target {target} has one value in all rows: it tells nothing, leave it out"
+                )
+            counts = torch.bincount(train.x[:, place].long(), minlength=measured[place].classes).double()
+            counts = counts[: len(measured[place].categories)]
+            shares = tuple((counts / counts.sum()).tolist())
+        wide = sum(1 + (c.missing is not None) if c.numeric else c.role == "category" for c in measured) - bool(target)
+        if not wide:
+            raise DataError(f"{source}: no column is left to learn: each has one value in all rows, or is the target")
+        kind = cls((wide,), measured, target, shares)
+        notes = [f"{source}: {_summary(kind)}"]
+        notes += [
+            f"{source}: column {c.name} has one value, {c.categories[0]!r:.40}, in all rows, and keeps it"
+            for c in measured
+            if c.role == "constant"
+        ]
+        told = {"source": source, "held_out": held_out, "seed": seed, "ignore": list(ignore), "numbers": numbers}
+        of = f"{len(train)} rows of {len(measured)} columns"
+        return Loaded(kind, kind.with_labels(train), kept and kind.with_labels(kept), of, tuple(notes), told)
+
+    def with_labels(self, rows: Examples) -> Examples:
+        """Return rows with the labels of the target as their condition, −1 where it is missing."""
+        if not self.target:
+            return rows
+        labels = rows.x[:, self._place(self.target)].long()
+        return Examples(rows.x, torch.where(labels < len(self.classes), labels, -1))
+
+    def drawn_labels(self, number: int, seed: int) -> Tensor:
+        """Draw labels of the target, int64 (number,), as often as in training; label i depends on the seed and i alone."""
+        streams = SampleStreams(seed ^ _LABELS, torch.arange(number), expected=1)
+        at = rand(torch.Size([number]), streams, torch.float64, torch.device("cpu"))
+        edges = torch.tensor(self.shares, dtype=torch.float64).cumsum(0)
+        return torch.searchsorted(edges, at.contiguous(), right=True).clamp_max(int((edges < 1 - 1e-12).sum()))
+
+    def labelled(self, stored: Tensor, labels: Tensor) -> Tensor:
+        """Return rows with the target's column set to labels (number,)."""
+        stored = stored.clone()
+        stored[:, self._place(self.target)] = labels.to(stored)
+        return stored
+
+    def _place(self, name: str) -> int:
+        return next(k for k, column in enumerate(self.columns) if column.name == name)
+
+    def rows(self, source: str) -> tuple[Tensor, Cells]:
+        """Read rows of a file with these columns, in stored form, by what is known of them; further columns are left out.
+
+        Returns:
+            The rows, and all cells as they stand in the file.
+
+        Raises:
+            DataError: A column is not there, or a cell is none of its column; the message names line and column.
+        """
+        cells = read_cells(Path(source))
+        names = [column.name for column in self.columns]
+        if lacking := [name for name in names if name not in cells.names]:
+            raise DataError(
+                f"{source}: has no column {lacking[0]!r:.80}, which the model knows: give the columns "
+                f"{', '.join(names):.200}"
+            )
+        order = [cells.names.index(name) for name in names]
+        own = Cells(cells.path, tuple(names), tuple(cells.columns[k] for k in order), cells.lines)
+        return _stored(own, self.columns), cells
+
+    def missing(self, stored: Tensor) -> Tensor:
+        """Return which cells are missing, bool (number, columns)."""
+        last = [float(len(c.categories)) if c.role == "category" else math.inf for c in self.columns]
+        return (stored == GAP) | (stored >= torch.tensor(last, dtype=torch.float64, device=stored.device))
+
+    def values(self, stored: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return rows as numbers with NaN for missing ones, and indices of categories, float64 (number, columns)."""
+        return stored.detach().to("cpu", torch.float64).masked_fill(stored.cpu() == GAP, math.nan).numpy()
+
+    def observed(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rows whose missing cells are to be filled as networks take them, and which of that is known.
+
+        That a number is not missing is known of all rows.
+
+        Returns:
+            Encoded rows, and bool of the same shape, (number, *shape).
+        """
+        there = ~self.missing(stored)
+        places = [k for _, group in self._groups for k in group]
+        known = torch.cat([there[:, self._numbers], torch.ones_like(there[:, self._gaps]), there[:, places]], dim=1)
+        encoded = torch.where(known, self.encode(stored), 0.0)
+        encoded[:, len(self._numbers) : len(self._numbers) + len(self._gaps)] = 0.0
+        return encoded, known
+
+    def never(self) -> Tensor:
+        """Return which encoded columns are categories whose last class says that a cell is missing, bool shape."""
+        places = [k for _, group in self._groups for k in group]
+        gaps = [self.columns[k].missing is not None for k in places]
+        return torch.tensor([False] * (len(self._numbers) + len(self._gaps)) + gaps)
+
+    def stored(self, values: np.ndarray[Any, np.dtype[np.float64]]) -> Tensor:
+        """Return rows of :meth:`values` in stored form."""
+        return torch.from_numpy(values).nan_to_num(GAP)
+
+    def encode(self, stored: Tensor) -> Tensor:
+        """Return rows as networks take them, float32; see the class."""
+        if stored.shape[1:] != (len(self.columns),):
+            raise ArgumentError(
+                f"these rows have the shape {tuple(stored.shape[1:])}, rows here have {(len(self.columns),)}"
+            )
+        x = stored.double()
+        gap = x == GAP
+        numbers = [
+            self.columns[k].encode(x[:, k].masked_fill(gap[:, k], self.columns[k].mean)).masked_fill(gap[:, k], 0.0)
+            for k in self._numbers
+        ]
+        gaps = [gap[:, k].double() for k in self._gaps]
+        classes = [x[:, k] for _, places in self._groups for k in places]
+        return torch.stack([*numbers, *gaps, *classes], dim=1).float()
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """Return samples in stored form, float64, each column in the range and with the decimals that it has in training.
+
+        The target is missing: see :meth:`labelled`.
+        """
+        z = samples.double()
+        stored = z.new_zeros(len(z), len(self.columns))
+        for i, k in enumerate(self._numbers):
+            stored[:, k] = self.columns[k].decode(z[:, i])
+        for i, k in enumerate(self._gaps, len(self._numbers)):
+            stored[:, k] = torch.where(z[:, i] > 0.5, GAP, stored[:, k])
+        places = [k for _, group in self._groups for k in group]
+        for i, k in enumerate(places, len(self._numbers) + len(self._gaps)):
+            stored[:, k] = z[:, i].round()
+        return self.labelled(stored, stored.new_full((len(z),), len(self.classes))) if self.target else stored
+
+    def check_output(self, path: Path, number: int) -> None:
+        if path.suffix.lower() not in (".csv", ".parquet", ".png"):
+            raise ArgumentError(
+                f"cannot tell from {str(path)!r} what to write: give a file ending in .csv or .parquet (the table), or .png "
+                "(a plot)"
+            )
+        writable_folder(path.parent)
+        if path.is_dir():
+            raise OutputError(f"cannot write the file {path}: it is a folder")
+
+    def write(self, path: Path, stored: Tensor) -> None:
+        """Write rows with the names, types, categories and decimals of the original, or a plot of two columns (.png)."""
+        if path.suffix.lower() == ".png":
+            write_png(path, self.preview(stored))
+            return
+        rows, names = stored.detach().to("cpu", torch.float64).tolist(), tuple(column.name for column in self.columns)
+
+        def put(temporary: Path) -> None:
+            if path.suffix.lower() == ".parquet":
+                made = [[c.value(row[k]) for row in rows] for k, c in enumerate(self.columns)]
+                write_parquet(temporary, names, made)
+                return
+            with temporary.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow(names)
+                writer.writerows([c.text(x) for c, x in zip(self.columns, row, strict=True)] for row in rows)
+
+        write_atomically(path, put)
+
+    def write_cells(self, path: Path, cells: Cells, texts: Mapping[tuple[int, int], str]) -> None:
+        """Write cells of a file to a .csv, with other texts for some, by row and column of the table.
+
+        Raises:
+            OutputError: The place cannot be written.
+        """
+        columns = [list(column) for column in cells.columns]
+        for (row, k), text in texts.items():
+            columns[cells.names.index(self.columns[k].name)][row] = text
+
+        def put(temporary: Path) -> None:
+            with temporary.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([cells.names, *zip(*columns, strict=True)])
+
+        write_atomically(path, put)
+
+    def preview(self, stored: Tensor) -> Picture:
+        """Plot the first two columns of numbers against each other, or a histogram of the first column."""
+        x = stored.detach().to("cpu", torch.float64)
+        places = self._numbers[:2] or [next(k for k, c in enumerate(self.columns) if c.role != "constant")]
+        titles = [f"{self.columns[k].name} (of {len(self.columns)} columns)" for k in places]
+        rows = x[:, places].numpy()
+        return scatter.histogram(rows[:, 0], titles[0]) if len(places) == 1 else scatter.scatter(rows, titles)
+
+
+def _without(cells: Cells, ignore: Sequence[str]) -> Cells:
+    """Return cells without the named columns."""
+    _known(cells, ignore)
+    kept = [k for k, name in enumerate(cells.names) if name not in ignore]
+    return Cells(cells.path, tuple(cells.names[k] for k in kept), tuple(cells.columns[k] for k in kept), cells.lines)
+
+
+def _known(cells: Cells, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in cells.names:
+            raise ArgumentError(f"{cells.path} has no column {name!r:.80}: it has {', '.join(cells.names):.300}")
+
+
+def _days(cell: str) -> float | None:
+    """Return the days from 1970 to a date, or to a time of a day, in the form of ISO 8601; ``None`` of other texts."""
+    if len(cell) < 10 or cell[4] != "-":
+        return None
+    try:
+        moment = datetime.fromisoformat(cell)
+    except ValueError:
+        return None
+    return None if moment.tzinfo is not None else (moment - _EPOCH) / _DAY
+
+
+def _found(cells: Cells, k: int, as_categories: bool) -> Column:
+    """Return what a column is, by the rules of :meth:`Table.read`, without its numbers.
+
+    Raises:
+        DataError: Its cells are of no such kind; the message names line and column.
+    """
+    name, texts = cells.names[k], cells.columns[k]
+    present = [(row, text) for row, text in enumerate(texts) if not is_missing(text)]
+    where = f"{cells.path}: column {name}"
+    if not present:
+        raise DataError(f"{where} has no value in any row: leave it out, --ignore {name}")
+    gap = Counter(text for text in texts if is_missing(text)).most_common(1)
+    missing = gap[0][0] if gap else None
+    counts = Counter(text for _, text in present)
+    if len(counts) == 1 and missing is None:
+        return Column(name, "constant", (present[0][1],))
+    if as_categories:
+        return _category(where, name, counts, missing, len(present))
+    values = {text: number_in(text) for text in counts}
+    numbers = sum(counts[text] for text, value in values.items() if value is not None)
+    if numbers and numbers < len(present):
+        if 2 * numbers < len(present):
+            return _category(where, name, counts, missing, len(present))
+        row, text = next((row, text) for row, text in present if values[text] is None)
+        raise DataError(
+            f"{cells.place(row, k)}: {text!r:.40} is no number, as {numbers} other cells of the column are: correct it, or "
+            f"take them all as categories, --categories {name}"
+        )
+    if numbers:
+        for row, text in present:
+            if not math.isfinite(values[text] or 0.0):
+                raise DataError(f"{cells.place(row, k)}: {text!r:.40} is infinite; expected a number or an empty cell")
+        whole = all(value is not None and value == round(value) for value in values.values())
+        if whole and len(counts) <= FEW_VALUES and 2 * len(counts) <= len(present):
+            return _category(where, name, counts, missing, len(present))
+        plain = all("e" not in text.lower() for text in counts)
+        digits = {len(text.partition(".")[2]) for text in counts} if plain else {-1}
+        return Column(
+            name,
+            "integer" if whole else "number",
+            missing=missing,
+            decimals=min(max(digits), 17),
+            trimmed=len(digits) > 1,
+        )
+    days = [_days(text) for text in counts]
+    if None not in days:
+        return Column(name, "date", missing=missing, decimals=int(any(len(text) > 10 for text in counts)))
+    return _category(where, name, counts, missing, len(present))
+
+
+def _category(where: str, name: str, counts: Counter[str], missing: str | None, rows: int) -> Column:
+    number = len(counts)
+    if number > MOST_CATEGORIES or (number > _FEW and 2 * number > rows):
+        raise DataError(
+            f"{where} has {number} different texts in {rows} rows, too many to learn as categories (at most "
+            f"{MOST_CATEGORIES}, and half as many as rows): leave it out, --ignore {name}"
+        )
+    ordered = sorted(counts, key=lambda text: (number_in(text) is None, number_in(text) or 0.0, text))
+    return Column(name, "category", tuple(ordered), missing)
+
+
+def _stored(cells: Cells, columns: Sequence[Column]) -> Tensor:
+    """Return cells in stored form.
+
+    Raises:
+        DataError: A cell is none of its column.
+    """
+    stored = torch.empty(len(cells.lines), len(columns), dtype=torch.float64)
+    for k, column in enumerate(columns):
+        known = {text: column.stored(text) for text in set(cells.columns[k])}
+        if lacking := {text for text, value in known.items() if value is None}:
+            row = next(row for row, text in enumerate(cells.columns[k]) if text in lacking)
+            text = cells.columns[k][row]
+            if column.role in ("category", "constant"):
+                expected = f"one of {', '.join(column.categories):.200}"
+            else:
+                expected = "a date, as 2024-12-31" if column.role == "date" else "a finite number"
+            raise DataError(f"{cells.place(row, k)}: {text!r:.40} is not what the column holds; expected {expected}")
+        stored[:, k] = torch.tensor([known[text] for text in cells.columns[k]], dtype=torch.float64)
+    return stored
+
+
+def _measured(column: Column, x: Tensor, numbers: Numbers) -> Column:
+    """Return a column of numbers with their range and moments in the training rows (number,)."""
+    if not column.numeric:
+        return column
+    x = x[x != GAP]
+    if not len(x):
+        raise DataError(f"column {column.name} has no value in the training rows: leave it out, --ignore {column.name}")
+    least, most = float(x.min()), float(x.max())
+    if not math.isfinite(most - least):
+        raise DataError(f"column {column.name} reaches from {least:g} to {most:g}; expected smaller numbers")
+    # Scaled first: squares of large or small numbers would leave the range of float64.
+    unit = most - least or 1.0
+    within = (x - least) / unit
+    mean, std = least + float(within.mean()) * unit, float(within.std(correction=0)) * unit or 1.0
+    knots: tuple[float, ...] = ()
+    if numbers == "quantiles" and least < most:
+        levels = torch.linspace(0, 1, min(_KNOTS, max(2, len(x))), dtype=torch.float64)
+        knots = tuple(torch.quantile(x, levels).cummax(0).values.tolist())
+    return replace(column, least=least, most=most, mean=mean, std=std, step=_step(column, x), knots=knots)
+
+
+def _step(column: Column, x: Tensor) -> int:
+    """Return the greatest common divisor of the distances of a column's numbers (number,), counted in their last digit."""
+    if column.role == "date" or column.decimals < 0:
+        return 1
+    digits = torch.unique((x * 10.0**column.decimals).round())
+    if len(digits) <= FEW_VALUES or float(digits.abs().max()) > 2**53:
+        return 1  # few numbers may have a common divisor by chance
+    return max(1, int(np.gcd.reduce(digits.diff().long().numpy())))
+
+
+def _summary(kind: Table) -> str:
+    """Say which column is what."""
+    words = {"number": "numbers", "integer": "whole numbers", "date": "dates", "category": "categories"}
+    said = []
+    for role, word in words.items():
+        names = [
+            c.name + (f" ({len(c.categories)})" if role == "category" else "") for c in kind.columns if c.role == role
+        ]
+        if names:
+            said.append(f"{word} {', '.join(names[:12])}{f' and {len(names) - 12} more' if len(names) > 12 else ''}")
+    gaps = [c.name for c in kind.columns if c.missing is not None]
+    if gaps:
+        said.append(
+            f"with missing cells {', '.join(gaps[:12])}{f' and {len(gaps) - 12} more' if len(gaps) > 12 else ''}"
+        )
+    return "; ".join(said) + (f"; target {kind.target}" if kind.target else "")

@@ -1,0 +1,457 @@
+"""Tables: what columns are found to be, how rows go to networks and back, and what is refused."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+import proxflow
+from proxflow.cli import main
+from proxflow.data.kinds import kind_of_source
+from proxflow.data.kinds.table import GAP, Column, Table
+from proxflow.data.kinds.vector import Vector
+from proxflow.errors import ArgumentError, DataError, ProxflowError
+from proxflow.models import load, save, spec
+from proxflow.testing import check_kind
+
+HEADER = ["weight", "legs", "born", "seen", "sort", "age", "land"]
+
+
+def animals(number=40, seed=0):
+    """Rows of all roles: a number with two decimals, few and many whole numbers, a date, a time, a text, a constant."""
+    choice = np.random.default_rng(seed)
+    rows = []
+    for k in range(number):
+        sort = choice.choice(["cat", "dog", "ant"])
+        rows.append(
+            [
+                f"{choice.normal(5, 2):.2f}",
+                {"cat": "4", "dog": "4", "ant": "6"}[sort],
+                f"20{k % 20:02d}-0{k % 9 + 1}-{k % 28 + 1:02d}",
+                f"2024-01-01 0{k % 10}:{k % 60:02d}:07",
+                sort,
+                str(int(choice.integers(0, 15))),
+                "here",
+            ]
+        )
+    return rows
+
+
+def text(path, rows, header=HEADER):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return str(path)
+
+
+def cells(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+# Which kind ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ("a,b\n1.5,2.5\n", Vector),
+        ("1,2\n3,4\n", Vector),  # no names
+        ("a,b\n1.5,2\n2.5,3\n", Table),  # whole numbers stay whole
+        ("a,b\n1.5,x\n", Table),
+        ("a,b\n1.5,\n", Table),
+        ("a;b\n1;x\n", Vector),  # which says what is wrong
+        ("a,b\n1,x\n1\n", Table),
+        ("a,b\n", Vector),
+    ],
+)
+def test_a_file_with_more_than_real_numbers_is_a_table(tmp_path, content, kind):
+    (tmp_path / "a.csv").write_text(content)
+    assert kind_of_source(str(tmp_path / "a.csv")) is kind
+
+
+def test_it_keeps_the_contract_of_kinds(tmp_path):
+    rows = [[a, c, d, e, k] for k, (a, _, c, d, e, *_) in zip(["x", "y", ""] * 20, animals(), strict=False)]
+    source = text(tmp_path / "a.csv", rows, ["weight", "born", "seen", "sort", "gap"])
+    check_kind(Table, source, ".csv")
+    check_kind(Table, source, ".csv", numbers="quantiles")
+
+
+def test_columns_are_what_the_rules_say(tmp_path):
+    rows = animals()
+    rows[3][0] = rows[5][4] = "NA"
+    kind = Table.read(text(tmp_path / "a.csv", rows), held_out=0).kind
+    found = {column.name: column for column in kind.columns}
+    roles = ["number", "category", "date", "date", "category", "integer", "constant"]
+    assert [column.role for column in kind.columns] == roles
+    assert found["legs"].categories == ("4", "6")
+    assert found["sort"].categories == ("ant", "cat", "dog")
+    assert (found["weight"].missing, found["sort"].missing, found["age"].missing) == ("NA", "NA", None)
+    assert found["weight"].decimals == 2
+    assert (found["born"].decimals, found["seen"].decimals) == (0, 1)
+    # numbers; whether weight is missing; legs and sort, of two and four classes
+    assert kind.shape == (4 + 1 + 2,)
+    forced = Table.read(text(tmp_path / "a.csv", rows), held_out=0, categories=["age"], ignore=["born"]).kind
+    assert "born" not in {column.name for column in forced.columns}
+    assert next(column for column in forced.columns if column.name == "age").role == "category"
+
+
+def test_the_first_line_says_what_the_columns_are(tmp_path):
+    rows = animals()
+    rows[3][0] = ""
+    notes = Table.read(text(tmp_path / "a.csv", rows), target="sort").notes
+    assert notes[0].endswith(
+        "a.csv: numbers weight; whole numbers age; dates born, seen; categories legs (2), sort (3); with missing cells "
+        "weight; target sort"
+    )
+    assert "land has one value, 'here'" in notes[1]
+
+
+# There and back -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("numbers", ["standard", "quantiles"])
+def test_what_is_written_is_what_was_read(tmp_path, numbers):
+    rows = animals()
+    rows[0][0], rows[1][4], rows[2][2], rows[3][5] = "", "", "", ""
+    source = text(tmp_path / "a.csv", rows)
+    loaded = Table.read(source, held_out=0, numbers=numbers)
+    kind, x = loaded.kind, loaded.train.x
+    encoded = kind.encode(x)
+    assert encoded.isfinite().all()
+    back = kind.decode(encoded)
+    torch.testing.assert_close(back, x)
+    kind.write(tmp_path / "b.csv", back)
+    assert cells(tmp_path / "b.csv") == cells(source)
+
+
+def test_standardised_numbers_have_mean_zero_and_variance_one(tmp_path):
+    kind, x = (lambda loaded: (loaded.kind, loaded.train.x))(
+        Table.read(text(tmp_path / "a.csv", animals(200)), held_out=0)
+    )
+    encoded = kind.encode(x)[:, :4].double()
+    torch.testing.assert_close(encoded.mean(0), torch.zeros(4).double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoded.std(0, correction=0), torch.ones(4).double(), atol=1e-5, rtol=0)
+
+
+def test_quantiles_make_any_law_nearly_normal():
+    x = torch.from_numpy(np.random.default_rng(0).lognormal(0, 2, 5000))
+    knots = tuple(torch.quantile(x, torch.linspace(0, 1, 201).double()).tolist())
+    column = Column("a", "number", least=float(x.min()), most=float(x.max()), knots=knots)
+    assert stats.kstest(column.encode(x).numpy(), "norm").statistic < 0.01
+    torch.testing.assert_close(column.decode(column.encode(x)), x, rtol=1e-6, atol=1e-9)
+
+
+def test_a_value_of_many_rows_keeps_its_share_by_quantiles():
+    x = torch.cat([torch.zeros(400), torch.linspace(1, 2, 600)]).double()
+    knots = tuple(torch.quantile(x, torch.linspace(0, 1, 201).double()).tolist())
+    column = Column("a", "number", least=0.0, most=2.0, knots=knots)
+    drawn = column.decode(torch.randn(20000, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    assert float((drawn == 0).double().mean()) == pytest.approx(0.4, abs=0.02)
+
+
+@given(
+    z=st.lists(st.floats(-50, 50), min_size=1, max_size=20),
+    decimals=st.integers(0, 3),
+    role=st.sampled_from(["number", "integer"]),
+)
+@settings(max_examples=40, deadline=None)
+def test_decoded_numbers_lie_in_the_range_and_have_the_decimals(z, decimals, role):
+    column = Column("a", role, decimals=decimals, least=-3.0, most=11.0, mean=2.0, std=4.0)
+    x = column.decode(torch.tensor(z, dtype=torch.float64))
+    assert float(x.min()) >= -3
+    assert float(x.max()) <= 11
+    for value in x.tolist():
+        shown = column.text(value)
+        assert len(shown.partition(".")[2]) == decimals
+        assert float(shown) == pytest.approx(value, abs=1e-9)
+        assert role == "number" or value == round(value)
+
+
+def test_numbers_keep_the_distance_of_their_values(tmp_path):
+    choice = np.random.default_rng(0)
+    rows = [[f"{100 + 25 * choice.integers(0, 40)}.0", f"{choice.integers(0, 99) * 0.05:.2f}"] for _ in range(100)]
+    kind = Table.read(text(tmp_path / "a.csv", rows, ["mass", "dose"]), held_out=0).kind
+    assert [column.step for column in kind.columns] == [250, 5]  # counted in the last digit
+    kind.write(tmp_path / "b.csv", kind.decode(torch.randn(200, 2, generator=torch.Generator().manual_seed(0))))
+    for mass, dose in cells(tmp_path / "b.csv")[1:]:
+        assert mass.endswith(".0")
+        assert float(mass) % 25 == 0
+        assert dose[-1] in "05"
+
+
+def test_zeros_are_left_out_where_the_original_leaves_them_out(tmp_path):
+    rows = [[f"{k / 4:g}", f"{k / 4:.2f}"] for k in range(-40, 40)]
+    source = text(tmp_path / "a.csv", rows, ["short", "long"])
+    loaded = Table.read(source, held_out=0)
+    loaded.kind.write(tmp_path / "b.csv", loaded.kind.decode(loaded.kind.encode(loaded.train.x)))
+    assert cells(tmp_path / "b.csv") == cells(source)
+
+
+def test_a_model_of_a_table_is_saved_and_loaded_with_all_that_decodes(tmp_path):
+    rows = animals()
+    rows[0][0] = ""
+    kind = Table.read(text(tmp_path / "a.csv", rows), target="sort").kind
+    model = proxflow.build(kind, network="mlp:classes=3,width=8", seed=0)
+    save(tmp_path / "m", model)
+    assert load(tmp_path / "m").data == kind
+    assert load(tmp_path / "m").classes == ("ant", "cat", "dog")
+    labels = torch.tensor([0, 1, 2])
+    drawn = kind.labelled(model.sample(3, nfe=2, condition=labels), labels)
+    kind.write(tmp_path / "made.csv", drawn)
+    header, *made = cells(tmp_path / "made.csv")
+    assert header == HEADER
+    assert [row[4] for row in made] == ["ant", "cat", "dog"]
+
+
+def test_labels_are_drawn_as_often_as_in_training_whatever_their_number(tmp_path):
+    rows = [["a", "1.5"]] * 60 + [["b", "2.5"]] * 30 + [["c", "3.5"]] * 10
+    kind = Table.read(text(tmp_path / "a.csv", rows, ["k", "x"]), held_out=0, target="k").kind
+    labels = kind.drawn_labels(20000, 3)
+    shares = torch.bincount(labels, minlength=3) / len(labels)
+    torch.testing.assert_close(shares, torch.tensor([0.6, 0.3, 0.1]), atol=0.015, rtol=0)
+    assert torch.equal(kind.drawn_labels(100, 3), labels[:100])
+    assert not torch.equal(kind.drawn_labels(100, 4), labels[:100])
+
+
+# Flows --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flow", "divergence"),
+    [
+        (None, "per-part"),
+        ("gpfn-fisher-rao", "fisher-rao"),
+        ("gpfn-kl", "kl"),
+        ("gpfn:divergence=reverse-kl", "reverse-kl"),
+    ],
+)
+def test_flows_by_name_take_the_endpoints_of_the_table(tmp_path, flow, divergence):
+    kind = Table.read(text(tmp_path / "a.csv", animals())).kind
+    model = proxflow.build(kind, flow=flow, network="mlp:width=8", seed=0)
+    assert spec.describe(model.flow)["divergence"]["kind"] == divergence
+    assert model.sample(2, nfe=2).shape == (2, len(HEADER))
+
+
+def test_flows_that_do_not_serve_tables_are_refused(tmp_path):
+    kind = Table.read(text(tmp_path / "a.csv", animals())).kind
+    for flow, said in (("gpfn-w2", "not defined"), ("bfn", "no flow of such data"), ("diffusion", "no flow of such")):
+        with pytest.raises(ArgumentError, match=said):
+            proxflow.build(kind, flow=flow)
+
+
+# What is refused ----------------------------------------------------------------------------------------------------
+
+
+def rows_of(*columns):
+    return "\n".join(",".join(row) for row in zip(*columns, strict=True)) + "\n"
+
+
+MANY = [str(k) for k in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a,b\n" + rows_of(MANY, [f"n{k}" for k in MANY]), "column b has 100 different texts in 100 rows.*--ignore b"),
+        ("a,b\n1,\n2,NA\n", "column b has no value in any row.*--ignore b"),
+        ("a,b\n1,2\n2,3\nx,4\n", "line 4, column a: 'x' is no number, as 2 other cells.*--categories a"),
+        ("a,b\n1,x\n2,x\ninf,y\n", "line 4, column a: 'inf' is infinite"),
+        ("a,b,a\n1,x,2\n", "columns 1 and 3 are both named 'a'"),
+        ("a,\n1,x\n", "column 2 has no name"),
+        ("a,b\n1,x\n2\n", "line 3 has 1 cells; expected 2"),
+        ("a,b\n1,x\n2,y,z\n", "line 3 has 3 cells; expected 2"),
+        ("", "is empty"),
+        ("a,b\n", "holds names and no rows"),
+        ("a;b\n1;x\n", "semicolons or tabs"),
+        ("1.5,x\n2.5,y\n", "line 1 holds the number 1.5 in column 1; expected the names"),
+        ("a,b\nx,y\nx,y\n", "no column is left to learn"),
+        ("a\n1e308\n-1e308\n0.5\n", "reaches from"),
+    ],
+)
+def test_bad_tables_are_refused_in_one_sentence_with_the_place(tmp_path, content, said):
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(DataError, match=said) as caught:
+        Table.read(str(tmp_path / "a.csv"), held_out=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_encodings_missing_files_and_names_are_refused(tmp_path):
+    (tmp_path / "a.csv").write_bytes("a,b\né,1\n".encode("latin-1"))
+    with pytest.raises(DataError, match="is no UTF-8 text"):
+        Table.read(str(tmp_path / "a.csv"))
+    with pytest.raises(DataError, match="does not exist"):
+        Table.read(str(tmp_path / "b.csv"))
+    source = text(tmp_path / "c.csv", animals())
+    for told in ({"ignore": ["nothing"]}, {"categories": ["nothing"]}, {"target": "nothing"}):
+        with pytest.raises(ArgumentError, match="no column 'nothing'"):
+            Table.read(source, **told)
+    with pytest.raises(DataError, match="the target land has one value"):
+        Table.read(source, target="land")
+    with pytest.raises(ArgumentError, match="no setting"):
+        Table.read(source, size=3)
+
+
+def test_rows_of_another_file_are_held_to_the_columns(tmp_path):
+    kind = Table.read(text(tmp_path / "a.csv", animals()), held_out=0).kind
+    rows = animals(5, seed=1)
+    rows[2][4] = ""
+    shuffled = [[row[k] for k in (6, 5, 4, 3, 2, 1, 0)] + ["more"] for row in rows]
+    x, _ = kind.rows(text(tmp_path / "b.csv", shuffled, [*HEADER[::-1], "further"]))
+    assert kind.missing(x).nonzero().tolist() == [[2, 4]]
+    rows[3][4] = "cow"
+    with pytest.raises(
+        DataError, match=r"line 5, column sort: 'cow' is not what the column holds; expected one of ant"
+    ):
+        kind.rows(text(tmp_path / "b.csv", rows))
+    with pytest.raises(DataError, match="has no column 'land'"):
+        kind.rows(text(tmp_path / "b.csv", [row[:-1] for row in rows], HEADER[:-1]))
+
+
+ANY = ["", "NA", "1", "2.5", "-3e4", "nan", "inf", "x", "2024-01-01", '"', ",", "é", "\0"]
+
+
+@given(st.lists(st.lists(st.sampled_from(ANY), max_size=4), max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_any_text_is_read_or_refused_by_a_sentence(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("any") / "a.csv"
+    path.write_text("\n".join(",".join(row) for row in rows), encoding="utf-8")
+    Table.takes(str(path))
+    try:
+        loaded = Table.read(str(path), held_out=0)
+    except ProxflowError:
+        return
+    assert loaded.kind.encode(loaded.train.x).isfinite().all()
+    torch.testing.assert_close(loaded.kind.decode(loaded.kind.encode(loaded.train.x)), loaded.train.x)
+
+
+def test_missing_numbers_are_finite_in_stored_form():
+    assert math.isfinite(GAP)
+    values = Table((1,), (Column("a", "number"),)).values(torch.tensor([[GAP], [1.0]], dtype=torch.float64))
+    assert np.isnan(values[0, 0])
+    assert values[1, 0] == 1
+
+
+# The commands -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model trained by the command for two steps, and its table, in which cells are missing."""
+    folder = tmp_path_factory.mktemp("trained")
+    rows = animals(60)
+    for k in range(0, 60, 6):
+        rows[k][4] = ""
+        rows[k + 1][0] = "NA"
+    source = text(folder / "a.csv", rows)
+    words = [
+        "train",
+        "--data",
+        source,
+        "--out",
+        folder / "run",
+        "--network",
+        "mlp:width=8,depth=1",
+        "--steps",
+        2,
+        "--grid",
+        4,
+    ]
+    assert main([*map(str, words)]) == 0
+    assert (
+        main([*map(str, [*words, "--out", folder / "by-land", "--target", "legs", "--held-out", 0.4, "--grid", 0])])
+        == 0
+    )
+    return folder, source
+
+
+def test_made_tables_have_the_columns_of_the_original(trained):
+    folder, source = trained
+    assert main(["sample", str(folder / "run"), "--n", "50", "--steps", "2", "--out", str(folder / "made.csv")]) == 0
+    header, *made = cells(folder / "made.csv")
+    first, *original = cells(source)
+    assert header == first
+    assert len(made) == 50
+    for k in (1, 4, 6):
+        assert {row[k] for row in made} <= {row[k] for row in original}
+    ages = [int(row[5]) for row in original]
+    assert all(min(ages) <= int(row[5]) <= max(ages) for row in made)
+    assert {len(row[2]) for row in made} == {10}
+    rows, _ = load(folder / "run").data.rows(str(folder / "made.csv"))
+    assert rows.shape == (50, len(HEADER))
+    assert list((folder / "run" / "samples").iterdir())
+
+
+def test_rows_are_drawn_for_a_category_that_is_asked_for(trained):
+    folder, _ = trained
+    run = str(folder / "by-land")
+    assert main(["sample", run, "--class", "6", "--n", "5", "--steps", "2", "--out", str(folder / "six.csv")]) == 0
+    assert [row[1] for row in cells(folder / "six.csv")[1:]] == ["6"] * 5
+    assert main(["sample", run, "--n", "40", "--steps", "2", "--out", str(folder / "any.csv")]) == 0
+    assert {row[1] for row in cells(folder / "any.csv")[1:]} == {"4", "6"}
+
+
+@pytest.mark.parametrize("run", ["run", "by-land"])
+def test_missing_cells_are_filled_and_the_others_kept_to_the_letter(trained, run):
+    folder, source = trained
+    words = ["restore", source, "--model", folder / run, "--nfe", 3, "--draws", 2, "--out", folder / "filled.csv"]
+    assert main([*map(str, words)]) == 0
+    before = cells(source)
+    for k in (1, 2):
+        after = cells(folder / f"filled-{k}.csv")
+        assert after[0] == before[0]
+        for old, new in zip(before[1:], after[1:], strict=True):
+            for was, is_now in zip(old, new, strict=True):
+                assert is_now == was if was not in ("", "NA") else is_now not in ("", "NA")
+
+
+def test_what_does_not_fit_restoring_is_refused(trained, capsys):
+    folder, source = trained
+    rows = animals(4)
+    rows[2][1] = ""
+    lacking = text(folder / "lacking.csv", rows)
+    for words, said in (
+        ([source, "--model", "mnist"], "is a table, and the model mnist is of images"),
+        ([source, "--model", folder / "run", "--box", 0, 0, 1, 1], "--box is for pictures"),
+        ([source, "--model", folder / "run", "--out", folder / "a.png"], "ending in .csv"),
+        ([lacking, "--model", folder / "by-land"], "line 4: legs is missing"),
+    ):
+        assert main([*map(str, ["restore", *words])]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_rows_are_scored_beside_real_ones(trained, capsys):
+    pytest.importorskip("sklearn")
+    folder, _ = trained
+    out = folder / "scores.json"
+    assert main(["evaluate", str(folder / "by-land"), "--steps", "2", "--out", str(out)]) == 0
+    assert "24 made rows against 24" in capsys.readouterr().out
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["target"] == "legs"
+    assert {"marginals", "floor_marginals", "told_apart", "nearest", "repeats"} <= set(row)
+    assert main(["evaluate", str(folder / "by-land"), "--extractor", "pixels"]) == 2
+    assert "is for images" in capsys.readouterr().err
+
+
+def test_a_model_goes_on_with_tables_of_its_own_columns_alone(trained, capsys):
+    folder, source = trained
+    rows = animals(60)
+    words = ["train", "--init", folder / "run", "--steps", 1, "--grid", 0, "--out"]
+    assert main([*map(str, [*words, folder / "on", "--data", source])]) == 0
+    for row in rows:
+        row[4] = row[4].replace("ant", "bee")
+    other = text(folder / "other.csv", rows)
+    assert main([*map(str, [*words, folder / "other", "--data", other])]) == 2
+    assert "other columns, categories or gaps" in capsys.readouterr().err
+
+
+def test_options_of_tables_are_refused_for_other_data(trained, capsys):
+    folder, _ = trained
+    np.savetxt(folder / "real.csv", np.random.default_rng(0).standard_normal((30, 2)), delimiter=",")
+    assert main(["train", "--data", str(folder / "real.csv"), "--out", str(folder / "x"), "--target", "a"]) == 2
+    assert "--target is for tables" in capsys.readouterr().err
