@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar, Union
@@ -225,11 +225,15 @@ class LazyExamples:
 
     @cached_property
     def random(self) -> bool:
-        """Tell whether the data set draws at random what it gives."""
+        """Tell whether the data set draws from the global generators of torch, numpy and Python, as some examples show."""
         if hasattr(self.dataset, "content"):
             return False
-        one = torch.zeros(1, dtype=torch.int64)
-        return not torch.equal(self.take(one, 1)[0].x, self.take(one, 2)[0].x)
+        with _global_seed(0):
+            before = _global_state()
+            for place in {0, len(self.dataset) // 2, len(self.dataset) - 1}:
+                with suppress(DataError):
+                    self.dataset[place]
+            return any(not np.array_equal(one, other) for one, other in zip(before, _global_state(), strict=True))
 
     @cached_property
     def content(self) -> str:
@@ -290,10 +294,9 @@ class LazyExamples:
         if read is not None:
             x, labels = read(index if self.index is None else self.index[index])
             return Examples(x, labels if self.conditional else None), left_out
-        seeded = not hasattr(self.dataset, "content")
         drawn = []
         for place, at in enumerate(index.tolist(), first):
-            with _global_seed(key * 0x9E3779B97F4A7C15 + place) if seeded else _as_it_is():
+            with _global_seed(key * 0x9E3779B97F4A7C15 + place) if self.random else nullcontext():
                 drawn.append(self._one(at, left_out))
         found = _stacked(drawn, self.what)
         return found if self.conditional else found.alone(), left_out
@@ -338,9 +341,10 @@ def _global_seed(seed: int) -> Iterator[None]:
             np.random.set_state(before[1])  # noqa: NPY002
 
 
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
+def _global_state() -> tuple[Any, ...]:
+    numpy_state = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+    python_state = random.getstate()[1]
+    return torch.get_rng_state().numpy(), numpy_state["key"], numpy_state["pos"], python_state
 
 
 def examples_of(data: Any, what: str, workers: int | None = None) -> AnyExamples:

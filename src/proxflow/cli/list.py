@@ -23,8 +23,8 @@ GROUPS = (*NAMED, "models", "data")
 
 DATA = {
     "mnist": "handwritten digits, 70,000 grey images of 28 x 28; they come with the package",
-    "emoji": "emoji in nine groups, 3,926 colour images of 32 x 32; they come with the package",
     "fashion-mnist": "clothes, 70,000 grey images of 28 x 28, from Debian's package dataset-fashion-mnist",
+    "emoji": "emoji in nine groups, 3,926 colour images of 32 x 32; they come with the package",
     "bible": "text, the King James Version of the Bible, 4,139,037 characters; it comes with the package",
 }
 """The data sets that have a name; anything else is a file or folder."""

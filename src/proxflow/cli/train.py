@@ -149,6 +149,7 @@ class Train:
         guidance_rule: How a conditional teacher is led: "proxflow list guidance" shows the rules.
         guidance_input: Make weight and interval inputs of the student of a conditional teacher, so that they are chosen when
             it is sampled from, at one evaluation: --guidance is then the largest weight that it learns.
+        dry_run: Say what a step takes, parameters, operations, memory and data read, and train nothing.
         tensorboard: Write for TensorBoard, too, into the folder "tensorboard"; needs the extra of this name.
         training: How to train: AdamW with warm-up and cosine decay, clipped gradients, averaged weights.
         device: Where to compute; auto takes CUDA when there is one.
@@ -200,6 +201,7 @@ class Train:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_rule: Annotated[Text, word("linear")] = None
     guidance_input: bool = False
+    dry_run: bool = False
     tensorboard: bool = False
     training: tyro.conf.OmitArgPrefixes[TrainingOptions] = field(default_factory=TrainingOptions)
     device: DeviceName = "auto"
@@ -229,6 +231,7 @@ def run(options: Train, device: torch.device) -> None:
     from proxflow.runtime.processes import Processes
     from proxflow.runtime.tracking import TensorBoard
     from proxflow.training.conditions import ConditionDropout, GuidanceInput, with_dropout
+    from proxflow.training.cost import cost
     from proxflow.training.fit import fit
     from proxflow.training.recipes import recipe
     from proxflow.training.run import CHANGEABLE, RunFolder, decisive, upgrade
@@ -288,6 +291,14 @@ def run(options: Train, device: torch.device) -> None:
     objective = with_dropout(learning.objective, model.predictor, options.drop)
     drop = objective.rate if isinstance(objective, ConditionDropout) else None
 
+    if options.dry_run:
+        first, bf16 = (
+            examples.some(1),
+            training.precision == "bf16" or (training.precision, device.type) == ("auto", "cuda"),
+        )
+        size = first.numel() * first.element_size()
+        say(f"dry run: {cost(model.predictor, model.shape, training, size, Processes.current().size, bf16).text}")
+        return
     out, folder = options.out, RunFolder(options.out)
     content = examples.content
     if not content:

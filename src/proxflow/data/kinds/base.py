@@ -6,15 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from proxflow.errors import ArgumentError
-from proxflow.examples import AnyExamples
+from proxflow.examples import AnyExamples, Examples, LazyExamples
 from proxflow.runtime.processes import Processes
+
+E = TypeVar("E", Examples, LazyExamples, AnyExamples)
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
 """Bytes (height, width, 1 or 3 channels)."""
@@ -165,7 +167,7 @@ def check_share(held_out: float) -> None:
         )
 
 
-def split(examples: AnyExamples, held_out: float, seed: int) -> tuple[AnyExamples, AnyExamples | None]:
+def split(examples: E, held_out: float, seed: int) -> tuple[E, E | None]:
     """Split examples at random, training examples in their order; do not split off fewer than there are processes.
 
     Raises:

@@ -1,0 +1,105 @@
+"""What a training takes before it begins: parameters, operations and memory, counted on a device without memory."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from proxflow.config import TrainingConfig
+
+_COUNTED = 2
+"""Examples that are counted."""
+
+_KEPT = 5
+"""Numbers of four bytes kept for each parameter: itself, its gradient, two moments and its average."""
+
+H100, SHARE = 989e12, 0.4
+"""Operations a second of an H100 in bfloat16, and the share of them that large networks reach."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step takes.
+
+    Args:
+        parameters: Parameters of the predictor.
+        operations: Floating-point operations of a step over all processes, a product and its sum as two.
+        kept: Bytes a process for weights, gradients, moments and averages.
+        activations: Bytes a process that the network keeps for its gradient.
+        read: Bytes of data of a step over all processes.
+    """
+
+    parameters: int
+    operations: float
+    kept: float
+    activations: float
+    read: float
+
+    @property
+    def text(self) -> str:
+        """Say it in words."""
+        seconds = self.operations / (H100 * SHARE)
+        memory = f"{self.kept / 1e6:,.4g} MB a process for weights, gradients, moments and averages"
+        return (
+            f"{self.parameters:,} parameters; {self.operations / 1e9:,.4g} GFLOP a step; {memory}, "
+            f"{self.activations / 1e6:,.4g} MB for activations; {self.read / 1e6:,.4g} MB of data a step. One H100, at "
+            f"{SHARE:.0%} of its {H100 / 1e12:.0f} TFLOP/s in bf16, takes {seconds * 1e3:,.3g} ms a step and reads "
+            f"{self.read / seconds / 1e6:,.3g} MB/s"
+        )
+
+
+def cost(
+    predictor: nn.Module,
+    shape: Sequence[int],
+    config: TrainingConfig,
+    bytes_of_example: int,
+    processes: int = 1,
+    bf16: bool = False,
+) -> Cost:
+    """Count what a step of the default loss takes.
+
+    Args:
+        predictor: The predictor, whose ``network`` is counted.
+        shape: Shape of an event.
+        config: How to train.
+        bytes_of_example: Bytes of an example as it is stored.
+        processes: How many share the batch, and with ``parallel="fsdp"`` the parameters.
+        bf16: Whether activations have two bytes, as within autocast of bfloat16 nearly all have.
+    """
+    network: Any = copy.deepcopy(getattr(predictor, "network", predictor)).to("meta").train()
+    takes = inspect.signature(network.forward).parameters
+    first = getattr(network, "inputs", None) or getattr(network, "shape", shape)[0]
+    x, t = torch.zeros(_COUNTED, first, *shape[1:], device="meta"), torch.zeros(_COUNTED, device="meta")
+    told = {"end": t} if "end" in takes and getattr(network, "embed_gap", None) is not None else {}
+    own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = network(x, t, **told)
+        output.sum().backward()
+    parameters = sum(parameter.numel() for parameter in predictor.parameters())
+    at_once = -(-config.batch_size // (processes * config.accumulate))
+    sharded = processes if config.parallel == "fsdp" else 1
+    return Cost(
+        parameters,
+        counter.get_total_flops() / _COUNTED * config.batch_size,
+        4 * _KEPT * parameters / sharded,
+        sum(kept.values()) / _COUNTED * at_once / (2 if bf16 else 1),
+        float(bytes_of_example * config.batch_size),
+    )
