@@ -12,7 +12,7 @@ taken or a draw (:data:`METHODS`). What comes out is a target belief like any ot
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -23,7 +23,7 @@ from proxflow._math import one_hot, over_events, sum_events
 from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, Product
 from proxflow.divergences import KL
 from proxflow.errors import ArgumentError
-from proxflow.examples import Condition, Predict, reads
+from proxflow.examples import Condition, Predict, evaluations, planned, reads
 from proxflow.flows import BayesianFlow, Flow
 from proxflow.inverse import Composition, Diagonalised, Functions, Gaussian, Mask, Matrix, Operator, Poisson
 from proxflow.inverse.functions import operator_of
@@ -123,6 +123,8 @@ class Posterior(nn.Module):
             another family; a covariance that cannot be drawn from; a predictor of something else than the mean.
     """
 
+    ask: Predict  # the predictor, or what it plans for a time
+
     def __init__(
         self,
         predictor: Predict,
@@ -151,6 +153,7 @@ class Posterior(nn.Module):
             )
         self.predictor, self.flow = predictor, flow if flow is not None else getattr(predictor, "flow", None)
         self.path: GaussianPath | None = self.flow.path if self.flow is not None else getattr(predictor, "path", None)
+        object.__setattr__(self, "ask", predictor)
         self.operator, self.noise = operator_of(operator), noise_of(noise)
         self.real = observation.is_floating_point() and self.path is not None
         self.covariance: Tensor | None = covariance if isinstance(covariance, Tensor) else None
@@ -270,6 +273,23 @@ class Posterior(nn.Module):
             new.variance = own(self.variance)
         return new
 
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of a call, as the predictor has them."""
+        return evaluations(self.ask)
+
+    def planned(self, times: Sequence[float]) -> list[Predict]:
+        """Return what predicts at each of the times, as the predictor plans it; a guided one does more at some of them."""
+
+        def asking(ask: Predict) -> Predict:
+            if ask is self.predictor:
+                return self
+            new = copy.copy(self)
+            object.__setattr__(new, "ask", ask)  # past nn.Module, whose copies share their parts
+            return new
+
+        return [asking(ask) for ask in planned(self.predictor, times)]
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._move(fn)
@@ -314,7 +334,7 @@ class Posterior(nn.Module):
         times = t.clamp_min(self.earliest) if self.earliest else t
         with torch.enable_grad() if needs else torch.no_grad():
             at = belief.mean.detach().requires_grad_() if needs else belief.mean
-            prior = self.predictor(DiagonalGaussian(at, belief.given_std) if needs else belief, times, **told)
+            prior = self.ask(DiagonalGaussian(at, belief.given_std) if needs else belief, times, **told)
         if not isinstance(prior, DiagonalGaussian):
             raise ArgumentError(
                 f"an observation refines Gaussian targets, and this predictor's are {type(prior).__name__}"
@@ -461,7 +481,7 @@ class Posterior(nn.Module):
             _certain(part, y, known) if isinstance(part, Categorical) and self.method == "bayes" else part
             for part, y, known in zip(parts, observed, masks, strict=True)
         ]
-        prior = self.predictor(Product(tuple(seen)) if isinstance(belief, Product) else seen[0], t, **told)
+        prior = self.ask(Product(tuple(seen)) if isinstance(belief, Product) else seen[0], t, **told)
         targets = prior.parts if isinstance(prior, Product) else (prior,)
         sure = [_certain(part, y, known) for part, y, known in zip(targets, observed, masks, strict=True)]
         return prior, Product(tuple(sure)) if isinstance(prior, Product) else sure[0]
@@ -496,10 +516,12 @@ def _spectrum(covariance: Tensor | None) -> tuple[Tensor, Tensor] | None:
         return None
     if not covariance.is_floating_point() or not bool(covariance.isfinite().all()):
         raise ArgumentError("the covariance of the data has real numbers that are finite")
-    if covariance.ndim == 2 and covariance.shape[0] == covariance.shape[1] and torch.equal(covariance, covariance.mT):
-        variances, axes = torch.linalg.eigh(covariance)
-        if bool((variances >= 0).all()):
-            return variances, axes
+    square = covariance.ndim == 2 and covariance.shape[0] == covariance.shape[1]
+    if square and torch.allclose(covariance, covariance.mT):  # a product of matrices is so but for rounding
+        variances, axes = torch.linalg.eigh((covariance + covariance.mT) / 2)
+        slack = 10 * len(variances) * torch.finfo(variances.dtype).eps * variances.amax()
+        if bool((variances >= -slack).all()):
+            return variances.clamp_min(0), axes
     if not bool((covariance >= 0).all()):
         raise ArgumentError("the covariance of the data is symmetric and not negative, and this one is not")
     return None
