@@ -38,6 +38,7 @@ from proxflow import (
 from proxflow.data import GaussianMixtureLaw
 from proxflow.errors import ArgumentError
 from proxflow.nn import MLP
+from proxflow.paths import Linear
 from proxflow.predictors import METHODS, Denoiser
 from proxflow.samplers import default_sampler
 
@@ -405,6 +406,26 @@ def test_no_step_waits_for_the_device_and_autocast_keeps_single_precision(method
             rounded = posterior(belief, t, **told).mean
         assert rounded.dtype == torch.float32
         assert bool(rounded.isfinite().all())
+
+
+def test_draws_on_a_path_that_ends_early_are_what_its_last_prediction_would_be():
+    """Of N(0, I) the last prediction at τ = 0.8 has less variance than the data, and so have draws before it."""
+    flow, left = GPFN(schedule=Linear(final=0.8)), 0.2**2 / (0.8**2 + 0.2**2)
+    law, seen = standard(2), inverse.Mask(torch.tensor([True, False]))
+    posterior = Posterior(
+        ExactMean(flow, law), seen, torch.zeros(1, 2).double(), noise=0.3, method="flower-draw", flow=flow
+    )
+    t = torch.tensor([0.0, 0.5, 1.0]).double()
+    belief = DiagonalGaussian(torch.zeros(30_000, 2).double(), 1.0)
+    for k in range(3):
+        drawn_ = posterior(belief, t[k].expand(30_000), generator=seeded(k)).mean
+        tau = 0.8 * float(t[k])
+        r2 = (1 - tau) ** 2 / (tau**2 + (1 - tau) ** 2) - left
+        wanted = torch.tensor([r2 * 0.09 / (r2 + 0.09), r2]).double()
+        torch.testing.assert_close(drawn_.var(0), wanted, rtol=0.04, atol=1e-6)
+    exact = Posterior(ExactMean(flow, law), seen, torch.tensor([[0.7, 0.0]]).double(), flow=flow)
+    end = exact(DiagonalGaussian(drawn(3, 2), 1.0), torch.ones(3).double()).mean
+    torch.testing.assert_close(end[:, 0], torch.full((3,), 0.7).double())
 
 
 def test_a_flower_step_compiles_whole():

@@ -38,6 +38,9 @@ Covariance = Literal["path", "ratio", "tweedie", "tweedie-diagonal", "identity"]
 _EARLIEST = 0.01
 """Fraction τ below which derivatives of the predictor are taken at the time of this fraction: they are divided by τ."""
 
+_LEAST = 1e-8
+"""Least variance of the data given a belief: with none, an observation without noise would not pull at the end of a path."""
+
 _UNMET = 1e-3
 """Share of an observation without noise that no event has, above which it is refused."""
 
@@ -93,6 +96,9 @@ class Posterior(nn.Module):
     ``repaint``     the nearest x with A x = y, whatever the noise     RePaint, without its repetitions
     ``bayes``       (classes) the belief about what is known: certain  Bayes' rule; exact for exact predictors
     ==============  =================================================  ============================================
+
+    On a path that keeps noise to its end r² is less by its value there: the last prediction, not a draw around it, is the
+    sample.
 
     Flower: "Flower: A Flow-Matching Solver for Inverse Problems" (Pourya et al., 2025), arXiv 2509.26287.
     DiffPIR: "Denoising Diffusion Models for Plug-and-Play Image Restoration" (Zhu et al., 2023), arXiv 2305.08995.
@@ -175,6 +181,10 @@ class Posterior(nn.Module):
         self.earliest = 0.0
         if self.path is not None and rule.products != 0:
             self.earliest = float(self.path.time_of(torch.tensor(_EARLIEST, dtype=torch.float64)))
+        self.unresolved = 0.0
+        if self.path is not None:
+            taken, left, _ = (float(c) for c in self.path.straight(torch.ones((), dtype=torch.float64)))
+            self.unresolved = left**2 / (taken**2 + left**2)
         self.observation = self.operator.seen(observation)
         self.variance = self._known_variance()
         if self.observation.is_floating_point() and not bool(self.observation.isfinite().all()):
@@ -379,6 +389,8 @@ class Posterior(nn.Module):
         if self.method == "repaint":
             noise = torch.zeros_like(noise)
         variance = left.square() / (tau.square() + left.square())
+        # A path that keeps noise to its end makes its last prediction the sample, so that this much is never resolved.
+        variance = (variance - self.unresolved).clamp_min(_LEAST)
 
         def tweedie(v: Tensor) -> Tensor:
             """Return C v = (b²/a) Jᵀ v, with J the derivative of x̂ by μ."""
