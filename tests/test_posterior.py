@@ -509,6 +509,10 @@ def test_particles_do_not_depend_on_batches():
     flow = GPFN()
     posterior = Posterior(network(flow, (6,)), inverse.Mask(torch.arange(6) < 3), drawn(3, 6).float(), noise=0.1)
     found = [particles(posterior, flow, (3, 6), number=16, nfe=4, seed=2, batch_size=size) for size in (16, 48)]
+    again = particles(posterior, flow, (3, 6), number=16, nfe=4, seed=2, times=flow.times(4))
+    assert torch.equal(found[0].events, again.events)
+    other = particles(posterior, flow, (3, 6), number=16, nfe=4, seed=2, times=[0.0, 0.1, 0.4, 0.95])
+    assert not torch.equal(other.events, again.events)
     assert torch.equal(found[0].events, found[1].events)
     assert torch.equal(found[0].log_evidence, found[1].log_evidence)
 
@@ -644,6 +648,7 @@ def test_bad_input_is_refused_in_one_sentence(told, says):
     ("told", "posterior", "says"),
     [
         ({"number": 1}, {}, "at least 2"),
+        ({"times": [0.0, 0.5]}, {}, "20 numbers increasing from 0"),
         ({}, {"draw": True}, "draw=False"),
         ({}, {"operator": inverse.Functions(lambda x: x, lambda y: y)}, "dense"),
         ({}, {"operator": inverse.Downsample(1), "observation": torch.zeros(2, 1, 2, 2), "noise": torch.ones(2, 2)},

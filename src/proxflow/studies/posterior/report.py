@@ -56,8 +56,8 @@ class Duel:
 
     @property
     def verdict(self) -> str:
-        """How ours compares, within the error of the difference of independent means."""
-        if self.theirs is None:
+        """How ours compares, within the error of the difference of independent means, which takes several problems."""
+        if self.theirs is None or self.ours["problems"] < 2:
             return "–"
         error = math.hypot(self.ours["error"] or 0.0, self.theirs["error"] or 0.0)
         apart = self.ours["value"] - self.theirs["value"]
@@ -145,7 +145,7 @@ def gaussian_table(results: Record) -> Table:
         lines.append(
             (
                 law, system, method, str(steps), f"{sum(right)} of {len(right)}",
-                _short(max(map(abs, of("mean")))), _short(max(map(abs, of("covariance")))), f"{max(of('bures')):.3f}",
+                _short(max(map(abs, of("mean")))), _short(max(map(abs, of("covariance")))), _fine(max(of("bures"))),
                 f"{min(covered):.3f} – {max(covered):.3f}",
             )
         )  # fmt: skip
@@ -153,6 +153,10 @@ def gaussian_table(results: Record) -> Table:
         "Data", "System", "Method", "steps", "right", "mean, s.e.", "covariance, s.e.", "Bures–Wasserstein", "90 % cover",
     )  # fmt: skip
     return Table(head, tuple(lines), 3)
+
+
+def _fine(value: float) -> str:
+    return f"{value:.3f}" if value < 100 else f"{value:.2g}"
 
 
 def _short(value: float) -> str:
