@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from proxflow import (
     BFN,
@@ -20,6 +21,7 @@ from proxflow import (
     ExactMean,
     FisherRao,
     GaussianEndpoints,
+    Guided,
     Multistep,
     PointPredictor,
     Posterior,
@@ -28,6 +30,7 @@ from proxflow import (
     Renewed,
     ReverseKL,
     Stochastic,
+    given,
     inverse,
     particles,
     sample,
@@ -35,6 +38,7 @@ from proxflow import (
 from proxflow.data import GaussianMixtureLaw
 from proxflow.errors import ArgumentError
 from proxflow.nn import MLP
+from proxflow.paths import Linear
 from proxflow.predictors import METHODS, Denoiser
 from proxflow.samplers import default_sampler
 
@@ -323,6 +327,135 @@ def test_a_denoiser_is_the_posterior_mean_of_noisy_data(flow):
     torch.testing.assert_close(denoiser(noisy, sigma), law.posterior_mean(noisy, 1.0, sigma), rtol=1e-5, atol=1e-5)
 
 
+class Told(torch.nn.Module):
+    """The exact mean of the component that a label names, or of the whole mixture without one."""
+
+    reads = frozenset({"condition"})
+
+    def __init__(self, flow, law):
+        super().__init__()
+        self.flow, self.whole = flow, ExactMean(flow, law)
+        self.parts = [ExactMean(flow, normal(m, c)) for m, c in zip(law.means, law.covariances, strict=True)]
+
+    def forward(self, belief, t, *, condition=None):
+        whole = self.whole(belief, t).mean
+        if condition is None:
+            return DiagonalGaussian(whole, 0.0)
+        each = torch.stack([part(belief, t).mean for part in self.parts])
+        own = each[condition.clamp_min(0), torch.arange(len(condition))]
+        return DiagonalGaussian(torch.where((condition < 0)[:, None], whole, own), 0.0)
+
+
+def test_an_observation_refines_what_a_label_says():
+    d, flow, noise = 4, GPFN(), 0.3
+    law, a, y = mixture(d), drawn(2, d, seed=1), drawn(6, 2, seed=2)
+    label, t = torch.arange(6) % 3, torch.linspace(0.2, 0.9, 6).double()
+    belief = DiagonalGaussian(drawn(6, d, seed=3), 1.0)
+    posterior = Posterior(Told(flow, law), inverse.Matrix(a), y, noise=noise, method="mmps", flow=flow)
+    found = posterior(belief, t, condition=label).mean
+    for k in range(6):
+        at, left = float(t[k]), 1 - float(t[k])
+        first, spread = conditioned(
+            law.means[label[k]], law.covariances[label[k]], at * torch.eye(d).double(), belief.mean[k : k + 1], left**2
+        )
+        wanted, _ = conditioned(first, spread, a, y[k : k + 1], noise**2)
+        torch.testing.assert_close(found[k : k + 1], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["flower", "mmps"])
+def test_guided_predictions_are_refined_and_counted(method):
+    flow, law = GPFN(), mixture(4)
+    a, y = inverse.Matrix(drawn(2, 4, seed=1)), drawn(6, 2, seed=2)
+    label, belief = torch.arange(6) % 3, DiagonalGaussian(drawn(6, 4, seed=3), 1.0)
+    guided = Guided(Told(flow, law), 2.0, interval=(0.25, 0.75))
+    posterior = Posterior(guided, a, y, noise=0.3, method=method, flow=flow)
+    t = torch.full((6,), 0.5).double()
+    if method == "flower":
+        x = guided(belief, t, condition=label).mean
+        torch.testing.assert_close(posterior(belief, t, condition=label).mean, a.prox(x, y, 0.09, 0.5))
+    sampler = Multistep(2) if method == "mmps" else Renewed()
+    found = sampler(given(posterior, label), flow, (6, 4), 4, seeded(1), dtype=torch.float64)
+    assert found.nfe == 4 + 3  # guided at 0.25, 0.5 and 0.75
+    events = sample(posterior, flow, (6, 4), nfe=4, seed=3, condition=label)
+    assert bool(events.isfinite().all())
+    assert not torch.equal(events, sample(posterior, flow, (6, 4), nfe=4, seed=3, condition=(label + 1) % 3))
+    assert posterior.predictor is guided
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes the host wait for a device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("jfps", "bayes")])
+def test_no_step_waits_for_the_device_and_autocast_keeps_single_precision(method):
+    flow, y = GPFN(), drawn(4, 6, seed=2).float()
+    belief, t = DiagonalGaussian(drawn(4, 6).float(), torch.ones(())), torch.full((4,), 0.5)
+    for operator in (inverse.Mask(torch.arange(6) < 3), inverse.Matrix(torch.eye(6))):
+        posterior = Posterior(network(flow, (6,)), operator, y, noise=0.1, method=method)
+        told = {"generator": seeded(1)} if posterior.draw else {}
+        plain = posterior(belief, t, **told).mean
+        told = {"generator": seeded(1)} if posterior.draw else {}
+        with NoWaiting():
+            assert torch.equal(posterior(belief, t, **told).mean, plain)
+        told = {"generator": seeded(1)} if posterior.draw else {}
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = posterior(belief, t, **told).mean
+        assert rounded.dtype == torch.float32
+        assert bool(rounded.isfinite().all())
+
+
+def test_draws_on_a_path_that_ends_early_are_what_its_last_prediction_would_be():
+    """Of N(0, I) the last prediction at τ = 0.8 has less variance than the data, and so have draws before it."""
+    flow, left = GPFN(schedule=Linear(final=0.8)), 0.2**2 / (0.8**2 + 0.2**2)
+    law, seen = standard(2), inverse.Mask(torch.tensor([True, False]))
+    posterior = Posterior(
+        ExactMean(flow, law), seen, torch.zeros(1, 2).double(), noise=0.3, method="flower-draw", flow=flow
+    )
+    t = torch.tensor([0.0, 0.5, 1.0]).double()
+    belief = DiagonalGaussian(torch.zeros(30_000, 2).double(), 1.0)
+    for k in range(3):
+        drawn_ = posterior(belief, t[k].expand(30_000), generator=seeded(k)).mean
+        tau = 0.8 * float(t[k])
+        r2 = (1 - tau) ** 2 / (tau**2 + (1 - tau) ** 2) - left
+        wanted = torch.tensor([r2 * 0.09 / (r2 + 0.09), r2]).double()
+        torch.testing.assert_close(drawn_.var(0), wanted, rtol=0.04, atol=1e-6)
+    exact = Posterior(ExactMean(flow, law), seen, torch.tensor([[0.7, 0.0]]).double(), flow=flow)
+    end = exact(DiagonalGaussian(drawn(3, 2), 1.0), torch.ones(3).double()).mean
+    torch.testing.assert_close(end[:, 0], torch.full((3,), 0.7).double())
+
+
+def test_a_flower_step_compiles_whole():
+    flow = GPFN()
+    mask = inverse.Mask(torch.arange(6) < 3)
+    posterior = Posterior(network(flow, (6,)), mask, drawn(4, 6, seed=2).float(), noise=0.1)
+
+    def step(mean, t):
+        return posterior(DiagonalGaussian(mean, torch.ones(())), t).mean
+
+    mean, t = drawn(4, 6).float(), torch.full((4,), 0.5)
+    torch.testing.assert_close(torch.compile(step, fullgraph=True, backend="aot_eager")(mean, t), step(mean, t))
+
+
+def test_a_covariance_may_be_symmetric_but_for_rounding():
+    flow, law = GPFN(), standard(3)
+    root = drawn(3, 3, seed=5)
+    exact = root @ root.mT
+    rounded = exact + 1e-13 * drawn(3, 3, seed=6)
+    belief, t = DiagonalGaussian(drawn(2, 3), 1.0), torch.full((2,), 0.4).double()
+    found = [
+        Posterior(ExactMean(flow, law), SOME_OF_THREE, torch.zeros(1, 3).double(), noise=0.1, covariance=c)(belief, t)
+        for c in (exact, rounded)
+    ]
+    torch.testing.assert_close(found[0].mean, found[1].mean)
+
+
+SOME_OF_THREE = inverse.Mask(torch.arange(3) < 2)
+
+
 # Particles -----------------------------------------------------------------------------------------------------------
 
 
@@ -376,6 +509,10 @@ def test_particles_do_not_depend_on_batches():
     flow = GPFN()
     posterior = Posterior(network(flow, (6,)), inverse.Mask(torch.arange(6) < 3), drawn(3, 6).float(), noise=0.1)
     found = [particles(posterior, flow, (3, 6), number=16, nfe=4, seed=2, batch_size=size) for size in (16, 48)]
+    again = particles(posterior, flow, (3, 6), number=16, nfe=4, seed=2, times=flow.times(4))
+    assert torch.equal(found[0].events, again.events)
+    other = particles(posterior, flow, (3, 6), number=16, nfe=4, seed=2, times=[0.0, 0.1, 0.4, 0.95])
+    assert not torch.equal(other.events, again.events)
     assert torch.equal(found[0].events, found[1].events)
     assert torch.equal(found[0].log_evidence, found[1].log_evidence)
 
@@ -511,6 +648,7 @@ def test_bad_input_is_refused_in_one_sentence(told, says):
     ("told", "posterior", "says"),
     [
         ({"number": 1}, {}, "at least 2"),
+        ({"times": [0.0, 0.5]}, {}, "20 numbers increasing from 0"),
         ({}, {"draw": True}, "draw=False"),
         ({}, {"operator": inverse.Functions(lambda x: x, lambda y: y)}, "dense"),
         ({}, {"operator": inverse.Downsample(1), "observation": torch.zeros(2, 1, 2, 2), "noise": torch.ones(2, 2)},

@@ -24,6 +24,7 @@ from proxflow.studies.few_step import report as few_step_report
 from proxflow.studies.guidance import report as guidance_report
 from proxflow.studies.mnist import report as mnist_report
 from proxflow.studies.pages import Block, Heading, Paragraph, Table, to_markdown
+from proxflow.studies.posterior import report as posterior_report
 from proxflow.studies.presets import PRESETS
 from proxflow.studies.scoreboard import Scoreboard
 from proxflow.studies.tables import report as tables_report
@@ -157,6 +158,7 @@ def rewritten(root: Path) -> dict[Path, str]:
         ("docs/text.md", "text", text_report.block(kept(root / "results", "text"))),
         ("docs/tables.md", "tables", tables_report.block(kept(root / "results", "tables"))),
         ("docs/guidance.md", "guidance", guidance_report.block(kept(root / "results", "guidance"))),
+        ("docs/posterior.md", "posterior", posterior_report.block(kept(root / "results", "posterior"))),
     ]
     pages: dict[Path, str] = {}
     for name, part, content in parts:

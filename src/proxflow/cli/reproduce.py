@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +11,7 @@ import tyro
 from proxflow.cli._common import File, say
 from proxflow.config import DeviceName
 from proxflow.errors import ArgumentError
-from proxflow.studies.presets import EXPERIMENTS, ExperimentName, PresetName
+from proxflow.studies.presets import EXPERIMENTS, ExperimentName, PosteriorPreset, PresetName
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +56,10 @@ class Reproduce:
     training row, beside a Gaussian copula, the real half, and peers where they are installed. It has the presets quick and
     standard.
 
+    posterior trains nothing: it draws from posteriors that are known, of Gaussian data, of the mixture that this field
+    compares on and of signals, and restores digits, with every method here and with those of azula where it is installed
+    (tests/requirements-peers.txt), given the same denoisers. It has the presets quick, standard and long.
+
     An interrupted run goes on where it stopped when the same command is given again.
 
     For example:
@@ -66,19 +70,23 @@ class Reproduce:
         proxflow reproduce guidance --preset quick
         proxflow reproduce text --preset quick
         proxflow reproduce tables --preset quick
+        proxflow reproduce posterior --preset quick
 
     Args:
         experiment: Which experiment.
         preset: How much to train and to sample.
-        data: What to learn: mnist, fashion-mnist, or a folder of IDX files of 28 x 28 grey images, with labels for guidance;
-            for text bible, which is taken without it, a text file or a folder of them.
+        data: What to learn or to restore: mnist, fashion-mnist, or a folder of IDX files of 28 x 28 grey images, with
+            labels for guidance; for text bible, which is taken without it, a text file or a folder of them.
+        model: For posterior: name or folder of the model that restores images of --data.
         out: Folder for models, results and report.
         seed: Number that fixes initial weights, order of data and noise; a preset of several seeds counts up from it.
         device: Where to compute; auto takes CUDA when there is one.
     """
 
     experiment: Annotated[
-        ExperimentName, tyro.conf.Positional, tyro.conf.arg(metavar="[{mnist,geometry,few-step,guidance,text,tables}]")
+        ExperimentName,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="[{mnist,geometry,few-step,guidance,text,tables,posterior}]"),
     ] = "mnist"
     preset: Annotated[PresetName, tyro.conf.arg(help_behavior_hint=f"({_MINUTES}; default: quick)")] = "quick"
     data: str = "mnist"
@@ -88,6 +96,7 @@ class Reproduce:
             metavar="PATH", help_behavior_hint="(default: runs/EXPERIMENT-PRESET, with other data also -DATA)"
         ),
     ] = None
+    model: str = "mnist"
     seed: int = 0
     device: DeviceName = "auto"
 
@@ -112,6 +121,10 @@ def run(options: Reproduce, device: torch.device) -> None:
         raise ArgumentError(
             f"{options.experiment} has the presets {' and '.join(presets)}, got --preset {options.preset}"
         )
+    if options.model != "mnist" and options.experiment != "posterior":
+        raise ArgumentError(
+            f"--model is for posterior, which restores images with it; {options.experiment} trains its own"
+        )
     name, usual = f"{options.experiment}-{options.preset}", _DATA.get(options.experiment, "mnist")
     dataset = usual if options.data == "mnist" else options.data
     if dataset != usual:
@@ -123,6 +136,8 @@ def run(options: Reproduce, device: torch.device) -> None:
     )
     say("interrupt with Ctrl-C at any time: the same command goes on where it stopped")
     study, preset = trials.find(options.experiment), presets[options.preset].counted_from(options.seed)
+    if isinstance(preset, PosteriorPreset):
+        preset = replace(preset, model=options.model)
     results = trials.reproduce(study, options.preset, preset, out, device, say, dataset)
     files = trials.write_report(out, device)
     pages.show(study.outcome(results))

@@ -12,7 +12,7 @@ taken or a draw (:data:`METHODS`). What comes out is a target belief like any ot
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -23,7 +23,7 @@ from proxflow._math import one_hot, over_events, sum_events
 from proxflow.beliefs import Belief, Categorical, DiagonalGaussian, Product, Revealed
 from proxflow.divergences import KL
 from proxflow.errors import ArgumentError
-from proxflow.examples import Condition, Predict, reads
+from proxflow.examples import Condition, Predict, evaluations, planned, reads
 from proxflow.flows import BayesianFlow, Flow
 from proxflow.inverse import Composition, Diagonalised, Functions, Gaussian, Mask, Matrix, Operator, Poisson
 from proxflow.inverse.functions import operator_of
@@ -37,6 +37,9 @@ Covariance = Literal["path", "ratio", "tweedie", "tweedie-diagonal", "identity"]
 
 _EARLIEST = 0.01
 """Fraction τ below which derivatives of the predictor are taken at the time of this fraction: they are divided by τ."""
+
+_LEAST = 1e-8
+"""Least variance of the data given a belief: with none, an observation without noise would not pull at the end of a path."""
 
 _UNMET = 1e-3
 """Share of an observation without noise that no event has, above which it is refused."""
@@ -94,6 +97,9 @@ class Posterior(nn.Module):
     ``bayes``        (classes) the belief about what is known: certain  Bayes' rule; exact for exact predictors
     ===============  =================================================  ========================================
 
+    On a path that keeps noise to its end r² is less by its value there: the last prediction, not a draw around it, is the
+    sample.
+
     Flower: "Flower: A Flow-Matching Solver for Inverse Problems" (Pourya et al., 2025), arXiv 2509.26287.
     DiffPIR: "Denoising Diffusion Models for Plug-and-Play Image Restoration" (Zhu et al., 2023), arXiv 2305.08995.
     MMPS: "Learning Diffusion Priors from Observations by Expectation Maximization" (Rozet et al., 2024), arXiv 2405.13712.
@@ -123,6 +129,8 @@ class Posterior(nn.Module):
             another family; a covariance that cannot be drawn from; a predictor of something else than the mean.
     """
 
+    ask: Predict  # the predictor, or what it plans for a time
+
     def __init__(
         self,
         predictor: Predict,
@@ -151,6 +159,7 @@ class Posterior(nn.Module):
             )
         self.predictor, self.flow = predictor, flow if flow is not None else getattr(predictor, "flow", None)
         self.path: GaussianPath | None = self.flow.path if self.flow is not None else getattr(predictor, "path", None)
+        object.__setattr__(self, "ask", predictor)
         self.operator, self.noise = operator_of(operator), noise_of(noise)
         self.real = observation.is_floating_point() and self.path is not None
         self.covariance: Tensor | None = covariance if isinstance(covariance, Tensor) else None
@@ -172,6 +181,10 @@ class Posterior(nn.Module):
         self.earliest = 0.0
         if self.path is not None and rule.products != 0:
             self.earliest = float(self.path.time_of(torch.tensor(_EARLIEST, dtype=torch.float64)))
+        self.unresolved = 0.0
+        if self.path is not None:
+            taken, left, _ = (float(c) for c in self.path.straight(torch.ones((), dtype=torch.float64)))
+            self.unresolved = left**2 / (taken**2 + left**2)
         self.observation = self.operator.seen(observation)
         self.variance = self._known_variance()
         if self.observation.is_floating_point() and not bool(self.observation.isfinite().all()):
@@ -270,6 +283,23 @@ class Posterior(nn.Module):
             new.variance = own(self.variance)
         return new
 
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of a call, as the predictor has them."""
+        return evaluations(self.ask)
+
+    def planned(self, times: Sequence[float]) -> list[Predict]:
+        """Return what predicts at each of the times, as the predictor plans it; a guided one does more at some of them."""
+
+        def asking(ask: Predict) -> Predict:
+            if ask is self.predictor:
+                return self
+            new = copy.copy(self)
+            object.__setattr__(new, "ask", ask)  # past nn.Module, whose copies share their parts
+            return new
+
+        return [asking(ask) for ask in planned(self.predictor, times)]
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._move(fn)
@@ -314,7 +344,7 @@ class Posterior(nn.Module):
         times = t.clamp_min(self.earliest) if self.earliest else t
         with torch.enable_grad() if needs else torch.no_grad():
             at = belief.mean.detach().requires_grad_() if needs else belief.mean
-            prior = self.predictor(DiagonalGaussian(at, belief.given_std) if needs else belief, times, **told)
+            prior = self.ask(DiagonalGaussian(at, belief.given_std) if needs else belief, times, **told)
         if not isinstance(prior, DiagonalGaussian):
             raise ArgumentError(
                 f"an observation refines Gaussian targets, and this predictor's are {type(prior).__name__}"
@@ -359,6 +389,8 @@ class Posterior(nn.Module):
         if self.method == "repaint":
             noise = torch.zeros_like(noise)
         variance = left.square() / (tau.square() + left.square())
+        # A path that keeps noise to its end makes its last prediction the sample, so that this much is never resolved.
+        variance = (variance - self.unresolved).clamp_min(_LEAST)
 
         def tweedie(v: Tensor) -> Tensor:
             """Return C v = (b²/a) Jᵀ v, with J the derivative of x̂ by μ."""
@@ -461,7 +493,7 @@ class Posterior(nn.Module):
             _certain(part, y, known) if isinstance(part, Categorical | Revealed) and self.method == "bayes" else part
             for part, y, known in zip(parts, observed, masks, strict=True)
         ]
-        prior = self.predictor(Product(tuple(seen)) if isinstance(belief, Product) else seen[0], t, **told)
+        prior = self.ask(Product(tuple(seen)) if isinstance(belief, Product) else seen[0], t, **told)
         targets = prior.parts if isinstance(prior, Product) else (prior,)
         sure = [_certain(part, y, known) for part, y, known in zip(targets, observed, masks, strict=True)]
         return prior, Product(tuple(sure)) if isinstance(prior, Product) else sure[0]
@@ -496,10 +528,12 @@ def _spectrum(covariance: Tensor | None) -> tuple[Tensor, Tensor] | None:
         return None
     if not covariance.is_floating_point() or not bool(covariance.isfinite().all()):
         raise ArgumentError("the covariance of the data has real numbers that are finite")
-    if covariance.ndim == 2 and covariance.shape[0] == covariance.shape[1] and torch.equal(covariance, covariance.mT):
-        variances, axes = torch.linalg.eigh(covariance)
-        if bool((variances >= 0).all()):
-            return variances, axes
+    square = covariance.ndim == 2 and covariance.shape[0] == covariance.shape[1]
+    if square and torch.allclose(covariance, covariance.mT):  # a product of matrices is so but for rounding
+        variances, axes = torch.linalg.eigh((covariance + covariance.mT) / 2)
+        slack = 10 * len(variances) * torch.finfo(variances.dtype).eps * variances.amax()
+        if bool((variances >= -slack).all()):
+            return variances.clamp_min(0), axes
     if not bool((covariance >= 0).all()):
         raise ArgumentError("the covariance of the data is symmetric and not negative, and this one is not")
     return None

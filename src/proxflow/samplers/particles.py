@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -70,6 +71,7 @@ def particles(
     batch_size: int = 128,
     condition: Condition | None = None,
     threshold: float = 0.5,
+    times: Sequence[float] | None = None,
 ) -> Particles:
     """Draw weighted samples of each posterior; they depend on the seed alone, not on how they are divided into batches.
 
@@ -84,6 +86,7 @@ def particles(
         batch_size: Particles that a network sees at a time, rounded up to a multiple of 16.
         condition: What predictions are conditioned on, one row a posterior.
         threshold: Particles are resampled where their effective number falls below this share, in [0, 1].
+        times: Times of the evaluations, increasing from 0; ``None`` takes the flow's own.
 
     Raises:
         ArgumentError: Numbers out of range; an operator without a known spectrum, or another noise; a flow without a
@@ -125,7 +128,9 @@ def particles(
     streams = SampleStreams(seed, everyone, expected=nfe + 1)
     draws = SampleStreams(seed + 2**62, torch.arange(posteriors, device=device), expected=nfe)
     owner = everyone // number
-    times = flow.times(nfe)
+    times = flow.times(nfe) if times is None else list(times)
+    if len(times) != nfe or times[0] != 0 or times[-1] > 1 or not all(t < s for t, s in pairwise(times)):
+        raise ArgumentError(f"times must be {nfe} numbers increasing from 0, at most 1, got {times}")
     taken, left, scale = (c.tolist() for c in flow.path.straight(torch.tensor(times, dtype=torch.float64)))
     whole = posterior.rows(owner)
     noise = torch.zeros((), device=device) if whole.variance is None else whole.variance

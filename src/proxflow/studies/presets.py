@@ -9,32 +9,22 @@ from typing import Any, Literal, Self
 from proxflow.config import MethodName, TrainingConfig
 
 PresetName = Literal["quick", "standard", "long", "paper"]
-ExperimentName = Literal["mnist", "geometry", "few-step", "guidance", "text", "tables"]
+ExperimentName = Literal["mnist", "geometry", "few-step", "guidance", "text", "tables", "posterior"]
 
 NFES = (1, 2, 4, 5, 10, 20, 50, 100)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preset:
-    """Everything that fixes a study's result.
+class Size:
+    """How much a study does.
 
     Args:
-        network: The network that all trials share, in a word.
-        training: Steps, rate and seed, the same for all trials; its ``seed`` is replaced by each of ``seeds``.
-        samples: Samples a cell.
         minutes: About how long it takes, for the reader, in words.
-        seeds: Seeds of training and sampling.
-        nfes: Numbers of network evaluations.
-        train_images: Number of training images, the first of the data set.
+        seeds: Seeds of all that is random.
     """
 
-    network: str
-    training: TrainingConfig
-    samples: int
     minutes: str
     seeds: tuple[int, ...] = (0,)
-    nfes: tuple[int, ...] = NFES
-    train_images: int = 60_000
 
     def counted_from(self, seed: int) -> Self:
         """Return the same preset with its seeds counted up from another first one."""
@@ -43,6 +33,25 @@ class Preset:
     def settings(self) -> dict[str, Any]:
         """Return what the result depends on, as it is written beside it."""
         return {name: value for name, value in asdict(self).items() if name != "minutes"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset(Size):
+    """Everything that fixes the result of a study that trains.
+
+    Args:
+        network: The network that all trials share, in a word.
+        training: Steps, rate and seed, the same for all trials; its ``seed`` is replaced by each of ``seeds``.
+        samples: Samples a cell.
+        nfes: Numbers of network evaluations.
+        train_images: Number of training images, the first of the data set.
+    """
+
+    network: str
+    training: TrainingConfig
+    samples: int
+    nfes: tuple[int, ...] = NFES
+    train_images: int = 60_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -476,12 +485,82 @@ TABLES_PRESETS: dict[PresetName, TablesPreset] = {
     ),
 }
 
-EXPERIMENTS: dict[ExperimentName, Mapping[PresetName, Preset]] = {
+
+@dataclass(frozen=True, kw_only=True)
+class PosteriorPreset(Size):
+    """Everything that fixes the result of the study of posterior sampling.
+
+    Args:
+        problems: Problems of the mixture, by dimension.
+        observed: Numbers observed of the mixture.
+        steps: Evaluations of each sample of the mixture and of the images.
+        samples: Samples of each problem of the mixture and of the signals.
+        dimensions: Of the Gaussian problems.
+        noises: Standard deviations of their noise.
+        draws: Draws of each of them.
+        evaluations: Of each of them, and of each signal, but for what is right at any number or in the limit of many.
+        few: Evaluations of what is right at any number.
+        limit: Evaluations of what is right in the limit of many.
+        limit_numbers: Most numbers observed for which that limit is taken.
+        signal: Length of the signals with independent increments.
+        pictures: Test pictures that are restored.
+        picture_draws: Draws of each; the interval between the least and the largest holds all but 2/(draws + 1).
+        picture_steps: Evaluations of each.
+        model: Name or folder of the model of the pictures.
+    """
+
+    problems: Mapping[str, int]
+    observed: tuple[int, ...] = (1, 2, 4)
+    steps: tuple[int, ...] = (20, 100)
+    samples: int = 2000
+    dimensions: tuple[int, ...] = (2, 16, 64)
+    noises: tuple[float, ...] = (0.01, 0.1, 1.0)
+    draws: int = 20_000
+    evaluations: int = 50
+    few: int = 5
+    limit: int = 200
+    limit_numbers: int = 16
+    signal: int = 64
+    pictures: int = 32
+    picture_draws: int = 19
+    picture_steps: tuple[int, ...] = (20,)
+    model: str = "mnist"
+
+
+_KNOWN = PosteriorPreset(
+    minutes="about an hour on a processor core", problems={"8": 20, "80": 5, "800": 1}, dimensions=(2, 16, 64)
+)
+
+POSTERIOR_PRESETS: dict[PresetName, PosteriorPreset] = {
+    "quick": replace(
+        _KNOWN,
+        minutes="about 8 minutes on a processor core",
+        problems={"8": 5, "80": 1},
+        steps=(20,),
+        dimensions=(2,),
+        noises=(0.1,),
+        evaluations=20,
+        limit=100,
+        pictures=4,
+    ),
+    "standard": _KNOWN,
+    "long": replace(
+        _KNOWN,
+        minutes="about 4 hours on a processor core",
+        problems={"8": 20, "80": 20, "800": 20},
+        limit_numbers=64,
+        pictures=128,
+        picture_steps=(20, 50),
+    ),
+}
+
+EXPERIMENTS: dict[ExperimentName, Mapping[PresetName, Size]] = {
     "mnist": PRESETS,
     "geometry": GEOMETRY_PRESETS,
     "few-step": FEW_STEP_PRESETS,
     "guidance": GUIDANCE_PRESETS,
     "text": TEXT_PRESETS,
     "tables": TABLES_PRESETS,
+    "posterior": POSTERIOR_PRESETS,
 }
 """The presets of every study."""

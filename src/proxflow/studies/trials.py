@@ -33,7 +33,7 @@ from proxflow.runtime.progress import bar
 from proxflow.samplers import sample
 from proxflow.studies import pages
 from proxflow.studies.pages import Block
-from proxflow.studies.presets import EXPERIMENTS, Preset
+from proxflow.studies.presets import EXPERIMENTS, Preset, Size
 from proxflow.studies.scoreboard import Record, floor, title_of_extractor, within_classes
 from proxflow.training.conditions import ConditionDropout, with_dropout
 from proxflow.training.fit import fit
@@ -170,11 +170,27 @@ class Study(Generic[P]):
     pages: Callable[[Path, Record, torch.device], list[Block]]
     outcome: Callable[[Record], list[Block]]
     records: Callable[[Setup[P], Mapping[str, Trial], Record], Record] = lambda setup, trials, found: {}
-    run: Callable[[str, P, Path, torch.device, Callable[[str], None], str], Record] | None = None
-    """Does all the work of a study that is not of images, as :func:`reproduce` says it."""
 
 
-def find(name: str) -> Study[Any]:
+@dataclass(frozen=True)
+class Benchmark:
+    """A study that does all of its work itself, and keeps results as they are made: one not of trained images.
+
+    Args:
+        name: Its name on the command line and in its results.
+        run: Does what is missing of a preset, and returns the content of ``results.json``; given the name of the preset, the
+            preset, the folder, the device, what says a line, and the data set.
+        pages: As those of a :class:`Study`.
+        outcome: As that of a :class:`Study`.
+    """
+
+    name: str
+    run: Callable[[str, Any, Path, torch.device, Callable[[str], None], str], Record]
+    pages: Callable[[Path, Record, torch.device], list[Block]]
+    outcome: Callable[[Record], list[Block]]
+
+
+def find(name: str) -> Study[Any] | Benchmark:
     """Return the study of a name in :data:`proxflow.studies.presets.EXPERIMENTS`.
 
     Raises:
@@ -182,14 +198,14 @@ def find(name: str) -> Study[Any]:
     """
     if name not in EXPERIMENTS:
         raise ArgumentError(f"there is no study {name!r}; known are {', '.join(EXPERIMENTS)}")
-    study: Study[Any] = import_module(f"proxflow.studies.{name.replace('-', '_')}.study").STUDY
+    study: Study[Any] | Benchmark = import_module(f"proxflow.studies.{name.replace('-', '_')}.study").STUDY
     return study
 
 
 def reproduce(
-    study: Study[P],
+    study: Study[Any] | Benchmark,
     name: str,
-    preset: P,
+    preset: Size,
     out: Path,
     device: torch.device,
     say: Callable[[str], None],
@@ -214,8 +230,12 @@ def reproduce(
         OutputError: The folder cannot be written, or holds a run of another configuration.
         DivergedError: Training broke down.
     """
-    if study.run is not None:
+    if isinstance(study, Benchmark):
         return study.run(name, preset, out, device, say, dataset)
+    if not isinstance(preset, Preset):
+        raise ArgumentError(
+            f"the study {study.name} trains, and the preset {name} says nothing of it: give one of its own"
+        )
     config = json.loads(json.dumps({"preset": name, "dataset": dataset, **preset.settings()}))
     RunFolder(out, study.name, "config.json").claim(config, lambda held: _upgraded(held, config))
     training, testing = data.load(dataset, "train"), data.load(dataset, "test")

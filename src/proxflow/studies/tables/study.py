@@ -23,7 +23,7 @@ from proxflow.studies.presets import TablesPreset
 from proxflow.studies.scoreboard import Record
 from proxflow.studies.tables import copula, peers, sources
 from proxflow.studies.tables.report import outcome, pages
-from proxflow.studies.trials import Study
+from proxflow.studies.trials import Benchmark
 from proxflow.training.run import RunFolder
 
 Rows = copula.Rows
@@ -151,8 +151,4 @@ def _in_range(made: Rows, kind: Table) -> Rows:
     return made
 
 
-def _none(*_: Any) -> Any:
-    return {}
-
-
-STUDY = Study("tables", lambda preset: [], _none, pages, outcome, run=run)
+STUDY = Benchmark("tables", run, pages, outcome)

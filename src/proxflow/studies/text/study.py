@@ -40,7 +40,7 @@ from proxflow.studies.scoreboard import Record
 from proxflow.studies.text.baseline import Autoregressive, NextToken
 from proxflow.studies.text.judge import NGrams, entropy, word_share
 from proxflow.studies.text.report import outcome, pages
-from proxflow.studies.trials import Study
+from proxflow.studies.trials import Benchmark
 from proxflow.training.fit import fit
 from proxflow.training.run import RunFolder
 
@@ -294,8 +294,4 @@ def _bound(preset: TextPreset, model: Any, test: Tensor, seed: int, device: torc
     }  # fmt: skip
 
 
-def _none(*_: Any) -> Any:
-    raise NotImplementedError("text has no cells of images")
-
-
-STUDY: Study[TextPreset] = Study("text", _none, _none, pages, outcome, run=run)
+STUDY = Benchmark("text", run, pages, outcome)

@@ -1,0 +1,6 @@
+"""Names of what the study keeps, which both its work and its report know."""
+
+
+def picture_name(system: str, task: str, steps: int, method: str) -> str:
+    """Return the name of a piece of pictures."""
+    return f"images-{task.replace(' %', '').replace(' ', '-')}-{system}-{method}-{steps:03d}"

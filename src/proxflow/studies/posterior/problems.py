@@ -1,0 +1,217 @@
+"""Inverse problems whose posterior is known, and such of images: what is observed, and what is true."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proxflow.data.toy import GaussianMixtureLaw, Law
+from proxflow.examples import Predict
+from proxflow.flows import GPFN, Flow
+from proxflow.inverse import Matrix, Operator
+from proxflow.predictors.exact import ExactMean
+from proxflow.random import Generator, gumbel_max, randn
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One observation, and what predicts the data that it is of.
+
+    Args:
+        predictor: Predictor of the data's mean.
+        flow: Its flow.
+        operator: A.
+        observation: y, (1, *observed).
+        noise: Standard deviation of the noise.
+        event: Shape of an event.
+        covariance: Covariance of the data, (d, d), where it is known.
+        scale: What the events of the flow are multiplied by to be those of the problem.
+        dtype: Precision of the samples.
+    """
+
+    predictor: Predict
+    flow: Flow[Any]
+    operator: Operator
+    observation: Tensor
+    noise: float
+    event: tuple[int, ...]
+    covariance: Tensor | None = None
+    scale: float = 1.0
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True, eq=False)
+class Normal:
+    """A Gaussian posterior.
+
+    Args:
+        mean: (d,).
+        covariance: (d, d), float64.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviations of the coordinates, (d,)."""
+        return self.covariance.diagonal().sqrt()
+
+
+def seeded(*parts: int) -> torch.Generator:
+    """Return a generator for a seed of several numbers, each below a million."""
+    seed = 0
+    for part in parts:
+        seed = seed * 1_000_003 + part
+    return torch.Generator().manual_seed(seed % 2**63)
+
+
+def conditioned(mean: Tensor, covariance: Tensor, a: Tensor, y: Tensor, noise: float) -> Normal:
+    """Return N(mean, covariance) given y = A x + N(0, noise²)."""
+    seen = noise**2 * torch.eye(len(a), dtype=a.dtype) + a @ covariance @ a.mT
+    gain = torch.linalg.solve(seen, a @ covariance).mT
+    left = covariance - gain @ a @ covariance
+    return Normal(mean + gain @ (y - a @ mean), (left + left.mT) / 2)
+
+
+# Gaussian data ---------------------------------------------------------------------------------------------------------
+
+OPERATORS = ("few", "square", "deficient")
+"""Half as many numbers as the data have; as many; as many, of which an eighth says something new."""
+
+
+def operator(kind: str, d: int, noise: torch.Generator) -> Tensor:
+    """Return a random matrix of a kind in :data:`OPERATORS`, entries of variance 1/d, float64."""
+
+    def drawn(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=noise, dtype=torch.float64)
+
+    if kind == "deficient":
+        rank = max(1, d // 8)
+        return drawn(d, rank) @ drawn(rank, d) / math.sqrt(rank * d)
+    return drawn(d if kind == "square" else d // 2, d) / math.sqrt(d)
+
+
+def gaussian(law: str, d: int, kind: str, noise: float, seed: int) -> tuple[Problem, Normal]:
+    """Return a problem of Gaussian data and its posterior.
+
+    Args:
+        law: ``standard``, N(0, I), or ``correlated``, a random mean and covariance.
+        d: Dimension.
+        kind: Of the operator.
+        noise: Standard deviation of the noise.
+        seed: Seed of all that is random.
+    """
+    draws = seeded(seed, d, OPERATORS.index(kind), round(1000 * noise), int(law == "standard"))
+    mean, covariance = torch.zeros(d, dtype=torch.float64), torch.eye(d, dtype=torch.float64)
+    if law == "correlated":
+        root = torch.randn(d, d, generator=draws, dtype=torch.float64)
+        mean = 0.5 * torch.randn(d, generator=draws, dtype=torch.float64)
+        covariance = 0.9 * root @ root.mT / d + 0.1 * covariance
+    a = operator(kind, d, draws)
+    known = GaussianMixtureLaw(torch.ones(1, dtype=torch.float64), mean[None], covariance[None])
+    x = known.sample(1, draws, dtype=torch.float64)[0]
+    y = a @ x + noise * torch.randn(len(a), generator=draws, dtype=torch.float64)
+    flow = GPFN()
+    problem = Problem(
+        ExactMean(flow, known), flow, Matrix(a), y[None], noise, (d,), covariance, dtype=torch.float64
+    )  # fmt: skip
+    return problem, conditioned(mean, covariance, a, y, noise)
+
+
+# The field's mixture ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class RoundMixture(Law):
+    """A mixture of Gaussians of unit covariance, Σ_k w_k N(means_k, I), divided by ``scale``.
+
+    Args:
+        weights: w, (components,).
+        means: (components, dimension).
+        scale: What it is divided by.
+    """
+
+    weights: Tensor
+    means: Tensor
+    scale: float = 1.0
+
+    @property
+    def dimension(self) -> int:
+        return self.means.shape[1]
+
+    def _draw(self, number: int, generator: Generator, device: torch.device) -> Tensor:
+        which = gumbel_max(self.weights.double().log().to(device).expand(number, -1), generator)
+        noise = randn(torch.Size([number, self.dimension]), generator, torch.float64, device)
+        return (self.means.to(noise)[which] + noise) / self.scale
+
+    def _condition(self, y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        a, means = a / self.scale, self.means.to(y)
+        total = a.square() + b.square()
+        # log(weight · density of y), less what is the same for all components
+        log_joint = self.weights.to(y).log() + (a * (y @ means.mT) - a.square() / 2 * means.square().sum(1)) / total
+        same = y.square().sum(1) / total[:, 0] + self.dimension * (2 * math.pi * total[:, 0]).log()
+        centre = log_joint.softmax(1) @ means
+        return log_joint.logsumexp(1) - same / 2, (centre + a / total * (y - a * centre)) / self.scale
+
+    def posterior_mean(self, y: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
+        # In the precision of what is given: in hundreds of dimensions double numbers would take most of a study's time.
+        _, a, b = self._noisy(y, a, b)
+        return self._condition(y, a.to(y.dtype), b.to(y.dtype))[1]
+
+
+def mixture(d: int, observed: int, number: int, seed: int) -> tuple[Problem, Callable[[int, torch.Generator], Tensor]]:
+    """Return a problem of the mixture that this field compares on, and a function that draws from its posterior.
+
+    Twenty-five components at (−8 i, −8 j), i and j from −2 to 2, repeated along all dimensions, of unit covariance, weights
+    in proportion to squares of normals; a random matrix whose singular values are sorted uniforms; noise a uniform times
+    the largest of them. "Monte Carlo guided Diffusion for Bayesian linear inverse problems" (Cardoso et al., 2023), arXiv
+    2308.07983, section 4.
+
+    The flow sees the data divided by 8 √2, the standard deviation of the components' places, as one does before training.
+
+    Args:
+        d: Dimension, even.
+        observed: Numbers that are observed.
+        number: Which problem.
+        seed: Seed of all problems.
+    """
+    draws = seeded(seed, d, observed, number)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draws, dtype=torch.float64)
+
+    weights = normal(25).square()
+    weights = weights / weights.sum()
+    places = torch.tensor([[-8.0 * i, -8.0 * j] for i in range(-2, 3) for j in range(-2, 3)], dtype=torch.float64)
+    means = places.repeat(1, d // 2)
+    values = torch.rand(observed, generator=draws, dtype=torch.float64).sort(descending=True).values
+    left, right = torch.linalg.qr(normal(observed, observed))[0], torch.linalg.qr(normal(d, observed))[0]
+    a = left * values @ right.mT
+    noise = float(torch.rand((), generator=draws, dtype=torch.float64) * values[0])
+    x = RoundMixture(weights, means).sample(1, draws, dtype=torch.float64)[0]
+    y = a @ x + noise * normal(observed)
+    scale = 8 * math.sqrt(2)
+    flow, law = GPFN(), RoundMixture(weights, means, scale)
+    problem = Problem(
+        ExactMean(flow, law), flow, Matrix((scale * a).float()), y[None].float(), noise, (d,), None, scale
+    )  # fmt: skip
+    seen = noise**2 * torch.eye(observed, dtype=torch.float64) + a @ a.mT
+    wrong, factor = y - means @ a.mT, torch.linalg.cholesky(seen)
+    likelihood = -0.5 * torch.cholesky_solve(wrong.mT, factor).mT.mul(wrong).sum(1)
+    gain = torch.linalg.solve(seen, a).mT
+    share = (weights.log() + likelihood).softmax(0)
+
+    def posterior(samples: int, generator: torch.Generator) -> Tensor:
+        which = torch.multinomial(share, samples, replacement=True, generator=generator)
+        prior = means[which] + torch.randn(samples, d, generator=generator, dtype=torch.float64)
+        told = torch.randn(samples, observed, generator=generator, dtype=torch.float64)
+        moved: Tensor = prior + (y - prior @ a.mT - noise * told) @ gain.mT
+        return moved
+
+    return problem, posterior

@@ -1,0 +1,198 @@
+"""The study of posterior sampling: its problems against closed forms, its scores, its pieces and its report."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from proxflow.data import GaussianMixtureLaw
+from proxflow.errors import ArgumentError
+from proxflow.studies import trials
+from proxflow.studies.posterior import problems, report, scores, study, systems
+from proxflow.studies.posterior.problems import Normal, seeded
+from proxflow.studies.presets import EXPERIMENTS, POSTERIOR_PRESETS, PosteriorPreset
+
+TINY = PosteriorPreset(
+    minutes="",
+    problems={"4": 2},
+    observed=(1,),
+    steps=(4,),
+    samples=64,
+    dimensions=(2,),
+    noises=(0.5,),
+    draws=200,
+    evaluations=3,
+    few=2,
+    limit=4,
+    signal=16,
+    pictures=2,
+    picture_draws=3,
+    picture_steps=(2,),
+)
+CPU = torch.device("cpu")
+
+
+def test_the_mixture_is_one_of_gaussians():
+    problem, _ = problems.mixture(4, 2, 3, seed=1)
+    law = problem.predictor.law
+    eye = torch.eye(4, dtype=torch.float64) / problem.scale**2
+    whole = GaussianMixtureLaw(law.weights, law.means / problem.scale, eye.repeat(25, 1, 1))
+    y, a, b = 0.4 * torch.randn(6, 4, generator=seeded(1)).double(), torch.rand(6, generator=seeded(2)).double(), 0.3
+    torch.testing.assert_close(law.posterior_mean(y, a, b), whole.posterior_mean(y, a, b))
+    torch.testing.assert_close(law.log_density(y, 0.1), whole.log_density(y, 0.1))
+    torch.testing.assert_close(
+        law.posterior_mean(y.float(), a, b).double(), whole.posterior_mean(y, a, b), rtol=1e-3, atol=1e-4
+    )
+    drawn = law.sample(4000, seeded(3), dtype=torch.float64)
+    mean = law.weights @ law.means / problem.scale
+    assert float((drawn.mean(0) - mean).abs().max()) < 4 / math.sqrt(4000)
+
+
+@pytest.mark.parametrize("observed", [1, 4])
+def test_draws_from_the_mixture_given_an_observation_have_its_moments(observed):
+    problem, draw = problems.mixture(4, observed, 0, seed=2)
+    law, a, noise = problem.predictor.law, problem.operator.matrix.double() / problem.scale, problem.noise
+    assert a.shape == (observed, 4)
+    assert noise <= float(torch.linalg.svdvals(a)[0]) <= 1
+    y, eye = problem.observation[0].double(), torch.eye(4, dtype=torch.float64)
+    parts = [problems.conditioned(mean, eye, a, y, noise) for mean in law.means]
+    seen = torch.distributions.MultivariateNormal(
+        law.means @ a.mT, noise**2 * torch.eye(observed).double() + a @ a.mT
+    )  # fmt: skip
+    share = (law.weights.log() + seen.log_prob(y)).softmax(0)
+    mean = sum(w * part.mean for w, part in zip(share, parts, strict=True))
+    spread = sum(
+        w * (part.covariance + torch.outer(part.mean - mean, part.mean - mean))
+        for w, part in zip(share, parts, strict=True)
+    )
+    found = draw(20_000, seeded(4))
+    assert bool(((found.mean(0) - mean).abs() < 4.5 * (spread.diagonal() / 20_000).sqrt()).all())
+    assert scores.against_draws(found[:2000], draw(2000, seeded(5)), 0) < 1.5
+
+
+def test_standard_scores_tell_draws_from_what_is_biased():
+    _, posterior = problems.gaussian("correlated", 16, "few", 0.1, seed=3)
+    factor = torch.linalg.cholesky(posterior.covariance)
+    right = posterior.mean + torch.randn(20_000, 16, generator=seeded(1), dtype=torch.float64) @ factor.mT
+    found = {name: value for name, (value, _) in scores.against_normal(right, posterior).items()}
+    assert abs(found["mean"]) < 4
+    assert abs(found["covariance"]) < 4
+    assert found["bures"] < 0.05
+    assert abs(found["coverage90"] - 0.9) < 0.005
+    assert abs(found["coverage90-worst"] - 0.9) < 0.015
+    moved = {name: v for name, (v, _) in scores.against_normal(right + 0.1, posterior).items()}
+    assert moved["mean"] > 10
+    assert moved["bures"] == pytest.approx(0.4, abs=0.02)
+    narrow = posterior.mean + 0.5 * (right - posterior.mean)
+    assert scores.against_normal(narrow, posterior)["coverage90"][0] == pytest.approx(0.589, abs=0.01)
+    one = Normal(torch.zeros(1).double(), torch.eye(1).double())
+    assert scores.against_normal(right[:, :1], one)["covariance"][0] > 100
+
+
+def test_signals_have_independent_increments():
+    covariance = study.signal_law(16)
+    steps = torch.eye(16, dtype=torch.float64) - torch.diag(torch.ones(15, dtype=torch.float64), -1)
+    torch.testing.assert_close(steps @ covariance @ steps.mT, torch.eye(16, dtype=torch.float64) / 16)
+    fourier = study.signal_operator("fourier", 64)
+    torch.testing.assert_close(fourier @ fourier.mT, torch.eye(16, dtype=torch.float64))
+    assert study.signal_operator("sampling", 64).shape == (16, 64)
+    torch.testing.assert_close(study.signal_operator("convolution", 64).sum(1), torch.ones(64, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("method", ["diffpir", "mmps", "tmpd", "jfps"])
+def test_azula_is_given_the_same_problem(method):
+    """Whatever the schedule, on Gaussian data azula's last target is that of the same method here: both see one problem."""
+    pytest.importorskip("azula.guidance")
+    problem, posterior = problems.gaussian("correlated", 4, "few", 0.3, seed=5)
+    setting = replace(systems.AZULA[method], eta=0.0, iterations=4, strength=1.0)
+    found = systems.azula(problem, setting, 1000, 40, seed=1)
+    assert found.shape == (1000, 4)
+    gap = float((found.mean(0) - posterior.mean).norm() / posterior.std.norm())
+    assert gap < (0.15 if method in ("mmps", "jfps") else 1.5)
+    if method == "mmps":
+        assert scores.against_normal(found, posterior)["bures"][0] < 0.2
+    assert torch.equal(found, systems.azula(problem, setting, 1000, 40, seed=1))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out, said = tmp_path_factory.mktemp("posterior"), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "TASKS", ("lower half", "superres 4"))
+        patch.setattr(study, "_PICTURES", ("flower", "mmps"))
+        patch.setattr(study, "_PICTURES_AZULA", ("mmps",))
+        patch.setattr(problems, "OPERATORS", ("few", "deficient"))
+        results = trials.reproduce(study.STUDY, "tiny", TINY, out, CPU, said.append)
+        again = []
+        assert trials.reproduce(study.STUDY, "tiny", TINY, out, CPU, again.append)["rows"] == results["rows"]
+        assert not again
+    return out, results, said
+
+
+def test_rows_have_their_fixed_form(finished):
+    out, results, said = finished
+    assert json.loads((out / "results.json").read_text()) == results
+    keys = {"benchmark", "system", "method", "dimension", "observed", "steps", "metric", "value", "error", "seconds"}
+    assert all(keys <= set(row) for row in results["rows"])
+    assert {row["benchmark"] for row in results["rows"]} == {"gaussian", "mixture", "increments", "images"}
+    wanted = set(study.systems())
+    assert {row["system"] for row in results["rows"]} == wanted
+    mixture = [row for row in results["rows"] if row["benchmark"] == "mixture"]
+    assert {row["method"] for row in mixture if row["system"] == "proxflow"} == set(systems.OURS)
+    assert all(row["problems"] == 2 and row["error"] is not None for row in mixture)
+    assert results["pieces"] == {"done": len(said), "of": len(said)}
+    exact = [row for row in results["rows"] if row["method"] == "jfps-draw" and row["metric"] == "mean"]
+    assert exact
+    assert all(abs(row["value"]) < 4 for row in exact)
+
+
+def test_the_report_has_every_table_and_picture(finished):
+    out, results, _ = finished
+    files = {path.name for path in trials.write_report(out, CPU)}
+    assert {"report.md", "report.html", "images-lower-half-all-methods-002.png"} <= files
+    text = (out / "report.md").read_text()
+    for word in ("particles-1024", "flower-draw", "PSNR, dB", "gaussian, fourier", "4 | 1 | 4 | 2 |"):
+        assert word in text
+    assert "### Preset tiny" in report.block([results])
+
+
+def test_the_best_of_both_are_compared_within_their_error():
+    def row(system, value, error, method="mmps"):
+        return {"benchmark": "mixture", "system": system, "method": method, "dimension": 8, "observed": 1, "steps": 20,
+                "metric": "sliced_wasserstein", "value": value, "error": error, "seconds": 1.0, "problems": 5}  # fmt: skip
+
+    def verdict(ours, theirs):
+        floors = [row("truth", 0.5, None)]
+        return report.duels({"rows": [row("proxflow", *ours), *theirs], "floors": floors})[0].verdict
+
+    assert verdict((1.0, 0.1), [row("azula", 2.0, 0.1), row("azula", None, None, "dps")]) == "lower"
+    assert verdict((2.1, 0.1), [row("azula", 2.0, 0.1)]) == "within error"
+    assert verdict((3.0, 0.1), [row("azula", 2.0, 0.1)]) == "higher"
+    assert verdict((3.0, 0.1), []) == "–"
+
+
+def test_without_azula_the_study_runs_and_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(study, "has_azula", lambda: False)
+    monkeypatch.setattr(study, "pieces", lambda *_: [])
+    said = []
+    trials.reproduce(study.STUDY, "tiny", TINY, tmp_path, CPU, said.append)
+    assert "azula is not installed" in said[0]
+    assert study.systems() == ("proxflow",)
+
+
+def test_pictures_that_the_package_has_no_model_of_are_refused(tmp_path):
+    with pytest.raises(ArgumentError, match="a model of digits alone"):
+        trials.reproduce(study.STUDY, "tiny", TINY, tmp_path, CPU, print, "fashion-mnist")
+    assert not list(tmp_path.iterdir())
+
+
+def test_presets_say_what_is_asked():
+    assert EXPERIMENTS["posterior"] is POSTERIOR_PRESETS
+    for name in ("standard", "long"):
+        preset = POSTERIOR_PRESETS[name]
+        assert set(preset.problems) == {"8", "80", "800"}
+        assert (preset.observed, preset.steps, preset.samples) == ((1, 2, 4), (20, 100), 2000)
+        assert (preset.dimensions, preset.noises, preset.draws) == ((2, 16, 64), (0.01, 0.1, 1.0), 20_000)
+    assert set(POSTERIOR_PRESETS["long"].problems.values()) == {20}
