@@ -240,7 +240,7 @@ def run(options: Train, device: torch.device) -> None:
     weak = None if options.weak is None else models.load(options.weak, device)
     init = None if options.init is None else models.load(options.init, device)
     if teacher is None and init is None:
-        _flow(options, options.flow or "gpfn-w2", {})  # refuses what cannot be before data are read
+        _flow(options, options.flow or "gpfn-w2")  # refuses what cannot be before data are read
     loaded = _loaded(options)
     if options.target is not None:
         options = replace(options, conditional=True)
@@ -609,8 +609,8 @@ def _conditional(options: Train, kind: Kind) -> Part:
     return part
 
 
-def _flow(options: Train, flow: str, decided: Mapping[str, Any] = _UNREAD) -> str | Flow[Any]:
-    """Return a flow, or its word where no part of it is changed; ``decided`` is what the data decide of it.
+def _flow(options: Train, flow: str, decided: Mapping[str, Any] | None = None) -> str | Flow[Any]:
+    """Return a flow, or its word where no part of it is changed; ``decided`` is what the data, once read, decide of it.
 
     Raises:
         ArgumentError: An unknown name, a value out of range, or a part that the flow has not.
@@ -618,6 +618,9 @@ def _flow(options: Train, flow: str, decided: Mapping[str, Any] = _UNREAD) -> st
     from proxflow import models
     from proxflow.models import spec
 
+    if decided is None:
+        known = spec.fields("flows", spec.content("flows", flow)["kind"])
+        decided = {name: value for name, value in _UNREAD.items() if name in known}
     made = _changed(options, spec.make("flows", models.flow_content(flow, decided)))
     return made if any(getattr(options, name) is not None for name in _CHANGES) else flow
 
@@ -636,6 +639,8 @@ def _changed(options: Train, made: Flow[Any]) -> Flow[Any]:
                 f"--{name} {text}: the flow {models.word(made)} has no {name}; take a gpfn flow, or leave it out"
             )
         changes[name] = models.parse(group, text)
+    if "divergence" in changes and made.schedule == made.divergence.schedule(made.endpoints):  # type: ignore[attr-defined]
+        changes.setdefault("schedule", None)  # the new divergence has its own
     coupling = changes.get("coupling")
     if options.coupling is not None and options.coupling.startswith("reflow"):
         raise ArgumentError("--coupling reflow: such a model is made of a trained one, by the command reflow")
