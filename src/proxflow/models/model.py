@@ -391,6 +391,10 @@ def build(
             f"{kind.examples_word} are of classes, and {described.get('kind') or made} is a flow of real numbers: take "
             "masked, bfn-discrete, gpfn-linear or gpfn-fisher-rao"
         )
+    if described and kind.decides and not set(kind.decides) & set(described):
+        raise ArgumentError(
+            f"{described['kind']} is no flow of such data: it has none of {', '.join(kind.decides)}, which they decide"
+        )
     for name in ("clip", "parameterisation"):  # as the kind of data has it, where the predictor's word leaves it open
         if name in spec.fields("predictors", told["kind"]):
             told.setdefault(name, getattr(usual, name))
@@ -439,13 +443,11 @@ def flow_content(word: str, decided: Mapping[str, Any]) -> dict[str, Any]:
     What the word says, or fixes as a preset, goes before.
 
     Raises:
-        ArgumentError: As :func:`proxflow.models.spec.content`; the flow has no field that the data decide.
+        ArgumentError: As :func:`proxflow.models.spec.content`.
     """
     found = spec.content("flows", word)
     known = spec.fields("flows", found["kind"])
     fitting = {name: value for name, value in decided.items() if name in known}
-    if decided and not fitting:
-        raise ArgumentError(f"{found['kind']} is no flow of such data: it has none of {', '.join(decided)}")
     return {**fitting, **names.find("flows", found["kind"]).settings, **found}
 
 
