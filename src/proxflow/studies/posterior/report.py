@@ -283,7 +283,7 @@ def pages(out: Path, results: Record, device: torch.device) -> list[Block]:
         first = next(iter(kept.values()))
         sections = [
             Section(
-                f"{task}: whole, seen, and draws of each method",
+                task,
                 ("",),
                 (
                     Row("whole", (_strip(first["whole"][:, None]),)),
