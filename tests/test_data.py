@@ -154,7 +154,7 @@ def test_missing_images_list_what_the_folder_holds(folder: Path) -> None:
 
 
 def test_unknown_set_lists_the_known_ones() -> None:
-    with pytest.raises(DataError, match=r"'mnsit'.*expected mnist, fashion-mnist or"):
+    with pytest.raises(DataError, match=r"'mnsit'.*expected mnist, fashion-mnist, emoji or"):
         load("mnsit", "train")
 
 

@@ -171,7 +171,7 @@ def test_every_command_parses(page):
             words += ["--out", "somewhere"]
         options = _parse(words)
         if isinstance(options, Train) and options.teacher is None and page != "CONTRIBUTING.md":
-            flow_of(options, options.flow or "gpfn-w2", {})
+            flow_of(options, options.flow or "gpfn-w2")
             for group in ("networks", "predictors"):
                 text = getattr(options, group.removesuffix("s"))
                 assert text is None or parse(group, text).kind == text.partition(":")[0]

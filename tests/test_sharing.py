@@ -143,7 +143,7 @@ def test_upload(model, monkeypatch):
         ({"network": {"channels": 2**20}}, "another architecture: "),
         ({"network": {"channels": 4096, "multipliers": [64, 64, 64]}}, "another architecture: "),
         ({"network": {"blocks": 10**9}}, "another architecture: the model has many more layers than there are weights"),
-        ({"network": {"multipliers": [1] * 10**5}}, "another architecture: the model has many more layers"),
+        ({"network": {"multipliers": [1] * 10**5}}, "config.json: images of 8 x 12 become one place"),
         ({"network": {"patch": 10**12}}, "config.json: "),
         ({"network": {"channels": 10**30}}, "config.json: "),
         ({"data": {"shape": [10**6, 10**6, 1]}}, "larger than any use"),

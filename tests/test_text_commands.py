@@ -93,7 +93,7 @@ def test_what_cannot_be_is_said_in_a_line(run, book, tmp_path):
         (("train", "--data", tmp_path / "latin.txt", *train[3:]), "byte 0xe9 at place 3 is no UTF-8"),
         (
             ("train", "--data", tmp_path / "rows.csv", "--tokens", "bytes", *train[3:]),
-            "rows of numbers have no settings",
+            "--tokens is for text",
         ),
     ):
         status, _, err = run(*words)

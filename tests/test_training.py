@@ -125,7 +125,7 @@ def test_finished_run_is_not_trained_again(tmp_path):
     first = fit(model(), GPFN(), points(), CONFIG, folder=tmp_path)
     steps = []
     again = fit(model(), GPFN(), points(), CONFIG, folder=tmp_path, on_checkpoint=lambda _, step: steps.append(step))
-    assert steps == []
+    assert steps == [CONFIG.steps]  # once more, as a kill may have come before the first call was done
     assert torch.equal(first.predictor.network.layers[0].weight, again.predictor.network.layers[0].weight)
 
 

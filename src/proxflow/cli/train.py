@@ -373,7 +373,7 @@ def run(options: Train, device: torch.device) -> None:
                 board.numbers(entry)
 
         def keep(averaged: nn.Module, step: int) -> None:
-            present = learning.kept(averaged)
+            again, present = folder.steps_done == step, learning.kept(averaged)  # once more where training goes on
             folder.save(model, present, {**provenance, "steps": step}, latest)
             if options.grid:
                 painter = replace(model, predictor=cast(Predictor, present))
@@ -388,7 +388,7 @@ def run(options: Train, device: torch.device) -> None:
                         write_png(path, picture) if kind.shown == ".png" else kind.write(path, drawn)
                 if board is not None:
                     board.picture("samples", picture, step)
-            if not sys.stderr.isatty():  # where no bar shows it
+            if not (again or sys.stderr.isatty()):  # where no bar shows it
                 say(f"step {step} of {training.steps}: saved")
 
         result = fit(

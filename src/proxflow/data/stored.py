@@ -67,7 +67,9 @@ class Folder(Pictures):
         told = survey.classes()
         digest = hashlib.sha256()
         for path in survey.paths:
-            digest.update(f"{path.relative_to(survey.folder)}\0{path.stat().st_size}\0".encode())
+            digest.update(
+                f"{path.relative_to(survey.folder)}\0{path.stat().st_size}\0".encode("utf-8", "surrogateescape")
+            )
         super().__init__(
             survey.shape,
             len(survey.paths),

@@ -38,7 +38,7 @@ class LongStepPredictor(RealPredictor):
 
     def __init__(self, network: nn.Module, flow: Flow[Any], *, clip: tuple[float, float] | None = None) -> None:
         super().__init__(network, flow, clip)
-        if not isinstance(flow.path, Schedule):
+        if not isinstance(flow.path, Schedule) or flow.path != getattr(flow, "schedule", None):
             raise ArgumentError(
                 f"long steps need means that move on straight lines, as GPFN(Wasserstein2()) has, got {flow}"
             )

@@ -198,8 +198,11 @@ class _Reader:
                 self.iterator = self._begun(step, number)
             try:
                 return next(self.iterator)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                # A process that dies while it hands a batch over breaks the connection; what a data set raises is "Caught".
+                if "Caught" in str(error) or (
+                    isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)
+                ):
                     raise
                 self.close()
                 if last == _TRIES - 1:

@@ -14,7 +14,6 @@ from proxflow.beliefs import DiagonalGaussian
 from proxflow.errors import ArgumentError
 from proxflow.examples import Condition, Predict, evaluations, given, rows
 from proxflow.flows import GPFN
-from proxflow.paths import Schedule
 from proxflow.random import rand
 from proxflow.training.objectives.base import Batch, BeliefObjective
 
@@ -93,7 +92,7 @@ class LongStep(BeliefObjective):
             raise ArgumentError(f"gap must lie between 0 and 1, got {self.gap}")
         if self.knee is not None and not self.knee > 0:
             raise ArgumentError(f"knee must be positive, or None for none, got {self.knee}")
-        if not isinstance(self.flow, GPFN) or not isinstance(self.flow.path, Schedule):
+        if not isinstance(self.flow, GPFN) or self.flow.path != self.flow.schedule:
             raise ArgumentError(f"long steps are of GPFN with Wasserstein2 and real data, got {self.flow}")
         if float(self.flow.schedule.remaining(torch.ones((), dtype=torch.float64))) > 0:
             raise ArgumentError(
