@@ -39,8 +39,8 @@ SMALL = replace(
     network="unet:channels=8,patch=4",
     training=TrainingConfig(steps=3, batch_size=8),
     samples=20,
-    nfes=(1, 3),
-    train_images=100,
+    nfes=(1,),
+    train_images=60,
     samplers={"gpfn-w2": ("deterministic",), "bfn": ("deterministic",)},
 )
 """What ``reproduce`` does here."""
