@@ -177,7 +177,10 @@ def main() -> int:
         return 2
     words = ["-W", "--keep-going", "-q", "-b", "html", "-D", f"nb_execution_cache_path={site / '.cache'}"]
     command = [sys.executable, "-m", "sphinx", *words, "-d", site / ".doctrees", site / ".source", site / "html"]
-    return subprocess.run(list(map(str, command)), check=False).returncode  # noqa: S603
+    # So that tutorials find the commands of this environment.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    done = subprocess.run(list(map(str, command)), check=False, env={**os.environ, "PATH": path})  # noqa: S603
+    return done.returncode
 
 
 if __name__ == "__main__":

@@ -112,8 +112,8 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
 
     Members are frozen dataclasses of their parameters. Two operations, both per example:
 
-    * ``divergence(p, q)``: the value, (batch,).
-    * ``divergence.interpolate(p, q, f)``: the barycentric proximal step argmin_r (1 − f) D(r, p) + f D(r, q), where a
+    - ``divergence(p, q)``: the value, (batch,).
+    - ``divergence.interpolate(p, q, f)``: the barycentric proximal step argmin_r (1 − f) D(r, p) + f D(r, q), where a
       closed form is known; :class:`proxflow.Proximal` with a solver does the others.
     """
 
