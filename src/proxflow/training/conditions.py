@@ -21,7 +21,24 @@ UNGUIDED = 0.25
 
 
 @dataclass(frozen=True)
-class ConditionDropout:
+class _Conditioned:
+    """An objective around another one, which changes what examples are conditioned on."""
+
+    objective: Objective
+
+    @property
+    def flow(self) -> Any:
+        """The flow that the objective is about."""
+        return getattr(self.objective, "flow", self.objective)
+
+    @property
+    def passes(self) -> float:
+        """Network passes for each example of a training step."""
+        return self.objective.passes
+
+
+@dataclass(frozen=True)
+class ConditionDropout(_Conditioned):
     """An objective whose examples lose their condition at a rate, so that one network learns to predict with and without.
 
     "Classifier-Free Diffusion Guidance" (Ho & Salimans, 2022), arXiv 2207.12598, alg. 1. Which examples lose it follows from
@@ -35,22 +52,11 @@ class ConditionDropout:
         ArgumentError: The rate is out of range.
     """
 
-    objective: Objective
     rate: float = RATE
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= 1:
             raise ArgumentError(f"the rate at which conditions are dropped must lie in [0, 1], got {self.rate}")
-
-    @property
-    def flow(self) -> Any:
-        """The flow that the objective is about."""
-        return getattr(self.objective, "flow", self.objective)
-
-    @property
-    def passes(self) -> float:
-        """Network passes for each example of a training step."""
-        return self.objective.passes
 
     def loss(
         self,
@@ -70,7 +76,7 @@ class ConditionDropout:
 
 
 @dataclass(frozen=True)
-class GuidanceInput:
+class GuidanceInput(_Conditioned):
     """An objective whose examples are told how they are guided, so that a network learns it for every weight and interval.
 
     "Improved Mean Flows: On the Challenges of Fastforward Generative Models" (Geng et al., 2025), arXiv 2512.02012. The law:
@@ -87,7 +93,6 @@ class GuidanceInput:
         ArgumentError: When called, examples without conditions.
     """
 
-    objective: Objective
     largest: float
 
     @property
@@ -99,16 +104,6 @@ class GuidanceInput:
             "last": "1 for half, else uniform from 0.5",
             "unguided": UNGUIDED,
         }
-
-    @property
-    def flow(self) -> Any:
-        """The flow that the objective is about."""
-        return getattr(self.objective, "flow", self.objective)
-
-    @property
-    def passes(self) -> float:
-        """Network passes for each example of a training step."""
-        return self.objective.passes
 
     def loss(
         self,
