@@ -43,8 +43,9 @@ ALLOWED["training"] = LIBRARY - {"likelihood", "metrics"} | {"models"}
 ALLOWED["studies"] = LIBRARY | {"models", "training", "proxflow"}
 ALLOWED["cli"] = ALLOWED["studies"] | {"studies"}
 ALLOWED["testing"] = LIBRARY
+ALLOWED["plot"] = LIBRARY | {"models"}
 # The package itself gives names out, and imports them when they are asked for.
-ALLOWED["proxflow"] = LIBRARY | {"models", "training"}
+ALLOWED["proxflow"] = LIBRARY | {"models", "training", "plot"}
 
 
 # The one way upward, for convenience and when it is called alone: a model trains itself by Model.fit.

@@ -36,6 +36,7 @@ MODULES = {
     "Inverse problems": "proxflow.inverse",
     "Networks": "proxflow.nn",
     "Metrics": "proxflow.metrics",
+    "Figures": "proxflow.plot",
     "Contracts": "proxflow.testing",
 }
 """Further headings, each a module that lists its names."""

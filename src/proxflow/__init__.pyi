@@ -4,6 +4,7 @@ from proxflow import data as data
 from proxflow import inverse as inverse
 from proxflow import metrics as metrics
 from proxflow import nn as nn
+from proxflow import plot as plot
 from proxflow.beliefs import Belief as Belief
 from proxflow.beliefs import Binned as Binned
 from proxflow.beliefs import Categorical as Categorical

@@ -91,6 +91,11 @@ class Belief(ABC):
         """Apply ``fn`` to every tensor, e.g. ``belief.map(torch.Tensor.double)`` or ``belief.map(lambda a: a[:4])``."""
         return self.with_tensors({name: fn(tensor) for name, tensor in self.tensors().items()})
 
+    def _repr_html_(self) -> str:
+        from proxflow.beliefs.shown import as_html
+
+        return as_html(self)
+
     @staticmethod
     def _check_event(x: Tensor, shape: torch.Size) -> None:
         if x.shape != shape:

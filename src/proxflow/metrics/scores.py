@@ -66,6 +66,22 @@ class Scores:
         held = {name: getattr(self, name) for name in _FLOORS}
         return {"floor": self.frechet, **{f"floor_{name}": value for name, value in held.items()}}
 
+    def _repr_html_(self) -> str:
+        """Return a table for a notebook: each score that was taken, its standard error and its 95 % interval."""
+        lines = []
+        for name in ("frechet", *_FLOORS, "nearest", "accuracy"):
+            value, error, interval = getattr(self, name), self.errors.get(name), self.intervals.get(name)
+            if value is not None:
+                shown = (
+                    name.replace("_", " "),
+                    f"{value:.4g}",
+                    "–" if error is None else f"{error:.2g}",
+                    "–" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}",
+                )
+                lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in shown) + "</tr>")
+        head = "".join(f"<th>{title}</th>" for title in ("score", "value", "standard error", "95 % interval"))
+        return f"<b>Scores</b> of {self.samples} samples<table><tr>{head}</tr>{''.join(lines)}</table>"
+
 
 _FLOORS = ("kid", "precision", "recall", "density", "coverage", "diversity", "vendi", "sliced_wasserstein")
 

@@ -1,7 +1,8 @@
-"""Model cards in Markdown: description, use, training and scores."""
+"""What a model says of itself: model cards in Markdown with use, training and scores, and a table in a notebook."""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,31 @@ def card(model: Model, results: Sequence[dict[str, Any]] = ()) -> str:
         for record in results
     )
     return "\n".join([*lines, "", "Measured by `proxflow evaluate`: " + markdown("; ".join(conditions)) + ".", ""])
+
+
+def as_html(model: Model) -> str:
+    """Return HTML for a notebook: parts and sizes of a model, what it was trained on, and for how long."""
+    known = model.provenance
+    parameters = sum(p.numel() for p in model.predictor.parameters())
+    rows = {
+        "examples": f"{model.data.examples_word} of shape {' × '.join(map(str, model.shape))}",
+        "classes": ", ".join(model.classes[:10]) + (" …" if len(model.classes) > 10 else ""),
+        "flow": spec.word(model.flow),
+        "network": f"{spec.word(model.network)}, {parameters:,} parameters",
+        "predictor": spec.word(model.predictor),
+        **{
+            name.replace("_", " "): str(known[name])
+            for name in ("data", "steps", "seconds", "held_out_loss")
+            if name in known
+        },
+        **{name: str(value) for name, value in _named(known, "versions").items() if name in ("proxflow", "torch")},
+    }
+    lines = [
+        f"<tr><th>{html.escape(name)}</th><td style='text-align:left'>{html.escape(value)}</td></tr>"
+        for name, value in rows.items()
+        if value
+    ]
+    return f"<b>Model</b><table>{''.join(lines)}</table>"
 
 
 def _named(known: Mapping[str, Any], part: str) -> Mapping[str, Any]:

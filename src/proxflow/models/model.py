@@ -166,6 +166,11 @@ class Model:
         )  # fmt: skip
         return self.data.decode(samples) if decode else samples
 
+    def _repr_html_(self) -> str:
+        from proxflow.models.card import as_html
+
+        return as_html(self)
+
     def guided(
         self,
         weight: float,
