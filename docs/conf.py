@@ -12,16 +12,13 @@ html_show_sphinx = False
 html_show_copyright = False
 html_static_path: list[str] = []
 templates_path: list[str] = []
-exclude_patterns = ["conf.py"]
+exclude_patterns = ["conf.py", "tutorials/kept"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 suppress_warnings = ["myst.header"]  # the reports begin at their own level
 
-nb_execution_mode = "cache"
-nb_execution_timeout = 600
-nb_execution_raise_on_error = True
-nb_execution_show_tb = True
+nb_execution_mode = "off"  # tools/tutorials.py ran them
 nb_merge_streams = True
 
 autodoc_member_order = "bysource"

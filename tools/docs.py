@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from proxflow import divergences
+from proxflow import divergences, errors
 from proxflow.divergences import table_of_closed_forms
 from proxflow.errors import DataError, ProxflowError
 from proxflow.runtime.files import read_json, write_text
@@ -70,6 +70,16 @@ def closed_forms_block() -> str:
     names = sorted({divergence for divergence, _, _ in rules})
     rows = tuple((name, *(known.get((name, family), "–") for family in families)) for name in names)
     return to_markdown([Table(("Divergence", *families), rows, 1 + len(families))])
+
+
+def errors_block() -> str:
+    """Return a table of the errors that are raised on purpose: name, when, and what else each is."""
+    rows = ["| Error | When | Also |", "| :--- | :--- | :--- |"]
+    for name, kind in vars(errors).items():
+        if isinstance(kind, type) and issubclass(kind, ProxflowError) and kind is not ProxflowError:
+            also = ", ".join(f"`{base.__name__}`" for base in kind.__bases__ if base is not ProxflowError)
+            rows.append(f"| `{name}` | {(kind.__doc__ or '').splitlines()[0].rstrip('.')} | {also} |")
+    return "\n".join(rows)
 
 
 def with_block(text: str, name: str, content: str) -> str:
@@ -153,6 +163,7 @@ def rewritten(root: Path) -> dict[Path, str]:
         ("docs/results.md", "results", results_block(results_of(root / "results"))),
         ("README.md", "peers", peers.summary_block(beside_peers)),
         ("docs/mathematics.md", "closed-forms", closed_forms_block()),
+        ("docs/formats.md", "errors", errors_block()),
         ("docs/peers.md", "peers", peers.full_block(beside_peers)),
         ("docs/few-step.md", "few-step", few_step_report.block(kept(root / "results", "few-step"))),
         ("docs/text.md", "text", text_report.block(kept(root / "results", "text"))),

@@ -1,8 +1,8 @@
 """Build the site into ``site/``: ``python -m tools.site``, in the root of the repository, without a network.
 
 Pages of ``docs/`` are gathered with what is generated: the reference of Python from the docstrings of the public names,
-that of the command line from its own help, and the reports of the kept studies. Tutorials run while the site is built; those
-whose code did not change since are taken from ``site/.cache``. A warning is an error.
+that of the command line from its own help, and the reports of the kept studies. Tutorials run while the site is built;
+outputs of long ones are kept, see :mod:`tools.tutorials`; ``--keep`` runs all and keeps them anew. A warning is an error.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from proxflow.errors import DataError
+from tools import tutorials
 
 COMMANDS = ("sample", "train", "evaluate", "restore", "reproduce", "reflow", "times", "list")
 """Commands, in the order of their reference."""
@@ -145,12 +146,19 @@ def _linked(text: str, page: Path, root: Path, out: Path) -> str:
         **{str(r.relative_to(root)): out / "studies" / f"{r.parent.name}.md" for r in _reports(root)},
     }
 
+    def at(words: str, place: Path, anchor: str | None) -> str:
+        return f"[{words}]({os.path.relpath(place, page.parent)}{anchor or ''})"
+
+    def notebook(place: Path) -> Path:  # what a tutorial is in the end
+        is_one = place.parent == out / "tutorials" and tutorials.checksum(place.read_text(encoding="utf-8"))
+        return place.with_suffix(".ipynb") if is_one else place
+
     def link(found: re.Match[str]) -> str:
         words, target, anchor = found.groups()
         for base in (page.parent, root / "docs" / page.relative_to(out).parent, root / "results" / page.stem, root):
             place = Path(os.path.normpath(base / target))
             if place.is_relative_to(out) and place.exists():
-                return found[0]
+                return found[0] if notebook(place) == place else at(words, notebook(place), anchor)
             if place.exists() and place.is_relative_to(root):
                 name = str(place.relative_to(root))
                 if name.startswith("docs/"):
@@ -159,7 +167,7 @@ def _linked(text: str, page: Path, root: Path, out: Path) -> str:
                     place = moved[name]
                 else:
                     return f"{words} (`{name}`)" if name not in words else words
-                return f"[{words}]({os.path.relpath(place, page.parent)}{anchor or ''})"
+                return at(words, notebook(place), anchor)
         raise DataError(f"{page.name}: the link to {target} leads nowhere")
 
     prose = re.split(r"(^```.*?^```$)", text, flags=re.DOTALL | re.MULTILINE)  # every second part is code
@@ -171,16 +179,21 @@ def main() -> int:
     """Build the site of the repository in the working directory; return the exit status."""
     root = Path.cwd()
     site = root / "site"
+    if any(word != "--keep" for word in sys.argv[1:]):
+        sys.stderr.write(f"error: expected --keep or nothing, got {' '.join(sys.argv[1:])}\n")
+        return 2
+    kept = root / "docs" / "tutorials" / "kept" if "--keep" in sys.argv else None
+    # So that tutorials find the commands of this environment.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
         gather(root, site / ".source")
+        tutorials.notebooks(site / ".source" / "tutorials", site / ".cache", keep=kept)
     except DataError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    words = ["-W", "--keep-going", "-q", "-b", "html", "-D", f"nb_execution_cache_path={site / '.cache'}"]
+    words = ["-W", "--keep-going", "-q", "-b", "html"]
     command = [sys.executable, "-m", "sphinx", *words, "-d", site / ".doctrees", site / ".source", site / "html"]
-    # So that tutorials find the commands of this environment.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    done = subprocess.run(list(map(str, command)), check=False, env={**os.environ, "PATH": path})  # noqa: S603
+    done = subprocess.run(list(map(str, command)), check=False)  # noqa: S603
     return done.returncode
 
 
