@@ -67,6 +67,7 @@ def test_a_trajectory_ends_near_its_samples_and_shows_first_and_last(moons):
     assert [axes.get_title() for axes in beliefs] == [f"t = {float(seen[k][0]):.2f}" for k in (0, 2, 5)]
     np.testing.assert_allclose(points(targets[-1]), moons.data.decode(seen[5][2].mean), atol=1e-5)
     np.testing.assert_allclose(points(beliefs[1]), moons.data.decode(seen[2][1].mean), atol=1e-5)
+    assert len(points(plot.trajectory(moons, 3, nfe=2).axes[0])) == 3
 
 
 def test_a_trajectory_of_pictures_has_two_rows_a_sample():

@@ -100,7 +100,8 @@ def trajectory(
     seen: list[tuple[float, Tensor, Tensor]] = []
 
     def watch(t: float, belief: Belief, target: Belief) -> None:
-        seen.append((float(t), belief.mean.cpu(), target.mean.cpu()))
+        # A small batch is filled up with rows that are not asked for.
+        seen.append((float(t), belief.mean[:number].cpu(), target.mean[:number].cpu()))
 
     model.sample(
         number, nfe=nfe, sampler=sampler, seed=seed, condition=condition, watch=watch, batch_size=number, **settings
