@@ -16,7 +16,8 @@ class Page:
     """Serve a page to play with, in the browser of this machine.
 
     On it one draws digits and watches beliefs, targets and steps, sets a Bayesian Flow Network beside them, chooses classes
-    and guidance, completes half a digit, and bends paths of beliefs. Networks run in the browser; nothing leaves the machine.
+    and guidance, completes half a digit, and bends paths of beliefs. Networks run in the browser, and nothing leaves the
+    machine.
 
     For example:
         proxflow page                       prints the address; Ctrl-C ends it
@@ -34,6 +35,7 @@ class Page:
 def run(options: Page) -> None:
     """Write the page, or serve it until it is interrupted."""
     import sys
+    from contextlib import suppress
 
     from proxflow import page
 
@@ -46,4 +48,5 @@ def run(options: Page) -> None:
     with page.server(options.port) as server:
         sys.stdout.write(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)\n")
         sys.stdout.flush()
-        server.serve_forever()
+        with suppress(KeyboardInterrupt):  # the way to end it
+            server.serve_forever()

@@ -93,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(body)
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the name is the base's)
         """Say nothing: the terminal shows the address."""
@@ -111,9 +111,9 @@ def server(port: int = 0) -> ThreadingHTTPServer:
     """
     if not 0 <= port < 2**16:
         raise ArgumentError(f"--port is a number from 0, for a free one, to 65535, got {port}")
-    _Handler.held.update(
-        {name: content(path) for name, path in pages().items() if path.suffix == ".xz" and "mnist." in name}
-    )
+    # Unpacked beforehand, what the first picture waits for.
+    first = ("ort/ort-wasm-simd-threaded.wasm", "models/mnist.onnx")
+    _Handler.held.update({name: content(path) for name, path in pages().items() if name in first})
     try:
         made = ThreadingHTTPServer(("127.0.0.1", port), _Handler)
     except OSError as error:

@@ -4,6 +4,9 @@ import { paths } from "./paths.js";
 
 const SIZE = 28 * 28;
 const still = matchMedia("(prefers-reduced-motion: reduce)");
+const narrow = matchMedia("(max-width: 44rem)");
+/** How many of a row of pictures stand side by side. */
+const across = (number) => (narrow.matches ? number / 2 : number);
 const section = (id) => document.getElementById(id);
 
 // Colours ---------------------------------------------------------------------------------------------------------------
@@ -39,7 +42,10 @@ function ask(name, request, onStep = () => {}) {
     }
   }
   const steps = [];
-  return new Promise((resolve, reject) => waiting.set(id, { name, steps, onStep, resolve, reject }) && worker.postMessage({ id, section: name, request }));
+  return new Promise((resolve, reject) => {
+    waiting.set(id, { name, steps, onStep, resolve, reject });
+    worker.postMessage({ id, section: name, request });
+  });
 }
 
 worker.onmessage = ({ data: { id, step, done, error } }) => {
@@ -217,7 +223,7 @@ function comparing() {
       const step = steps[Math.min(k, steps.length - 1)];
       if (!step) return;
       const canvas = figures[i].querySelector("canvas");
-      paint(canvas, box.checked ? step.target : step.belief.mean, 8);
+      paint(canvas, box.checked ? step.target : step.belief.mean, across(8));
       figures[i].querySelector(".said").textContent = `· ${percent(step.taken)} of the way, σ = ${step.belief.std.toFixed(2)}`;
       canvas.setAttribute("aria-label", `${words[i]}: ${box.checked ? "targets" : "beliefs"} of 8 digits at evaluation ${k + 1}`);
     });
@@ -263,7 +269,7 @@ function guiding() {
       for (const [canvas, own] of [[plain, 1], [led, weight]]) {
         const steps = await ask("guide", { ...request, weight: own });
         if (steps === null) return null;
-        paint(canvas, steps.at(-1).target, 10);
+        paint(canvas, steps.at(-1).target, across(10));
         canvas.setAttribute("aria-label", `Ten digits ${of} at weight ${own}`);
       }
       return true;

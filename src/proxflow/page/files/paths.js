@@ -6,8 +6,8 @@ const CORNERS = [[-0.9, 0], [0.9, 0], [0, 0.9 * Math.sqrt(3)]];
 const LETTERS = ["A", "B", "C"];
 
 const ends = {
-  prior: { mean: [-1.6, -0.9], std: [0.9, 0.9], classes: [0.6, 0.25, 0.15] },
-  target: { mean: [1.5, 1.0], std: [0.25, 0.7], classes: [0.03, 0.07, 0.9] },
+  prior: { mean: [-1.6, -0.9], std: [0.9, 0.9], classes: [0.8, 0.18, 0.02] },
+  target: { mean: [1.5, 1.0], std: [0.25, 0.7], classes: [0.01, 0.29, 0.7] },
 };
 
 function element(name, attributes, parent) {
@@ -25,7 +25,7 @@ function gaussianAt(name, f) {
 }
 
 const onSimplex = (p) => [0, 1].map((i) => p.reduce((sum, value, k) => sum + value * CORNERS[k][i], 0));
-const fixed = (values) => values.map((value) => value.toFixed(2)).join(", ");
+const fixed = (values) => values.map((value) => value.toFixed(2).replace("-", "−")).join(", ");
 const FRACTIONS = Array.from({ length: 61 }, (_, k) => k / 60);
 
 export function paths(section, play) {
@@ -71,7 +71,7 @@ export function paths(section, play) {
     }
 
     simplex.replaceChildren();
-    // The simplex's own picture is upside up: y grows upwards from its base.
+    // Its base lies at the bottom: y grows upwards.
     const drawn = element("g", { transform: "translate(0 1.559)" }, simplex);
     element("path", { d: `${line(CORNERS)}Z`, class: "axis" }, drawn);
     CORNERS.forEach(([x, y], k) => {
