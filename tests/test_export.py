@@ -1,6 +1,9 @@
 """Models as ONNX graphs: what onnxruntime makes of them is what torch does, for every kind of model."""
 
 import json
+import re
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,6 +141,16 @@ def test_what_no_graph_can_hold_is_refused_in_a_sentence(tmp_path, monkeypatch, 
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(MissingPackageError, match=r"proxflow\[onnx\]"):
         export_onnx(model, tmp_path / "x.onnx")
+
+
+def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parent.parent / "docs" / "page.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    (tmp_path / "page.py").write_text(code, encoding="utf-8")
+    names = runpy.run_path("page.py")
+    assert names["digits"].shape == (4, 1, 28, 28)
+    assert names["furthest"] <= CLOSE
 
 
 def test_the_command_says_how_near_to_torch_the_graph_is(tmp_path, capsys):

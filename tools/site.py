@@ -17,7 +17,7 @@ from pathlib import Path
 
 from proxflow.errors import DataError
 
-COMMANDS = ("sample", "train", "evaluate", "restore", "reproduce", "reflow", "times", "list")
+COMMANDS = ("sample", "train", "evaluate", "restore", "reproduce", "reflow", "times", "export", "page", "list")
 """Commands, in the order of their reference."""
 
 ROOMS = {

@@ -234,15 +234,16 @@ function comparing() {
     const { nfe, seed } = read(form);
     slider.max = slider.value = nfe;
     const drawAll = async () => {
-      const found = [];
+      runs = [];
       for (const way of ways) {
-        const steps = await ask("compare", { ...way, model: "mnist", nfe, number: 8, seed });
+        const own = runs.push([]) - 1;
+        const steps = await ask("compare", { ...way, model: "mnist", nfe, number: 8, seed }, (step, all) => {
+          runs[own] = all;
+          if (!still.matches || all.length === nfe) show();
+        });
         if (steps === null) return null;
-        found.push(steps);
-        runs = [...found];
-        show();
       }
-      return found;
+      return runs;
     };
     telling(part, () => `Drew 8 digits in each of three ways, with ${many(nfe, "evaluation")} each,`, drawAll);
   }
@@ -267,9 +268,10 @@ function guiding() {
     const request = { model: "mnist-classes", sampler: "deterministic", nfe, number: 10, seed, labels };
     const drawAll = async () => {
       for (const [canvas, own] of [[plain, 1], [led, weight]]) {
-        const steps = await ask("guide", { ...request, weight: own });
+        const steps = await ask("guide", { ...request, weight: own }, (step, all) => {
+          if (!still.matches || all.length === nfe) paint(canvas, step.target, across(10));
+        });
         if (steps === null) return null;
-        paint(canvas, steps.at(-1).target, across(10));
         canvas.setAttribute("aria-label", `Ten digits ${of} at weight ${own}`);
       }
       return true;
