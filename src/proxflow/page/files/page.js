@@ -31,6 +31,7 @@ colour(dark.matches);
 const worker = new Worker("worker.js", { type: "module" });
 const waiting = new Map();
 let last = 0;
+let lost = null; // why there is no worker
 
 /** Ask for samples; `onStep` is called with each evaluation. The promise holds all of them, or null if a newer request came. */
 function ask(name, request, onStep = () => {}) {
@@ -42,6 +43,7 @@ function ask(name, request, onStep = () => {}) {
     }
   }
   const steps = [];
+  if (lost) return Promise.reject(lost);
   return new Promise((resolve, reject) => {
     waiting.set(id, { name, steps, onStep, resolve, reject });
     worker.postMessage({ id, section: name, request });
@@ -61,7 +63,9 @@ worker.onmessage = ({ data: { id, step, done, error } }) => {
   else held.reject(new Error(error));
 };
 worker.onerror = (event) => {
-  for (const { reject } of waiting.values()) reject(new Error(event.message || "the worker could not be loaded"));
+  lost = new Error(event.message || "the script that runs networks could not be loaded");
+  for (const { reject } of waiting.values()) reject(lost);
+  waiting.clear();
 };
 
 // Controls ----------------------------------------------------------------------------------------------------------------
@@ -308,9 +312,13 @@ function restoring() {
   }
 
   async function example() {
-    const steps = await ask("example", { model: "mnist", sampler: "multistep2", nfe: 10, number: 1, seed: seed++ });
-    if (!steps) return;
-    pad.values.set(steps.at(-1).target);
+    try {
+      const steps = await ask("example", { model: "mnist", sampler: "multistep2", nfe: 10, number: 1, seed: seed++ });
+      if (!steps) return; // a newer one was asked for
+      pad.values.set(steps.at(-1).target);
+    } catch {
+      // to complete what is drawn fails likewise, and says why
+    }
     run();
   }
 
