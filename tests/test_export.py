@@ -75,6 +75,7 @@ FRESH = {
     "unet that reads guidance": (IMAGES, {"network": "unet:channels=8,multipliers=1,classes=3,guidance=3"}),
     "unet of long steps": (IMAGES, {"network": "unet:channels=8,multipliers=1", "predictor": "long-step"}),
     "unet of draws": (IMAGES, {"network": "unet:channels=8,multipliers=1", "predictor": "draw"}),
+    "unet of bins": (IMAGES, {"network": "unet:channels=8,multipliers=1", "flow": "bfn-discretised:bins=16"}),
     "unet of odd pictures": ((1, 7, 5), {"network": "unet:channels=8,multipliers=1,patch=2,images=1"}),
     "dit with classes": (IMAGES, {"network": "dit:width=16,depth=2,heads=2,classes=3,tokens=2", "flow": "gpfn-kl"}),
     "mlp": ((5,), {}),
@@ -94,6 +95,8 @@ def test_fresh_models_are_written_and_read(tmp_path, name):
     assert inputs[:2] == ["mean", "t"]
     assert ("end" in inputs) == ("long" in name)
     assert ("noise" in inputs) == ("draws" in name)
+    outputs = [o.name for o in session(tmp_path / "x.onnx").get_outputs()]
+    assert outputs == ["target_mean", *(["target_std"] if "bins" in name else [])]
     assert ("label" in inputs) == ("classes" in name or "guidance" in name)
 
 
@@ -133,9 +136,15 @@ def test_what_no_graph_can_hold_is_refused_in_a_sentence(tmp_path, monkeypatch, 
     model = proxflow.build((3,), seed=0)
     with pytest.raises(ArgumentError, match=r"ending \.onnx"):
         export_onnx(model, tmp_path / "x.pt")
-    bins = proxflow.build((1, 8, 8), flow="bfn-discretised:bins=16", network="unet:channels=8,multipliers=1")
+
+    class Rare(nn.Module):
+        def forward(self, x, t):
+            return torch.special.log_ndtr(x)
+
+    rare = proxflow.build((3,), seed=0)
+    rare.predictor.network = Rare()
     with pytest.raises(ArgumentError, match="no ONNX graph can be made of this network"):
-        export_onnx(bins, tmp_path / "x.onnx")
+        export_onnx(rare, tmp_path / "x.onnx")
     assert main(["export", "nonesuch", "--onnx", str(tmp_path / "x.onnx")]) == 2
     assert "no model 'nonesuch'" in capsys.readouterr().err
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)

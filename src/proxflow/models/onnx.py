@@ -20,6 +20,7 @@ from proxflow.errors import ArgumentError, MissingPackageError, OutputError
 from proxflow.examples import GUIDANCE, reads
 from proxflow.models.model import Model
 from proxflow.nn.conditions import NONE, Conditions
+from proxflow.predictors import BinnedPredictor
 from proxflow.random import SampleStreams, Streams
 from proxflow.runtime.files import write_atomically
 
@@ -48,6 +49,7 @@ def export_onnx(model: Model, path: Path | str) -> float:
     ``label``         number of the class, int64 (batch,); −1 is the null class, no condition
     ``vector`` …      further conditions by name, NaN where an example has none; ``guidance`` as weight, first and last time
     ``target_mean``   mean of the predicted target; ``target_logits``, ``target_0.mean`` … likewise
+    ``target_std``    where bins are predicted: the standard deviation of the Gaussian whose mass they have
     ================  ======================================================================================
 
     Its metadata say the rest, as JSON under the key "proxflow" (:func:`outline`). Before the file is put in its place it is
@@ -135,12 +137,12 @@ class _Told(nn.Module):
             self.conditions[GUIDANCE] = owned
         self.shown = tuple(_shown(self.belief))
         self.names = (*self.shown, "t", *self.told, *self.conditions)
-        self.outputs = tuple(f"target_{name}" for name in _shown(self._target(self.example(2, 0))))
+        self.outputs = tuple(f"target_{name}" for name in self._target(self.example(2, 0)))
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
-        return tuple(_shown(self._target(given)).values())
+        return tuple(self._target(given).values())
 
-    def _target(self, given: Sequence[Tensor]) -> Belief:
+    def _target(self, given: Sequence[Tensor]) -> dict[str, Tensor]:
         by = dict(zip(self.names, given, strict=True))
         told: dict[str, Any] = {"end": by["end"]} if "end" in by else {}
         if "noise" in by:
@@ -148,8 +150,11 @@ class _Told(nn.Module):
         if self.conditions:
             parts = {name: by[name] for name in self.conditions}
             told["condition"] = parts if len(parts) > 1 else next(iter(parts.values()))
-        target: Belief = self.predictor(_believed(self.belief, by), by["t"], **told)
-        return target
+        belief = _believed(self.belief, by)
+        if isinstance(self.predictor, BinnedPredictor) and isinstance(belief, DiagonalGaussian):
+            # Two numbers, from which all bins follow.
+            return self.predictor.gaussian(belief, by["t"], **told).tensors()
+        return _shown(self.predictor(belief, by["t"], **told))
 
     def example(self, number: int, seed: int) -> tuple[Tensor, ...]:
         """Draw inputs for a batch, among them the first and the last time and examples without a condition."""

@@ -88,7 +88,9 @@ export function paths(section, play) {
     for (const [which, { classes }] of Object.entries(ends)) {
       const [x, y] = onSimplex(classes);
       handle(drawn, which, [x, y], 0.035);
-      element("text", { x: x + 0.06, y: -y + 0.035, class: "mark" }, drawn).textContent = which;
+      const left = which === "prior";
+      const place = { x: left ? x - 0.06 : x + 0.06, y: -y + 0.035, "text-anchor": left ? "end" : "start", class: "mark" };
+      element("text", place, drawn).textContent = which;
     }
     describe(chosen, onClasses, f);
   }

@@ -87,7 +87,7 @@ export class Pad {
       const [y, x] = [0, 1].map((i) => from[i] + ((to[i] - from[i]) * s) / Math.max(1, steps - 1));
       for (let row = Math.max(0, Math.floor(y - 2)); row <= Math.min(SIDE - 1, y + 3); row++) {
         for (let column = Math.max(0, Math.floor(x - 2)); column <= Math.min(SIDE - 1, x + 3); column++) {
-          const share = Math.min(1, Math.max(0, 1.9 - Math.hypot(row - y, column - x)));
+          const share = Math.min(1, Math.max(0, 1.5 - Math.hypot(row - y, column - x)));
           const place = row * SIDE + column;
           const wanted = 2 * share - 1;
           this.values[place] = ink > 0 ? Math.max(this.values[place], wanted) : Math.min(this.values[place], -wanted);
