@@ -6,6 +6,7 @@ import math
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -78,7 +79,7 @@ def test_export_writes_what_any_host_serves(tmp_path, capsys):
     assert main(["page", "--port", "70000"]) == 2
 
 
-def test_the_server_serves_the_page_alone_and_on_the_loopback_interface_alone(served):
+def test_the_server_serves_the_page_alone_and_on_the_loopback_interface_alone(served, capsys):
     assert served.server_address[0] == "127.0.0.1"
     base = f"http://127.0.0.1:{served.server_port}"
     with urlopen(f"{base}/") as answer:
@@ -88,6 +89,12 @@ def test_the_server_serves_the_page_alone_and_on_the_loopback_interface_alone(se
     for path in ("/nonesuch", "/../__init__.py", "/models/../../__init__.py", "//etc/passwd"):
         with pytest.raises(HTTPError, match="404"):
             urlopen(f"{base}{path}")
+    with socket.create_connection(served.server_address) as gone:  # closed before the answer
+        gone.sendall(b"GET /ort/ort-wasm-simd-threaded.wasm HTTP/1.1\r\n\r\n")
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with urlopen(f"{base}/icon.svg") as answer:
+        assert answer.headers["Content-Type"].startswith("image/svg+xml")
+    assert capsys.readouterr().err == ""
     taken = socket.create_server(("127.0.0.1", 0))
     with taken, pytest.raises(proxflow.errors.OutputError, match="give another"):
         page.server(taken.getsockname()[1])

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import lzma
 import mimetypes
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from proxflow.errors import ArgumentError, OutputError
 from proxflow.runtime.files import writable_folder, write_atomically
@@ -99,6 +100,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: the terminal shows the address."""
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of browsers that went away, as when a page is closed while it loads."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def server(port: int = 0) -> ThreadingHTTPServer:
     """Return a server of the page on the loopback interface, bound and not yet serving; its ``server_port`` is the port.
 
@@ -115,13 +125,11 @@ def server(port: int = 0) -> ThreadingHTTPServer:
     first = ("ort/ort-wasm-simd-threaded.wasm", "models/mnist.onnx")
     _Handler.held.update({name: content(path) for name, path in pages().items() if name in first})
     try:
-        made = ThreadingHTTPServer(("127.0.0.1", port), _Handler)
+        return _Server(("127.0.0.1", port), _Handler)
     except OSError as error:
         raise OutputError(
             f"cannot serve on port {port}: {error.strerror}; give another, or none for a free one"
         ) from error
-    made.daemon_threads = True
-    return made
 
 
 __all__ = ["FILES", "POLICY", "content", "pages", "server", "write"]

@@ -96,6 +96,8 @@ export function paths(section, play) {
   }
 
   function handle(parent, which, [x, y], r) {
+    // Around what is seen, as much again for fingers.
+    element("circle", { cx: x, cy: -y, r: 2.5 * r, class: "grip", "data-end": which }, parent);
     element("circle", { cx: x, cy: -y, r, class: "handle", "data-end": which }, parent);
   }
 
