@@ -33,15 +33,16 @@ ALLOWED = {
     "couplings": TENSORS | {"divergences"},
     "flows": TENSORS | {"beliefs", "couplings", "divergences", "energies", "solvers", "proximal", "paths"},
     "inverse": TENSORS,
+    "page": {"errors", "runtime"},
     "likelihood": TENSORS | {"beliefs", "divergences", "paths", "flows"},
     "predictors": TENSORS | {"beliefs", "paths", "data", "divergences", "flows", "inverse"},
     "samplers": TENSORS | {"beliefs", "inverse", "names", "paths", "flows", "predictors"},
 }
-LIBRARY = set(ALLOWED)
+LIBRARY = set(ALLOWED) - {"page"}
 ALLOWED["models"] = LIBRARY - {"metrics"}
 ALLOWED["training"] = LIBRARY - {"likelihood", "metrics"} | {"models"}
 ALLOWED["studies"] = LIBRARY | {"models", "training", "proxflow"}
-ALLOWED["cli"] = ALLOWED["studies"] | {"studies"}
+ALLOWED["cli"] = ALLOWED["studies"] | {"studies", "page"}
 ALLOWED["testing"] = LIBRARY
 ALLOWED["plot"] = LIBRARY | {"models"}
 # The package itself gives names out, and imports them when they are asked for.

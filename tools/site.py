@@ -18,7 +18,7 @@ from pathlib import Path
 from proxflow.errors import DataError
 from tools import tutorials
 
-COMMANDS = ("sample", "train", "evaluate", "restore", "reproduce", "reflow", "times", "list")
+COMMANDS = ("sample", "train", "evaluate", "restore", "reproduce", "reflow", "times", "export", "page", "list")
 """Commands, in the order of their reference."""
 
 ROOMS = {

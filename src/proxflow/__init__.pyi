@@ -74,6 +74,7 @@ from proxflow.likelihood import two_class_bound as two_class_bound
 from proxflow.models import Model as Model
 from proxflow.models import build as build
 from proxflow.models import load as load
+from proxflow.models.onnx import export_onnx as export_onnx
 from proxflow.paths import Cosine as Cosine
 from proxflow.paths import Linear as Linear
 from proxflow.paths import Shifted as Shifted

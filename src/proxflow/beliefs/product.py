@@ -32,7 +32,7 @@ class Product(Belief):
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))
         sizes = [part.batch_size for part in self.parts]
-        if not sizes or len(set(sizes)) > 1:
+        if not sizes or any(size != sizes[0] for size in sizes):
             raise ArgumentError(f"a product needs parts, all of one batch size; got batch sizes {sizes}")
 
     @property
@@ -95,4 +95,4 @@ class Product(Belief):
 
 
 def _flat(a: Tensor) -> Tensor:
-    return a.reshape(len(a), -1)
+    return a.reshape(a.shape[0], -1)

@@ -24,7 +24,19 @@ from proxflow.runtime.files import anything_written, begin_writing
 WRONG_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 """Exit statuses: arguments or files are not as expected; the work itself failed; stopped by SIGINT; by SIGTERM."""
 
-COMMANDS = ("sample", "restore", "prepare", "train", "reflow", "times", "evaluate", "reproduce", "list")
+COMMANDS = (
+    "sample",
+    "restore",
+    "prepare",
+    "train",
+    "reflow",
+    "times",
+    "evaluate",
+    "reproduce",
+    "export",
+    "page",
+    "list",
+)
 _GO_ON = ("prepare", "train", "reflow", "reproduce")
 """Each is a module beside this one, with a class of options, whose docstring is the help, and ``run(options, device)``.
 Those of ``_GO_ON`` keep what they have done when they are stopped."""

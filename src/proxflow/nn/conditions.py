@@ -132,7 +132,7 @@ class Conditions(nn.Module):
 
     def forward(self, embedding: Tensor, parts: Mapping[str, Tensor | None]) -> Tensor:
         """Return an embedding (batch, width) with those of labels and vectors added."""
-        batch = len(embedding)
+        batch = embedding.shape[0]
         if self.embed_label is not None:
             label, none = parts["label"], self.classes
             if label is None:

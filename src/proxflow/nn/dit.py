@@ -116,13 +116,13 @@ class DiT(nn.Module):
         if x.ndim != 4 or x.shape[1] != self.inputs:
             raise ArgumentError(f"DiT reads (batch, {self.inputs}, height, width), got {tuple(x.shape)}")
         height, width = x.shape[-2:]
-        embedding = embed_step(self.embed, self.embed_gap, len(x), t, end)
+        embedding = embed_step(self.embed, self.embed_gap, x.shape[0], t, end)
         told = parts_of(self.conditions, condition)
         rows, columns = (-(-side // self.patch) for side in (height, width))
         hidden, first = self.enter(self._patches(x)), 0
         if self.conditions is not None:
             if self.enter_image is not None:
-                shape = (len(x), self.conditions.images, height, width)
+                shape = (x.shape[0], self.conditions.images, height, width)
                 hidden = hidden + self.enter_image(self._patches(flagged(told["image"], shape, x)))
             alone = self.conditions(torch.zeros_like(embedding), told)
             embedding = embedding + alone

@@ -89,7 +89,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, t: Tensor, end: Tensor | None = None, condition: Condition | None = None) -> Tensor:
         if tuple(x.shape[1:]) != self.shape:
             raise ArgumentError(f"MLP reads (batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
-        embedding = embed_step(self.embed, self.embed_gap, len(x), t, end)
+        embedding = embed_step(self.embed, self.embed_gap, x.shape[0], t, end)
         told = parts_of(self.conditions, condition)
         if self.conditions is not None:
             embedding = self.conditions(embedding, told)

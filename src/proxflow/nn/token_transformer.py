@@ -78,7 +78,7 @@ class TokenTransformer(nn.Module):
         wanted = self.shape if x.is_floating_point() else self.shape[:1]
         if tuple(x.shape[1:]) != wanted:
             raise ArgumentError(f"TokenTransformer reads (batch, {', '.join(map(str, wanted))}), got {tuple(x.shape)}")
-        embedding = self.embed(t.expand(len(x)))
+        embedding = self.embed(t.expand(x.shape[0]))
         told = parts_of(self.conditions, condition)
         if self.conditions is not None:
             embedding = self.conditions(embedding, told)

@@ -194,13 +194,13 @@ class UNet(nn.Module):
         if x.ndim != 4 or x.shape[1] != self.inputs:
             raise ArgumentError(f"UNet reads (batch, {self.inputs}, height, width), got {tuple(x.shape)}")
         height, width = x.shape[-2:]
-        embedding = embed_step(self.embed, self.embed_gap, len(x), t, end)
+        embedding = embed_step(self.embed, self.embed_gap, x.shape[0], t, end)
         told = parts_of(self.conditions, condition)
         if self.conditions is not None:
             embedding = self.conditions(embedding, told)
         hidden = self.stem(self._folded(x))
         if self.conditions is not None and self.stem_image is not None:
-            shape = (len(x), self.conditions.images, height, width)
+            shape = (x.shape[0], self.conditions.images, height, width)
             hidden = hidden + self.stem_image(self._folded(flagged(told["image"], shape, x)))
         skips = [hidden]
         for layer in self.down:

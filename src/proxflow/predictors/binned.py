@@ -42,7 +42,7 @@ class BinnedPredictor(Predictor):
         mean = belief.features()
         output = self.output(mean, t, condition)
         images = mean.ndim >= 4
-        wanted = (len(mean), 2 * mean.shape[1], *mean.shape[2:]) if images else (*mean.shape, 2)
+        wanted = (mean.shape[0], 2 * mean.shape[1], *mean.shape[2:]) if images else (*mean.shape, 2)
         check_shape(output, wanted, "return two numbers for each coordinate,")
         noise, log_std = output.chunk(2, dim=1) if images else output.unbind(-1)
         a, b = self.accuracies.over(t, mean)

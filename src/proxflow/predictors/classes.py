@@ -37,7 +37,7 @@ class ClassPredictor(Predictor):
             return classes_of(belief, self.output(features, t, condition))
         folded = features.movedim(-1, 2).flatten(1, 2)  # (batch, C, *space, K) → (batch, C·K, *space)
         logits = self.output(folded, t, condition)
-        return Categorical(logits.reshape(len(logits), -1, belief.classes, *logits.shape[2:]).movedim(2, -1))
+        return Categorical(logits.reshape(logits.shape[0], -1, belief.classes, *logits.shape[2:]).movedim(2, -1))
 
 
 def classes_of(belief: Categorical | Revealed, output: Tensor) -> Categorical:

@@ -68,15 +68,15 @@ class DrawPredictor(RealPredictor):
         if noise is None:
             noise = randn_like(mean, generator)[:, None]  # type: ignore[arg-type]
         number = noise.shape[1] if noise.ndim > 1 else 0
-        if number < 1 or noise.shape != (len(mean), number, *mean.shape[1:]):
+        if number < 1 or noise.shape != (mean.shape[0], number, *mean.shape[1:]):
             raise ArgumentError(
                 f"noise for beliefs {tuple(mean.shape)} has the dimension of draws, at least 1, after the batch, got "
                 f"{tuple(noise.shape)}"
             )
         read = torch.cat([mean.repeat_interleave(number, 0), noise.flatten(0, 1)], dim=1)
-        each = torch.arange(len(t), device=t.device).repeat_interleave(number)
+        each = torch.arange(t.shape[0], device=t.device).repeat_interleave(number)
         drawn = self.output(read, t.repeat_interleave(number, 0), rows(condition, each))
-        if drawn.shape != (number * len(mean), *mean.shape[1:]):
+        if drawn.shape != (number * mean.shape[0], *mean.shape[1:]):
             raise ArgumentError(
                 f"the network must return events {tuple(mean.shape[1:])} for features {tuple(read.shape[1:])}, returned "
                 f"{tuple(drawn.shape[1:])}"
@@ -86,5 +86,5 @@ class DrawPredictor(RealPredictor):
             return DiagonalGaussian(drawn, self.target_std)
         std = drawn.new_full((), self.target_std)
         return GaussianMixture(
-            drawn.new_zeros(len(mean), number), drawn.reshape(len(mean), number, *drawn.shape[1:]), std
+            drawn.new_zeros(mean.shape[0], number), drawn.reshape(mean.shape[0], number, *drawn.shape[1:]), std
         )
