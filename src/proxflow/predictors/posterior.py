@@ -54,7 +54,7 @@ class Method:
         covariance: C that it takes; ``None`` asks for a tensor.
         draw: Whether the step's law is drawn from, or its mean is taken.
         products: Products by the predictor's Jacobian for one evaluation; ``None`` as many as ``iterations``.
-        smooth: Whether the target stays a posterior mean, which any sampler takes; else noise is renewed.
+        smooth: Whether the target stays a posterior mean, which any sampler takes, best ``marginal``; else noise is renewed.
     """
 
     line: str
@@ -177,7 +177,7 @@ class Posterior(nn.Module):
         self.iterations = iterations or (5 if rule.products is None else ITERATIONS)
         self.strength = strength
         self.reads = (asks & {"condition"}) | ({"noise"} if self.draw else set())
-        self.sampler = None if (rule.smooth and not self.draw) or not self.real else "renewed"
+        self.sampler = self._best_sampler(rule.smooth and not self.draw)
         self.earliest = 0.0
         if self.path is not None and rule.products != 0:
             self.earliest = float(self.path.time_of(torch.tensor(_EARLIEST, dtype=torch.float64)))
@@ -193,6 +193,16 @@ class Posterior(nn.Module):
         parameter = next((p for p in self.parameters()), None)
         if parameter is not None:
             self._move(lambda a: a.to(parameter.device))
+
+    def _best_sampler(self, smooth: bool) -> str | None:
+        """Return the name of the sampler to take where none is asked for; ``None`` leaves it to the flow."""
+        if not self.real:
+            return None
+        if not smooth:
+            return "renewed"
+        # Fresh noise mends at each step what the former targets got wrong; it needs noise that the data do not know of.
+        free = self.flow is not None and self.flow.coupling is None and self.flow.begins_normal
+        return "marginal" if free else None
 
     def _chosen(self, method: str | None, covariance: Any) -> str:
         """Return the method, by its name, by the covariance or by the flow."""
@@ -329,9 +339,21 @@ class Posterior(nn.Module):
         return target
 
     def refined(
-        self, belief: Any, t: Tensor, *, condition: Condition | None = None, generator: Generator | None = None
+        self,
+        belief: Any,
+        t: Tensor,
+        *,
+        condition: Condition | None = None,
+        generator: Generator | None = None,
+        probe: Tensor | None = None,
     ) -> tuple[Any, Any]:
-        """Return the target without the observation, and that given it; the rest is as in :meth:`forward`."""
+        """Return the target without the observation, and that given it; the rest is as in :meth:`forward`.
+
+        Args:
+            probe: Random signs, (batch, *event): with them the standard deviation of the first target is that of the data
+                given the belief, the same for all numbers of an event. It is the path's, r, or with a method by Tweedie's
+                formula the mean of its covariance's diagonal as one further product estimates it.
+        """
         told: dict[str, Any] = {} if condition is None else {"condition": condition}
         if isinstance(belief, Categorical | Product | Revealed):
             return self._infilled(belief, t, told)
@@ -353,7 +375,22 @@ class Posterior(nn.Module):
         self._check_shapes(x)
         moved = self._moved(x, prior.mean, at, times, generator)
         std = prior.given_std.detach()
-        return DiagonalGaussian(x, std), DiagonalGaussian(moved, std)
+        spread = std if probe is None else self._variance(prior.mean, at, times, probe).sqrt()
+        return DiagonalGaussian(x, spread), DiagonalGaussian(moved, std)
+
+    def _variance(self, output: Tensor, at: Tensor, t: Tensor, probe: Tensor) -> Tensor:
+        """Return the mean variance of the data's numbers given the belief, (batch, 1, …).
+
+        "Estimating the Optimal Covariance with Imperfect Mean in Diffusion Probabilistic Models" (Bao et al., 2022), arXiv
+        2206.07309; the trace as pᵀ C p for random signs p, which has its mean ("A Stochastic Estimator of the Trace of the
+        Influence Matrix" (Hutchinson, 1989)).
+        """
+        tau, left, scale = self._straight(t, probe)
+        if METHODS[self.method].products == 0:
+            return left.square() / (tau.square() + left.square())
+        (product,) = torch.autograd.grad(output, at, probe, retain_graph=True)
+        mean = over_events(sum_events(probe * product) / probe[0].numel(), probe)
+        return (scale * left.square() / tau * mean).clamp_min(_LEAST)
 
     def _check_shapes(self, x: Tensor) -> None:
         if isinstance(self.operator, Functions):

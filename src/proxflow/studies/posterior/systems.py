@@ -57,8 +57,8 @@ OURS: dict[str, Setting] = {
     "tmpd": Setting("tmpd", "marginal"),
     "pigdm": Setting("pigdm", "marginal"),
     "dps": Setting("dps", "marginal"),
-    "particles-256": Setting("flower", number=256),
-    "particles-1024": Setting("flower", number=1024),
+    "particles-256": Setting("mmps", number=256),
+    "particles-1024": Setting("mmps", number=1024),
 }
 """Methods of this library by the names of the tables, with the defaults of their options."""
 
@@ -105,9 +105,12 @@ def ours(problem: Problem, setting: Setting, number: int, steps: int, seed: int)
     if setting.number:
         runs = math.ceil(number / setting.number)
         observation = observation.expand(runs, *observation.shape[1:])
+    iterations = setting.iterations
+    if iterations is None and setting.method == "mmps":  # more would be products for nothing
+        iterations = min(observation[0].numel(), 5)
     posterior = Posterior(
         problem.predictor, problem.operator, observation, noise=problem.noise, method=setting.method, flow=flow,
-        draw=setting.draw, iterations=setting.iterations, strength=setting.strength, **told,
+        draw=setting.draw, iterations=iterations, strength=setting.strength, **told,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     if setting.number:
