@@ -33,6 +33,7 @@ from proxflow import (
     Stochastic,
     given,
     inverse,
+    models,
     particles,
     sample,
 )
@@ -453,6 +454,39 @@ def test_a_flower_step_compiles_whole():
 
     mean, t = drawn(4, 6).float(), torch.full((4,), 0.5)
     torch.testing.assert_close(torch.compile(step, fullgraph=True, backend="aot_eager")(mean, t), step(mean, t))
+
+
+class Written(TorchDispatchMode):
+    """Counts the numbers that operations write, which is what steps beside matrix products cost."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.numbers += sum(
+                a.numel() for a in (out if isinstance(out, tuple | list) else (out,)) if torch.is_tensor(a)
+            )
+        return out
+
+
+def test_a_flower_step_costs_hardly_more_than_one_without_an_observation():
+    model = models.load("mnist")
+    known = torch.ones(model.shape, dtype=torch.bool)
+    known[:, 14:] = False
+    clean, written = torch.zeros(4, *model.shape), {}
+    for name in ("none", "mask"):
+        predictor = model.predictor
+        if name == "mask":
+            predictor = Posterior(
+                model.predictor, inverse.Mask(known), clean, noise=0.1, method="flower", flow=model.flow
+            )
+        with Written() as counter:
+            Renewed()(predictor, model.flow, clean.shape, 5, seeded(1))
+        written[name] = counter.numbers
+    assert written["none"] < written["mask"] < 1.05 * written["none"]
 
 
 def test_a_covariance_may_be_symmetric_but_for_rounding():

@@ -96,6 +96,21 @@ def test_standard_scores_tell_draws_from_what_is_biased():
     assert scores.against_normal(right[:, :1], one)["covariance"][0] > 100
 
 
+@pytest.mark.parametrize("law", ["standard", "correlated"])
+@pytest.mark.parametrize(
+    ("d", "kind"), [(2, "few"), (2, "square"), (16, "deficient"), (16, "square"), (64, "square"), (64, "deficient")]
+)
+@pytest.mark.parametrize("noise", [0.01, 1.0])
+def test_what_is_exact_is_within_three_standard_errors_at_20000_draws(law, d, kind, noise):
+    problem, posterior = problems.gaussian(law, d, kind, noise, seed=3)
+    setting = systems.OURS["flower-draw" if law == "standard" else "jfps-draw"]
+    found = scores.against_normal(systems.ours(problem, setting, 20_000, 2, seed=8), posterior)
+    assert abs(found["mean"][0]) < 3
+    assert abs(found["covariance"][0]) < 3
+    assert 0.885 < found["coverage90"][0] < 0.915
+    assert 0.885 < found["coverage90-worst"][0] < 0.915
+
+
 def test_signals_have_independent_increments():
     total = problems.running_sum(16)
     steps = torch.eye(16, dtype=torch.float64) - torch.diag(torch.ones(15, dtype=torch.float64), -1)

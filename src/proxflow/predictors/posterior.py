@@ -41,6 +41,9 @@ _EARLIEST = 0.01
 _LEAST = 1e-8
 """Least variance of the data given a belief: with none, an observation without noise would not pull at the end of a path."""
 
+_SINGULAR = 1e-9
+"""Share of the largest variance of the data below which the least counts as none."""
+
 _UNMET = 1e-3
 """Share of an observation without noise that no event has, above which it is refused."""
 
@@ -189,6 +192,7 @@ class Posterior(nn.Module):
         self.variance = self._known_variance()
         if self.observation.is_floating_point() and not bool(self.observation.isfinite().all()):
             raise ArgumentError("the observation has numbers that are not finite: leave them out by a Mask")
+        self.joint = self._joint()
         self._check_met()
         parameter = next((p for p in self.parameters()), None)
         if parameter is not None:
@@ -258,6 +262,23 @@ class Posterior(nn.Module):
         variance = noise.variance(y)
         return variance if isinstance(variance, Tensor) else y.new_full((), variance, dtype=torch.float64)
 
+    def _joint(self) -> tuple[Tensor, Tensor] | None:
+        """Return eigenvalues and eigenvectors of Aᵀ A/σ² + Σ⁻¹, float64; ``None`` where they are not known or do not exist.
+
+        With (a/b)² added to the eigenvalues it is the precision of the refined target at any time.
+        """
+        operator, noise = self.operator, self.variance
+        if self.spectrum is None or not isinstance(operator, Matrix) or operator.matrix.ndim != 2:
+            return None
+        (variances, axes), a = (part.double() for part in self.spectrum), operator.matrix.double()
+        if a.shape[1] != len(variances) or noise is None or noise.ndim or not float(noise) > 0:
+            return None
+        if not float(variances.min()) > _SINGULAR * float(variances.max()):
+            return None
+        precision = a.mT @ a / noise.double() + (axes / variances) @ axes.mT
+        values, vectors = torch.linalg.eigh((precision + precision.mT) / 2)
+        return values, vectors
+
     def _check_met(self) -> None:
         """Refuse an observation without noise that no event has."""
         exact = self.method == "repaint" or (isinstance(self.noise, Gaussian) and self.noise.none)
@@ -320,6 +341,7 @@ class Posterior(nn.Module):
         self.variance = None if self.variance is None else change(self.variance)
         self.covariance = None if self.covariance is None else change(self.covariance)
         self.spectrum = None if self.spectrum is None else (change(self.spectrum[0]), change(self.spectrum[1]))
+        self.joint = None if self.joint is None else (change(self.joint[0]), change(self.joint[1]))
 
     def extra_repr(self) -> str:
         return f"method={self.method!r}, operator={type(self.operator).__name__}, draw={self.draw}"
@@ -469,7 +491,12 @@ class Posterior(nn.Module):
         for k in range(getattr(self.operator, "steps", 1)):
             linear = self.operator.at(z)
             wrong = y - clean if k == 0 else y - self.operator(z) + linear(z - x)
-            if spread_of is not None:
+            if spread_of is not None and self.joint is not None:
+                values, axes = (part.double() for part in self.joint)
+                below, above = (c.flatten(1).double().square() for c in (left, tau))
+                pull = (linear.adjoint(wrong.double()) / noise.double()).flatten(1) @ axes
+                z = x + (pull * below / (below * values + above) @ axes.mT).reshape(x.shape).to(x.dtype)
+            elif spread_of is not None:
                 z = x + self._solved(linear, wrong, noise, spread_of)
             else:
                 z = x + variance * linear.adjoint(self._weighed(linear, wrong, noise, variance))
