@@ -108,7 +108,7 @@ def gaussian_methods(
             elif name == "mmps" and numbers > preset.limit_numbers:
                 continue
             elif system == "proxflow" and name == "mmps":
-                limit = replace(setting, sampler="multistep2", iterations=numbers + 1, fine=True)
+                limit = replace(setting, sampler="multistep2", iterations=numbers + 1, least=0.001)
                 yield system, name, limit, preset.limit
             elif name == "mmps":
                 yield system, name, replace(setting, iterations=numbers + 1, eta=0.0), preset.limit
