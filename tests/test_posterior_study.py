@@ -29,7 +29,7 @@ TINY = PosteriorPreset(
     few=2,
     limit=4,
     signal=16,
-    signals=2,
+    signals=1,
     signal_samples=40,
     sweeps=80,
     pictures=2,
@@ -157,7 +157,7 @@ def test_gibbs_draws_from_the_posterior_of_laplace_numbers():
     """Against the density on a grid, with one direction that is seen well and one that is hardly seen."""
     a = torch.tensor([[1.0, 0.9], [0.1, -0.1]], dtype=torch.float64)
     y, noise = torch.tensor([1.2, 0.1], dtype=torch.float64), 0.2
-    found = problems.gibbs(a, y, noise, 20, 3000, seeded(2)).flatten(0, 1)
+    found = problems.gibbs(a, y, noise, 60, 800, seeded(2), burn=100).flatten(0, 1)
     axis = torch.linspace(-6, 6, 1201, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     density = (-(y - grid @ a.mT).square().sum(1) / (2 * noise**2) - math.sqrt(2) * grid.abs().sum(1)).softmax(0)
@@ -166,7 +166,7 @@ def test_gibbs_draws_from_the_posterior_of_laplace_numbers():
         for level in (0.05, 0.25, 0.5, 0.75, 0.95):
             place = axis[int((below < level).sum())] + 0.005
             assert abs(float((found[:, k] < place).double().mean()) - level) < 0.015
-    alone = problems.gibbs(torch.ones(1, 1).double(), torch.full((1,), 0.4).double(), 0.5, 50, 2000, seeded(3))
+    alone = problems.gibbs(torch.ones(1, 1).double(), torch.full((1,), 0.4).double(), 0.5, 300, 200, seeded(3), burn=50)
     assert float(alone.mean()) == pytest.approx(quadrature(0.4, 1.0, 0.5)[1], abs=0.01)
 
 
@@ -203,6 +203,7 @@ def finished(tmp_path_factory):
         patch.setattr(study, "_PICTURES", ("flower", "mmps"))
         patch.setattr(study, "_PICTURES_AZULA", ("mmps",))
         patch.setattr(problems, "OPERATORS", ("few", "deficient"))
+        patch.setattr(problems, "SIGNAL_OPERATORS", ("sampling", "fourier"))
         results = trials.reproduce(study.STUDY, "tiny", TINY, out, CPU, said.append)
         again = []
         assert trials.reproduce(study.STUDY, "tiny", TINY, out, CPU, again.append)["rows"] == results["rows"]
