@@ -550,13 +550,12 @@ POSTERIOR_PRESETS: dict[PresetName, PosteriorPreset] = {
     "standard": _KNOWN,
     "long": replace(
         _KNOWN,
-        minutes="about 8 hours on a processor core",
+        minutes="about 9 hours on a processor core",
         problems={steps: {"8": 20, "80": 20, "800": 20} for steps in ("20", "100")},
         evaluations=50,
         limit=200,
-        limit_numbers=64,
         signals=8,
-        pictures=128,
+        pictures=32,
         picture_steps=(20, 50),
     ),
 }
