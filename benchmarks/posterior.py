@@ -1,8 +1,9 @@
 """What an observation costs a sampling step beside the network: ``python -m benchmarks.posterior``.
 
 Runs of the renewing sampler with and without an observation, in turns, on the U-Net of the shipped digits and a mask of
-their lower half: seconds of the process (one thread) a step, and their ratio. A proximal step in closed form, flower, should
-cost at most 1.05 of an unconditional one. Calls of the network are counted; mmps adds products by its Jacobian.
+their lower half, for flower a blur as well: seconds of the process (one thread) a step, and their ratio. A proximal step in
+closed form, flower, should cost at most 1.05 of an unconditional one. Calls of the network are counted; mmps adds products
+by its Jacobian.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def main() -> None:
     known[:, model.shape[1] // 2 :] = False
     clean = torch.zeros(shape)
     made = {"unconditional": model.predictor}
+    blur = inverse.Blur(1.5)
+    made["flower, blur"] = Posterior(model.predictor, blur, blur(clean), noise=0.1, method="flower")
     for method in ("flower", "flower-draw", "diffpir", "repaint", "dps", "pigdm", "tmpd", "mmps"):
         made[method] = Posterior(model.predictor, inverse.Mask(known), clean, noise=0.1, method=method)
     calls = list[int]()

@@ -22,6 +22,7 @@ from proxflow import (
     FisherRao,
     GaussianEndpoints,
     Guided,
+    MinibatchOT,
     Multistep,
     PointPredictor,
     Posterior,
@@ -32,6 +33,7 @@ from proxflow import (
     Stochastic,
     given,
     inverse,
+    models,
     particles,
     sample,
 )
@@ -215,6 +217,20 @@ def test_the_divergence_chooses_the_method():
         assert Posterior(ExactMean(GPFN(), law), a, y, noise=0.1, covariance=covariance).method == method
 
 
+def test_noise_is_renewed_unless_it_is_paired_with_the_data():
+    law, y, a = standard(2), torch.zeros(1, 1).double(), inverse.Matrix(torch.ones(1, 2).double())
+    paired = GPFN(KL(), coupling=MinibatchOT())
+    predictor = PointPredictor(MLP((2,), width=8, depth=1), paired)
+    for flow, asked, sampler in (
+        (GPFN(), ExactMean(GPFN(), law), "marginal"),
+        (BFN(0.1), ExactMean(BFN(0.1), law), "marginal"),
+        (paired, predictor, "multistep2"),
+    ):
+        assert default_sampler(Posterior(asked, a, y, noise=0.1, method="mmps", flow=flow), flow) == sampler
+    drawn_ = Posterior(ExactMean(GPFN(), law), a, y, noise=0.1, covariance=torch.ones(2), draw=True)
+    assert default_sampler(drawn_, GPFN()) == "renewed"
+
+
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_mmps_takes_as_many_products_as_it_says(iterations):
     calls = []
@@ -254,7 +270,7 @@ def test_each_observation_belongs_to_its_own_example_whatever_the_batches(method
     posterior = Posterior(network(flow, (6,)), mask, y, noise=noise, method=method)
     whole = sample(posterior, flow, (37, 6), nfe=5, seed=4, batch_size=48)
     torch.testing.assert_close(sample(posterior, flow, (37, 6), nfe=5, seed=4, batch_size=16), whole, rtol=0, atol=0)
-    assert default_sampler(posterior, flow) == ("multistep2" if METHODS[method].smooth else "renewed")
+    assert default_sampler(posterior, flow) == ("marginal" if METHODS[method].smooth else "renewed")
     with pytest.raises(ArgumentError, match="37 examples, and 36 samples"):
         sample(posterior, flow, (36, 6), nfe=1)
     one = Posterior(network(flow, (6,)), inverse.Mask(torch.arange(6) < 3), y[:1], noise=0.01, method=method)
@@ -440,6 +456,39 @@ def test_a_flower_step_compiles_whole():
     torch.testing.assert_close(torch.compile(step, fullgraph=True, backend="aot_eager")(mean, t), step(mean, t))
 
 
+class Written(TorchDispatchMode):
+    """Counts the numbers that operations write, which is what steps beside matrix products cost."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.numbers += sum(
+                a.numel() for a in (out if isinstance(out, tuple | list) else (out,)) if torch.is_tensor(a)
+            )
+        return out
+
+
+def test_a_flower_step_costs_hardly_more_than_one_without_an_observation():
+    model = models.load("mnist")
+    known = torch.ones(model.shape, dtype=torch.bool)
+    known[:, 14:] = False
+    clean, written = torch.zeros(4, *model.shape), {}
+    for name in ("none", "mask"):
+        predictor = model.predictor
+        if name == "mask":
+            predictor = Posterior(
+                model.predictor, inverse.Mask(known), clean, noise=0.1, method="flower", flow=model.flow
+            )
+        with Written() as counter:
+            Renewed()(predictor, model.flow, clean.shape, 5, seeded(1))
+        written[name] = counter.numbers
+    assert written["none"] < written["mask"] < 1.05 * written["none"]
+
+
 def test_a_covariance_may_be_symmetric_but_for_rounding():
     flow, law = GPFN(), standard(3)
     root = drawn(3, 3, seed=5)
@@ -480,6 +529,47 @@ def test_the_evidence_of_standard_normal_data_is_estimated_without_bias(method):
     assert float(found.effective.min()) >= 1 - 1e-9
     assert float(found.effective.max()) <= 32 + 1e-9
     torch.testing.assert_close(found.log_weights.exp().sum(1), torch.ones(40).double())
+
+
+def test_the_variance_of_particles_is_that_of_the_data():
+    """For Gaussian data of equal variances each estimate by Tweedie's formula is exact, else their mean over signs is."""
+    d, flow, a = 6, GPFN(), inverse.Matrix(drawn(2, 6, seed=1))
+    root = drawn(d, d, seed=2)
+    t = torch.tensor([0.3, 0.6, 0.9]).double().repeat(400)
+    belief = DiagonalGaussian(drawn(1200, d, seed=3), 1.0)
+    probe = drawn(1200, d, seed=4).sign()
+    for covariance, exact in ((0.1 * torch.eye(d).double(), True), (root @ root.mT, False)):
+        posterior = Posterior(ExactMean(flow, normal(torch.zeros(d).double(), covariance)), a, torch.zeros(1, 2).double(),
+                              noise=0.1, method="mmps", flow=flow)  # fmt: skip
+        found = posterior.refined(belief, t, probe=probe)[0].given_std.square().flatten()
+        for k, time in enumerate((0.3, 0.6, 0.9)):
+            at, b = flow.path.coefficients(torch.tensor(time).double())
+            precision = torch.linalg.inv(covariance) + (at / b) ** 2 * torch.eye(d).double()
+            wanted, own = torch.linalg.inv(precision).trace() / d, found[k::3]
+            error = 1e-10 if exact else 4 * float(own.std()) / math.sqrt(400)
+            assert abs(float(own.mean() - wanted)) < error
+            assert not exact or float(own.std()) < 1e-10
+
+
+def test_particles_by_tweedies_formula_are_right_for_data_that_are_narrow():
+    """Of N(0, I/10) in a few steps: a kernel of the path's width has another law, and another evidence."""
+    d, flow, noise = 8, GPFN(), 0.2
+    a, y, covariance = drawn(2, d, seed=1), drawn(1, 2, seed=2), 0.1 * torch.eye(d).double()
+    truth = torch.distributions.MultivariateNormal(
+        torch.zeros(2).double(), noise**2 * torch.eye(2).double() + a @ covariance @ a.mT
+    ).log_prob(y[0])
+    mean, left = conditioned(torch.zeros(d).double(), covariance, a, y, noise**2)
+    wrong = {}
+    for method in ("mmps", "flower"):
+        posterior = Posterior(
+            ExactMean(flow, normal(torch.zeros(d).double(), covariance)), inverse.Matrix(a), y.repeat(40, 1), noise=noise,
+            method=method, flow=flow,
+        )  # fmt: skip
+        found = particles(posterior, flow, (40, d), number=64, nfe=6, seed=3)
+        ratios = (found.log_evidence - truth).exp()
+        assert (abs(float(ratios.mean()) - 1) < 4 * float(ratios.std()) / math.sqrt(40)) == (method == "mmps")
+        wrong[method] = deviations(found.draw(25, seeded(5)).flatten(0, 1), mean[0], left)
+    assert wrong["mmps"] < 5 < wrong["flower"]
 
 
 def test_particles_mend_the_bias_of_their_proposals():

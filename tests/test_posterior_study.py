@@ -3,9 +3,12 @@
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
+from scipy import integrate
 
 from proxflow.data import GaussianMixtureLaw
 from proxflow.errors import ArgumentError
@@ -16,9 +19,8 @@ from proxflow.studies.presets import EXPERIMENTS, POSTERIOR_PRESETS, PosteriorPr
 
 TINY = PosteriorPreset(
     minutes="",
-    problems={"4": 2},
+    problems={"4": {"4": 2}},
     observed=(1,),
-    steps=(4,),
     samples=64,
     dimensions=(2,),
     noises=(0.5,),
@@ -27,6 +29,9 @@ TINY = PosteriorPreset(
     few=2,
     limit=4,
     signal=16,
+    signals=1,
+    signal_samples=40,
+    sweeps=80,
     pictures=2,
     picture_draws=3,
     picture_steps=(2,),
@@ -91,14 +96,88 @@ def test_standard_scores_tell_draws_from_what_is_biased():
     assert scores.against_normal(right[:, :1], one)["covariance"][0] > 100
 
 
+@pytest.mark.parametrize("law", ["standard", "correlated"])
+@pytest.mark.parametrize(
+    ("d", "kind"), [(2, "few"), (2, "square"), (16, "deficient"), (16, "square"), (64, "square"), (64, "deficient")]
+)
+@pytest.mark.parametrize("noise", [0.01, 1.0])
+def test_what_is_exact_is_within_three_standard_errors_at_20000_draws(law, d, kind, noise):
+    problem, posterior = problems.gaussian(law, d, kind, noise, seed=3)
+    setting = systems.OURS["flower-draw" if law == "standard" else "jfps-draw"]
+    found = scores.against_normal(systems.ours(problem, setting, 20_000, 2, seed=8), posterior)
+    assert abs(found["mean"][0]) < 3
+    assert abs(found["covariance"][0]) < 3
+    assert 0.885 < found["coverage90"][0] < 0.915
+    assert 0.885 < found["coverage90-worst"][0] < 0.915
+
+
 def test_signals_have_independent_increments():
-    covariance = study.signal_law(16)
+    total = problems.running_sum(16)
     steps = torch.eye(16, dtype=torch.float64) - torch.diag(torch.ones(15, dtype=torch.float64), -1)
-    torch.testing.assert_close(steps @ covariance @ steps.mT, torch.eye(16, dtype=torch.float64) / 16)
-    fourier = study.signal_operator("fourier", 64)
+    torch.testing.assert_close(steps @ total @ total.mT @ steps.mT, torch.eye(16, dtype=torch.float64) / 16)
+    fourier = problems.signal_operator("fourier", 64)
     torch.testing.assert_close(fourier @ fourier.mT, torch.eye(16, dtype=torch.float64))
-    assert study.signal_operator("sampling", 64).shape == (16, 64)
-    torch.testing.assert_close(study.signal_operator("convolution", 64).sum(1), torch.ones(64, dtype=torch.float64))
+    assert problems.signal_operator("sampling", 64).shape == (16, 64)
+    kernel = problems.signal_operator("convolution", 64)
+    torch.testing.assert_close(kernel.sum(1), torch.ones(64, dtype=torch.float64))
+
+
+def quadrature(y, a, b):
+    """Return log p(y) and E[x | y] of y = a x + b ε for a Laplace x of variance 1, by adaptive quadrature."""
+
+    def part(x, power):
+        return x**power * math.exp(-(((y - a * x) / b) ** 2) / 2 - math.sqrt(2) * abs(x))
+
+    ends = sorted({-30.0, 0.0, min(max(y / a, -29.0), 29.0), 30.0})
+    total, first = (
+        sum(integrate.quad(part, *pair, args=(power,), epsabs=1e-13, limit=300)[0] for pair in pairwise(ends))
+        for power in (0, 1)
+    )
+    return math.log(total / (2 * b * math.sqrt(math.pi))), first / total
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, 0.02), (0.9, 0.1), (0.5, 0.5), (0.1, 0.9), (0.01, 0.99), (0.002, 0.998)])
+@pytest.mark.parametrize("y", [0.003, 0.3, -2.0])
+def test_the_prediction_of_laplace_numbers_is_exact(y, a, b):
+    law, at = problems.LaplaceLaw(1), torch.tensor([[y]], dtype=torch.float64)
+    log_density, mean = quadrature(y, a, b)
+    assert float(law.posterior_mean(at, a, b)) == pytest.approx(mean, abs=1e-6)
+    found = law._condition(at, torch.full((1, 1), a).double(), torch.full((1, 1), b).double())[0]
+    assert float(found) == pytest.approx(log_density, abs=2e-5)
+
+
+def test_laplace_numbers_have_their_law():
+    x = problems.LaplaceLaw(2).sample(50_000, seeded(1), dtype=torch.float64).flatten().abs()
+    assert abs(float(x.square().mean()) - 1) < 5 * math.sqrt(5 / 100_000)
+    for quantile in (0.1, 0.5, 0.9):
+        assert abs(float((x < -math.log1p(-quantile) / math.sqrt(2)).double().mean()) - quantile) < 0.006
+
+
+def test_gibbs_draws_from_the_posterior_of_laplace_numbers():
+    """Against the density on a grid, with one direction that is seen well and one that is hardly seen."""
+    a = torch.tensor([[1.0, 0.9], [0.1, -0.1]], dtype=torch.float64)
+    y, noise = torch.tensor([1.2, 0.1], dtype=torch.float64), 0.2
+    found = problems.gibbs(a, y, noise, 60, 800, seeded(2), burn=100).flatten(0, 1)
+    axis = torch.linspace(-6, 6, 1201, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    density = (-(y - grid @ a.mT).square().sum(1) / (2 * noise**2) - math.sqrt(2) * grid.abs().sum(1)).softmax(0)
+    for k in range(2):
+        below = density.reshape(1201, 1201).sum(1 - k).cumsum(0)
+        for level in (0.05, 0.25, 0.5, 0.75, 0.95):
+            place = axis[int((below < level).sum())] + 0.005
+            assert abs(float((found[:, k] < place).double().mean()) - level) < 0.015
+    alone = problems.gibbs(torch.ones(1, 1).double(), torch.full((1,), 0.4).double(), 0.5, 300, 200, seeded(3), burn=50)
+    assert float(alone.mean()) == pytest.approx(quadrature(0.4, 1.0, 0.5)[1], abs=0.01)
+
+
+@pytest.mark.parametrize("law", problems.SIGNAL_LAWS)
+def test_draws_from_the_posterior_of_a_signal_cover_it(law):
+    given = problems.signal(law, "sampling", 16, 0, 1, 9, 1000)
+    found = scores.of_intervals(given.draw(1000), given.below)
+    assert found["coverage50"][0] == pytest.approx(0.5, abs=0.06)
+    assert found["coverage90"][0] == pytest.approx(0.9, abs=0.04)
+    seen = given.problem.operator.matrix @ torch.linalg.inv(given.back)
+    torch.testing.assert_close(seen, problems.signal_operator("sampling", 16))
 
 
 @pytest.mark.parametrize("method", ["diffpir", "mmps", "tmpd", "jfps"])
@@ -124,6 +203,7 @@ def finished(tmp_path_factory):
         patch.setattr(study, "_PICTURES", ("flower", "mmps"))
         patch.setattr(study, "_PICTURES_AZULA", ("mmps",))
         patch.setattr(problems, "OPERATORS", ("few", "deficient"))
+        patch.setattr(problems, "SIGNAL_OPERATORS", ("sampling", "fourier"))
         results = trials.reproduce(study.STUDY, "tiny", TINY, out, CPU, said.append)
         again = []
         assert trials.reproduce(study.STUDY, "tiny", TINY, out, CPU, again.append)["rows"] == results["rows"]
@@ -140,7 +220,9 @@ def test_rows_have_their_fixed_form(finished):
     wanted = set(study.systems())
     assert {row["system"] for row in results["rows"]} == wanted
     mixture = [row for row in results["rows"] if row["benchmark"] == "mixture"]
-    assert {row["method"] for row in mixture if row["system"] == "proxflow"} == set(systems.OURS)
+    assert {row["method"] for row in mixture if row["system"] == "proxflow"} == {
+        name for name in systems.OURS if not name.startswith("jfps")
+    }
     assert all(row["problems"] == 2 and row["error"] is not None for row in mixture)
     assert results["pieces"] == {"done": len(said), "of": len(said)}
     exact = [row for row in results["rows"] if row["method"] == "jfps-draw" and row["metric"] == "mean"]
@@ -153,7 +235,14 @@ def test_the_report_has_every_table_and_picture(finished):
     files = {path.name for path in trials.write_report(out, CPU)}
     assert {"report.md", "report.html", "images-lower-half-all-methods-002.png"} <= files
     text = (out / "report.md").read_text()
-    for word in ("particles-1024", "flower-draw", "PSNR, dB", "gaussian, fourier", "4 | 1 | 4 | 2 |"):
+    for word in (
+        "particles-1024",
+        "flower-draw",
+        "PSNR, dB",
+        "gaussian, fourier",
+        "laplace, sampling",
+        "4 | 1 | 4 | 2 |",
+    ):
         assert word in text
     assert "### Preset tiny" in report.block([results])
 
@@ -190,9 +279,17 @@ def test_pictures_that_the_package_has_no_model_of_are_refused(tmp_path):
 
 def test_presets_say_what_is_asked():
     assert EXPERIMENTS["posterior"] is POSTERIOR_PRESETS
+    assert POSTERIOR_PRESETS["long"].problems == {steps: {"8": 20, "80": 20, "800": 20} for steps in ("20", "100")}
     for name in ("standard", "long"):
         preset = POSTERIOR_PRESETS[name]
-        assert set(preset.problems) == {"8", "80", "800"}
-        assert (preset.observed, preset.steps, preset.samples) == ((1, 2, 4), (20, 100), 2000)
+        assert (preset.observed, preset.samples) == ((1, 2, 4), 2000)
         assert (preset.dimensions, preset.noises, preset.draws) == ((2, 16, 64), (0.01, 0.1, 1.0), 20_000)
-    assert set(POSTERIOR_PRESETS["long"].problems.values()) == {20}
+
+
+def test_a_run_that_is_stopped_has_some_of_each_benchmark():
+    order = [piece.name.split("-")[0] for piece in study.pieces(POSTERIOR_PRESETS["standard"], "mnist", Path("x"), CPU)]
+    for share in (4, 2):
+        begun = order[: len(order) // share]
+        assert {name: round(begun.count(name) * share / order.count(name), 1) for name in set(order)} == pytest.approx(
+            dict.fromkeys(set(order), 1.0), abs=0.3
+        )

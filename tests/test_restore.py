@@ -46,7 +46,7 @@ def test_a_small_picture_is_what_the_draws_reduce_to(folder, tmp_path):
     assert float((small - wanted).abs().mean()) < 4  # draws are cut to bytes
     images, told = restored(folder, "--task", "deblur", "--degrade", "--method", "mmps", out=tmp_path / "blurred")
     assert (tmp_path / "blurred" / "observed.png").is_file()
-    assert told["sampler"] == "multistep2"
+    assert told["sampler"] == "marginal"
 
 
 @pytest.mark.parametrize(

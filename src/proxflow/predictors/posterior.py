@@ -41,6 +41,9 @@ _EARLIEST = 0.01
 _LEAST = 1e-8
 """Least variance of the data given a belief: with none, an observation without noise would not pull at the end of a path."""
 
+_SINGULAR = 1e-9
+"""Share of the largest variance of the data below which the least counts as none."""
+
 _UNMET = 1e-3
 """Share of an observation without noise that no event has, above which it is refused."""
 
@@ -54,7 +57,7 @@ class Method:
         covariance: C that it takes; ``None`` asks for a tensor.
         draw: Whether the step's law is drawn from, or its mean is taken.
         products: Products by the predictor's Jacobian for one evaluation; ``None`` as many as ``iterations``.
-        smooth: Whether the target stays a posterior mean, which any sampler takes; else noise is renewed.
+        smooth: Whether the target stays a posterior mean, which any sampler takes, best ``marginal``; else noise is renewed.
     """
 
     line: str
@@ -177,7 +180,7 @@ class Posterior(nn.Module):
         self.iterations = iterations or (5 if rule.products is None else ITERATIONS)
         self.strength = strength
         self.reads = (asks & {"condition"}) | ({"noise"} if self.draw else set())
-        self.sampler = None if (rule.smooth and not self.draw) or not self.real else "renewed"
+        self.sampler = self._best_sampler(rule.smooth and not self.draw)
         self.earliest = 0.0
         if self.path is not None and rule.products != 0:
             self.earliest = float(self.path.time_of(torch.tensor(_EARLIEST, dtype=torch.float64)))
@@ -189,10 +192,21 @@ class Posterior(nn.Module):
         self.variance = self._known_variance()
         if self.observation.is_floating_point() and not bool(self.observation.isfinite().all()):
             raise ArgumentError("the observation has numbers that are not finite: leave them out by a Mask")
+        self.joint = self._joint()
         self._check_met()
         parameter = next((p for p in self.parameters()), None)
         if parameter is not None:
             self._move(lambda a: a.to(parameter.device))
+
+    def _best_sampler(self, smooth: bool) -> str | None:
+        """Return the name of the sampler to take where none is asked for; ``None`` leaves it to the flow."""
+        if not self.real:
+            return None
+        if not smooth:
+            return "renewed"
+        # Fresh noise mends at each step what the former targets got wrong; it needs noise that the data do not know of.
+        free = self.flow is not None and self.flow.coupling is None and self.flow.begins_normal
+        return "marginal" if free else None
 
     def _chosen(self, method: str | None, covariance: Any) -> str:
         """Return the method, by its name, by the covariance or by the flow."""
@@ -247,6 +261,23 @@ class Posterior(nn.Module):
             return y.new_ones(())
         variance = noise.variance(y)
         return variance if isinstance(variance, Tensor) else y.new_full((), variance, dtype=torch.float64)
+
+    def _joint(self) -> tuple[Tensor, Tensor] | None:
+        """Return eigenvalues and eigenvectors of Aᵀ A/σ² + Σ⁻¹, float64; ``None`` where they are not known or do not exist.
+
+        With (a/b)² added to the eigenvalues it is the precision of the refined target at any time.
+        """
+        operator, noise = self.operator, self.variance
+        if self.spectrum is None or not isinstance(operator, Matrix) or operator.matrix.ndim != 2:
+            return None
+        (variances, axes), a = (part.double() for part in self.spectrum), operator.matrix.double()
+        if a.shape[1] != len(variances) or noise is None or noise.ndim or not float(noise) > 0:
+            return None
+        if not float(variances.min()) > _SINGULAR * float(variances.max()):
+            return None
+        precision = a.mT @ a / noise.double() + (axes / variances) @ axes.mT
+        values, vectors = torch.linalg.eigh((precision + precision.mT) / 2)
+        return values, vectors
 
     def _check_met(self) -> None:
         """Refuse an observation without noise that no event has."""
@@ -310,6 +341,7 @@ class Posterior(nn.Module):
         self.variance = None if self.variance is None else change(self.variance)
         self.covariance = None if self.covariance is None else change(self.covariance)
         self.spectrum = None if self.spectrum is None else (change(self.spectrum[0]), change(self.spectrum[1]))
+        self.joint = None if self.joint is None else (change(self.joint[0]), change(self.joint[1]))
 
     def extra_repr(self) -> str:
         return f"method={self.method!r}, operator={type(self.operator).__name__}, draw={self.draw}"
@@ -329,9 +361,21 @@ class Posterior(nn.Module):
         return target
 
     def refined(
-        self, belief: Any, t: Tensor, *, condition: Condition | None = None, generator: Generator | None = None
+        self,
+        belief: Any,
+        t: Tensor,
+        *,
+        condition: Condition | None = None,
+        generator: Generator | None = None,
+        probe: Tensor | None = None,
     ) -> tuple[Any, Any]:
-        """Return the target without the observation, and that given it; the rest is as in :meth:`forward`."""
+        """Return the target without the observation, and that given it; the rest is as in :meth:`forward`.
+
+        Args:
+            probe: Random signs, (batch, *event): with them the standard deviation of the first target is that of the data
+                given the belief, the same for all numbers of an event. It is the path's, r, or with a method by Tweedie's
+                formula the mean of its covariance's diagonal as one further product estimates it.
+        """
         told: dict[str, Any] = {} if condition is None else {"condition": condition}
         if isinstance(belief, Categorical | Product | Revealed):
             return self._infilled(belief, t, told)
@@ -353,7 +397,22 @@ class Posterior(nn.Module):
         self._check_shapes(x)
         moved = self._moved(x, prior.mean, at, times, generator)
         std = prior.given_std.detach()
-        return DiagonalGaussian(x, std), DiagonalGaussian(moved, std)
+        spread = std if probe is None else self._variance(prior.mean, at, times, probe).sqrt()
+        return DiagonalGaussian(x, spread), DiagonalGaussian(moved, std)
+
+    def _variance(self, output: Tensor, at: Tensor, t: Tensor, probe: Tensor) -> Tensor:
+        """Return the mean variance of the data's numbers given the belief, (batch, 1, …).
+
+        "Estimating the Optimal Covariance with Imperfect Mean in Diffusion Probabilistic Models" (Bao et al., 2022), arXiv
+        2206.07309; the trace as pᵀ C p for random signs p, which has its mean ("A Stochastic Estimator of the Trace of the
+        Influence Matrix" (Hutchinson, 1989)).
+        """
+        tau, left, scale = self._straight(t, probe)
+        if METHODS[self.method].products == 0:
+            return left.square() / (tau.square() + left.square())
+        (product,) = torch.autograd.grad(output, at, probe, retain_graph=True)
+        mean = over_events(sum_events(probe * product) / probe[0].numel(), probe)
+        return (scale * left.square() / tau * mean).clamp_min(_LEAST)
 
     def _check_shapes(self, x: Tensor) -> None:
         if isinstance(self.operator, Functions):
@@ -432,7 +491,12 @@ class Posterior(nn.Module):
         for k in range(getattr(self.operator, "steps", 1)):
             linear = self.operator.at(z)
             wrong = y - clean if k == 0 else y - self.operator(z) + linear(z - x)
-            if spread_of is not None:
+            if spread_of is not None and self.joint is not None:
+                values, axes = (part.double() for part in self.joint)
+                below, above = (c.flatten(1).double().square() for c in (left, tau))
+                pull = (linear.adjoint(wrong.double()) / noise.double()).flatten(1) @ axes
+                z = x + (pull * below / (below * values + above) @ axes.mT).reshape(x.shape).to(x.dtype)
+            elif spread_of is not None:
                 z = x + self._solved(linear, wrong, noise, spread_of)
             else:
                 z = x + variance * linear.adjoint(self._weighed(linear, wrong, noise, variance))

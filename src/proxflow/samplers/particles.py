@@ -6,7 +6,9 @@ moves by the flow's ancestral kernel, with its target refined by the observation
     w ← w · p(z' | z, x̂) ψ(z') / (p(z' | z, x*) ψ(z)),   ψ(z) = N(y; A x̂, σ² + r² A Aᵀ).
 
 The refined targets x* are those of any :class:`~proxflow.Posterior`; the weights mend its bias. The twist ψ is the
-likelihood of the observation for x ~ N(x̂, r²) with the path's r² = b²/(a² + b²), by which the last step is drawn as well.
+likelihood of the observation for x ~ N(x̂, r²), by which the kernel's variance is more and the last step is drawn as well.
+With a method by Tweedie's formula (mmps, tmpd, pigdm, dps) r² is each particle's own, by one further product; with the
+others the path's b²/(a² + b²), which is right for data N(0, I), and too wide for data that fill less of their space.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proxflow._math import sum_events
+from proxflow._math import over_events, sum_events
 from proxflow.errors import ArgumentError
 from proxflow.examples import Condition, check_rows, moved, rows
 from proxflow.flows import Flow
 from proxflow.inverse import Diagonalised, Gaussian, Mask
 from proxflow.paths import renewal
-from proxflow.predictors.posterior import Posterior
+from proxflow.predictors.posterior import METHODS, Posterior
 from proxflow.random import Generator, SampleStreams, rand, randn_like
 
 
@@ -125,7 +127,7 @@ def particles(
     condition = moved(condition, device)
     total, unit = posteriors * number, -(-batch_size // 16) * 16
     everyone = torch.arange(total, device=device)
-    streams = SampleStreams(seed, everyone, expected=nfe + 1)
+    streams = SampleStreams(seed, everyone, expected=2 * nfe + 1)
     draws = SampleStreams(seed + 2**62, torch.arange(posteriors, device=device), expected=nfe)
     owner = everyone // number
     times = flow.times(nfe) if times is None else list(times)
@@ -135,9 +137,11 @@ def particles(
     whole = posterior.rows(owner)
     noise = torch.zeros((), device=device) if whole.variance is None else whole.variance
 
-    def predicted(y: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Return the targets without and with the observation, part by part of the particles."""
-        found = []
+    own = METHODS[posterior.method].products != 0  # each particle's r² is its own
+
+    def predicted(y: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the targets without and with the observation, and r², (particles,), part by part of the particles."""
+        found, probes = [], randn_like(y, streams).sign() if own else torch.ones_like(y[:1]).expand_as(y)
         for begin in range(0, total, unit):
             part = slice(begin, min(begin + unit, total))
             t = torch.full(
@@ -145,16 +149,17 @@ def particles(
             )
             belief = latent.belief(scale[k] * y[part], t)
             told: dict[str, Any] = {} if condition is None else {"condition": rows(condition, owner[part])}
-            plain, refined = whole.rows(everyone[part]).refined(belief, t, **told)
-            found.append((plain.mean, refined.mean))
-        return torch.cat([a for a, _ in found]), torch.cat([b for _, b in found])
+            plain, refined = whole.rows(everyone[part]).refined(belief, t, probe=probes[part], **told)
+            spreads = plain.given_std.square().flatten(1)[:, 0].expand(len(t))
+            found.append((plain.mean, refined.mean, spreads))
+        x, better, spreads = map(torch.cat, zip(*found, strict=True))
+        return x, better, spreads
 
-    def twist(x: Tensor, k: int) -> Tensor:
+    def twist(x: Tensor, spreads: Tensor) -> Tensor:
         """Return log ψ, (posteriors, particles), float64."""
         wrong = (whole.observation.to(x.dtype) - whole.operator(x)).double()
-        size = left[k] ** 2 / (taken[k] ** 2 + left[k] ** 2)
         weighed: Any = whole.operator
-        seen: Tensor = weighed.log_normal(wrong, noise.double(), size)
+        seen: Tensor = weighed.log_normal(wrong, noise.double(), spreads.double())
         return seen.reshape(posteriors, number)
 
     y = randn_like(torch.empty(total, *event, dtype=dtype, device=device), streams)
@@ -162,8 +167,8 @@ def particles(
     evidence, effective = log_weights.new_zeros(posteriors), []
     last = torch.zeros_like(log_weights)
     for k in range(nfe):
-        x, better = predicted(y, k)
-        now = twist(x, k)
+        x, better, spreads = predicted(y, k)
+        now = twist(x, spreads)
         log_weights = log_weights + now - last
         normal = log_weights.log_softmax(1)
         size = (-(2 * normal).logsumexp(1)).exp()
@@ -175,23 +180,24 @@ def particles(
         index = (chosen + number * torch.arange(posteriors, device=device)[:, None]).flatten()
         evidence = evidence + torch.where(again, log_weights.logsumexp(1) - math.log(number), 0.0)
         log_weights = torch.where(again[:, None], torch.zeros_like(log_weights), log_weights)
-        y, x, better, last = y[index], x[index], better[index], now.flatten()[index].reshape_as(now)
+        y, x, better, spreads = y[index], x[index], better[index], spreads[index]
+        last = now.flatten()[index].reshape_as(now)
         if k + 1 == nfe:
             break
         keep, _, fresh = renewal((taken[k], left[k]), (taken[k + 1], left[k + 1]), 1.0)
         pull = taken[k + 1] - keep * taken[k]
         # The kernel of x ~ N(x̂, r²) and an ancestral step toward it.
-        std = math.sqrt(fresh**2 + pull**2 * left[k] ** 2 / (taken[k] ** 2 + left[k] ** 2))
+        std = over_events((fresh**2 + pull**2 * spreads).sqrt(), y).to(y.dtype)
         step = std * randn_like(y, streams)
         y = keep * y + pull * better + step
         away = (step + pull * (better - x)).double()
-        log_weights = log_weights + (sum_events(step.double().square() - away.square()) / (2 * std**2)).reshape_as(now)
-    size = left[-1] ** 2 / (taken[-1] ** 2 + left[-1] ** 2)
+        change = sum_events((step.double().square() - away.square()) / (2 * std.double().square()))
+        log_weights = log_weights + change.reshape_as(now)
     variance = noise.to(dtype)
-    x = x + math.sqrt(size) * randn_like(x, streams)
+    x = x + over_events(spreads.sqrt(), x).to(x.dtype) * randn_like(x, streams)
     goal = whole.observation.to(dtype).expand_as(whole.operator(x))
     goal = goal + variance.sqrt() * randn_like(goal, streams)
-    events = whole.operator.prox(x, goal, variance, size)
+    events = whole.operator.prox(x, goal, variance, spreads.to(dtype))
     evidence = evidence + log_weights.logsumexp(1) - math.log(number)
     return Particles(
         events.reshape(posteriors, number, *event), log_weights.log_softmax(1), evidence, torch.stack(effective)

@@ -491,65 +491,71 @@ class PosteriorPreset(Size):
     """Everything that fixes the result of the study of posterior sampling.
 
     Args:
-        problems: Problems of the mixture, by dimension.
+        problems: Problems of the mixture, by evaluations of each sample and then by dimension.
         observed: Numbers observed of the mixture.
-        steps: Evaluations of each sample of the mixture and of the images.
-        samples: Samples of each problem of the mixture and of the signals.
+        samples: Samples of each problem of the mixture.
         dimensions: Of the Gaussian problems.
         noises: Standard deviations of their noise.
-        draws: Draws of each of them.
+        draws: Draws of each of them by what is to be right; a tenth of it by other methods.
         evaluations: Of each of them, and of each signal, but for what is right at any number or in the limit of many.
         few: Evaluations of what is right at any number.
         limit: Evaluations of what is right in the limit of many.
         limit_numbers: Most numbers observed for which that limit is taken.
-        signal: Length of the signals with independent increments.
+        signal: Length of the signals with independent increments, a multiple of 16.
+        signals: Signals of each law and operator.
+        signal_samples: Samples of each.
+        sweeps: Of each of the chains that find the truth of those with Laplace increments.
         pictures: Test pictures that are restored.
         picture_draws: Draws of each; the interval between the least and the largest holds all but 2/(draws + 1).
         picture_steps: Evaluations of each.
         model: Name or folder of the model of the pictures.
     """
 
-    problems: Mapping[str, int]
+    problems: Mapping[str, Mapping[str, int]]
     observed: tuple[int, ...] = (1, 2, 4)
-    steps: tuple[int, ...] = (20, 100)
     samples: int = 2000
     dimensions: tuple[int, ...] = (2, 16, 64)
     noises: tuple[float, ...] = (0.01, 0.1, 1.0)
     draws: int = 20_000
-    evaluations: int = 50
+    evaluations: int = 20
     few: int = 5
-    limit: int = 200
+    limit: int = 100
     limit_numbers: int = 16
     signal: int = 64
-    pictures: int = 32
+    signals: int = 2
+    signal_samples: int = 1000
+    sweeps: int = 2000
+    pictures: int = 8
     picture_draws: int = 19
-    picture_steps: tuple[int, ...] = (20,)
+    picture_steps: tuple[int, ...] = (10, 30)
     model: str = "mnist"
 
 
 _KNOWN = PosteriorPreset(
-    minutes="about an hour on a processor core", problems={"8": 20, "80": 5, "800": 1}, dimensions=(2, 16, 64)
+    minutes="about 50 minutes on a processor core",
+    problems={"20": {"8": 20, "80": 20, "800": 3}, "100": {"8": 10, "80": 3}},
 )
 
 POSTERIOR_PRESETS: dict[PresetName, PosteriorPreset] = {
     "quick": replace(
         _KNOWN,
         minutes="about 8 minutes on a processor core",
-        problems={"8": 5, "80": 1},
-        steps=(20,),
+        problems={"20": {"8": 5, "80": 2}},
         dimensions=(2,),
         noises=(0.1,),
-        evaluations=20,
-        limit=100,
+        signals=1,
         pictures=4,
+        picture_steps=(20,),
     ),
     "standard": _KNOWN,
     "long": replace(
         _KNOWN,
-        minutes="about 4 hours on a processor core",
-        problems={"8": 20, "80": 20, "800": 20},
-        limit_numbers=64,
-        pictures=128,
+        minutes="about 9 hours on a processor core",
+        problems={steps: {"8": 20, "80": 20, "800": 20} for steps in ("20", "100")},
+        evaluations=50,
+        limit=200,
+        signals=8,
+        pictures=32,
         picture_steps=(20, 50),
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def against_normal(samples: Tensor, posterior: Normal) -> dict[str, tuple[float,
     bures = (own + posterior.covariance).trace() - 2 * _root(root @ own @ root).trace()
     apart = (x.mean(0) - posterior.mean).square().sum() + bures.clamp_min(0)
     low, high = (x.quantile(q, dim=0) for q in (0.05, 0.95))
-    covered = _below(high, posterior) - _below(low, posterior)
+    covered = posterior.below(high) - posterior.below(low)
     worst = covered[(covered - 0.9).abs().argmax()]
     return {
         "mean": (float((number * mean.square().sum() - d) / math.sqrt(2 * d)), 1.0),
@@ -42,11 +43,6 @@ def against_normal(samples: Tensor, posterior: Normal) -> dict[str, tuple[float,
         "coverage90": (float(covered.mean()), float(covered.std(correction=0)) / math.sqrt(d)),
         "coverage90-worst": (float(worst), None),
     }
-
-
-def _below(at: Tensor, posterior: Normal) -> Tensor:
-    below: Tensor = torch.special.ndtr((at - posterior.mean) / posterior.std)
-    return below
 
 
 def _root(matrix: Tensor) -> Tensor:
@@ -62,13 +58,15 @@ def against_draws(samples: Tensor, truth: Tensor, seed: int) -> float:
     return sliced_wasserstein(truth, samples.double(), SLICES, seed)
 
 
-def of_intervals(samples: Tensor, truth: Tensor, share: float) -> Tensor:
-    """Return which coordinates of true events lie between the quantiles of their own samples, (events, d).
+def of_intervals(samples: Tensor, below: Callable[[Tensor], Tensor]) -> dict[str, tuple[float, float | None]]:
+    """Return how much of the posterior lies between quantiles of samples, the mean over coordinates: ``coverage50``, and 90.
 
     Args:
-        samples: (events, number, d).
-        truth: (events, d).
-        share: Of the posterior between the quantiles.
+        samples: (number, d).
+        below: The posterior's distribution functions, from places (d,) to probabilities.
     """
-    low, high = (samples.quantile(q, dim=1) for q in (0.5 - share / 2, 0.5 + share / 2))
-    return (truth >= low) & (truth <= high)
+    found: dict[str, tuple[float, float | None]] = {}
+    for share in (50, 90):
+        low, high = (samples.quantile(0.5 + sign * share / 200, dim=0) for sign in (-1, 1))
+        found[f"coverage{share}"] = (float((below(high) - below(low)).mean()), None)
+    return found

@@ -18,8 +18,7 @@ from torch import Tensor
 from proxflow import data, metrics, models
 from proxflow.data import to_bytes
 from proxflow.errors import ArgumentError
-from proxflow.flows import GPFN
-from proxflow.inverse import Blur, Downsample, Mask, Matrix, Operator
+from proxflow.inverse import Blur, Downsample, Mask, Operator
 from proxflow.predictors import Posterior
 from proxflow.runtime.files import read_json, writable_folder, write_atomically, write_json
 from proxflow.runtime.machine import hardware, versions
@@ -60,16 +59,25 @@ def systems() -> tuple[str, ...]:
 def compared(
     problem: Problem,
     methods: Iterable[tuple[str, str, Setting, int]],
-    number: int,
+    number: int | Callable[[str], int],
     seed: int,
     score: Callable[[Tensor], Found],
     what: Mapping[str, Any],
 ) -> list[Record]:
-    """Return a row for each metric of each method (system, name, setting, steps) on a problem."""
+    """Return a row for each metric of each method (system, name, setting, steps) on a problem.
+
+    Args:
+        problem: The problem.
+        methods: What is compared.
+        number: Samples of each, or of each by its name.
+        seed: Seed.
+        score: Of samples.
+        what: What else a row says.
+    """
     rows = []
     for system, name, setting, steps in methods:
         started = time.process_time()
-        events = SYSTEMS[system][1](problem, setting, number, steps, seed)
+        events = SYSTEMS[system][1](problem, setting, number if isinstance(number, int) else number(name), steps, seed)
         seconds = time.process_time() - started
         for metric, (value, error) in score(events).items():
             row = {"system": system, "method": name, "steps": steps, "metric": metric, "value": _number(value)}
@@ -100,7 +108,7 @@ def gaussian_methods(
             elif name == "mmps" and numbers > preset.limit_numbers:
                 continue
             elif system == "proxflow" and name == "mmps":
-                limit = replace(setting, sampler="multistep2", iterations=numbers + 1, fine=True)
+                limit = replace(setting, sampler="multistep2", iterations=numbers + 1, least=0.001)
                 yield system, name, limit, preset.limit
             elif name == "mmps":
                 yield system, name, replace(setting, iterations=numbers + 1, eta=0.0), preset.limit
@@ -124,8 +132,9 @@ def gaussian_pieces(preset: PosteriorPreset, seed: int) -> Iterator[Piece]:
                             "observed": observed,
                         }  # fmt: skip
                         methods = gaussian_methods(law, d, rank, preset)
+                        right = ("mmps", *_EXACT[law])
                         return compared(
-                            problem, methods, preset.draws, seed + 1,
+                            problem, methods, lambda name: preset.draws // (1 if name in right else 10), seed + 1,
                             lambda events: scores.against_normal(events, posterior), what,
                         )  # fmt: skip
 
@@ -137,16 +146,15 @@ def gaussian_pieces(preset: PosteriorPreset, seed: int) -> Iterator[Piece]:
 
 def mixture_pieces(preset: PosteriorPreset, seed: int) -> Iterator[Piece]:
     """Give the pieces of the mixture, the first problem of each row first."""
-    most = max(preset.problems.values())
+    most = max(count for each in preset.problems.values() for count in each.values())
     for number in range(most):
-        for dimension, count in preset.problems.items():
-            for observed in preset.observed:
-                for steps in preset.steps:
-                    if number >= count:
-                        continue
+        for evaluations, each in preset.problems.items():
+            for dimension, count in each.items():
+                for observed in preset.observed if number < count else ():
+                    d, steps = int(dimension), int(evaluations)
 
                     def rows(
-                        d: int = int(dimension), observed: int = observed, steps: int = steps, number: int = number
+                        d: int = d, observed: int = observed, steps: int = steps, number: int = number
                     ) -> list[Record]:
                         problem, draw = problems.mixture(d, observed, number, seed)
                         truth = draw(preset.samples, seeded(seed, number, 1))
@@ -160,85 +168,56 @@ def mixture_pieces(preset: PosteriorPreset, seed: int) -> Iterator[Piece]:
                             (system, name, setting, steps)
                             for system in systems()
                             for name, setting in SYSTEMS[system][0].items()
+                            if setting.method != "jfps"  # whose covariance, here 1, is what flower has
                         )
-                        known = replace(problem, covariance=torch.ones(()))
-                        found = compared(known, methods, preset.samples, seed * 1000 + number, score, what)
+                        found = compared(problem, methods, preset.samples, seed * 1000 + number, score, what)
                         floor = {
                             "system": "truth", "method": "truth", "steps": steps, "metric": "sliced_wasserstein",
                             "value": scores.against_draws(other, truth, number), "error": None, "seconds": 0.0,
                         }  # fmt: skip
                         return [*found, {**what, **floor}]
 
-                    yield Piece(f"mixture-{number:02d}-{int(dimension):03d}-{observed}-{steps:03d}", rows)
+                    yield Piece(f"mixture-{number:02d}-{d:03d}-{observed}-{steps:03d}", rows)
 
 
 # Signals ---------------------------------------------------------------------------------------------------------------
 
-_SIGNAL_NOISE = 0.3
-
-
-def signal_operator(kind: str, length: int) -> Tensor:
-    """Return a matrix of signals: identity, convolution (Gaussian, two samples wide), sampling or fourier (half of each)."""
-    eye = torch.eye(length, dtype=torch.float64)
-    if kind == "identity":
-        return eye
-    if kind == "convolution":
-        return Blur(2.0).axis(length)
-    if kind == "sampling":
-        return eye[:: length // 16]
-    at = torch.arange(length, dtype=torch.float64)
-    angles = 2 * math.pi * at * torch.arange(1, 9, dtype=torch.float64)[:, None] / length
-    return torch.cat([angles.cos(), angles.sin()]) * math.sqrt(2 / length)
-
-
-def signal_law(length: int) -> Tensor:
-    """Return the covariance of signals whose increments are independent, of variance 1/length, from a start at 0."""
-    at = torch.arange(1, length + 1, dtype=torch.float64)
-    return torch.minimum(at[:, None], at) / length
-
 
 def increments_pieces(preset: PosteriorPreset, seed: int) -> Iterator[Piece]:
-    """Give the pieces of signals with independent Gaussian increments, whose posterior is known in closed form."""
-    from proxflow.data import GaussianMixtureLaw
-    from proxflow.predictors.exact import ExactMean
+    """Give the pieces of signals with independent increments, the first signal of each row first."""
+    for number in range(preset.signals):
+        for law in problems.SIGNAL_LAWS:
+            for kind in problems.SIGNAL_OPERATORS:
 
-    for kind in ("identity", "convolution", "sampling", "fourier"):
+                def rows(law: str = law, kind: str = kind, number: int = number) -> list[Record]:
+                    given = problems.signal(law, kind, preset.signal, number, seed, 33, preset.sweeps)
+                    what = {
+                        "benchmark": "increments", "law": law, "operator": kind, "noise": problems.SIGNAL_NOISE,
+                        "dimension": preset.signal, "observed": given.problem.observation.shape[1], "problem": number,
+                    }  # fmt: skip
+                    methods = (
+                        (
+                            system,
+                            name,
+                            replace(setting, iterations=20) if name == "mmps" else setting,
+                            preset.evaluations,
+                        )
+                        for system in systems()
+                        for name, setting in SYSTEMS[system][0].items()
+                        if not setting.number
+                    )
+                    found = compared(
+                        given.problem, methods, preset.signal_samples, seed + 1 + 1000 * number,
+                        lambda events: scores.of_intervals(events @ given.back.mT, given.below), what,
+                    )  # fmt: skip
+                    truth = {"system": "truth", "method": "truth", "steps": preset.evaluations, "seconds": 0.0}
+                    for metric, (value, _) in scores.of_intervals(
+                        given.draw(preset.signal_samples), given.below
+                    ).items():
+                        found.append({**what, **truth, "metric": metric, "value": value, "error": None})
+                    return found
 
-        def rows(kind: str = kind) -> list[Record]:
-            length, noise = preset.signal, _SIGNAL_NOISE
-            covariance, mean = signal_law(length), torch.zeros(length, dtype=torch.float64)
-            law = GaussianMixtureLaw(torch.ones(1, dtype=torch.float64), mean[None], covariance[None])
-            a, draws, flow = signal_operator(kind, length), seeded(seed, length), GPFN()
-            x = law.sample(1, draws, dtype=torch.float64)[0]
-            y = a @ x + noise * torch.randn(len(a), generator=draws, dtype=torch.float64)
-            posterior = problems.conditioned(mean, covariance, a, y, noise)
-            problem = Problem(
-                ExactMean(flow, law), flow, Matrix(a), y[None], noise, (length,), covariance, 1.0, torch.float64
-            )
-            what = {
-                "benchmark": "increments", "law": "gaussian", "operator": kind, "noise": noise, "dimension": length,
-                "observed": len(a),
-            }  # fmt: skip
-
-            def score(events: Tensor) -> Found:
-                found: Found = {}
-                for share in (50, 90):
-                    low, high = (events.quantile(q, dim=0) for q in (0.5 - share / 200, 0.5 + share / 200))
-                    inside = [torch.special.ndtr((at - posterior.mean) / posterior.std) for at in (low, high)]
-                    covered = inside[1] - inside[0]
-                    error = float(covered.std(correction=0)) / math.sqrt(length)
-                    found[f"coverage{share}"] = (float(covered.mean()), error)
-                return found
-
-            methods = (
-                (system, name, replace(setting, iterations=20) if name == "mmps" else setting, preset.evaluations)
-                for system in systems()
-                for name, setting in SYSTEMS[system][0].items()
-                if not setting.number
-            )
-            return compared(problem, methods, preset.samples, seed + 1, score, what)
-
-        yield Piece(f"increments-gaussian-{kind}", rows)
+                yield Piece(f"increments-{number:02d}-{law}-{kind}", rows)
 
 
 # Pictures --------------------------------------------------------------------------------------------------------------
@@ -263,18 +242,19 @@ def picture_operator(task: str, shape: tuple[int, ...]) -> Operator:
 
 _PICTURES = ("flower", "flower-draw", "diffpir", "mmps", "tmpd", "pigdm", "dps")
 _PICTURES_AZULA = ("diffpir", "mmps", "tmpd", "pigdm", "dps")
+_PRODUCTS = {"mmps": 5, "tmpd": 2, "pigdm": 1, "dps": 1}
+"""Products by the network's Jacobian beside each evaluation, the same in both systems."""
 
 
 def picture_pieces(
     preset: PosteriorPreset, seed: int, dataset: str, out: Path, device: torch.device
 ) -> Iterator[Piece]:
     """Give the pieces of pictures: a task and a method each, whose first draws are kept beside."""
-    for system, names in (("proxflow", _PICTURES), ("azula", _PICTURES_AZULA)):
-        if system not in systems():
-            continue
+    compared = {"proxflow": _PICTURES, "azula": _PICTURES_AZULA}
+    for steps in preset.picture_steps:
         for task in TASKS:
-            for steps in preset.picture_steps:
-                for name in names:
+            for system in systems():
+                for name in compared[system]:
 
                     def rows(
                         system: str = system, task: str = task, steps: int = steps, name: str = name
@@ -342,6 +322,7 @@ def restored(
     row = {
         "benchmark": "images", "system": system, "method": name, "operator": task, "data": recognised,
         "dimension": clean[0].numel(), "observed": hidden, "steps": steps, "noise": PICTURE_NOISE,
+        "products": _PRODUCTS.get(name, 0),
     }  # fmt: skip
     return [
         {**row, "metric": metric, "value": _number(value), "error": _number(error), "seconds": round(seconds, 2)}
@@ -393,17 +374,18 @@ def _device(operator: Operator) -> torch.device:
 
 
 def pieces(preset: PosteriorPreset, dataset: str, out: Path, device: torch.device) -> list[Piece]:
-    """Return all pieces of a preset in the order of their work."""
+    """Return all pieces of a preset in the order of their work: of each benchmark as much, whenever one stops."""
     found = []
     for seed in preset.seeds:
-        each = [
-            *mixture_pieces(preset, seed),
-            *gaussian_pieces(preset, seed),
-            *picture_pieces(preset, seed, dataset, out, device),
-            *increments_pieces(preset, seed),
-        ]
-        found += [replace(piece, name=f"{piece.name}-seed{seed}") for piece in each]
-    return found
+        for kind in (
+            increments_pieces(preset, seed),
+            mixture_pieces(preset, seed),
+            gaussian_pieces(preset, seed),
+            picture_pieces(preset, seed, dataset, out, device),
+        ):
+            each = list(kind)
+            found += [(k / len(each), replace(piece, name=f"{piece.name}-seed{seed}")) for k, piece in enumerate(each)]
+    return [piece for _, piece in sorted(found, key=lambda place: place[0])]
 
 
 def run(
@@ -448,20 +430,27 @@ def _peers() -> dict[str, str]:
     return {"azula": version("azula")}
 
 
+_OF_PROBLEMS = ("mixture", "increments")
+"""Benchmarks of several problems, whose mean is what is kept."""
+
+
 def collected(rows: list[Record]) -> Record:
-    """Return rows in their fixed form, problems of the mixture put together, and those of the truth itself apart."""
-    found, each = [row for row in rows if row["benchmark"] != "mixture"], dict[tuple[Any, ...], list[Record]]()
-    keys = ("benchmark", "system", "method", "dimension", "observed", "steps", "metric")
+    """Return rows in their fixed form, those of several problems put together, and those of the truth itself apart.
+
+    The error of a mean over problems is 1.96 standard errors.
+    """
+    found, each = [row for row in rows if row["benchmark"] not in _OF_PROBLEMS], dict[str, list[Record]]()
+    apart = ("problem", "value", "error", "seconds")
     for row in rows:
-        if row["benchmark"] == "mixture":
-            each.setdefault(tuple(row[key] for key in keys), []).append(row)
+        if row["benchmark"] in _OF_PROBLEMS:
+            each.setdefault(json.dumps({key: v for key, v in row.items() if key not in apart}), []).append(row)
     floors: list[Record] = []
     for key, group in each.items():
         values = [row["value"] for row in group]
         known = [v for v in values if v is not None]
         error = 1.96 * statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None
         row = {
-            **dict(zip(keys, key, strict=True)),
+            **json.loads(key),
             "value": statistics.fmean(known) if len(known) == len(values) else None, "error": error,
             "seconds": round(statistics.fmean(row["seconds"] for row in group), 3), "problems": len(group),
         }  # fmt: skip
