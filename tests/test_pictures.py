@@ -13,6 +13,7 @@ from PIL import Image
 
 from proxflow import data
 from proxflow.cli import main
+from proxflow.data import image_files
 from proxflow.data.pictures import survey
 from proxflow.errors import ArgumentError, DataError
 
@@ -468,3 +469,9 @@ def test_a_run_says_what_it_reads_and_its_model_remembers(tmp_path, capsys):
     assert main(words) == 0
     assert main([*words[:4], str(tmp_path / "own" / "other"), *words[5:]]) == 0
     assert "12 grey pictures of 8 x 8" in capsys.readouterr().out
+
+
+def test_a_single_picture_is_written_as_it_is_and_read_again(tmp_path):
+    image = np.arange(6 * 5, dtype=np.uint8).reshape(1, 6, 5, 1)
+    image_files.write(tmp_path / "one.png", image)
+    np.testing.assert_array_equal(read_pictures(tmp_path)[0, 0].numpy(), image[0, ..., 0])

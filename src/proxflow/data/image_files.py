@@ -72,7 +72,8 @@ def write(path: Path, images: Array) -> None:
     if ending == ".npz":
         write_atomically(path, lambda temporary: _write_array(temporary, images))
     elif ending == ".png":
-        write_png(path, grid(images))
+        # A single picture is no grid, so that it can be read again.
+        write_png(path, *((grid(images), GRID) if len(images) > 1 else (images[0], SAMPLE)))
     else:
         writable_folder(path)
         for index, image in enumerate(images):
