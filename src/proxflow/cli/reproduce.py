@@ -108,7 +108,12 @@ class Reproduce:
 
 def run(options: Reproduce, device: torch.device) -> None:
     """Run an experiment, or what is missing of it, and write the report."""
+    import multiprocessing
+
+    import torch
+
     from proxflow.runtime.files import writable_folder
+    from proxflow.runtime.machine import working_processes
     from proxflow.runtime.processes import Processes
     from proxflow.studies import pages, trials
 
@@ -138,7 +143,12 @@ def run(options: Reproduce, device: torch.device) -> None:
     study, preset = trials.find(options.experiment), presets[options.preset].counted_from(options.seed)
     if isinstance(preset, PosteriorPreset):
         preset = replace(preset, model=options.model)
-    results = trials.reproduce(study, options.preset, preset, out, device, say, dataset)
+    processes = 1
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+        processes = working_processes()
+        multiprocessing.set_forkserver_preload([trials.__name__])  # imported once, for all processes
+    results = trials.reproduce(study, options.preset, preset, out, device, say, dataset, processes)
     files = trials.write_report(out, device)
     pages.show(study.outcome(results))
     for path in (out / "results.json", *(file for file in files if file.suffix in (".md", ".html"))):

@@ -77,8 +77,40 @@ def free_memory() -> int:
 
 def reading_processes() -> int:
     """Return how many processes read data by default: one for each further core that a process of this machine has."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+    return max(1, min(8, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+
+
+def cores() -> int:
+    """Return how many cores this process may use: the machine's, or those that it or its control group is kept to."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _told("/sys/fs/cgroup/cpu.max").partition(" ")  # microseconds in each period, or max
+    if quota.isdecimal() and period.strip().isdecimal():
+        found = min(found, max(1, int(quota) // int(period)))
+    return found
+
+
+def working_processes() -> int:
+    """Return how many processes work side by side by default: one a core, as far as there is memory for them."""
+    return max(1, min(cores(), free_memory() // A_PROCESS))
+
+
+A_PROCESS = 2**30
+"""Bytes that a process takes that trains or samples a small network."""
+
+
+def take_free_cores() -> None:
+    """Compute on as many threads as cores are free, by the load of the last minute; an explicit number stays.
+
+    Threads wait for each other at every operation, so that one on a busy core holds up all: then fewer are faster.
+    """
+    if not any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")):
+        torch.set_num_threads(free_cores())
+
+
+def free_cores() -> int:
+    """Return how many of the cores that this process may use no other process keeps busy, at least 1."""
+    busy = round(os.getloadavg()[0]) if hasattr(os, "getloadavg") else 0
+    return max(1, min(cores(), (os.cpu_count() or 1) - busy))
 
 
 def _told(path: str) -> str:
