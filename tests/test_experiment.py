@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support import first_images
 
 from proxflow import data, metrics
 from proxflow.config import TrainingConfig
@@ -30,6 +31,14 @@ CPU = torch.device("cpu")
 def run(out, said=None, processes=1):
     say = said.append if said is not None else lambda _: None
     return reproduce(STUDY, "tiny", TINY, out, CPU, say, processes=processes)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few():
+    """The first images alone: preparing all test images to score a few takes longer than all else here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", first_images(300))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +143,8 @@ def test_fashion_mnist_is_scored_by_its_own_classifier(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_compare_equals(name):
     preset = PRESETS[name]
-    assert preset.nfes == NFES == (1, 2, 4, 5, 10, 20, 50, 100)
+    assert preset.nfes == (NFES[:-1] if name == "quick" else NFES)
+    assert NFES == (1, 2, 4, 5, 10, 20, 50, 100)
     assert {"deterministic", "stochastic", "multistep2"} <= set(preset.samplers["gpfn-w2"])
     assert {"deterministic", "stochastic"} <= set(preset.samplers["bfn"])
 
