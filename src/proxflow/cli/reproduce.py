@@ -32,7 +32,7 @@ class Reproduce:
 
     mnist trains a proximal flow with Wasserstein-2 steps (gpfn-w2) and two Bayesian Flow Networks (bfn with the
     reference's settings, bfn-tuned with the best found for MNIST) on one U-Net, with equal data, steps and seed. It
-    evaluates each with each of its samplers at 1 to 100 network evaluations (quick: 50) and writes results.json, a
+    evaluates each with each of its samplers at 1 to 100 network evaluations (quick: 20) and writes results.json, a
     Markdown and an HTML report with pictures.
 
     few-step trains that U-Net in several ways that aim at good images in one to twenty evaluations, counts what each
