@@ -6,12 +6,25 @@ from pathlib import Path
 import pytest
 import torch
 
+from proxflow import data
 from proxflow.data import fashion_mnist
 from proxflow.random import SampleStreams
 
 needs_fashion_mnist = pytest.mark.skipif(
     not fashion_mnist.FOLDER.is_dir(), reason="needs the images: apt-get install dataset-fashion-mnist"
 )
+
+
+def first_images(number: int):
+    """What ``data.load`` may be for a test: it gives the first images alone, with their labels."""
+    load = data.load
+
+    def first(source, split):
+        whole = load(source, split)
+        labels = None if whole.labels is None else whole.labels[:number]
+        return data.ImageData(whole.name, whole.images[:number], labels)
+
+    return first
 
 
 def vectors() -> Path:

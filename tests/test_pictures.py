@@ -14,7 +14,7 @@ from PIL import Image
 from proxflow import data
 from proxflow.cli import main
 from proxflow.data import image_files
-from proxflow.data.pictures import survey
+from proxflow.data.pictures import read_pictures, survey
 from proxflow.errors import ArgumentError, DataError
 
 

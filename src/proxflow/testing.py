@@ -89,6 +89,19 @@ class _Contract:
             allowed = f"allowed are {atol:g} + {rtol:g} of the value"
             self.require(False, f"{sentence}: they differ by up to {worst:.1e}, {allowed}")
 
+    def derivatives(self, function: Callable[[Tensor], Tensor], x: Tensor, sentence: str, atol: float) -> None:
+        """Require every derivative of a function of rows, each for itself, to match central differences.
+
+        All of these are taken in one batch: where a value is a numerical solution, one by one would take minutes.
+        """
+        x, size = x.detach().requires_grad_(), 1e-6
+        found = function(x)[0]
+        rows = [torch.autograd.grad(each, x, retain_graph=True, allow_unused=True)[0] for each in found]
+        exact = torch.stack([torch.zeros_like(x[0]) if row is None else row[0] for row in rows])
+        moved = size * torch.eye(x.shape[1], dtype=x.dtype)
+        above, below = function(torch.cat([x.detach() + moved, x.detach() - moved])).detach().chunk(2)
+        self.near(exact, ((above - below) / (2 * size)).T, sentence, rtol=1e-3, atol=atol)
+
     def same(self, a: Belief, b: Belief, allowed: float, sentence: str) -> None:
         found = difference(a, b)
         self.require(found <= allowed, f"{sentence}: they differ by {found:.1e}, allowed are {allowed:g}")
@@ -264,10 +277,10 @@ class _Pair(_Contract):
             slopes = torch.autograd.grad(found, (x, y), allow_unused=True)
             self.require(all(a is not None for a in slopes), detached)
             self.require(all(bool(a.isfinite().all()) for a in slopes), f"derivatives of values are finite {where}")
-            checks = ("first", torch.autograd.gradcheck, 1e-7), ("second", torch.autograd.gradgradcheck, 1e-6)
-            for order, check, atol in checks if smooth else ():
-                right = check(lambda x, y: d(p.at(x), p.at(y)), (x, y), atol=atol, raise_exception=False)
-                self.require(right, f"{order} derivatives of values match finite differences {where}")
+            if smooth:
+                both, sentence = torch.cat([x, y], 1), "derivatives of values match finite differences"
+                self.derivatives(self._values, both, f"first {sentence} {where}", 1e-7)
+                self.derivatives(self._slopes, both, f"second {sentence} {where}", 1e-6)
         if smooth:
             p, _, _ = self.beliefs(64)
             way = normal(9, *p.coordinates().shape)
@@ -310,16 +323,34 @@ class _Pair(_Contract):
                 self.same(d.interpolate(p, q, f), self.solved(p, q, f), 100 * self.tolerance, sentence)
         if smooth:
             p, q, f = self.beliefs(1)
+            sentence = "derivatives of steps match finite differences"
             for other in (q, p):
-                inputs = [a.requires_grad_() for a in (p.coordinates(), other.coordinates(), f.clone())]
-                matches = torch.autograd.gradcheck(
-                    lambda x, y, f: self.step(p.at(x), p.at(y), f).coordinates(),
-                    inputs,
-                    atol=1e-6,
-                    fast_mode=not self.closed,  # one random direction, where every evaluation is a numerical solution
-                    raise_exception=False,
-                )
-                self.require(matches, "derivatives of steps match finite differences")
+                inputs = torch.cat([p.coordinates(), other.coordinates(), f[:, None]], 1)
+                if self.closed or other is q:
+                    self.derivatives(self._ends, inputs, sentence, 1e-6)
+                    continue
+                # Of many beliefs that are nearly equal a solver can give some up, whose values rounding decides.
+                free = inputs.requires_grad_()
+                matches = torch.autograd.gradcheck(self._ends, free, atol=1e-6, fast_mode=True, raise_exception=False)
+                self.require(matches, sentence)
+
+    def _values(self, both: Tensor) -> Tensor:
+        """Return values by the coordinates of two beliefs side by side, a column."""
+        p, (x, y) = self.draw(1, 1), both.chunk(2, 1)
+        return self.divergence(p.at(x), p.at(y))[:, None]
+
+    def _slopes(self, both: Tensor) -> Tensor:
+        """Return the derivatives of :meth:`_values`, a row for each pair."""
+        both = both if both.requires_grad else both.clone().requires_grad_()
+        (slopes,) = torch.autograd.grad(self._values(both).sum(), both, create_graph=True)
+        return slopes
+
+    def _ends(self, inputs: Tensor) -> Tensor:
+        """Return the coordinates of steps' ends by those of two beliefs and the fraction, side by side."""
+        p, size = self.draw(1, 1), inputs.shape[1] // 2
+        x, y, f = torch.split(inputs, [size, size, 1], 1)
+        ends: Tensor = self.step(p.at(x), p.at(y), f[:, 0]).coordinates()
+        return ends
 
     def check_minimiser(self, p: Any, q: Any, f: Tensor, r: Any, smooth: bool) -> None:
         d = self.divergence

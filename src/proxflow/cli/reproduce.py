@@ -32,8 +32,8 @@ class Reproduce:
 
     mnist trains a proximal flow with Wasserstein-2 steps (gpfn-w2) and two Bayesian Flow Networks (bfn with the
     reference's settings, bfn-tuned with the best found for MNIST) on one U-Net, with equal data, steps and seed. It
-    evaluates each with each of its samplers at 1 to 100 network evaluations and writes results.json, a Markdown and an
-    HTML report with pictures.
+    evaluates each with each of its samplers at 1 to 100 network evaluations (quick: 20) and writes results.json, a
+    Markdown and an HTML report with pictures.
 
     few-step trains that U-Net in several ways that aim at good images in one to twenty evaluations, counts what each
     costs in training, and draws quality against evaluations and against cost. Its preset quick runs the best of
@@ -108,7 +108,12 @@ class Reproduce:
 
 def run(options: Reproduce, device: torch.device) -> None:
     """Run an experiment, or what is missing of it, and write the report."""
+    import multiprocessing
+
+    import torch
+
     from proxflow.runtime.files import writable_folder
+    from proxflow.runtime.machine import working_processes
     from proxflow.runtime.processes import Processes
     from proxflow.studies import pages, trials
 
@@ -138,7 +143,12 @@ def run(options: Reproduce, device: torch.device) -> None:
     study, preset = trials.find(options.experiment), presets[options.preset].counted_from(options.seed)
     if isinstance(preset, PosteriorPreset):
         preset = replace(preset, model=options.model)
-    results = trials.reproduce(study, options.preset, preset, out, device, say, dataset)
+    processes = 1
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+        processes = working_processes()
+        multiprocessing.set_forkserver_preload([trials.__name__])  # imported once, for all processes
+    results = trials.reproduce(study, options.preset, preset, out, device, say, dataset, processes)
     files = trials.write_report(out, device)
     pages.show(study.outcome(results))
     for path in (out / "results.json", *(file for file in files if file.suffix in (".md", ".html"))):

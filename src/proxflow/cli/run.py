@@ -125,11 +125,13 @@ def _work(options: Any) -> None:
     from safetensors import SafetensorError
 
     from proxflow.cli._common import device_of
-    from proxflow.runtime.machine import out_of_memory
+    from proxflow.runtime.machine import out_of_memory, take_free_cores
     from proxflow.runtime.processes import joined
 
     try:
         with joined(device_of(options.device)) as device:
+            if device.type == "cpu":
+                take_free_cores()
             module.run(options, device)
     except MemoryLimitError:
         raise

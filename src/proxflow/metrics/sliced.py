@@ -43,14 +43,21 @@ def sliced_wasserstein(real: Tensor, fake: Tensor, projections: int = PROJECTION
     return sliced_estimate(as_features(real, "real"), as_features(fake, "fake"), projections, seed).value
 
 
-def sliced_estimate(real: Tensor, fake: Tensor, projections: int = PROJECTIONS, seed: int = 0) -> Estimate:
-    """Return the sliced distance; a fake sample's influence is its mean Kantorovich potential over twice the distance."""
+def sorted_projections(real: Tensor, projections: int = PROJECTIONS, seed: int = 0) -> Tensor:
+    """Return the features on each direction in increasing order, (n, N): what is the same for every set beside them."""
+    return torch.cat([_sorted(real, part) for part in _directions(real.shape[1], projections, seed)])
+
+
+def sliced_estimate(
+    real: Tensor, fake: Tensor, projections: int = PROJECTIONS, seed: int = 0, known: Tensor | None = None
+) -> Estimate:
+    """Return the sliced distance; a fake sample's influence is its mean Kantorovich potential over twice the distance.
+
+    ``known`` is what :func:`sorted_projections` makes of the real features; without it they are sorted here.
+    """
     check_same_dimension(real, fake)
     if projections < 1:
         raise ArgumentError(f"projections must be at least 1; got {projections}")
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(real.shape[1], projections, generator=generator, dtype=torch.float64)
-    directions /= directions.norm(dim=0)
     n, m = len(real), len(fake)
     # Both quantile functions are constant between the multiples of 1/n and 1/m.
     ends = torch.unique(torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]))
@@ -61,8 +68,8 @@ def sliced_estimate(real: Tensor, fake: Tensor, projections: int = PROJECTIONS, 
     below, above = (passed - 1) // m, (passed // m).clamp_max(n - 1)
     total = 0.0
     potentials = torch.zeros(m, dtype=torch.float64)
-    for part in torch.split(directions, _DIRECTIONS_AT_A_TIME, dim=1):
-        there = _project(real, part).sort(dim=1).values
+    for k, part in enumerate(_directions(real.shape[1], projections, seed)):
+        there = _sorted(real, part) if known is None else torch.split(known, _DIRECTIONS_AT_A_TIME)[k]
         here, order = _project(fake, part).sort(dim=1)
         gap = here[:, of_fake] - there[:, of_real]
         total += float((gap.square() @ widths).sum())
@@ -74,6 +81,18 @@ def sliced_estimate(real: Tensor, fake: Tensor, projections: int = PROJECTIONS, 
     distance = math.sqrt(total / projections)
     scale = 1.0 / (2.0 * distance * projections) if distance > 0.0 else 0.0
     return Estimate(distance, potentials * scale)
+
+
+def _directions(dimension: int, projections: int, seed: int) -> tuple[Tensor, ...]:
+    """Return random directions, columns of (D, n), some at a time."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(dimension, projections, generator=generator, dtype=torch.float64)
+    directions /= directions.norm(dim=0)
+    return torch.split(directions, _DIRECTIONS_AT_A_TIME, dim=1)
+
+
+def _sorted(features: Tensor, directions: Tensor) -> Tensor:
+    return _project(features, directions).sort(dim=1).values
 
 
 def _project(features: Tensor, directions: Tensor) -> Tensor:

@@ -6,9 +6,20 @@ import html
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
+
+_report: Callable[[float], None] | None = None
+_EVERY = 0.5
+"""Seconds between reports."""
+
+
+def report_to(report: Callable[[float], None]) -> None:
+    """Show no bars in this process from here on, and report the share that is done instead, twice a second."""
+    global _report
+    _report = report
 
 
 @contextmanager
@@ -21,14 +32,83 @@ def bar(label: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[
         unit: What is counted, e.g. ``images``.
         done: Amount finished before, which does not count for the rate.
     """
-    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, the first one shows
-    if first and "ipykernel" in sys.modules:
+    if _report is not None:
+        yield _reported(_report, total)
+        return
+    if "ipykernel" in sys.modules and os.environ.get("RANK", "0") == "0":
         with _in_notebook(label, total, unit, done) as show:
             yield show
         return
-    if not (first and sys.stderr.isatty()):
+    shown = _progress(unit)
+    if shown is None:
         yield lambda _: None
         return
+    with shown:
+        task = shown.add_task(label, total=total, completed=done)
+        yield lambda amount: shown.update(task, completed=amount)
+
+
+def _reported(report: Callable[[float], None], total: int) -> Callable[[int], None]:
+    last = -_EVERY
+
+    def show(amount: int) -> None:
+        nonlocal last
+        if time.monotonic() >= last + _EVERY:
+            last = time.monotonic()
+            report(amount / total)
+
+    return show
+
+
+@contextmanager
+def bars(total: float, say: Callable[[str], None]) -> Iterator[Callable[[float, Mapping[str, float]], None]]:
+    """Show what is done of everything, and a bar for each piece that is being worked on.
+
+    The value is a function that takes the amount of work done, and by name the share that is done of each piece. Where
+    standard error is no terminal, a line tells of each tenth.
+
+    Args:
+        total: Amount of work.
+        say: Called with each line.
+    """
+    shown = _progress("")
+    if shown is None:
+        yield _told(total, say)
+        return
+    with shown:
+        whole = shown.add_task("all", total=total)
+        tasks = dict[str, Any]()
+
+        def show(amount: float, running: Mapping[str, float]) -> None:
+            shown.update(whole, completed=amount)
+            for name in [name for name in tasks if name not in running]:
+                shown.remove_task(tasks.pop(name))
+            for name, share in running.items():
+                if name not in tasks:
+                    tasks[name] = shown.add_task(f"  {name}", total=1.0)
+                shown.update(tasks[name], completed=share)
+
+        yield show
+
+
+def _told(total: float, say: Callable[[str], None]) -> Callable[[float, Mapping[str, float]], None]:
+    began, tenths = time.monotonic(), 0
+
+    def show(amount: float, running: Mapping[str, float]) -> None:
+        nonlocal tenths
+        share = amount / total
+        if int(10 * share + 1e-9) > tenths:
+            tenths = int(10 * share + 1e-9)
+            left = (time.monotonic() - began) * (1 / share - 1)
+            say(f"{10 * tenths} % done" + (f", about {left / 60:.1f} minutes left" if tenths < 10 else ""))
+
+    return show
+
+
+def _progress(unit: str) -> Any:
+    """Return rich's view with rate, where there is a unit, and time left; ``None`` where nothing is to be shown."""
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":  # of torchrun's processes, the first one shows
+        return None
     try:
         from rich.console import Console
         from rich.progress import (
@@ -42,14 +122,13 @@ def bar(label: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[
         )
         from rich.text import Text
     except ImportError:  # work goes on without a bar
-        yield lambda _: None
-        return
+        return None
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:,.0f} {unit}/s" if task.speed else "", style="cyan")
+            return Text(f"{task.speed:,.0f} {unit}/s" if task.speed and unit else "", style="cyan")
 
-    columns = (
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
@@ -57,10 +136,10 @@ def bar(label: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        speed_estimate_period=120,
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(label, total=total, completed=done)
-        yield lambda amount: progress.update(task, completed=amount)
 
 
 @contextmanager

@@ -104,6 +104,10 @@ class Search(Rows):
         self.iterations[index] = iteration
 
 
+_FEW = 2**12
+"""Numbers of a batch's Hessians up to which an operation takes the same time, however many there are."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """A batch of independent minimisations over coordinates x (batch, number).
@@ -184,6 +188,16 @@ class Problem:
 
     def derivatives(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return objective (batch,), gradient (batch, n) and Hessian (batch, n, n), detached."""
+        batch, n = x.shape
+        if self.rows is None and batch * n * n <= _FEW:
+            # Of so few numbers the operations cost, not the arithmetic: all rows at once, each from a copy of the batch.
+            with torch.enable_grad():
+                copies = x.detach().repeat(n, 1).requires_grad_()
+                value = self.repeated(n).objective(copies)
+                (gradient,) = torch.autograd.grad(value.sum(), copies, create_graph=True)
+                own = gradient.reshape(n, batch, n).diagonal(dim1=0, dim2=2)
+                (hessian,) = torch.autograd.grad(own.sum(), copies)
+            return value[:batch].detach(), gradient[:batch].detach(), hessian.reshape(n, batch, n).transpose(0, 1)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             value = self.objective(x)

@@ -74,9 +74,11 @@ class MnistPreset(Preset):
 PRESETS: dict[PresetName, MnistPreset] = {
     "quick": MnistPreset(
         network="unet:channels=16",
+        # After 1,200 steps the lead over the Bayesian Flow Network is 4.6-fold, short of what is claimed.
         training=TrainingConfig(steps=1800, batch_size=64, checkpoint_every=100),
         samples=256,
-        minutes="8 to 20 minutes on 2 processor cores",
+        nfes=NFES[:6],  # no claim needs more, and 50 and 100 evaluations are four fifths of the work of all
+        minutes="5 to 8 minutes on 2 free processor cores",
     ),
     "standard": MnistPreset(
         network="unet",

@@ -25,10 +25,12 @@ from proxflow.data import to_bytes
 from proxflow.data.arrays import read_npz
 from proxflow.errors import ArgumentError, DataError, OutputError
 from proxflow.examples import Examples, examples_of
+from proxflow.flows import Flow
 from proxflow.models import Model, format1, spec
 from proxflow.runtime.checkpoints import load_weights, remove_all, write_tensors
 from proxflow.runtime.files import read_json, writable_folder, write_atomically, write_json
 from proxflow.runtime.machine import hardware, versions
+from proxflow.runtime.pool import Piece, work_through
 from proxflow.runtime.progress import bar
 from proxflow.samplers import sample
 from proxflow.studies import pages
@@ -105,6 +107,7 @@ class Trial:
         named: Whether flow and predictor have names, so that the trained model's folder loads like any other.
         labels: Labels of the test images, int64 (N,): samples are drawn for classes in their proportions, and scored within
             classes, too; ``None`` draws without classes.
+        after: Names of the trials whose models it learns from.
     """
 
     build: Callable[[], Model]
@@ -116,6 +119,7 @@ class Trial:
     steps: int | None = None
     named: bool = True
     labels: Tensor | None = None
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -210,8 +214,12 @@ def reproduce(
     device: torch.device,
     say: Callable[[str], None],
     dataset: str = "mnist",
+    processes: int = 1,
 ) -> Record:
     """Run a study, or what is missing of it, and write ``results.json``.
+
+    Trainings and cells are pieces that each depend on the seed and on the models they need alone: so results are the same
+    whatever the number of processes, each of one thread.
 
     Args:
         study: What to run.
@@ -222,6 +230,7 @@ def reproduce(
         say: Called with a line at each stage.
         dataset: As :func:`proxflow.data.load` takes it. Fashion-MNIST, wherever it was read from, is scored on the features
             of its own classifier, everything else on those of MNIST's.
+        processes: Processes that train and evaluate side by side, on processors; 1 does all in this one.
 
     Returns:
         The content of ``results.json``.
@@ -248,7 +257,7 @@ def reproduce(
     results = {
         "experiment": study.name,
         "config": config,
-        **evaluate(setup, trials, study.cells(preset), recognised or "mnist"),
+        **evaluate(study, setup, trials, study.cells(preset), recognised or "mnist", processes),
         "reference": f"{len(test)} test images of {recognised or dataset}",
     }
     results |= study.records(setup, trials, results)
@@ -286,15 +295,24 @@ def _upgraded(held: Record, wanted: Record) -> Record:
     return {name: value for name, value in held.items() if name in wanted}
 
 
-def evaluate(setup: Setup[Any], trials: Mapping[str, Trial], cells: Sequence[Cell], features: str) -> Record:
+def evaluate(
+    study: Study[Any],
+    setup: Setup[Any],
+    trials: Mapping[str, Trial],
+    cells: Sequence[Cell],
+    features: str,
+    processes: int = 1,
+) -> Record:
     """Train and evaluate what is missing of a study.
 
     Args:
+        study: The study.
         setup: Where, and with which settings.
         trials: The trials by name.
         cells: What to evaluate.
         features: The data set whose classifier's features all cells are scored on, as
             :func:`proxflow.metrics.classifier_features` takes it.
+        processes: As :func:`reproduce` takes it.
 
     Returns:
         The records of all cells and trainings, with the conditions that they share.
@@ -312,26 +330,20 @@ def evaluate(setup: Setup[Any], trials: Mapping[str, Trial], cells: Sequence[Cel
                 f"{path} was scored on {found}, not on {wanted}: choose another folder, or remove its cells to score them "
                 "again"
             )
-
-    @cache
-    def reference(test: Tensor) -> metrics.Reference:
-        return metrics.Reference.of(extractor(test))
-
-    @cache
-    def real_scores(test: Tensor, images: Tensor, seed: int) -> dict[str, float]:
-        return floor(reference(test), extractor, images, samples, seed).as_floor()
-
     trained_with = list(dict.fromkeys((name, cell.seed) for cell in cells for name in cell.needs))
-    for name, seed in trained_with:
+    untrained = [(name, seed) for name, seed in trained_with if not present(setup, name, trials[name], seed)]
+    if processes > 1 and len(untrained) + len(todo) > 1:
+        _side_by_side(study, setup, trials, untrained, todo, features, processes)
+        untrained, todo = [], []
+    for name, seed in untrained:
         train(setup, name, trials[name], seed)
     if todo:
         setup.say(f"evaluate: {len(todo)} cells of {samples} samples")
+        bench = Bench(setup, trials, features)
         with bar("evaluate", sum(cell.nfe for cell in todo) * samples, "evaluations") as show:
             spent = 0
             for cell in todo:
-                trial = trials[cell.flow]
-                real = real_scores(trial.test, trial.images, cell.seed)
-                evaluate_cell(setup, cell, trials, features, extractor, reference(trial.test), real)
+                bench.evaluate(cell)
                 spent += cell.nfe * samples
                 show(spent)
     return {
@@ -343,26 +355,130 @@ def evaluate(setup: Setup[Any], trials: Mapping[str, Trial], cells: Sequence[Cel
     }
 
 
-def train(setup: Setup[Any], name: str, trial: Trial, seed: int) -> None:
-    """Train one trial unless its model is there, which may be a copy of the folder of ``proxflow train``.
+class Bench:
+    """What cells are scored with, in one process: the extractor, and references and floors as they are needed.
+
+    Raises:
+        ArgumentError: There is no classifier of such a data set.
+    """
+
+    def __init__(self, setup: Setup[Any], trials: Mapping[str, Trial], features: str) -> None:
+        self.setup, self.trials, self.features = setup, trials, features
+        self.extractor = metrics.classifier_features(features, setup.device)
+        self.reference = cache(lambda test: metrics.Reference.of(self.extractor(test)))
+        self.floor = cache(self._floor)
+
+    def _floor(self, test: Tensor, images: Tensor, seed: int) -> dict[str, float]:
+        return floor(self.reference(test), self.extractor, images, self.setup.preset.samples, seed).as_floor()
+
+    def evaluate(self, cell: Cell, progress: Callable[[int], None] | None = None) -> None:
+        """Sample and score a cell, and write what is kept of it; ``progress`` is told the number of samples drawn."""
+        trial = self.trials[cell.flow]
+        reference, real = self.reference(trial.test), self.floor(trial.test, trial.images, cell.seed)
+        evaluate_cell(self.setup, cell, self.trials, self.features, self.extractor, reference, real, progress)
+
+
+# Side by side ---------------------------------------------------------------------------------------------------------
+
+_bench: Bench | None = None
+"""What a process of the pool works with."""
+
+_TENSORS = ("images", "test", "labels", "test_labels")
+
+
+def _side_by_side(
+    study: Study[Any],
+    setup: Setup[Any],
+    trials: Mapping[str, Trial],
+    untrained: Sequence[tuple[str, int]],
+    todo: Sequence[Cell],
+    features: str,
+    processes: int,
+) -> None:
+    """Train and evaluate in processes; trainings come first, and cells fill the cores beside them."""
+    coming = {(name, seed): f"train {name}, seed {seed}" for name, seed in untrained}
+
+    def needed(names: Sequence[str], seed: int) -> tuple[str, ...]:
+        return tuple(coming[name, seed] for name in names if (name, seed) in coming)
+
+    doing = f"{len(untrained)} trainings and {len(todo)} cells of {setup.preset.samples} samples"
+    setup.say(f"{doing}, on {processes} processes side by side")
+    pieces = []
+    for name, seed in untrained:
+        settings = settings_of(setup, trials[name], seed)
+        work = settings.steps * settings.batch_size * Flow.passes
+        pieces.append(Piece(coming[name, seed], _train, (name, seed), work, needed(trials[name].after, seed)))
+    # The longest first, so that no core is left with a long one in the end.
+    for cell in sorted(todo, key=lambda cell: -cell.nfe):
+        work = cell.nfe * setup.preset.samples
+        pieces.append(Piece(f"evaluate {cell.name}", _evaluate, (cell,), work, needed(cell.needs, cell.seed)))
+    # As arrays: tensors would travel in shared memory, of which containers have little.
+    arrays = {name: tensor.numpy() for name in _TENSORS if (tensor := getattr(setup, name)) is not None}
+    without: dict[str, Any] = dict.fromkeys(arrays)
+    bare: Any = replace(setup, say=_silent, **without)
+    work_through(pieces, processes, _begin, (study.name, bare, arrays, features), setup.say)
+
+
+def _begin(study: str, bare: Any, arrays: Mapping[str, Any], features: str) -> None:
+    global _bench
+    torch.set_num_threads(1)
+    setup = replace(bare, **{name: torch.from_numpy(array) for name, array in arrays.items()})
+    found: Any = find(study)
+    _bench = Bench(setup, found.trials(setup), features)
+
+
+def _silent(line: str) -> None:
+    """Say nothing: the process that began this one has said it."""
+
+
+def _ours() -> Bench:
+    if _bench is None:
+        raise RuntimeError("the pool has not begun")
+    return _bench
+
+
+def _train(name: str, seed: int) -> None:
+    bench = _ours()
+    train(bench.setup, name, bench.trials[name], seed)
+
+
+def _evaluate(cell: Cell) -> None:
+    bench = _ours()
+    with bar("evaluate", bench.setup.preset.samples, "images") as show:
+        bench.evaluate(cell, show)
+
+
+def settings_of(setup: Setup[Any], trial: Trial, seed: int) -> TrainingConfig:
+    """Return the settings of a trial's training, before its recipe has its say."""
+    usual: TrainingConfig = setup.preset.training
+    return replace(usual, seed=seed, steps=trial.steps or usual.steps)
+
+
+def present(setup: Setup[Any], name: str, trial: Trial, seed: int) -> bool:
+    """Tell whether the model of a trial is there, which may be a copy of the folder of ``proxflow train``.
 
     Raises:
         OutputError: Another model is there, or one whose training has not ended.
     """
-    folder, usual = setup.out / "models" / f"{name}-seed{seed}", setup.preset.training
-    settings = replace(usual, seed=seed, steps=trial.steps or usual.steps)
-    if (folder / "config.json").exists():
-        if trial.named and trial.recipe is None:
-            _check_same(folder, trial, settings)
-        return
+    folder = setup.out / "models" / f"{name}-seed{seed}"
+    if not (folder / "config.json").exists():
+        return False
+    if trial.named and trial.recipe is None:
+        _check_same(folder, trial, settings_of(setup, trial, seed))
+    return True
+
+
+def train(setup: Setup[Any], name: str, trial: Trial, seed: int) -> None:
+    """Train one trial, on from its checkpoint if there is one, and keep its model."""
+    folder, settings = setup.out / "models" / f"{name}-seed{seed}", settings_of(setup, trial, seed)
     torch.manual_seed(seed)  # the same initial weights for every trial
     model = trial.build()
     lesson = recipe("flow", model)
     if trial.recipe is not None:
         lesson, settings = trial.recipe(model, settings)
-    setup.say(f"train: {name}, seed {seed}, {settings.steps} steps of {settings.batch_size} images")
     examples = trial.data if lesson.data is None else lesson.data
     label = f"train {name}"
+    setup.say(f"train: {name}, seed {seed}, {settings.steps} steps of {settings.batch_size} images")
     objective = with_dropout(lesson.objective, model.predictor)
     result = fit(lesson.module, objective, examples, settings, folder=folder, device=setup.device, label=label)
     record = {
@@ -438,13 +554,14 @@ def evaluate_cell(
     extractor: metrics.FeatureExtractor,
     reference: metrics.Reference,
     real: Mapping[str, float],
+    progress: Callable[[int], None] | None = None,
 ) -> None:
     """Sample and score one cell, and write its record and its first images."""
     trial, number = trials[cell.flow], setup.preset.samples
     labels = None if trial.labels is None else metrics.labels_in_proportion(trial.labels, number)
     model, predictor, predictions = cell.prepared(lambda name: trained(setup, name, trials[name], cell.seed))
     started, draw = time.monotonic(), partial(sample, predictor, model.flow, batch_size=256, condition=labels)
-    samples = draw((number, *model.shape), nfe=predictions, sampler=cell.sampler, seed=cell.seed)
+    samples = draw((number, *model.shape), nfe=predictions, sampler=cell.sampler, seed=cell.seed, progress=progress)
     seconds = time.monotonic() - started
     images = trial.to_images(samples).cpu()
     found, hits, within = extractor(images), None, Record()

@@ -24,7 +24,7 @@ from proxflow.models import Model, format1, spec
 from proxflow.runtime.checkpoints import OLD, Checkpoints, checksum, finite, keep_newest
 from proxflow.runtime.files import read_json, sweep, writable_folder, write_json
 from proxflow.runtime.lock import locked
-from proxflow.runtime.machine import hardware, versions
+from proxflow.runtime.machine import hardware, keep_threads, versions
 from proxflow.runtime.processes import Processes, local
 from proxflow.runtime.tracking import Log
 
@@ -448,6 +448,8 @@ class Run:
             stages = [Stage(**stage) for stage in progress.get("stages", [])]
             self.stages = stages or [Stage(0, 0, *(trained[name] for name in CHANGEABLE))]
             self.sessions = list(progress.get("sessions", []))
+            if self.sessions and self.sessions[-1].get("device") == "cpu":
+                keep_threads(int(self.sessions[-1].get("threads", 1)))
             made_of = dict(progress.get("made_of") or self.made_of)
             held_out = None if progress.get("score") is None else float(progress["score"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -69,7 +69,11 @@ def trials_of(setup: Setup[FewStepPreset]) -> dict[str, Trial]:
     for name in setup.preset.methods:
         flow, predictor = FEW_STEP_METHODS[name].flow, FEW_STEP_METHODS[name].predictor
         build = partial(models.build, setup.shape, flow=flow, network=setup.preset.network, predictor=predictor)
-        trials[name] = Trial(build, setup.images, setup.images, setup.test, recipe=partial(taught, name))
+        after = tuple(
+            other for other in (FEW_STEP_METHODS[name].teacher, FEW_STEP_METHODS[name].weak) if other is not None
+        )
+        recipe_of = partial(taught, name)
+        trials[name] = Trial(build, setup.images, setup.images, setup.test, recipe=recipe_of, after=after)
     return trials
 
 
