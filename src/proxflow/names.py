@@ -109,6 +109,28 @@ _SCHEDULES = {
 _SMALL_TRANSFORMER = {"width": 384, "depth": 6, "heads": 6}
 _BASE_TRANSFORMER = {"width": 768, "depth": 12, "heads": 12}
 
+_DDPMPP = {
+    "channels": 128,
+    "multipliers": [2, 2, 2],
+    "blocks": 4,
+    "attention": [1],
+    "dropout": 0.13,
+    "resample": "block",
+    "modulation": "shift",
+    "attention_up": "last",
+    "head": 256,
+}
+_ADM = {
+    "channels": 192,
+    "multipliers": [1, 2, 3, 4],
+    "blocks": 3,
+    "attention": [1, 2, 3],
+    "dropout": 0.1,
+    "resample": "block",
+    "head": 64,
+}
+"""As in "Elucidating the Design Space of Diffusion-Based Generative Models" (Karras et al., 2022), arXiv 2206.00364."""
+
 BUILT_IN: dict[str, dict[str, Name]] = {
     "flows": {
         "gpfn": Name("proxflow.flows:GPFN", "General Proximal Flow Network: proximal steps of any divergence"),
@@ -188,6 +210,8 @@ BUILT_IN: dict[str, dict[str, Name]] = {
     },
     "networks": {
         "unet": Name("proxflow.nn:UNet", "U-Net for images", {"blocks": 1, "patch": 2}),
+        "unet-ddpmpp": Name("proxflow.nn:UNet", "U-Net of the size of DDPM++ for CIFAR-10, 55.7 M parameters", _DDPMPP),
+        "unet-adm": Name("proxflow.nn:UNet", "U-Net of the size of ADM for ImageNet-64, 296 M parameters", _ADM),
         "dit": Name("proxflow.nn:DiT", "transformer of patches for images, of the sizes Ti, S, B, L and XL"),
         "mlp": Name("proxflow.nn:MLP", "multilayer perceptron for vectors and small events"),
         "transformer": Name("proxflow.nn:TokenTransformer", "transformer for rows of tokens"),
