@@ -1,8 +1,9 @@
 """Names: what the command line and files call things, and where these things are. Imports no torch.
 
-Everything that can be named stands here once: help, building, loading and the titles of reports follow from it. An installed
-package adds names through an entry point of the group ``proxflow.divergences``, ``proxflow.samplers``, ``proxflow.networks``
-or ``proxflow.kinds``, whose value is ``module:Class``. A file may hold names alone, never an import path.
+Everything that can be named stands here once: help, building, loading and the titles of reports follow from it. An
+installed package adds names through an entry point of the group ``proxflow.divergences``, ``proxflow.samplers``,
+``proxflow.networks``, ``proxflow.kinds`` or ``proxflow.autoencoders``, whose value is ``module:Class``. A file may hold
+names alone, never an import path.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from proxflow.errors import ArgumentError
 
-OPEN = ("divergences", "samplers", "networks", "kinds")
+OPEN = ("divergences", "samplers", "networks", "kinds", "autoencoders")
 """Groups that installed packages may add names to, by entry points of the group ``proxflow.GROUP``."""
 
 _BROKEN = (
@@ -262,9 +263,13 @@ BUILT_IN: dict[str, dict[str, Name]] = {
     },
     "kinds": {
         "image": Name("proxflow.data.kinds.image:Image", "images: picture folders, IDX files, arrays"),
+        "latents": Name("proxflow.data.kinds.latents:Latents", "latents of pictures: what prepare --encoder made"),
         "table": Name("proxflow.data.kinds.table:Table", "tables: numbers, dates, categories and gaps; .csv, .parquet"),
         "vector": Name("proxflow.data.kinds.vector:Vector", "rows of real numbers: .npy, .npz, .csv"),
         "text": Name("proxflow.data.kinds.text:Text", "text: the embedded corpus, .txt, folders of them"),
+    },
+    "autoencoders": {
+        "kl": Name("proxflow.data.autoencoders:KL", "an AutoencoderKL of diffusers, from a folder: kl:path=FOLDER"),
     },
 }
 """The library's own names by group."""
