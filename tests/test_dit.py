@@ -57,9 +57,10 @@ def test_examples_do_not_mix_and_place_time_and_end_matter():
 
 
 def test_every_parameter_has_a_gradient():
-    net = network(2, reads_end=True, classes=3, tokens=2)
+    net = network(2, reads_end=True, classes=3, tokens=2, guidance=3.0)
     x, t = torch.randn(2, 2, 8, 8, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
-    net(x, t, t + 0.1, condition=torch.tensor([0, 2])).square().sum().backward()
+    told = {"label": torch.tensor([0, 2]), "guidance": torch.tensor([[2.0, 0.0, 1.0]] * 2, dtype=torch.float64)}
+    net(x, t, t + 0.1, condition=told).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
 
 
@@ -67,7 +68,7 @@ def test_fresh_networks_return_zero_and_weights_serve_with_more():
     torch.manual_seed(0)
     plain = DiT((1, 8, 8), width=16, depth=1, heads=2)
     torch.manual_seed(0)
-    more = DiT((1, 8, 8), width=16, depth=1, heads=2, reads_end=True, classes=5, images=1)
+    more = DiT((1, 8, 8), width=16, depth=1, heads=2, reads_end=True, classes=5, images=1, guidance=3.0)
     assert not plain(torch.randn(1, 1, 8, 8), torch.zeros(1)).any()
     assert all(torch.equal(tensor, more.state_dict()[name]) for name, tensor in plain.state_dict().items())
     for parameter in plain.parameters():

@@ -242,7 +242,8 @@ def test_networks_that_read_guidance_are_students(matched):
         recipe("distribution-matching", matched, matched)
 
 
-def test_the_command_makes_a_student_and_tells_it(tmp_path, capsys):
+@pytest.mark.parametrize("network", ["unet:channels=8,multipliers=1,patch=4", "dit:width=16,depth=1,heads=2,patch=4"])
+def test_the_command_makes_a_student_and_tells_it(tmp_path, capsys, network):
     images = torch.randint(0, 256, (16, 8, 8, 1), dtype=torch.uint8, generator=seeded()).numpy()
     np.savez(tmp_path / "x.npz", images=images, labels=np.arange(16) % 2)
 
@@ -252,8 +253,7 @@ def test_the_command_makes_a_student_and_tells_it(tmp_path, capsys):
         return status, said.out, said.err
 
     common = ("--data", tmp_path / "x.npz", "--steps", 2, "--batch-size", 4, "--grid", 0)
-    network = ("--network", "unet:channels=8,multipliers=1,patch=4")
-    assert run("train", "--out", tmp_path / "t", *common, *network, "--conditional")[0] == 0
+    assert run("train", "--out", tmp_path / "t", *common, "--network", network, "--conditional")[0] == 0
     words = ("train", "--out", tmp_path / "s", "--teacher", tmp_path / "t", *common, "--guidance-input")
     status, _, err = run(*words)
     assert (status, "the largest weight" in err) == (2, True)

@@ -16,6 +16,7 @@ from proxflow import names
 from proxflow.data import image_files, kinds
 from proxflow.data.kinds import Kind, kind_of_source
 from proxflow.data.kinds.image import Image
+from proxflow.data.kinds.latents import Latents
 from proxflow.data.kinds.table import Table
 from proxflow.data.kinds.text import Text
 from proxflow.data.kinds.vector import Vector
@@ -674,11 +675,12 @@ def test_other_kinds_of_rows_are_refused(fields):
 def test_the_names_are_those_of_the_table():
     assert {name: names.find("kinds", name).load() for name in names.BUILT_IN["kinds"]} == {
         "image": Image,
+        "latents": Latents,
         "table": Table,
         "vector": Vector,
         "text": Text,
     }
-    for kind in (Image, Vector, Text):
+    for kind in (Image, Latents, Vector, Text):
         assert kind.examples_word
         assert names.find("networks", kind.defaults.network)
     assert kinds.Defaults().clip is None

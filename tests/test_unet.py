@@ -4,9 +4,13 @@ import hashlib
 
 import pytest
 import torch
+from torch import nn
 
+import proxflow
+from proxflow import names
 from proxflow.errors import ArgumentError
 from proxflow.nn import MLP, UNet
+from proxflow.nn.unet import ResidualBlock
 
 
 def network(channels=1, **settings):
@@ -19,7 +23,14 @@ def network(channels=1, **settings):
 
 @pytest.mark.parametrize("size", [(28, 28), (1, 1), (7, 13), (32, 20)])
 @pytest.mark.parametrize(
-    "settings", [{}, {"patch": 2}, {"patch": 4, "multipliers": (1, 2, 2)}, {"attention": (1,), "multipliers": (1, 4)}]
+    "settings",
+    [
+        {},
+        {"patch": 2},
+        {"patch": 4, "multipliers": (1, 2, 2)},
+        {"attention": (1,), "multipliers": (1, 4)},
+        {"multipliers": (1, 2, 2), "resample": "block", "modulation": "shift"},
+    ],
 )
 def test_any_size_and_channel_count(size, settings):
     for channels, out in ((1, None), (3, 5)):
@@ -28,8 +39,12 @@ def test_any_size_and_channel_count(size, settings):
         assert output.shape == (2, out or channels, *size)
 
 
-def test_every_parameter_has_a_gradient():
-    net = network(2, patch=2, attention=(0, 1), blocks=2)
+PUBLISHED = {"resample": "block", "modulation": "shift", "attention_up": "last", "head": 16}
+
+
+@pytest.mark.parametrize("settings", [{}, PUBLISHED])
+def test_every_parameter_has_a_gradient(settings):
+    net = network(2, patch=2, attention=(0, 1), blocks=2, **settings)
     net(torch.randn(2, 2, 16, 16, dtype=torch.float64), torch.rand(2, dtype=torch.float64)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
 
@@ -44,8 +59,42 @@ def test_examples_do_not_mix_and_time_matters():
     torch.testing.assert_close(net(x[:1], t[0]), together[:1])  # a scalar time serves the batch
 
 
-def test_a_fresh_network_returns_zero():
-    assert not UNet((1, 8, 8))(torch.randn(1, 1, 8, 8), torch.zeros(1)).any()
+@pytest.mark.parametrize("settings", [{}, {**PUBLISHED, "attention": (1,)}])
+def test_a_fresh_network_returns_zero(settings):
+    assert not UNet((1, 8, 8), **settings)(torch.randn(1, 1, 8, 8), torch.zeros(1)).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes", "parameters"),
+    [("unet-ddpmpp", (3, 32, 32), 0, 55.7e6), ("unet-adm", (3, 64, 64), 1000, 295.9e6)],
+)
+def test_presets_have_the_parameters_published(name, shape, classes, parameters):
+    entry = names.BUILT_IN["networks"][name]
+    with torch.device("meta"):
+        net = UNet(shape, classes=classes, **entry.settings)
+        assert net(torch.zeros(2, *shape), torch.zeros(2)).shape == (2, *shape)
+    found = sum(parameter.numel() for parameter in net.parameters())
+    assert found == pytest.approx(parameters, rel=0.003)
+    assert f"{found / 1e6:.3g} M" in entry.line
+
+
+def test_blocks_between_levels_change_the_resolution_and_a_preset_is_a_word(tmp_path):
+    net = network(multipliers=(1, 1), resample="block")
+    embedding = torch.randn(1, 32, dtype=torch.float64)
+    for layer, side in ((net.down[1], 2), (net.up[2], 8)):
+        x = torch.randn(1, 8, 4, 4, dtype=torch.float64)
+        plain = ResidualBlock(8, 8, 32, 0.0).double()
+        plain.load_state_dict(layer.state_dict())
+        resize = nn.AvgPool2d(2) if side == 2 else nn.Upsample(scale_factor=2)
+        norm, activation, convolution = plain.enter
+        plain.skip, plain.enter = resize, nn.Sequential(norm, activation, resize, convolution)
+        assert layer(x, embedding).shape[2:] == (side, side)
+        torch.testing.assert_close(layer(x, embedding), plain(x, embedding))
+    model = proxflow.build((3, 8, 8), network="unet-ddpmpp:channels=8", seed=0)
+    model.save_pretrained(tmp_path)
+    again = proxflow.load(tmp_path)
+    assert again.network.settings["resample"] == "block"
+    assert torch.equal(again.sample(1, nfe=1), model.sample(1, nfe=1))
 
 
 @pytest.mark.parametrize(
@@ -57,6 +106,7 @@ def test_a_fresh_network_returns_zero():
         ({"dropout": 1.0}, "dropout"),
         ({"patch": 0}, "patch ≥ 1"),
         ({"outputs": 0}, "outputs ≥ 1"),
+        ({"resample": "pool"}, "resample convolution or block, got 'pool'"),
     ],
 )
 def test_settings_refused(settings, message):

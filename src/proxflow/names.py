@@ -1,8 +1,9 @@
 """Names: what the command line and files call things, and where these things are. Imports no torch.
 
-Everything that can be named stands here once: help, building, loading and the titles of reports follow from it. An installed
-package adds names through an entry point of the group ``proxflow.divergences``, ``proxflow.samplers``, ``proxflow.networks``
-or ``proxflow.kinds``, whose value is ``module:Class``. A file may hold names alone, never an import path.
+Everything that can be named stands here once: help, building, loading and the titles of reports follow from it. An
+installed package adds names through an entry point of the group ``proxflow.divergences``, ``proxflow.samplers``,
+``proxflow.networks``, ``proxflow.kinds`` or ``proxflow.autoencoders``, whose value is ``module:Class``. A file may hold
+names alone, never an import path.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from proxflow.errors import ArgumentError
 
-OPEN = ("divergences", "samplers", "networks", "kinds")
+OPEN = ("divergences", "samplers", "networks", "kinds", "autoencoders")
 """Groups that installed packages may add names to, by entry points of the group ``proxflow.GROUP``."""
 
 _BROKEN = (
@@ -109,6 +110,28 @@ _SCHEDULES = {
 _SMALL_TRANSFORMER = {"width": 384, "depth": 6, "heads": 6}
 _BASE_TRANSFORMER = {"width": 768, "depth": 12, "heads": 12}
 
+_DDPMPP = {
+    "channels": 128,
+    "multipliers": [2, 2, 2],
+    "blocks": 4,
+    "attention": [1],
+    "dropout": 0.13,
+    "resample": "block",
+    "modulation": "shift",
+    "attention_up": "last",
+    "head": 256,
+}
+_ADM = {
+    "channels": 192,
+    "multipliers": [1, 2, 3, 4],
+    "blocks": 3,
+    "attention": [1, 2, 3],
+    "dropout": 0.1,
+    "resample": "block",
+    "head": 64,
+}
+"""As in "Elucidating the Design Space of Diffusion-Based Generative Models" (Karras et al., 2022), arXiv 2206.00364."""
+
 BUILT_IN: dict[str, dict[str, Name]] = {
     "flows": {
         "gpfn": Name("proxflow.flows:GPFN", "General Proximal Flow Network: proximal steps of any divergence"),
@@ -188,6 +211,8 @@ BUILT_IN: dict[str, dict[str, Name]] = {
     },
     "networks": {
         "unet": Name("proxflow.nn:UNet", "U-Net for images", {"blocks": 1, "patch": 2}),
+        "unet-ddpmpp": Name("proxflow.nn:UNet", "U-Net of the size of DDPM++ for CIFAR-10, 55.7 M parameters", _DDPMPP),
+        "unet-adm": Name("proxflow.nn:UNet", "U-Net of the size of ADM for ImageNet-64, 296 M parameters", _ADM),
         "dit": Name("proxflow.nn:DiT", "transformer of patches for images, of the sizes Ti, S, B, L and XL"),
         "mlp": Name("proxflow.nn:MLP", "multilayer perceptron for vectors and small events"),
         "transformer": Name("proxflow.nn:TokenTransformer", "transformer for rows of tokens"),
@@ -238,9 +263,13 @@ BUILT_IN: dict[str, dict[str, Name]] = {
     },
     "kinds": {
         "image": Name("proxflow.data.kinds.image:Image", "images: picture folders, IDX files, arrays"),
+        "latents": Name("proxflow.data.kinds.latents:Latents", "latents of pictures: what prepare --encoder made"),
         "table": Name("proxflow.data.kinds.table:Table", "tables: numbers, dates, categories and gaps; .csv, .parquet"),
         "vector": Name("proxflow.data.kinds.vector:Vector", "rows of real numbers: .npy, .npz, .csv"),
         "text": Name("proxflow.data.kinds.text:Text", "text: the embedded corpus, .txt, folders of them"),
+    },
+    "autoencoders": {
+        "kl": Name("proxflow.data.autoencoders:KL", "an AutoencoderKL of diffusers, from a folder: kl:path=FOLDER"),
     },
 }
 """The library's own names by group."""

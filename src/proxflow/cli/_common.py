@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from proxflow.data.autoencoders import Autoencoder
     from proxflow.examples import Condition
     from proxflow.models import Model
 
@@ -200,6 +201,22 @@ def device_of(name: DeviceName) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def autoencoder_of(word: str) -> Autoencoder:
+    """Return what an autoencoder is loaded from: a word, or a folder, which means that of diffusers.
+
+    Raises:
+        ArgumentError: An unknown name or setting.
+    """
+    from proxflow import names
+    from proxflow.data.autoencoders import KL
+    from proxflow.models import parse
+
+    if Path(word).is_dir() or word.partition(":")[0] not in names.known("autoencoders"):
+        return KL(word)
+    found: Autoencoder = parse("autoencoders", word)
+    return found
 
 
 def check_counts(n: int, steps: int, batch_size: int, least: int = 1) -> None:

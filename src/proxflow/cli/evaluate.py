@@ -447,12 +447,17 @@ def _reference(options: Evaluate, loaded: dict[str, Model], fresh: list[str]) ->
     from proxflow.data.image_files import read_array
     from proxflow.data.kinds import kind_of_source
     from proxflow.data.kinds.image import Image
+    from proxflow.data.kinds.latents import Latents
     from proxflow.errors import DataError
     from proxflow.examples import Examples, joined
     from proxflow.models import class_names
 
     known: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, model in loaded.items():
+        if isinstance(model.data, Latents):
+            raise ArgumentError(
+                f"{name} draws latents: give the images that proxflow sample {name} decodes into a file .npz, and --data"
+            )
         if not isinstance(model.data, Image):
             raise ArgumentError(f"{name} draws {model.data.examples_word}: evaluate measures images alone")
         if options.data is None:

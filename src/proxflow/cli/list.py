@@ -17,7 +17,7 @@ from proxflow.runtime.files import read_json
 
 NAMED = (
     "flows", "divergences", "metrics", "schedules", "paths", "couplings", "endpoints", "solvers", "networks", "predictors",
-    "samplers", "guidance", "kinds",
+    "samplers", "guidance", "kinds", "autoencoders",
 )  # fmt: skip
 GROUPS = (*NAMED, "models", "data")
 

@@ -112,13 +112,14 @@ def run(options: Restore, device: torch.device) -> None:
     import torch
 
     from proxflow import models
+    from proxflow.data.kinds.latents import Latents
     from proxflow.inverse.noise import Gaussian
     from proxflow.predictors import Posterior
     from proxflow.runtime.files import writable_folder
     from proxflow.samplers import default_sampler, sample
 
     model = models.load(options.model, device)
-    if len(model.shape) != 3 or not hasattr(model.data, "preview"):
+    if len(model.shape) != 3 or isinstance(model.data, Latents):
         raise ArgumentError(f"restore is of pictures, and the model {options.model} is of {model.data.examples_word}")
     operator = _operator(options, model.shape)
     channels, height, width = model.shape

@@ -14,6 +14,7 @@ from proxflow.cli._common import (
     GuidanceOptions,
     SamplerChoice,
     Text,
+    autoencoder_of,
     check_counts,
     check_graph,
     check_sampler,
@@ -26,12 +27,13 @@ from proxflow.cli._common import (
     spent,
 )
 from proxflow.config import DeviceName
-from proxflow.errors import ArgumentError
+from proxflow.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from proxflow.data.autoencoders import Codec
     from proxflow.models import Model
 
 FEW = 2
@@ -50,6 +52,7 @@ class Sample:
         proxflow sample runs/table --n 1000 --out made.csv  a table, with the columns of the one it was trained on
         proxflow sample runs/digits --class 7 --guidance 2  sevens, from a model that was trained with --conditional
         proxflow sample runs/digits --class all --n 10      ten of each class, a row for each
+        proxflow sample runs/latents --encoder sd-vae       pictures, from a model of latents whose autoencoder has moved
         proxflow sample runs/text --n 8 --out samples.txt   text, from a model of text
         proxflow sample runs/text --prompt "And it came "   text that begins so
         proxflow sample runs/text --infill "To be, or ___ to be"
@@ -74,6 +77,8 @@ class Sample:
             tables, ending .csv, .parquet or .png.
         prompt: Text that each sample of a model of text begins with, word for word.
         infill: Text with gaps, each _ an unknown token; the samples are this text with the gaps filled.
+        encoder: Of models of latents, the autoencoder that decodes them, if it is no longer where it was when they were
+            made; none writes the latents themselves, ending .npz, key "latents".
         batch_size: Samples drawn at a time; lower it when memory runs out.
         device: Where to compute; auto takes CUDA when there is one.
         graph: Record a batch's work as one CUDA graph and replay it for all: with many batches small networks draw several
@@ -98,6 +103,7 @@ class Sample:
     out: Annotated[File, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: samples.png)")] = None
     prompt: Annotated[Text, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: none)")] = None
     infill: Annotated[Text, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: none)")] = None
+    encoder: Annotated[Text, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: where it was)")] = None
     batch_size: int = 128
     device: DeviceName = "auto"
     graph: bool = False
@@ -116,6 +122,7 @@ def run(options: Sample, device: torch.device) -> None:
     from proxflow import models
     from proxflow.data import labelled
     from proxflow.data.kinds.image import Image
+    from proxflow.data.kinds.latents import Latents
     from proxflow.data.kinds.table import Table
 
     options.guidance.check()
@@ -129,10 +136,13 @@ def run(options: Sample, device: torch.device) -> None:
     guidance = options.guidance.loaded(device)
     predictor = guided(model, guidance, labels)
     number = options.n if labels is None else len(labels)
-    out = Path(f"samples{model.data.ending}") if options.out is None else options.out
+    codec = _codec(options, model, device)
+    kind = model.data.pictured if codec is not None and isinstance(model.data, Latents) else model.data
+    ending = ".npz" if isinstance(kind, Latents) else kind.ending
+    out = Path(f"samples{ending}") if options.out is None else options.out
     with first_alone() as writing:
         if writing:
-            model.data.check_output(out, number)
+            kind.check_output(out, number)
     samples = draw(
         model,
         number,
@@ -148,17 +158,19 @@ def run(options: Sample, device: torch.device) -> None:
     if table is not None and labels is not None:
         samples = table.labelled(samples, labels)
     with first_alone() as writing:
-        if writing and labels is not None and isinstance(model.data, Image) and out.suffix.lower() in (".png", ".npz"):
+        if writing and codec is not None:
+            samples = codec.decode(samples)
+        if writing and labels is not None and isinstance(kind, Image) and out.suffix.lower() in (".png", ".npz"):
             images = samples.cpu().permute(0, 2, 3, 1).contiguous().numpy()
             if out.suffix.lower() == ".npz" or len(options.classes) > 1 or options.classes == (ALL,):
                 labelled.write(out, images, labels.numpy(), model.classes)
             else:
-                model.data.write(out, samples)
+                kind.write(out, samples)
         elif writing:
-            model.data.write(out, samples)
+            kind.write(out, samples)
     at = " at the times found for them" if model.times_of(options.sampler, options.steps) else ""
     evaluations = spent(model, predictor, options.sampler, options.steps)
-    say(f"{number} {model.data.examples_word}, {evaluations} network evaluations each{at}: {out}")
+    say(f"{number} {kind.examples_word}, {evaluations} network evaluations each{at}: {out}")
 
 
 def _told(options: Sample, model: Model) -> tuple[Model, int | None]:
@@ -185,6 +197,37 @@ def _told(options: Sample, model: Model) -> tuple[Model, int | None]:
         tokens, known, length = model.data.with_gaps(options.infill)
     posterior = Posterior(model.predictor, inverse.Mask(known), tokens[None], flow=model.flow)
     return replace(model, predictor=cast(Any, posterior)), length
+
+
+def _codec(options: Sample, model: Model, device: torch.device) -> Codec | None:
+    """Return what decodes the samples of a model of latents; ``None`` for other models, and where none is wanted.
+
+    Raises:
+        ArgumentError: One is named for other data, or it is nowhere, or cannot be loaded; the message says what to give.
+        DataError: It is another one.
+    """
+    from proxflow.data.kinds.latents import Latents
+
+    if not isinstance(model.data, Latents):
+        if options.encoder is not None:
+            raise ArgumentError(f"--encoder is for models of latents, and this one is of {model.data.examples_word}")
+        return None
+    if options.encoder == "none":
+        return None
+    word = options.encoder or model.data.found
+    if not word:
+        raise ArgumentError(
+            "the model does not say where its autoencoder is: give --encoder DIR, or --encoder none for latents"
+        )
+    try:
+        module = autoencoder_of(word).load()
+    except (ArgumentError, DataError) as error:
+        if options.encoder is not None:
+            raise
+        raise DataError(
+            f"{error}; the samples are latents, which it decodes: give --encoder DIR, or --encoder none for the latents"
+        ) from error
+    return model.data.codec(module, device)
 
 
 def _labels(options: Sample, model: Model) -> Tensor | None:

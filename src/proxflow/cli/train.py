@@ -97,11 +97,11 @@ class Train:
         data: What to learn. Images: mnist; emoji, in colour; fashion-mnist, which Debian's package dataset-fashion-mnist
             installs; a folder of IDX files named as theirs; a folder of pictures (PNG, JPEG, WebP, BMP, TIFF) of any size,
             grey or colour, with folders in it or not; a file .npz or .npy of images, N x H x W x C; a folder that "proxflow
-            prepare" wrote; cifar10:FOLDER or cifar100:FOLDER, the binary form; 'shards:NAME-{000..127}.tar', of WebDataset;
-            arrow:PATH or hub:OWNER/NAME, Hugging Face data sets. Rows of numbers: a file .npy, .npz or .csv. Tables: a
-            file .csv whose first line names the columns, with texts, gaps or whole numbers among them, or .parquet. Text:
-            bible, the King James Version, which comes with the package; a file .txt; or a folder of such files, each a
-            document.
+            prepare" wrote, also of latents; cifar10:FOLDER or cifar100:FOLDER, the binary form;
+            'shards:NAME-{000..127}.tar', of WebDataset; arrow:PATH or hub:OWNER/NAME, Hugging Face data sets. Rows of
+            numbers: a file .npy, .npz or .csv. Tables: a file .csv whose first line names the columns, with texts, gaps or
+            whole numbers among them, or .parquet. Text: bible, the King James Version, which comes with the package; a file
+            .txt; or a folder of such files, each a document.
         kind: What kind of data they are, where that is not plain.
         size: Side of the squares that the pictures of a folder are brought to, by scaling and cutting out the middle.
         context: Tokens of a text that are learnt, and later drawn, at a time.
@@ -262,6 +262,11 @@ def run(options: Train, device: torch.device) -> None:
         raise ArgumentError(
             f"the model was trained on a table of other columns, categories or gaps than {options.data} has: give a table "
             "like it, or train a model from the beginning"
+        )
+    if getattr(kind, "encoder", None) != getattr(loaded.kind, "encoder", None):
+        raise ArgumentError(
+            f"the model was trained on the latents of another autoencoder than {options.data} has: give latents of the "
+            "same, or train a model from the beginning"
         )
     conditional = "condition" in reads(model.predictor)
     if options.conditional and not conditional:

@@ -1,42 +1,53 @@
-"""A cache of pictures of one shape as bytes, made once and mapped into memory.
+"""A cache of pictures of one shape as bytes, or of their latents, made once and mapped into memory.
 
 A folder of parts of 4096 pictures, ``part-00000.bin`` and on, each the bytes (number, channels, height, width) of those that
 could be read, with ``part-00000.json`` beside it; ``plan.json``, what they are made of; and at the end ``manifest.json``.
-Stopped at any moment, the same call makes the parts that are missing.
+Stopped at any moment, the same call makes the parts that are missing. Latents are of two bytes, float16, little end first,
+and their parts of 512.
 """
 
 from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
+from proxflow.data.autoencoders import BATCH, Codec
 from proxflow.data.left_out import LeftOut
 from proxflow.data.stored import Pictures
-from proxflow.errors import DataError, OutputError
+from proxflow.errors import DataError, OutputError, ProxflowError
 from proxflow.runtime.files import read_json, sweep, writable_folder, write_atomically, write_json
 from proxflow.runtime.lock import locked
 
 PLAN, MANIFEST = "plan.json", "manifest.json"
 FORM = "proxflow prepared 1"
-PART = 4096
+LATENTS_FORM = "proxflow latents 1"
+PART, LATENTS_PART = 4096, 512
 """Pictures of a part."""
 
 _TRIES = 3
 
 
 def prepare(
-    pictures: Pictures, folder: Path, workers: int, done: Callable[[int], None] = lambda number: None
+    pictures: Pictures,
+    folder: Path,
+    workers: int,
+    done: Callable[[int], None] = lambda number: None,
+    encoder: nn.Module | None = None,
+    word: str = "",
+    device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """Make a cache of pictures, or go on with it.
+    """Make a cache of pictures, or of their latents, or go on with it.
 
     Pictures that cannot be read are left out, and stand in the manifest by name.
 
@@ -45,16 +56,26 @@ def prepare(
         folder: Where the cache goes.
         workers: Processes that read; 0 for this one.
         done: Called with the number of pictures done.
+        encoder: Any module with ``encode`` and ``decode``, see :class:`proxflow.data.autoencoders.Codec`, whose latents are
+            kept in place of the pictures; it works in this process.
+        word: Where the encoder is found again, for those who decode.
+        device: Where the encoder works.
 
     Returns:
         The manifest.
 
     Raises:
-        OutputError: The folder cannot be written, as where the disk is full, is in use, or is a cache of other pictures;
-            what is done stays.
-        DataError: No picture can be read, or processes that read died three times.
+        OutputError: The folder cannot be written, as where the disk is full, is in use, or is a cache of other pictures or
+            of another encoder; what is done stays.
+        DataError: No picture can be read, or processes that read died three times; the encoder does not fit the pictures.
     """
-    plan = {"form": FORM, "content": pictures.content, "shape": list(pictures.shape), "pictures": len(pictures)}
+    plan: dict[str, Any] = {"form": FORM, "content": pictures.content, "shape": list(pictures.shape)}
+    codec, size = None, PART
+    if encoder is not None:
+        codec, size = Codec(encoder, device), LATENTS_PART
+        shapes = {"shape": list(codec.shape_of(pictures.shape)), "picture": list(pictures.shape)}
+        plan |= {"form": LATENTS_FORM, **shapes, "dtype": "float16", "encoder": codec.sha256}
+    plan["pictures"] = len(pictures)
     with locked(writable_folder(folder), "preparation"):
         sweep(folder, owned=True)
         if (folder / PLAN).exists():
@@ -69,13 +90,18 @@ def prepare(
         elif any(folder.glob("part-*")) or (folder / MANIFEST).exists():
             raise OutputError(f"{folder} holds parts of a cache without {PLAN}: choose another --out folder")
         write_json(folder / PLAN, plan)
-        number = -(-len(pictures) // PART)
+        number = -(-len(pictures) // size)
         missing = [k for k in range(number) if not (folder / f"part-{k:05d}.json").exists()]
-        done(len(pictures) - sum(min(PART, len(pictures) - k * PART) for k in missing))
+        done(len(pictures) - sum(min(size, len(pictures) - k * size) for k in missing))
         for _ in range(_TRIES):
             try:
-                for part in _made(pictures, folder, missing, workers):
-                    done(min(PART, len(pictures) - part * PART))
+                made = (
+                    _made(pictures, folder, missing, workers)
+                    if codec is None
+                    else (_encode(pictures, folder, k, workers, codec, tuple(plan["shape"])) for k in missing)
+                )
+                for part in made:
+                    done(min(size, len(pictures) - part * size))
                 break
             except BrokenProcessPool:
                 missing = [k for k in missing if not (folder / f"part-{k:05d}.json").exists()]
@@ -84,7 +110,7 @@ def prepare(
                 f"{workers} processes that read pictures died {_TRIES} times, perhaps for want of memory: give --workers 0; "
                 "the parts that are done stay"
             )
-        return _finished(pictures, folder, plan, number)
+        return _finished(pictures, folder, plan, number, word)
 
 
 def _made(pictures: Pictures, folder: Path, parts: list[int], workers: int) -> Iterator[int]:
@@ -131,17 +157,76 @@ def _make(pictures: Pictures, folder: Path, part: int) -> int:
         except DataError as error:
             left_out.append([index, str(error)])
     data = torch.stack(read).numpy().tobytes() if read else b""
+    _write(folder, part, data, {"number": len(read), "left_out": left_out})
+    return part
 
+
+def _write(folder: Path, part: int, data: bytes, told: dict[str, Any]) -> None:
     def put(temporary: Path) -> None:
         temporary.write_bytes(data)
 
     write_atomically(folder / f"part-{part:05d}.bin", put)
-    told = {"number": len(read), "sha256": hashlib.sha256(data).hexdigest(), "left_out": left_out}
-    write_json(folder / f"part-{part:05d}.json", told)
+    write_json(folder / f"part-{part:05d}.json", {**told, "sha256": hashlib.sha256(data).hexdigest()})
+
+
+class _Readable(Dataset[Tensor | str]):
+    """Pictures, or in place of one that cannot be read why."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures = pictures
+
+    def __getitem__(self, index: int) -> Tensor | str:
+        try:
+            return self.pictures.picture(index)
+        except DataError as error:
+            return str(error)
+
+
+def _encode(pictures: Pictures, folder: Path, part: int, workers: int, codec: Codec, shape: tuple[int, ...]) -> int:
+    """Make a part of latents, as :func:`_make` makes one of pictures: read by several processes, encoded by this one."""
+    places = range(part * LATENTS_PART, min(len(pictures), (part + 1) * LATENTS_PART))
+    left_out: list[list[Any]] = []
+    made: list[Tensor] = []
+    loader: DataLoader[Any] = DataLoader(
+        _Readable(pictures), BATCH, sampler=places, num_workers=workers, collate_fn=list, generator=torch.Generator()
+    )  # fmt: skip
+    first = places.start
+    try:
+        for batch in loader:
+            left_out += [[first + k, said] for k, said in enumerate(batch) if isinstance(said, str)]
+            read = [picture for picture in batch if isinstance(picture, Tensor)]
+            first += len(batch)
+            if read:
+                made.append(codec.encode(torch.stack(read)).half())
+                if tuple(made[-1].shape) != (len(read), *shape) or not bool(made[-1].isfinite().all()):
+                    raise DataError(
+                        f"the encoder makes latents of {tuple(made[-1].shape[1:])}, or not finite in float16, of pictures "
+                        f"{first - len(batch)} to {first - 1}; expected {shape}"
+                    )
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise BrokenProcessPool(str(error)) from error
+    latents = torch.cat(made) if made else torch.zeros(0, *shape, dtype=torch.float16)
+    wide = latents.double().transpose(0, 1).flatten(1)
+    mean = wide.mean(1) if made else wide.new_zeros(shape[0])
+    spread = (wide - mean[:, None]).square().sum(1)
+    told = {"number": len(latents), "left_out": left_out, "mean": mean.tolist(), "squares": spread.tolist()}
+    _write(folder, part, latents.numpy().astype("<f2", copy=False).tobytes(), told)
     return part
 
 
-def _finished(pictures: Pictures, folder: Path, plan: dict[str, Any], number: int) -> dict[str, Any]:
+def _moments(told: list[Any], plan: dict[str, Any]) -> dict[str, list[float]]:
+    """Return mean and standard deviation of each channel over all parts, from theirs."""
+    places = plan["shape"][1] * plan["shape"][2]
+    number = torch.tensor([part["number"] * places for part in told], dtype=torch.float64)[:, None]
+    means, squares = (torch.tensor([part[name] for part in told], dtype=torch.float64) for name in ("mean", "squares"))
+    mean = (number * means).sum(0) / number.sum()
+    variance = (squares + number * (means - mean).square()).sum(0) / number.sum()
+    return {"mean": mean.tolist(), "std": torch.where(variance > 0, variance.sqrt(), 1.0).tolist()}
+
+
+def _finished(pictures: Pictures, folder: Path, plan: dict[str, Any], number: int, word: str) -> dict[str, Any]:
     """Write labels and manifest, if they are not there."""
     told: list[Any] = [read_json(folder / f"part-{k:05d}.json") for k in range(number)]
     lost = [(int(index), str(said)) for part in told for index, said in part["left_out"]]
@@ -172,14 +257,26 @@ def _finished(pictures: Pictures, folder: Path, plan: dict[str, Any], number: in
         "levels": list(pictures.levels),
         "left_out": [[reason, *found] for reason, found in left_out.found.items()],
         "unread": [said for _, said in lost[:100]],
+        **({"found": word, **_moments(told, plan)} if plan["form"] == LATENTS_FORM else {}),
     }
     write_json(folder / MANIFEST, manifest)
     return manifest
 
 
 def is_prepared(folder: Path) -> bool:
-    """Tell whether a folder is a cache, whole or not."""
-    return (folder / PLAN).exists() and (folder / PLAN).is_file() and not (folder / "run.json").exists()
+    """Tell whether a folder is a cache, whole or not, of pictures or of latents."""
+    return os.path.isfile(folder / PLAN) and not os.path.exists(folder / "run.json")  # these raise nothing
+
+
+def holds_latents(folder: Path) -> bool:
+    """Tell whether a folder is a cache of latents, whole or not."""
+    if not is_prepared(folder):
+        return False
+    try:
+        held = read_json(folder / PLAN)
+    except ProxflowError:
+        return False
+    return isinstance(held, dict) and held.get("form") == LATENTS_FORM
 
 
 class Prepared(Pictures):
@@ -193,6 +290,10 @@ class Prepared(Pictures):
         DataError: It is not finished, damaged, or of another size.
     """
 
+    form: ClassVar[str] = FORM
+    what: ClassVar[str] = "pictures"
+    dtype: ClassVar[np.dtype[Any]] = np.dtype(np.uint8)
+
     def __init__(self, folder: Path, size: int | None = None) -> None:
         if not (folder / MANIFEST).exists():
             raise DataError(f"{folder}: is not finished; give the same proxflow prepare command again to go on")
@@ -201,15 +302,15 @@ class Prepared(Pictures):
             shape, counts = tuple(map(int, held["shape"])), [int(number) for number in held["parts"]]
             classes, told = tuple(map(str, held["classes"])), bool(held["labels"])
             left_out = LeftOut({str(reason): (int(number), str(one)) for reason, number, one in held["left_out"]})
-            if held["form"] != FORM or len(shape) != 3 or min(*shape, *counts) < 0:
+            if held["form"] != self.form or len(shape) != 3 or min(*shape, *counts) < 0:
                 raise ValueError(held["form"])
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{folder / MANIFEST}: is no manifest of prepared pictures ({error})") from error
+            raise DataError(f"{folder / MANIFEST}: is no manifest of prepared {self.what} ({error})") from error
         if size is not None and shape[1:] != (size, size):
             raise DataError(
                 f"{folder}: holds pictures of {shape[1]} x {shape[2]}, not of size {size}: prepare them anew"
             )
-        bytes_of = shape[0] * shape[1] * shape[2]
+        bytes_of = shape[0] * shape[1] * shape[2] * self.dtype.itemsize
         for k, number in enumerate(counts):
             part = folder / f"part-{k:05d}.bin"
             found = part.stat().st_size if part.exists() else -1
@@ -232,13 +333,13 @@ class Prepared(Pictures):
         )  # fmt: skip
         self.folder = folder
         self.starts = np.cumsum([0, *counts])
-        self.maps: dict[int, np.ndarray[Any, np.dtype[np.uint8]]] = {}
+        self.maps: dict[int, np.ndarray[Any, np.dtype[Any]]] = {}
 
-    def _part(self, part: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def _part(self, part: int) -> np.ndarray[Any, np.dtype[Any]]:
         if part not in self.maps:
             number = int(self.starts[part + 1] - self.starts[part])
             self.maps[part] = np.memmap(
-                self.folder / f"part-{part:05d}.bin", np.uint8, "r", shape=(number, *self.shape)
+                self.folder / f"part-{part:05d}.bin", self.dtype, "r", shape=(number, *self.shape)
             )
         return self.maps[part]
 
@@ -249,8 +350,34 @@ class Prepared(Pictures):
         """Read several pictures at once, with their classes."""
         places = indices.numpy()
         part = np.searchsorted(self.starts, places, side="right") - 1
-        images = np.empty((len(places), *self.shape), np.uint8)
+        images = np.empty((len(places), *self.shape), self.dtype.newbyteorder("="))
         for k in np.unique(part):
             here = part == k
             images[here] = self._part(int(k))[places[here] - self.starts[k]]
         return torch.from_numpy(images), None if self.labels is None else self.labels[indices]
+
+
+class Latents(Prepared):
+    """The latents of a cache, float16, mapped into memory.
+
+    Args:
+        folder: The cache.
+
+    Raises:
+        DataError: It is not finished, or damaged.
+    """
+
+    form = LATENTS_FORM
+    what = "latents"
+    dtype = np.dtype("<f2")
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        held: Any = read_json(folder / MANIFEST)
+        try:
+            self.mean, self.std = (tuple(map(float, held[name])) for name in ("mean", "std"))
+            channels, height, width = map(int, held["picture"])
+            self.encoder, self.found = str(held["encoder"]), str(held["found"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{folder / MANIFEST}: is no manifest of prepared latents ({error})") from error
+        self.pictured = channels, height, width

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from proxflow.data import arrow, shards
 from proxflow.data.pictures import survey
-from proxflow.data.prepared import Prepared, is_prepared
+from proxflow.data.prepared import Latents, Prepared, holds_latents, is_prepared
 from proxflow.data.stored import Folder, Pictures
 
 PREFIXES = (shards.PREFIX, *arrow.PREFIXES)
@@ -36,5 +36,5 @@ def pictures_of(source: str, size: int | None = None, exclude: Path | None = Non
     if not os.path.isdir(source):
         return None
     if is_prepared(Path(source)):
-        return Prepared(Path(source), size)
+        return Latents(Path(source)) if holds_latents(Path(source)) else Prepared(Path(source), size)
     return Folder(survey(Path(source), size, exclude=exclude))

@@ -227,6 +227,8 @@ def class_of(group: str, kind: str) -> type[Any]:
     base = _BASES.get(group)
     if group == "kinds":
         from proxflow.data.kinds import Kind as base  # noqa: N813 - the library imports no data before a model needs it
+    if group == "autoencoders":
+        from proxflow.data.autoencoders import Autoencoder as base  # noqa: N813
     if base is not None and not issubclass(found, base):
         raise ArgumentError(f"{kind} of the {group} is {found.__name__}, which does not derive from {base.__name__}")
     return found

@@ -52,9 +52,10 @@ class DiT(nn.Module):
         dropout: Probability of dropping a feature of what a block adds.
         reads_end: Whether it reads a second time, ``end`` ≥ t, as :class:`proxflow.nn.UNet` does.
         classes: Number of classes whose labels it reads as its condition; 0 for none. See
-            :class:`proxflow.nn.conditions.Conditions`, also for the next two.
+            :class:`proxflow.nn.conditions.Conditions`, also for the next.
         vectors: Size of the vectors that it reads as its condition; 0 for none.
         images: Channels of the images that it reads as its condition; 0 for none.
+        guidance: Largest weight of guidance that it reads beside its condition; 0 for none.
 
     Shapes: ``x`` (batch, channels, height, width), ``t`` and ``end`` (batch,) or scalars → (batch, outputs, height, width).
     Without ``end`` it is t.
@@ -80,6 +81,7 @@ class DiT(nn.Module):
         classes: int = 0,
         vectors: int = 0,
         images: int = 0,
+        guidance: float = 0.0,
     ) -> None:
         super().__init__()
         inputs = event_shape(shape, "DiT", 3)[0]
@@ -106,7 +108,7 @@ class DiT(nn.Module):
         nn.init.zeros_(self.enter.bias)
         if reads_end:  # last, so that the other weights are drawn as without it
             self.embed_gap = gap_embedding(width)
-        self.conditions = conditions(width, classes, vectors, images)
+        self.conditions = conditions(width, classes, vectors, images, guidance)
         self.conditional = self.conditions is not None
         self.tokens = nn.Parameter(torch.randn(tokens, width) * 0.02) if tokens else None
         # Its output is added to that of the image that is denoised. Of no image it is zero.

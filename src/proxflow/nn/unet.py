@@ -7,7 +7,8 @@ A network reads a tensor and a time in [0, 1] and returns a tensor, without beli
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,27 +25,65 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """A residual block of two 3×3 convolutions with a time-dependent scale and shift between them."""
+    """A residual block of two 3×3 convolutions with a time-dependent scale and shift between them.
 
-    def __init__(self, inputs: int, outputs: int, width: int, dropout: float) -> None:
+    Args:
+        inputs: Channels read.
+        outputs: Channels returned.
+        width: Size of the embedding of the time.
+        dropout: Probability of dropping a feature.
+        shift: Whether the embedding shifts alone, before the second norm, in place of scaling and shifting after it.
+    """
+
+    def __init__(self, inputs: int, outputs: int, width: int, dropout: float, shift: bool = False) -> None:
         super().__init__()
+        self.shift = shift
         self.enter = nn.Sequential(_norm(inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1))
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * outputs))
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, outputs if shift else 2 * outputs))
         self.norm = _norm(outputs)
         self.leave = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), zero(nn.Conv2d(outputs, outputs, 3, padding=1)))
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
-        hidden = torch.addcmul(shift, self.norm(self.enter(x)), 1 + scale)
-        output: Tensor = self.skip(x) + self.leave(hidden)
+        return self._joined(self.skip(x), self.enter(x), embedding)
+
+    def _joined(self, skip: Tensor, entered: Tensor, embedding: Tensor) -> Tensor:
+        modulation = self.modulation(embedding)[:, :, None, None]
+        if self.shift:
+            hidden = self.norm(entered + modulation)
+        else:
+            scale, shift = modulation.chunk(2, dim=1)
+            hidden = torch.addcmul(shift, self.norm(entered), 1 + scale)
+        output: Tensor = skip + self.leave(hidden)
         return output
+
+
+class Resample(ResidualBlock):
+    """A residual block that changes the resolution, before its first convolution and of what it is added to."""
+
+    def __init__(
+        self, channels: int, width: int, dropout: float, shift: bool, resize: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__(channels, channels, width, dropout, shift)
+        self.resize = resize
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        norm, activation, convolution = self.enter
+        return self._joined(self.resize(x), convolution(self.resize(activation(norm(x)))), embedding)
+
+
+def _halved(x: Tensor) -> Tensor:
+    return functional.avg_pool2d(x, 2)
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return functional.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class Attention(nn.Module):
     """Self-attention over all pixels of a feature map, added to its input."""
 
-    def __init__(self, channels: int, head_channels: int = 32) -> None:
+    def __init__(self, channels: int, head_channels: int) -> None:
         super().__init__()
         self.heads = max(1, channels // head_channels)
         if channels % self.heads:
@@ -63,12 +102,12 @@ class Attention(nn.Module):
 
 
 class Stage(nn.Module):
-    """A residual block, optionally followed by attention."""
+    """A residual block, optionally followed by attention, with ``head`` channels a head; 0 for none."""
 
-    def __init__(self, inputs: int, outputs: int, width: int, dropout: float, attend: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, width: int, dropout: float, shift: bool, head: int) -> None:
         super().__init__()
-        self.block = ResidualBlock(inputs, outputs, width, dropout)
-        self.attention = Attention(outputs) if attend else nn.Identity()
+        self.block = ResidualBlock(inputs, outputs, width, dropout, shift)
+        self.attention = Attention(outputs, head) if head else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         output: Tensor = self.attention(self.block(x, embedding))
@@ -89,7 +128,7 @@ class Double(nn.Conv2d):
         super().__init__(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return super().forward(_doubled(x))
 
 
 class UNet(nn.Module):
@@ -115,6 +154,14 @@ class UNet(nn.Module):
         vectors: Size of the vectors that it reads as its condition; 0 for none.
         images: Channels of the images that it reads as its condition; 0 for none.
         guidance: Largest weight of guidance that it reads beside its condition; 0 for none.
+        resample: What lies between the levels: "convolution", or "block", a residual block that changes the resolution, as
+            in "Diffusion Models Beat GANs on Image Synthesis" (Dhariwal & Nichol, 2021), arXiv 2105.05233, § 3.
+        modulation: What the embedding of times does in a residual block: "scale" and shift after a norm, or "shift" before
+            it, as in the source.
+        attention_up: Whether on the way up attention follows "each" residual block of the levels that have it, or the
+            "last" of them, as in "Score-Based Generative Modeling through Stochastic Differential Equations" (Song et al.,
+            2020), arXiv 2011.13456.
+        head: Channels of a head of the attention, as far as they divide.
 
     Shapes: ``x`` (batch, channels, height, width), ``t`` and ``end`` (batch,) or scalars → (batch, outputs, height, width).
     Without ``end`` it is t.
@@ -140,11 +187,22 @@ class UNet(nn.Module):
         vectors: int = 0,
         images: int = 0,
         guidance: float = 0.0,
+        resample: Literal["convolution", "block"] = "convolution",
+        modulation: Literal["scale", "shift"] = "scale",
+        attention_up: Literal["each", "last"] = "each",
+        head: int = 32,
     ) -> None:
         super().__init__()
         inputs = event_shape(shape, "UNet", 3)[0]
         outputs = inputs if outputs is None else outputs
-        refuse_out_of_range("UNet", dropout, outputs=outputs, channels=channels, blocks=blocks, patch=patch)
+        refuse_out_of_range("UNet", dropout, outputs=outputs, channels=channels, blocks=blocks, patch=patch, head=head)
+        for name, value, known in (
+            ("resample", resample, ("convolution", "block")),
+            ("modulation", modulation, ("scale", "shift")),
+            ("attention_up", attention_up, ("each", "last")),
+        ):
+            if value not in known:
+                raise ArgumentError(f"UNet takes {name} {' or '.join(known)}, got {value!r:.80}")
         if not multipliers or min(multipliers) < 1:
             raise ArgumentError(f"UNet needs at least one multiplier, each ≥ 1, got {tuple(multipliers)}")
         if any(not 0 <= level < len(multipliers) for level in attention):
@@ -163,25 +221,31 @@ class UNet(nn.Module):
         self.embed_gap: TimeEmbedding | None = None
         self.stem = nn.Conv2d(inputs * patch**2, channels, 3, padding=1)
 
+        shift, blocky = modulation == "shift", resample == "block"
+
+        def stage(inputs: int, outputs: int, attend: bool) -> Stage:
+            return Stage(inputs, outputs, width, dropout, shift, head if attend else 0)
+
         size, skips = channels, [channels]
         self.down = nn.ModuleList()
         for level, multiplier in enumerate(multipliers):
             if level:
-                self.down.append(Halve(size))
+                self.down.append(Resample(size, width, dropout, shift, _halved) if blocky else Halve(size))
                 skips.append(size)
             for _ in range(blocks):
-                self.down.append(Stage(size, channels * multiplier, width, dropout, level in attention))
+                self.down.append(stage(size, channels * multiplier, level in attention))
                 size = channels * multiplier
                 skips.append(size)
-        self.enter = Stage(size, size, width, dropout, bool(attention))
-        self.leave = Stage(size, size, width, dropout, False)
+        self.enter = stage(size, size, bool(attention))
+        self.leave = stage(size, size, False)
         self.up = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):
-            for _ in range(blocks + 1):
-                self.up.append(Stage(size + skips.pop(), channels * multiplier, width, dropout, level in attention))
+            for block in range(blocks + 1):
+                attend = level in attention and (attention_up == "each" or block == blocks)
+                self.up.append(stage(size + skips.pop(), channels * multiplier, attend))
                 size = channels * multiplier
             if level:
-                self.up.append(Double(size))
+                self.up.append(Resample(size, width, dropout, shift, _doubled) if blocky else Double(size))
         self.head = nn.Sequential(_norm(size), nn.SiLU(), zero(nn.Conv2d(size, outputs * patch**2, 3, padding=1)))
         if reads_end:  # last, so that the other weights are drawn as without it
             self.embed_gap = gap_embedding(width)
@@ -204,12 +268,14 @@ class UNet(nn.Module):
             hidden = hidden + self.stem_image(self._folded(flagged(told["image"], shape, x)))
         skips = [hidden]
         for layer in self.down:
-            hidden = layer(hidden, embedding) if isinstance(layer, Stage) else layer(hidden)
+            hidden = layer(hidden) if isinstance(layer, Halve) else layer(hidden, embedding)
             skips.append(hidden)
         hidden = self.leave(self.enter(hidden, embedding), embedding)
         for layer in self.up:
-            meets_skip = isinstance(layer, Stage)
-            hidden = layer(torch.cat([hidden, skips.pop()], dim=1), embedding) if meets_skip else layer(hidden)
+            if isinstance(layer, Stage):
+                hidden = layer(torch.cat([hidden, skips.pop()], dim=1), embedding)
+            else:
+                hidden = layer(hidden, embedding) if isinstance(layer, Resample) else layer(hidden)
         output = functional.pixel_shuffle(self.head(hidden), self.patch)
         return output[..., :height, :width]
 

@@ -20,8 +20,8 @@ _COUNTED = 2
 _KEPT = 5
 """Numbers of four bytes kept for each parameter: itself, its gradient, two moments and its average."""
 
-H100, SHARE = 989e12, 0.4
-"""Operations a second of an H100 in bfloat16, and the share of them that large networks reach."""
+H100, SHARE, MEMORY = 989e12, 0.4, 80e9
+"""Operations a second of an H100 in bfloat16, the share of them that large networks reach, and its bytes of memory."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,21 @@ class Cost:
     read: float
 
     @property
+    def memory(self) -> float:
+        """Bytes a process, without what kernels and communication take for a moment."""
+        return self.kept + self.activations
+
+    @property
     def text(self) -> str:
         """Say it in words."""
         seconds = self.operations / (H100 * SHARE)
         memory = f"{self.kept / 1e6:,.4g} MB a process for weights, gradients, moments and averages"
+        fits = "fits into" if self.memory <= MEMORY else "is more than"
         return (
             f"{self.parameters:,} parameters; {self.operations / 1e9:,.4g} GFLOP a step; {memory}, "
-            f"{self.activations / 1e6:,.4g} MB for activations; {self.read / 1e6:,.4g} MB of data a step. One H100, at "
-            f"{SHARE:.0%} of its {H100 / 1e12:.0f} TFLOP/s in bf16, takes {seconds * 1e3:,.3g} ms a step and reads "
-            f"{self.read / seconds / 1e6:,.3g} MB/s"
+            f"{self.activations / 1e6:,.4g} MB for activations, which {fits} the {MEMORY / 1e9:.0f} GB of an H100; "
+            f"{self.read / 1e6:,.4g} MB of data a step. One H100, at {SHARE:.0%} of its {H100 / 1e12:.0f} TFLOP/s in bf16, "
+            f"takes {seconds * 1e3:,.3g} ms a step and reads {self.read / seconds / 1e6:,.3g} MB/s"
         )
 
 

@@ -19,7 +19,7 @@ from proxflow.data.images import ImageData, to_bytes, to_range
 from proxflow.data.kinds.base import Defaults, Kind, Loaded, Picture, check_share, split
 from proxflow.data.left_out import LeftOut
 from proxflow.data.pictures import holds_pictures
-from proxflow.data.prepared import is_prepared
+from proxflow.data.prepared import Latents, holds_latents, is_prepared
 from proxflow.data.sources import PREFIXES, pictures_of
 from proxflow.data.stored import Folder, Pictures
 from proxflow.errors import ArgumentError, DataError
@@ -29,6 +29,27 @@ from proxflow.runtime.machine import fits_in_memory
 
 MOST_CLASSES, LONGEST_NAME = 2**16, 255
 """The largest number of classes, and of characters in the name of one."""
+
+
+def checked_classes(given: Any) -> tuple[str, ...]:
+    """Return names of classes, or of as many numbers as a number says.
+
+    Raises:
+        ArgumentError: They are too many, too long, not printable or not different.
+    """
+    if isinstance(given, int):
+        if not 0 <= given <= MOST_CLASSES:
+            raise ArgumentError(f"the number of classes must be at least 0 and at most {MOST_CLASSES}, got {given}")
+        given = map(str, range(given))
+    names = tuple(given)
+    if len(names) > MOST_CLASSES or len(set(names)) < len(names):
+        raise ArgumentError(f"the names of at most {MOST_CLASSES} classes must differ, got {len(names)}")
+    for name in names:
+        if not (isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable()):
+            raise ArgumentError(
+                f"the name of a class must be 1 to {LONGEST_NAME} printable characters, got {name!a:.80}"
+            )
+    return names
 
 
 @dataclass(frozen=True)
@@ -59,19 +80,7 @@ class Image(Kind):
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise ArgumentError(f"images have a shape (channels, height, width), each number ≥ 1, got {self.shape}")
-        names: Any = self.classes
-        if isinstance(names, int):
-            if not 0 <= names <= MOST_CLASSES:
-                raise ArgumentError(f"the number of classes must be at least 0 and at most {MOST_CLASSES}, got {names}")
-            names = map(str, range(names))
-        object.__setattr__(self, "classes", tuple(names))
-        if len(self.classes) > MOST_CLASSES or len(set(self.classes)) < len(self.classes):
-            raise ArgumentError(f"the names of at most {MOST_CLASSES} classes must differ, got {len(self.classes)}")
-        for name in self.classes:
-            if not (isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable()):
-                raise ArgumentError(
-                    f"the name of a class must be 1 to {LONGEST_NAME} printable characters, got {name!a:.80}"
-                )
+        object.__setattr__(self, "classes", checked_classes(self.classes))
 
     @classmethod
     def takes(cls, source: str) -> bool:
@@ -79,7 +88,9 @@ class Image(Kind):
         if source.startswith(PREFIXES) or cifar.split_source(source) is not None:
             return True
         if source in NAMED or os.path.isdir(source):
-            return source in NAMED or _has_idx(path, "train") or is_prepared(path) or holds_pictures(path)
+            if is_prepared(path):
+                return not holds_latents(path)
+            return source in NAMED or _has_idx(path, "train") or holds_pictures(path)
         if path.suffix.lower() == ".npy":
             return len(shapes_in(path).get("", ())) in (3, 4)
         # An .npz file without a table is probably meant for images: read reports what it lacks.
@@ -126,6 +137,8 @@ class Image(Kind):
         ours = cifar.split_source(source)
         idx = source in NAMED or ours is not None or _has_idx(path, "train")
         stored = None if idx else pictures_of(source, size, exclude)
+        if isinstance(stored, Latents):
+            raise DataError(f"{source}: holds latents, not images: leave --kind out")
         if size is not None and stored is None:
             raise ArgumentError(f"size is for folders of pictures; {source} has a size of its own")
         if stored is not None and not (isinstance(stored, Folder) and workers is None and _fits(stored)):
@@ -167,7 +180,7 @@ class Image(Kind):
         channels, height, width = kind.shape
         number, levels = sum(map(len, parts)), "; ".join(rules)
         coloured = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
-        called = f"{len(names)} classes ({_some(names)})" if names else "no classes"
+        called = f"{len(names)} classes ({some_names(names)})" if names else "no classes"
         note = (
             f"{source}: {number} {coloured} pictures of {height} x {width}, {number * math.prod(kind.shape) / 1e6:.1f} MB "
             f"in memory{scaling}; {called}; {levels}; left out: {left_out.text}"
@@ -191,7 +204,7 @@ class Image(Kind):
         (channels, height, width), number = stored.shape, len(stored)
         levels = "; ".join(stored.levels) or "levels of bytes"
         where = "in memory" if isinstance(train, Examples) else "read as they are needed"
-        called = f"{len(kind.classes)} classes ({_some(kind.classes)})" if kind.classes else "no classes"
+        called = f"{len(kind.classes)} classes ({some_names(kind.classes)})" if kind.classes else "no classes"
         note = (
             f"{source}: {number} {'grey' if channels == 1 else 'colour'} pictures of {height} x {width}, "
             f"{number * math.prod(stored.shape) / 1e6:.1f} MB {where}{stored.scaling}; {called}; {levels}; left out: "
@@ -220,11 +233,11 @@ class Image(Kind):
 
     def write(self, path: Path, stored: Tensor) -> None:
         """Write a PNG grid (.png), an array (.npz), or a folder of PNG files (no ending)."""
-        image_files.write(path, _channels_last(stored))
+        image_files.write(path, channels_last(stored))
 
     def preview(self, stored: Tensor) -> Picture:
         """Draw a grid; unless images have 1 or 3 channels, of the first channel."""
-        images = _channels_last(stored)
+        images = channels_last(stored)
         return image_files.grid(images if images.shape[-1] in (1, 3) else images[..., :1])
 
 
@@ -258,10 +271,12 @@ def _numbered(labels: list[Any], names: tuple[str, ...] | None) -> tuple[list[Te
     return [torch.from_numpy(part.astype(np.int64)) for part in labels], names
 
 
-def _some(names: tuple[str, ...]) -> str:
+def some_names(names: tuple[str, ...]) -> str:
+    """Return the first of many names."""
     return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
 
 
-def _channels_last(images: Tensor) -> Picture:
+def channels_last(images: Tensor) -> Picture:
+    """Return images (number, channels, height, width) as bytes with the channels last."""
     array: Picture = images.to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
     return array
