@@ -146,23 +146,22 @@ def test_a_model_that_the_command_trained_is_taken_and_another_refused(some, fin
         TINY, tmp_path, CPU, lambda line: None, examples.x, told.images, examples.condition, told.labels
     )
     made = STUDY.trials(setup)
-    monkeypatch.setattr(trials, "fit", None)
     ours = tmp_path / "models"
     assert main([*words, "--steps", "20", "--out", str(ours / f"{CONDITIONAL}-seed0")]) == 0
     assert main([*words, "--steps", "10", "--out", str(ours / f"{WEAK}-seed0")]) == 0
     for name in (CONDITIONAL, WEAK):
-        trials.train(setup, name, made[name], 0)  # taken as they are
+        assert trials.present(setup, name, made[name], 0)  # taken as they are
         theirs, own = (proxflow.load(path / f"{name}-seed0").predictor for path in (out / "models", ours))
         assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), own.parameters(), strict=True))
     shutil.copytree(ours / f"{WEAK}-seed0", ours / f"{CONDITIONAL}-seed1")
     with pytest.raises(OutputError, match=r"steps 10, not 20: remove it"):
-        trials.train(setup, CONDITIONAL, made[CONDITIONAL], 1)
+        trials.present(setup, CONDITIONAL, made[CONDITIONAL], 1)
     shutil.copytree(ours / f"{CONDITIONAL}-seed0", ours / f"{CONDITIONAL}-seed2")
     with pytest.raises(OutputError, match="seed 0, not 2"):
-        trials.train(setup, CONDITIONAL, made[CONDITIONAL], 2)
+        trials.present(setup, CONDITIONAL, made[CONDITIONAL], 2)
     fewer = replace(made[CONDITIONAL], data=examples[:100])
     with pytest.raises(OutputError, match="data "):
-        trials.train(setup, CONDITIONAL, fewer, 0)
+        trials.present(setup, CONDITIONAL, fewer, 0)
 
 
 def test_what_is_done_is_not_done_again(finished, monkeypatch):

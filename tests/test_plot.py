@@ -42,7 +42,11 @@ def test_a_grid_holds_the_pictures_in_their_order():
     ("call", "said"),
     [
         (lambda: plot.grid(torch.zeros(2, 5, 4, 4)), "1 or 3"),
-        (lambda: plot.grid(torch.zeros(0, 1, 4, 4)), "expected pictures"),
+        (lambda: plot.grid(torch.zeros(0, 1, 4, 4)), "no picture to draw"),
+        (lambda: plot.grid("x"), "as a tensor or array, got str"),
+        (lambda: plot.belief(torch.zeros(3, 2)), "expected a belief.*got Tensor"),
+        (lambda: plot.belief(proxflow.DiagonalGaussian(torch.full((2, 1), torch.nan), 1.0)), "not finite"),
+        (lambda: plot.trajectory([]), "expected a model.*got list"),
         (lambda: plot.grid(torch.zeros(4, 4, 4), columns=0), "at least one column"),
         (
             lambda: plot.grid(torch.zeros(4, 4, 4), titles=["a", "b", "c"]),

@@ -95,7 +95,12 @@ def alone(folder):
 )
 def test_what_stops_the_process_that_began_them_stops_all(number, status, tmp_path):
     words = f"import test_pool; test_pool.alone({str(tmp_path)!r})"
-    process = subprocess.Popen([sys.executable, "-c", words], cwd=Path(__file__).parent)
+    process = subprocess.Popen(
+        [sys.executable, "-c", words],
+        cwd=Path(__file__).parent,
+        # Whoever started the tests in the background had interrupts ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     until(lambda: (tmp_path / "waiting").exists() and (tmp_path / "waiting").read_text())
     os.kill(process.pid, number)
     assert process.wait(60) == status

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from proxflow.models import Model
     from proxflow.samplers import Sampler
 
+__all__ = ["belief", "calibration", "coverage", "grid", "quality", "trajectory"]
+
 _MOST_BARS = 128
 """Coordinates or classes of one example that are drawn as single bars; more become a line or a heat map."""
 
@@ -90,7 +92,9 @@ def trajectory(
         ArgumentError: The data are neither pictures of 1 or 3 channels nor vectors of two columns or more; as
             :meth:`proxflow.Model.sample`.
     """
-    shape = model.shape
+    shape = getattr(model, "shape", None)
+    if shape is None:
+        raise ArgumentError(f"expected a model, as proxflow.load returns it, got {type(model).__name__}")
     pictures = len(shape) == 3 and shape[0] in (1, 3)
     if not pictures and not (len(shape) == 1 and shape[0] >= 2 and isinstance(model.data, Vector)):
         raise ArgumentError(
@@ -148,6 +152,12 @@ def belief(belief: Belief, number: int = 4) -> Figure:
     Raises:
         ArgumentError: ``number`` is below 1, or the batch is empty.
     """
+    if not isinstance(belief, Belief):
+        raise ArgumentError(f"expected a belief, as proxflow.DiagonalGaussian(mean, std), got {type(belief).__name__}")
+    if not all(
+        bool(tensor.isfinite().all()) for name, tensor in belief.tensors().items() if not name.endswith("logits")
+    ):
+        raise ArgumentError("this belief has parameters that are not finite, which no picture can show")
     number = min(number, belief.batch_size)
     if number < 1:
         raise ArgumentError(f"there is no belief to draw: number {number} of a batch of {belief.batch_size}")
@@ -293,9 +303,14 @@ def _spread(number: int, most: int) -> list[int]:
 
 def _images(samples: Any) -> np.ndarray[Any, Any]:
     """Return pictures as matplotlib draws them: uint8 (number, height, width, 3)."""
-    tensor = torch.as_tensor(samples).detach().cpu()
+    try:
+        tensor = torch.as_tensor(samples).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(f"expected pictures as a tensor or array, got {type(samples).__name__}") from error
+    if not len(tensor.shape) or not len(tensor):
+        raise ArgumentError(f"there is no picture to draw: the shape is {tuple(tensor.shape)}")
     tensor = tensor[:, None] if tensor.ndim == 3 else tensor
-    if tensor.ndim != 4 or tensor.shape[1] not in (1, 3) or not len(tensor):
+    if tensor.ndim != 4 or tensor.shape[1] not in (1, 3):
         raise ArgumentError(
             f"expected pictures (number, 1 or 3, height, width) or (number, height, width), got {tuple(tensor.shape)}"
         )
@@ -315,7 +330,8 @@ def _records(path: str | Path) -> list[Mapping[str, Any]]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as results ({error}); expected a JSON file") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read as results ({reason}); expected a JSON file") from error
     if isinstance(content, Mapping):
         content = next((content[key] for key in ("cells", "rows", "results") if key in content), [content])
     if not isinstance(content, list) or not all(isinstance(record, Mapping) for record in content):

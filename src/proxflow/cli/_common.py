@@ -219,6 +219,10 @@ def autoencoder_of(word: str) -> Autoencoder:
     return found
 
 
+MOST_STEPS = 10**6
+"""Evaluations for a sample; more is a slip of the hand, and their times alone would take the memory."""
+
+
 def check_counts(n: int, steps: int, batch_size: int, least: int = 1) -> None:
     """Refuse numbers to draw by that are out of range.
 
@@ -229,6 +233,8 @@ def check_counts(n: int, steps: int, batch_size: int, least: int = 1) -> None:
         raise ArgumentError(f"--n must be at least {least}, got {n}")
     if steps < 1:
         raise ArgumentError(f"--steps, the number of network evaluations, must be at least 1, got {steps}")
+    if steps > MOST_STEPS:
+        raise ArgumentError(f"--steps, the number of network evaluations, must be at most {MOST_STEPS}, got {steps}")
     if batch_size < 1:
         raise ArgumentError(f"--batch-size must be at least 1, got {batch_size}")
 

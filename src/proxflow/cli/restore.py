@@ -60,9 +60,9 @@ class Restore:
         noise: Standard deviation of the noise, with pixels from -1 to 1; 0 for none.
         draws: Draws of each picture, or of each missing cell.
         nfe: Network evaluations spent on each draw.
-        method: How the observation pulls: flower, flower-draw, diffpir, mmps, tmpd, pigdm, dps or repaint. Without it the
-            flow of the model chooses.
-        sampler: How to sample.
+        method: How the observation pulls: flower, flower-draw, diffpir, mmps, tmpd, pigdm, dps or repaint. Without
+            it the flow of the model chooses.
+        sampler: How to sample; without it the method chooses: renewed for flower, marginal for mmps and the like.
         degrade: Take the pictures as whole ones and damage them first; what was seen is written too, as observed.png.
         out: Folder to write into; of a table, a file .csv.
         seed: Number that fixes the draws.
@@ -144,12 +144,13 @@ def run(options: Restore, device: torch.device) -> None:
     told = {
         "source": str(options.source), "model": options.model, "task": options.task, "method": posterior.method,
         "sampler": used, "draws": draws, "nfe": options.nfe, "noise": options.noise, "seed": options.seed,
-        "pictures": number,
+        "pictures": number, **_told_of(options),
     }  # fmt: skip
     with first_alone() as writing:
         if writing:
             _write(out, options.degrade, operator, y, samples.reshape(number, draws, *model.shape), told)
-    say(f"{draws} draws of each of {number} pictures by {posterior.method} and {used}: {out}")
+    counts = f"{draws} draw{'s' * (draws != 1)} of {'each of ' * (number != 1)}{number} picture{'s' * (number != 1)}"
+    say(f"{counts} by {posterior.method} and {used}: {out}")
 
 
 def _fill(options: Restore, draws: int, out: Path, device: torch.device) -> None:
@@ -237,10 +238,29 @@ def _operator(options: Restore, shape: tuple[int, ...]) -> Any:
         known = _read(options.mask, 1, (height, width))[0, 0] >= 128
     elif options.box is not None:
         left, top, wide, high = options.box
-        if not (0 <= left < width and 0 <= top < height and wide > 0 and high > 0):
-            raise ArgumentError(f"--box is left, top, width and height within {width} x {height}, got {options.box}")
+        if not (0 <= left < left + wide <= width and 0 <= top < top + high <= height):
+            raise ArgumentError(
+                f"--box is left, top, width and height of a rectangle within {width} x {height}, got "
+                f"{' '.join(map(str, options.box))}"
+            )
         known[top : top + high, left : left + wide] = False
+    if options.task == "inpaint" and not known.any():
+        raise ArgumentError(
+            "nothing of the pictures is known, so that nothing can be restored: leave something out of --mask or --box"
+        )
     return Mask(known.expand(shape).clone())
+
+
+def _told_of(options: Restore) -> dict[str, Any]:
+    """Return the settings of the task, for the report."""
+    match options.task:
+        case "inpaint":
+            return {"box": options.box} if options.mask is None else {"mask": str(options.mask)}
+        case "superres":
+            return {"factor": options.factor}
+        case "deblur":
+            return {"sigma": options.sigma}
+    return {}
 
 
 def _read(source: Path, channels: int, size: tuple[int, int]) -> Tensor:

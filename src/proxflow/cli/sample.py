@@ -170,7 +170,8 @@ def run(options: Sample, device: torch.device) -> None:
             kind.write(out, samples)
     at = " at the times found for them" if model.times_of(options.sampler, options.steps) else ""
     evaluations = spent(model, predictor, options.sampler, options.steps)
-    say(f"{number} {kind.examples_word}, {evaluations} network evaluations each{at}: {out}")
+    word = kind.examples_word if number != 1 else kind.examples_word.removesuffix("s")
+    say(f"{number} {word}, {evaluations} network evaluations each{at}: {out}")
 
 
 def _told(options: Sample, model: Model) -> tuple[Model, int | None]:

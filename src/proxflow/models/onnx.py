@@ -22,7 +22,7 @@ from proxflow.models.model import Model
 from proxflow.nn.conditions import NONE, Conditions
 from proxflow.predictors import BinnedPredictor
 from proxflow.random import SampleStreams, Streams
-from proxflow.runtime.files import write_atomically
+from proxflow.runtime.files import writable_folder, write_atomically
 
 OPSET = 20
 """Version of ONNX's operators: the newest that torch's exporter by traces writes."""
@@ -68,6 +68,7 @@ def export_onnx(model: Model, path: Path | str) -> float:
     if path.suffix != ".onnx":
         raise ArgumentError(f"a graph is written to a file ending .onnx, got {path}")
     onnx, runtime = _packages()
+    writable_folder(path.parent)
     told = _Told(model)
     batches = [told.example(number, seed) for number, seed in ((3, 0), (1, 1), (5, 2))]
     graph = onnx.load_from_string(_traced(told, batches[0]))

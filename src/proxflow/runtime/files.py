@@ -122,7 +122,8 @@ def writable_folder(folder: Path) -> Path:
         os.close(os.open(probe, os.O_WRONLY | _NEW))
         probe.unlink()
     except (OSError, ValueError) as error:
-        raise OutputError(f"cannot write to the folder {folder}: {_reason(error)}") from error
+        reason = "it is a file; expected a folder" if isinstance(error, FileExistsError) else _reason(error)
+        raise OutputError(f"cannot write to the folder {folder}: {reason}") from error
     sweep(folder)
     return folder
 
