@@ -28,6 +28,7 @@ def restored(*words, out):
 
 def test_what_is_seen_is_kept_and_what_is_gone_differs(folder, tmp_path):
     images, told = restored(folder, "--box", 0, 14, 28, 14, "--noise", 0, out=tmp_path / "out")
+    assert told["box"] == [0, 14, 28, 14]
     assert images.shape == (6, 28, 28, 1)
     assert (told["method"], told["pictures"], told["draws"]) == ("flower", 2, 3)
     for k in range(2):
@@ -55,6 +56,9 @@ def test_a_small_picture_is_what_the_draws_reduce_to(folder, tmp_path):
         (("--task", "inpaint"), "needs --mask PATH or --box"),
         (("--task", "deblur", "--box", "0", "0", "1", "1"), "for inpaint"),
         (("--box", "0", "30", "1", "1"), "within 28 x 28"),
+        (("--box", "0", "14", "28", "40"), "within 28 x 28, got 0 14 28 40"),
+        (("--box", "0", "0", "28", "28"), "nothing of the pictures is known"),
+        (("--box", "0", "0", "1", "1", "--nfe", "99999999"), "at most 1000000"),
         (("--task", "superres", "--factor", "3"), "--factor divides"),
         (("--task", "superres"), "need 7 x 7"),
         (("--task", "denoise", "--method", "magic"), "known are flower"),

@@ -245,9 +245,7 @@ def _operator(options: Restore, shape: tuple[int, ...]) -> Any:
             )
         known[top : top + high, left : left + wide] = False
     if options.task == "inpaint" and not known.any():
-        raise ArgumentError(
-            "nothing of the pictures is known, so that nothing can be restored: leave something out of --mask or --box"
-        )
+        raise ArgumentError("nothing of the pictures is known: leave something out of --mask or --box")
     return Mask(known.expand(shape).clone())
 
 
