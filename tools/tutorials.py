@@ -75,7 +75,7 @@ def notebooks(folder: Path, cache: Path, *, keep: Path | None = None) -> None:
                     place.unlink(missing_ok=True)
         else:
             for cell, outputs in zip(_code(book), found, strict=True):
-                cell["outputs"] = outputs
+                cell["outputs"] = [import_module("nbformat").from_dict(output) for output in outputs]
         _write(page.with_suffix(".ipynb"), book, code)
         page.unlink()
 
