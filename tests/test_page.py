@@ -175,10 +175,10 @@ def find(driver, selector):
 
 
 def said(driver, section, words):
-    """Wait until a section's status says so."""
+    """Wait until a section's status says so, of what is drawn, not of what is being drawn."""
     status = find(driver, f"#{section} .status")
     try:
-        WebDriverWait(driver, 60, 0.05).until(lambda _: words in status.text)
+        WebDriverWait(driver, 60, 0.05).until(lambda _: words in status.text and "Drawing" not in status.text)
     except Exception as error:
         raise AssertionError(f"#{section} says {status.text!r}, not {words!r}") from error
 
@@ -355,15 +355,20 @@ def test_drawing_has_controls_that_all_do_something(browser):
     Select(find(browser, "#draw [name=number]")).select_by_visible_text("1")
     said(browser, "draw", "Drew 1 digit with 10 evaluations of mnist")
     choose(browser, "#draw [name=nfe]", 3)
-    said(browser, "draw", "with 3 evaluations")
-    Select(find(browser, "#draw [name=model]")).select_by_value("mnist-few")
-    said(browser, "draw", "of mnist-few")
+    said(browser, "draw", "Drew 1 digit with 3 evaluations of mnist in")
+    Select(find(browser, "#draw [name=model]")).select_by_value("mnist-classes")
+    said(browser, "draw", "with 3 evaluations of mnist-classes")
+    Select(find(browser, "#draw [name=model]")).select_by_value("mnist-few")  # which is for one evaluation
+    said(browser, "draw", "with 1 evaluation of mnist-few")
+    Select(find(browser, "#draw [name=model]")).select_by_value("mnist")
+    said(browser, "draw", "with 10 evaluations of mnist in")
+    choose(browser, "#draw [name=nfe]", 3)
     for sampler in ("multistep2", "stochastic", "marginal"):
+        said(browser, "draw", "with 3 evaluations of mnist in")
         before = picture(browser, "#draw figure:nth-child(2) canvas")
         Select(find(browser, "#draw [name=sampler]")).select_by_value(sampler)
-        WebDriverWait(browser, 60, 0.05).until(
-            lambda _, b=before: picture(browser, "#draw figure:nth-child(2) canvas") != b
-        )
+        said(browser, "draw", "with 3 evaluations of mnist in")
+        assert picture(browser, "#draw figure:nth-child(2) canvas") != before
     choose(browser, "#draw .at", 1)
     assert "evaluation 1 of 3" in at.get_attribute("aria-valuetext")
     assert "0 % of the way, σ = 1.00" in find(browser, "#draw-at").text
@@ -378,6 +383,59 @@ def test_drawing_has_controls_that_all_do_something(browser):
     choose(browser, "#draw [name=nfe]", 50)
     choose(browser, "#draw [name=nfe]", 1)  # takes the place of what runs
     said(browser, "draw", "with 1 evaluation of")
+
+
+@in_browser
+def test_while_it_draws_the_page_says_how_far_it_is_and_what_is_old(browser):
+    """Every state on the way is recorded within the page, as a poll from here would miss some."""
+    cheaply(browser, 4)
+    see(browser, "guide")
+    browser.execute_script("""
+        window.met = { draw: [], guide: [] };
+        for (const name of ['draw', 'guide']) {
+            const part = document.getElementById(name);
+            const state = () => [part.querySelector('.status').textContent, part.querySelector('.far').textContent,
+                name === 'draw' ? part.querySelector('#draw-at').textContent : part.querySelector('.weight').textContent,
+                part.querySelector('figure:last-child').matches('.outdated')];
+            new MutationObserver(() => window.met[name].push(state()))
+                .observe(part, { subtree: true, childList: true, characterData: true, attributes: true });
+        }
+    """)
+    choose(browser, "#guide [name=weight]", 4)
+    said(browser, "guide", "weights 1 and 4, with 4 evaluations each")
+    choose(browser, "#draw [name=nfe]", 6)
+    said(browser, "draw", "Drew 4 digits with 6 evaluations of mnist")
+    draw, guide = browser.execute_script("return [window.met.draw, window.met.guide]")
+    spoken = list(dict.fromkeys(status for status, *_ in draw))
+    assert spoken[0] == "Drawing 4 digits with 6 evaluations of mnist …"
+    assert len(spoken) == 2  # one message at the beginning, one at the end
+    assert {far for _, far, *_ in draw} >= {"0 of 6 evaluations", "3 of 6 evaluations"}
+    shown = list(dict.fromkeys(at for *_, at, _ in draw if at))
+    # A step is shown once the next belief is known; with the last evaluation that are two.
+    assert [at.split(":")[0] for at in shown] == [f"Evaluation {k} of 6" for k in (1, 2, 3, 4, 6)]
+    assert ["this target is the sample" in at for at in shown] == [False] * 4 + [True]
+    assert draw[0][3]
+    assert not draw[-1][3]
+    assert {old for *_, weight, old in guide if weight == "2.5"} == {True}  # the caption is that of what is shown
+    assert guide[-1][2:] == ["4", False]
+    assert find(browser, "#guide .far").text == ""
+
+
+@in_browser
+def test_seeds_that_are_none_are_said_to_be(browser):
+    field = find(browser, "#draw [name=seed]")
+    before = picture(browser, "#draw canvas")
+    for given in ("1000000", "-1", "0.5", "e", ""):
+        field.clear()
+        field.send_keys(given, Keys.ENTER)
+        assert "a whole number from 0 to 999999" in find(browser, "#draw .wrong").text
+        assert field.get_attribute("aria-invalid") == "true"
+    assert field.get_attribute("value") == ""
+    assert picture(browser, "#draw canvas") == before
+    field.send_keys("7", Keys.ENTER)
+    assert find(browser, "#draw .wrong").text == ""
+    said(browser, "draw", "Drew 4 digits")
+    assert picture(browser, "#draw canvas") != before
 
 
 def picture(driver, selector):
@@ -435,6 +493,10 @@ def test_class_weight_and_half_are_chosen(browser):
     said(browser, "restore", "Drew")
     find(browser, "#restore .clear").click()
     said(browser, "restore", "Cleared")
+    assert "outdated" in label_of(browser, "#restore .views canvas")
+    find(browser, "#restore [type=submit]").click()
+    said(browser, "restore", "blank is taken as known")
+    assert "outdated" not in label_of(browser, "#restore .views canvas")
     pad = find(browser, "#pad")
     blank = picture(browser, "#pad")
     ActionChains(browser).move_to_element_with_offset(pad, -60, -90).click_and_hold().move_by_offset(

@@ -1,5 +1,5 @@
 // The sections of the page: what is asked of the worker, and what is shown of its answers.
-import { paint, Pad, repaint } from "./pictures.js";
+import { outdate, paint, Pad, repaint } from "./pictures.js";
 import { paths } from "./paths.js";
 
 const SIZE = 28 * 28;
@@ -33,15 +33,20 @@ const waiting = new Map();
 let last = 0;
 let lost = null; // why there is no worker
 
-/** Ask for samples; `onStep` is called with each evaluation. The promise holds all of them, or null if a newer request came. */
-function ask(name, request, onStep = () => {}) {
-  const id = ++last;
+/** Wait no longer for what was asked under this name: its promise holds null. */
+function drop(name) {
   for (const [other, held] of waiting) {
     if (held.name === name) {
       waiting.delete(other);
       held.resolve(null);
     }
   }
+}
+
+/** Ask for samples; `onStep` is called with each evaluation. The promise holds all of them, or null if a newer request came. */
+function ask(name, request, onStep = () => {}) {
+  drop(name);
+  const id = ++last;
   const steps = [];
   if (lost) return Promise.reject(lost);
   return new Promise((resolve, reject) => {
@@ -70,20 +75,28 @@ worker.onerror = (event) => {
 
 // Controls ----------------------------------------------------------------------------------------------------------------
 
-/** The values of a form's fields by name, numbers where they are, kept within their limits. */
+/** The values of a form's fields by name, numbers where they are. */
 function read(form) {
   const found = {};
   for (const field of form.elements) {
     if (!field.name) continue;
-    if (field.type === "number") field.value = Math.min(field.max, Math.max(field.min, Math.round(Number(field.value) || 0)));
     found[field.name] = ["range", "number"].includes(field.type) ? Number(field.value) : field.value;
   }
   return found;
 }
 
-/** Show the values of sliders beside them, and call `act` when the form is sent or changed. */
-function controls(part, act) {
+/** Show the values of sliders beside them, and call `act` when the form is sent or changed and its seed can be used. */
+function controls(part, run) {
   const form = part.querySelector("form");
+  const { seed } = form.elements;
+  const wrong = form.querySelector(".wrong");
+  form.noValidate = true; // what is wrong is said in the page, whichever way it was given
+  const act = () => {
+    const usable = !seed || (seed.value !== "" && seed.validity.valid);
+    seed?.setAttribute("aria-invalid", String(!usable));
+    if (wrong) wrong.textContent = usable ? "" : `A seed is a whole number from ${seed.min} to ${seed.max}; until it is one, nothing new is drawn.`;
+    if (usable) run();
+  };
   for (const output of form.querySelectorAll("output")) {
     const range = output.previousElementSibling;
     const tell = () => (output.value = range.value);
@@ -97,7 +110,7 @@ function controls(part, act) {
   form.addEventListener("change", act);
   const again = form.querySelector(".again");
   again?.addEventListener("click", () => {
-    form.elements.seed.value = Math.floor(Math.random() * 1000000);
+    seed.value = Math.floor(Math.random() * 1000000);
     act();
   });
   return form;
@@ -139,19 +152,26 @@ function whenSeen(part, act) {
   watch.observe(part);
 }
 
-/** Run an act and say how it went in the section's status. */
-async function telling(part, said, act) {
-  const status = part.querySelector(".status");
-  part.setAttribute("aria-busy", "true");
+/** Say how a section's drawing goes; how far it is stands beside, so that screen readers tell its beginning and its end alone. */
+function tell(part, words, far = "") {
+  part.querySelector(".status").textContent = words;
+  part.querySelector(".far").textContent = far;
+}
+
+/** Draw `what` by an act, and say how far it is and how it went; the act calls its argument at each of `total` evaluations. */
+async function telling(part, what, total, act, { before = "", note = "" } = {}) {
+  outdate(part);
+  const far = (done) => `${done} of ${many(total, "evaluation")}`;
+  tell(part, `${before}Drawing ${what} …${note}`, far(0));
   const begun = performance.now();
+  let done = 0;
   try {
-    const found = await act();
+    const found = await act(() => (part.querySelector(".far").textContent = far(++done)));
     if (found === null) return;
-    status.textContent = `${said()} in ${((performance.now() - begun) / 1000).toFixed(1)} s.`;
+    tell(part, `Drew ${what} in ${((performance.now() - begun) / 1000).toFixed(1)} s.${note}`);
   } catch (error) {
-    status.textContent = `This could not be drawn: ${error.message}`;
+    tell(part, `This could not be drawn: ${error.message}`);
   }
-  part.removeAttribute("aria-busy");
 }
 
 const percent = (share) => `${(100 * share).toFixed(0)} %`;
@@ -163,11 +183,13 @@ function drawing() {
   const part = section("draw");
   const [beliefs, targets, changes] = part.querySelectorAll("canvas");
   const slider = part.querySelector(".at");
-  let steps = [];
-  const stop = play(part, () => [1, steps.length, 1], 160);
+  let [steps, total] = [[], 0];
+  /** Of how many evaluations the step is known, too: the next belief shows it, and the last goes to the sample. */
+  const known = () => (steps.length < total ? steps.length - 1 : total);
+  const stop = play(part, () => [1, known(), 1], 160);
 
   function show() {
-    const k = Number(slider.value) - 1;
+    const k = Math.min(Number(slider.value), known()) - 1;
     const step = steps[k];
     if (!step) return;
     const next = steps[k + 1]?.belief.mean ?? step.target;
@@ -175,8 +197,8 @@ function drawing() {
     paint(beliefs, step.belief.mean, columns);
     paint(targets, step.target, columns);
     paint(changes, next.map((value, i) => value - step.belief.mean[i]), columns, { signed: true });
-    const where = `evaluation ${k + 1} of ${steps.length}: t = ${step.t.toFixed(2)}, ${percent(step.taken)} of the way, σ = ${step.belief.std.toFixed(2)}`;
-    const go = k + 1 < steps.length ? `the step goes ${percent(step.fraction)} of what is left` : "this target is the sample";
+    const where = `evaluation ${k + 1} of ${total}: t = ${step.t.toFixed(2)}, ${percent(step.taken)} of the way, σ = ${step.belief.std.toFixed(2)}`;
+    const go = k + 1 < total ? `the step goes ${percent(step.fraction)} of what is left` : "this target is the sample";
     slider.setAttribute("aria-valuetext", where);
     section("draw-at").textContent = `${where[0].toUpperCase()}${where.slice(1)}; ${go}.`;
     const pictures = many(columns ** 2, "digit");
@@ -190,16 +212,30 @@ function drawing() {
     const { model, sampler, nfe, number, seed } = read(form);
     const request = { model, sampler, nfe, number: Number(number), seed };
     slider.max = nfe;
-    const follow = (step, all) => {
+    [steps, total] = [[], nfe];
+    section("draw-at").textContent = "";
+    slider.setAttribute("aria-valuetext", "not drawn yet");
+    const draw = (count) => ask("draw", request, (step, all) => {
+      count();
       steps = all;
-      if (still.matches && all.length < nfe) return;
-      slider.value = all.length;
+      if (known() < 1 || (still.matches && all.length < nfe)) return;
+      slider.value = known();
       show();
-    };
-    telling(part, () => `Drew ${many(request.number, "digit")} with ${many(nfe, "evaluation")} of ${model}`, () => ask("draw", request, follow));
+    });
+    telling(part, `${many(request.number, "digit")} with ${many(nfe, "evaluation")} of ${model}`, nfe, draw);
   }
 
   const form = controls(part, run);
+  const { model: choice, nfe: evaluations } = form.elements;
+  let former = choice.value;
+  // Before the form hears of it: the model for one evaluation begins with one, and the others after it with ten.
+  choice.addEventListener("change", () => {
+    if ([former, choice.value].includes("mnist-few")) {
+      evaluations.value = choice.value === "mnist-few" ? 1 : 10;
+      evaluations.dispatchEvent(new Event("input"));
+    }
+    former = choice.value;
+  });
   slider.addEventListener("input", show);
   run();
 }
@@ -224,12 +260,13 @@ function comparing() {
     const k = Number(slider.value) - 1;
     slider.setAttribute("aria-valuetext", `evaluation ${k + 1} of ${slider.max}`);
     runs.forEach((steps, i) => {
-      const step = steps[Math.min(k, steps.length - 1)];
+      const at = Math.min(k, steps.length - 1);
+      const step = steps[at];
       if (!step) return;
       const canvas = figures[i].querySelector("canvas");
       paint(canvas, box.checked ? step.target : step.belief.mean, across(8));
       figures[i].querySelector(".said").textContent = `· ${percent(step.taken)} of the way, σ = ${step.belief.std.toFixed(2)}`;
-      canvas.setAttribute("aria-label", `${words[i]}: ${box.checked ? "targets" : "beliefs"} of 8 digits at evaluation ${k + 1}`);
+      canvas.setAttribute("aria-label", `${words[i]}: ${box.checked ? "targets" : "beliefs"} of 8 digits at evaluation ${at + 1}`);
     });
   }
 
@@ -237,11 +274,12 @@ function comparing() {
     stop();
     const { nfe, seed } = read(form);
     slider.max = slider.value = nfe;
-    const drawAll = async () => {
+    const drawAll = async (count) => {
       runs = [];
       for (const way of ways) {
         const own = runs.push([]) - 1;
         const steps = await ask("compare", { ...way, model: "mnist", nfe, number: 8, seed }, (step, all) => {
+          count();
           runs[own] = all;
           if (!still.matches || all.length === nfe) show();
         });
@@ -249,7 +287,7 @@ function comparing() {
       }
       return runs;
     };
-    telling(part, () => `Drew 8 digits in each of three ways, with ${many(nfe, "evaluation")} each,`, drawAll);
+    telling(part, `8 digits in each of three ways, with ${many(nfe, "evaluation")} each`, ways.length * nfe, drawAll);
   }
 
   const form = controls(part, run);
@@ -266,21 +304,23 @@ function guiding() {
 
   function run() {
     const { class: asked, weight, nfe, seed } = read(form);
-    part.querySelector(".weight").textContent = weight;
     const labels = Array.from({ length: 10 }, (_, k) => (asked === "each" ? k : asked === "none" ? -1 : Number(asked)));
     const of = asked === "each" ? "of each class" : asked === "none" ? "of no class" : `of the class ${asked}`;
     const request = { model: "mnist-classes", sampler: "deterministic", nfe, number: 10, seed, labels };
-    const drawAll = async () => {
+    const drawAll = async (count) => {
       for (const [canvas, own] of [[plain, 1], [led, weight]]) {
         const steps = await ask("guide", { ...request, weight: own }, (step, all) => {
-          if (!still.matches || all.length === nfe) paint(canvas, step.target, across(10));
+          count();
+          if (still.matches && all.length < nfe) return;
+          paint(canvas, step.target, across(10));
+          canvas.setAttribute("aria-label", `Ten digits ${of} at weight ${own}`);
+          if (canvas === led) part.querySelector(".weight").textContent = weight;
         });
         if (steps === null) return null;
-        canvas.setAttribute("aria-label", `Ten digits ${of} at weight ${own}`);
       }
       return true;
     };
-    telling(part, () => `Drew ten digits ${of} at the weights 1 and ${weight}, with ${many(nfe, "step")} each,`, drawAll);
+    telling(part, `ten digits ${of} at the weights 1 and ${weight}, with ${many(nfe, "evaluation")} each`, 2 * nfe, drawAll);
   }
 
   const form = controls(part, run);
@@ -292,26 +332,32 @@ function guiding() {
 function restoring() {
   const part = section("restore");
   const completions = part.querySelector(".views canvas");
-  const status = part.querySelector(".status");
   let seed = 3;
 
-  function run() {
+  function run(where) {
+    drop("example"); // else it would take the place of what has been drawn since
     const { half, nfe, noise } = read(form);
     pad.half = half;
     pad.show();
     const observation = { known: pad.known, values: Float32Array.from(pad.values), noise };
     const request = { model: "mnist", sampler: "renewed", nfe, number: 8, seed: 0, observation };
-    const draw = async () => {
-      const steps = await ask("restore", request, (step, all) => {
-        if (!still.matches || all.length === nfe) paint(completions, step.target, 4);
-      });
+    const draw = (count) => ask("restore", request, (step, all) => {
+      count();
+      if (still.matches && all.length < nfe) return;
+      paint(completions, step.target, 4);
       completions.setAttribute("aria-label", `Eight completions of the ${half} half that is known`);
-      return steps;
-    };
-    telling(part, () => `Drew eight completions of the ${half} half, with ${many(nfe, "evaluation")},`, draw);
+    });
+    const blank = !pad.known.some((inside, k) => inside && pad.values[k] > 0);
+    telling(part, `eight completions of the ${half} half, with ${many(nfe, "evaluation")}`, nfe, draw, {
+      before: where ? `${where}. ` : "",
+      note: blank ? " That half is blank, and blank is taken as known." : "",
+    });
   }
 
   async function example() {
+    drop("restore");
+    outdate(part);
+    tell(part, "Drawing a digit whose half is known …");
     try {
       const steps = await ask("example", { model: "mnist", sampler: "multistep2", nfe: 10, number: 1, seed: seed++ });
       if (!steps) return; // a newer one was asked for
@@ -322,13 +368,16 @@ function restoring() {
     run();
   }
 
-  pad = new Pad(section("pad"), run, (where) => (status.textContent = where));
-  const form = controls(part, run);
+  pad = new Pad(section("pad"), run, (where) => (part.querySelector(".status").textContent = where));
+  const form = controls(part, () => run());
   form.querySelector(".example").addEventListener("click", example);
   form.querySelector(".clear").addEventListener("click", () => {
     pad.values.fill(-1);
     pad.show();
-    status.textContent = "Cleared. Draw the half that is known.";
+    drop("example");
+    drop("restore");
+    outdate(part);
+    tell(part, "Cleared. Draw the half that is known; blank is taken as known, too.");
   });
   whenSeen(part, example);
 }

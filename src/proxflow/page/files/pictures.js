@@ -11,8 +11,23 @@ const channels = (name) => {
 const shown = new Map(); // what each canvas shows, to be painted anew when the scheme changes
 
 /** Paint a batch of pictures side by side; `signed` ones have their own colours for more ink and for less. */
-export function paint(canvas, pictures, columns, { signed = false } = {}) {
-  shown.set(canvas, [pictures, columns, { signed }]);
+export function paint(canvas, ...said) {
+  shown.set(canvas, said);
+  canvas.closest("figure").classList.remove("outdated");
+  put(canvas, ...said);
+}
+
+/** Dim what a part shows of a former request, until it is painted anew. */
+export function outdate(part) {
+  for (const canvas of part.querySelectorAll("figure canvas")) {
+    if (!shown.has(canvas)) continue;
+    canvas.closest("figure").classList.add("outdated");
+    const label = canvas.getAttribute("aria-label");
+    if (!label.endsWith(", outdated")) canvas.setAttribute("aria-label", `${label}, outdated`);
+  }
+}
+
+function put(canvas, pictures, columns, { signed = false } = {}) {
   const number = pictures.length / SIDE ** 2;
   const rows = Math.ceil(number / columns);
   const [paper, ink, more, less] = ["--paper", "--ink", "--more", "--less"].map(channels);
@@ -38,7 +53,7 @@ export function paint(canvas, pictures, columns, { signed = false } = {}) {
 
 /** Paint all anew, after the scheme has changed. */
 export function repaint() {
-  for (const [canvas, said] of shown) paint(canvas, ...said);
+  for (const [canvas, said] of shown) put(canvas, ...said);
 }
 
 /** The drawing pad: what is known of a picture, drawn by pointer or keys. */
@@ -111,8 +126,9 @@ export class Pad {
     this.show();
     const known = this.known[this.row * SIDE + this.column] ? "" : ", in the half that is not known";
     const inked = this.values[this.row * SIDE + this.column] > 0 ? "ink" : "empty";
-    this.moved(`row ${this.row + 1}, column ${this.column + 1}: ${inked}${known}`);
-    if (!moves[event.key] || event.shiftKey) this.changed();
+    const where = `row ${this.row + 1}, column ${this.column + 1}: ${inked}${known}`;
+    if (!moves[event.key] || event.shiftKey) this.changed(where);
+    else this.moved(where);
   }
 
   show() {
