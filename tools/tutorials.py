@@ -85,13 +85,12 @@ def _read(text: str) -> Any:
 
 
 def _run(book: Any, name: str) -> None:
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
-
+    client = import_module("nbclient")  # of the extra docs, which checks of types do without
     with tempfile.TemporaryDirectory() as place:
         try:
-            NotebookClient(book, timeout=1200, kernel_name="python3", resources={"metadata": {"path": place}}).execute()
-        except CellExecutionError as error:
+            resources = {"metadata": {"path": place}}
+            client.NotebookClient(book, timeout=1200, kernel_name="python3", resources=resources).execute()
+        except client.exceptions.CellExecutionError as error:
             raise DataError(f"{name}: {error}") from error
 
 
