@@ -110,6 +110,7 @@ def _outputs(path: Path, code: str) -> list[Any] | None:
 def _write(path: Path, book: Any, code: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     book["metadata"]["code"] = code
+    book["metadata"]["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
     for k, cell in enumerate(book["cells"]):
         cell["metadata"].pop("execution", None)  # times of the run, which differ each time
         cell["id"] = str(k)
