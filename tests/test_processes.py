@@ -278,7 +278,7 @@ def test_a_killed_worker_comes_back_by_itself(arrays, tmp_path):
         os.kill(chance.choice(workers(run)), signal.SIGKILL)
         killed, before = time.monotonic(), newest(out)
         while newest(out) <= before and run.poll() is None:
-            assert time.monotonic() - killed < 60, "did not come back within 60 seconds"
+            assert time.monotonic() - killed < 200, "it did not come back"
             time.sleep(0.05)
         print(f"back after {time.monotonic() - killed:.1f} s")  # noqa: T201 - shown by -s
         said = run.communicate(timeout=300)[0]
