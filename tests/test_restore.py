@@ -58,7 +58,10 @@ def test_a_small_picture_is_what_the_draws_reduce_to(folder, tmp_path):
         (("--box", "0", "30", "1", "1"), "within 28 x 28"),
         (("--box", "0", "14", "28", "40"), "within 28 x 28, got 0 14 28 40"),
         (("--box", "0", "0", "28", "28"), "nothing of the pictures is known"),
-        (("--box", "0", "0", "1", "1", "--nfe", "99999999"), "at most 1000000"),
+        (
+            ("--box", "0", "0", "1", "1", "--nfe", "99999999"),
+            "--nfe, the number of network evaluations, must be at most 1000000",
+        ),
         (("--task", "superres", "--factor", "3"), "--factor divides"),
         (("--task", "superres"), "need 7 x 7"),
         (("--task", "denoise", "--method", "magic"), "known are flower"),

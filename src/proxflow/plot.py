@@ -364,6 +364,11 @@ def _std(part: Belief) -> Tensor:
     return std
 
 
+def _one(part: Belief, k: int) -> Belief:
+    """Return the belief about one example alone, in double precision."""
+    return part.map(lambda tensor: tensor[k : k + 1].double() if tensor.is_floating_point() else tensor[k : k + 1])
+
+
 class _Classes:
     """Probabilities of classes: bars of one site, or a map of sites × classes."""
 
@@ -407,9 +412,7 @@ class _Density:
         self.part = part
 
     def __call__(self, axes: Axes, k: int) -> None:
-        one = self.part.map(
-            lambda tensor: tensor[k : k + 1].double() if tensor.is_floating_point() else tensor[k : k + 1]
-        )
+        one = _one(self.part, k)
         mean, std = float(one.mean.flatten()[0]), float(_std(one).flatten()[0])
         if std > 0:
             at = torch.linspace(mean - 4 * std, mean + 4 * std, 201, dtype=torch.float64)
@@ -430,9 +433,7 @@ class _Plane:
         self.part = part
 
     def __call__(self, axes: Axes, k: int) -> None:
-        one = self.part.map(
-            lambda tensor: tensor[k : k + 1].double() if tensor.is_floating_point() else tensor[k : k + 1]
-        )
+        one = _one(self.part, k)
         mean, std = one.mean.flatten(), _std(one).flatten()
         if isinstance(one, GaussianMixture):
             side = [

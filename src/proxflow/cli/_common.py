@@ -223,18 +223,20 @@ MOST_STEPS = 10**6
 """Evaluations for a sample; more is a slip of the hand, and their times alone would take the memory."""
 
 
-def check_counts(n: int, steps: int, batch_size: int, least: int = 1) -> None:
+def check_counts(
+    n: int, steps: int, batch_size: int, least: int = 1, named: tuple[str, str] = ("--n", "--steps")
+) -> None:
     """Refuse numbers to draw by that are out of range.
 
     Raises:
         ArgumentError: The message names the option.
     """
     if n < least:
-        raise ArgumentError(f"--n must be at least {least}, got {n}")
+        raise ArgumentError(f"{named[0]} must be at least {least}, got {n}")
     if steps < 1:
-        raise ArgumentError(f"--steps, the number of network evaluations, must be at least 1, got {steps}")
+        raise ArgumentError(f"{named[1]}, the number of network evaluations, must be at least 1, got {steps}")
     if steps > MOST_STEPS:
-        raise ArgumentError(f"--steps, the number of network evaluations, must be at most {MOST_STEPS}, got {steps}")
+        raise ArgumentError(f"{named[1]}, the number of network evaluations, must be at most {MOST_STEPS}, got {steps}")
     if batch_size < 1:
         raise ArgumentError(f"--batch-size must be at least 1, got {batch_size}")
 

@@ -100,7 +100,7 @@ def run(options: Restore, device: torch.device) -> None:
     usual = (1, Path("filled.csv")) if table else (8, Path("restored"))
     draws = options.draws if options.draws is not None else usual[0]
     out = options.out if options.out is not None else usual[1]
-    check_counts(draws, options.nfe, options.batch_size)
+    check_counts(draws, options.nfe, options.batch_size, named=("--draws", "--nfe"))
     check_sampler(options.sampler)
     if table:
         _fill(options, draws, out, device)
