@@ -41,7 +41,7 @@ class TrainingConfig:
         parallel: With several processes, ddp keeps the whole network in each, fsdp a share of it.
         augment: How images are changed at each step, by words between commas: flip mirrors half of them, flip! also digits
             and letters; crop moves them by up to an eighth of their sides, with what lies at the edges mirrored; zoom takes
-            a part of half to all of them.
+            a part of half to all of them; binarise draws each pixel black or white, its brightness being the probability.
         workers: Processes that read data which are not held in memory; 0 reads them in the training process itself. The
             result is the same. By default data are held in memory if they take at most a quarter of what is free, and are
             else read by a process for each further core.

@@ -263,6 +263,9 @@ BUILT_IN: dict[str, dict[str, Name]] = {
     },
     "kinds": {
         "image": Name("proxflow.data.kinds.image:Image", "images: picture folders, IDX files, arrays"),
+        "binary": Name(
+            "proxflow.data.kinds.image:Binary", "images whose pixels are black or white: binarised MNIST; --kind binary"
+        ),
         "latents": Name("proxflow.data.kinds.latents:Latents", "latents of pictures: what prepare --encoder made"),
         "table": Name("proxflow.data.kinds.table:Table", "tables: numbers, dates, categories and gaps; .csv, .parquet"),
         "vector": Name("proxflow.data.kinds.vector:Vector", "rows of real numbers: .npy, .npz, .csv"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -61,6 +61,29 @@ def gaussian_bin_log_prob(x: Tensor, mean: Tensor, std: Tensor, bins: int, densi
     return exact.to(torch.promote_types(mean.dtype, std.dtype))
 
 
+def _inner_edges(mean: Tensor, std: Tensor, bins: int) -> Tensor:
+    """Return the inner edges of the bins in units of N(mean, std²), (*mean.shape, bins − 1)."""
+    edges = torch.arange(1, bins, dtype=mean.dtype, device=mean.device) * (2 / bins) - 1
+    return (edges - mean[..., None]) / std[..., None]
+
+
+def _gaussian_bin_mean(mean: Tensor, std: Tensor, bins: int) -> Tensor:
+    """Return the mean of :meth:`Binned.of_gaussian`: Σ p_k c_k, summed by parts, is c_{K−1} − (2/K) Σ Φ(inner edges)."""
+    below: Tensor = torch.special.ndtr(_inner_edges(mean, std, bins))
+    return (1 - 1 / bins) - (2 / bins) * below.sum(-1)
+
+
+def _gaussian_logits(mean: Tensor, std: Tensor, bins: int) -> Tensor:
+    """Return the logarithm of the mass of N(mean, std²) in each bin, (*mean.shape, bins)."""
+    z = _inner_edges(mean.double(), std.double(), bins)
+    below, above = torch.special.log_ndtr(z), torch.special.log_ndtr(-z)
+    left = z[..., :-1] + z[..., 1:] <= 0  # there the lower tail is the small one
+    middle = log_difference(
+        torch.where(left, below[..., 1:], above[..., :-1]), torch.where(left, below[..., :-1], above[..., 1:])
+    )
+    return torch.cat([below[..., :1], middle, above[..., -1:]], dim=-1).to(mean.dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class Binned(Discrete):
     """Independent distributions over K equal bins of [−1, 1]: the prediction of a flow for discretised data.
@@ -81,27 +104,31 @@ class Binned(Discrete):
     def of_gaussian(cls, mean: Tensor, std: Tensor, bins: int) -> Self:
         """Return the mass of N(mean, std²) in each bin, its tails in the end bins.
 
-        In double precision (what is left of a difference of distribution functions in single is too little), then rounded.
+        The logits are worked out when they are first asked for, in double precision (what is left of a difference of
+        distribution functions in single is too little), then rounded; the :attr:`mean` needs none of them.
 
         Args:
             mean: (batch, *event).
             std: Standard deviation > 0, of the same shape.
             bins: Number of bins ≥ 2.
         """
-        mean64, std64 = mean.double()[..., None], std.double()[..., None]
-        inner = torch.arange(1, bins, dtype=torch.float64, device=mean.device) * (2 / bins) - 1
-        z = (inner - mean64) / std64
-        below, above = torch.special.log_ndtr(z), torch.special.log_ndtr(-z)
-        left = z[..., :-1] + z[..., 1:] <= 0  # there the lower tail is the small one
-        middle = log_difference(
-            torch.where(left, below[..., 1:], above[..., :-1]), torch.where(left, below[..., :-1], above[..., 1:])
-        )
-        return cls(torch.cat([below[..., :1], middle, above[..., -1:]], dim=-1).to(mean.dtype))
+        made = object.__new__(cls)
+        made.__dict__["_gaussian"] = (mean, std, bins)
+        return made
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name != "logits" or "_gaussian" not in self.__dict__:
+                raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+            self.__dict__["logits"] = _gaussian_logits(*self.__dict__["_gaussian"])
+            return self.__dict__["logits"]
 
     @property
     def bins(self) -> int:
         """Number of bins K."""
-        return self.logits.shape[-1]
+        gaussian = self.__dict__.get("_gaussian")
+        return self.logits.shape[-1] if gaussian is None else int(gaussian[2])
 
     @property
     def centres(self) -> Tensor:
@@ -111,6 +138,9 @@ class Binned(Discrete):
     @property
     def mean(self) -> Tensor:
         """Σ p_k c_k, (batch, *event)."""
+        if (gaussian := self.__dict__.get("_gaussian")) is not None:
+            found: Tensor = _gaussian_bin_mean(*gaussian)
+            return found
         return (self.probs * self.centres).sum(-1)
 
     def events_of(self, indices: Tensor) -> Tensor:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from proxflow.data.autoencoders import Autoencoder
+    from proxflow.data.kinds import Kind
     from proxflow.examples import Condition
+    from proxflow.likelihood import Nats
     from proxflow.models import Model
 
 # Of "str | None" tyro imports a checker of types, which takes as long as all the rest of it.
@@ -324,6 +326,27 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Se
     for row in rows:
         table.add_row(*(Plain(escape.terminal(entry)) for entry in row))
     Console(file=sys.stdout, highlight=False, width=100).print(table)
+
+
+def bound_text(kind: Kind, nats: Nats) -> str:
+    """Say a bound of the likelihood of data in the unit that is usual for their kind."""
+    from proxflow.data.kinds.image import Binary
+
+    bits, error = nats.bits_per_dimension, nats.standard_error / (nats.dimensions * math.log(2))
+    if isinstance(kind, Binary):
+        return f"at most {nats.mean:.2f} ± {nats.standard_error:.2f} nats an image"
+    unit = str(getattr(kind, "unit", "dimensions")).removesuffix("s")
+    return f"at most {bits:.3f} ± {error:.3f} bits a {unit}"
+
+
+def bound_record(nats: Nats) -> dict[str, float | int]:
+    """Return a bound of the likelihood as it is written beside a model."""
+    return {
+        "nats": nats.mean,
+        "standard_error": nats.standard_error,
+        "bits_per_dimension": nats.bits_per_dimension,
+        "examples": len(nats.values),
+    }
 
 
 def origin(device: torch.device) -> dict[str, Any]:

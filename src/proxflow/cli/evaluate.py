@@ -15,6 +15,8 @@ from proxflow.cli._common import (
     Number,
     SamplerChoice,
     Text,
+    bound_record,
+    bound_text,
     check_counts,
     check_graph,
     check_sampler,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
     from proxflow import metrics
+    from proxflow.likelihood import Nats
     from proxflow.models import Model
     from proxflow.studies import scoreboard
 
@@ -189,7 +192,7 @@ def run(options: Evaluate, device: torch.device) -> None:
         _evaluate_tables(options, loaded, fresh, device)
         return
     guidance = options.guidance.loaded(device)
-    reference = _reference(options, loaded, fresh)
+    reference = _binary(_reference(options, loaded, fresh), loaded)
     if options.classes:
         reference = _of_classes(reference, options, loaded)
     training, test, called = reference.training, reference.test, reference.called
@@ -247,8 +250,12 @@ def run(options: Evaluate, device: torch.device) -> None:
     against = f"{len(test)} {reference.kept} of {called}"
     say(f"{count} images, and {count} real training images, against {against}; ± is one standard error")
     say(f"features: {extractor.name}, {extractor.dimension} dimensions, sha256 {extractor.sha256}")
+    bounds = {name: found for name, model in loaded.items() if (found := _bound(model, reference, options)) is not None}
+    for name, nats in bounds.items():
+        say(f"likelihood of {len(nats.values)} {reference.kept} under {name}: {bound_text(loaded[name].data, nats)}")
     if options.out is not None:
-        write_json(options.out, {"cells": [*records.values()], **origin(device)})
+        told = {"bounds": {name: bound_record(nats) for name, nats in bounds.items()}} if bounds else {}
+        write_json(options.out, {"cells": [*records.values()], **told, **origin(device)})
         say(f"written: {options.out}")
 
 
@@ -364,6 +371,32 @@ class _Reference:
         for label, name in self.classes.items():
             numbers[label] = model.classes.index(name)
         return numbers
+
+
+def _binary(reference: _Reference, loaded: Mapping[str, Model]) -> _Reference:
+    """Return what models of binary images are compared with: the same images, their pixels drawn black or white.
+
+    Raises:
+        ArgumentError: Some models are of binary images, and others are not.
+    """
+    from proxflow.data.kinds.image import Binary, drawn_once
+
+    binary = {name: isinstance(model.data, Binary) for name, model in loaded.items()}
+    if not any(binary.values()):
+        return reference
+    if not all(binary.values()):
+        first, other = (next(name for name, found in binary.items() if found is of) for of in (True, False))
+        raise ArgumentError(f"{first} draws binary images, and {other} does not: evaluate them apart")
+    training, test = drawn_once(reference.training), drawn_once(reference.test)
+    return replace(reference, training=training, test=test, called=f"{reference.called}, binarised")
+
+
+def _bound(model: Model, reference: _Reference, options: Evaluate) -> Nats | None:
+    """Bound the likelihood of the reference under a model; ``None`` where there is no bound, or classes are drawn."""
+    if not model.has_bound or model.classes:
+        return None
+    chosen = reference.test[: 1000 if options.n is None else options.n]
+    return model.bound(chosen, seed=options.seed, batch_size=min(options.batch_size, 64))
 
 
 def _of_classes(reference: _Reference, options: Evaluate, loaded: dict[str, Model]) -> _Reference:

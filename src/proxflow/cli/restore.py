@@ -112,6 +112,7 @@ def run(options: Restore, device: torch.device) -> None:
     import torch
 
     from proxflow import models
+    from proxflow.data.kinds.image import Binary
     from proxflow.data.kinds.latents import Latents
     from proxflow.inverse.noise import Gaussian
     from proxflow.predictors import Posterior
@@ -121,13 +122,18 @@ def run(options: Restore, device: torch.device) -> None:
     model = models.load(options.model, device)
     if len(model.shape) != 3 or isinstance(model.data, Latents):
         raise ArgumentError(f"restore is of pictures, and the model {options.model} is of {model.data.examples_word}")
+    binary = isinstance(model.data, Binary)
+    if binary and (options.task != "inpaint" or options.noise not in (0, Restore.noise)):
+        raise ArgumentError(
+            f"{options.model} draws black and white pixels, which are known or gone: take --task inpaint, without --noise"
+        )
     operator = _operator(options, model.shape)
     channels, height, width = model.shape
     shrunk = options.factor if options.task == "superres" and not options.degrade else 1
     wanted = (height // shrunk, width // shrunk)
     pictures = model.data.encode(_read(options.source, channels, wanted))
     y = operator(pictures) if options.degrade else pictures
-    noise = Gaussian(options.noise)
+    noise = Gaussian(0.0 if binary else options.noise)
     if options.degrade:
         y = noise.draw(y, torch.Generator().manual_seed(options.seed))
     number = len(y)
@@ -140,10 +146,12 @@ def run(options: Restore, device: torch.device) -> None:
         posterior, model.flow, (len(each), *model.shape), nfe=options.nfe, sampler=options.sampler, seed=options.seed,
         batch_size=options.batch_size,
     ).cpu()  # fmt: skip
+    if binary:
+        y, samples = 2 * y.float() - 1, 2 * samples.float() - 1
     used = options.sampler or default_sampler(posterior, model.flow)
     told = {
         "source": str(options.source), "model": options.model, "task": options.task, "method": posterior.method,
-        "sampler": used, "draws": draws, "nfe": options.nfe, "noise": options.noise, "seed": options.seed,
+        "sampler": used, "draws": draws, "nfe": options.nfe, "noise": noise.std, "seed": options.seed,
         "pictures": number, **_told_of(options),
     }  # fmt: skip
     with first_alone() as writing:

@@ -17,6 +17,8 @@ from proxflow.cli._common import (
     Number,
     Text,
     TrainingOptions,
+    bound_record,
+    bound_text,
     draw,
     first_alone,
     less_memory_to_train,
@@ -44,7 +46,7 @@ GRID_STEPS = 10
 _CHANGES = {"divergence": "divergences", "schedule": "schedules", "coupling": "couplings"}
 """Options that change a part of the flow, and where their names come from."""
 
-_UNREAD: Mapping[str, Any] = {"classes": 2}
+_UNREAD: Mapping[str, Any] = {"classes": 2, "bins": 2}
 """What stands for the settings that data decide of a flow, before they are read."""
 
 _READING = {
@@ -85,6 +87,8 @@ class Train:
         proxflow train --out runs/tuned --init runs/mine --data pictures --steps 1000 --learning-rate 2e-4
         proxflow train --out runs/few --teacher runs/mine --steps 800 --ema 0.99
         proxflow train --out runs/digits --conditional
+        proxflow train --out runs/binary --kind binary
+        proxflow train --out runs/bins --flow bfn-discretised
         proxflow train --out runs/emoji --data emoji --conditional --augment crop
         proxflow train --out runs/few-digits --teacher runs/digits --guidance 2 --steps 800 --ema 0.99
         proxflow train --out runs/any-digits --teacher runs/digits --guidance 3 --guidance-input --steps 800 --ema 0.99
@@ -102,7 +106,8 @@ class Train:
             numbers: a file .npy, .npz or .csv. Tables: a file .csv whose first line names the columns, with texts, gaps or
             whole numbers among them, or .parquet. Text: bible, the King James Version, which comes with the package; a file
             .txt; or a folder of such files, each a document.
-        kind: What kind of data they are, where that is not plain.
+        kind: What kind of data they are, where that is not plain; binary takes images as black and white pixels, drawn anew
+            at each step.
         size: Side of the squares that the pictures of a folder are brought to, by scaling and cutting out the middle.
         context: Tokens of a text that are learnt, and later drawn, at a time.
         tokens: What a token of text is: characters; letters, a to z and space alone; bytes; or the file .json of a
@@ -222,9 +227,9 @@ def run(options: Train, device: torch.device) -> None:
 
     from proxflow import models
     from proxflow.data import NAMED
-    from proxflow.data.augment import refuse_mirrored
+    from proxflow.data.augment import Augmentation, refuse_mirrored
     from proxflow.data.image_files import write_png
-    from proxflow.examples import check_condition, reads, rows
+    from proxflow.examples import Examples, check_condition, reads, rows
     from proxflow.predictors import Predictor
     from proxflow.runtime.checkpoints import digest
     from proxflow.runtime.files import writable_folder
@@ -236,6 +241,7 @@ def run(options: Train, device: torch.device) -> None:
     from proxflow.training.recipes import recipe
     from proxflow.training.run import CHANGEABLE, RunFolder, decisive, upgrade
 
+    Augmentation.of(training.augment)  # refuses what cannot be before data are read, as below
     teacher = None if options.teacher is None else models.load(options.teacher, device)
     weak = None if options.weak is None else models.load(options.weak, device)
     init = None if options.init is None else models.load(options.init, device)
@@ -245,6 +251,8 @@ def run(options: Train, device: torch.device) -> None:
     if options.target is not None:
         options = replace(options, conditional=True)
     kind, examples, held_out = loaded.kind, loaded.train, loaded.held_out
+    if kind.augment:
+        training = replace(training, augment=",".join(filter(None, (training.augment, kind.augment))))
     if "flip" in training.augment:
         refuse_mirrored(training.augment, options.data if options.data in NAMED else _recognised(examples))
     torch.manual_seed(training.seed)
@@ -347,7 +355,7 @@ def run(options: Train, device: torch.device) -> None:
         size = Processes.current().size
         where = device.type if size == 1 else f"{device.type}, {size} processes"
         called = models.word(model.flow)
-        if kind.decides:
+        if kind.defaults.predictor != "point":
             called = called.partition(":")[0]  # what the data decide is long, and stands in the model's file
         say(
             f"train: {called}{source} on {loaded.description}, {training.steps} steps of "
@@ -411,11 +419,12 @@ def run(options: Train, device: torch.device) -> None:
         finished = {"steps": training.steps, "seconds": round(result.seconds, 1), "losses": result.losses}
         if latest < math.inf:
             finished["held_out_loss"] = latest
-        if (
-            bits := _bits(replace(model, predictor=cast(Predictor, learning.kept(result.predictor))), held_out)
-        ) is not None:
-            finished["bits_per_token"], finished["bits_standard_error"] = bits
-            say(f"held-out text: at most {bits[0]:.3f} ± {bits[1]:.3f} bits a {kind.unit.removesuffix('s')}")  # type: ignore[attr-defined]
+        trained = replace(model, predictor=cast(Predictor, learning.kept(result.predictor)))
+        if trained.has_bound and isinstance(held_out, Examples) and len(held_out) > 1:
+            chosen = held_out[torch.arange(0, len(held_out), -(-len(held_out) // _BOUNDED))]
+            nats = trained.bound(chosen.x, condition=chosen.condition, draws=_DRAWS)
+            finished["bound"] = {**bound_record(nats), "draws": _DRAWS}
+            say(f"{len(chosen)} held-out {kind.examples_word}: {bound_text(kind, nats)}")
         finished |= {"sessions": list(result.sessions), "stages": list(result.stages)}
         folder.finish(model, learning.kept(result.predictor), {**provenance, **finished})
         for said in result.left_out:
@@ -425,30 +434,7 @@ def run(options: Train, device: torch.device) -> None:
 
 
 _BOUNDED, _DRAWS = 128, 8
-"""Held-out windows whose likelihood is bounded after training, and times drawn for each."""
-
-
-def _bits(model: Model, held_out: AnyExamples | None) -> tuple[float, float] | None:
-    """Return the bound of held-out text in bits per token and its standard error; ``None`` without any, or of other data."""
-    import torch
-
-    from proxflow.data.kinds.text import Text as OfText
-    from proxflow.examples import Examples
-    from proxflow.likelihood import Nats, class_bound, has_class_bound
-    from proxflow.random import SampleStreams
-
-    bounded = isinstance(model.data, OfText) and has_class_bound(model.flow)
-    if not (bounded and isinstance(held_out, Examples) and len(held_out) > 1):
-        return None
-    device, parts = next(model.predictor.parameters()).device, []
-    chosen = held_out.x[:: -(-len(held_out) // _BOUNDED)]
-    with torch.no_grad():
-        for first in range(0, len(chosen), 16):
-            x = model.data.encode(chosen[first : first + 16]).to(device)
-            streams = SampleStreams(0, torch.arange(first, first + len(x), device=device))
-            parts.append(class_bound(model.predictor, model.flow, x, streams, draws=_DRAWS))
-    nats = Nats(torch.cat(parts), model.shape[0])
-    return nats.bits_per_dimension, nats.standard_error / (model.shape[0] * math.log(2))
+"""Held-out examples whose likelihood is bounded after training, and times drawn for each."""
 
 
 def _method(options: Train) -> MethodName:

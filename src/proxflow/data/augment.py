@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from proxflow.errors import ArgumentError
-from proxflow.random import SampleStreams
+from proxflow.random import Generator, SampleStreams, rand
 
-NAMES = ("flip", "crop", "zoom")
+NAMES = ("flip", "crop", "zoom", "binarise")
 """What may be done to images, in the order in which it is done."""
 
 _SHIFT = 8
@@ -77,7 +77,16 @@ class Augmentation:
             x = torch.where(u[:, 0, None, None, None] < 0.5, x.flip(-1), x)
         if "crop" in self.names:
             x = _moved(_moved(x, u[:, 1], 2), u[:, 2], 3)
-        return _zoomed(x, u[:, 3:]) if "zoom" in self.names else x
+        x = _zoomed(x, u[:, 3:]) if "zoom" in self.names else x
+        return binarised(x, streams) if "binarise" in self.names else x
+
+
+def binarised(x: Tensor, generator: Generator) -> Tensor:
+    """Draw each value as 0 or 255, its share of 255 being the probability of the latter.
+
+    Known as dynamic binarisation: "Importance Weighted Autoencoders" (Burda et al., 2016), arXiv 1509.00519, § 5.
+    """
+    return torch.where(255 * rand(x.shape, generator, torch.float32, x.device) < x, 255, 0).to(torch.uint8)
 
 
 def refuse_mirrored(text: str, name: str | None) -> None:

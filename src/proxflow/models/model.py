@@ -25,15 +25,16 @@ from proxflow.config import TrainingConfig, to_dict
 from proxflow.data.images import dequantise
 from proxflow.divergences import Divergence, has_closed_form, has_value
 from proxflow.errors import ArgumentError, CheckpointError, OutputError
-from proxflow.examples import examples_of
-from proxflow.flows import GPFN, Flow
-from proxflow.likelihood import OdeLikelihood, ode_log_likelihood
+from proxflow.examples import examples_of, moved, rows
+from proxflow.flows import GPFN, BayesianFlow, Flow
+from proxflow.likelihood import Nats, OdeLikelihood, bayesian_bound, class_bound, has_class_bound, ode_log_likelihood
 from proxflow.models import format1, spec
 from proxflow.models.card import card
 from proxflow.models.outline import outlined
 from proxflow.models.spec import Part
 from proxflow.nn import UNet
 from proxflow.predictors import GuidanceRule, Guided, LinearGuidance, Predictor, ToldGuidance, reads_guidance
+from proxflow.random import SampleStreams
 from proxflow.runtime.checkpoints import load_weights, refuse_other_weights, write_tensors
 from proxflow.runtime.files import open_plain, read_json, writable_folder, write_json, write_text
 from proxflow.runtime.machine import usable_device
@@ -236,6 +237,56 @@ class Model:
         )
         return replace(found, log_prob=found.log_prob - self.data.log_scale)
 
+    @property
+    def has_bound(self) -> bool:
+        """Whether :meth:`bound` knows its flow and data."""
+        from proxflow.data.kinds.image import Image
+
+        return has_class_bound(self.flow) or (isinstance(self.flow, BayesianFlow) and isinstance(self.data, Image))
+
+    def bound(
+        self,
+        x: Tensor,
+        *,
+        condition: Condition | None = None,
+        draws: int = 16,
+        seed: int = 0,
+        batch_size: int = 16,
+    ) -> Nats:
+        """Bound −log p(x) of data in their own form, each example's number whatever the batch: an upper bound, in nats.
+
+        Of classes by :func:`proxflow.class_bound`; of images whose flow is Bayesian by
+        :func:`proxflow.bayesian_bound`, where p(x) is the probability of their bytes.
+
+        Args:
+            x: Data (batch, …), as :meth:`fit` takes them, at least two.
+            condition: What they are conditioned on, one row an example.
+            draws: Times for each example, each an evaluation.
+            seed: Seed of times and noise.
+            batch_size: Examples at a time.
+
+        Raises:
+            ArgumentError: The flow has no such bound (see :meth:`log_prob` for Gaussian paths), fewer than two examples, or
+                a number < 1.
+        """
+        if not self.has_bound:
+            raise ArgumentError(
+                f"{spec.word(self.flow)} has no bound of the probability of {self.data.examples_word}; log_prob has the "
+                "density of flows with a Gaussian path"
+            )
+        if batch_size < 1:
+            raise ArgumentError(f"batch_size must be at least 1, got {batch_size}")
+        device, values = next(self.predictor.parameters()).device, list[Tensor]()
+        bounded: Any = class_bound if has_class_bound(self.flow) else bayesian_bound
+        with torch.no_grad():
+            for first in range(0, len(x), batch_size):
+                at = torch.arange(first, min(first + batch_size, len(x)))
+                streams = SampleStreams(seed, at.to(device))
+                told = None if condition is None else moved(rows(condition, at), device)
+                encoded = self.data.encode(x[at].to(device))
+                values.append(bounded(self.predictor, self.flow, encoded, streams, draws=draws, condition=told))
+        return Nats(torch.cat(values).cpu(), math.prod(self.shape))
+
     def fit(
         self,
         data: Any,
@@ -272,6 +323,8 @@ class Model:
         if config is not None and own:
             raise ArgumentError(f"{', '.join(own)} belongs to the configuration, and one is given: set it there")
         config = config or TrainingConfig(**own)
+        if self.data.augment:
+            config = replace(config, augment=f"{config.augment},{self.data.augment}")
         objective = with_dropout(recipe("flow", self).objective, self.predictor, drop)
         result = fit(self.predictor, objective, data, config, encode=self.data.encode, **settings)
         told = {"data": f"{len(data)} {self.data.examples_word}", "steps": config.steps, "training": to_dict(config)}
@@ -396,7 +449,7 @@ def build(
             f"{kind.examples_word} are of classes, and {described.get('kind') or made} is a flow of real numbers: take "
             "masked, bfn-discrete, gpfn-linear or gpfn-fisher-rao"
         )
-    if described and kind.decides and not set(kind.decides) & set(described):
+    if described and usual.predictor != "point" and kind.decides and not set(kind.decides) & set(described):
         raise ArgumentError(
             f"{described['kind']} is no flow of such data: it has none of {', '.join(kind.decides)}, which they decide"
         )

@@ -91,6 +91,9 @@ class Kind(ABC):
 
     defaults: ClassVar[Defaults] = Defaults()
 
+    augment: ClassVar[str] = ""
+    """What is always done to examples in training, in the words of :class:`proxflow.data.augment.Augmentation`."""
+
     @property
     def decides(self) -> Mapping[str, Any]:
         """Settings of a flow that the data decide, as JSON values by field; taken where a flow has the field."""

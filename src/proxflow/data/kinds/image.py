@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from proxflow.data import CLASSES, NAMED, cifar, image_files, load
 from proxflow.data.arrays import holds_table, shapes_in
+from proxflow.data.augment import binarised
 from proxflow.data.idx import Split
 from proxflow.data.images import ImageData, to_bytes, to_range
 from proxflow.data.kinds.base import Defaults, Kind, Loaded, Picture, check_share, split
@@ -24,11 +26,15 @@ from proxflow.data.sources import PREFIXES, pictures_of
 from proxflow.data.stored import Folder, Pictures
 from proxflow.errors import ArgumentError, DataError
 from proxflow.examples import Examples, examples_of
+from proxflow.random import SampleStreams
 from proxflow.runtime import escape
 from proxflow.runtime.machine import fits_in_memory
 
 MOST_CLASSES, LONGEST_NAME = 2**16, 255
 """The largest number of classes, and of characters in the name of one."""
+
+_DRAWN_ONCE = 11
+"""Seed of the pixels of binary images that are held out."""
 
 
 def checked_classes(given: Any) -> tuple[str, ...]:
@@ -215,6 +221,10 @@ class Image(Kind):
         record = {**asked, **read, "left_out": stored.left_out.record}
         return Loaded(kind, train, kept, f"{len(train)} images of {height} x {width}", (note,), record)
 
+    @property
+    def decides(self) -> Mapping[str, Any]:
+        return {"bins": 256}
+
     def encode(self, stored: Tensor) -> Tensor:
         """Map bytes to [−1, 1], see :func:`proxflow.data.to_range`."""
         return to_range(stored)
@@ -239,6 +249,76 @@ class Image(Kind):
         """Draw a grid; unless images have 1 or 3 channels, of the first channel."""
         images = channels_last(stored)
         return image_files.grid(images if images.shape[-1] in (1, 3) else images[..., :1])
+
+
+@dataclass(frozen=True)
+class Binary(Image):
+    """Images whose pixels are black or white, drawn anew at each step with a pixel's brightness as its probability.
+
+    Stored as the bytes they were read as; networks and flows take classes, 0 for black and 1 for white. What is held out is
+    drawn once.
+    """
+
+    defaults: ClassVar[Defaults] = Defaults(flow="bfn-discrete", network="unet", predictor="classes")
+    augment: ClassVar[str] = "binarise"
+
+    @classmethod
+    def takes(cls, source: str) -> bool:
+        return False  # asked for by name alone
+
+    @classmethod
+    def read(
+        cls,
+        source: str,
+        *,
+        held_out: float = 0.05,
+        seed: int = 0,
+        size: int | None = None,
+        exclude: Path | None = None,
+        workers: int | None = None,
+        **settings: Any,
+    ) -> Loaded:
+        """Read images as :meth:`Image.read` does, and draw the pixels of those held out.
+
+        Raises:
+            ArgumentError: As there; or the images do not fit into memory.
+            DataError: As there.
+        """
+        found = super().read(
+            source, held_out=held_out, seed=seed, size=size, exclude=exclude, workers=workers, **settings
+        )
+        kept = found.held_out
+        if not (isinstance(found.train, Examples) and (kept is None or isinstance(kept, Examples))):
+            raise ArgumentError(
+                f"{source}: binary images are drawn from images in memory: prepare smaller ones, and leave --workers out"
+            )
+        return replace(found, held_out=None if kept is None else replace(kept, x=drawn_once(kept.x)))
+
+    @property
+    def decides(self) -> Mapping[str, Any]:
+        # β(1) = 3: "Bayesian Flow Networks" (Graves et al., 2023), arXiv 2308.07037, § 7.1.
+        return {"classes": 2, "endpoints": {"kind": "categorical", "classes": 2}, "max_sqrt_beta": math.sqrt(3)}
+
+    def encode(self, stored: Tensor) -> Tensor:
+        """Return classes, int64: 1 for bytes from 128 on."""
+        return (stored >= 128).long()
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """Return bytes, 0 or 255."""
+        return (255 * samples).to(torch.uint8)
+
+    @property
+    def log_scale(self) -> float:
+        return 0.0  # probabilities have no volume
+
+
+def drawn_once(stored: Tensor) -> Tensor:
+    """Draw the pixels of images as black or white, each image by its place, always alike."""
+    places, parts = torch.arange(len(stored)), list[Tensor]()
+    for first in range(0, len(stored), 1024):
+        at = places[first : first + 1024]
+        parts.append(binarised(stored[at], SampleStreams(_DRAWN_ONCE, at)))
+    return torch.cat(parts) if parts else stored
 
 
 def _fits(stored: Pictures) -> bool:
