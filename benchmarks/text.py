@@ -83,7 +83,7 @@ def spent(work: Callable[[], object]) -> float:
 def plain_training(model: Model, x: torch.Tensor, steps: int, batch: int) -> None:
     """Train by a plain loop what the flow masked trains: no library within."""
     network = model.predictor.network
-    averaged = copy.deepcopy(network)
+    averaged = copy.deepcopy(network).requires_grad_(False)
     optimiser = torch.optim.AdamW(network.parameters(), 1e-3, fused=True)
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
@@ -97,7 +97,8 @@ def plain_training(model: Model, x: torch.Tensor, steps: int, batch: int) -> Non
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
-        torch._foreach_lerp_(list(averaged.parameters()), list(network.parameters()), 0.01)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(averaged.parameters()), list(network.parameters()), 0.01)
 
 
 @torch.no_grad()

@@ -534,8 +534,8 @@ class PosteriorPreset(Size):
 
 
 _KNOWN = PosteriorPreset(
-    minutes="about 50 minutes on a processor core",
-    problems={"20": {"8": 20, "80": 20, "800": 3}, "100": {"8": 10, "80": 3}},
+    minutes="about 7 hours on a processor core",
+    problems={steps: {"8": 20, "80": 20, "800": 20} for steps in ("20", "100")},
 )
 
 POSTERIOR_PRESETS: dict[PresetName, PosteriorPreset] = {
@@ -553,7 +553,6 @@ POSTERIOR_PRESETS: dict[PresetName, PosteriorPreset] = {
     "long": replace(
         _KNOWN,
         minutes="about 9 hours on a processor core",
-        problems={steps: {"8": 20, "80": 20, "800": 20} for steps in ("20", "100")},
         evaluations=50,
         limit=200,
         signals=8,
