@@ -26,7 +26,7 @@ SMALL = "unet:channels=8,blocks=1,attention=()"
 def test_a_pixel_is_white_as_often_as_it_is_bright():
     levels = torch.arange(256, dtype=torch.uint8)
     x = levels.repeat(4000, 1)[:, None]
-    drawn = binarised(x, torch.Generator().manual_seed(0))
+    drawn = binarised(x, 0, range(len(x)))
     assert set(drawn.unique().tolist()) == {0, 255}
     share, expected = (drawn == 255).double().mean((0, 1)), levels.double() / 255
     z = (share - expected) / (expected * (1 - expected) / len(x)).sqrt().clamp_min(1e-9)
@@ -42,8 +42,6 @@ def test_draws_depend_on_seed_and_place_alone():
     assert torch.equal(whole, torch.cat([change(x[:3], 5, range(3)), change(x[3:], 5, range(3, 7))]))
     assert not torch.equal(whole, change(x, 6, range(7)))
     assert torch.equal(drawn_once(x)[:4], drawn_once(x[:4]))
-    many = torch.full((1030, 1, 1, 1), 128, dtype=torch.uint8)  # more than are drawn at a time
-    assert 400 < int((drawn_once(many) == 255).sum()) < 630
 
 
 def test_training_images_keep_their_levels_and_held_out_ones_are_drawn(tmp_path):
@@ -64,7 +62,7 @@ def test_training_images_keep_their_levels_and_held_out_ones_are_drawn(tmp_path)
         Binary.read(str(folder), workers=1)
 
 
-@pytest.mark.parametrize("flow", [None, "bfn-discrete", "masked", "gpfn-linear", "gpfn-fisher-rao"])
+@pytest.mark.parametrize("flow", [None, "masked", "gpfn-linear", "gpfn-fisher-rao"])
 def test_models_of_binary_images_learn_what_is_always_black(flow):
     """Of the right half nothing is ever white: a few steps teach it, and the bound shows it."""
     x = torch.full((64, 1, 8, 8), 128, dtype=torch.uint8)

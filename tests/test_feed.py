@@ -268,7 +268,7 @@ def test_each_change_is_what_it_says_and_follows_seed_and_place():
 
 
 def test_changes_that_are_unknown_or_do_not_fit_are_refused():
-    with pytest.raises(ArgumentError, match="augment takes flip, crop, zoom, with commas between them, got 'turn'"):
+    with pytest.raises(ArgumentError, match=r"augment takes flip, crop, zoom, binarise, with commas .* got 'turn'"):
         trained(Examples(IMAGES, LABELS), augment="flip,turn")
     with pytest.raises(ArgumentError, match=r"augment is for images of bytes .* got torch.float32 \(1, 1, 8, 8\)"):
         trained(Examples(IMAGES.float() / 255, LABELS), augment="flip")

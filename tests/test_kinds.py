@@ -15,7 +15,7 @@ import proxflow
 from proxflow import names
 from proxflow.data import image_files, kinds
 from proxflow.data.kinds import Kind, kind_of_source
-from proxflow.data.kinds.image import Image
+from proxflow.data.kinds.image import Binary, Image
 from proxflow.data.kinds.latents import Latents
 from proxflow.data.kinds.table import Table
 from proxflow.data.kinds.text import Text
@@ -675,6 +675,7 @@ def test_other_kinds_of_rows_are_refused(fields):
 def test_the_names_are_those_of_the_table():
     assert {name: names.find("kinds", name).load() for name in names.BUILT_IN["kinds"]} == {
         "image": Image,
+        "binary": Binary,
         "latents": Latents,
         "table": Table,
         "vector": Vector,

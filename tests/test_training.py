@@ -15,8 +15,9 @@ from proxflow import GPFN, PointPredictor, TrainingConfig, fit, models, sample
 from proxflow.config import from_dict, to_dict
 from proxflow.errors import ArgumentError, CheckpointError, DivergedError, MemoryLimitError, OutputError
 from proxflow.flows import draw_times
+from proxflow.random import mix
 from proxflow.training import fit as training
-from proxflow.training.feed import Order, mix
+from proxflow.training.feed import Order
 from proxflow.training.fit import learning_rate
 from proxflow.training.run import Stage
 

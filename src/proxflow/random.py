@@ -150,6 +150,11 @@ Generator = torch.Generator | Streams
 """A source of randomness: torch's own, or streams that do not depend on the batch."""
 
 
+def mix(seed: int, step: int) -> int:
+    """Return a seed for one step. With seed + step instead, runs with neighbouring seeds would share random numbers."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 1) % 2**63
+
+
 def randn(shape: torch.Size, generator: Generator, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Draw standard normal numbers of the given shape."""
     if not isinstance(generator, torch.Generator):

@@ -16,6 +16,7 @@ from proxflow.config import TrainingConfig
 from proxflow.data.augment import Augmentation
 from proxflow.errors import DataError, ProxflowError
 from proxflow.examples import AnyExamples, Examples, LazyExamples, moved, rows
+from proxflow.random import mix
 from proxflow.runtime.machine import SHARE, reading_processes
 from proxflow.training.run import Run, Stage
 
@@ -30,11 +31,6 @@ _AHEAD = 4
 
 _TRIES = 3
 """How often in a row reading processes that died are replaced."""
-
-
-def mix(seed: int, step: int) -> int:
-    """Return a seed for one step. With seed + step instead, runs with neighbouring seeds would share random numbers."""
-    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 1) % 2**63
 
 
 class Order:

@@ -25,7 +25,7 @@ from proxflow.data.augment import Augmentation
 from proxflow.errors import ArgumentError, MemoryLimitError
 from proxflow.examples import AnyExamples, Examples, LazyExamples, check_condition, examples_of, moved, rows
 from proxflow.flows import Flow, as_real, draw_times
-from proxflow.random import BatchRows
+from proxflow.random import BatchRows, mix
 from proxflow.runtime.machine import out_of_memory, usable_device
 from proxflow.runtime.processes import (
     Processes,
@@ -38,7 +38,7 @@ from proxflow.runtime.processes import (
     whole,
 )
 from proxflow.runtime.progress import bar
-from proxflow.training.feed import Order, feeding, mix
+from proxflow.training.feed import Order, feeding
 from proxflow.training.objectives import Objective
 from proxflow.training.run import LOG_WINDOW, Run, RunFolder, fingerprint
 

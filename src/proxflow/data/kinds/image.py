@@ -26,7 +26,6 @@ from proxflow.data.sources import PREFIXES, pictures_of
 from proxflow.data.stored import Folder, Pictures
 from proxflow.errors import ArgumentError, DataError
 from proxflow.examples import Examples, examples_of
-from proxflow.random import SampleStreams
 from proxflow.runtime import escape
 from proxflow.runtime.machine import fits_in_memory
 
@@ -314,11 +313,7 @@ class Binary(Image):
 
 def drawn_once(stored: Tensor) -> Tensor:
     """Draw the pixels of images as black or white, each image by its place, always alike."""
-    places, parts = torch.arange(len(stored)), list[Tensor]()
-    for first in range(0, len(stored), 1024):
-        at = places[first : first + 1024]
-        parts.append(binarised(stored[at], SampleStreams(_DRAWN_ONCE, at)))
-    return torch.cat(parts) if parts else stored
+    return binarised(stored, _DRAWN_ONCE, range(len(stored)))
 
 
 def _fits(stored: Pictures) -> bool:
