@@ -124,22 +124,6 @@ def test_the_mean_of_gaussian_bins_needs_no_logits_and_is_theirs():
     torch.testing.assert_close(half.mean, quick[:, :6])
 
 
-@pytest.fixture
-def run(capsys):
-    """Runs the command line in this process: (exit status, standard output, standard error)."""
-
-    def call(*words):
-        try:
-            status = main([str(word) for word in words])
-        except SystemExit as stop:
-            status = stop.code
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return status, captured.out, captured.err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A model of binary digits, trained by the command for two steps."""

@@ -21,7 +21,6 @@ from support import needs_fashion_mnist
 
 import proxflow
 from proxflow import models, names
-from proxflow.cli import main
 from proxflow.data import image_files as imagefiles
 from proxflow.data import to_bytes
 from proxflow.nn import UNet
@@ -46,22 +45,6 @@ def save_model(folder, shape=(1, 28, 28), flow="gpfn-w2"):
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs the command line in this process: (exit status, standard output, standard error)."""
-
-    def call(*words):
-        try:
-            status = main([str(word) for word in words])
-        except SystemExit as stop:
-            status = stop.code
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return status, captured.out, captured.err
-
-    return call
 
 
 def refused(result, *expected, status=2):

@@ -5,25 +5,7 @@ import re
 
 import pytest
 
-from proxflow.cli import main
-
 SMALL = ("--network", "transformer:width=8,depth=1,heads=1", "--device", "cpu", "--batch-size", 4, "--grid", 2)
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs the command line in this process: (exit status, standard output, standard error)."""
-
-    def call(*words):
-        try:
-            status = main([str(word) for word in words])
-        except SystemExit as stop:
-            status = stop.code
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return status, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

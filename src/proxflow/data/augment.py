@@ -92,9 +92,8 @@ def binarised(x: Tensor, seed: int, places: range) -> Tensor:
         places: Places of the examples, on which, with the seed, their draws depend.
     """
     generator, drawn = torch.Generator(), torch.empty(x.shape)
-    for row, place in zip(
-        drawn, places, strict=True
-    ):  # a generator each: many times as fast as streams of single numbers
+    # A generator for each example, as streams of single numbers take longer than training on what they draw.
+    for row, place in zip(drawn, places, strict=True):
         row.uniform_(generator=generator.manual_seed(mix(seed, place)))
     return torch.where(255 * drawn.to(x.device) < x, 255, 0).to(torch.uint8)
 
