@@ -226,6 +226,18 @@ def test_a_part_without_a_name_is_not_saved(tmp_path):
     assert not (tmp_path / "m").exists()
 
 
+def test_a_folder_named_as_a_shipped_model_is_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mnist").mkdir()
+    assert load("mnist").shape == (1, 28, 28)  # the folder holds no model
+    save(tmp_path / "mnist", build((1, 8, 8), network="unet:channels=8,multipliers=1,patch=4"))
+    with pytest.raises(
+        CheckpointError, match=r"'mnist' is a model of the package, and the folder mnist .*write \./mnist"
+    ):
+        load("mnist")
+    assert load("./mnist").shape == load(Path("mnist")).shape == (1, 8, 8)
+
+
 def test_loading_a_shipped_model_leaves_torchs_compiler_alone():
     # It takes more than a second to import, and drawing one sample a fraction of that.
     script = "import sys, proxflow\nproxflow.load('mnist').sample(1, nfe=1)\nassert 'torch._dynamo' not in sys.modules"

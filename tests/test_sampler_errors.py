@@ -1,5 +1,6 @@
 """What samplers do wrong by themselves: with exact predictors no error is a network's."""
 
+import functools
 import math
 
 import numpy as np
@@ -35,8 +36,10 @@ LAW = mixture(2, 3, seed=5)
 END = 6.0  # in u = −ln(1 − τ): noise of 0.0025 is left
 
 
-def trajectory_ends(noise, end=END, steps=300):
-    """The prediction where the noise leads: dy/du = x̂ − y in u by the classical Runge–Kutta method, in fine steps."""
+@functools.cache
+def trajectory_ends(end=END, steps=300):
+    """The predictions where 32 draws of noise lead: dy/du = x̂ − y in u by the classical Runge–Kutta method in fine steps."""
+    noise = torch.randn(32, 2, generator=seeded(), dtype=torch.float64)
 
     def predicted(y, u):
         return LAW.posterior_mean(y, -math.expm1(-u), math.exp(-u))
@@ -62,22 +65,17 @@ def measured_order(sampler, flow, exact, times=None):
     return -np.polyfit(np.log(counts), np.log(errors), 1)[0]
 
 
-@pytest.fixture(scope="module")
-def noise():
-    return torch.randn(32, 2, generator=seeded(), dtype=torch.float64)
-
-
 PATHS = [GPFN(), GPFN(schedule=Cosine()), GPFN(KL(), endpoints=GaussianEndpoints(0.5)), BFN(1e-3), Diffusion()]
 
 
 @pytest.mark.parametrize("flow", PATHS, ids=str)
 @pytest.mark.parametrize(("sampler", "order"), [(Marginal(0.0), 1), (Multistep(2), 2), (Midpoint(), 2)], ids=str)
-def test_order_in_even_steps_of_the_equation(sampler, order, flow, noise):
+def test_order_in_even_steps_of_the_equation(sampler, order, flow):
     def even(n):
         u = END * torch.arange(n, dtype=torch.float64) / (n - 1)
         return [0.0, *flow.path.time_of(-torch.expm1(-u[1:])).tolist()]
 
-    assert measured_order(sampler, flow, trajectory_ends(noise), even) == pytest.approx(order, abs=0.25)
+    assert measured_order(sampler, flow, trajectory_ends(), even) == pytest.approx(order, abs=0.25)
 
 
 @pytest.mark.parametrize(
@@ -92,10 +90,10 @@ def test_order_in_even_steps_of_the_equation(sampler, order, flow, noise):
     ],
     ids=str,
 )
-def test_order_in_the_flows_own_times(sampler, flow, low, high, noise):
+def test_order_in_the_flows_own_times(sampler, flow, low, high):
     a, b = flow.path.coefficients(torch.ones((), dtype=torch.float64))
     end = min(9.0, -float((b / (a + b)).log()))
-    assert low < measured_order(sampler, flow, trajectory_ends(noise, end)) < high
+    assert low < measured_order(sampler, flow, trajectory_ends(end)) < high
 
 
 def energy_distance(x, y):

@@ -209,14 +209,14 @@ def test_same_seed_same_samples_whatever_the_batch(model, flow, name):
     def draw(n, **settings):
         return sample(predict, flow, (n, 1, 14, 14), nfe=4, sampler=sampler, seed=3, **settings)
 
-    together = draw(40, batch_size=64)
-    assert torch.equal(together, draw(40, batch_size=16))
+    together = draw(20, batch_size=64)
+    assert torch.equal(together, draw(20, batch_size=16))
     # Below 16 memory falls with the batch, and kernels for other sizes round differently.
-    torch.testing.assert_close(together, draw(40, batch_size=1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(together[:3], draw(3, batch_size=1), rtol=0, atol=1e-5)
     assert torch.equal(together[:7], draw(7))
-    assert torch.equal(together[20:], draw(20, first=20))
-    other = sample(predict, flow, (40, 1, 14, 14), nfe=4, sampler=sampler, seed=4)
-    assert torch.equal(together, other) == (name == "deterministic" and isinstance(flow, BFN))
+    assert torch.equal(together[17:], draw(3, first=17))
+    other = sample(predict, flow, (7, 1, 14, 14), nfe=4, sampler=sampler, seed=4)
+    assert torch.equal(together[:7], other) == (name == "deterministic" and isinstance(flow, BFN))
 
 
 def test_a_graph_is_of_work_on_a_cuda_device(model):

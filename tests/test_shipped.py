@@ -8,21 +8,10 @@ import torch
 
 import proxflow
 from proxflow import metrics, models
-from proxflow.cli import main
 from proxflow.errors import ArgumentError
 from tools.ship import ship
 
 NAMES = [name for name in models.shipped_models() if "classes" in name]
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*words):
-        status = main([str(word) for word in words])
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return call
 
 
 def test_conditional_models_come_with_the_package(run):

@@ -651,9 +651,18 @@ def load(source: str | Path = "mnist", device: torch.device | str = "cpu") -> Mo
     """Load a trained model by the name of a shipped one, or from a folder.
 
     Raises:
-        CheckpointError: No such model, or its files are corrupt or do not belong together.
+        CheckpointError: No such model, a word that names a shipped model and a model's folder alike, or its files are
+            corrupt or do not belong together.
     """
-    folder = SHIPPED / source if str(source) in shipped_models() else Path(source)
+    folder = Path(source)
+    if str(source) in shipped_models():
+        here = (folder / "config.json").exists()
+        if here and isinstance(source, str):
+            raise CheckpointError(
+                f"{source!r} is a model of the package, and the folder {source} holds another: write ./{source} for the "
+                "folder, or give the folder another name"
+            )
+        folder = folder if here else SHIPPED / source
     if not folder.is_dir():
         raise CheckpointError(
             f"no model {str(source)!r}: expected a folder with config.json and model.safetensors, or one of the shipped "
