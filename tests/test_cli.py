@@ -221,6 +221,12 @@ def test_few_evaluations_take_the_shipped_student(run, tmp_path, monkeypatch):
         assert run("sample", "--n", 1, "--steps", steps, "--device", "cpu", "--out", tmp_path / "x.npz")[0] == 0
     assert asked == ["mnist-few", "mnist-few", "mnist"]
     assert load("mnist-few", "cpu").provenance["method"] == "distribution-matching"
+    asked.clear()
+    for steps in (1, 3):
+        given = ("--class", 7, "--guidance", 1.5, "--steps", steps, "--device", "cpu", "--out", tmp_path / "x.npz")
+        assert run("sample", "--n", 2, *given)[::2] == (0, "")
+        assert np.load(tmp_path / "x.npz")["labels"].tolist() == [7, 7]
+    assert asked == ["mnist-classes-few", "mnist-classes"]
 
 
 def test_the_grid_holds_the_images_in_order(run, model, tmp_path):

@@ -50,7 +50,7 @@ class Sample:
         proxflow sample runs/mine --out pictures            a folder of PNG files, from a model of your own
         proxflow sample runs/rows --n 5000 --out rows.csv   rows of numbers, from a model of such data
         proxflow sample runs/table --n 1000 --out made.csv  a table, with the columns of the one it was trained on
-        proxflow sample runs/digits --class 7 --guidance 2  sevens, from a model that was trained with --conditional
+        proxflow sample --class 7 --guidance 2              sevens, from the conditional model of digits in the package
         proxflow sample runs/digits --class all --n 10      ten of each class, a row for each
         proxflow sample runs/latents --encoder sd-vae       pictures, from a model of latents whose autoencoder has moved
         proxflow sample runs/text --n 8 --out samples.txt   text, from a model of text
@@ -59,7 +59,8 @@ class Sample:
 
     Args:
         model: Name of a model that comes with the package, or a model folder, as train and reproduce write them. Without
-            it, mnist-few draws with one evaluation, which is what it was trained for, and with two; mnist with more.
+            it, mnist draws, or mnist-classes where --class is given; with one evaluation or two mnist-few or
+            mnist-classes-few, which were trained for one.
         n: Number of samples; of each class, where --class names several.
         steps: Network evaluations spent on each sample (NFE): fewer is faster, more is better. Guided predictions take two.
         classes: What a conditional model is to draw: classes by name or number, or all. Without it, it draws of every class,
@@ -88,9 +89,7 @@ class Sample:
     model: Annotated[
         Text,
         tyro.conf.Positional,
-        tyro.conf.arg(
-            metavar="[MODEL]", help_behavior_hint="(default: mnist, or mnist-few with at most 2 evaluations)"
-        ),
+        tyro.conf.arg(metavar="[MODEL]", help_behavior_hint="(default: one of the package's of MNIST)"),
     ] = None
     n: int = 64
     steps: int = 20
@@ -107,6 +106,13 @@ class Sample:
     batch_size: int = 128
     device: DeviceName = "auto"
     graph: bool = False
+
+    @property
+    def named(self) -> str:
+        """The model that is named, or that of the package which fits what is asked for."""
+        if self.model is not None:
+            return self.model
+        return ("mnist-classes" if self.classes else "mnist") + ("-few" if self.steps <= FEW else "")
 
     @property
     def with_less_memory(self) -> str:
@@ -126,8 +132,7 @@ def run(options: Sample, device: torch.device) -> None:
     from proxflow.data.kinds.table import Table
 
     options.guidance.check()
-    name = options.model if options.model is not None else "mnist-few" if options.steps <= FEW else "mnist"
-    model = models.load(name, device)
+    model = models.load(options.named, device)
     model, length = _told(options, model)
     labels = _labels(options, model)
     table = model.data if isinstance(model.data, Table) and model.data.target else None
