@@ -309,7 +309,8 @@ def test_samples_are_those_of_the_library(browser):
     cases = []
     for name, sampler, nfe in (
         ("mnist", "deterministic", 5), ("mnist", "stochastic", 4), ("mnist", "marginal", 4), ("mnist", "multistep2", 5),
-        ("mnist-few", "deterministic", 1), ("mnist-classes", "deterministic", 3),
+        ("mnist-few", "deterministic", 1), ("mnist-classes", "deterministic", 3), ("mnist-classes-few", "deterministic", 1),
+        ("fashion-mnist-classes", "deterministic", 2),
     ):  # fmt: skip
         drawn = proxflow.load(name).sample(4, nfe=nfe, sampler=sampler, seed=2, decode=False)
         cases.append(({"model": name, "sampler": sampler, "nfe": nfe}, drawn))

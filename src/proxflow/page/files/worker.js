@@ -30,6 +30,9 @@ async function load(name) {
       const given = BigInt64Array.from(labels ?? new Array(number).fill(-1), BigInt);
       feeds.label = new ort.Tensor("int64", given, [number]);
     }
+    if (session.inputNames.includes("guidance")) { // read by the network; NaN is none
+      feeds.guidance = new ort.Tensor("float32", new Float32Array(3 * number).fill(NaN), [number, 3]);
+    }
     const { target_mean: target } = await session.run(feeds);
     return target.data;
   };
