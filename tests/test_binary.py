@@ -44,6 +44,21 @@ def test_draws_depend_on_seed_and_place_alone():
     assert torch.equal(drawn_once(x)[:4], drawn_once(x[:4]))
 
 
+def test_zeros_and_ones_are_black_and_white_and_near_black_is_refused(tmp_path):
+    ones = np.random.default_rng(0).integers(0, 2, (40, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "ones.npz", images=ones)
+    for kind in (Binary, Image):
+        found = kind.read(str(tmp_path / "ones.npz"), held_out=0.0)
+        assert torch.equal(found.train.x, 255 * torch.from_numpy(ones).permute(0, 3, 1, 2))
+        assert "levels 0 and 1 as 0 and 255" in found.notes[0]
+    np.savez(tmp_path / "dark.npz", images=3 * ones)
+    with pytest.raises(ArgumentError, match="brightest pixel has the level 3 of 255"):
+        Binary.read(str(tmp_path / "dark.npz"))
+    np.savez(tmp_path / "colour.npz", images=255 * ones.repeat(3, 3))
+    with pytest.raises(ArgumentError, match="in colour: leave --kind out"):
+        Binary.read(str(tmp_path / "colour.npz"))
+
+
 def test_training_images_keep_their_levels_and_held_out_ones_are_drawn(tmp_path):
     grey = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "grey.npz", images=grey)

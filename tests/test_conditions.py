@@ -1,7 +1,7 @@
 """Conditions: networks read them, training drops them at a rate, models and commands carry them."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -356,3 +356,40 @@ def test_a_number_is_a_name_where_names_are_numbers(tmp_path, capsys):
     capsys.readouterr()
     assert main([*sampling, "0"]) == 2
     assert "it has 3, 1, 2" in capsys.readouterr().err
+
+
+def test_guidance_that_a_model_cannot_give_is_refused():
+    taught = proxflow.build((2,), network="mlp:width=8,depth=1,classes=2", seed=0)
+    labels = torch.tensor([0, 1])
+    never = replace(taught, provenance={"drop": 0})
+    with pytest.raises(ArgumentError, match="never lost its condition in training"):
+        never.sample(2, nfe=2, condition=labels, guidance=2.0)
+    never.sample(2, nfe=2, condition=labels, guidance=2.0, weak=taught)
+    fixed = replace(taught, provenance={"drop": 0.1, "method": "distribution-matching", "guidance": 1.5})
+    with pytest.raises(ArgumentError, match="learnt guidance of weight"):
+        fixed.sample(2, condition=labels, guidance=2.0)
+    for settings, said in (
+        ({"guidance": torch.tensor([1.0, 2.0])}, "one number for all samples, got Tensor"),
+        (
+            {"guidance": 2.0, "weak": taught.predictor},
+            "weak is a model, as proxflow.load returns it, got PointPredictor",
+        ),
+        ({"guidance": 2.0, "weak": "mnist"}, "weak is a model, as proxflow.load returns it, got str"),
+    ):
+        with pytest.raises(ArgumentError, match=said):
+            taught.sample(2, nfe=2, condition=labels, **settings)
+    digits, clothes = proxflow.load("mnist-classes"), proxflow.load("fashion-mnist-classes")
+    with pytest.raises(ArgumentError, match=r"has the classes T-shirt/top.*this one 0, 1"):
+        digits.guided(2.0, weak=clothes)
+
+
+def test_classes_are_named_once_and_told_apart(labelled, tmp_path, capsys):
+    common = ("--n", "2", "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "x.npz"))
+    for words, said in (
+        (("7", "7"), "--class names 7 twice"),
+        (("7", "all"), "--class all is all classes: give it alone"),
+    ):
+        assert main(["sample", "mnist-classes", "--class", *words, *common]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["train", "--data", str(labelled), "--out", str(tmp_path / "m"), "--conditional", "--drop", "1"]) == 2
+    assert "--drop 1 would take every condition away" in capsys.readouterr().err

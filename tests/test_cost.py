@@ -44,3 +44,14 @@ def test_a_dry_run_says_it_and_writes_nothing(tmp_path, capsys):
     assert main(["train", "--data", "emoji", "--out", str(tmp_path / "run"), "--dry-run"]) == 0
     assert "dry run: 706,572 parameters; " in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_counts_networks_of_tokens_and_of_tables(tmp_path, capsys):
+    (tmp_path / "book.txt").write_text("the cat sat on the mat\n" * 99, encoding="utf-8")
+    (tmp_path / "t.csv").write_text("a,b\n" + "1.5,x\n2.5,y\n" * 20, encoding="utf-8")
+    for words in (["book.txt", "--context", "16"], ["book.txt", "--flow", "gpfn-linear"], ["t.csv"]):
+        source, *rest = words
+        assert (
+            main(["train", "--data", str(tmp_path / source), "--out", str(tmp_path / "run"), *rest, "--dry-run"]) == 0
+        )
+        assert "GFLOP a step" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from support import first_images
 from proxflow import data, metrics
 from proxflow.config import TrainingConfig
 from proxflow.errors import ArgumentError, OutputError
-from proxflow.studies import trials
+from proxflow.studies import pages, scoreboard, trials
 from proxflow.studies.mnist.study import STUDY, cells_of
 from proxflow.studies.presets import NFES, PRESETS
 from proxflow.studies.trials import Cell, Setup, reproduce
@@ -70,9 +70,25 @@ def test_every_cell_has_the_promised_fields(finished):
         kept = np.load(Cell(cell["flow"], cell["sampler"], cell["nfe"], 0).file(out, "npz"))["images"]
         assert kept.shape == (20, 28, 28, 1)
         assert kept.dtype == np.uint8
+        assert cell["second_frechet"] != cell["frechet"]
+        assert cell["second_extractor"] == f"mnist-mixer {metrics.CLASSIFIERS['mnist-mixer'].sha256[:12]}"
     assert {"config", "hardware", "versions"} <= set(results)
     assert results["config"]["training"]["steps"] == 3
     assert results["hardware"]["cores"] >= 1
+
+
+def test_the_second_extractor_scores_the_same_images(finished):
+    out, results = finished
+    first, extract = results["cells"][0], metrics.classifier_features("mnist-mixer")
+    kept = np.load(Cell(first["flow"], first["sampler"], first["nfe"], 0).file(out, "npz"))["images"]
+    tested = data.load("mnist", "test").images
+    expected = metrics.Reference.of(extract(tested)).score(extract(torch.from_numpy(kept).permute(0, 3, 1, 2)))
+    assert (first["second_frechet"], first["second_precision"]) == pytest.approx((expected.frechet, expected.precision))
+    assert results["second_extractor"]["sha256"] == extract.sha256
+    (told, table) = scoreboard.on_second(results, scoreboard.Scoreboard.of(results))
+    assert "mnist-mixer" in told.text
+    assert [row[:2] for row in table.rows][-1] == ("real images", "–")
+    assert table.rows[0][2] in (text := f"{first['second_frechet']:.0f}", pages.Strong(text))
 
 
 def test_flows_share_network_data_steps_and_seed(finished):
@@ -134,7 +150,7 @@ def test_fashion_mnist_is_scored_by_its_own_classifier(tmp_path, monkeypatch):
     cells[1].file(tmp_path).unlink()
     images = torch.zeros(0, 1, 28, 28, dtype=torch.uint8)
     fixed = (STUDY, Setup(one, tmp_path, CPU, lambda _: None, images, images), {}, cells)
-    with pytest.raises(OutputError, match=r"was scored on fashion-mnist-classifier .*, not on mnist-classifier"):
+    with pytest.raises(OutputError, match=r"scored on fashion-mnist-classifier .* and fashion-.*, not on mnist-"):
         trials.evaluate(*fixed, "mnist")
     with pytest.raises(ArgumentError, match="'letters'"):
         trials.evaluate(*fixed, "letters")

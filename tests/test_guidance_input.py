@@ -263,7 +263,7 @@ def test_the_command_makes_a_student_and_tells_it(tmp_path, capsys, network):
     drawn = ("sample", tmp_path / "s", "--class", "1", "--steps", 1, "--n", 2, "--out", tmp_path / "y.npz")
     status, out, err = run(*drawn, "--guidance", 2, "--guidance-interval", 0.1, 0.9)
     assert (status, err) == (0, "")
-    assert "2 images, 1 network evaluations each" in out
+    assert "2 images, 1 network evaluation each" in out
     assert sorted(np.load(tmp_path / "y.npz")) == ["images", "labels"]
     status, _, err = run(*drawn, "--guidance", 4)
     assert (status, err.count("\n")) == (2, 1)

@@ -63,7 +63,9 @@ def test_a_source_without_a_kind_lists_what_there_is(source):
 
 
 def test_a_file_that_no_kind_reads_is_said_to_be_there(tmp_path):
-    with pytest.raises(DataError, match=r"no kind of data reads such a file as .*points\.dat: expected .*\.csv"):
+    with pytest.raises(
+        DataError, match=r"points\.dat: no kind of data is known by the ending .* \.dat: name it .*--kind"
+    ):
         kind_of_source(text(tmp_path / "points.dat", "1,2\n"))
 
 
@@ -557,7 +559,9 @@ def test_tables_of_text_are_refused_by_place(tmp_path, content, message):
 
 def test_text_of_another_encoding_or_no_text_is_refused(tmp_path):
     for path in (text(tmp_path / "a.csv", "é,b\n1,2\n", "latin-1"), str(tmp_path / "nowhere.csv"), str(tmp_path)):
-        with pytest.raises(DataError, match=r"cannot be read|nowhere.csv: does not exist|no rows of numbers"):
+        with pytest.raises(
+            DataError, match=r"no UTF-8 text|cannot be read|nowhere.csv: does not exist|no rows of numbers"
+        ):
             Vector.read(path)
 
 

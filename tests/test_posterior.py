@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -324,6 +325,64 @@ def test_nonlinear_observations_are_met():
     posterior = Posterior(ExactMean(flow, law), operator, y, noise=0.01, flow=flow)
     events = Renewed()(posterior, flow, (20, 4), 10, seeded(1), dtype=torch.float64).events
     assert float((operator(events) - y).abs().quantile(0.9)) < 0.05
+
+
+@pytest.mark.parametrize("method", [None, "repaint"])
+def test_nonlinear_observations_need_a_noise(method):
+    flow, law = GPFN(), standard(4)
+    noise = 0.1 if method else 0.0
+    with pytest.raises(ArgumentError, match="non-linear observation cannot be held exactly"):
+        Posterior(
+            ExactMean(flow, law),
+            inverse.Nonlinear(torch.tanh),
+            torch.zeros(1, 4),
+            noise=noise,
+            method=method,
+            flow=flow,
+        )
+
+
+@pytest.mark.parametrize("sigma", [0.7, 1.5, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_without_noise_a_blur_tells_what_is_above_rounding_and_nothing_more(sigma, dtype):
+    """Against the truncated pseudo-inverse in double precision; the prior mean stays where nothing is told."""
+    blur, noise = inverse.Blur(sigma), seeded(3)
+    x, prior = (torch.randn(2, 1, 12, 12, generator=noise, dtype=torch.float64) for _ in range(2))
+    matrix = inverse.functions.dense(blur, (1, 12, 12)).matrix
+    u, s, vh = torch.linalg.svd(matrix)
+    kept = s.square() > torch.finfo(dtype).eps * s.max().square()
+    gap = (u.mT @ (matrix @ (x - prior).flatten(1).mT)) / torch.where(kept, s, torch.inf)[:, None]
+    expected = prior + (vh.mT @ gap).mT.reshape(x.shape)
+    found = blur.prox(prior.to(dtype), blur(x).to(dtype), 0.0, 1.0)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-2 if dtype == torch.float32 else 1e-6)
+    assert float((found - prior).abs().max()) < 10
+    torch.testing.assert_close(blur(found.double()), blur(x), rtol=0, atol=5e-3)
+
+
+def test_what_an_operator_would_make_too_large_of_noise_is_refused():
+    flow, picture = GPFN(), torch.zeros(1, 1, 8, 8)
+    with pytest.raises(ArgumentError, match="repaint takes noise for data, and Blur undone"):
+        Posterior(ExactMean(flow, standard(64)), inverse.Blur(2.0), picture, noise=0.1, method="repaint", flow=flow)
+    half = inverse.Downsample(2)
+    Posterior(ExactMean(flow, standard(64)), half, picture[..., :4, :4], noise=0.1, method="repaint", flow=flow)
+    with pytest.raises(ArgumentError, match="strength is for dps and diffpir; flower has none"):
+        Posterior(
+            ExactMean(flow, standard(4)), inverse.Matrix(torch.eye(4)), torch.zeros(1, 4), strength=2.0, flow=flow
+        )
+
+
+def test_parts_of_another_kind_are_named():
+    model = models.build((1, 8, 8), network="unet:channels=8,multipliers=1,patch=4")
+    with pytest.raises(ArgumentError, match=r"got a Model: give its \.predictor"):
+        Posterior(model, inverse.Downsample(2), torch.zeros(1, 1, 4, 4))
+    with pytest.raises(ArgumentError, match="a mask is a tensor of truth values, got ndarray"):
+        inverse.Mask(np.ones((1, 8, 8), bool))
+    with pytest.raises(ArgumentError, match="nothing is known by this mask"):
+        inverse.Mask(torch.zeros(1, 8, 8, dtype=torch.bool))
+    with pytest.raises(ArgumentError, match="numbers that are not finite"):
+        inverse.Matrix(torch.full((2, 4), torch.nan))
+    with pytest.raises(ArgumentError, match="particles follow a Posterior, got PointPredictor"):
+        particles(model.predictor, model.flow, (1, 1, 8, 8), number=4)
 
 
 def test_a_wrong_adjoint_is_refused_when_first_used():

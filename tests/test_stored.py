@@ -148,6 +148,29 @@ def test_the_command_prepares_and_trains(folder, tmp_path, capsys):
     assert main(["train", "--data", str(tmp_path / "cache"), "--out", str(tmp_path / "run"), *words]) == 0
     assert main(["prepare", "mnist", "--out", str(tmp_path / "other")]) == 2
     assert "mnist need not be prepared, or cannot" in capsys.readouterr().err
+    assert main(["prepare", str(tmp_path / "nowhere"), "--out", str(tmp_path / "other")]) == 2
+    assert "nowhere: there is no such folder" in capsys.readouterr().err
+
+
+def test_a_folder_of_pictures_is_not_made_a_cache(folder, capsys):
+    before = sorted(folder.rglob("*"))
+    for out in (folder, folder / "cat"):
+        assert main(["prepare", str(folder), "--size", "8", "--out", str(out), "--workers", "0"]) == 2
+        assert "holds pictures, which would count no more" in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_all_that_is_damaged_is_left_out_at_once_and_counted(folder, tmp_path, capsys):
+    (folder / "cat" / "empty.png").write_bytes(b"")
+    (folder / "dog" / "text.jpg").write_bytes(b"no picture")
+    whole = next(path for path in sorted(folder.rglob("*.png")) if path.stat().st_size)
+    (folder / "cat" / "short.png").write_bytes(whole.read_bytes()[:-40])
+    assert main(["prepare", str(folder), "--size", "8", "--out", str(tmp_path / "cache"), "--workers", "0"]) == 0
+    said = capsys.readouterr().out
+    assert "pictures that cannot be read: 2" in said
+    assert "12 pictures, 2 classes, 1 could not be read" in said
+    manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text(encoding="utf-8"))
+    assert [number for reason, number, _ in manifest["left_out"] if "cannot be read" in reason] == [3]
 
 
 # CIFAR ----------------------------------------------------------------------------------------------------------------

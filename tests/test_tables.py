@@ -54,6 +54,40 @@ def cells(path):
         return list(csv.reader(file))
 
 
+# How cells are written -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cells_in", "made"),
+    [
+        ([f"{k}e-05" for k in range(1, 41)], "0.00021"),
+        ([f"{k}.0e-3" for k in range(1, 41)], "0.0210"),
+        ([f"{k / 8}" for k in range(1, 41)], "2.625"),
+        ([f"0{1000 + k}" for k in range(1, 41)], "01021"),
+        ([f"{k}e2" for k in range(1, 41)], "2100"),
+        ([f"{k}e-30" for k in range(1, 41)], "2.1e-29"),
+    ],
+)
+def test_numbers_are_written_with_the_decimals_and_zeros_of_the_column(tmp_path, cells_in, made):
+    kind = Table.read(text(tmp_path / "a.csv", zip(cells_in, "ab" * 20, strict=True), ["a", "b"]), held_out=0.0).kind
+    column = kind.columns[0]
+    assert column.text(column.stored(cells_in[20])) == made
+    drawn = kind.decode(torch.randn(50, 2, generator=torch.Generator().manual_seed(0)).clamp(-1, 1).abs())
+    kind.write(tmp_path / "made.csv", drawn)
+    for row in cells(tmp_path / "made.csv")[1:]:
+        assert float(row[0]) == pytest.approx(float(column.text(column.stored(row[0]))))
+        assert len(row[0]) <= max(map(len, [*cells_in, "0.00040", "0.0400", "4000"])) or made.endswith("e-29")
+
+
+@pytest.mark.parametrize("wrong", ["2024-02-30", "2024-2-5", "05.02.2024"])
+def test_one_cell_that_is_no_date_among_dates_is_named(tmp_path, wrong):
+    rows = [(f"2024-01-{k:02d}", "x") for k in range(1, 31)] + [(wrong, "y")]
+    with pytest.raises(DataError, match=rf"line 32, column when: '{wrong}' is no date, as 30 other cells"):
+        Table.read(text(tmp_path / "a.csv", rows, ["when", "b"]))
+    found = Table.read(text(tmp_path / "b.csv", [*rows] * 2, ["when", "b"]), categories=["when"])
+    assert found.kind.columns[0].role == "category"
+
+
 # Which kind ---------------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +298,7 @@ MANY = [str(k) for k in range(100)]
         ("a,b\n1,x\n2,x\ninf,y\n", "line 4, column a: 'inf' is infinite"),
         ("a,b,a\n1,x,2\n", "columns 1 and 3 are both named 'a'"),
         ("a,\n1,x\n", "column 2 has no name"),
-        ("a,b\n1,x\n2\n", "line 3 has 1 cells; expected 2"),
+        ("a,b\n1,x\n2\n", "line 3 has 1 cell; expected 2"),
         ("a,b\n1,x\n2,y,z\n", "line 3 has 3 cells; expected 2"),
         ("", "is empty"),
         ("a,b\n", "holds names and no rows"),
@@ -410,6 +444,20 @@ def test_missing_cells_are_filled_and_the_others_kept_to_the_letter(trained, run
                 assert is_now == was if was not in ("", "NA") else is_now not in ("", "NA")
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_lines_end_as_they_did(trained, newline):
+    folder, source = trained
+    with open(source, newline="", encoding="utf-8") as file:
+        content = newline.join(file.read().splitlines()) + newline
+    (folder / "ends.csv").write_bytes(content.encode())
+    words = ["restore", folder / "ends.csv", "--model", folder / "run", "--steps", 1, "--out", folder / "ended.csv"]
+    assert main([*map(str, words)]) == 0
+    made = (folder / "ended.csv").read_bytes().decode()
+    assert made.count(newline) == content.count(newline)
+    assert made.count("\n") == content.count("\n")
+    assert ("\r" in made) == (newline == "\r\n")
+
+
 def test_what_does_not_fit_restoring_is_refused(trained, capsys):
     folder, source = trained
     rows = animals(4)
@@ -419,6 +467,7 @@ def test_what_does_not_fit_restoring_is_refused(trained, capsys):
         ([source, "--model", "mnist"], "is a table, and the model mnist is of images"),
         ([source, "--model", folder / "run", "--box", 0, 0, 1, 1], "--box is for pictures"),
         ([source, "--model", folder / "run", "--out", folder / "a.png"], "ending in .csv"),
+        ([source, "--model", folder / "run", "--out", source], "is the table itself"),
         ([lacking, "--model", folder / "by-land"], "line 4: legs is missing"),
     ):
         assert main([*map(str, ["restore", *words])]) == 2
@@ -454,4 +503,6 @@ def test_options_of_tables_are_refused_for_other_data(trained, capsys):
     folder, _ = trained
     np.savetxt(folder / "real.csv", np.random.default_rng(0).standard_normal((30, 2)), delimiter=",")
     assert main(["train", "--data", str(folder / "real.csv"), "--out", str(folder / "x"), "--target", "a"]) == 2
-    assert "--target is for tables" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "--target is for tables" in err
+    assert "give --kind table" in err

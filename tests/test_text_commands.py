@@ -66,6 +66,7 @@ def test_what_cannot_be_is_said_in_a_line(run, book, tmp_path):
         (("sample", "mnist", "--prompt", "a", "--device", "cpu"), "--prompt is for models of text"),
         ((*sample[:-1], tmp_path / "s.png"), "text is written to a file .txt"),
         ((*train, "--flow", "bfn"), "texts are of classes, and bfn is a flow of real numbers"),
+        ((*train, "--flow", "gpfn-kl"), "a step of KL ends there at once"),
         ((*train, "--size", 8), "text has the settings context and tokens, got size"),
         ((*train, "--tokens", "words"), "tokens are characters, letters, bytes"),
         ((*train, "--context", 10**6), "fewer than the context of 1000000"),

@@ -56,6 +56,7 @@ def results_block(runs: list[dict[str, Any]]) -> str:
             blocks += [
                 Paragraph("Fréchet distance by network evaluations (NFE), lower is better:"),
                 scoreboard.frechet_table(Scoreboard.of(run)),
+                *scoreboard.on_second(run, Scoreboard.of(run)),
             ]
         blocks += [Paragraph(scoreboard.summary(run)), *mnist_report.outcome(run)]
     return to_markdown(blocks)

@@ -7,7 +7,7 @@ import json
 import math
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from proxflow.data import ImageData, load, to_range
 from proxflow.errors import DataError, OutputError
-from proxflow.metrics.features import CLASSIFIERS, SmallClassifier, accuracy, load_classifier
+from proxflow.metrics.features import CLASSIFIERS, accuracy, load_classifier
 
 _console = Console(highlight=False)
 
@@ -58,11 +58,14 @@ FASHION = Configuration(
 )
 
 
+MIXER = Configuration(epochs=12, batch_size=128, peak_rate=3e-3, weight_decay=0.05, threads=1)
+
+
 @dataclass(frozen=True)
 class Arguments:
     """Command line."""
 
-    data: tyro.conf.Suppress[str] = "mnist"
+    name: tyro.conf.Suppress[str] = "mnist"
     out: Path | None = None
     """Folder for the weights and their description; without it, the shipped classifier is measured."""
     config: tyro.conf.OmitArgPrefixes[Configuration] = Configuration()
@@ -73,6 +76,11 @@ RECIPES = {
     "fashion-mnist": (
         "Clothes: Fashion-MNIST, which Debian's package dataset-fashion-mnist installs.",
         Arguments("fashion-mnist", config=FASHION),
+    ),
+    "mnist-mixer": ("Digits, by another architecture.", Arguments("mnist-mixer", config=MIXER)),
+    "fashion-mnist-mixer": (
+        "Clothes, by another architecture.",
+        Arguments("fashion-mnist-mixer", config=replace(FASHION, epochs=14, peak_rate=3e-3)),
     ),
 }
 
@@ -115,12 +123,11 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def train(data: ImageData, config: Configuration) -> SmallClassifier:
-    """Train a classifier on labelled images of 28 × 28; return it in evaluation mode."""
+def train(classifier: nn.Module, data: ImageData, config: Configuration) -> nn.Module:
+    """Train a classifier on labelled images of 28 × 28, from fresh weights; return it in evaluation mode."""
     if data.labels is None:
         raise DataError(f"{data.name}: the classifier needs labels")
     generator = torch.Generator().manual_seed(config.seed)
-    classifier = SmallClassifier()
     initialise(classifier, generator)
     classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = to_range(data.images)
@@ -147,20 +154,21 @@ def train(data: ImageData, config: Configuration) -> SmallClassifier:
 
 def main(arguments: Arguments) -> None:
     """Train and write the weights of a classifier with a description, or measure the shipped weights."""
-    config, shipped = arguments.config, CLASSIFIERS[arguments.data].path.name
+    config, shipped = arguments.config, CLASSIFIERS[arguments.name].path.name
     torch.set_num_threads(config.threads)
-    test = load(arguments.data, "test")
+    data = CLASSIFIERS[arguments.name].data
+    test = load(data, "test")
     if arguments.out is None:
-        _console.print(f"{shipped}: test accuracy {_accuracy(load_classifier(arguments.data), test):.4f}")
+        _console.print(f"{shipped}: test accuracy {_accuracy(load_classifier(arguments.name), test):.4f}")
         return
     started = time.perf_counter()
-    classifier = train(load(arguments.data, "train"), config)
+    classifier = train(CLASSIFIERS[arguments.name].network(), load(data, "train"), config)
     seconds = time.perf_counter() - started
     score = _accuracy(classifier, test)
     weights = {name: value.contiguous() for name, value in classifier.state_dict().items()}
     content = save(weights)
     description: dict[str, Any] = {
-        "data": arguments.data,
+        "data": data,
         "test_accuracy": score,
         "sha256": hashlib.sha256(content).hexdigest(),
         "parameters": sum(parameter.numel() for parameter in classifier.parameters()),
@@ -178,7 +186,7 @@ def main(arguments: Arguments) -> None:
     _console.print(f"{path}: test accuracy {score:.4f}, sha256 {description['sha256']}", soft_wrap=True)
 
 
-def _accuracy(classifier: SmallClassifier, data: ImageData) -> float:
+def _accuracy(classifier: nn.Module, data: ImageData) -> float:
     if data.labels is None:
         raise DataError(f"{data.name}: accuracy needs labels")
     return accuracy(classifier, data.images, data.labels)

@@ -69,6 +69,10 @@ class TrainingOptions(TrainingConfig):
         return TrainingConfig(**vars(self))
 
 
+FEW = 2
+"""Network evaluations up to which a student of one draws better than its teacher."""
+
+
 @dataclass(frozen=True)
 class GuidanceOptions:
     """How predictions are led.
@@ -77,8 +81,8 @@ class GuidanceOptions:
         guidance: How far predictions are led toward the class: 1 not at all; at 2 samples are clearer and less varied.
         guidance_interval: First and last time at which they are, in [0, 1]; 0 is all noise. In the middle alone it costs
             less and keeps more variety.
-        guidance_rule: How they are led: linear, zero-star or projected, with settings as projected:eta=0,cap=15; "proxflow
-            list guidance" shows them.
+        guidance_rule: How they are led: linear, zero-star or projected, "proxflow list guidance" says what each does; with
+            settings as projected:eta=0,cap=15.
         weak: A worse model of the same flow, by name or folder, to be led away from, in place of the prediction without a
             class; with it, --guidance also serves models without classes.
     """
@@ -131,6 +135,13 @@ def guided(model: Model, guidance: dict[str, Any], labels: Tensor | None) -> nn.
     return model.guided(guidance["guidance"], guidance["interval"], guidance["rule"], guidance["weak"])
 
 
+def steps_of(model: Model, name: str, steps: int | None) -> int:
+    """Return the predictions of a sample: as asked for, or as usual for the model; say where they are too many."""
+    if model.of_one_evaluation and steps is not None and steps > FEW:
+        say(f"{name} was taught to draw with one network evaluation, and draws worse with {steps}")
+    return model.usual_nfe if steps is None else steps
+
+
 def spent(model: Model, predictor: nn.Module, sampler: str | None, steps: int) -> int:
     """Count the network evaluations of a sample that a predictor of a model makes ``steps`` predictions for."""
     from proxflow.examples import evaluations, planned
@@ -147,8 +158,8 @@ ALL = "all"
 """What stands for every class."""
 
 
-def classes_asked(asked: Sequence[str], known: Sequence[str]) -> list[int]:
-    """Return the places of classes, named or numbered, or all, among the known ones.
+def classes_asked(asked: Sequence[str], known: Sequence[str], *, once: bool = True) -> list[int]:
+    """Return the places of classes, named or numbered, or all, among the known ones; ``once`` refuses one named twice.
 
     Raises:
         ArgumentError: There are none, or not these; the message names them.
@@ -166,7 +177,11 @@ def classes_asked(asked: Sequence[str], known: Sequence[str]) -> list[int]:
             chosen.append(int(name))
         else:
             listed = ", ".join(known[:30]) + (f" and {len(known) - 30} more" if len(known) > 30 else "")
+            if name == ALL:
+                raise ArgumentError(f"--class {ALL} is all classes: give it alone, or those that are wanted")
             raise ArgumentError(f"--class {name:.80}: the model knows no such class; it has {listed}, or {ALL}")
+    if once and (twice := [k for k in chosen if chosen.count(k) > 1]):
+        raise ArgumentError(f"--class names {known[twice[0]]:.80} twice: name each class once")
     return chosen
 
 

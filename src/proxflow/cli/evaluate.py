@@ -29,6 +29,7 @@ from proxflow.cli._common import (
     print_table,
     say,
     spent,
+    steps_of,
 )
 from proxflow.config import DeviceName
 from proxflow.errors import ArgumentError
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     from proxflow.likelihood import Nats
     from proxflow.models import Model
     from proxflow.studies import scoreboard
+
+Extractor = Literal[
+    "mnist", "fashion-mnist", "mnist-mixer", "fashion-mnist-mixer", "pixels", "efficientnet-lite0", "inception"
+]
 
 LEAST, LEAST_REAL = 4, 6
 """Images that scores need, drawn and real: more than the neighbours of their manifolds, three and, for coverage, five."""
@@ -82,7 +87,7 @@ class Evaluate:
         sources: What to evaluate, one or several: the name of a model that comes with the package, or a model folder, as
             train and reproduce write them; images, in an .npz file with key "images", uint8, N x H x W x C, and perhaps
             "labels", N classes, or in a folder of pictures; or results that evaluate or reproduce wrote, ending in .json.
-        n: Images drawn from a model, or the first of those made elsewhere; rows of a table.
+        n: Images drawn from a model, or taken of those made elsewhere, at equal distances; rows of a table.
         steps: Network evaluations spent on each image (NFE). Guided predictions take two.
         classes: Have conditional models draw these classes alone, by name or number, and compare them with the images of
             these.
@@ -94,9 +99,9 @@ class Evaluate:
             training is the reference, if they are its data, else half of them.
         size: Side of the squares that the pictures of a folder are brought to.
         extractor: mnist, fashion-mnist: the penultimate layer of a classifier of digits or of clothes, for 28 x 28 grey
-            images. pixels: the images themselves. efficientnet-lite0: a network for natural images from a package of that
-            name, whose numbers are no FID. inception: the network of standard FID, whose weights are not in the
-            package.
+            images; with -mixer that of a second one, of another architecture, to see that nothing hangs on one. pixels: the
+            images themselves. efficientnet-lite0: a network for natural images from a package of that name, whose numbers
+            are no FID. inception: the network of standard FID, whose weights are not in the package.
         inception_weights: File of those weights, ending in .safetensors.
         out: File, ending in .json, for the numbers and their conditions.
         batch_size: Images drawn at a time; lower it when memory runs out.
@@ -114,7 +119,9 @@ class Evaluate:
         Number,
         tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1000; of images, all; of rows, as many as real)"),
     ] = None
-    steps: int = 20
+    steps: Annotated[
+        Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 20; 1 of a student of one evaluation)")
+    ] = None
     classes: Annotated[
         tuple[str, ...],
         tyro.conf.arg(name="class", metavar="CLASS [CLASS ...]", help_behavior_hint="(default: as in the data)"),
@@ -132,9 +139,9 @@ class Evaluate:
     ] = None
     size: Annotated[Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: as in training)")] = None
     extractor: Annotated[
-        Union[Literal["mnist", "fashion-mnist", "pixels", "efficientnet-lite0", "inception"], None],  # noqa: UP007 - as of Text
+        Union[Extractor, None],  # noqa: UP007 - as of Text
         tyro.conf.arg(
-            metavar="{mnist,fashion-mnist,pixels,efficientnet-lite0,inception}",
+            metavar="{mnist,fashion-mnist,mnist-mixer,fashion-mnist-mixer,pixels,efficientnet-lite0,inception}",
             help_behavior_hint="(default: fashion-mnist for its own images, mnist for 28 x 28 IDX files, else pixels)",
         ),
     ] = None
@@ -155,7 +162,7 @@ class Evaluate:
 def run(options: Evaluate, device: torch.device) -> None:
     """Score images against the test images, print and write the numbers."""
     n = options.n if options.n is not None else 1000
-    check_counts(n, options.steps, options.batch_size, LEAST)
+    check_counts(n, 1 if options.steps is None else options.steps, options.batch_size, LEAST)
     check_graph(options.graph, device)
     check_sampler(options.sampler)
     options.guidance.check()
@@ -306,9 +313,8 @@ def _evaluate_tables(
         named = [k for k in categories if kind.columns[k].name == kind.target]
         target = [*named, *categories[::-1], len(classes) - 1][0]
         labels = kind.drawn_labels(number, options.seed) if kind.target else None
-        stored = draw(
-            model, number, options.steps, options.sampler, options.seed, options.batch_size, options.graph, labels
-        )
+        steps = steps_of(model, title, options.steps)
+        stored = draw(model, number, steps, options.sampler, options.seed, options.batch_size, options.graph, labels)
         made = kind.values(stored if labels is None else kind.labelled(stored, labels))
         real = kind.values(train.x), kind.values(test.x)
         scores = asdict(table_scores(made, *real, classes, target, options.seed))
@@ -320,7 +326,7 @@ def _evaluate_tables(
                 "against": f"{len(test)} rows, {kept}",
                 "rows": number,
                 "target": kind.columns[target].name,
-                "nfe": options.steps,
+                "nfe": steps,
                 "seed": options.seed,
                 **scores,
                 **floor,
@@ -492,7 +498,10 @@ def _reference(options: Evaluate, loaded: dict[str, Model], fresh: list[str]) ->
                 f"{name} draws latents: give the images that proxflow sample {name} decodes into a file .npz, and --data"
             )
         if not isinstance(model.data, Image):
-            raise ArgumentError(f"{name} draws {model.data.examples_word}: evaluate measures images alone")
+            raise ArgumentError(
+                f"{name} draws {model.data.examples_word}, and evaluate measures images and tables; what train bounds of "
+                "held-out data stands in the model's config.json"
+            )
         if options.data is None:
             known[name] = _source_of(name, model)
     if options.data is not None:
@@ -537,7 +546,7 @@ def _reference(options: Evaluate, loaded: dict[str, Model], fresh: list[str]) ->
         )
     kind = kind_of_source(chosen)
     if kind is not Image:
-        raise ArgumentError(f"--data {chosen} is read as {kind.examples_word}: evaluate measures images alone")
+        raise ArgumentError(f"--data {chosen} is read as {kind.examples_word}, and images are compared with images")
     size = options.size if options.size is not None else told.get("size")
     found = Image.read(chosen, held_out=told.get("held_out", 0.0), seed=told.get("seed", 0), size=size)
     say(found.notes[0])
@@ -588,7 +597,8 @@ def _classifier(options: Evaluate, reference: _Reference) -> str | None:
         return None
     if reference.recognised is not None:
         return reference.recognised
-    return options.extractor if options.extractor in metrics.CLASSIFIERS else "mnist"
+    known = metrics.CLASSIFIERS.get(options.extractor or "mnist")
+    return "mnist" if known is None else known.data
 
 
 def _images_source(
@@ -602,13 +612,18 @@ def _images_source(
     found = image_files.read_images(path)
     # Of one channel the order of dimensions in memory is uncertain, and kernels with another rounding would be chosen by it.
     whole, labels = found.images.clone(memory_format=torch.contiguous_format), found.labels
-    images = whole[: options.n or len(reference.training)]
-    if options.n is None and len(images) < len(whole):
-        say(f"{path}: the first {len(images)} of {len(whole)} images, as many as there are real training images")
+    number = min(len(whole), options.n or len(reference.training))
+    # In steps of equal length: images may lie in the order of their classes.
+    order = torch.arange(number) * len(whole) // number
+    images, labels = whole[order], None if labels is None else labels[order]
+    if number < len(whole):
+        many = "" if options.n is not None else ", as many as there are real training images"
+        say(f"{path}: {number} of {len(whole)} images, taken at equal distances{many}")
     if len(images) < LEAST:
         raise ArgumentError(f"{path}: evaluation needs at least {LEAST} images, got {len(images)}")
-    if not reference.digits:
-        labels = None  # the classifiers that could judge them are of such images
+    if labels is not None and not reference.digits:
+        say(f"{path}: its labels are not used, as there is a classifier of digits and of clothes alone")
+        labels = None
     made = {"flow": None, "sampler": None, "nfe": None, "images": str(path)}
     held = None if labels is None else labels[: len(images)]
     return scoreboard.Source(str(path), lambda: images, held, made), len(images), tuple(images.shape[1:])
@@ -631,7 +646,8 @@ def _model_source(
         say(f"{name}: drawn of {len(set(labels.tolist()))} classes, in the proportions of the {reference.kept}")
     elif model.classes:
         say(f"{name}: drawn without a class, as {reference.called} does not have its classes")
-    evaluations = spent(model, guided(model, guidance, condition), sampler, options.steps)
+    steps = steps_of(model, name, options.steps)
+    evaluations = spent(model, guided(model, guidance, condition), sampler, steps)
     made: dict[str, Any] = {"flow": flow, "sampler": sampler, "nfe": evaluations, "model": name}
     led = ""
     if guidance:
@@ -639,14 +655,12 @@ def _model_source(
         rule = given.guidance_rule or "linear"
         made |= {"weight": given.guidance, "interval": list(given.guidance_interval), "rule": rule, "weak": given.weak}
         led = f", guidance {given.guidance:g}"
-    if times := model.times_of(sampler, options.steps):
+    if times := model.times_of(sampler, steps):
         made["times"] = list(times)
     title = f"{name} ({flow}), {sampler}, {evaluations} evaluations{led}, seed {options.seed}"
     return scoreboard.Source(
         title,
-        lambda: draw(
-            model, n, options.steps, sampler, options.seed, options.batch_size, options.graph, condition, **guidance
-        ),
+        lambda: draw(model, n, steps, sampler, options.seed, options.batch_size, options.graph, condition, **guidance),
         labels,
         made,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -46,7 +47,7 @@ class Prepare:
     out: Path
     size: Annotated[
         Number,
-        tyro.conf.arg(metavar="INT", help_behavior_hint="(default: their own, or the smallest side, at most 64)"),
+        tyro.conf.arg(metavar="INT", help_behavior_hint="(default: median sides, the shorter at most 64)"),
     ] = None
     workers: Annotated[
         Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: as many as there are cores)")
@@ -59,7 +60,9 @@ class Prepare:
 
 def run(options: Prepare, device: torch.device) -> None:
     """Prepare pictures, or go on with it, and say what came out."""
-    from proxflow.data.prepared import Latents, Prepared, prepare
+    from proxflow.data import NAMED as SETS
+    from proxflow.data.pictures import holds_pictures
+    from proxflow.data.prepared import Latents, Prepared, is_prepared, prepare
     from proxflow.data.sources import pictures_of
     from proxflow.models import word
     from proxflow.runtime.machine import reading_processes
@@ -67,13 +70,18 @@ def run(options: Prepare, device: torch.device) -> None:
 
     if options.workers is not None and options.workers < 0:
         raise ArgumentError(f"--workers must not be negative, got {options.workers}")
-    pictures = pictures_of(options.source, options.size, options.out)
+    if not is_prepared(options.out) and holds_pictures(options.out):
+        raise ArgumentError(
+            f"--out: {options.out} holds pictures, which would count no more once it is a prepared set: choose another "
+            "folder"
+        )
+    pictures = pictures_of(options.source, options.size, options.out, damaged=True)
     known = Prepared if options.encoder is None else Latents
     if pictures is None or isinstance(pictures, known):
-        raise ArgumentError(
-            f"{options.source} need not be prepared, or cannot: expected a folder of pictures, shards:NAMES.tar, arrow:PATH "
-            "or hub:OWNER/NAME"
-        )
+        wrong = f"{options.source}: there is no such folder"
+        if os.path.exists(options.source) or ":" in options.source or options.source in SETS:
+            wrong = f"{options.source} need not be prepared, or cannot"
+        raise ArgumentError(f"{wrong}: expected a folder of pictures, shards:NAMES.tar, arrow:PATH or hub:OWNER/NAME")
     encoder, found = None, ""
     if options.encoder is not None:
         source = autoencoder_of(options.encoder)
@@ -84,8 +92,8 @@ def run(options: Prepare, device: torch.device) -> None:
         f", {len(pictures) * channels * height * width / 1e6:.1f} MB" if encoder is None else f", encoded by {found}"
     )
     say(
-        f"prepare: {len(pictures)} {colour} pictures of {height} x {width}{pictures.scaling}{bytes_of}; "
-        "interrupt with Ctrl-C, the same command goes on"
+        f"prepare: {len(pictures)} {colour} pictures of {height} x {width}{pictures.scaling}{bytes_of}; left out: "
+        f"{pictures.left_out.text}; interrupt with Ctrl-C, the same command goes on"
     )
     workers = reading_processes() + 1 if options.workers is None else options.workers
     with bar("prepare", len(pictures), "pictures") as show:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
@@ -15,6 +16,7 @@ from proxflow.cli._common import (
     Text,
     check_counts,
     check_sampler,
+    classes_asked,
     first_alone,
     less_memory,
     say,
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor
+
+_SHARPENED = 50.0
+"""How many times larger the rounding of bytes may become by undoing a blur."""
 
 Box = Union[tuple[int, int, int, int], None]  # noqa: UP007 - of "tuple | None" tyro imports a checker of types
 
@@ -59,6 +64,7 @@ class Restore:
         sigma: For deblur: standard deviation of the Gaussian blur, in pixels.
         noise: Standard deviation of the noise, with pixels from -1 to 1; 0 for none.
         draws: Draws of each picture, or of each missing cell.
+        classes: What the pictures are of, for a conditional model: a class for all, or one for each in the order of names.
         nfe: Network evaluations spent on each draw.
         method: How the observation pulls: flower, flower-draw, diffpir, mmps, tmpd, pigdm, dps or repaint. Without
             it the flow of the model chooses.
@@ -79,7 +85,10 @@ class Restore:
     sigma: float = 2.0
     noise: float = 0.05
     draws: Annotated[Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 8; of tables 1)")] = None
-    nfe: int = 50
+    classes: Annotated[
+        tuple[str, ...], tyro.conf.arg(name="class", metavar="CLASS [CLASS ...]", help_behavior_hint="(default: any)")
+    ] = ()
+    nfe: Annotated[int, tyro.conf.arg(aliases=["--steps"])] = 50
     method: Annotated[Text, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: by the model's flow)")] = None
     sampler: SamplerChoice = None
     degrade: bool = False
@@ -114,6 +123,7 @@ def run(options: Restore, device: torch.device) -> None:
     from proxflow import models
     from proxflow.data.kinds.image import Binary
     from proxflow.data.kinds.latents import Latents
+    from proxflow.inverse import Blur
     from proxflow.inverse.noise import Gaussian
     from proxflow.predictors import Posterior
     from proxflow.runtime.files import writable_folder
@@ -122,6 +132,11 @@ def run(options: Restore, device: torch.device) -> None:
     model = models.load(options.model, device)
     if len(model.shape) != 3 or isinstance(model.data, Latents):
         raise ArgumentError(f"restore is of pictures, and the model {options.model} is of {model.data.examples_word}")
+    if model.of_one_evaluation:
+        raise ArgumentError(
+            f"{options.model} was taught to draw with one evaluation and predicts no means, which an observation refines: "
+            "give the model that it learnt from"
+        )
     binary = isinstance(model.data, Binary)
     if binary and (options.task != "inpaint" or options.noise not in (0, Restore.noise)):
         raise ArgumentError(
@@ -137,6 +152,16 @@ def run(options: Restore, device: torch.device) -> None:
     if options.degrade:
         y = noise.draw(y, torch.Generator().manual_seed(options.seed))
     number = len(y)
+    if not options.degrade and noise.none and isinstance(operator, Blur) and operator.amplified(y) > _SHARPENED:
+        raise ArgumentError(
+            "pictures are read in bytes, and undoing this blur without noise makes their rounding the larger part: give "
+            "--noise, 0.002 or more"
+        )
+    chosen = classes_asked(options.classes, model.classes, once=False) if options.classes else []
+    if len(chosen) > 1 and len(chosen) != number:
+        raise ArgumentError(
+            f"--class names {len(chosen)} classes for {number} pictures: name one for all, or one for each"
+        )
     each = torch.arange(number).repeat_interleave(draws)
     posterior = Posterior(model.predictor, operator, y[each], noise=noise, method=options.method, flow=model.flow)
     with first_alone() as writing:
@@ -144,7 +169,7 @@ def run(options: Restore, device: torch.device) -> None:
             writable_folder(out)
     samples = sample(
         posterior, model.flow, (len(each), *model.shape), nfe=options.nfe, sampler=options.sampler, seed=options.seed,
-        batch_size=options.batch_size,
+        batch_size=options.batch_size, condition=torch.tensor(chosen).expand(number)[each] if chosen else None,
     ).cpu()  # fmt: skip
     if binary:
         y, samples = 2 * y.float() - 1, 2 * samples.float() - 1
@@ -152,7 +177,7 @@ def run(options: Restore, device: torch.device) -> None:
     told = {
         "source": str(options.source), "model": options.model, "task": options.task, "method": posterior.method,
         "sampler": used, "draws": draws, "nfe": options.nfe, "noise": noise.std, "seed": options.seed,
-        "pictures": number, **_told_of(options),
+        "pictures": number, **({"class": [model.classes[k] for k in chosen]} if chosen else {}), **_told_of(options),
     }  # fmt: skip
     with first_alone() as writing:
         if writing:
@@ -179,11 +204,14 @@ def _fill(options: Restore, draws: int, out: Path, device: torch.device) -> None
     from proxflow.samplers import sample
 
     usual = Restore(options.source)
-    for name in ("task", "mask", "box", "factor", "sigma", "noise", "degrade", "method"):
+    for name in ("task", "mask", "box", "factor", "sigma", "noise", "degrade", "method", "classes"):
         if getattr(options, name) != getattr(usual, name):
-            raise ArgumentError(f"--{name} is for pictures, and {options.source} is a table: leave it out")
+            word = "class" if name == "classes" else name
+            raise ArgumentError(f"--{word} is for pictures, and {options.source} is a table: leave it out")
     if out.suffix.lower() != ".csv" or out.is_dir():
         raise ArgumentError(f"--out must be a file ending in .csv for a table, got {str(out)!r}")
+    if out.exists() and os.path.samefile(out, options.source):
+        raise ArgumentError(f"--out {out} is the table itself, whose gaps would be known no more: choose another file")
     model = models.load(options.model, device)
     kind = model.data
     if not isinstance(kind, Table):
@@ -226,7 +254,9 @@ def _fill(options: Restore, draws: int, out: Path, device: torch.device) -> None
             kind.write_cells(path, cells, texts)
     number = int(missing.sum())
     files = out if draws == 1 else f"{out.with_stem(out.stem + '-1')} to {out.with_stem(f'{out.stem}-{draws}')}"
-    say(f"{number} missing cells in {len(rows)} of {len(stored)} rows, {draws} draws of each: {files}")
+    say(
+        f"{number} missing cells in {len(rows)} of {len(stored)} rows, {draws} draw{'s' * (draws != 1)} of each: {files}"
+    )
 
 
 def _operator(options: Restore, shape: tuple[int, ...]) -> Any:
@@ -242,6 +272,8 @@ def _operator(options: Restore, shape: tuple[int, ...]) -> Any:
     if options.task == "deblur":
         return Blur(options.sigma)
     known = torch.ones(height, width, dtype=torch.bool)
+    if options.mask is not None and options.mask.is_dir():
+        raise ArgumentError(f"--mask is one picture, and {options.mask} is a folder")
     if options.mask is not None:
         known = _read(options.mask, 1, (height, width))[0, 0] >= 128
     elif options.box is not None:
@@ -275,24 +307,14 @@ def _read(source: Path, channels: int, size: tuple[int, int]) -> Tensor:
     Raises:
         DataError: There are none, they are damaged, or of another size.
     """
-    import numpy as np
-    import torch
-    from PIL import Image, UnidentifiedImageError
-
-    from proxflow.data.pictures import read_pictures
-    from proxflow.runtime.files import open_plain
+    from proxflow.data.pictures import read_picture, read_pictures
 
     if source.is_dir():
         found = read_pictures(source, resize=False)
         if len(found) and found.shape[1] != channels:
             found = found.float().mean(1, keepdim=True).round().byte().expand(-1, channels, -1, -1)
     else:
-        try:
-            with open_plain(source) as file, Image.open(file) as picture:
-                array = np.array(picture.convert("L" if channels == 1 else "RGB"))
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-            raise DataError(f"{source}: cannot be read as a picture; expected an intact file or a folder") from error
-        found = torch.from_numpy(array).reshape(*array.shape[:2], -1).permute(2, 0, 1)[None]
+        found = read_picture(source, channels)[None]
     if tuple(found.shape[-2:]) != size:
         raise DataError(
             f"{source}: is of {found.shape[-2]} x {found.shape[-1]} pixels; the model and task need {size[0]} x {size[1]}: "

@@ -10,8 +10,10 @@ import tyro
 
 from proxflow.cli._common import (
     ALL,
+    FEW,
     File,
     GuidanceOptions,
+    Number,
     SamplerChoice,
     Text,
     autoencoder_of,
@@ -25,6 +27,7 @@ from proxflow.cli._common import (
     less_memory,
     say,
     spent,
+    steps_of,
 )
 from proxflow.config import DeviceName
 from proxflow.errors import ArgumentError, DataError
@@ -35,9 +38,6 @@ if TYPE_CHECKING:
 
     from proxflow.data.autoencoders import Codec
     from proxflow.models import Model
-
-FEW = 2
-"""Network evaluations up to which the shipped student draws better than its teacher."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,9 @@ class Sample:
         tyro.conf.arg(metavar="[MODEL]", help_behavior_hint="(default: one of the package's of MNIST)"),
     ] = None
     n: int = 64
-    steps: int = 20
+    steps: Annotated[
+        Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 20; 1 of a student of one evaluation)")
+    ] = None
     classes: Annotated[
         tuple[str, ...], tyro.conf.arg(name="class", metavar="CLASS [CLASS ...]", help_behavior_hint="(default: any)")
     ] = ()
@@ -112,7 +114,8 @@ class Sample:
         """The model that is named, or that of the package which fits what is asked for."""
         if self.model is not None:
             return self.model
-        return ("mnist-classes" if self.classes else "mnist") + ("-few" if self.steps <= FEW else "")
+        few = self.steps is not None and self.steps <= FEW
+        return ("mnist-classes" if self.classes else "mnist") + ("-few" if few else "")
 
     @property
     def with_less_memory(self) -> str:
@@ -122,7 +125,7 @@ class Sample:
 
 def run(options: Sample, device: torch.device) -> None:
     """Draw samples and write them."""
-    check_counts(options.n, options.steps, options.batch_size)
+    check_counts(options.n, 1 if options.steps is None else options.steps, options.batch_size)
     check_graph(options.graph, device)
     check_sampler(options.sampler)
     from proxflow import models
@@ -133,8 +136,13 @@ def run(options: Sample, device: torch.device) -> None:
 
     options.guidance.check()
     model = models.load(options.named, device)
+    steps = steps_of(model, options.named, options.steps)
     model, length = _told(options, model)
     labels = _labels(options, model)
+    if labels is None and model.classes and model.provenance.get("drop") == 0:
+        raise ArgumentError(
+            "this model was trained with --drop 0 and never without a class: name one or all of them by --class"
+        )
     table = model.data if isinstance(model.data, Table) and model.data.target else None
     if table is not None and labels is None:
         labels = table.drawn_labels(options.n, options.seed)
@@ -151,7 +159,7 @@ def run(options: Sample, device: torch.device) -> None:
     samples = draw(
         model,
         number,
-        options.steps,
+        steps,
         options.sampler,
         options.seed,
         options.batch_size,
@@ -173,10 +181,10 @@ def run(options: Sample, device: torch.device) -> None:
                 kind.write(out, samples)
         elif writing:
             kind.write(out, samples)
-    at = " at the times found for them" if model.times_of(options.sampler, options.steps) else ""
-    evaluations = spent(model, predictor, options.sampler, options.steps)
+    at = " at the times found for them" if model.times_of(options.sampler, steps) else ""
+    evaluations = spent(model, predictor, options.sampler, steps)
     word = kind.examples_word if number != 1 else kind.examples_word.removesuffix("s")
-    say(f"{number} {word}, {evaluations} network evaluations each{at}: {out}")
+    say(f"{number} {word}, {evaluations} network evaluation{'s' * (evaluations != 1)} each{at}: {out}")
 
 
 def _told(options: Sample, model: Model) -> tuple[Model, int | None]:

@@ -165,7 +165,7 @@ class Train:
     kind: Annotated[Text, word("the one that reads such data")] = None
     size: Annotated[
         Number,
-        tyro.conf.arg(metavar="INT", help_behavior_hint="(default: their own, or the smallest side, at most 64)"),
+        tyro.conf.arg(metavar="INT", help_behavior_hint="(default: median sides, the shorter at most 64)"),
     ] = None
     context: Annotated[Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 128)")] = None
     tokens: Annotated[Text, word("characters")] = None
@@ -301,6 +301,8 @@ def run(options: Train, device: torch.device) -> None:
     led: dict[str, Any] = {}
     if method == "distribution-matching" and guidance not in (1, None):
         led = {"guidance_interval": list(options.guidance_interval), "guidance_rule": rule}
+    if options.drop == 1:
+        raise ArgumentError("--drop 1 would take every condition away: leave out --conditional, or drop fewer")
     objective = with_dropout(learning.objective, model.predictor, options.drop)
     drop = objective.rate if isinstance(objective, ConditionDropout) else None
 
@@ -425,6 +427,8 @@ def run(options: Train, device: torch.device) -> None:
             nats = trained.bound(chosen.x, condition=chosen.condition, draws=_DRAWS)
             finished["bound"] = {**bound_record(nats), "draws": _DRAWS}
             say(f"{len(chosen)} held-out {kind.examples_word}: {bound_text(kind, nats)}")
+        elif trained.has_bound:
+            say(f"fewer than 2 {kind.examples_word} are held out, so their likelihood is not bounded: see --held-out")
         finished |= {"sessions": list(result.sessions), "stages": list(result.stages)}
         folder.finish(model, learning.kept(result.predictor), {**provenance, **finished})
         for said in result.left_out:
@@ -483,7 +487,8 @@ def _loaded(options: Train) -> Loaded:
         if not (value := getattr(options, name)) and value != 0:
             continue
         if not any(p.name == name or (p.kind is p.VAR_KEYWORD and name == "size") for p in takes):
-            raise ArgumentError(f"--{name} is for {what}; {options.data} is read as {kind.examples_word}")
+            table = ": give --kind table" if what == "tables" and options.data.lower().endswith(".csv") else ""
+            raise ArgumentError(f"--{name} is for {what}; {options.data} is read as {kind.examples_word}{table}")
         settings[name] = value
     if any(p.name == "exclude" for p in takes):
         settings["exclude"] = options.out  # which may lie in the folder that is read

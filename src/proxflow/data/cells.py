@@ -29,12 +29,14 @@ class Cells:
         names: Names of the columns.
         columns: The cells of each column.
         lines: The line of each row, counted from 1.
+        newline: What ends the lines of the file.
     """
 
     path: Path
     names: tuple[str, ...]
     columns: tuple[list[str], ...]
     lines: list[int]
+    newline: str = "\n"
 
     def place(self, row: int, column: int) -> str:
         """Say where a cell is."""
@@ -110,13 +112,19 @@ def read_cells(path: Path) -> Cells:
     numbers = []
     for line, cells in lines:
         if len(cells) != len(names):
-            raise DataError(f"{path}: line {line} has {len(cells)} cells; expected {len(names)}, one for each name")
+            count = f"{len(cells)} cell{'s' * (len(cells) != 1)}"
+            raise DataError(f"{path}: line {line} has {count}; expected {len(names)}, one for each name")
         for column, cell in zip(columns, cells, strict=True):
             column.append(cell)
         numbers.append(line)
     if not numbers:
         raise DataError(f"{path}: holds names and no rows; expected rows of cells between commas below them")
-    return Cells(path, tuple(names), columns, numbers)
+    return Cells(path, tuple(names), columns, numbers, _newline(path))
+
+
+def _newline(path: Path) -> str:
+    with open_plain(path) as file:
+        return "\r\n" if file.readline(2**20).endswith(b"\r\n") else "\n"
 
 
 def _check_names(path: Path, names: list[str]) -> None:

@@ -79,6 +79,8 @@ class Found:
             if least >= -_NEAR:
                 return Rule("scale", 255, f"real levels {least:.3g} to {most:.3g}, of which 0 is black and 1 white")
             return Rule("signed", 127.5, f"real levels {least:.3g} to {most:.3g}, of which -1 is black and 1 white")
+        if self.kind == "whole" and (least, most) == (0, 1):
+            return Rule("scale", 255, "levels 0 and 1 as 0 and 255")
         if least >= 0 and most <= DEEPEST and self.whole:
             bits = max(8, 2 * -(-int(most).bit_length() // 2))
             if bits == 8:

@@ -196,12 +196,26 @@ def _plain(picture: Image, channels: int, deep: Rule | None, real: Rule | None) 
     return picture.convert("L" if channels == 1 else "RGB")
 
 
+def read_picture(path: Path, channels: int) -> Tensor:
+    """Read one picture by the rules of folders (:func:`survey`): uint8, (channels, height, width), in its own size.
+
+    Raises:
+        DataError: It is damaged or no picture, or there is no rule for its levels.
+    """
+    seen = _seen(path)
+    deep, real = (_rule([seen], kind) for kind in ("whole", "real"))
+    with opened(path) as picture:
+        return fitted(picture, (channels, *seen.sides), path, deep, real)
+
+
 def read_pictures(folder: Path, size: int | None = None, *, resize: bool = True) -> Tensor:
     """Read every picture in a folder and the folders in it, see :func:`survey`: uint8, (number, 1 or 3, height, width)."""
     return survey(folder, size, resize=resize).read()
 
 
-def survey(folder: Path, size: int | None = None, *, resize: bool = True, exclude: Path | None = None) -> Survey:
+def survey(
+    folder: Path, size: int | None = None, *, resize: bool = True, exclude: Path | None = None, damaged: bool = False
+) -> Survey:
     """Survey the pictures in a folder and the folders in it.
 
     Pictures stay grey if all are, else all become colour; transparent parts become white; pictures are turned as their
@@ -220,6 +234,7 @@ def survey(folder: Path, size: int | None = None, *, resize: bool = True, exclud
         size: Side of the squares that pictures are scaled to; ``None`` for the shape above.
         resize: Whether pictures may be scaled; without it all must have one size.
         exclude: A file or folder within that is not read, where output is to go.
+        damaged: Whether pictures whose headers cannot be read are left out, and not refused.
 
     Raises:
         ArgumentError: ``size`` is not 1 to 4096.
@@ -228,7 +243,14 @@ def survey(folder: Path, size: int | None = None, *, resize: bool = True, exclud
     """
     check_size(size)
     walk = _Walk(folder, exclude)
-    seen = [_seen(path) for path in walk.pictures()]
+    seen = []
+    for path in walk.pictures():
+        try:
+            seen.append(_seen(path))
+        except DataError as error:
+            if not damaged:
+                raise
+            walk.left_out.add("pictures that cannot be read", error)
     for one in seen:
         if one.drawn == GRID:
             walk.left_out.add("grids and charts that proxflow drew", one.path.relative_to(folder))

@@ -14,13 +14,16 @@ PREFIXES = (shards.PREFIX, *arrow.PREFIXES)
 """What words for sources begin with that are neither names nor paths."""
 
 
-def pictures_of(source: str, size: int | None = None, exclude: Path | None = None) -> Pictures | None:
+def pictures_of(
+    source: str, size: int | None = None, exclude: Path | None = None, *, damaged: bool = False
+) -> Pictures | None:
     """Return the pictures of a source: ``shards:…``, ``arrow:…``, ``hub:…``, a prepared cache, or a folder of pictures.
 
     Args:
         source: The source.
         size: Side of the squares that they are brought to; ``None`` for what suits them.
         exclude: A file or folder that is not read, where output is to go.
+        damaged: Whether pictures of folders whose headers cannot be read are left out, and not refused.
 
     Returns:
         The pictures; ``None`` for what is none of these.
@@ -37,4 +40,4 @@ def pictures_of(source: str, size: int | None = None, exclude: Path | None = Non
         return None
     if is_prepared(Path(source)):
         return Latents(Path(source)) if holds_latents(Path(source)) else Prepared(Path(source), size)
-    return Folder(survey(Path(source), size, exclude=exclude))
+    return Folder(survey(Path(source), size, exclude=exclude, damaged=damaged))

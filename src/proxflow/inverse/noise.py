@@ -50,7 +50,8 @@ class Gaussian(Noise):
         least = float(self.std.min()) if isinstance(self.std, Tensor) else float(self.std)
         most = float(self.std.max()) if isinstance(self.std, Tensor) else float(self.std)
         if not (least >= 0 and math.isfinite(most)):
-            raise ArgumentError(f"the standard deviation of noise is finite and not negative, got {least} to {most}")
+            told = f"{least:g}" if least == most or math.isnan(least) else f"{least:g} to {most:g}"
+            raise ArgumentError(f"the standard deviation of noise is finite and not negative, got {told}")
         if self.covariance is not None:
             c = self.covariance
             if c.ndim != 2 or c.shape[0] != c.shape[1] or not torch.allclose(c, c.mT):

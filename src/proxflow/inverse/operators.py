@@ -123,13 +123,13 @@ class Diagonalised(Operator):
 
     def solve(self, v: Tensor, noise: Scale, prior: Scale) -> Tensor:
         c, q = self.turn(v)
-        total = _over(noise, c) + _over(prior, c) * q
+        total = _over(noise, c) + _over(prior, c) * _told(q, _over(noise, c))
         return self.turn_back(torch.where(total > 0, c / torch.where(total > 0, total, 1.0), 0.0))
 
     def log_normal(self, v: Tensor, noise: Scale, prior: Scale) -> Tensor:
         """Return log N(v; 0, σ² + r² A Aᵀ) in nats, (batch,); where that is singular, the density on its range."""
         c, q = self.turn(v)
-        total = (_over(noise, c) + _over(prior, c) * q).expand_as(c)
+        total = (_over(noise, c) + _over(prior, c) * _told(q, _over(noise, c))).expand_as(c)
         safe = torch.where(total > 0, total, 1.0)
         each = c.square() / safe + self.counted * (2 * math.pi * safe).log()
         return -0.5 * sum_events(torch.where(total > 0, each, 0.0))
@@ -137,8 +137,14 @@ class Diagonalised(Operator):
     def unmet(self, y: Tensor) -> Tensor:
         """Return which share of each observation no event has, ‖y − A A⁺ y‖/‖y‖, (batch,)."""
         c, q = self.turn(y)
-        missed = sum_events(torch.where(q > 0, 0.0, c).square())
+        missed = sum_events(torch.where(_told(q, 0.0) > 0, 0.0, c).square())
         return (missed / sum_events(c.square()).clamp_min(torch.finfo(y.dtype).tiny)).sqrt()
+
+    def amplified(self, y: Tensor) -> float:
+        """Return how many times larger A⁺ makes some errors of observations such as y than others, at most."""
+        _, q = self.turn(y)
+        q = _told(q, 0.0)
+        return float((q.max() / torch.where(q > 0, q, q.max()).min()).sqrt())
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,12 +164,16 @@ class Mask(Diagonalised):
 
     def __post_init__(self) -> None:
         known = self.known
+        if not isinstance(known, Tensor):
+            raise ArgumentError(f"a mask is a tensor of truth values, got {type(known).__name__}")
         if known.dtype != torch.bool:
             if not bool(((known == 0) | (known == 1)).all()):
                 raise ArgumentError(
                     "a mask is true, or 1, where a number is known and 0 elsewhere; it has other values"
                 )
             object.__setattr__(self, "known", known != 0)
+        if not self.each and not bool(self.known.any()):
+            raise ArgumentError("nothing is known by this mask: leave something out of what is gone")
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._masked(x)
@@ -406,6 +416,8 @@ class Matrix(Diagonalised):
     event: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.matrix, Tensor) and not bool(torch.isfinite(self.matrix).all()):
+            raise ArgumentError("the matrix of an operator has numbers that are not finite")
         if self.matrix.ndim not in (2, 3) or not self.matrix.is_floating_point():
             raise ArgumentError(
                 "a matrix operator is of real numbers (observed, numbers of an event), or one for each example, got "
@@ -461,6 +473,12 @@ class Matrix(Diagonalised):
 
 def _times(matrix: Tensor, x: Tensor) -> Tensor:
     return (matrix.to(x) @ x[..., None]).squeeze(-1)
+
+
+def _told(q: Tensor, noise: Tensor | float) -> Tensor:
+    """Return eigenvalues of A Aᵀ, 0 where without noise nothing is told but rounding, which would be divided by its root."""
+    silent = q <= torch.finfo(q.dtype).eps * q.amax()
+    return torch.where(silent & (torch.as_tensor(noise, device=q.device) == 0), 0.0, q)
 
 
 def _over(scale: Scale, like: Tensor) -> Tensor | float:

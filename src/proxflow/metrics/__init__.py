@@ -13,6 +13,7 @@ from proxflow.metrics.features import classifier_features as classifier_features
 from proxflow.metrics.features import load_classifier as load_classifier
 from proxflow.metrics.features import mnist_features as mnist_features
 from proxflow.metrics.features import pixel_features as pixel_features
+from proxflow.metrics.features import second_of as second_of
 from proxflow.metrics.features import weights_sha256 as weights_sha256
 from proxflow.metrics.frechet import FeatureStatistics as FeatureStatistics
 from proxflow.metrics.frechet import GaussianStatistics as GaussianStatistics

@@ -1,7 +1,8 @@
 """Features of images: of small classifiers shipped with the package, of any network, or the pixels themselves.
 
 Distances between image sets are comparable only on one extractor, so an extractor has a name and the sha256 of its
-weights. ``python -m tools.train_classifier`` trained the classifiers, one for each data set.
+weights. ``python -m tools.train_classifier`` trained the classifiers, two for each data set: of convolutions, and, so that
+nothing is tuned to one network, of another architecture.
 """
 
 from __future__ import annotations
@@ -25,34 +26,8 @@ from proxflow.runtime.files import read_plain
 _FOLDER = Path(__file__).parent.parent / "weights"
 
 
-@dataclass(frozen=True)
-class ShippedWeights:
-    """Weights of a classifier in the package.
-
-    Args:
-        name: Name of the classifier, for reports, and of its file.
-        sha256: Checksum that the file must have.
-    """
-
-    name: str
-    sha256: str
-
-    @property
-    def path(self) -> Path:
-        return _FOLDER / f"{self.name}.safetensors"
-
-
-CLASSIFIERS = {
-    "mnist": ShippedWeights("mnist-classifier", "953281188c15d41a3a9a176de1cdc0b7d2f874bab2253945d7dafc4975a555bc"),
-    "fashion-mnist": ShippedWeights(
-        "fashion-mnist-classifier", "8217dc00bb1692c516fef3fd30ebce20393c815a5f7499976038130db8c3ec52"
-    ),
-}
-"""The classifiers in the package by the data set of their training."""
-
-
-class SmallClassifier(nn.Module):
-    """A convolutional classifier of 28 × 28 grey images into ten classes, with a 64-dimensional penultimate layer.
+class _Classifier(nn.Module):
+    """A classifier of 28 × 28 grey images into ten classes, with a 64-dimensional penultimate layer.
 
     With 64 dimensions the covariance of a few hundred samples has full rank. The penultimate layer is linear and
     standardised (batch normalisation without scale and shift; the rectifier belongs to the head): no unit is dead, and
@@ -62,9 +37,29 @@ class SmallClassifier(nn.Module):
     image_shape = (1, 28, 28)
     dimension = 64
 
-    def __init__(self) -> None:
+    def __init__(self, layers: OrderedDict[str, nn.Module], width: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
+        layers["project"] = nn.Linear(width, 64, bias=False)
+        layers["standardise"] = nn.BatchNorm1d(64, affine=False)
+        self.body = nn.Sequential(layers)
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(64, 10))
+
+    @property
+    def features(self) -> nn.Module:
+        """What makes features (N, dimension) of images (N, 1, 28, 28) with values in [-1, 1]."""
+        return self.body
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (N, 10) of images (N, 1, 28, 28) with values in [-1, 1]."""
+        logits: Tensor = self.head(self.body(images))
+        return logits
+
+
+class SmallClassifier(_Classifier):
+    """A classifier of convolutions, whose features are the usual ones here."""
+
+    def __init__(self) -> None:
+        super().__init__(
             OrderedDict(
                 stem=_convolution(1, 16),
                 pool=nn.MaxPool2d(2),
@@ -72,21 +67,113 @@ class SmallClassifier(nn.Module):
                 down=_convolution(48, 64, stride=2),
                 deep=_convolution(64, 64, padding=0),
                 flatten=nn.Flatten(),
-                project=nn.Linear(64 * 5 * 5, self.dimension, bias=False),
-                standardise=nn.BatchNorm1d(self.dimension, affine=False),
-            )
+            ),
+            64 * 5 * 5,
         )
-        self.head = nn.Sequential(nn.ReLU(), nn.Linear(self.dimension, 10))
 
-    def features(self, images: Tensor) -> Tensor:
-        """Return the features (N, 64) of images (N, 1, 28, 28) with values in [-1, 1]."""
-        features: Tensor = self.body(images)
-        return features
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (N, 10) of images (N, 1, 28, 28) with values in [-1, 1]."""
-        logits: Tensor = self.head(self.features(images))
-        return logits
+class SmallMixer(_Classifier):
+    """A classifier without convolutions, of other features: 16 patches of 7 × 7, mixed across patches and across channels.
+
+    "MLP-Mixer: An all-MLP Architecture for Vision" (Tolstikhin et al., 2021), arXiv 2105.01601.
+    """
+
+    dimension = 63
+
+    @property
+    def features(self) -> nn.Module:
+        """What makes features: all of the penultimate layer but the last, which the last norm makes a sum of the others."""
+        return nn.Sequential(self.body, _First(self.dimension))
+
+    def __init__(self) -> None:
+        width, patch = 64, 7
+        patches = (28 // patch) ** 2
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            cut=nn.Unfold(patch, stride=patch), turn=_Transposed(), embed=nn.Linear(patch * patch, width)
+        )
+        layers |= {f"mix{k}": _Mixing(patches, width) for k in range(4)}
+        layers |= {"norm": nn.LayerNorm(width), "pool": _PatchMean()}
+        super().__init__(layers, width)
+
+
+class _First(nn.Module):
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, : self.number]
+
+
+class _Transposed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mT
+
+
+class _PatchMean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=1)
+
+
+class _Mixing(nn.Module):
+    """Mix (batch, patches, channels) across patches, then across channels."""
+
+    def __init__(self, patches: int, width: int) -> None:
+        super().__init__()
+        self.across = nn.Sequential(nn.Linear(patches, 64), nn.GELU(), nn.Linear(64, patches))
+        self.within = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, width))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.across(self.norms[0](x).mT).mT
+        mixed: Tensor = x + self.within(self.norms[1](x))
+        return mixed
+
+
+@dataclass(frozen=True)
+class ShippedWeights:
+    """Weights of a classifier in the package.
+
+    Args:
+        name: Name of the classifier, for reports, and of its file.
+        sha256: Checksum that the file must have.
+        data: The data set of its training.
+        network: Makes it, with weights to be replaced.
+    """
+
+    name: str
+    sha256: str
+    data: str
+    network: Callable[[], _Classifier] = SmallClassifier
+
+    @property
+    def path(self) -> Path:
+        return _FOLDER / f"{self.name}.safetensors"
+
+
+CLASSIFIERS = {
+    "mnist": ShippedWeights(
+        "mnist-classifier", "953281188c15d41a3a9a176de1cdc0b7d2f874bab2253945d7dafc4975a555bc", "mnist"
+    ),
+    "fashion-mnist": ShippedWeights(
+        "fashion-mnist-classifier", "8217dc00bb1692c516fef3fd30ebce20393c815a5f7499976038130db8c3ec52", "fashion-mnist"
+    ),
+    "mnist-mixer": ShippedWeights(
+        "mnist-mixer", "44687aa8fd449e13bcbb90fac7dd1467341ad16f826abd69d003624ac1513ec9", "mnist", SmallMixer
+    ),
+    "fashion-mnist-mixer": ShippedWeights(
+        "fashion-mnist-mixer",
+        "07c30748edbc29e3cac3405b8868e738db6f4ef86b8e51d3aa0c303166ceef30",
+        "fashion-mnist",
+        SmallMixer,
+    ),
+}
+"""The classifiers in the package: by the data set of their training, and the second one of each by :func:`second_of`."""
+
+
+def second_of(dataset: str) -> str:
+    """Return the name of the second classifier of a data set."""
+    return f"{dataset}-mixer"
 
 
 def _convolution(inputs: int, outputs: int, stride: int = 1, padding: int = 1) -> nn.Sequential:
@@ -218,19 +305,20 @@ def weights_sha256(network: nn.Module) -> str:
 
 
 def classifier_features(dataset: str = "mnist", device: torch.device | str = "cpu") -> FeatureExtractor:
-    """Return the extractor for a data set: the penultimate layer of its shipped classifier, 64 features.
+    """Return the extractor for a data set: the penultimate layer of its shipped classifier, 64 features or 63.
 
     Args:
-        dataset: What the classifier was trained on, "mnist" or "fashion-mnist".
+        dataset: What the classifier was trained on, "mnist" or "fashion-mnist"; or "mnist-mixer" or "fashion-mnist-mixer",
+            the second one of each.
         device: Where to compute.
 
     Raises:
-        ArgumentError: There is no classifier of such a data set.
+        ArgumentError: There is no such classifier.
         CheckpointError: The shipped weights are missing or damaged.
     """
-    body = load_classifier(dataset).body.to(device)
-    weights = CLASSIFIERS[dataset]
-    return FeatureExtractor(weights.name, weights.sha256, body, SmallClassifier.dimension, SmallClassifier.image_shape)
+    network, weights = _loaded(dataset), CLASSIFIERS[dataset]
+    made = network.features.to(device)
+    return FeatureExtractor(weights.name, weights.sha256, made, network.dimension, network.image_shape)
 
 
 def mnist_features(device: torch.device | str = "cpu") -> FeatureExtractor:
@@ -291,24 +379,30 @@ def class_hits(
     return hits
 
 
-def load_classifier(dataset: str = "mnist") -> SmallClassifier:
-    """Load the shipped classifier of a data set, "mnist" or "fashion-mnist", in evaluation mode, on the CPU.
+def load_classifier(dataset: str = "mnist") -> nn.Module:
+    """Load a shipped classifier as :func:`classifier_features` names it, in evaluation mode, on the CPU.
 
     Raises:
-        ArgumentError: There is no classifier of such a data set.
+        ArgumentError: There is no such classifier.
         CheckpointError: The shipped weights are missing or damaged.
     """
+    return _loaded(dataset)
+
+
+def _loaded(dataset: str) -> _Classifier:
     if dataset not in CLASSIFIERS:
         raise ArgumentError(f"no classifier of {dataset!r} in the package: expected {' or '.join(CLASSIFIERS)}")
-    return read_classifier(CLASSIFIERS[dataset].path, CLASSIFIERS[dataset].sha256)
+    weights = CLASSIFIERS[dataset]
+    return read_classifier(weights.path, weights.sha256, weights.network)
 
 
-def read_classifier(path: Path, sha256: str) -> SmallClassifier:
+def read_classifier(path: Path, sha256: str, network: Callable[[], _Classifier] = SmallClassifier) -> _Classifier:
     """Load classifier weights in evaluation mode, on the CPU.
 
     Args:
         path: A safetensors file.
         sha256: The checksum that the file must have.
+        network: Makes the classifier.
 
     Raises:
         CheckpointError: The file is missing or unreadable, has another checksum, or holds other tensors.
@@ -320,7 +414,7 @@ def read_classifier(path: Path, sha256: str) -> SmallClassifier:
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise CheckpointError(f"{path}: sha256 is {found}, expected {sha256}; reinstall the package")
-    classifier = SmallClassifier()
+    classifier = network()
     try:
         classifier.load_state_dict(load_safetensors(content))
     except (SafetensorError, RuntimeError) as error:

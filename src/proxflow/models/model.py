@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from proxflow import names
 from proxflow.config import TrainingConfig, to_dict
 from proxflow.data.images import dequantise
-from proxflow.divergences import Divergence, has_closed_form, has_value
+from proxflow.divergences import KL, Divergence, has_closed_form, has_value
 from proxflow.errors import ArgumentError, CheckpointError, OutputError
 from proxflow.examples import examples_of, moved, rows
 from proxflow.flows import GPFN, BayesianFlow, Flow
@@ -116,7 +116,7 @@ class Model:
         self,
         number: int,
         *,
-        nfe: int = 20,
+        nfe: int | None = None,
         sampler: Sampler | str | None = None,
         seed: int = 0,
         condition: Condition | None = None,
@@ -134,7 +134,7 @@ class Model:
         Args:
             number: Number of samples.
             nfe: Predictions for each sample, each one network evaluation, or two where it is guided by a network that does
-                not read guidance.
+                not read guidance; ``None`` takes 20, or 1 of a student of one evaluation.
             sampler: A sampler, or a word for one, as ``multistep2``; ``None`` takes the default for the predictor.
             seed: Seed of the samples.
             condition: What the predictions are conditioned on, one row a sample, for networks that read it.
@@ -152,6 +152,7 @@ class Model:
             ArgumentError: As :func:`proxflow.sample`; an unknown sampler; as :meth:`guided`; guidance without a condition or
                 a weak model.
         """
+        nfe = self.usual_nfe if nfe is None else nfe
         predictor = self.guided(guidance, interval, rule, weak)
         if predictor is not self.predictor and condition is None and weak is None:
             raise ArgumentError(
@@ -171,6 +172,16 @@ class Model:
         from proxflow.models.card import as_html
 
         return as_html(self)
+
+    @property
+    def of_one_evaluation(self) -> bool:
+        """Whether it was taught to draw with one evaluation, which it does worse with more."""
+        return self.provenance.get("method") == "distribution-matching"
+
+    @property
+    def usual_nfe(self) -> int:
+        """Network evaluations of a sample where no number is asked for."""
+        return 1 if self.of_one_evaluation else 20
 
     def guided(
         self,
@@ -194,6 +205,15 @@ class Model:
                 that reads guidance, what it was not taught.
         """
         chosen = spec.parse("guidance", rule) if isinstance(rule, str) else rule
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise ArgumentError(f"the weight of guidance is one number for all samples, got {type(weight).__name__}")
+        if weak is not None and not isinstance(weak, Model):
+            raise ArgumentError(f"weak is a model, as proxflow.load returns it, got {type(weak).__name__}")
+        if weak is not None and weak.classes and self.classes and weak.classes != self.classes:
+            raise ArgumentError(
+                f"the model to lead away from has the classes {', '.join(weak.classes):.80}, this one "
+                f"{', '.join(self.classes):.80}: take one of the same data"
+            )
         if weak is not None and (weak.flow != self.flow or weak.shape != self.shape):
             raise ArgumentError(
                 f"the model to lead away from must be of this model's flow and shape, {spec.word(self.flow)} of "
@@ -201,6 +221,16 @@ class Model:
             )
         if weight == 1:
             return self.predictor
+        if weak is None and self.provenance.get("drop") == 0:
+            raise ArgumentError(
+                "this model never lost its condition in training (drop 0), so it knows no prediction without one to be led "
+                "away from: train with --drop 0.1, or give weak, a worse model"
+            )
+        if self.of_one_evaluation and isinstance(self.provenance.get("guidance"), int | float):
+            raise ArgumentError(
+                f"this student has learnt guidance of weight {self.provenance['guidance']:g} and no other: leave guidance "
+                "out"
+            )
         if weak is None and reads_guidance(self.predictor):
             if not isinstance(chosen, LinearGuidance):
                 raise ArgumentError(
@@ -448,6 +478,11 @@ def build(
         raise ArgumentError(
             f"{kind.examples_word} are of classes, and {described.get('kind') or made} is a flow of real numbers: take "
             "masked, bfn-discrete, gpfn-linear or gpfn-fisher-rao"
+        )
+    if usual.predictor == "classes" and isinstance(getattr(made, "divergence", None), KL):
+        raise ArgumentError(
+            f"{kind.examples_word} are of classes, and toward a certain class a step of KL ends there at once, whatever its "
+            "length: take masked, bfn-discrete, gpfn-linear or gpfn-fisher-rao"
         )
     if described and usual.predictor != "point" and kind.decides and not set(kind.decides) & set(described):
         raise ArgumentError(

@@ -25,7 +25,17 @@ from proxflow.divergences import KL
 from proxflow.errors import ArgumentError
 from proxflow.examples import Condition, Predict, evaluations, planned, reads
 from proxflow.flows import BayesianFlow, Flow
-from proxflow.inverse import Composition, Diagonalised, Functions, Gaussian, Mask, Matrix, Operator, Poisson
+from proxflow.inverse import (
+    Composition,
+    Diagonalised,
+    Functions,
+    Gaussian,
+    Mask,
+    Matrix,
+    Nonlinear,
+    Operator,
+    Poisson,
+)
 from proxflow.inverse.functions import operator_of
 from proxflow.inverse.noise import Noise, noise_of
 from proxflow.inverse.operators import ITERATIONS
@@ -46,6 +56,12 @@ _SINGULAR = 1e-9
 
 _UNMET = 1e-3
 """Share of an observation without noise that no event has, above which it is refused."""
+
+_AMPLIFIED = 100.0
+"""How many times larger noise that is taken for data may become."""
+
+_STRENGTH = ("dps", "diffpir")
+"""Methods with a strength."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +165,10 @@ class Posterior(nn.Module):
         strength: float = 1.0,
     ) -> None:
         super().__init__()
+        if not isinstance(predictor, nn.Module) and hasattr(predictor, "predictor"):
+            raise ArgumentError(
+                f"an observation refines a predictor, got a {type(predictor).__name__}: give its .predictor"
+            )
         asks = reads(predictor)
         if asks & {"end", "noise"}:
             raise ArgumentError(
@@ -177,6 +197,8 @@ class Posterior(nn.Module):
             )
         if (iterations is not None and iterations < 1) or not strength > 0:
             raise ArgumentError(f"iterations are at least 1 and strength is positive, got {iterations} and {strength}")
+        if strength != 1 and self.method not in _STRENGTH:
+            raise ArgumentError(f"strength is for {' and '.join(_STRENGTH)}; {self.method} has none")
         self.iterations = iterations or (5 if rule.products is None else ITERATIONS)
         self.strength = strength
         self.reads = (asks & {"condition"}) | ({"noise"} if self.draw else set())
@@ -282,6 +304,11 @@ class Posterior(nn.Module):
     def _check_met(self) -> None:
         """Refuse an observation without noise that no event has."""
         exact = self.method == "repaint" or (isinstance(self.noise, Gaussian) and self.noise.none)
+        if exact and isinstance(self.operator, Nonlinear):
+            raise ArgumentError(
+                "a non-linear observation cannot be held exactly, as Gauss–Newton steps need not converge to it: give it a "
+                "noise"
+            )
         if not (self.real and exact and isinstance(self.operator, Diagonalised)):
             return
         missed = float(self.operator.unmet(self.observation).max())
@@ -289,6 +316,12 @@ class Posterior(nn.Module):
             raise ArgumentError(
                 f"without noise no event has this observation: A x misses {missed:.2g} of it at best; give its noise, or "
                 "mend the observation"
+            )
+        noisy = not (isinstance(self.noise, Gaussian) and self.noise.none)
+        if noisy and (times := self.operator.amplified(self.observation)) > _AMPLIFIED:
+            raise ArgumentError(
+                f"repaint takes noise for data, and {type(self.operator).__name__} undone makes some of it {times:.0f} "
+                "times as large: take another method, or an observation without noise"
             )
 
     @property

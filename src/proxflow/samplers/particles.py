@@ -99,6 +99,8 @@ def particles(
             "particles take at least 2 of them, 1 evaluation, a threshold in [0, 1] and sizes of at least 1, got "
             f"{number}, {nfe}, {threshold}, {tuple(shape)} and {batch_size}"
         )
+    if not hasattr(posterior, "operator"):
+        raise ArgumentError(f"particles follow a Posterior, got {type(posterior).__name__}")
     latent, operator = flow.latent, posterior.operator
     if latent is None or flow.path is None or not flow.begins_normal or flow.coupling is not None or not posterior.real:
         raise ArgumentError(f"particles move on a Gaussian path from standard normal draws, which {flow} has not")

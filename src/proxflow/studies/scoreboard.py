@@ -21,7 +21,21 @@ from proxflow.runtime.processes import Processes
 from proxflow.studies.pages import Block, Paragraph, Strong, Table, show
 
 Record = dict[str, Any]
-Score = Literal["frechet", "precision", "recall", "diversity", "class_accuracy", "class_frechet", "class_recall"]
+Score = Literal[
+    "frechet",
+    "precision",
+    "recall",
+    "diversity",
+    "class_accuracy",
+    "class_frechet",
+    "class_recall",
+    "second_frechet",
+    "second_precision",
+    "second_recall",
+]
+Floor = Literal[
+    "floor", "floor_precision", "floor_recall", "second_floor", "second_floor_precision", "second_floor_recall"
+]
 Relation = Literal["<", "≤", ">", "≥"]
 Measure = Callable[[int], float | None]
 """From a seed to a value, ``None`` where its cells are missing."""
@@ -146,11 +160,11 @@ class Scoreboard:
         found = [value for value in values if value is not None]
         return Summary.of(found) if found else None
 
-    def points(self, flow: str, sampler: str) -> dict[int, Summary]:
+    def points(self, flow: str, sampler: str, score: Score = "frechet") -> dict[int, Summary]:
         """Return the Fréchet distances of a trial with a sampler, by rising NFE."""
-        return {nfe: found for nfe in self.nfes if (found := self.over_seeds(flow, sampler, nfe)) is not None}
+        return {nfe: found for nfe in self.nfes if (found := self.over_seeds(flow, sampler, nfe, score)) is not None}
 
-    def floor(self, score: Literal["floor", "floor_precision", "floor_recall"] = "floor") -> Summary:
+    def floor(self, score: Floor = "floor") -> Summary:
         """Return a score of real images; it depends on the seed alone."""
         return Summary.of(list({c["seed"]: float(c[score]) for c in self.cells}.values()))
 
@@ -199,7 +213,11 @@ def claims_table(found: Sequence[Claim]) -> Table:
 
 
 def frechet_table(
-    board: Scoreboard, what: str = "Flow", columns: Sequence[tuple[str, Callable[[str], str]]] = ()
+    board: Scoreboard,
+    what: str = "Flow",
+    columns: Sequence[tuple[str, Callable[[str], str]]] = (),
+    score: Score = "frechet",
+    floor: Floor = "floor",
 ) -> Table:
     """Set Fréchet distances in rows of trial and sampler, a column for each NFE, the lowest of it bold.
 
@@ -207,8 +225,10 @@ def frechet_table(
         board: The cells.
         what: What a trial is called.
         columns: Headings of further columns, with what they say of a trial.
+        score: Which distance.
+        floor: That of real images.
     """
-    shown = {row: board.points(*row) for row in board.rows}
+    shown = {row: board.points(*row, score) for row in board.rows}
     best = {nfe: distance(min(p[nfe].mean for p in shown.values() if nfe in p)) for nfe in board.nfes}
 
     def entry(summary: Summary | None, nfe: int) -> str | Strong:
@@ -221,10 +241,30 @@ def frechet_table(
         (*row, *(told(row[0]) for _, told in columns), *(entry(points.get(nfe), nfe) for nfe in board.nfes))
         for row, points in shown.items()
     ]
-    rows.append(("real images", "–", *("–" for _ in columns), *(board.floor().text(distance) for _ in board.nfes)))
+    rows.append(("real images", "–", *("–" for _ in columns), *(board.floor(floor).text(distance) for _ in board.nfes)))
     return Table(
         (what, "Sampler", *(heading for heading, _ in columns), *(f"{nfe} NFE" for nfe in board.nfes)), tuple(rows), 2
     )
+
+
+def on_second(results: Record, board: Scoreboard, what: str = "Flow") -> list[Block]:
+    """Set the Fréchet distances on the second extractor as :func:`frechet_table` does; nothing of runs without one.
+
+    Args:
+        results: Content of ``results.json``.
+        board: Its cells.
+        what: What a trial is called.
+    """
+    if "second_extractor" not in results:
+        return []
+    known = results["second_extractor"]
+    return [
+        Paragraph(
+            f"Fréchet distances of the same samples on {known['name']} (sha256 {known['sha256'][:12]}), a network of "
+            "another architecture, trained independently; in other units, so it is the order of rows that compares:"
+        ),
+        frechet_table(board, what, score="second_frechet", floor="second_floor"),
+    ]
 
 
 def quality_table(board: Scoreboard, wanted: Sequence[int], what: str = "Flow") -> Table:
@@ -296,7 +336,11 @@ def conditions(results: Record, parameters: int) -> Table:
         "Seconds of training": "; ".join(seconds),
         "Seeds": ", ".join(map(str, board.seeds)),
         "Samples scored": f"{sample_counts(board)} for each entry of the tables",
-        "Feature extractor": f"{extractor['name']}, dimension {extractor['dimension']}, SHA-256 {extractor['sha256']}",
+        **{
+            title: f"{known['name']}, dimension {known['dimension']}, SHA-256 {known['sha256']}"
+            for title, known in (("Feature extractor", extractor), ("The second", results.get("second_extractor")))
+            if known is not None
+        },
         "Reference": results["reference"],
         "Hardware of training": "; ".join(dict.fromkeys(_hardware(record["hardware"]) for record in trained.values())),
         "Hardware of evaluation": _hardware(results["hardware"]),

@@ -322,12 +322,14 @@ def evaluate(
         OutputError: The folder holds cells that were scored on other features.
     """
     out, samples = setup.out, setup.preset.samples
-    extractor = metrics.classifier_features(features, setup.device)
-    wanted, todo = title_of_extractor(extractor), [cell for cell in cells if not cell.file(out).exists()]
+    extractors = extractors_of(features, setup.device)
+    wanted, todo = titles(extractors), [cell for cell in cells if not cell.file(out).exists()]
     for path in (cell.file(out) for cell in cells if cell not in todo):
-        if (found := read_json(path).get("extractor")) != wanted:
+        held = read_json(path)
+        if (found := {name: held.get(name) for name in wanted}) != wanted:
+            scored, asked = (" and ".join(str(each) for each in known.values()) for known in (found, wanted))
             raise OutputError(
-                f"{path} was scored on {found}, not on {wanted}: choose another folder, or remove its cells to score them "
+                f"{path} was scored on {scored}, not on {asked}: choose another folder, or remove its cells to score them "
                 "again"
             )
     trained_with = list(dict.fromkeys((name, cell.seed) for cell in cells for name in cell.needs))
@@ -349,14 +351,36 @@ def evaluate(
     return {
         "hardware": hardware(setup.device),
         "versions": versions(),
-        "extractor": {"name": extractor.name, "sha256": extractor.sha256, "dimension": extractor.dimension},
+        **{
+            f"{prefix}extractor": {"name": each.name, "sha256": each.sha256, "dimension": each.dimension}
+            for prefix, each in zip(PREFIXES, extractors, strict=True)
+        },
         "training": {f"{name}-seed{seed}": provenance(out, name, seed) for name, seed in trained_with},
         "cells": [read_json(cell.file(out)) for cell in cells],
     }
 
 
+PREFIXES = ("", "second_")
+"""What the names of scores begin with, by extractor: the second is there so that nothing is tuned to the first."""
+
+
+def extractors_of(features: str, device: torch.device) -> tuple[metrics.FeatureExtractor, ...]:
+    """Return the two extractors of a data set, of networks of other architectures that were trained independently.
+
+    Raises:
+        ArgumentError: There are none of such a data set.
+    """
+    names = (features, metrics.second_of(features))
+    return tuple(metrics.classifier_features(name, device) for name in names)
+
+
+def titles(extractors: Sequence[metrics.FeatureExtractor]) -> dict[str, str]:
+    """Return what a cell's record calls its extractors."""
+    return {f"{prefix}extractor": title_of_extractor(each) for prefix, each in zip(PREFIXES, extractors, strict=True)}
+
+
 class Bench:
-    """What cells are scored with, in one process: the extractor, and references and floors as they are needed.
+    """What cells are scored with, in one process: the extractors, and references and floors as they are needed.
 
     Raises:
         ArgumentError: There is no classifier of such a data set.
@@ -364,18 +388,20 @@ class Bench:
 
     def __init__(self, setup: Setup[Any], trials: Mapping[str, Trial], features: str) -> None:
         self.setup, self.trials, self.features = setup, trials, features
-        self.extractor = metrics.classifier_features(features, setup.device)
-        self.reference = cache(lambda test: metrics.Reference.of(self.extractor(test)))
-        self.floor = cache(self._floor)
+        self.extractors = extractors_of(features, setup.device)
+        self.references = cache(lambda test: tuple(metrics.Reference.of(extract(test)) for extract in self.extractors))
+        self.floors = cache(self._floors)
 
-    def _floor(self, test: Tensor, images: Tensor, seed: int) -> dict[str, float]:
-        return floor(self.reference(test), self.extractor, images, self.setup.preset.samples, seed).as_floor()
+    def _floors(self, test: Tensor, images: Tensor, seed: int) -> dict[str, float]:
+        first, second = (
+            floor(reference, extractor, images, self.setup.preset.samples, seed).as_floor()
+            for reference, extractor in zip(self.references(test), self.extractors, strict=True)
+        )
+        return first | {f"second_{name}": second[name] for name in ("floor", "floor_precision", "floor_recall")}
 
     def evaluate(self, cell: Cell, progress: Callable[[int], None] | None = None) -> None:
         """Sample and score a cell, and write what is kept of it; ``progress`` is told the number of samples drawn."""
-        trial = self.trials[cell.flow]
-        reference, real = self.reference(trial.test), self.floor(trial.test, trial.images, cell.seed)
-        evaluate_cell(self.setup, cell, self.trials, self.features, self.extractor, reference, real, progress)
+        evaluate_cell(self, cell, progress)
 
 
 # Side by side ---------------------------------------------------------------------------------------------------------
@@ -546,32 +572,25 @@ def trained(setup: Setup[Any], name: str, trial: Trial, seed: int) -> Model:
     return model
 
 
-def evaluate_cell(
-    setup: Setup[Any],
-    cell: Cell,
-    trials: Mapping[str, Trial],
-    features: str,
-    extractor: metrics.FeatureExtractor,
-    reference: metrics.Reference,
-    real: Mapping[str, float],
-    progress: Callable[[int], None] | None = None,
-) -> None:
+def evaluate_cell(bench: Bench, cell: Cell, progress: Callable[[int], None] | None = None) -> None:
     """Sample and score one cell, and write its record and its first images."""
-    trial, number = trials[cell.flow], setup.preset.samples
+    setup, trials, trial = bench.setup, bench.trials, bench.trials[cell.flow]
+    number = setup.preset.samples
     labels = None if trial.labels is None else metrics.labels_in_proportion(trial.labels, number)
     model, predictor, predictions = cell.prepared(lambda name: trained(setup, name, trials[name], cell.seed))
     started, draw = time.monotonic(), partial(sample, predictor, model.flow, batch_size=256, condition=labels)
     samples = draw((number, *model.shape), nfe=predictions, sampler=cell.sampler, seed=cell.seed, progress=progress)
     seconds = time.monotonic() - started
     images = trial.to_images(samples).cpu()
+    (extractor, other), (reference, further) = bench.extractors, bench.references(trial.test)
     found, hits, within = extractor(images), None, Record()
     kept, chosen = dict[str, Any](), torch.arange(min(KEPT, number))
     if labels is not None and trial.labels is not None:
-        hits = metrics.class_hits(metrics.load_classifier(features), images, labels)
+        hits = metrics.class_hits(metrics.load_classifier(bench.features), images, labels)
         within = within_classes(reference, trial.labels, found, labels)
         chosen = torch.cat([(labels == label).nonzero()[:KEPT_OF_A_CLASS, 0] for label in range(int(labels.max()) + 1)])
         kept["labels"] = labels[chosen].numpy()
-    scores = reference.score(found, hits)
+    scores, second = reference.score(found, hits), further.score(other(images))
     writable_folder(setup.out / "cells")
     kept["images"] = np.ascontiguousarray(images[chosen].permute(0, 2, 3, 1).numpy())
     write_atomically(cell.file(setup.out, "npz"), lambda path: np.savez_compressed(path, **kept))
@@ -579,8 +598,9 @@ def evaluate_cell(
         **asdict(cell),
         **asdict(scores),
         **within,
-        **real,
-        "extractor": title_of_extractor(extractor),
+        **{f"second_{name}": getattr(second, name) for name in ("frechet", "precision", "recall")},
+        **bench.floors(trial.test, trial.images, cell.seed),
+        **titles(bench.extractors),
         "sampling_seconds": round(seconds, 2),
     }
     write_json(cell.file(setup.out), record)

@@ -34,6 +34,7 @@ class Cost:
         kept: Bytes a process for weights, gradients, moments and averages.
         activations: Bytes a process that the network keeps for its gradient.
         read: Bytes of data of a step over all processes.
+        bf16: Whether activations are counted in bfloat16, and not in float32.
     """
 
     parameters: int
@@ -41,6 +42,7 @@ class Cost:
     kept: float
     activations: float
     read: float
+    bf16: bool = False
 
     @property
     def memory(self) -> float:
@@ -52,10 +54,12 @@ class Cost:
         """Say it in words."""
         seconds = self.operations / (H100 * SHARE)
         memory = f"{self.kept / 1e6:,.4g} MB a process for weights, gradients, moments and averages"
+        kind = "bfloat16" if self.bf16 else "float32"
         fits = "fits into" if self.memory <= MEMORY else "is more than"
         return (
             f"{self.parameters:,} parameters; {self.operations / 1e9:,.4g} GFLOP a step; {memory}, "
-            f"{self.activations / 1e6:,.4g} MB for activations, which {fits} the {MEMORY / 1e9:.0f} GB of an H100; "
+            f"{self.activations / 1e6:,.4g} MB for activations in {kind}, which {fits} the "
+            f"{MEMORY / 1e9:.0f} GB of an H100; "
             f"{self.read / 1e6:,.4g} MB of data a step. One H100, at {SHARE:.0%} of its {H100 / 1e12:.0f} TFLOP/s in bf16, "
             f"takes {seconds * 1e3:,.3g} ms a step and reads {self.read / seconds / 1e6:,.3g} MB/s"
         )
@@ -81,8 +85,9 @@ def cost(
     """
     network: Any = copy.deepcopy(getattr(predictor, "network", predictor)).to("meta").train()
     takes = inspect.signature(network.forward).parameters
-    first = getattr(network, "inputs", None) or getattr(network, "shape", shape)[0]
-    x, t = torch.zeros(_COUNTED, first, *shape[1:], device="meta"), torch.zeros(_COUNTED, device="meta")
+    inputs = getattr(network, "inputs", None)  # of networks that read any height and width
+    reads = getattr(network, "shape", shape) if inputs is None else (inputs, *shape[1:])
+    x, t = torch.zeros(_COUNTED, *reads, device="meta"), torch.zeros(_COUNTED, device="meta")
     told = {"end": t} if "end" in takes and getattr(network, "embed_gap", None) is not None else {}
     own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     kept: dict[int, int] = {}
@@ -108,4 +113,5 @@ def cost(
         4 * _KEPT * parameters / sharded,
         sum(kept.values()) / _COUNTED * at_once / (2 if bf16 else 1),
         float(bytes_of_example * config.batch_size),
+        bf16,
     )

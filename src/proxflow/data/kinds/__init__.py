@@ -39,10 +39,15 @@ def kind_of_source(source: str, name: str | None = None) -> type[Kind]:
         if kind.takes(source):
             return kind
         told.append(kind.sources)
+    told = list(dict.fromkeys(told))
     if os.path.isdir(source):
         raise DataError(
             f"the folder {source} holds no pictures, nor other data that are known: expected {'; '.join(told)}"
         )
     if os.path.exists(source):
-        raise DataError(f"no kind of data reads such a file as {source}: expected {'; '.join(told)}")
+        ending = os.path.splitext(source)[1] or "without an ending"
+        raise DataError(
+            f"{source}: no kind of data is known by the ending of this file, {ending}: name it .txt if it is text, .csv if "
+            "it is a table of cells between commas, .npy or .npz if it holds arrays; or say with --kind what it is"
+        )
     raise DataError(f"no training data {source!r}: expected {'; '.join(told)}")

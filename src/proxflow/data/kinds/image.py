@@ -287,6 +287,15 @@ class Binary(Image):
             source, held_out=held_out, seed=seed, size=size, exclude=exclude, workers=workers, **settings
         )
         kept = found.held_out
+        if found.kind.shape[0] != 1:
+            raise ArgumentError(
+                f"{source}: binary images are black and white, and these are in colour: leave --kind out"
+            )
+        if isinstance(found.train, Examples) and (brightest := int(found.train.x.max())) < 128:
+            raise ArgumentError(
+                f"{source}: its brightest pixel has the level {brightest} of 255, so that hardly one would be drawn white: "
+                "scale the images to 0 (black) and 255 (white)"
+            )
         if not (isinstance(found.train, Examples) and (kept is None or isinstance(kept, Examples))):
             raise ArgumentError(
                 f"{source}: binary images are drawn from images in memory: prepare smaller ones, and leave --workers out"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -56,6 +56,7 @@ class Column:
         decimals: Digits behind the point of numbers; −1 for as many as a number needs. Of dates, digits of the
             day's fraction that are written: 0 for dates alone, 1 for times of day, which are seconds.
         trimmed: Whether zeros at the end of the decimals are left out, as 23 and 21.6 stand in one column.
+        width: Characters of whole numbers that all have as many, with zeros before, as postcodes; 0 for others.
         least: The least number in training.
         most: The largest.
         mean: Mean of the numbers.
@@ -73,6 +74,7 @@ class Column:
     missing: str | None = None
     decimals: int = -1
     trimmed: bool = False
+    width: int = 0
     least: float = 0.0
     most: float = 0.0
     mean: float = 0.0
@@ -82,7 +84,7 @@ class Column:
 
     def __post_init__(self) -> None:
         numbers = (self.least, self.most, self.mean, self.std, *self.knots)
-        ordered = self.least <= self.most and self.std > 0 and self.step >= 1 and self.decimals <= 30
+        ordered = self.least <= self.most and self.std > 0 and self.step >= 1 and self.decimals <= 30 >= self.width >= 0
         if not ordered or not all(map(math.isfinite, numbers)):
             raise ArgumentError(
                 f"column {self.name!r:.80}: its range, mean and standard deviation are not those of numbers"
@@ -154,7 +156,7 @@ class Column:
             return moment.date().isoformat() if self.decimals == 0 else moment.isoformat(" ")
         if self.decimals < 0:
             return repr(x)
-        shown = f"{x + 0.0:.{self.decimals}f}"  # no −0
+        shown = f"{x + 0.0:0{self.width}.{self.decimals}f}"  # no −0
         return shown.rstrip("0").rstrip(".") if self.trimmed and self.decimals else shown
 
     def value(self, x: float) -> Any:
@@ -166,6 +168,8 @@ class Column:
             return None
         if self.role == "date":
             return datetime.fromisoformat(text).date() if self.decimals == 0 else datetime.fromisoformat(text)
+        if self.width:
+            return text
         return int(x) if self.role == "integer" and self.decimals <= 0 else float(text)
 
     def stored(self, cell: str) -> float | None:
@@ -483,7 +487,7 @@ class Table(Kind):
                 write_parquet(temporary, names, made)
                 return
             with temporary.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
+                writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(names)
                 writer.writerows([c.text(x) for c, x in zip(self.columns, row, strict=True)] for row in rows)
 
@@ -501,7 +505,8 @@ class Table(Kind):
 
         def put(temporary: Path) -> None:
             with temporary.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([cells.names, *zip(*columns, strict=True)])
+                lines = csv.writer(file, lineterminator=cells.newline)
+                lines.writerows([cells.names, *zip(*columns, strict=True)])
 
         write_atomically(path, put)
 
@@ -518,7 +523,13 @@ def _without(cells: Cells, ignore: Sequence[str]) -> Cells:
     """Return cells without the named columns."""
     _known(cells, ignore)
     kept = [k for k, name in enumerate(cells.names) if name not in ignore]
-    return Cells(cells.path, tuple(cells.names[k] for k in kept), tuple(cells.columns[k] for k in kept), cells.lines)
+    return Cells(
+        cells.path,
+        tuple(cells.names[k] for k in kept),
+        tuple(cells.columns[k] for k in kept),
+        cells.lines,
+        cells.newline,
+    )
 
 
 def _known(cells: Cells, names: Sequence[str]) -> None:
@@ -573,19 +584,41 @@ def _found(cells: Cells, k: int, as_categories: bool) -> Column:
         whole = all(value is not None and value == round(value) for value in values.values())
         if whole and len(counts) <= FEW_VALUES and 2 * len(counts) <= len(present):
             return _category(where, name, counts, missing, len(present))
-        plain = all("e" not in text.lower() for text in counts)
-        digits = {len(text.partition(".")[2]) for text in counts} if plain else {-1}
+        digits = {_decimals(text) for text in counts}
         return Column(
             name,
             "integer" if whole else "number",
             missing=missing,
-            decimals=min(max(digits), 17),
+            decimals=max(digits) if max(digits) <= _MOST_DECIMALS else -1,
             trimmed=len(digits) > 1,
+            width=_padded(counts) if whole else 0,
         )
-    days = [_days(text) for text in counts]
-    if None not in days:
+    days = {text: _days(text) for text in counts}
+    dates = sum(counts[text] for text, day in days.items() if day is not None)
+    if dates == len(present):
         return Column(name, "date", missing=missing, decimals=int(any(len(text) > 10 for text in counts)))
+    if 2 * dates >= len(present):
+        row, text = next((row, text) for row, text in present if days[text] is None)
+        raise DataError(
+            f"{cells.place(row, k)}: {text!r:.40} is no date, as {dates} other cells of the column are, written as "
+            f"2024-12-31 or 2024-12-31 23:59:59: correct it, or take them all as categories, --categories {name}"
+        )
     return _category(where, name, counts, missing, len(present))
+
+
+_MOST_DECIMALS = 17
+
+
+def _decimals(text: str) -> int:
+    """Return how many digits a number's text has behind the point, written out in full."""
+    front, _, exponent = text.lower().partition("e")
+    return max(0, len(front.partition(".")[2]) - int(exponent or 0))
+
+
+def _padded(texts: Iterable[str]) -> int:
+    """Return the length of whole numbers that all have as many characters, where one has zeros before it; else 0."""
+    lengths = {len(text) for text in texts}
+    return lengths.pop() if len(lengths) == 1 and any(text[0] == "0" and len(text) > 1 for text in texts) else 0
 
 
 def _category(where: str, name: str, counts: Counter[str], missing: str | None, rows: int) -> Column:
@@ -593,7 +626,8 @@ def _category(where: str, name: str, counts: Counter[str], missing: str | None, 
     if number > MOST_CATEGORIES or (number > _FEW and 2 * number > rows):
         raise DataError(
             f"{where} has {number} different texts in {rows} rows, too many to learn as categories (at most "
-            f"{MOST_CATEGORIES}, and half as many as rows): leave it out, --ignore {name}"
+            f"{MOST_CATEGORIES}, and half as many as rows): write numbers as 1000.5 and dates as 2024-12-31, or leave it "
+            f"out, --ignore {name}"
         )
     ordered = sorted(counts, key=lambda text: (number_in(text) is None, number_in(text) or 0.0, text))
     return Column(name, "category", tuple(ordered), missing)

@@ -139,9 +139,10 @@ class Text(Kind):
         tokenizer, vocabulary = "", tuple[str, ...]()
         if known == "bytes":
             parts = [read_bytes(file) for file in files] if files else [load_bible().encode()]
-            every = torch.frombuffer(bytearray(b"\n\n".join(parts)), dtype=torch.uint8)
+            every, lost = torch.frombuffer(bytearray(b"\n\n".join(parts)), dtype=torch.uint8), 0
         else:
             text = "\n\n".join(map(read_text, files)) if files else load_bible()
+            lost = sum(c.isalpha() and not c.isascii() for c in text) if known == "letters" else 0
             text = letters(text) if known == "letters" else text
             if known == "tokenizer":
                 tokenizer = _tokenizer_file(Path(tokens))
@@ -168,11 +169,12 @@ class Text(Kind):
                 else f"held out: the last {held_out:.3g} of each of {stretches} equal parts, {len(kept)} windows"
             )
         )
+        notes = (note, f"{source}: {lost:,} letters that are none of a to z became spaces") if lost else (note,)
         asked = {"source": source, "held_out": held_out, "context": context, "tokens": tokens}
         record = {**asked, "length": len(every), "documents": len(files) or 1, "stretches": stretches}
         return Loaded(
             kind, Examples(train), None if kept is None else Examples(kept),
-            f"{len(train)} windows of {context} {kind.unit}", (note,), record,
+            f"{len(train)} windows of {context} {kind.unit}", notes, record,
         )  # fmt: skip
 
     @property

@@ -242,17 +242,22 @@ def _read_csv(path: Path) -> tuple[np.ndarray[Any, np.dtype[np.float64]], tuple[
                 for k, value in enumerate(row):
                     if value is None or not math.isfinite(value):
                         wrong = "is empty" if not fields[k].strip() else f"has {fields[k].strip()!r:.40}"
+                        tables = "" if columns else "; a table of more than numbers has a line of names above its rows"
                         raise DataError(
                             f"{path}: line {lines.line_num}, {_called(k, columns)}, {wrong}; expected a finite number, and "
-                            "commas between the columns"
+                            f"commas between the columns{tables}"
                         )
                 rows.append([value for value in row if value is not None])
     except FileNotFoundError as error:
         raise DataError(f"{path}: does not exist; expected a text file of numbers between commas") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: is no UTF-8 text (there is a byte {error.object[error.start]:#04x}): save it as UTF-8"
+        ) from error
+    except (OSError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error}); expected a text file of numbers between commas") from error
     if not rows:
-        raise DataError(f"{path}: holds no rows; expected lines of numbers between commas")
+        raise DataError(f"{path}: holds no rows; expected lines of numbers, or of a table's cells, between commas")
     return np.array(rows, np.float64), columns
 
 

@@ -203,6 +203,7 @@ def block(runs: Sequence[Record]) -> str:
             Paragraph(scoreboard.summary(run)),
             Paragraph(f"At {board.nfes[-1]} network evaluations:"),
             quality_table(run, board.nfes[-1]),
+            *scoreboard.on_second(run, board, "Guidance"),
             Paragraph("What was asked, with the setting that is best at its number of evaluations:"),
             *outcome(run),
         ]
@@ -227,6 +228,7 @@ def pages(out: Path, results: Record, device: torch.device) -> list[Block]:
         blocks += [Heading(2, f"At {nfe} network evaluations"), quality_table(results, nfe)]
     return [
         *blocks,
+        *scoreboard.on_second(results, board, "Guidance"),
         Heading(2, "Samples"),
         _digits(out, results),
         Heading(2, "How to read this"),

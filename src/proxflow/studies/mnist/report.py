@@ -289,6 +289,7 @@ def pages(out: Path, results: Record, device: torch.device) -> list[Block]:
         Heading(2, "Fréchet distance against evaluations"),
         _chart(out, board, dataset),
         scoreboard.frechet_table(board),
+        *scoreboard.on_second(results, board),
         Heading(2, "Samples"),
         _samples(out, board, seed),
         *_grids(out, board, seed),
