@@ -5,6 +5,7 @@ import re
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from proxflow.data.kinds.table import Table
 from proxflow.data.kinds.text import Text
 from proxflow.errors import ArgumentError, MissingPackageError, OutputError
 from proxflow.models.onnx import CLOSE, KEY, checksum, export_onnx
+from proxflow.predictors import reads_guidance
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
@@ -52,6 +54,8 @@ def test_every_shipped_model_predicts_by_onnxruntime_what_it_does_by_torch(tmp_p
     if model.classes:
         condition = torch.tensor([0, 9, -1, 3, -1, 7, 7])
         given["label"] = condition.numpy()
+    if reads_guidance(model.predictor):
+        given["guidance"] = np.full((7, 3), np.nan, np.float32)  # none
     (found,) = session(path).run(["target_mean"], given)
     with torch.no_grad():
         belief = proxflow.DiagonalGaussian(mean, 1.0)

@@ -68,7 +68,7 @@ def test_every_setting_has_its_cells(finished):
         (CONDITIONAL, 1.0, every, "linear", None, fast),
         *((CONDITIONAL, 2.0, times, "linear", None, sampler) for times in (every, some) for sampler in (fast, slow)),
         *((CONDITIONAL, 2.0, times, "projected", None, fast) for times in (every, some)),
-        (CONDITIONAL, 2.0, every, "linear", WEAK, fast),
+        *((CONDITIONAL, 2.0, every, "linear", WEAK, sampler) for sampler in (fast, slow)),
     }
     assert len(cells) == 2 * len(settings)
     assert len({GuidedCell(**{k: c[k] for k in ("flow", "sampler", "nfe", "seed", "weight", "rule", "weak")},
