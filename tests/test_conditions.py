@@ -369,7 +369,7 @@ def test_guidance_that_a_model_cannot_give_is_refused():
     with pytest.raises(ArgumentError, match="learnt guidance of weight"):
         fixed.sample(2, condition=labels, guidance=2.0)
     for settings, said in (
-        ({"guidance": torch.tensor([1.0, 2.0])}, "one number for all samples, got Tensor"),
+        ({"guidance": torch.tensor([1.0, 2.0])}, "must be one number for all samples, got Tensor"),
         (
             {"guidance": 2.0, "weak": taught.predictor},
             "weak is a model, as proxflow.load returns it, got PointPredictor",

@@ -290,7 +290,6 @@ def test_examples_take_arrays():
         ({"number": 2.5}, "number of samples, .* must be whole numbers"),
         ({"number": "3"}, "number of samples, .* must be whole numbers"),
         ({"nfe": 2.5}, "number of network evaluations must be a whole number of at least 1, got 2.5"),
-        ({"nfe": None}, "number of network evaluations must be a whole number of at least 1, got None"),
         ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
         ({"seed": None}, "seed must be a whole number, got None"),
         ({"start": [[0.0, 0.0]] * 3}, "start has the shape of the samples, .* got list"),

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -205,8 +206,10 @@ class Model:
                 that reads guidance, what it was not taught.
         """
         chosen = spec.parse("guidance", rule) if isinstance(rule, str) else rule
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise ArgumentError(f"the weight of guidance is one number for all samples, got {type(weight).__name__}")
+        if isinstance(weight, bool) or not isinstance(weight, Real):
+            raise ArgumentError(
+                f"the weight of guidance must be one number for all samples, got {type(weight).__name__}"
+            )
         if weak is not None and not isinstance(weak, Model):
             raise ArgumentError(f"weak is a model, as proxflow.load returns it, got {type(weak).__name__}")
         if weak is not None and weak.classes and self.classes and weak.classes != self.classes:
