@@ -38,7 +38,7 @@ def cells_of(preset: GuidancePreset) -> list[Cell]:
         ways += [
             partial(GuidedCell, CONDITIONAL, sampler, weight=weight, weak=WEAK)
             for weight in preset.weights
-            for sampler in preset.samplers
+            for sampler in preset.rules["linear"]
         ]
     return [way(nfe=nfe, seed=seed) for seed in preset.seeds for way in ways for nfe in preset.nfes]
 
