@@ -81,8 +81,8 @@ class GuidanceOptions:
         guidance: How far predictions are led toward the class: 1 not at all; at 2 samples are clearer and less varied.
         guidance_interval: First and last time at which they are, in [0, 1]; 0 is all noise. In the middle alone it costs
             less and keeps more variety.
-        guidance_rule: How they are led: linear, zero-star or projected, "proxflow list guidance" says what each does; with
-            settings as projected:eta=0,cap=15.
+        guidance_rule: How they are led: linear, zero-star or projected; "proxflow list guidance" says what each does. With
+            settings: projected:eta=0,cap=15.
         weak: A worse model of the same flow, by name or folder, to be led away from, in place of the prediction without a
             class; with it, --guidance also serves models without classes.
     """
