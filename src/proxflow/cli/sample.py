@@ -137,12 +137,12 @@ def run(options: Sample, device: torch.device) -> None:
     options.guidance.check()
     model = models.load(options.named, device)
     steps = steps_of(model, options.named, options.steps)
-    model, length = _told(options, model)
     labels = _labels(options, model)
     if labels is None and model.classes and model.provenance.get("drop") == 0:
         raise ArgumentError(
             "this model was trained with --drop 0 and never without a class: name one or all of them by --class"
         )
+    model, length = _told(options, model)
     table = model.data if isinstance(model.data, Table) and model.data.target else None
     if table is not None and labels is None:
         labels = table.drawn_labels(options.n, options.seed)
