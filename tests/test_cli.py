@@ -401,6 +401,11 @@ def test_out_of_memory_says_what_to_lower(run, model, tmp_path, monkeypatch, err
     assert refused(result, "lower --batch-size, now 64", status=1)
 
 
+def test_classes_are_named_behind_one_option(run, model, no_work):
+    result = run("sample", model, "--class", 3, "--class", 7)
+    assert refused(result, "--class is given twice", "--class 3 7")
+
+
 def test_a_disk_that_is_full_is_no_traceback(run, model, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise SafetensorError("I/O error: No space left on device")

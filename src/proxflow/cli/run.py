@@ -102,7 +102,10 @@ def _parse(words: list[str]) -> Any:
         )
     )
     union: Any = Union[kinds]  # noqa: UP007
-    return tyro.cli(union, prog="proxflow", description=_DESCRIPTION, args=words)
+    options = tyro.cli(union, prog="proxflow", description=_DESCRIPTION, args=words)
+    if words.count("--class") > 1:  # of other options the last counts, as everywhere
+        raise ArgumentError("--class is given twice: name all classes behind one, as --class 3 7")
+    return options
 
 
 def _first_line(kind: type[Any]) -> str:
