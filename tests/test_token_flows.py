@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from proxflow import (
     GPFN,
+    Categorical,
     CategoricalEndpoints,
     DiscreteBFN,
     FisherRao,
@@ -26,7 +27,8 @@ from proxflow._math import class_cross_entropy, squared_gap
 from proxflow.data.kinds.text import Text
 from proxflow.divergences import Divergence
 from proxflow.errors import ArgumentError
-from proxflow.likelihood.classes import _fisher_level, _fisher_time, _survival
+from proxflow.likelihood.channel import _arc_cost
+from proxflow.likelihood.classes import _arc, _arc_time, _least_scale
 from proxflow.paths import Linear, QuarterCosine
 from proxflow.predictors.exact import ExactClasses
 from proxflow.random import gumbel_max
@@ -69,7 +71,7 @@ def test_bounds_of_several_tokens_are_the_entropy_or_above_it(name):
     assert found.standard_error < 0.06
     if name == "masked-early":  # the last tokens are drawn independently of each other
         assert found.mean > entropy + 0.05
-    elif name != "fisher-rao":  # whose bound is larger by what the others' candidates would tell
+    else:
         assert found.mean < entropy + 4 * found.standard_error
 
 
@@ -85,6 +87,23 @@ def test_bounds_hold_for_wrong_predictions(name):
     assert found.mean > truth - 4 * found.standard_error
 
 
+@pytest.mark.parametrize("name", FLOWS)
+def test_bounds_of_any_predictions_are_lengths_of_a_code(name):
+    # Of all events exp(−bound) sums to 1 at most, also for a network that confuses the tokens and is too sure of itself.
+    events = torch.tensor(list(itertools.product(range(K), repeat=2)))
+    flow, probs = FLOWS[name], torch.linspace(1, 4, K * K, dtype=torch.float64)
+    exact = ExactClasses(flow, events, probs / probs.sum())
+
+    def predict(belief, t):
+        return Categorical(2 * exact(belief, t).log_probs.clamp_min(-6).roll(1, dims=-2))
+
+    with torch.no_grad():
+        nats = class_bound(predict, flow, events.repeat(800, 1), torch.Generator().manual_seed(1), draws=8)
+    each = nats.reshape(800, len(events))
+    share = (-each.mean(0)).exp()
+    assert float(share.sum()) < 1 + 4 * float((share * each.std(0)).norm()) / math.sqrt(800)
+
+
 def test_other_flows_have_no_bound():
     with pytest.raises(ArgumentError, match="class_bound knows"):
         class_bound(lambda b, t: b, GPFN(), EVENTS, torch.Generator())
@@ -92,30 +111,63 @@ def test_other_flows_have_no_bound():
         class_bound(lambda b, t: b, Masked(K), EVENTS, torch.Generator(), draws=0)
 
 
-@pytest.mark.parametrize("n", [1, 3, 26])
-def test_levels_of_fisher_rao_beliefs_have_the_law_of_the_flow(n):
-    # Drawn by hidden level, θ_x has the flow's own distribution function, and levels rise with time.
-    c, generator = torch.tensor(0.8, dtype=torch.float64), torch.Generator().manual_seed(0)
-    quantile = torch.rand(20_000, generator=generator, dtype=torch.float64)
-    level, rise = _fisher_level(c.expand(20_000), quantile, n)
-    share = torch.distributions.Beta(1.0, float(n)).sample((20_000,)).double()
-    theta = level + (1 - level) * share
-    angle = torch.acos(theta.sqrt()).sort().values
-    exact = torch.sin((angle / c).clamp(max=math.pi / 2)) ** (2 * n)  # P(θ_x ≥ cos² angle)
-    assert (exact - torch.linspace(0, 1, 20_000)).abs().max() < 0.02
-    assert bool((rise >= 0).all())
-    later, _ = _fisher_level((c - 1e-4).expand(20_000), quantile, n)
-    assert torch.allclose((later - level) / 1e-4, rise, rtol=5e-3, atol=5e-3)
-    phi = torch.linspace(0.01, 1.56, 50, dtype=torch.float64)
-    assert bool((_survival(phi, c, n).diff() > 0).all())
+def test_the_bound_of_exact_predictions_is_the_entropy_by_quadrature():
+    # One token of three classes: an angle φ₀ from √θ₀ to e_x, of density 4 cos φ₀ sin³ φ₀, the share of the others, and c.
+    law = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+
+    def middles(low, high, number):
+        return low + (high - low) * (torch.arange(number, dtype=torch.float64) + 0.5) / number
+
+    phi, share = (a.flatten() for a in torch.meshgrid(middles(0, math.pi / 2, 80), middles(0, 1, 50), indexing="ij"))
+    density, far = 4 * phi.cos() * phi.sin() ** 3 * (math.pi / 2), phi.sin().square()
+    total = 0.0
+    for x in range(3):
+        start = torch.stack([phi.cos().square(), far * share, far * (1 - share)], dim=1).roll(x, dims=1)[:, None]
+        for c in middles(0.5, 1, 50):
+            logits, cost = _arc(start, torch.full((len(start), 1), x), c)
+            angle = torch.acos((logits / 2).exp().clamp(max=1))  # q(θ|k) ∝ the density of φ/c over that of φ
+            back = (angle / c).clamp(max=math.pi / 2)
+            likelihood = back.cos() * back.sin() ** 3 / (angle.cos() * angle.sin() ** 3)
+            total += float(law[x] * (cost((likelihood * law).log())[:, 0] * density).mean()) / 100
+    assert abs(total + float((law * law.log()).sum())) < 2e-3
 
 
-def test_times_of_fisher_rao_have_the_slope_that_they_say():
+def test_two_classes_cost_what_the_arc_does():
+    generator = torch.Generator().manual_seed(0)
+    start = torch.rand(500, 3, 2, generator=generator, dtype=torch.float64).log().neg()
+    start, x = start / start.sum(-1, keepdim=True), torch.randint(2, (500, 3), generator=generator)
+    predicted = 3 * torch.randn(500, 3, 2, generator=generator, dtype=torch.float64)
+    toward = 2 * x - 1
+    for c in torch.tensor([0.95, 0.8, 0.6], dtype=torch.float64):
+        logits, cost = _arc(start, x, c)
+        own, odds = (toward * (a[..., 1] - a[..., 0]) for a in (logits, predicted))
+        ratio = (1 - c) / c  # ρ, of which the other is a rate as by q: dq/(1 − q) of it is dc of this one
+        by_c = math.pi * (math.pi / 2 * ratio).tan() / c.square()
+        want = _arc_cost(own, odds, ratio) * by_c
+        torch.testing.assert_close(cost(predicted), want, rtol=1e-7, atol=1e-9)
+
+
+def test_the_scale_is_the_least_that_makes_a_proper_score():
+    generator = torch.Generator().manual_seed(0)
+    f, g = torch.randn(2, 50, 6, generator=generator, dtype=torch.float64)
+    weight = torch.rand(50, 6, generator=generator, dtype=torch.float64)
+    weight[:, 0] = torch.where(torch.arange(50) % 2 == 0, 0.0, weight[:, 0])  # a class that is ruled out
+    scale = _least_scale(f, g, weight)
+    for k in range(50):
+        alive = weight[k] > 0
+        plane = torch.linalg.svd(torch.ones(1, int(alive.sum()), dtype=torch.float64)).Vh[1:]  # sums to 0
+        form = torch.outer(f[k][alive], g[k][alive])
+        diagonal, form = (plane @ a @ plane.mT for a in (torch.diag(weight[k][alive]), (form + form.mT) / 2))
+        root = torch.linalg.inv(torch.linalg.cholesky(diagonal))
+        assert scale[k] == pytest.approx(max(1.0, float(torch.linalg.eigvalsh(root @ form @ root.mT)[-1])), rel=1e-9)
+
+
+@pytest.mark.parametrize("classes", [2, 5, 27])
+def test_times_of_fisher_rao_have_the_slope_that_they_say(classes):
     share = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
-    fraction, slope = _fisher_time(share, 26)
-    moved, _ = _fisher_time(share - 1e-7, 26)
-    assert torch.allclose((moved - fraction) / 1e-7, slope, rtol=1e-4)
-    assert bool((fraction.diff() < 0).all())
+    c, slope = _arc_time(share, classes)
+    moved, _ = _arc_time(share + 1e-7, classes)
+    assert torch.allclose((moved - c) / 1e-7, slope, rtol=1e-4)
 
 
 # Sampling -------------------------------------------------------------------------------------------------------------

@@ -19,21 +19,34 @@ processes is
 With exact predictions its mean is the entropy. Of two classes it is the erasure channel of
 :mod:`proxflow.likelihood.channel`.
 
-**The Fisher–Rao flow.** With φ the angle from √θ to e_k, and φ/c before the step, c = 1 − τ, a belief has the
-likelihood G(θ_k) ∝ cos(φ/c) sin^{2K−3}(φ/c) / (cos φ sin^{2K−3} φ), which rises with θ_k. So it is a mixture of the
-linear flow's beliefs: uniform on {θ_x ≥ s} for a hidden s, whose law has the survival function sin^{2K−3} φ₀ (sin φ₀
-− cos φ₀ tan(cφ₀)/c) at s = cos²(cφ₀). At a fixed quantile s grows as c falls. The process that moves each coordinate
-along its quantile has the flow's marginals, and the linear flow's bound holds for it. Its candidates know more than
-the belief that a network reads; of this each coordinate's own prediction is told here. So with exact predictions it
-is the entropy for one coordinate, and for several it is larger by what the others' candidates would have told.
+**The Fisher–Rao flow.** Let q(θ|k) be the law of a coordinate's belief, u_k its velocity toward e_k, s_k = ∇ log q(θ|k), and
+let a bar be the mean over what is known of the class from all beliefs. The equations of continuity of q and of its mean over
+the data, and an integration by parts, give the rate at which KL(q(·|x) ‖ mean) grows,
 
-All costs are functions of the belief and of what the process knows, so each is a bound whatever the network says.
+    E Σ_i (u_x − ū)·(s_x − s̄) = E Σ_i (e_x − p)ᵀ M (e_x − p),   M_kl = u_k·s_l,
+
+where p are the marginals of the posterior, which a network predicts. With φ_k the angle from √θ to e_k, c = 1 − τ the
+factor by which it has shrunk, and −c for the time, u_k = a_k (e_k − θ) and s_l = h_l e_l with
+
+    a_k = 2 (φ_k/c) cot φ_k,   h_k = ∂ log G(θ_k)/∂θ_k,   G = cos(φ/c) sin^{2K−3}(φ/c) / (cos φ sin^{2K−3} φ).
+
+Where M is positive on differences of laws, the cost (e_x − ê)ᵀ M (e_x − ê) is a proper score, least on average at ê = p. For
+about a belief in a thousand it is not; there its diagonal part a_k h_k is multiplied by the least number κ that makes it so.
+Then for every law of the data the mean of
+
+    L(x) = ∫_{1/2}^1 dc E Σ_i [κ Σ_k a_k h_k δ_k² − (Σ_k a_k δ_k)(Σ_k h_k θ_k δ_k)],   δ = e_x − ê,
+
+is at least the entropy. With the law ∝ exp(−L) this says Σ_x exp(−L(x)) ≤ 1, so that L(x) is a bound of −log p(x) of the
+model p ∝ exp(−L), whatever the network says. With exact predictions its mean is the entropy, but for κ, which adds less
+than a hundredth. Of two classes it is the arc of :mod:`proxflow.likelihood.channel`.
+
+The costs of the other flows are functions of the belief and of what the process knows: bounds whatever the network says.
 """
 
 from __future__ import annotations
 
 import math
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,10 +63,10 @@ from proxflow.likelihood.channel import draw_uncertain, two_class_bound
 from proxflow.random import Generator, rand
 
 _FARTHEST_CONTEXT = 10.0
-"""As in :mod:`proxflow.likelihood.channel`: how far, in nats, a prediction's odds may be moved by the likelihood."""
+"""As in :mod:`proxflow.likelihood.channel`: how far, in nats, predicted odds may differ from those of the own belief."""
 
-_CELLS, _QUANTILES = 512, 256
-"""Size of the table by which times of the Fisher–Rao flow are drawn, and quantiles that it is made of."""
+_LEAST_ANGLE = 1e-6
+"""Angles nearer to either end are moved there, where formulas would lose their digits."""
 
 
 def class_bound(
@@ -68,7 +81,7 @@ def class_bound(
     """Estimate an upper bound of −log p(x) of a flow of classes, in nats per example, by Monte Carlo.
 
     Bits per token are ``Nats(values, tokens).bits_per_dimension``. With exact predictions the mean over the data is their
-    entropy; for Fisher–Rao of more than two classes it is so for events of one coordinate, and larger for others.
+    entropy; for Fisher–Rao of more than two classes it may be larger by less than a hundredth.
 
     Args:
         predict: Function of a belief and times (batch,) that returns the predicted classes.
@@ -142,82 +155,94 @@ def _simplex_cost(predict: Predict, flow: GPFN, x: Tensor, generator: Generator,
     """Return the integrand of the bound at a time for each example, over the density of the time."""
     classes: int = flow.endpoints.classes  # type: ignore[attr-defined]
     share, density = draw_uncertain(uniform)
-    fisher = isinstance(flow.divergence, FisherRao)
-    if fisher:
-        fraction, slope = _fisher_time(share, classes - 1)
-        quantile = rand(x.shape, generator, torch.float64, x.device)
-        level, rise = _fisher_level(over_events(1 - fraction, quantile).expand(x.shape), quantile, classes - 1)
-        rate = rise / (1 - level).square() * over_events(slope, level)  # of ρ = s/(1 − s), by the share
+    start = rand(torch.Size([*x.shape, classes]), generator, torch.float64, x.device).log().neg()
+    start = start / start.sum(-1, keepdim=True)
+    if isinstance(flow.divergence, FisherRao):
+        left, slope = _arc_time(share, classes)
+        logits, cost = _arc(start, x, over_events(left, start))
+        fraction = 1 - left
     else:
+        slope = share ** (1 / (classes - 1) - 1) / (classes - 1)
         ratio = 1 - share ** (1 / (classes - 1))
+        logits, cost = _erased(start, x, over_events(ratio, start))
         fraction = ratio / (1 + ratio)
-        level = over_events(fraction, x.double()).expand(x.shape)
-        rate = over_events(share ** (1 / (classes - 1) - 1) / (classes - 1), level)
-    ratio = (level / (1 - level))[..., None]
-    own = x[..., None]
-    theta = rand(torch.Size([*x.shape, classes]), generator, torch.float64, x.device).log().neg()
-    over = theta / theta.sum(-1, keepdim=True) - ratio
-    over = over.scatter_add(-1, own, ratio)  # θ/(1 − s) − ρ
-    alive = (over >= 0).scatter(-1, own, True)
-    belief = Categorical(((over + ratio) * (1 - level[..., None])).log())
     t = flow.schedule.time_of(fraction)
-    logits = predict(belief.map(Tensor.float), t.float()).logits.double()
-    if fisher:
-        logits = logits - _fisher_log_likelihood(belief.logits, over_events(1 - fraction, belief.logits), classes)
-    predicted = logits.masked_fill(~alive, -torch.inf).softmax(-1)
+    predicted = predict(Categorical(logits.float()), t.float()).logits.double()
+    return sum_events(cost(predicted)) * slope / density
+
+
+_Cost = Callable[[Tensor], Tensor]
+"""From logits of predictions, (batch, *event, K), to the cost of each coordinate, (batch, *event), in nats."""
+
+
+def _erased(start: Tensor, x: Tensor, ratio: Tensor) -> tuple[Tensor, _Cost]:
+    """Return log θ of the linear flow's beliefs from θ₀ at ρ, (batch, *event, K), and what predictions of them cost."""
+    own = x[..., None]
+    over = (start - ratio).scatter_add(-1, own, ratio.expand(own.shape))  # θ/(1 − τ) − ρ
+    alive = (over >= 0).scatter(-1, own, True)
     others = alive.scatter(-1, own, False)
-    missed = torch.where(others, -torch.log1p(-predicted.clamp(max=1 - 1e-15)), 0).sum(-1)
     hazard = others.sum(-1) / torch.where(alive, over, 0).sum(-1).clamp_min(torch.finfo(torch.float64).tiny)
-    return sum_events(rate * hazard * missed) / density
+
+    def cost(logits: Tensor) -> Tensor:
+        predicted = logits.masked_fill(~alive, -torch.inf).softmax(-1)
+        return hazard * torch.where(others, -torch.log1p(-predicted.clamp(max=1 - 1e-15)), 0).sum(-1)
+
+    return ((over + ratio) / (1 + ratio)).log(), cost
 
 
-def _survival(phi: Tensor, c: Tensor, n: int) -> Tensor:
-    """Return P(s ≥ cos²(cφ₀)) of the hidden level of a Fisher–Rao belief of n + 1 classes."""
-    return phi.sin() ** (2 * n - 1) * (phi.sin() - phi.cos() * (c * phi).tan() / c)
+def _arc_time(share: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Return c = 1 − τ where about a share of the wrong classes is left on the Fisher–Rao flow, and dc/d(share).
+
+    Exact for two classes. Others only make the estimate scatter more where it is not.
+    """
+
+    def of(c: Tensor) -> tuple[Tensor, Tensor]:
+        return math.pi / 2 * (1 / c - 1), torch.tan(math.pi / 2 * (1 - c))
+
+    def left(c: Tensor) -> Tensor:
+        angle, reached = of(c)
+        return angle.cos().square() * (1 - reached.square()).clamp_min(0) ** (classes - 2)
+
+    c = bisect(left, share, 0.5, 1.0)
+    angle, reached = of(c)
+    by_reached = 2 * (classes - 2) * reached * (1 + reached.square()) / (1 - reached.square())
+    return c, 1 / (math.pi / 2 * share * (2 * angle.tan() / c.square() + by_reached))
 
 
-def _fisher_level(c: Tensor, quantile: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Return the level s at a quantile of its survival function, and −∂s/∂c there, float64."""
-    phi = bisect(lambda p: _survival(p, c, n), quantile, 0.0, math.pi / 2)
-    sine, cosine, tangent = phi.sin(), phi.cos(), (c * phi).tan()
-    secant = 1 + tangent.square()
-    # Both derivatives over sin^{2n−2} φ₀, which may underflow.
-    by_c = -sine * cosine * (phi * secant / c - tangent / c.square())
-    by_phi = (2 * n - 1) * cosine * (sine - cosine * tangent / c) + sine * (cosine * (1 - secant) + sine * tangent / c)
-    moved = phi - c * by_c / by_phi.clamp_min(torch.finfo(torch.float64).tiny)
-    return (c * phi).cos().square(), (2 * c * phi).sin() * moved.clamp_min(0)
-
-
-@cache
-def _fisher_table(n: int) -> tuple[Tensor, Tensor]:
-    """Return fractions τ from 0 to 1/2, and the share of wrong candidates that is left at each, which falls from 1 to 0."""
-    fraction = torch.linspace(0, 0.5, _CELLS + 1, dtype=torch.float64)
-    quantile = (torch.arange(_QUANTILES, dtype=torch.float64) + 0.5) / _QUANTILES
-    c = (1 - fraction)[1:-1, None].expand(-1, _QUANTILES)
-    level, _ = _fisher_level(c, quantile.expand(c.shape), n)
-    left = (1 - level / (1 - level)).clamp_min(0).pow(n).mean(1)
-    ends = [left.new_ones(1), left, left.new_zeros(1)]
-    return fraction, torch.cat(ends).cummin(0).values
-
-
-def _fisher_time(share: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Return the fraction τ at which a share of the wrong candidates is left, and −dτ/d(share), by the table."""
-    fraction, left = (a.to(share.device) for a in _fisher_table(n))
-    place = torch.searchsorted(-left, -share, right=True).clamp(1, _CELLS) - 1  # left falls
-    high, low = left[place], left[place + 1]
-    slope = (fraction[1] - fraction[0]) / (high - low).clamp_min(1e-300)
-    return fraction[place] + slope * (high - share), slope
-
-
-def _fisher_log_likelihood(logits: Tensor, c: Tensor, classes: int) -> Tensor:
-    """Return ln G(θ_k) up to a constant, at most a few nats from the largest: (batch, *event, K)."""
-    tiny = torch.finfo(torch.float64).tiny
+def _arc(start: Tensor, x: Tensor, c: Tensor) -> tuple[Tensor, _Cost]:
+    """Return log θ of the Fisher–Rao flow's beliefs from θ₀ at c, (batch, *event, K), and what predictions of them cost."""
+    classes, own = start.shape[-1], x[..., None]
+    power = 2 * classes - 3
+    before = start.gather(-1, own)
+    angle = torch.atan2((1 - before).clamp_min(0).sqrt(), before.sqrt())
+    others = (start.log() + 2 * ((c * angle).sin() / angle.sin()).log()).scatter(-1, own, -torch.inf)
+    logits = others.scatter(-1, own, 2 * (c * angle).cos().log())
     theta = logits.exp()
-    angle = torch.atan2((1 - theta).clamp_min(0).sqrt(), theta.sqrt())
-    start = (angle / c).clamp(max=math.pi / 2)
+    phi = torch.atan2((1 - theta).clamp_min(0).sqrt(), theta.sqrt()).clamp_min(_LEAST_ANGLE)
+    back = phi / c
+    alive = (back < math.pi / 2).scatter(-1, own, True)
+    back = back.clamp(max=math.pi / 2 - _LEAST_ANGLE)
+    likelihood = back.cos().log() + power * back.sin().log() - phi.cos().log() - power * phi.sin().log()
+    drift = 2 * back / phi.tan()
+    slope = (back.tan() / c - phi.tan() + power * (1 / phi.tan() - 1 / (c * back.tan()))) / (2 * phi).sin()
+    drift, pull, weight = (torch.where(alive, a, 0) for a in (drift, slope * theta, drift * slope))
+    scale = _least_scale(drift, pull, weight)
 
-    def log_density(phi: Tensor) -> Tensor:
-        return phi.cos().clamp_min(tiny).log() + (2 * classes - 3) * phi.sin().clamp_min(tiny).log()
+    def cost(logits: Tensor) -> Tensor:
+        context = (logits - likelihood).masked_fill(~alive, -torch.inf)
+        context = (context - context.amax(-1, keepdim=True)).clamp_min(-_FARTHEST_CONTEXT)
+        predicted = (context + likelihood).masked_fill(~alive, -torch.inf).softmax(-1)
+        missed = -predicted.scatter_add(-1, own, -torch.ones_like(before))
+        return scale * (weight * missed.square()).sum(-1) - (drift * missed).sum(-1) * (pull * missed).sum(-1)
 
-    found = log_density(start) - log_density(angle)
-    return (found - found.amax(-1, keepdim=True)).clamp_min(-_FARTHEST_CONTEXT)
+    return logits, cost
+
+
+def _least_scale(f: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+    """Return the least κ ≥ 1 with κ Σ weight δ² ≥ (Σ f δ)(Σ g δ) for all δ that sum to 0 and are 0 where the weight is."""
+    inverse = torch.where(weight > 0, 1 / weight, 0)
+    total = inverse.sum(-1, keepdim=True)
+    # Functionals of such δ are vectors up to a constant; inverse weights give their inner products.
+    f, g = (torch.where(weight > 0, a - (a * inverse).sum(-1, keepdim=True) / total, 0) for a in (f, g))
+    ff, fg, gg = ((a * b * inverse).sum(-1) for a, b in ((f, f), (f, g), (g, g)))
+    return (((ff * gg).sqrt() + fg) / 2).clamp_min(1)

@@ -122,8 +122,7 @@ def conditions(results: Record) -> Table:
 _READING = Bullets(
     (
         """bits per character: of held-out windows, each without what stands before it. bound: an upper bound, with its
-        standard error over windows and draws; exact: the likelihood itself. The bound of fisher-rao is not tight for
-        several tokens.""",
+        standard error over windows and draws; exact: the likelihood itself.""",
         """sample bits: of samples under a 6-gram model with interpolated Witten–Bell smoothing, counted in the training
         text, which knows nothing of the networks. Low bits with an entropy below that of held-out text are repetition,
         not skill.""",
