@@ -1306,6 +1306,19 @@ def test_reproduce_refuses_before_it_works(run, tmp_path, no_work):
     assert not (tmp_path / "run").exists()
 
 
+def test_each_experiment_learns_what_it_is_for(run, tmp_path, monkeypatch):
+    asked = {}
+
+    def reproduce(study, name, preset, out, device, say, dataset, processes):
+        asked[study.name] = dataset
+        raise OSError("a full disk")
+
+    monkeypatch.setattr(trials, "reproduce", reproduce)
+    for name in ("mnist", "few-step", "guidance", "posterior", "text", "tables"):
+        assert refused(run("reproduce", name, "--out", tmp_path / name, "--device", "cpu"), "a full disk", status=1)
+    assert list(asked.values()) == ["mnist"] * 4 + ["bible", "scikit-learn"]
+
+
 def test_seeds_count_up_from_the_first(run, tmp_path, monkeypatch):
     asked = []
 

@@ -22,7 +22,7 @@ _MINUTES = "; ".join(
     for name, preset in presets.items()
 )
 
-_DATA = {"tables": "scikit-learn"}
+_DATA = {"text": "bible", "tables": "scikit-learn"}
 """What studies learn that are not of images."""
 
 
