@@ -183,13 +183,13 @@ class Benchmark:
     Args:
         name: Its name on the command line and in its results.
         run: Does what is missing of a preset, and returns the content of ``results.json``; given the name of the preset, the
-            preset, the folder, the device, what says a line, and the data set.
+            preset, the folder, the device, what says a line, the data set, and the number of processes.
         pages: As those of a :class:`Study`.
         outcome: As that of a :class:`Study`.
     """
 
     name: str
-    run: Callable[[str, Any, Path, torch.device, Callable[[str], None], str], Record]
+    run: Callable[[str, Any, Path, torch.device, Callable[[str], None], str, int], Record]
     pages: Callable[[Path, Record, torch.device], list[Block]]
     outcome: Callable[[Record], list[Block]]
 
@@ -240,7 +240,7 @@ def reproduce(
         DivergedError: Training broke down.
     """
     if isinstance(study, Benchmark):
-        return study.run(name, preset, out, device, say, dataset)
+        return study.run(name, preset, out, device, say, dataset, processes)
     if not isinstance(preset, Preset):
         raise ArgumentError(
             f"the study {study.name} trains, and the preset {name} says nothing of it: give one of its own"
@@ -441,8 +441,15 @@ def _side_by_side(
     # As arrays: tensors would travel in shared memory, of which containers have little.
     arrays = {name: tensor.numpy() for name in _TENSORS if (tensor := getattr(setup, name)) is not None}
     without: dict[str, Any] = dict.fromkeys(arrays)
-    bare: Any = replace(setup, say=_silent, **without)
+    bare: Any = replace(setup, say=silent, **without)
     work_through(pieces, processes, _begin, (study.name, bare, arrays, features), setup.say)
+
+
+def side_by_side(pieces: Sequence[Piece], processes: int, say: Callable[[str], None]) -> None:
+    """Do pieces of a benchmark, which keep what they find, in processes of one thread each; leave a single one undone."""
+    if processes > 1 and len(pieces) > 1:
+        say(f"{len(pieces)} pieces, on {processes} processes side by side")
+        work_through(pieces, processes, torch.set_num_threads, (1,), say)
 
 
 def _begin(study: str, bare: Any, arrays: Mapping[str, Any], features: str) -> None:
@@ -453,7 +460,7 @@ def _begin(study: str, bare: Any, arrays: Mapping[str, Any], features: str) -> N
     _bench = Bench(setup, found.trials(setup), features)
 
 
-def _silent(line: str) -> None:
+def silent(line: str) -> None:
     """Say nothing: the process that began this one has said it."""
 
 

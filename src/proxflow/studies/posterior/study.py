@@ -20,6 +20,7 @@ from proxflow.data import to_bytes
 from proxflow.errors import ArgumentError
 from proxflow.inverse import Blur, Downsample, Mask, Operator
 from proxflow.predictors import Posterior
+from proxflow.runtime import pool
 from proxflow.runtime.files import read_json, writable_folder, write_atomically, write_json
 from proxflow.runtime.machine import hardware, versions
 from proxflow.runtime.progress import bar
@@ -31,7 +32,7 @@ from proxflow.studies.posterior.report import outcome, pages
 from proxflow.studies.posterior.systems import SYSTEMS, Setting, has_azula
 from proxflow.studies.presets import PosteriorPreset
 from proxflow.studies.scoreboard import Record
-from proxflow.studies.trials import Benchmark
+from proxflow.studies.trials import Benchmark, side_by_side
 from proxflow.training.run import RunFolder
 
 Found = dict[str, tuple[float, float | None]]
@@ -388,10 +389,22 @@ def pieces(preset: PosteriorPreset, dataset: str, out: Path, device: torch.devic
     return [piece for _, piece in sorted(found, key=lambda place: place[0])]
 
 
+def _do(preset: PosteriorPreset, dataset: str, out: Path, device: torch.device, name: str) -> None:
+    """Do the piece of a name, and keep its rows."""
+    piece = next(piece for piece in pieces(preset, dataset, out, device) if piece.name == name)
+    write_json(writable_folder(out / "cells") / f"{name}.json", {"rows": piece.rows()})
+
+
 def run(
-    name: str, preset: PosteriorPreset, out: Path, device: torch.device, say: Callable[[str], None], dataset: str
+    name: str,
+    preset: PosteriorPreset,
+    out: Path,
+    device: torch.device,
+    say: Callable[[str], None],
+    dataset: str,
+    processes: int = 1,
 ) -> Record:
-    """Do what is missing of a preset; ``results.json`` is written anew after each piece."""
+    """Do what is missing of a preset; ``results.json`` is written in the end, by one process after each piece."""
     if dataset != "mnist" and preset.model == "mnist":
         raise ArgumentError(
             f"the package has a model of digits alone: give --model one of {dataset}, or leave out --data"
@@ -402,6 +415,8 @@ def run(
         say("azula is not installed: only this library's methods are run; tests/requirements-peers.txt has it")
     work = pieces(preset, dataset, out, device)
     folder, rows, done = writable_folder(out / "cells"), list[Record](), 0
+    missing = [piece.name for piece in work if not (folder / f"{piece.name}.json").exists()]
+    side_by_side([pool.Piece(each, _do, (preset, dataset, out, device, each)) for each in missing], processes, say)
     results: Record = {}
     with bar("posterior", len(work), "pieces") as show:
         for piece in work:

@@ -18,18 +18,25 @@ from proxflow.errors import ArgumentError
 from proxflow.metrics.tables import floor_scores, table_scores
 from proxflow.runtime.files import read_json, writable_folder, write_json
 from proxflow.runtime.machine import hardware, versions
+from proxflow.runtime.pool import Piece
 from proxflow.studies.presets import TablesPreset
 from proxflow.studies.scoreboard import Record
 from proxflow.studies.tables import copula, peers, sources
 from proxflow.studies.tables.report import outcome, pages
-from proxflow.studies.trials import Benchmark
+from proxflow.studies.trials import Benchmark, side_by_side, silent
 from proxflow.training.run import RunFolder
 
 Rows = copula.Rows
 
 
 def run(
-    name: str, preset: TablesPreset, out: Path, device: torch.device, say: Callable[[str], None], dataset: str
+    name: str,
+    preset: TablesPreset,
+    out: Path,
+    device: torch.device,
+    say: Callable[[str], None],
+    dataset: str,
+    processes: int = 1,
 ) -> Record:
     """Run the study, or what is missing of it, and write ``results.json``; see :func:`proxflow.studies.trials.reproduce`.
 
@@ -44,11 +51,15 @@ def run(
     if absent:
         say(f"left out, as they are not installed: {', '.join(absent)}")
     systems = [*preset.flows, *(other for other in preset.others if other not in absent)]
-    rows = []
-    for table in preset.data:
-        path = sources.write(out / "data", table)
-        for seed in preset.seeds:
-            rows += [_row(preset, out, path, table, system, seed, device, say) for system in systems]
+    each = [
+        (preset, out, sources.write(out / "data", table), table, system, seed, device)
+        for table in preset.data
+        for seed in preset.seeds
+        for system in systems
+    ]
+    missing = [words for words in each if not _file(out, *words[3:6]).exists()]
+    side_by_side([Piece(f"{w[3]}, {w[4]}, seed {w[5]}", _made, (w,)) for w in missing], processes, say)
+    rows = [_row(*words, say) for words in each]
     results = {
         "experiment": "tables",
         "config": config,
@@ -60,6 +71,14 @@ def run(
     }
     write_json(out / "results.json", results)
     return results
+
+
+def _file(out: Path, table: str, system: str, seed: int) -> Path:
+    return out / "rows" / f"{table}-{system}-seed{seed}.json"
+
+
+def _made(words: tuple[TablesPreset, Path, Path, str, str, int, torch.device]) -> None:
+    _row(*words, silent)
 
 
 def _version_of(module: str) -> dict[str, str]:
@@ -79,7 +98,7 @@ def _row(
     say: Callable[[str], None],
 ) -> Record:
     """Train, draw and score one system on one table with one seed, unless it is done."""
-    file = out / "rows" / f"{table}-{system}-seed{seed}.json"
+    file = _file(out, table, system, seed)
     if file.exists():
         found: Record = read_json(file)
         return found

@@ -41,7 +41,7 @@ def _bits(results: Record, flow: str) -> list[float]:
 def bits_table(results: Record) -> Table:
     """Set bits per character in rows, the lowest bound bold, with samples at the most evaluations."""
     flows = _flows(results)
-    lowest = min((_mean(_bits(results, f)) for f in flows if _rows(results, f)[0]["bound"]), default=0.0)
+    lowest = min((_mean(_bits(results, f)) for f in flows if _rows(results, f)[0]["bound"] is True), default=0.0)
     rows: list[tuple[str | Strong, ...]] = []
     for flow in flows:
         found, own = _rows(results, flow), _bits(results, flow)
@@ -50,8 +50,8 @@ def bits_table(results: Record) -> Table:
         last = [row for row in found if row["nfe"] == most]
         best = min(last, key=lambda row: float(row["sample_bits"]))
         rows.append((
-            flow, "bound" if found[0]["bound"] else "exact", best["sampler"],
-            Strong(text) if _mean(own) == lowest and found[0]["bound"] else text, f"{most}",
+            flow, "bound" if found[0]["bound"] is True else "exact", best["sampler"],
+            Strong(text) if _mean(own) == lowest and found[0]["bound"] is True else text, f"{most}",
             f"{best['sample_bits']:.3f}", f"{best['sample_entropy']:.3f}", f"{best['word_share']:.3f}",
         ))  # fmt: skip
     real = results["held_out"]

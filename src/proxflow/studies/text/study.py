@@ -33,6 +33,7 @@ from proxflow.random import SampleStreams
 from proxflow.runtime.checkpoints import load_weights, remove_all, write_tensors
 from proxflow.runtime.files import read_json, writable_folder, write_json
 from proxflow.runtime.machine import hardware, versions
+from proxflow.runtime.pool import Piece
 from proxflow.runtime.progress import bar
 from proxflow.studies.geometry.study import knots, log_odds, rising
 from proxflow.studies.presets import TextPreset
@@ -40,7 +41,7 @@ from proxflow.studies.scoreboard import Record
 from proxflow.studies.text.baseline import Autoregressive, NextToken
 from proxflow.studies.text.judge import NGrams, entropy, word_share
 from proxflow.studies.text.report import outcome, pages
-from proxflow.studies.trials import Benchmark
+from proxflow.studies.trials import Benchmark, side_by_side, silent
 from proxflow.training.fit import fit
 from proxflow.training.run import RunFolder
 
@@ -83,19 +84,24 @@ def masked_as(flow: DiscreteBFN) -> Masked:
     return Masked(flow.classes, rising(log_odds(share) - log_odds(knots())))
 
 
-def flows_of(kind: Text) -> dict[str, Flow[Any]]:
-    """Return the flows of the study by name, those with matched schedules included."""
+@cache
+def flow_of(kind: Text, name: str) -> Flow[Any] | None:
+    """Return a flow of the study by name, its schedule matched where the name says so; ``None`` for the baseline."""
     classes, ends = kind.symbols, CategoricalEndpoints(kind.symbols)
-    bfn = cast(DiscreteBFN, spec.make("flows", models.flow_content("bfn-discrete", kind.decides)))
-    return {
+
+    def bfn() -> DiscreteBFN:
+        return cast(DiscreteBFN, spec.make("flows", models.flow_content("bfn-discrete", kind.decides)))
+
+    makers: dict[str, Callable[[], Flow[Any]]] = {
         "bfn": bfn,
-        "masked": Masked(classes),
-        "masked-as-bfn": masked_as(bfn),
-        "linear": GPFN(ReverseKL(), endpoints=ends),
-        "linear-as-masked": matched(ReverseKL(), classes),
-        "fisher-rao": GPFN(FisherRao(), endpoints=ends),
-        "fisher-rao-as-masked": matched(FisherRao(), classes),
+        "masked": lambda: Masked(classes),
+        "masked-as-bfn": lambda: masked_as(bfn()),
+        "linear": lambda: GPFN(ReverseKL(), endpoints=ends),
+        "linear-as-masked": lambda: matched(ReverseKL(), classes),
+        "fisher-rao": lambda: GPFN(FisherRao(), endpoints=ends),
+        "fisher-rao-as-masked": lambda: matched(FisherRao(), classes),
     }
+    return None if name == BASELINE else makers[name]()
 
 
 def samplers_of(name: str) -> tuple[str, ...]:
@@ -106,80 +112,130 @@ def samplers_of(name: str) -> tuple[str, ...]:
 # The work, piece by piece ---------------------------------------------------------------------------------------------
 
 
-def run(
-    name: str, preset: TextPreset, out: Path, device: torch.device, say: Callable[[str], None], dataset: str
-) -> Record:
-    """Train, bound and sample what is missing; see :func:`proxflow.studies.trials.reproduce`."""
-    config = json.loads(json.dumps({"preset": name, "dataset": dataset, **preset.settings()}))
-    RunFolder(out, "text", "config.json").claim(config)
-    loaded = Text.read(dataset, held_out=preset.held_out, context=preset.context, tokens=preset.tokens)
-    kind, held_out = cast(Text, loaded.kind), cast(Examples, loaded.held_out)
-    say(loaded.notes[0])
-    flows = flows_of(kind)
-    names = list(preset.flows)
+class Work:
+    """What all pieces of a run share: the text, the windows that are bounded, and what judges samples.
 
-    def piece(kind_of: str, called: str, doing: str, make: Callable[[], Record]) -> Record:
-        path = out / kind_of / f"{called}.json"
+    Args:
+        preset: Its size.
+        out: Its folder.
+        device: Where to train and sample.
+        say: Called with a line at each stage.
+        dataset: The text.
+    """
+
+    def __init__(
+        self, preset: TextPreset, out: Path, device: torch.device, say: Callable[[str], None], dataset: str
+    ) -> None:
+        self.preset, self.out, self.device, self.say = preset, out, device, say
+        self.source = (dataset, preset.held_out, preset.context, preset.tokens)
+        self.loaded = _read(*self.source)
+        self.kind, self.held_out = cast(Text, self.loaded.kind), cast(Examples, self.loaded.held_out)
+        held = self.held_out.x
+        self.test = held[:: max(1, len(held) // preset.windows)][: preset.windows].long()
+
+    def piece(self, kind_of: str, called: str, doing: str, make: Callable[[], Record]) -> Record:
+        """Return what a file holds, made first where it is missing."""
+        path = self.out / kind_of / f"{called}.json"
         if not path.exists():
-            say(doing)
+            self.say(doing)
             writable_folder(path.parent)
             write_json(path, make())
         record: Record = read_json(path)
         return record
 
-    @cache
-    def judged() -> tuple[NGrams, frozenset[str]]:
-        whole = loaded.train.x[::4].reshape(-1)  # every fourth window begins where the last one ended
-        return NGrams(whole, kind.symbols), frozenset(kind.text_of(whole).split(" "))
-
-    def scores(texts: Tensor) -> Record:
-        grams, words = judged()
+    def scores(self, texts: Tensor) -> Record:
+        """Judge samples."""
+        grams, words = _judged(*self.source)
         return {
             "sample_bits": grams.bits(texts),
             "sample_entropy": entropy(texts),
-            "word_share": word_share([kind.text_of(row) for row in texts], words),
+            "word_share": word_share([self.kind.text_of(row) for row in texts], words),
         }
 
-    test = held_out.x[:: max(1, len(held_out) // preset.windows)][: preset.windows].long()
-    rows: list[Record] = []
-    for seed in preset.seeds:
-        for flow in names:
-            _train(preset, out, device, say, kind, loaded, flow, flows.get(flow), seed)
-            model = _trained(preset, out, device, kind, flow, flows.get(flow), seed)
-            bound = piece(
-                "bounds", f"{flow}-seed{seed}", f"bound: {flow}, seed {seed}, {len(test)} windows",
-                partial(_bound, preset, model, test, seed, device),
-            )  # fmt: skip
-            told = _provenance(out, flow, seed)
-            shared = {
-                "flow": flow, "seed": seed, **bound, "parameters": told["parameters"],
-                "examples": preset.training.steps * preset.training.batch_size,
-            }  # fmt: skip
-            nfes = (preset.context,) if flow == BASELINE else preset.nfes
-            for sampler in ("ancestral",) if flow == BASELINE else samplers_of(flow):
-                for nfe in nfes:
+    def flow(self, name: str, seed: int) -> list[Record]:
+        """Train, bound and sample a flow with one seed, as far as it is missing; return its cells with their texts."""
+        preset, kind = self.preset, self.kind
+        flow = flow_of(kind, name)
+        _train(preset, self.out, self.device, self.say, kind, self.loaded, name, flow, seed)
+        model = _trained(preset, self.out, self.device, kind, name, flow, seed)
+        bound = self.piece(
+            "bounds", f"{name}-seed{seed}", f"bound: {name}, seed {seed}, {len(self.test)} windows",
+            partial(_bound, preset, model, self.test, seed, self.device),
+        )  # fmt: skip
+        shared = {
+            "flow": name, "seed": seed, **bound, "parameters": _provenance(self.out, name, seed)["parameters"],
+            "examples": preset.training.steps * preset.training.batch_size,
+        }  # fmt: skip
 
-                    def made(model: Any = model, sampler: str = sampler, nfe: int = nfe, seed: int = seed) -> Record:
-                        begun = time.perf_counter()
-                        if isinstance(model, Model):
-                            texts = model.sample(
-                                preset.samples, nfe=nfe, sampler=sampler, seed=seed, batch_size=preset.samples
-                            )
-                        else:
-                            texts = model.sample(preset.samples, preset.context, seed)
-                        texts = texts.cpu().long()
-                        seconds = round(time.perf_counter() - begun, 2)
-                        shown = [kind.text_of(row) for row in texts[:8]]
-                        return {"sampler": sampler, "nfe": nfe, **scores(texts), "seconds": seconds, "texts": shown}
+        def drawn(sampler: str, nfe: int) -> Record:
+            begun = time.perf_counter()
+            if isinstance(model, Model):
+                texts = model.sample(preset.samples, nfe=nfe, sampler=sampler, seed=seed, batch_size=preset.samples)
+            else:
+                texts = model.sample(preset.samples, preset.context, seed)
+            texts = texts.cpu().long()
+            seconds = round(time.perf_counter() - begun, 2)
+            shown = [kind.text_of(row) for row in texts[:8]]
+            return {"sampler": sampler, "nfe": nfe, **self.scores(texts), "seconds": seconds, "texts": shown}
 
-                    cell = piece(
-                        "cells", f"{flow}-{sampler}-nfe{nfe:03d}-seed{seed}",
-                        f"sample: {flow}, {sampler}, {nfe} evaluations, seed {seed}", made,
-                    )  # fmt: skip
-                    rows.append({**shared, **{key: value for key, value in cell.items() if key != "texts"}})
-    real = piece(
+        return [
+            shared
+            | self.piece(
+                "cells", f"{name}-{sampler}-nfe{nfe:03d}-seed{seed}",
+                f"sample: {name}, {sampler}, {nfe} evaluations, seed {seed}", partial(drawn, sampler, nfe),
+            )
+            for sampler in (("ancestral",) if name == BASELINE else samplers_of(name))
+            for nfe in ((preset.context,) if name == BASELINE else preset.nfes)
+        ]  # fmt: skip
+
+
+@cache
+def _read(dataset: str, held_out: float, context: int, tokens: str) -> Loaded:
+    return Text.read(dataset, held_out=held_out, context=context, tokens=tokens)
+
+
+@cache
+def _judged(*source: Any) -> tuple[NGrams, frozenset[str]]:
+    """Return what judges samples, counted in the training text, and that text's words."""
+    loaded = _read(*source)
+    kind = cast(Text, loaded.kind)
+    whole = loaded.train.x[::4].reshape(-1)  # every fourth window begins where the last one ended
+    return NGrams(whole, kind.symbols), frozenset(kind.text_of(whole).split(" "))
+
+
+def _flow(preset: TextPreset, out: Path, device: torch.device, dataset: str, flow: str, seed: int) -> None:
+    Work(preset, out, device, silent, dataset).flow(flow, seed)
+
+
+def run(
+    name: str,
+    preset: TextPreset,
+    out: Path,
+    device: torch.device,
+    say: Callable[[str], None],
+    dataset: str,
+    processes: int = 1,
+) -> Record:
+    """Train, bound and sample what is missing; see :func:`proxflow.studies.trials.reproduce`."""
+    config = json.loads(json.dumps({"preset": name, "dataset": dataset, **preset.settings()}))
+    RunFolder(out, "text", "config.json").claim(config)
+    work = Work(preset, out, device, say, dataset)
+    loaded, test = work.loaded, work.test
+    say(loaded.notes[0])
+    each = [(flow, seed) for seed in preset.seeds for flow in preset.flows]
+    if not (out / "results.json").exists():
+        side_by_side(
+            [Piece(f"{flow}, seed {seed}", _flow, (preset, out, device, dataset, flow, seed)) for flow, seed in each],
+            processes,
+            say,
+        )
+    cells = [cell for flow, seed in each for cell in work.flow(flow, seed)]
+    real = work.piece(
         "cells", "held-out", "count in held-out text",
-        lambda: {**scores(held_out.x[: 4 * preset.samples].long()), "bits_per_character": judged()[0].bits(test)},
+        lambda: {
+            **work.scores(work.held_out.x[: 4 * preset.samples].long()),
+            "bits_per_character": _judged(*work.source)[0].bits(test),
+        },
     )  # fmt: skip
     results = {
         "experiment": "text",
@@ -187,17 +243,14 @@ def run(
         "data": {**dict(loaded.record), "note": loaded.notes[0], "windows": len(test)},
         "hardware": hardware(device),
         "versions": versions(),
-        "training": {f"{flow}-seed{seed}": _provenance(out, flow, seed) for flow in names for seed in preset.seeds},
+        "training": {f"{flow}-seed{seed}": _provenance(out, flow, seed) for flow, seed in each},
         "held_out": real,
         "texts": {
-            f"{flow}-{sampler}-{nfe}": read_json(out / "cells" / f"{flow}-{sampler}-nfe{nfe:03d}-seed{seed}.json")[
-                "texts"
-            ]
-            for flow, sampler, nfe, seed in (
-                (row["flow"], row["sampler"], row["nfe"], row["seed"]) for row in rows if row["seed"] == preset.seeds[0]
-            )
+            f"{cell['flow']}-{cell['sampler']}-{cell['nfe']}": cell["texts"]
+            for cell in cells
+            if cell["seed"] == preset.seeds[0]
         },
-        "rows": rows,
+        "rows": [{key: value for key, value in cell.items() if key != "texts"} for cell in cells],
     }
     write_json(out / "results.json", results)
     return results
@@ -290,7 +343,8 @@ def _bound(preset: TextPreset, model: Any, test: Tensor, seed: int, device: torc
     nats = Nats(torch.cat(parts), test.shape[1])
     error = nats.standard_error / (test.shape[1] * math.log(2))
     return {
-        "bits_per_character": nats.bits_per_dimension, "standard_error": error, "bound": isinstance(model, Model)
+        "bits_per_character": nats.bits_per_dimension, "standard_error": error,
+        "bound": True if isinstance(model, Model) else "exact",
     }  # fmt: skip
 
 
