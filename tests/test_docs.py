@@ -431,3 +431,9 @@ def test_a_walk_is_what_runs(name, walked):
             assert (path, function) in seen, f"{path}: {function} is not called"
         entered.append(seen.index((path, functions[0])))
     assert entered == sorted(entered)
+
+
+def test_every_kept_run_says_which_code_made_it():
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- kept -->")[2].partition("<!-- /kept -->")[0]
+    assert all(f"| `{path.parent.name}` |" in table for path in (ROOT / "results").glob("*/results.json"))

@@ -70,6 +70,15 @@ def test_a_result_is_stale_where_code_that_it_depends_on_has_changed(tmp_path):
     keep(code="0" * 16)
     fifth = commit()
     assert stale() == (fifth, False, ())
+
+    write("docs/results.md", "Before.\n\n<!-- kept -->\nold\n<!-- /kept -->\n\nAfter.\n")
+    write(f"{source}/engine.py", "x = 4\n")
+    results.write(tmp_path)
+    page = (tmp_path / "docs/results.md").read_text(encoding="utf-8")
+    assert page.startswith("Before.\n\n<!-- kept -->\n| Kept run")
+    assert page.endswith("<!-- /kept -->\n\nAfter.\n")
+    assert f"| `a` | at the latest `{fifth[:10]}`, " in page
+    assert "**older**: 1 module changed |" in page
     assert len({first, second, third, fourth, fifth}) == 5
 
 

@@ -1,6 +1,7 @@
 """Tell which kept results are older than the code that they depend on.
 
-    python -m tools.results
+    python -m tools.results          prints it
+    python -m tools.results --write  also puts it into docs/results.md
 
 A result depends on what its study imports, directly or not, and on what the words in its settings name; what only shows
 results, reports and the command line, does not count. It is stale where one of these files has changed since the commit
@@ -14,6 +15,7 @@ import ast
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -153,6 +155,33 @@ def main(root: Path) -> list[str]:
     return lines
 
 
+def block(root: Path) -> str:
+    """Return a table of the kept results in Markdown: which commit made each, and whether its code still stands."""
+    rows = ["| Kept run | Made by | Its code |", "| :--- | :--- | :--- |"]
+    for each in kept(root):
+        day = _git(root, "log", "-1", "--format=%cs", each.commit).strip()
+        made = f"{'' if each.made else 'at the latest '}`{each.commit[:10]}`, {day}"
+        changed = (
+            f"**older**: {len(each.changed)} module{'s' * (len(each.changed) > 1)} changed"
+            if each.changed
+            else "as it stands"
+        )
+        rows.append(f"| `{each.path.split('/')[1]}` | {made} | {changed} |")
+    head = _git(root, "log", "-1", "--format=%h of %cs").strip()
+    return "\n".join([*rows, "", f"As of commit {head}.", ""])
+
+
+def write(root: Path) -> None:
+    """Put the table between the marks ``kept`` of docs/results.md."""
+    page = root / "docs" / "results.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition("<!-- kept -->\n")
+    after = rest.partition("<!-- /kept -->")[2]
+    page.write_text(f"{before}<!-- kept -->\n{block(root)}<!-- /kept -->{after}", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    for line in main(Path(__file__).parent.parent):
+    here = Path(__file__).parent.parent
+    for line in main(here):
         print(line)  # noqa: T201
+    if sys.argv[1:] == ["--write"]:
+        write(here)
