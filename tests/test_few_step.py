@@ -16,7 +16,7 @@ from proxflow.studies.presets import EXPERIMENTS, FEW_STEP_METHODS, FEW_STEP_PRE
 from proxflow.studies.scoreboard import Scoreboard
 
 TINY = FewStepPreset(
-    network="unet:channels=8,multipliers=1,patch=4",
+    network="mlp:width=16,depth=1",  # what is counted and written is the same with any
     training=TrainingConfig(steps=60, batch_size=8, checkpoint_every=100, warmup_steps=2),
     samples=48,
     minutes="",

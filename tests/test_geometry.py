@@ -181,7 +181,7 @@ def test_a_matched_schedule_has_the_capacity_of_the_bayesian_flow(name):
 
 TINY = replace(
     GEOMETRY_PRESETS["quick"],
-    network="unet:channels=8,multipliers=1,patch=4",
+    network="mlp:width=16,depth=1",  # what is counted and written is the same with any
     training=TrainingConfig(steps=2, batch_size=4),
     samples=16,
     nfes=(1, 2),

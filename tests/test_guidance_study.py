@@ -23,7 +23,7 @@ from proxflow.studies.guidance.study import STUDY, cells_of
 from proxflow.studies.presets import EXPERIMENTS, FEW_STEP_METHODS, FEW_STEP_PRESETS, GUIDANCE_PRESETS, GuidancePreset
 
 TINY = GuidancePreset(
-    network="unet:channels=8,multipliers=1,patch=4",
+    network="mlp:width=16,depth=1",  # what is counted and written is the same with any
     training=TrainingConfig(steps=20, batch_size=8, checkpoint_every=100, warmup_steps=2),
     samples=60,
     minutes="",

@@ -170,7 +170,9 @@ def test_a_step_compiles_into_one_graph(name, setting):
             moved, memory = sampler.step(flow, moved, targets[k], plan[k], plan[k + 1], streams, memory)
         return list(moved.tensors().values())
 
-    compiled = torch.compile(two_steps, fullgraph=True, backend="aot_eager")
+    # What follows the graph, on its way to code, is asked of each sampler and of each flow once: it costs most of the time.
+    backend = "aot_eager" if setting is SETTINGS[0] or name == "deterministic" else "eager"
+    compiled = torch.compile(two_steps, fullgraph=True, backend=backend)
     for found, expected in zip(compiled(indices), two_steps(indices), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 

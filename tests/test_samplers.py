@@ -194,7 +194,8 @@ def test_discrete_flows_sample_classes():
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    network = nn.UNet((1, 8, 8), channels=16, blocks=1, patch=2)
+    # One level on few pixels: enough that its convolutions round differently in odd batches, as a large network's do.
+    network = nn.UNet((1, 8, 8), channels=16, multipliers=(1,), blocks=1, patch=2)
     for parameter in network.parameters():  # a fresh network's last layer is zero
         torch.nn.init.normal_(parameter, std=0.05)
     return network
@@ -207,7 +208,7 @@ def test_same_seed_same_samples_whatever_the_batch(model, flow, name):
     sampler = name if name in SAMPLERS else MEMBERS[name]
 
     def draw(n, **settings):
-        return sample(predict, flow, (n, 1, 14, 14), nfe=4, sampler=sampler, seed=3, **settings)
+        return sample(predict, flow, (n, 1, 6, 6), nfe=4, sampler=sampler, seed=3, **settings)
 
     together = draw(20, batch_size=64)
     assert torch.equal(together, draw(20, batch_size=16))
@@ -215,13 +216,13 @@ def test_same_seed_same_samples_whatever_the_batch(model, flow, name):
     torch.testing.assert_close(together[:3], draw(3, batch_size=1), rtol=0, atol=1e-5)
     assert torch.equal(together[:7], draw(7))
     assert torch.equal(together[17:], draw(3, first=17))
-    other = sample(predict, flow, (7, 1, 14, 14), nfe=4, sampler=sampler, seed=4)
+    other = sample(predict, flow, (7, 1, 6, 6), nfe=4, sampler=sampler, seed=4)
     assert torch.equal(together[:7], other) == (name == "deterministic" and isinstance(flow, BFN))
 
 
 def test_a_graph_is_of_work_on_a_cuda_device(model):
     with pytest.raises(ArgumentError, match=r"the predictor is on cpu$"):
-        sample(PointPredictor(model, GPFN(), parameterisation="x"), GPFN(), (4, 1, 14, 14), nfe=2, graph=True)
+        sample(PointPredictor(model, GPFN(), parameterisation="x"), GPFN(), (4, 1, 8, 8), nfe=2, graph=True)
 
 
 def test_sampling_restores_the_mode_and_reports(model):

@@ -66,6 +66,23 @@ def proxflow_does(place, *words):
     return done.stdout
 
 
+def all_done(place, *commands):
+    """What each of several commands prints, all of them in one process: importing torch anew takes seconds each time."""
+    code = """
+import contextlib, io, json, sys
+from proxflow.cli import main
+said = []
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(words) == 0, words
+    said.append(out.getvalue())
+print(json.dumps(said))
+"""
+    done = python(place, "-c", code, json.dumps([[str(word) for word in words] for words in commands]))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 def refusals(place, *commands):
     """What each of several commands says in one line when it refuses its input, all of them in one process."""
     code = (
@@ -110,10 +127,17 @@ def test_they_meet_the_contracts(place):
 # The commands ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def listed(place):
+    """By group, the lines that list it."""
+    said = all_done(place, *(["list", group] for group in ADDED))
+    return {group: lines.splitlines() for group, lines in zip(ADDED, said, strict=True)}
+
+
 @pytest.mark.parametrize("group", ADDED)
-def test_they_are_listed_with_their_package(place, group):
+def test_they_are_listed_with_their_package(listed, group):
     (module,) = (m for m, metadata in entries().items() if group in metadata)
-    lines = proxflow_does(place, "list", group).splitlines()
+    lines = listed[group]
     (line,) = (line for line in lines if line.split()[0] == ADDED[group])
     words = re.search(r'"""(.+)$', FILES[f"{module}.py"].partition("\nclass ")[2], re.MULTILINE).group(1)
     assert words.removesuffix('"""') in line
@@ -176,11 +200,14 @@ for label in range(3):
 
 def test_images_are_trained_on_and_drawn(place):
     words = ["--network", "labelled:width=8", "--steps", 2, "--batch-size", 8, "--grid", 0]
-    proxflow_does(place, "train", "--divergence", "log-euclidean", "--data", "some.npz", "--out", "images", *words)
-    proxflow_does(place, "sample", "images", "--sampler", "settling", "--n", 3, "--steps", 2, "--out", "drawn.npz")
+    all_done(
+        place,
+        ["train", "--divergence", "log-euclidean", "--data", "some.npz", "--out", "images", *words],
+        ["sample", "images", "--sampler", "settling", "--n", 3, "--steps", 2, "--out", "drawn.npz"],
+        # Without a word for it the sampler is one that any divergence can take.
+        ["sample", "images", "--n", 1, "--steps", 1, "--out", "drawn.png"],
+    )
     assert np.load(place / "drawn.npz")["images"].shape == (3, 6, 5, 1)
-    # Without a word for it the sampler is one that any divergence can take.
-    proxflow_does(place, "sample", "images", "--n", 1, "--steps", 1, "--out", "drawn.png")
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------
@@ -189,11 +216,15 @@ def test_images_are_trained_on_and_drawn(place):
 def test_an_entry_point_that_fails_is_named_and_does_not_stop_the_rest(place, tmp_path):
     stranger_package(tmp_path / "installed", "torn", "import nonesuch", {"samplers": {"torn": "Torn"}})
     stranger_package(tmp_path / "installed", "settling", FILES["settling.py"], entries()["settling"])
-    lines = {line.split()[0]: line for line in proxflow_does(tmp_path, "list", "samplers").splitlines()}
+    said, _ = all_done(
+        tmp_path,
+        ["list", "samplers"],
+        ["sample", "--sampler", "settling", "--n", 1, "--steps", 2, "--out", "one.png"],
+    )
+    lines = {line.split()[0]: line for line in said.splitlines()}
     assert "torn:Torn" in lines["torn"]
     assert "nonesuch" in lines["torn"]
     assert {"settling", "deterministic", "multistep2"} <= set(lines)
-    proxflow_does(tmp_path, "sample", "--sampler", "settling", "--n", 1, "--steps", 2, "--out", "one.png")
     (line,) = refusals(tmp_path, ["sample", "--sampler", "torn", "--n", 1])
     assert "the package torn adds" in line
 
