@@ -238,9 +238,16 @@ def write_shard(path, keys, told=".cls"):
                 tar.addfile(info, io.BytesIO(data))
 
 
+def settle(folder):
+    """Make the files of a folder an hour old, as an index is kept of what did not just change."""
+    for path in folder.iterdir():
+        os.utime(path, ns=(path.stat().st_mtime_ns - 3600 * 10**9,) * 2)
+
+
 def test_shards_are_indexed_once_and_read_at_any_place(tmp_path, monkeypatch):
     write_shard(tmp_path / "a-000.tar", range(4))
     write_shard(tmp_path / "a-001.tar", range(4, 9), ".json")
+    settle(tmp_path)
     found = Shards(str(tmp_path / "a-{000..001}.tar"), 8)
     assert len(found) == 9
     assert found.labels.tolist() == [0, 1, 2, 0, 1, -1, 0, 1, 2]
@@ -256,6 +263,35 @@ def test_shards_are_indexed_once_and_read_at_any_place(tmp_path, monkeypatch):
     read = loaded(f"shards:{tmp_path}/a-{{000..001}}.tar", workers=0)
     assert isinstance(read.train, LazyExamples)
     assert read.kind.shape == (3, 10, 12)
+
+
+@pytest.mark.parametrize("same_time", [False, True])
+def test_a_shard_replaced_by_one_of_the_same_size_has_its_own_labels(tmp_path, same_time):
+    path, kept = tmp_path / "a.tar", tmp_path / ".a.tar.index.json"
+    write_shard(path, range(3))
+    if not same_time:
+        settle(tmp_path)
+    before, found = path.stat(), Shards(str(path), 8)
+    assert kept.exists() != same_time  # of a file that has just changed none is kept
+    data = path.read_bytes()
+    for old, new in ((b"0", b"x"), (b"2", b"0"), (b"x", b"2")):
+        data = data.replace(old + bytes(511), new + bytes(511))
+    path.write_bytes(data)
+    if same_time:  # as where the clock of the file system is coarse
+        os.utime(path, ns=(before.st_mtime_ns,) * 2)
+    assert path.stat().st_size == before.st_size
+    again = Shards(str(path), 8)
+    assert (found.labels.tolist(), again.labels.tolist()) == ([0, 1, 2], [2, 1, 0])
+    assert again.content != found.content
+
+
+def test_an_index_of_the_former_form_is_made_anew(tmp_path):
+    path, kept = tmp_path / "a.tar", tmp_path / ".a.tar.index.json"
+    write_shard(path, range(3))
+    settle(tmp_path)
+    kept.write_text(json.dumps({"form": 1, "size": path.stat().st_size, "left_out": [], "members": []}))
+    assert len(Shards(str(path), 8)) == 3
+    assert json.loads(kept.read_text())["form"] == 2
 
 
 def test_shards_cut_short_damaged_or_missing(tmp_path):

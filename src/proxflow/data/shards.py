@@ -8,9 +8,9 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import os
 import re
 import tarfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +32,9 @@ _LOOKED_AT = 256
 
 _LONGEST = 2**26
 """Largest picture, in bytes."""
+
+_SETTLED = 2 * 10**9
+"""Nanoseconds since its last change after which a file's index is kept."""
 
 Member = tuple[str, int, int, str | None]
 """Name, place of the picture in the file, its size, and its class."""
@@ -125,24 +128,32 @@ class Shards(Pictures):
 
 
 def _indexed(path: Path, left_out: LeftOut) -> list[Member]:
-    """Return the pictures of a tar file, by what was kept beside it or by reading it."""
+    """Return the pictures of a tar file, by what was kept beside it or by reading it.
+
+    Size and time of the last change say whether what was kept is of this file. Its inode is left out of it, so that what
+    was kept still counts where the files are copied together.
+    """
     kept = path.with_name(f".{path.name}.index.json")
+    own, now = LeftOut(), None
+    with suppress(OSError):
+        found = path.stat()
+        now = {"form": 2, "size": found.st_size, "changed": found.st_mtime_ns}
     try:
-        size = path.stat().st_size
-        if kept.exists():
+        if now is not None and kept.exists():
             held = json.loads(kept.read_bytes())
-            if held["size"] == size and held["form"] == 1:
+            if all(held[name] == value for name, value in now.items()):
                 left_out.found |= {reason: (number, example) for reason, number, example in held["left_out"]}
                 return [(str(n), int(a), int(b), c) for n, a, b, c in held["members"]]
     except (OSError, ValueError, KeyError, TypeError):
         pass  # read again
-    own = LeftOut()
     members = list(_members(path, own))
     for reason, (number, example) in own.found.items():
         left_out.add(reason, example, number)
     told = [[reason, number, example] for reason, (number, example) in own.found.items()]
-    with suppress(OutputError):  # where it cannot be kept it is read again the next time
-        write_json(kept, {"form": 1, "size": os.path.getsize(path), "left_out": told, "members": members})
+    # Clocks of file systems are coarse: of a file that has just changed, the next change may have the same time.
+    if now is not None and abs(time.time_ns() - now["changed"]) > _SETTLED:
+        with suppress(OutputError):  # where it cannot be kept it is read again the next time
+            write_json(kept, {**now, "left_out": told, "members": members})
     return members
 
 
