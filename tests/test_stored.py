@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import sys
 import tarfile
 import types
@@ -16,6 +17,7 @@ from PIL import Image as Pillow
 
 from proxflow.cli import main
 from proxflow.data import cifar, sources
+from proxflow.data import prepared as prepared_module
 from proxflow.data.arrow import Arrow
 from proxflow.data.kinds.image import Image
 from proxflow.data.prepared import MANIFEST, Prepared, prepare
@@ -123,9 +125,8 @@ def test_caches_of_other_pictures_sizes_and_damaged_ones_are_refused(folder, tmp
         loaded(out, size=16)
     part = out / "part-00001.bin"
     part.write_bytes(part.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"part-00001\.bin: has 959 bytes; expected 960: remove part-00001\.json"):
+    with pytest.raises(DataError, match=r"part-00001\.bin: has 959 bytes; expected 960: give the same proxflow"):
         loaded(out)
-    (out / "part-00001.json").unlink()
     prepared(folder, out)
     assert len(loaded(out).train) == 9
     (out / MANIFEST).write_text('{"form": 2}')
@@ -138,6 +139,59 @@ def test_caches_of_other_pictures_sizes_and_damaged_ones_are_refused(folder, tmp
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OutputError, match="No space left on device"):
         prepared(folder, tmp_path / "full")
+
+
+def flip_bytes(path, number=100):
+    """Change bytes within a file, whose size stays."""
+    data = bytearray(path.read_bytes())
+    data[50 : 50 + number] = bytes(255 - byte for byte in data[50 : 50 + number])
+    path.write_bytes(data)
+
+
+def test_damaged_parts_are_named_and_made_anew(folder, tmp_path, small_parts, capsys):
+    out = tmp_path / "cache"
+    words = ["prepare", str(folder), "--size", "8", "--out", str(out), "--workers", "0"]
+    assert main(words) == 0
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
+    flip_bytes(out / "part-00001.bin")
+    assert main(["train", "--data", str(out), "--out", str(tmp_path / "run")]) == 2
+    assert re.search(r"part-00001\.bin: is damaged, .* give the same proxflow prepare", capsys.readouterr().err)
+    assert main(words) == 0
+    assert "part-00001.bin: is damaged or missing, and is made anew" in capsys.readouterr().out
+    for name in whole.keys() - {"checked.json"}:
+        assert (out / name).read_bytes() == whole[name]
+    for name, said in (("labels.npy", "labels.npy: is damaged"), ("part-00002.json", "a part cannot be read")):
+        if name == "labels.npy":
+            np.save(out / name, 1 - np.load(out / name))
+        else:
+            (out / name).unlink()
+            (out / "checked.json").unlink()
+        with pytest.raises(DataError, match=rf"{said}.*give the same proxflow prepare"):
+            loaded(out)
+        prepared(folder, out)
+        assert len(loaded(out).train) == 9
+
+
+def test_a_part_is_compared_again_only_where_it_changed(folder, tmp_path, small_parts, monkeypatch):
+    out, real, read = tmp_path / "cache", prepared_module._sha256, []
+    prepared(folder, out)
+    monkeypatch.setattr(prepared_module, "_sha256", lambda path: read.append(path.name) or real(path))
+    parts = [f"part-{k:05d}.bin" for k in range(3)]
+    loaded(out)
+    assert read == [*parts, "labels.npy"]  # they changed just now, so that their times tell nothing yet
+    settle(out)
+    for wanted in ([*parts, "labels.npy"], ["labels.npy"]):
+        read.clear()
+        loaded(out)
+        assert read == wanted
+    os.utime(out / parts[1])
+    read.clear()
+    loaded(out)
+    assert read == [parts[1], "labels.npy"]
+    (out / "checked.json").write_text("[[1, 2], 3]")  # what is not understood is not trusted
+    read.clear()
+    loaded(out)
+    assert read == [*parts, "labels.npy"]
 
 
 def test_the_command_prepares_and_trains(folder, tmp_path, capsys):

@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import tarfile
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +22,7 @@ from proxflow.data.left_out import LeftOut
 from proxflow.data.pictures import ENDINGS, check_size, common_sides, fitted, header, opened
 from proxflow.data.stored import Pictures
 from proxflow.errors import DataError, OutputError
-from proxflow.runtime.files import open_plain, write_json
+from proxflow.runtime.files import open_plain, stamp, write_json
 
 PREFIX = "shards:"
 
@@ -32,9 +31,6 @@ _LOOKED_AT = 256
 
 _LONGEST = 2**26
 """Largest picture, in bytes."""
-
-_SETTLED = 2 * 10**9
-"""Nanoseconds since its last change after which a file's index is kept."""
 
 Member = tuple[str, int, int, str | None]
 """Name, place of the picture in the file, its size, and its class."""
@@ -130,18 +126,16 @@ class Shards(Pictures):
 def _indexed(path: Path, left_out: LeftOut) -> list[Member]:
     """Return the pictures of a tar file, by what was kept beside it or by reading it.
 
-    Size and time of the last change say whether what was kept is of this file. Its inode is left out of it, so that what
-    was kept still counts where the files are copied together.
+    What was kept counts where the file has the size and time of last change that it had then.
     """
     kept = path.with_name(f".{path.name}.index.json")
     own, now = LeftOut(), None
     with suppress(OSError):
-        found = path.stat()
-        now = {"form": 2, "size": found.st_size, "changed": found.st_mtime_ns}
+        now = stamp(path)
     try:
         if now is not None and kept.exists():
             held = json.loads(kept.read_bytes())
-            if all(held[name] == value for name, value in now.items()):
+            if held["form"] == 2 and held["file"] == now:
                 left_out.found |= {reason: (number, example) for reason, number, example in held["left_out"]}
                 return [(str(n), int(a), int(b), c) for n, a, b, c in held["members"]]
     except (OSError, ValueError, KeyError, TypeError):
@@ -150,10 +144,9 @@ def _indexed(path: Path, left_out: LeftOut) -> list[Member]:
     for reason, (number, example) in own.found.items():
         left_out.add(reason, example, number)
     told = [[reason, number, example] for reason, (number, example) in own.found.items()]
-    # Clocks of file systems are coarse: of a file that has just changed, the next change may have the same time.
-    if now is not None and abs(time.time_ns() - now["changed"]) > _SETTLED:
+    if now is not None:
         with suppress(OutputError):  # where it cannot be kept it is read again the next time
-            write_json(kept, {**now, "left_out": told, "members": members})
+            write_json(kept, {"form": 2, "file": now, "left_out": told, "members": members})
     return members
 
 
