@@ -119,8 +119,8 @@ def test_stopped_it_goes_on_and_what_cannot_be_read_is_counted(folder, tmp_path,
 def test_caches_of_other_pictures_sizes_and_damaged_ones_are_refused(folder, tmp_path, small_parts, monkeypatch):
     out = tmp_path / "cache"
     prepared(folder, out)
-    with pytest.raises(OutputError, match=r"is a cache of other pictures: its content is .* choose another --out"):
-        prepared(folder, out, size=6)
+    with pytest.raises(OutputError, match=r"its shape is \[3, 8, 8\], not \[3, 16, 16\]; choose another --out"):
+        prepared(folder, out, size=16)
     with pytest.raises(DataError, match="holds pictures of 8 x 8, not of size 16: prepare them anew"):
         loaded(out, size=16)
     part = out / "part-00001.bin"

@@ -74,7 +74,7 @@ def prepare(
             of another encoder; what is done stays.
         DataError: No picture can be read, or processes that read died three times; the encoder does not fit the pictures.
     """
-    plan: dict[str, Any] = {"form": FORM, "content": pictures.content, "shape": list(pictures.shape)}
+    plan: dict[str, Any] = {"form": FORM, "shape": list(pictures.shape), "content": pictures.content}
     codec, size = None, PART
     if encoder is not None:
         codec, size = Codec(encoder, device), LATENTS_PART
