@@ -293,8 +293,23 @@ def test_folders_of_folders_are_classes(tmp_path):
     assert names == {10: "cats", 20: "dogs", 30: "cats", 40: "ants"}
     assert "4 grey pictures of 4 x 4" in loaded.notes[0]
     assert "3 classes (ants, cats, dogs)" in loaded.notes[0]
-    image_files.write_png(tmp_path / "in" / "data" / "5.png", np.zeros((4, 4, 1), np.uint8), "by hand")
-    assert Image.read(str(tmp_path / "in"), held_out=0).train.condition is None  # one belongs to none
+
+
+@pytest.mark.parametrize("place", ["data/loose.png", "loose.png"])
+@pytest.mark.parametrize("workers", [None, 0])
+def test_a_loose_picture_beside_classes_has_none_and_is_counted(tmp_path, place, workers):
+    for k, name in enumerate(("data/cats/1.png", "data/dogs/2.png", place)):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image_files.write_png(path, np.full((4, 4, 1), 10 * k, np.uint8), "by hand")
+    loaded = Image.read(str(tmp_path), held_out=0, workers=workers)
+    assert loaded.kind.classes == ("cats", "dogs")
+    assert dict(zip(loaded.train.x[:, 0, 0, 0].tolist(), loaded.train.condition.tolist(), strict=True)) == {
+        0: 0,
+        10: 1,
+        20: -1,
+    }
+    assert loaded.notes[0].endswith(f"left out: labels that are missing: 1 (as {place})")
 
 
 def test_one_folder_is_no_class(tmp_path):
