@@ -528,6 +528,21 @@ def test_extreme_and_constant_columns(tmp_path):
     assert not loaded.kind.encode(loaded.train.x)[:, 2].any()
     with pytest.raises(DataError, match=r"column 1 reaches from -1e\+308 to 1e\+308; expected smaller"):
         Vector.read(npz(tmp_path / "b.npz", x=np.array([[1e308], [-1e308]])))
+    numbers = np.linspace(0, 1, 20)[:, None]
+    numbers[0] = 1e300
+    held = [0 in torch.randperm(20, generator=torch.Generator().manual_seed(seed))[:10] for seed in range(6)]
+    assert set(held) == {True, False}
+    for seed, wrong in enumerate(held):  # held out, it does not set the scale, and would be infinite
+        source = npz(tmp_path / "c.npz", x=numbers)
+        if wrong:
+            with pytest.raises(DataError, match=r"row 1, column 1: 1e\+300 lies more than 1e\+15 standard deviations"):
+                Vector.read(source, held_out=0.5, seed=seed)
+        else:
+            assert Vector.read(source, held_out=0.5, seed=seed).held_out is not None
+    both = npz(tmp_path / "d.npz", x=np.array([[1e308], [-1e308], *([[0.5]] * 8)]))
+    for seed in range(4):
+        with pytest.raises(DataError, match="reaches from"):
+            Vector.read(both, held_out=0.5, seed=seed)
 
 
 @pytest.mark.parametrize(

@@ -305,7 +305,10 @@ MANY = [str(k) for k in range(100)]
         ("a;b\n1;x\n", "semicolons or tabs"),
         ("1.5,x\n2.5,y\n", "line 1 holds the number 1.5 in column 1; expected the names"),
         ("a,b\nx,y\nx,y\n", "no column is left to learn"),
-        ("a\n1e308\n-1e308\n0.5\n", "reaches from"),
+        (
+            "a\n1e308\n-1.2e308\n0.5\n",
+            r"line 3, column a: '-1\.2e308' is too large, .* from -1\.2e\+308 to 1e\+308: correct it, .*--ignore a",
+        ),
     ],
 )
 def test_bad_tables_are_refused_in_one_sentence_with_the_place(tmp_path, content, said):
@@ -313,6 +316,32 @@ def test_bad_tables_are_refused_in_one_sentence_with_the_place(tmp_path, content
     with pytest.raises(DataError, match=said) as caught:
         Table.read(str(tmp_path / "a.csv"), held_out=0)
     assert "\n" not in str(caught.value)
+
+
+def table_of(path, numbers):
+    path.write_text("\n".join(["a,b", *(f"{number},{'xy'[k % 2]}" for k, number in enumerate(numbers))]))
+    return str(path)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_numbers_too_far_apart_are_refused_whichever_rows_are_held_out(tmp_path, seed):
+    source = table_of(tmp_path / "a.csv", ["1.7e308", "-1.7e308", *(k + 0.5 for k in range(8))])
+    with pytest.raises(DataError, match=r"line 2, column a: '1\.7e308' is too large"):
+        Table.read(source, held_out=0.5, seed=seed)
+
+
+def test_a_number_is_refused_that_the_rows_trained_on_make_infinite(tmp_path):
+    source = table_of(tmp_path / "a.csv", ["1e300", *(k + 0.5 for k in range(9))])
+    read = 0
+    for seed in range(6):
+        held = torch.randperm(10, generator=torch.Generator().manual_seed(seed))[:5].tolist()
+        if 0 in held:
+            with pytest.raises(DataError, match=r"line 2, column a: '1e300' lies \S+ standard deviations.*quantiles"):
+                Table.read(source, held_out=0.5, seed=seed)
+        loaded = Table.read(source, held_out=0.5, seed=seed, numbers="quantiles" if 0 in held else "standard")
+        assert loaded.kind.encode(loaded.held_out.x).isfinite().all()
+        read += 0 in held
+    assert 0 < read < 6
 
 
 def test_other_encodings_missing_files_and_names_are_refused(tmp_path):

@@ -17,7 +17,7 @@ from torch import Tensor
 from proxflow.data import scatter
 from proxflow.data.arrays import Array, holds_table, read_npy, read_npz, shapes_in
 from proxflow.data.image_files import write_png
-from proxflow.data.kinds.base import Defaults, Kind, Loaded, Picture, split
+from proxflow.data.kinds.base import FARTHEST, Defaults, Kind, Loaded, Picture, split
 from proxflow.errors import ArgumentError, DataError, OutputError
 from proxflow.examples import Examples
 from proxflow.runtime.files import open_plain, writable_folder, write_atomically
@@ -114,12 +114,20 @@ class Vector(Kind):
                     notes = (f"{path}: only {key} is read; left out: {', '.join(others)}",)
             case _:
                 raise DataError(f"no rows of numbers in {source!r}: expected {cls.sources}")
+        _moments(torch.from_numpy(rows), path, columns)  # refuses what is too large in whichever rows
         train, kept = split(Examples(torch.from_numpy(rows)), held_out, seed)
         mean, std, constant = _moments(train.x, path, columns)
         if constant:
             called = ", ".join(_called(k, columns) for k in constant)
             notes += (f"{path}: {called} has one value in all rows that are trained on, and keeps its unit",)
         kind = cls((rows.shape[1],), mean, std, columns)
+        far = ~(kind.encode(torch.from_numpy(rows)).abs() < FARTHEST)
+        if bool(far.any()):
+            row, column = far.nonzero()[0].tolist()
+            raise DataError(
+                f"{path}: row {row + 1}, {_called(column, columns)}: {rows[row, column]:g} lies more than {FARTHEST:g} "
+                "standard deviations from the mean of the rows that are trained on: correct it or leave it out"
+            )
         return Loaded(kind, train, kept, f"{len(train)} rows of {rows.shape[1]} columns", notes)
 
     def encode(self, stored: Tensor) -> Tensor:
