@@ -318,6 +318,23 @@ def test_bad_tables_are_refused_in_one_sentence_with_the_place(tmp_path, content
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("kind", [None, "vector", "table"])
+def test_a_quote_that_is_not_closed_is_named_by_the_line_it_opens_in(tmp_path, end, last, kind):
+    lines = ["a,b", '"1","2', '"', "", '2,"3', *(f"{k},5" for k in range(60))]
+    path = tmp_path / "a.csv"
+    path.write_bytes((end.join(lines) + end * last).encode())
+    with pytest.raises(DataError, match=r"line 5: the quote before '3' is not closed: close or remove it$") as caught:
+        kind_of_source(str(path), kind).read(str(path))
+    assert "\n" not in str(caught.value)
+    path.write_bytes(end.join([*lines, *["4,5"] * 40000]).encode())
+    with pytest.raises(DataError, match=r"line 5: the quote .* is not closed within 131072"):
+        kind_of_source(str(path), kind).read(str(path))
+    path.write_bytes(end.join([*lines[:4], '2,"3"']).encode())
+    assert len(kind_of_source(str(path), kind).read(str(path), held_out=0).train) == 2
+
+
 def table_of(path, numbers):
     path.write_text("\n".join(["a,b", *(f"{number},{'xy'[k % 2]}" for k, number in enumerate(numbers))]))
     return str(path)
