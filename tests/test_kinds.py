@@ -62,6 +62,16 @@ def test_a_source_without_a_kind_lists_what_there_is(source):
         kind_of_source(source)
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.PNG", "a.tar", "a.csv", "a.npz", "a.npy", "a.txt"])
+def test_a_file_that_does_not_exist_is_said_not_to(tmp_path, name):
+    source = str(tmp_path / name)
+    with pytest.raises(DataError, match=rf"{name}: does not exist; expected \D{{9,70}}$") as caught:
+        kind_of_source(source).read(source)
+    assert str(caught.value).startswith(source)
+    with pytest.raises(DataError, match=r"^a\.parquet: does not exist"):
+        kind_of_source("a.parquet")
+
+
 def test_a_file_that_no_kind_reads_is_said_to_be_there(tmp_path):
     with pytest.raises(
         DataError, match=r"points\.dat: no kind of data is known by the ending .* \.dat: name it .*--kind"
