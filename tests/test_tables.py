@@ -274,9 +274,27 @@ def test_flows_by_name_take_the_endpoints_of_the_table(tmp_path, flow, divergenc
 
 def test_flows_that_do_not_serve_tables_are_refused(tmp_path):
     kind = Table.read(text(tmp_path / "a.csv", animals())).kind
-    for flow, said in (("gpfn-w2", "not defined"), ("bfn", "no flow of such data"), ("diffusion", "no flow of such")):
+    tables = "and these are none: take gpfn, gpfn-linear, gpfn-fisher-rao or gpfn-kl$"
+    for flow, said in (
+        ("gpfn-w2", "not defined"),
+        ("bfn", "no flow of such data.*: take gpfn, gpfn-linear"),
+        ("diffusion", "no flow of such"),
+        ("masked", f"^the flow masked is for data of classes, as text or binary images, {tables}"),
+        ("bfn-discrete", f"^the flow bfn-discrete is for data of classes.* {tables}"),
+        ("bfn-discretised", f"^the flow bfn-discretised is for images, whose values lie in bins, {tables}"),
+    ):
         with pytest.raises(ArgumentError, match=said):
             proxflow.build(kind, flow=flow)
+    with pytest.raises(ArgumentError, match=r"these are none: take gpfn-w2, bfn or diffusion$"):
+        proxflow.build((2,), flow="masked")
+    for flow in ("gpfn", "gpfn-linear", "gpfn-fisher-rao", "gpfn-kl"):  # those that are named
+        proxflow.build(kind, flow=flow, network="mlp:width=8")
+
+
+def test_the_command_refuses_a_flow_that_is_not_for_tables(tmp_path, capsys):
+    source = text(tmp_path / "a.csv", animals())
+    assert main(["train", "--data", source, "--flow", "masked", "--out", str(tmp_path / "run")]) == 2
+    assert "the flow masked is for data of classes" in capsys.readouterr().err
 
 
 # What is refused ----------------------------------------------------------------------------------------------------
