@@ -1,6 +1,7 @@
 """Conditional models as ``proxflow evaluate`` measures them: drawn in the data's proportions, scored within classes."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 import proxflow
 from proxflow import metrics, models
-from proxflow.cli import main
+from proxflow.cli import evaluate, main
 from proxflow.data.kinds.image import Image
 
 NETWORK = "unet:channels=8,multipliers=1,patch=4"
@@ -148,3 +149,11 @@ def test_what_evaluate_refuses_of_classes(run, places, tmp_path):
         assert status == 2
         assert err.count("\n") == 1
         assert expected in err, err
+
+
+def test_an_image_without_a_class_stands_for_one_that_is_drawn_without():
+    classes = {0: "cat", 1: "dog"}
+    reference = evaluate._Reference(None, None, "a", "b", None, False, (torch.tensor([0]), torch.tensor([1])), classes)
+    numbers = reference.numbers_for(SimpleNamespace(classes=("ant", "cat", "dog")))
+    assert numbers[torch.tensor([0, 1, -1])].tolist() == [1, 2, -1]
+    assert reference.numbers_for(SimpleNamespace(classes=("cat",))) is None

@@ -62,6 +62,16 @@ def test_a_source_without_a_kind_lists_what_there_is(source):
         kind_of_source(source)
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.PNG", "a.tar", "a.csv", "a.npz", "a.npy", "a.txt"])
+def test_a_file_that_does_not_exist_is_said_not_to(tmp_path, name):
+    source = str(tmp_path / name)
+    with pytest.raises(DataError, match=rf"{name}: does not exist; expected \D{{9,70}}$") as caught:
+        kind_of_source(source).read(source)
+    assert str(caught.value).startswith(source)
+    with pytest.raises(DataError, match=r"^a\.parquet: does not exist"):
+        kind_of_source("a.parquet")
+
+
 def test_a_file_that_no_kind_reads_is_said_to_be_there(tmp_path):
     with pytest.raises(
         DataError, match=r"points\.dat: no kind of data is known by the ending .* \.dat: name it .*--kind"
@@ -293,8 +303,23 @@ def test_folders_of_folders_are_classes(tmp_path):
     assert names == {10: "cats", 20: "dogs", 30: "cats", 40: "ants"}
     assert "4 grey pictures of 4 x 4" in loaded.notes[0]
     assert "3 classes (ants, cats, dogs)" in loaded.notes[0]
-    image_files.write_png(tmp_path / "in" / "data" / "5.png", np.zeros((4, 4, 1), np.uint8), "by hand")
-    assert Image.read(str(tmp_path / "in"), held_out=0).train.condition is None  # one belongs to none
+
+
+@pytest.mark.parametrize("place", ["data/loose.png", "loose.png"])
+@pytest.mark.parametrize("workers", [None, 0])
+def test_a_loose_picture_beside_classes_has_none_and_is_counted(tmp_path, place, workers):
+    for k, name in enumerate(("data/cats/1.png", "data/dogs/2.png", place)):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image_files.write_png(path, np.full((4, 4, 1), 10 * k, np.uint8), "by hand")
+    loaded = Image.read(str(tmp_path), held_out=0, workers=workers)
+    assert loaded.kind.classes == ("cats", "dogs")
+    assert dict(zip(loaded.train.x[:, 0, 0, 0].tolist(), loaded.train.condition.tolist(), strict=True)) == {
+        0: 0,
+        10: 1,
+        20: -1,
+    }
+    assert loaded.notes[0].endswith(f"left out: labels that are missing: 1 (as {place})")
 
 
 def test_one_folder_is_no_class(tmp_path):
@@ -513,6 +538,21 @@ def test_extreme_and_constant_columns(tmp_path):
     assert not loaded.kind.encode(loaded.train.x)[:, 2].any()
     with pytest.raises(DataError, match=r"column 1 reaches from -1e\+308 to 1e\+308; expected smaller"):
         Vector.read(npz(tmp_path / "b.npz", x=np.array([[1e308], [-1e308]])))
+    numbers = np.linspace(0, 1, 20)[:, None]
+    numbers[0] = 1e300
+    held = [0 in torch.randperm(20, generator=torch.Generator().manual_seed(seed))[:10] for seed in range(6)]
+    assert set(held) == {True, False}
+    for seed, wrong in enumerate(held):  # held out, it does not set the scale, and would be infinite
+        source = npz(tmp_path / "c.npz", x=numbers)
+        if wrong:
+            with pytest.raises(DataError, match=r"row 1, column 1: 1e\+300 lies more than 1e\+15 standard deviations"):
+                Vector.read(source, held_out=0.5, seed=seed)
+        else:
+            assert Vector.read(source, held_out=0.5, seed=seed).held_out is not None
+    both = npz(tmp_path / "d.npz", x=np.array([[1e308], [-1e308], *([[0.5]] * 8)]))
+    for seed in range(4):
+        with pytest.raises(DataError, match="reaches from"):
+            Vector.read(both, held_out=0.5, seed=seed)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from test_stored import encoded
+from test_stored import encoded, flip_bytes
 from torch import nn
 
 import proxflow
@@ -139,7 +139,11 @@ def test_stopped_it_goes_on_bit_for_bit_and_other_weights_are_refused(folder, tm
     for part in out.glob("part-*.bin"):
         assert part.read_bytes() == (tmp_path / "whole" / part.name).read_bytes()
     (out / "part-00001.bin").write_bytes(b"")
-    with pytest.raises(DataError, match=r"part-00001\.bin: has 0 bytes; expected 768: remove part-00001\.json"):
+    with pytest.raises(DataError, match=r"part-00001\.bin: has 0 bytes; expected 768: give the same proxflow"):
+        Latents.read(str(out))
+    assert prepare(pictures, out, 0, encoder=Pooling()) == whole
+    flip_bytes(out / "part-00000.bin")
+    with pytest.raises(DataError, match=r"part-00000\.bin: is damaged"):
         Latents.read(str(out))
 
 

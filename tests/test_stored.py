@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import sys
 import tarfile
 import types
@@ -16,6 +17,7 @@ from PIL import Image as Pillow
 
 from proxflow.cli import main
 from proxflow.data import cifar, sources
+from proxflow.data import prepared as prepared_module
 from proxflow.data.arrow import Arrow
 from proxflow.data.kinds.image import Image
 from proxflow.data.prepared import MANIFEST, Prepared, prepare
@@ -117,15 +119,14 @@ def test_stopped_it_goes_on_and_what_cannot_be_read_is_counted(folder, tmp_path,
 def test_caches_of_other_pictures_sizes_and_damaged_ones_are_refused(folder, tmp_path, small_parts, monkeypatch):
     out = tmp_path / "cache"
     prepared(folder, out)
-    with pytest.raises(OutputError, match=r"is a cache of other pictures: its content is .* choose another --out"):
-        prepared(folder, out, size=6)
+    with pytest.raises(OutputError, match=r"its shape is \[3, 8, 8\], not \[3, 16, 16\]; choose another --out"):
+        prepared(folder, out, size=16)
     with pytest.raises(DataError, match="holds pictures of 8 x 8, not of size 16: prepare them anew"):
         loaded(out, size=16)
     part = out / "part-00001.bin"
     part.write_bytes(part.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"part-00001\.bin: has 959 bytes; expected 960: remove part-00001\.json"):
+    with pytest.raises(DataError, match=r"part-00001\.bin: has 959 bytes; expected 960: give the same proxflow"):
         loaded(out)
-    (out / "part-00001.json").unlink()
     prepared(folder, out)
     assert len(loaded(out).train) == 9
     (out / MANIFEST).write_text('{"form": 2}')
@@ -138,6 +139,59 @@ def test_caches_of_other_pictures_sizes_and_damaged_ones_are_refused(folder, tmp
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OutputError, match="No space left on device"):
         prepared(folder, tmp_path / "full")
+
+
+def flip_bytes(path, number=100):
+    """Change bytes within a file, whose size stays."""
+    data = bytearray(path.read_bytes())
+    data[50 : 50 + number] = bytes(255 - byte for byte in data[50 : 50 + number])
+    path.write_bytes(data)
+
+
+def test_damaged_parts_are_named_and_made_anew(folder, tmp_path, small_parts, capsys):
+    out = tmp_path / "cache"
+    words = ["prepare", str(folder), "--size", "8", "--out", str(out), "--workers", "0"]
+    assert main(words) == 0
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
+    flip_bytes(out / "part-00001.bin")
+    assert main(["train", "--data", str(out), "--out", str(tmp_path / "run")]) == 2
+    assert re.search(r"part-00001\.bin: is damaged, .* give the same proxflow prepare", capsys.readouterr().err)
+    assert main(words) == 0
+    assert "part-00001.bin: is damaged or missing, and is made anew" in capsys.readouterr().out
+    for name in whole.keys() - {"checked.json"}:
+        assert (out / name).read_bytes() == whole[name]
+    for name, said in (("labels.npy", "labels.npy: is damaged"), ("part-00002.json", "a part cannot be read")):
+        if name == "labels.npy":
+            np.save(out / name, 1 - np.load(out / name))
+        else:
+            (out / name).unlink()
+            (out / "checked.json").unlink()
+        with pytest.raises(DataError, match=rf"{said}.*give the same proxflow prepare"):
+            loaded(out)
+        prepared(folder, out)
+        assert len(loaded(out).train) == 9
+
+
+def test_a_part_is_compared_again_only_where_it_changed(folder, tmp_path, small_parts, monkeypatch):
+    out, real, read = tmp_path / "cache", prepared_module._sha256, []
+    prepared(folder, out)
+    monkeypatch.setattr(prepared_module, "_sha256", lambda path: read.append(path.name) or real(path))
+    parts = [f"part-{k:05d}.bin" for k in range(3)]
+    loaded(out)
+    assert read == [*parts, "labels.npy"]  # they changed just now, so that their times tell nothing yet
+    settle(out)
+    for wanted in ([*parts, "labels.npy"], ["labels.npy"]):
+        read.clear()
+        loaded(out)
+        assert read == wanted
+    os.utime(out / parts[1])
+    read.clear()
+    loaded(out)
+    assert read == [parts[1], "labels.npy"]
+    (out / "checked.json").write_text("[[1, 2], 3]")  # what is not understood is not trusted
+    read.clear()
+    loaded(out)
+    assert read == [*parts, "labels.npy"]
 
 
 def test_the_command_prepares_and_trains(folder, tmp_path, capsys):
@@ -238,9 +292,16 @@ def write_shard(path, keys, told=".cls"):
                 tar.addfile(info, io.BytesIO(data))
 
 
+def settle(folder):
+    """Make the files of a folder an hour old, as an index is kept of what did not just change."""
+    for path in folder.iterdir():
+        os.utime(path, ns=(path.stat().st_mtime_ns - 3600 * 10**9,) * 2)
+
+
 def test_shards_are_indexed_once_and_read_at_any_place(tmp_path, monkeypatch):
     write_shard(tmp_path / "a-000.tar", range(4))
     write_shard(tmp_path / "a-001.tar", range(4, 9), ".json")
+    settle(tmp_path)
     found = Shards(str(tmp_path / "a-{000..001}.tar"), 8)
     assert len(found) == 9
     assert found.labels.tolist() == [0, 1, 2, 0, 1, -1, 0, 1, 2]
@@ -256,6 +317,35 @@ def test_shards_are_indexed_once_and_read_at_any_place(tmp_path, monkeypatch):
     read = loaded(f"shards:{tmp_path}/a-{{000..001}}.tar", workers=0)
     assert isinstance(read.train, LazyExamples)
     assert read.kind.shape == (3, 10, 12)
+
+
+@pytest.mark.parametrize("same_time", [False, True])
+def test_a_shard_replaced_by_one_of_the_same_size_has_its_own_labels(tmp_path, same_time):
+    path, kept = tmp_path / "a.tar", tmp_path / ".a.tar.index.json"
+    write_shard(path, range(3))
+    if not same_time:
+        settle(tmp_path)
+    before, found = path.stat(), Shards(str(path), 8)
+    assert kept.exists() != same_time  # of a file that has just changed none is kept
+    data = path.read_bytes()
+    for old, new in ((b"0", b"x"), (b"2", b"0"), (b"x", b"2")):
+        data = data.replace(old + bytes(511), new + bytes(511))
+    path.write_bytes(data)
+    if same_time:  # as where the clock of the file system is coarse
+        os.utime(path, ns=(before.st_mtime_ns,) * 2)
+    assert path.stat().st_size == before.st_size
+    again = Shards(str(path), 8)
+    assert (found.labels.tolist(), again.labels.tolist()) == ([0, 1, 2], [2, 1, 0])
+    assert again.content != found.content
+
+
+def test_an_index_of_the_former_form_is_made_anew(tmp_path):
+    path, kept = tmp_path / "a.tar", tmp_path / ".a.tar.index.json"
+    write_shard(path, range(3))
+    settle(tmp_path)
+    kept.write_text(json.dumps({"form": 1, "size": path.stat().st_size, "left_out": [], "members": []}))
+    assert len(Shards(str(path), 8)) == 3
+    assert json.loads(kept.read_text())["form"] == 2
 
 
 def test_shards_cut_short_damaged_or_missing(tmp_path):

@@ -274,9 +274,27 @@ def test_flows_by_name_take_the_endpoints_of_the_table(tmp_path, flow, divergenc
 
 def test_flows_that_do_not_serve_tables_are_refused(tmp_path):
     kind = Table.read(text(tmp_path / "a.csv", animals())).kind
-    for flow, said in (("gpfn-w2", "not defined"), ("bfn", "no flow of such data"), ("diffusion", "no flow of such")):
+    tables = "and these are none: take gpfn, gpfn-linear, gpfn-fisher-rao or gpfn-kl$"
+    for flow, said in (
+        ("gpfn-w2", "not defined"),
+        ("bfn", "no flow of such data.*: take gpfn, gpfn-linear"),
+        ("diffusion", "no flow of such"),
+        ("masked", f"^the flow masked is for data of classes, as text or binary images, {tables}"),
+        ("bfn-discrete", f"^the flow bfn-discrete is for data of classes.* {tables}"),
+        ("bfn-discretised", f"^the flow bfn-discretised is for images, whose values lie in bins, {tables}"),
+    ):
         with pytest.raises(ArgumentError, match=said):
             proxflow.build(kind, flow=flow)
+    with pytest.raises(ArgumentError, match=r"these are none: take gpfn-w2, bfn or diffusion$"):
+        proxflow.build((2,), flow="masked")
+    for flow in ("gpfn", "gpfn-linear", "gpfn-fisher-rao", "gpfn-kl"):  # those that are named
+        proxflow.build(kind, flow=flow, network="mlp:width=8")
+
+
+def test_the_command_refuses_a_flow_that_is_not_for_tables(tmp_path, capsys):
+    source = text(tmp_path / "a.csv", animals())
+    assert main(["train", "--data", source, "--flow", "masked", "--out", str(tmp_path / "run")]) == 2
+    assert "the flow masked is for data of classes" in capsys.readouterr().err
 
 
 # What is refused ----------------------------------------------------------------------------------------------------
@@ -305,7 +323,10 @@ MANY = [str(k) for k in range(100)]
         ("a;b\n1;x\n", "semicolons or tabs"),
         ("1.5,x\n2.5,y\n", "line 1 holds the number 1.5 in column 1; expected the names"),
         ("a,b\nx,y\nx,y\n", "no column is left to learn"),
-        ("a\n1e308\n-1e308\n0.5\n", "reaches from"),
+        (
+            "a\n1e308\n-1.2e308\n0.5\n",
+            r"line 3, column a: '-1\.2e308' is too large, .* from -1\.2e\+308 to 1e\+308: correct it, .*--ignore a",
+        ),
     ],
 )
 def test_bad_tables_are_refused_in_one_sentence_with_the_place(tmp_path, content, said):
@@ -313,6 +334,49 @@ def test_bad_tables_are_refused_in_one_sentence_with_the_place(tmp_path, content
     with pytest.raises(DataError, match=said) as caught:
         Table.read(str(tmp_path / "a.csv"), held_out=0)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("kind", [None, "vector", "table"])
+def test_a_quote_that_is_not_closed_is_named_by_the_line_it_opens_in(tmp_path, end, last, kind):
+    lines = ["a,b", '"1","2', '"', "", '2,"3', *(f"{k},5" for k in range(60))]
+    path = tmp_path / "a.csv"
+    path.write_bytes((end.join(lines) + end * last).encode())
+    with pytest.raises(DataError, match=r"line 5: the quote before '3' is not closed: close or remove it$") as caught:
+        kind_of_source(str(path), kind).read(str(path))
+    assert "\n" not in str(caught.value)
+    path.write_bytes(end.join([*lines, *["4,5"] * 40000]).encode())
+    with pytest.raises(DataError, match=r"line 5: the quote .* is not closed within 131072"):
+        kind_of_source(str(path), kind).read(str(path))
+    path.write_bytes(end.join([*lines[:4], '2,"3"']).encode())
+    assert len(kind_of_source(str(path), kind).read(str(path), held_out=0).train) == 2
+
+
+def table_of(path, numbers):
+    path.write_text("\n".join(["a,b", *(f"{number},{'xy'[k % 2]}" for k, number in enumerate(numbers))]))
+    return str(path)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_numbers_too_far_apart_are_refused_whichever_rows_are_held_out(tmp_path, seed):
+    source = table_of(tmp_path / "a.csv", ["1.7e308", "-1.7e308", *(k + 0.5 for k in range(8))])
+    with pytest.raises(DataError, match=r"line 2, column a: '1\.7e308' is too large"):
+        Table.read(source, held_out=0.5, seed=seed)
+
+
+def test_a_number_is_refused_that_the_rows_trained_on_make_infinite(tmp_path):
+    source = table_of(tmp_path / "a.csv", ["1e300", *(k + 0.5 for k in range(9))])
+    read = 0
+    for seed in range(6):
+        held = torch.randperm(10, generator=torch.Generator().manual_seed(seed))[:5].tolist()
+        if 0 in held:
+            with pytest.raises(DataError, match=r"line 2, column a: '1e300' lies \S+ standard deviations.*quantiles"):
+                Table.read(source, held_out=0.5, seed=seed)
+        loaded = Table.read(source, held_out=0.5, seed=seed, numbers="quantiles" if 0 in held else "standard")
+        assert loaded.kind.encode(loaded.held_out.x).isfinite().all()
+        read += 0 in held
+    assert 0 < read < 6
 
 
 def test_other_encodings_missing_files_and_names_are_refused(tmp_path):

@@ -368,12 +368,12 @@ class _Reference:
     classes: Mapping[int, str] = field(default_factory=dict)
 
     def numbers_for(self, model: Model) -> torch.Tensor | None:
-        """Return a model's label of each class by the label here; ``None`` where the model does not know them all."""
+        """Return a model's label of each class by the label here, the last for −1; ``None`` where it lacks some."""
         import torch
 
         if self.labels is None or not set(self.classes.values()) <= set(model.classes):
             return None
-        numbers = torch.full((max(self.classes) + 1,), -1)
+        numbers = torch.full((max(self.classes) + 2,), -1)
         for label, name in self.classes.items():
             numbers[label] = model.classes.index(name)
         return numbers
@@ -643,7 +643,7 @@ def _model_source(
     if numbers is not None and reference.labels is not None:
         labels = metrics.labels_in_proportion(reference.labels[1], n)
         condition = numbers[labels]
-        say(f"{name}: drawn of {len(set(labels.tolist()))} classes, in the proportions of the {reference.kept}")
+        say(f"{name}: drawn of {len(set(labels.tolist()) - {-1})} classes, in the proportions of the {reference.kept}")
     elif model.classes:
         say(f"{name}: drawn without a class, as {reference.called} does not have its classes")
     steps = steps_of(model, name, options.steps)

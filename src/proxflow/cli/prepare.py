@@ -97,14 +97,16 @@ def run(options: Prepare, device: torch.device) -> None:
     )
     workers = reading_processes() + 1 if options.workers is None else options.workers
     with bar("prepare", len(pictures), "pictures") as show:
-        count = 0
+        count, damaged = 0, list[str]()
 
         def done(number: int) -> None:
             nonlocal count
             count += number
             show(count)
 
-        manifest = prepare(pictures, options.out, workers, done, encoder, found, device)
+        manifest = prepare(pictures, options.out, workers, done, encoder, found, device, damaged.append)
+    for said in damaged:
+        say(said)
     for said in manifest["unread"][:10]:
         say(f"left out: {said}")
     lost = len(pictures) - manifest["number"]

@@ -17,6 +17,7 @@ from proxflow.runtime.files import open_plain
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "?"})
 """Cells that stand for no value, in small letters."""
 
+_LINES = re.compile(r"\r\n|\r|\n")
 _WHOLE = re.compile(r"[+-]?\d+")
 
 
@@ -28,7 +29,7 @@ class Cells:
         path: Where they are from.
         names: Names of the columns.
         columns: The cells of each column.
-        lines: The line of each row, counted from 1.
+        lines: The line in which each row begins, counted from 1.
         newline: What ends the lines of the file.
     """
 
@@ -67,7 +68,7 @@ def mixed(path: Path) -> bool:
     It is one if its first line holds names alone, and below it a cell holds no number, or a column whole numbers alone.
     """
     try:
-        lines = _rows(path)
+        lines = text_rows(path)
         _, names = next(lines)
         if any(number_in(name) is not None for name in names):
             return False
@@ -94,7 +95,7 @@ def read_cells(path: Path) -> Cells:
     """
     if path.suffix.lower() == ".parquet":
         return _read_parquet(path)
-    lines = _rows(path)
+    lines = text_rows(path)
     try:
         first, names = next(lines)
     except StopIteration:
@@ -139,24 +140,59 @@ def _check_names(path: Path, names: list[str]) -> None:
             raise DataError(f"{path}: columns {before + 1} and {k + 1} are both named {name!r:.80}: rename one of them")
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a text file that are not empty, each with its line."""
+_TABLE = "a text file of a table, cells between commas"
+
+
+def text_rows(path: Path, expected: str = _TABLE) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows of a text file that are not empty, each with the line in which it begins, counted from 1.
+
+    Args:
+        path: The file.
+        expected: What it is, for messages.
+
+    Raises:
+        DataError: It cannot be read, or a quote is not closed; the message names the line.
+    """
+    begins, ended = 1, False
     try:
         with io.TextIOWrapper(open_plain(path), "utf-8-sig", newline="") as file:
-            lines = csv.reader(file)
-            for cells in lines:
-                if cells:
-                    yield lines.line_num, [cell.strip() for cell in cells]
+
+            def told() -> Iterator[str]:
+                nonlocal ended
+                yield from file
+                ended = True
+                yield ""  # if a row reaches to here, its last cell has swallowed the end of the file
+
+            lines = csv.reader(told())
+            try:
+                for cells in lines:
+                    if ended and cells:
+                        # Lines of the cell as the reader of the file counts them; str.splitlines knows other ends.
+                        first, *more = _LINES.split(cells[-1].removesuffix("\n").removesuffix("\r"))
+                        raise DataError(
+                            f"{path}: line {lines.line_num - 1 - len(more)}: the quote before {first[:40]!r} is not closed: "
+                            "close or remove it"
+                        )
+                    if cells:
+                        yield begins, [cell.strip() for cell in cells]
+                    begins = lines.line_num + 1
+            except csv.Error as error:
+                if lines.line_num == begins:
+                    raise
+                raise DataError(
+                    f"{path}: line {begins}: the quote that opens a cell of this row is not closed within "
+                    f"{csv.field_size_limit()} characters: close or remove it"
+                ) from error
+    except DataError:
+        raise
     except FileNotFoundError as error:
-        raise DataError(f"{path}: does not exist; expected a text file of a table, cells between commas") from error
+        raise DataError(f"{path}: does not exist; expected {expected}") from error
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: is no UTF-8 text (there is a byte {error.object[error.start]:#04x}): save it as UTF-8"
         ) from error
     except (OSError, ValueError, csv.Error) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); expected a text file of a table, cells between commas"
-        ) from error
+        raise DataError(f"{path}: cannot be read ({error}); expected {expected}") from error
 
 
 def _read_parquet(path: Path) -> Cells:
@@ -164,6 +200,8 @@ def _read_parquet(path: Path) -> Cells:
     try:
         with open_plain(path) as file:
             table = parquet.read_table(file)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: does not exist; expected a parquet file") from error
     except (OSError, ValueError) as error:  # pyarrow's errors derive from these
         raise DataError(f"{path}: cannot be read ({error:.200}); expected an intact parquet file") from error
     names = [str(name) for name in table.column_names]

@@ -106,20 +106,19 @@ class Survey:
         return [rule.text for rule in (self.deep, self.real) if rule is not None]
 
     def classes(self) -> tuple[list[int], tuple[str, ...]] | None:
-        """Return the class of each picture and the names of all: the folders right below the one that holds all pictures.
+        """Return the class of each picture and the names of all, the folders side by side below the one that holds them.
 
-        ``None`` where a picture lies in that folder itself, or all lie in one.
+        Pictures beside or above these folders have the class −1. ``None`` where no two folders lie side by side.
         """
         parents = [path.relative_to(self.folder).parts[:-1] for path in self.paths]
-        first, last = min(parents), max(parents)
-        shared = next(
-            (k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
-        )
-        if min(map(len, parents)) <= shared:
+        level = 0
+        while len(found := {parts[level] for parts in parents if len(parts) > level}) == 1:
+            level += 1
+        if not found:
             return None
-        names = sorted({parts[shared] for parts in parents}, key=escape.name)
+        names = sorted(found, key=escape.name)
         index = {name: k for k, name in enumerate(names)}
-        return [index[parts[shared]] for parts in parents], tuple(map(escape.name, names))
+        return [index[parts[level]] if len(parts) > level else -1 for parts in parents], tuple(map(escape.name, names))
 
     def read(self) -> Tensor:
         """Read the pictures: uint8, (number, channels, height, width).
@@ -285,7 +284,12 @@ def survey(
             "ask for a smaller size"
         )
     deep, real = (_rule(seen, kind) for kind in ("whole", "real"))
-    return Survey(folder, tuple(one.path for one in seen), (channels, height, width), sizes, deep, real, walk.left_out)
+    paths = tuple(one.path for one in seen)
+    found = Survey(folder, paths, (channels, height, width), sizes, deep, real, walk.left_out)
+    classes, _ = found.classes() or ([], ())
+    if loose := [path for path, place in zip(paths, classes, strict=False) if place < 0]:
+        walk.left_out.add("labels that are missing", loose[0].relative_to(folder), len(loose))
+    return found
 
 
 def common_sides(sides: Sequence[_Sides], size: int | None = None, largest: int | None = LARGEST) -> _Sides:

@@ -1,7 +1,8 @@
 """A cache of pictures of one shape as bytes, or of their latents, made once and mapped into memory.
 
 A folder of parts of 4096 pictures, ``part-00000.bin`` and on, each the bytes (number, channels, height, width) of those that
-could be read, with ``part-00000.json`` beside it; ``plan.json``, what they are made of; and at the end ``manifest.json``.
+could be read, with ``part-00000.json`` beside it; ``plan.json``, what they are made of; and at the end ``manifest.json``,
+and ``checked.json``, the sizes and times of the parts whose checksums were compared.
 Stopped at any moment, the same call makes the parts that are missing. Latents are of two bytes, float16, little end first,
 and their parts of 512.
 """
@@ -9,11 +10,13 @@ and their parts of 512.
 from __future__ import annotations
 
 import hashlib
+import io
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,10 +29,10 @@ from proxflow.data.autoencoders import BATCH, Codec
 from proxflow.data.left_out import LeftOut
 from proxflow.data.stored import Pictures
 from proxflow.errors import DataError, OutputError, ProxflowError
-from proxflow.runtime.files import read_json, sweep, writable_folder, write_atomically, write_json
+from proxflow.runtime.files import open_plain, read_json, stamp, sweep, writable_folder, write_atomically, write_json
 from proxflow.runtime.lock import locked
 
-PLAN, MANIFEST = "plan.json", "manifest.json"
+PLAN, MANIFEST, CHECKED = "plan.json", "manifest.json", "checked.json"
 FORM = "proxflow prepared 1"
 LATENTS_FORM = "proxflow latents 1"
 PART, LATENTS_PART = 4096, 512
@@ -46,8 +49,9 @@ def prepare(
     encoder: nn.Module | None = None,
     word: str = "",
     device: torch.device | str = "cpu",
+    say: Callable[[str], None] = lambda said: None,
 ) -> dict[str, Any]:
-    """Make a cache of pictures, or of their latents, or go on with it.
+    """Make a cache of pictures, or of their latents, or go on with it; parts that are damaged are made anew.
 
     Pictures that cannot be read are left out, and stand in the manifest by name.
 
@@ -60,6 +64,7 @@ def prepare(
             kept in place of the pictures; it works in this process.
         word: Where the encoder is found again, for those who decode.
         device: Where the encoder works.
+        say: Called with a sentence for each part that is damaged or missing.
 
     Returns:
         The manifest.
@@ -69,7 +74,7 @@ def prepare(
             of another encoder; what is done stays.
         DataError: No picture can be read, or processes that read died three times; the encoder does not fit the pictures.
     """
-    plan: dict[str, Any] = {"form": FORM, "content": pictures.content, "shape": list(pictures.shape)}
+    plan: dict[str, Any] = {"form": FORM, "shape": list(pictures.shape), "content": pictures.content}
     codec, size = None, PART
     if encoder is not None:
         codec, size = Codec(encoder, device), LATENTS_PART
@@ -91,7 +96,7 @@ def prepare(
             raise OutputError(f"{folder} holds parts of a cache without {PLAN}: choose another --out folder")
         write_json(folder / PLAN, plan)
         number = -(-len(pictures) // size)
-        missing = [k for k in range(number) if not (folder / f"part-{k:05d}.json").exists()]
+        missing = _missing(folder, number, say)
         done(len(pictures) - sum(min(size, len(pictures) - k * size) for k in missing))
         for _ in range(_TRIES):
             try:
@@ -111,6 +116,37 @@ def prepare(
                 "the parts that are done stay"
             )
         return _finished(pictures, folder, plan, number, word)
+
+
+def _sha256(path: Path) -> str:
+    """Return the checksum of a file.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        with open_plain(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _missing(folder: Path, number: int, say: Callable[[str], None]) -> list[int]:
+    """Return which of a number of parts are to be made: those that are not there, or damaged."""
+    missing = []
+    for k in range(number):
+        told = folder / f"part-{k:05d}.json"
+        if not told.exists():
+            missing.append(k)
+            continue
+        with suppress(ProxflowError, KeyError, TypeError):
+            held: Any = read_json(told)
+            if held["sha256"] == _sha256(told.with_suffix(".bin")):
+                continue
+        told.unlink()  # it says that the part is whole
+        missing.append(k)
+        say(f"{told.with_suffix('.bin')}: is damaged or missing, and is made anew")
+    return missing
 
 
 def _made(pictures: Pictures, folder: Path, parts: list[int], workers: int) -> Iterator[int]:
@@ -236,16 +272,18 @@ def _finished(pictures: Pictures, folder: Path, plan: dict[str, Any], number: in
     left_out = LeftOut(dict(pictures.left_out.found))
     for _, said in lost:
         left_out.add("pictures that cannot be read", said)
+    labels = {}
     if pictures.labels is not None:
         kept = torch.ones(len(pictures), dtype=torch.bool)
         kept[[index for index, _ in lost]] = False
-        labels = pictures.labels[kept].numpy()
+        buffer = io.BytesIO()
+        np.save(buffer, pictures.labels[kept].numpy())
 
         def put(temporary: Path) -> None:
-            with temporary.open("wb") as file:
-                np.save(file, labels)
+            temporary.write_bytes(buffer.getvalue())
 
         write_atomically(folder / "labels.npy", put)
+        labels = {"labels_sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
     content = hashlib.sha256("".join(part["sha256"] for part in told).encode()).hexdigest()
     manifest = {
         **plan,
@@ -254,13 +292,53 @@ def _finished(pictures: Pictures, folder: Path, plan: dict[str, Any], number: in
         "sha256": content,
         "classes": list(pictures.classes),
         "labels": pictures.labels is not None,
+        **labels,
         "levels": list(pictures.levels),
         "left_out": [[reason, *found] for reason, found in left_out.found.items()],
         "unread": [said for _, said in lost[:100]],
         **({"found": word, **_moments(told, plan)} if plan["form"] == LATENTS_FORM else {}),
     }
     write_json(folder / MANIFEST, manifest)
+    _keep(folder, [part["sha256"] for part in told])
     return manifest
+
+
+def _keep(folder: Path, sums: list[str]) -> None:
+    """Keep that the parts have these checksums, with their sizes and times, by which it shows whether they change."""
+    with suppress(OSError, OutputError):  # where it cannot be kept they are compared again
+        write_json(folder / CHECKED, [[sha256, stamp(folder / f"part-{k:05d}.bin")] for k, sha256 in enumerate(sums)])
+
+
+def _compare(folder: Path, content: str, number: int) -> None:
+    """Compare the checksums of the parts that changed since they were compared.
+
+    Raises:
+        DataError: A part has another.
+    """
+    again = "give the same proxflow prepare command again"
+    try:
+        held: Any = read_json(folder / CHECKED)
+        kept = [(str(sha256), found) for sha256, found in held]
+    except (ProxflowError, TypeError, ValueError):
+        kept = []
+    if hashlib.sha256("".join(sha256 for sha256, _ in kept).encode()).hexdigest() != content:
+        try:
+            parts: list[Any] = [read_json(folder / f"part-{k:05d}.json") for k in range(number)]
+            kept = [(str(part["sha256"]), None) for part in parts]
+        except (ProxflowError, TypeError, KeyError) as error:
+            raise DataError(f"{folder}: the checksum of a part cannot be read ({error}): {again}") from error
+        if hashlib.sha256("".join(sha256 for sha256, _ in kept).encode()).hexdigest() != content:
+            raise DataError(f"{folder / MANIFEST}: its sha256 is not that of the parts' checksums: {again}")
+    changed = False
+    for k, (sha256, found) in enumerate(kept):
+        part = folder / f"part-{k:05d}.bin"
+        if found is not None and found == stamp(part):
+            continue
+        if _sha256(part) != sha256:
+            raise DataError(f"{part}: is damaged, its sha256 is not {sha256[:12]}…: {again}, which makes it anew")
+        changed = True
+    if changed:
+        _keep(folder, [sha256 for sha256, _ in kept])
 
 
 def is_prepared(folder: Path) -> bool:
@@ -287,7 +365,8 @@ class Prepared(Pictures):
         size: Side of its pictures, if it is to be checked.
 
     Raises:
-        DataError: It is not finished, damaged, or of another size.
+        DataError: It is not finished, damaged, or of another size; checksums are compared of the parts that changed since
+            they were compared.
     """
 
     form: ClassVar[str] = FORM
@@ -300,9 +379,14 @@ class Prepared(Pictures):
         held: Any = read_json(folder / MANIFEST)
         try:
             shape, counts = tuple(map(int, held["shape"])), [int(number) for number in held["parts"]]
-            classes, told = tuple(map(str, held["classes"])), bool(held["labels"])
+            classes, told, content = tuple(map(str, held["classes"])), bool(held["labels"]), str(held["sha256"])
             left_out = LeftOut({str(reason): (int(number), str(one)) for reason, number, one in held["left_out"]})
-            if held["form"] != self.form or len(shape) != 3 or min(*shape, *counts) < 0:
+            if (
+                held["form"] != self.form
+                or not isinstance(held["sha256"], str)
+                or len(shape) != 3
+                or min(*shape, *counts) < 0
+            ):
                 raise ValueError(held["form"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{folder / MANIFEST}: is no manifest of prepared {self.what} ({error})") from error
@@ -316,19 +400,27 @@ class Prepared(Pictures):
             found = part.stat().st_size if part.exists() else -1
             if found != number * bytes_of:
                 raise DataError(
-                    f"{part}: {'is missing' if found < 0 else f'has {found} bytes'}; expected {number * bytes_of}: remove "
-                    f"{part.with_suffix('.json').name} and give the same proxflow prepare command again"
+                    f"{part}: {'is missing' if found < 0 else f'has {found} bytes'}; expected {number * bytes_of}: give "
+                    "the same proxflow prepare command again, which makes it anew"
                 )
+        _compare(folder, content, len(counts))
         labels = None
         if told:
             try:
+                if "labels_sha256" in held and _sha256(folder / "labels.npy") != held["labels_sha256"]:
+                    raise DataError(
+                        f"{folder / 'labels.npy'}: is damaged, its sha256 is not that of {MANIFEST}: give the same proxflow "
+                        "prepare command again"
+                    )
                 labels = torch.from_numpy(np.load(folder / "labels.npy", allow_pickle=False).astype(np.int64))
+            except DataError:
+                raise
             except (OSError, ValueError, EOFError) as error:
                 raise DataError(f"{folder / 'labels.npy'}: cannot be read ({error})") from error
             if labels.shape != (sum(counts),) or int(labels.max()) >= len(classes) or int(labels.min()) < -1:
                 raise DataError(f"{folder / 'labels.npy'}: does not fit the {sum(counts)} pictures and their classes")
         super().__init__(
-            (shape[0], shape[1], shape[2]), sum(counts), labels, classes, f"prepared, sha256 {held['sha256']}",
+            (shape[0], shape[1], shape[2]), sum(counts), labels, classes, f"prepared, sha256 {content}",
             levels=tuple(map(str, held["levels"])), left_out=left_out,
         )  # fmt: skip
         self.folder = folder

@@ -8,7 +8,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from proxflow.data.left_out import LeftOut
 from proxflow.data.pictures import ENDINGS, check_size, common_sides, fitted, header, opened
 from proxflow.data.stored import Pictures
 from proxflow.errors import DataError, OutputError
-from proxflow.runtime.files import open_plain, write_json
+from proxflow.runtime.files import open_plain, stamp, write_json
 
 PREFIX = "shards:"
 
@@ -125,24 +124,29 @@ class Shards(Pictures):
 
 
 def _indexed(path: Path, left_out: LeftOut) -> list[Member]:
-    """Return the pictures of a tar file, by what was kept beside it or by reading it."""
+    """Return the pictures of a tar file, by what was kept beside it or by reading it.
+
+    What was kept counts where the file has the size and time of last change that it had then.
+    """
     kept = path.with_name(f".{path.name}.index.json")
+    own, now = LeftOut(), None
+    with suppress(OSError):
+        now = stamp(path)
     try:
-        size = path.stat().st_size
-        if kept.exists():
+        if now is not None and kept.exists():
             held = json.loads(kept.read_bytes())
-            if held["size"] == size and held["form"] == 1:
+            if held["form"] == 2 and held["file"] == now:
                 left_out.found |= {reason: (number, example) for reason, number, example in held["left_out"]}
                 return [(str(n), int(a), int(b), c) for n, a, b, c in held["members"]]
     except (OSError, ValueError, KeyError, TypeError):
         pass  # read again
-    own = LeftOut()
     members = list(_members(path, own))
     for reason, (number, example) in own.found.items():
         left_out.add(reason, example, number)
     told = [[reason, number, example] for reason, (number, example) in own.found.items()]
-    with suppress(OutputError):  # where it cannot be kept it is read again the next time
-        write_json(kept, {"form": 1, "size": os.path.getsize(path), "left_out": told, "members": members})
+    if now is not None:
+        with suppress(OutputError):  # where it cannot be kept it is read again the next time
+            write_json(kept, {"form": 2, "file": now, "left_out": told, "members": members})
     return members
 
 

@@ -480,16 +480,17 @@ def build(
     if usual.predictor == "classes" and _needed(made) is None:
         raise ArgumentError(
             f"{kind.examples_word} are of classes, and {described.get('kind') or made} is a flow of real numbers: take "
-            "masked, bfn-discrete, gpfn-linear or gpfn-fisher-rao"
+            f"{_OF_CLASSES}"
         )
     if usual.predictor == "classes" and isinstance(getattr(made, "divergence", None), KL):
         raise ArgumentError(
             f"{kind.examples_word} are of classes, and toward a certain class a step of KL ends there at once, whatever its "
-            "length: take masked, bfn-discrete, gpfn-linear or gpfn-fisher-rao"
+            f"length: take {_OF_CLASSES}"
         )
     if described and usual.predictor != "point" and kind.decides and not set(kind.decides) & set(described):
         raise ArgumentError(
-            f"{described['kind']} is no flow of such data: it has none of {', '.join(kind.decides)}, which they decide"
+            f"{described['kind']} is no flow of such data: it has none of {', '.join(kind.decides)}, which they decide: "
+            f"take {_flows_for(kind.decides)}"
         )
     for name in ("clip", "parameterisation"):  # as the kind of data has it, where the predictor's word leaves it open
         if name in spec.fields("predictors", told["kind"]):
@@ -539,12 +540,30 @@ def flow_content(word: str, decided: Mapping[str, Any]) -> dict[str, Any]:
     What the word says, or fixes as a preset, goes before.
 
     Raises:
-        ArgumentError: As :func:`proxflow.models.spec.content`.
+        ArgumentError: As :func:`proxflow.models.spec.content`; or the flow is for data that decide what these do not.
     """
     found = spec.content("flows", word)
     known = spec.fields("flows", found["kind"])
     fitting = {name: value for name, value in decided.items() if name in known}
-    return {**fitting, **names.find("flows", found["kind"]).settings, **found}
+    made = {**fitting, **names.find("flows", found["kind"]).settings, **found}
+    for name, what in _DECIDED.items():
+        if name in known and known[name].default is inspect.Parameter.empty and name not in made:
+            raise ArgumentError(
+                f"the flow {found['kind']} is for {what}, and these are none: take {_flows_for(decided)}"
+            )
+    return made
+
+
+_OF_CLASSES, _OF_NUMBERS = "masked, bfn-discrete, gpfn-linear or gpfn-fisher-rao", "gpfn-w2, bfn or diffusion"
+_DECIDED = {"classes": "data of classes, as text or binary images", "bins": "images, whose values lie in bins"}
+"""Data that decide a setting which a flow must have."""
+
+
+def _flows_for(decided: Mapping[str, Any]) -> str:
+    """Name flows of data that decide these settings: of tokens, of tables, or of real numbers."""
+    if "classes" in decided:
+        return _OF_CLASSES
+    return "gpfn, gpfn-linear, gpfn-fisher-rao or gpfn-kl" if "endpoints" in decided else _OF_NUMBERS
 
 
 def class_names(kind: Kind) -> tuple[str, ...]:

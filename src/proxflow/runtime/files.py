@@ -11,6 +11,7 @@ import shutil
 import signal
 import stat
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -106,6 +107,22 @@ def read_plain(path: Path, largest: int = LARGEST_TEXT) -> bytes:
     if len(content) > largest:
         raise NotPlainError(f"it is larger than {largest / 2**20:g} MiB")
     return content
+
+
+_SETTLED = 2 * 10**9
+
+
+def stamp(path: Path) -> list[int] | None:
+    """Return the size of a file in bytes and the time of its last change in ns, by which another change shows.
+
+    ``None`` where it changed within the last 2 seconds: the clocks of file systems are coarse, so another change might have
+    the same time.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns] if abs(time.time_ns() - found.st_mtime_ns) > _SETTLED else None
 
 
 def writable_folder(folder: Path) -> Path:

@@ -6,9 +6,13 @@ import os
 
 from proxflow import names
 from proxflow.data.kinds.base import Defaults, Kind, Loaded, Picture, split
+from proxflow.data.pictures import ENDINGS
 from proxflow.errors import ArgumentError, DataError
 
 __all__ = ["Defaults", "Kind", "Loaded", "Picture", "kind_of_source", "split"]
+
+_ENDINGS = {".csv", ".npy", ".npz", ".parquet", ".tar", ".txt", *ENDINGS}
+"""Endings by which a word is the name of a file."""
 
 
 def kind_of_source(source: str, name: str | None = None) -> type[Kind]:
@@ -49,5 +53,9 @@ def kind_of_source(source: str, name: str | None = None) -> type[Kind]:
         raise DataError(
             f"{source}: no kind of data is known by the ending of this file, {ending}: name it .txt if it is text, .csv if "
             "it is a table of cells between commas, .npy or .npz if it holds arrays; or say with --kind what it is"
+        )
+    if os.path.splitext(source)[1].lower() in _ENDINGS:
+        raise DataError(
+            f"{source}: does not exist; expected a file or folder of data that is there, or a name, as mnist"
         )
     raise DataError(f"no training data {source!r}: expected {'; '.join(told)}")

@@ -24,6 +24,9 @@ Picture = np.ndarray[Any, np.dtype[np.uint8]]
 MOST_NUMBERS = 2**31
 """Numbers of an event that no model reaches: more are refused when a model is built and when one is loaded."""
 
+FARTHEST = 1e15
+"""Standard deviations from the mean beyond which the square of a number comes near the limit of float32."""
+
 
 @dataclass(frozen=True)
 class Defaults:

@@ -18,7 +18,7 @@ from torch import Tensor
 from proxflow.data import scatter
 from proxflow.data.cells import Cells, is_missing, mixed, number_in, read_cells, write_parquet
 from proxflow.data.image_files import write_png
-from proxflow.data.kinds.base import Defaults, Kind, Loaded, Picture, split
+from proxflow.data.kinds.base import FARTHEST, Defaults, Kind, Loaded, Picture, split
 from proxflow.errors import ArgumentError, DataError, OutputError
 from proxflow.examples import Examples
 from proxflow.random import SampleStreams, rand
@@ -329,8 +329,11 @@ class Table(Kind):
         asked = [*categories, *([target] if target else [])]
         _known(cells, asked)
         found = [_found(cells, k, cells.names[k] in asked) for k in range(len(cells.names))]
-        train, kept = split(Examples(_stored(cells, found)), held_out, seed)
+        stored = _stored(cells, found)
+        _check_range(cells, found, stored)
+        train, kept = split(Examples(stored), held_out, seed)
         measured = tuple(_measured(column, train.x[:, k], numbers) for k, column in enumerate(found))
+        _check_distance(cells, measured, stored)
         shares: tuple[float, ...] = ()
         if target:
             place = cells.names.index(target)
@@ -654,6 +657,40 @@ def _stored(cells: Cells, columns: Sequence[Column]) -> Tensor:
     return stored
 
 
+def _check_range(cells: Cells, columns: Sequence[Column], stored: Tensor) -> None:
+    """Refuse numbers whose differences are none of float64, in whichever rows they are.
+
+    Raises:
+        DataError: There is one; the message names line and column.
+    """
+    for k, column in enumerate(columns):
+        x = stored[:, k][stored[:, k] != GAP]
+        if column.numeric and not math.isfinite(float(x.max() - x.min())):
+            row = int(stored[:, k].masked_fill(stored[:, k] == GAP, 0.0).abs().argmax())
+            raise DataError(
+                f"{cells.place(row, k)}: {cells.columns[k][row]!r:.40} is too large, as the column reaches from {x.min():g} "
+                f"to {x.max():g}: correct it, or leave the column out, --ignore {column.name}"
+            )
+
+
+def _check_distance(cells: Cells, columns: Sequence[Column], stored: Tensor) -> None:
+    """Refuse numbers that networks would see as infinite, among rows that are held out and did not set the scale.
+
+    Raises:
+        DataError: There is one; the message names line and column.
+    """
+    for k, column in enumerate(columns):
+        if not column.numeric:
+            continue
+        z = column.encode(stored[:, k]).masked_fill(stored[:, k] == GAP, 0.0).abs()
+        if not float(z.max()) < FARTHEST:
+            row = int(z.argmax())
+            raise DataError(
+                f"{cells.place(row, k)}: {cells.columns[k][row]!r:.40} lies {float(z.max()):.2g} standard deviations from "
+                "the mean of the rows that are trained on: correct it, or give --numbers quantiles"
+            )
+
+
 def _measured(column: Column, x: Tensor, numbers: Numbers) -> Column:
     """Return a column of numbers with their range and moments in the training rows (number,)."""
     if not column.numeric:
@@ -662,8 +699,6 @@ def _measured(column: Column, x: Tensor, numbers: Numbers) -> Column:
     if not len(x):
         raise DataError(f"column {column.name} has no value in the training rows: leave it out, --ignore {column.name}")
     least, most = float(x.min()), float(x.max())
-    if not math.isfinite(most - least):
-        raise DataError(f"column {column.name} reaches from {least:g} to {most:g}; expected smaller numbers")
     # Scaled first: squares of large or small numbers would leave the range of float64.
     unit = most - least or 1.0
     within = (x - least) / unit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from torch import Tensor
 
 from proxflow.data import scatter
 from proxflow.data.arrays import Array, holds_table, read_npy, read_npz, shapes_in
+from proxflow.data.cells import number_in, text_rows
 from proxflow.data.image_files import write_png
-from proxflow.data.kinds.base import Defaults, Kind, Loaded, Picture, split
+from proxflow.data.kinds.base import FARTHEST, Defaults, Kind, Loaded, Picture, split
 from proxflow.errors import ArgumentError, DataError, OutputError
 from proxflow.examples import Examples
-from proxflow.runtime.files import open_plain, writable_folder, write_atomically
+from proxflow.runtime.files import writable_folder, write_atomically
 
 _ENDINGS = (".npy", ".npz", ".csv")
 
@@ -114,12 +114,20 @@ class Vector(Kind):
                     notes = (f"{path}: only {key} is read; left out: {', '.join(others)}",)
             case _:
                 raise DataError(f"no rows of numbers in {source!r}: expected {cls.sources}")
+        _moments(torch.from_numpy(rows), path, columns)  # refuses what is too large in whichever rows
         train, kept = split(Examples(torch.from_numpy(rows)), held_out, seed)
         mean, std, constant = _moments(train.x, path, columns)
         if constant:
             called = ", ".join(_called(k, columns) for k in constant)
             notes += (f"{path}: {called} has one value in all rows that are trained on, and keeps its unit",)
         kind = cls((rows.shape[1],), mean, std, columns)
+        far = ~(kind.encode(torch.from_numpy(rows)).abs() < FARTHEST)
+        if bool(far.any()):
+            row, column = far.nonzero()[0].tolist()
+            raise DataError(
+                f"{path}: row {row + 1}, {_called(column, columns)}: {rows[row, column]:g} lies more than {FARTHEST:g} "
+                "standard deviations from the mean of the rows that are trained on: correct it or leave it out"
+            )
         return Loaded(kind, train, kept, f"{len(train)} rows of {rows.shape[1]} columns", notes)
 
     def encode(self, stored: Tensor) -> Tensor:
@@ -216,56 +224,34 @@ def _read_csv(path: Path) -> tuple[np.ndarray[Any, np.dtype[np.float64]], tuple[
     columns: tuple[str, ...] = ()
     rows: list[list[float]] = []
     width = 0
-    try:
-        with io.TextIOWrapper(open_plain(path), "utf-8-sig", newline="") as file:
-            lines = csv.reader(file)
-            for fields in lines:
-                if not fields:
-                    continue
-                if not width:
-                    width = len(fields)
-                    if all(_number(field) is None for field in fields):
-                        columns = tuple(field.strip() for field in fields)
-                        if "" in columns:
-                            raise DataError(
-                                f"{path}: column {columns.index('') + 1} has no name: if these are numbers of rows, as "
-                                "pandas writes them, leave them out (index=False)"
-                            )
-                        continue
-                if any(";" in field for field in fields):
+    for line, fields in text_rows(path, "a text file of numbers between commas"):
+        if not width:
+            width = len(fields)
+            if all(number_in(field) is None for field in fields):
+                columns = tuple(fields)
+                if "" in columns:
                     raise DataError(
-                        f"{path}: line {lines.line_num}: expected commas between the columns; this file has semicolons"
+                        f"{path}: column {columns.index('') + 1} has no name: if these are numbers of rows, as pandas "
+                        "writes them, leave them out (index=False)"
                     )
-                if len(fields) != width:
-                    raise DataError(f"{path}: line {lines.line_num} has {len(fields)} fields; expected {width}")
-                row = [_number(field) for field in fields]
-                for k, value in enumerate(row):
-                    if value is None or not math.isfinite(value):
-                        wrong = "is empty" if not fields[k].strip() else f"has {fields[k].strip()!r:.40}"
-                        tables = "" if columns else "; a table of more than numbers has a line of names above its rows"
-                        raise DataError(
-                            f"{path}: line {lines.line_num}, {_called(k, columns)}, {wrong}; expected a finite number, and "
-                            f"commas between the columns{tables}"
-                        )
-                rows.append([value for value in row if value is not None])
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: does not exist; expected a text file of numbers between commas") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: is no UTF-8 text (there is a byte {error.object[error.start]:#04x}): save it as UTF-8"
-        ) from error
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); expected a text file of numbers between commas") from error
+                continue
+        if any(";" in field for field in fields):
+            raise DataError(f"{path}: line {line}: expected commas between the columns; this file has semicolons")
+        if len(fields) != width:
+            raise DataError(f"{path}: line {line} has {len(fields)} fields; expected {width}")
+        row = [number_in(field) for field in fields]
+        for k, value in enumerate(row):
+            if value is None or not math.isfinite(value):
+                wrong = f"has {fields[k]!r:.40}" if fields[k] else "is empty"
+                tables = "" if columns else "; a table of more than numbers has a line of names above its rows"
+                raise DataError(
+                    f"{path}: line {line}, {_called(k, columns)}, {wrong}; expected a finite number, and commas between the "
+                    f"columns{tables}"
+                )
+        rows.append([value for value in row if value is not None])
     if not rows:
         raise DataError(f"{path}: holds no rows; expected lines of numbers, or of a table's cells, between commas")
     return np.array(rows, np.float64), columns
-
-
-def _number(field: str) -> float | None:
-    try:
-        return None if "_" in field else float(field)  # Python takes 1_000 for a number
-    except ValueError:
-        return None
 
 
 def _moments(
