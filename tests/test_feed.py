@@ -1,5 +1,6 @@
 """Data that are read as they are needed: the same training as from memory, whoever reads, however often it is stopped."""
 
+import hashlib
 import json
 import os
 import random
@@ -223,11 +224,13 @@ except DataError as error:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are counted otherwise")
 def test_a_set_twenty_times_larger_than_the_memory_trains_within_it(tmp_path):
-    number, parts = 56_000, []
-    for k, size in enumerate([PART] * (number // PART) + [number % PART]):
+    number = 56_000
+    parts = [PART] * (number // PART) + [number % PART]
+    black = {size: hashlib.sha256(bytes(size * 3 * 64 * 64)).hexdigest() for size in set(parts)}
+    for k, size in enumerate(parts):
         with (tmp_path / f"part-{k:05d}.bin").open("wb") as file:
             file.truncate(size * 3 * 64 * 64)  # takes no place on the disk
-        parts.append(size)
+        (tmp_path / f"part-{k:05d}.json").write_text(json.dumps({"sha256": black[size]}))
     told = {
         "form": FORM,
         "shape": [3, 64, 64],
@@ -235,7 +238,7 @@ def test_a_set_twenty_times_larger_than_the_memory_trains_within_it(tmp_path):
         "classes": [],
         "labels": False,
         "left_out": [],
-        "sha256": "",
+        "sha256": hashlib.sha256("".join(black[size] for size in parts).encode()).hexdigest(),
     }
     (tmp_path / "manifest.json").write_text(json.dumps({**told, "levels": []}))
     done = subprocess.run([sys.executable, "-c", MANY, str(tmp_path)], capture_output=True, text=True, timeout=250)
