@@ -11,6 +11,7 @@ from PIL import Image
 
 import proxflow
 from proxflow import data, metrics
+from proxflow.cli import main
 from proxflow.config import TrainingConfig
 from proxflow.errors import ArgumentError
 from proxflow.studies import charts, trials
@@ -103,6 +104,19 @@ def test_copies_count_and_held_out_pictures_score_the_floor(tmp_path):
     assert measure(slight, extractors[0](slight))["memorised"].value > 0.9
     noise = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert measure(noise, extractors[0](noise))["memorised"].value == 0.0
+
+
+def test_evaluate_takes_the_features_of_emoji(finished, capsys):
+    out, results = finished
+    words = ["evaluate", str(out / "models" / "few-seed0"), "--data", "emoji", "--n", "200", "--device", "cpu"]
+    assert main([*words, "--out", str(out / "scores.json")]) == 0
+    assert "features: emoji-classifier, 64 dimensions" in capsys.readouterr().out
+    (found,) = json.loads((out / "scores.json").read_text(encoding="utf-8"))["cells"]
+    assert (found["nfe"], found["classes"]) == (1, list(range(9)))
+    assert found["classifier"].startswith("emoji-classifier")
+    assert found["frechet"] == pytest.approx(results["cells"][-1]["frechet"], rel=1e-2)  # the same samples
+    assert main([*words, "--extractor", "emoji-principal"]) == 0
+    assert "features: emoji-principal, 64 dimensions" in capsys.readouterr().out
 
 
 def test_nearest_training_pictures_are_found():

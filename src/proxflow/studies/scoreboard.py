@@ -338,7 +338,7 @@ def conditions(results: Record, parameters: int) -> Table:
     }
     seconds = [f"{flow} {Summary.of(values).text('{:.0f}'.format)}" for flow, values in times.items()]
     steps, batch = training["steps"], training["batch_size"]
-    taken = {name.rpartition("-seed")[0]: record["training"]["steps"] for name, record in trained.items()}
+    taken = {name.rpartition("-seed")[0]: record.get("training", training)["steps"] for name, record in trained.items()}
     alike = set(taken.values()) <= {steps}
     rows = {
         "Preset": config["preset"],
