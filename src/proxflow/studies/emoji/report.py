@@ -223,8 +223,8 @@ _READING = Bullets(
         an emoji, such as its skin tones, are on one side of the split, so a new variant of a training picture counts.""",
         """Class accuracy is the share that a classifier puts in the group that was asked for; groups are drawn as often as
         the held-out pictures have them. The classifier is wrong about some of the real ones as well.""",
-        """The held-out pictures are few, so all scores against them are rough. Compare rows with each other and with the
-        floor.""",
+        """The held-out pictures are few, so all scores against them are rough: compare rows with each other and with the
+        floor. A few outlying pictures have large balls, so precision alone says little.""",
     )
 )
 
