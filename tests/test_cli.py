@@ -1314,9 +1314,9 @@ def test_each_experiment_learns_what_it_is_for(run, tmp_path, monkeypatch):
         raise OSError("a full disk")
 
     monkeypatch.setattr(trials, "reproduce", reproduce)
-    for name in ("mnist", "few-step", "guidance", "posterior", "text", "tables"):
+    for name in ("mnist", "few-step", "guidance", "posterior", "text", "tables", "emoji"):
         assert refused(run("reproduce", name, "--out", tmp_path / name, "--device", "cpu"), "a full disk", status=1)
-    assert list(asked.values()) == ["mnist"] * 4 + ["bible", "scikit-learn"]
+    assert list(asked.values()) == ["mnist"] * 4 + ["bible", "scikit-learn", "emoji"]
 
 
 def test_seeds_count_up_from_the_first(run, tmp_path, monkeypatch):

@@ -125,6 +125,11 @@ def test_sets_are_recognised_by_their_images() -> None:
     images[7, 0, 3, 3] ^= 1
     assert recognise(images) is None
     assert recognise(torch.zeros(4, 3, 28, 28, dtype=torch.uint8)) is None
+    emoji = load("emoji", "train").images.clone()
+    assert recognise(emoji) == recognise(load("emoji", "test").images) == "emoji"
+    assert recognise(emoji[:-1]) is None
+    emoji[7, 0, 3, 3] ^= 1
+    assert recognise(emoji) is None
     assert recognise(torch.zeros(4, 1, 8, 8, dtype=torch.uint8)) is None
 
 

@@ -20,6 +20,7 @@ from proxflow.divergences import table_of_closed_forms
 from proxflow.errors import DataError, ProxflowError
 from proxflow.runtime.files import read_json, write_text
 from proxflow.studies import scoreboard
+from proxflow.studies.emoji import report as emoji_report
 from proxflow.studies.few_step import report as few_step_report
 from proxflow.studies.guidance import report as guidance_report
 from proxflow.studies.mnist import report as mnist_report
@@ -162,6 +163,7 @@ def rewritten(root: Path) -> dict[Path, str]:
     beside_peers = read_json(root / "results" / "peers" / "results.json")
     parts = [
         ("docs/results.md", "results", results_block(results_of(root / "results"))),
+        ("docs/results.md", "emoji", emoji_report.block(kept(root / "results", "emoji"))),
         ("README.md", "peers", peers.summary_block(beside_peers)),
         ("docs/mathematics.md", "closed-forms", closed_forms_block()),
         ("docs/formats.md", "errors", errors_block()),

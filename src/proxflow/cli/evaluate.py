@@ -43,7 +43,15 @@ if TYPE_CHECKING:
     from proxflow.studies import scoreboard
 
 Extractor = Literal[
-    "mnist", "fashion-mnist", "mnist-mixer", "fashion-mnist-mixer", "pixels", "efficientnet-lite0", "inception"
+    "mnist",
+    "fashion-mnist",
+    "mnist-mixer",
+    "fashion-mnist-mixer",
+    "emoji",
+    "emoji-principal",
+    "pixels",
+    "efficientnet-lite0",
+    "inception",
 ]
 
 LEAST, LEAST_REAL = 4, 6
@@ -58,8 +66,8 @@ class Evaluate:
     Wasserstein distance, the distance to the nearest training image and, where images have labels, a classifier's accuracy
     on them. Each has a standard error and a 95 % interval, and beside it the same number of as many real training images:
     no model can be expected to do better. A model is compared with the data that it was trained on, first with what was
-    kept from training. Features come from a classifier in the package for MNIST, Fashion-MNIST and IDX files of that shape,
-    and are the pixels themselves for other pictures, unless you choose others.
+    kept from training. Features come from a classifier in the package for MNIST, Fashion-MNIST, IDX files of that shape and
+    emoji, and are the pixels themselves for other pictures, unless you choose others.
 
     A model that was trained with --conditional draws the classes in the proportions of the images that it is compared with.
     Where images have classes, they are also compared with those of their own class alone: Fréchet distance, precision and
@@ -99,9 +107,10 @@ class Evaluate:
             training is the reference, if they are its data, else half of them.
         size: Side of the squares that the pictures of a folder are brought to.
         extractor: mnist, fashion-mnist: the penultimate layer of a classifier of digits or of clothes, for 28 x 28 grey
-            images; with -mixer that of a second one, of another architecture, to see that nothing hangs on one. pixels: the
-            images themselves. efficientnet-lite0: a network for natural images from a package of that name, whose numbers
-            are no FID. inception: the network of standard FID, whose weights are not in the package.
+            images; with -mixer that of a second one, of another architecture, to see that nothing hangs on one. emoji: that
+            of a classifier of emoji; emoji-principal: 64 principal components of their pixels. pixels: the images
+            themselves. efficientnet-lite0: a network for natural images from a package of that name, whose numbers are no
+            FID. inception: the network of standard FID, whose weights are not in the package.
         inception_weights: File of those weights, ending in .safetensors.
         out: File, ending in .json, for the numbers and their conditions.
         batch_size: Images drawn at a time; lower it when memory runs out.
@@ -141,8 +150,10 @@ class Evaluate:
     extractor: Annotated[
         Union[Extractor, None],  # noqa: UP007 - as of Text
         tyro.conf.arg(
-            metavar="{mnist,fashion-mnist,mnist-mixer,fashion-mnist-mixer,pixels,efficientnet-lite0,inception}",
-            help_behavior_hint="(default: fashion-mnist for its own images, mnist for 28 x 28 IDX files, else pixels)",
+            metavar="{mnist,fashion-mnist,mnist-mixer,fashion-mnist-mixer,emoji,emoji-principal,pixels,efficientnet-lite0,"
+            "inception}",
+            help_behavior_hint="(default: fashion-mnist and emoji for their own images, mnist for 28 x 28 IDX files, else "
+            "pixels)",
         ),
     ] = None
     inception_weights: Annotated[File, tyro.conf.arg(metavar="PATH", help_behavior_hint="(needed for inception)")] = (
@@ -353,7 +364,7 @@ class _Reference:
         called: Name of the set.
         kept: What the others are, in words.
         recognised: The named set that these are, wherever they were read from.
-        digits: Whether the small classifiers suit them: a named set, or IDX files of that shape.
+        classified: Whether there is a classifier of them: of a named set, or for IDX files of the shape of digits.
         labels: Classes of training images and of the others, int64 (number,) each; ``None`` where they have none.
         classes: Names of the classes by their labels.
     """
@@ -363,7 +374,7 @@ class _Reference:
     called: str
     kept: str
     recognised: str | None
-    digits: bool
+    classified: bool
     labels: tuple[torch.Tensor, torch.Tensor] | None = None
     classes: Mapping[int, str] = field(default_factory=dict)
 
@@ -532,14 +543,15 @@ def _reference(options: Evaluate, loaded: dict[str, Model], fresh: list[str]) ->
         recognised = data.recognise(test)
         # A known set has one name wherever it was read from, so that its results stand in one table.
         called = recognised if recognised is not None and recognised == data.recognise(training) else chosen
-        digits, labels = tuple(test.shape[1:]) == (1, 28, 28), [part.labels for part in sets if part.labels is not None]
+        classified = recognised is not None or tuple(test.shape[1:]) == (1, 28, 28)
+        labels = [part.labels for part in sets if part.labels is not None]
         if len(labels) < len(sets):
-            return _Reference(training, test, called, "test images", recognised, digits)
+            return _Reference(training, test, called, "test images", recognised, classified)
         held = labels[0].long(), labels[1].long()
         names = {k: str(k) for k in torch.unique(torch.cat(held)).tolist()}
         if chosen in data.CLASSES:
             names = dict(enumerate(data.CLASSES[chosen]))
-        return _Reference(training, test, called, "test images", recognised, digits, held, names)
+        return _Reference(training, test, called, "test images", recognised, classified, held, names)
     if not named and not path.exists() and not Image.takes(chosen):
         raise DataError(
             f"no data set {chosen!r}: expected {', '.join(data.NAMED)}, or an existing folder or file of images"
@@ -573,7 +585,7 @@ def _extractor(options: Evaluate, reference: _Reference, device: torch.device) -
         raise ArgumentError("--inception-weights are for --extractor inception")
     chosen: str | None = options.extractor or reference.recognised
     if chosen is None:
-        chosen = "mnist" if reference.digits else "pixels"
+        chosen = "mnist" if reference.classified else "pixels"
     match chosen:
         case "pixels":
             channels, height, width = reference.test.shape[1:]
@@ -583,7 +595,7 @@ def _extractor(options: Evaluate, reference: _Reference, device: torch.device) -
         case "inception":
             return metrics.inception_features(options.inception_weights, device)
         case _:
-            return metrics.classifier_features(chosen, device)
+            return metrics.shipped_features(chosen, device)
 
 
 def _classifier(options: Evaluate, reference: _Reference) -> str | None:
@@ -593,7 +605,7 @@ def _classifier(options: Evaluate, reference: _Reference) -> str | None:
     """
     from proxflow import metrics
 
-    if not reference.digits or not set(reference.classes) <= set(range(10)):
+    if not reference.classified or not set(reference.classes) <= set(range(10)):
         return None
     if reference.recognised is not None:
         return reference.recognised
@@ -621,8 +633,8 @@ def _images_source(
         say(f"{path}: {number} of {len(whole)} images, taken at equal distances{many}")
     if len(images) < LEAST:
         raise ArgumentError(f"{path}: evaluation needs at least {LEAST} images, got {len(images)}")
-    if labels is not None and not reference.digits:
-        say(f"{path}: its labels are not used, as there is a classifier of digits and of clothes alone")
+    if labels is not None and not reference.classified:
+        say(f"{path}: its labels are not used, as there is a classifier of digits, clothes and emoji alone")
         labels = None
     made = {"flow": None, "sampler": None, "nfe": None, "images": str(path)}
     held = None if labels is None else labels[: len(images)]

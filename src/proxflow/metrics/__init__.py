@@ -26,10 +26,13 @@ from proxflow.metrics.manifolds import density_coverage as density_coverage
 from proxflow.metrics.manifolds import diversity as diversity
 from proxflow.metrics.manifolds import nearest_distances as nearest_distances
 from proxflow.metrics.manifolds import precision_recall as precision_recall
+from proxflow.metrics.memorisation import Memorisation as Memorisation
 from proxflow.metrics.natural import natural_features as natural_features
 from proxflow.metrics.per_class import ClassScores as ClassScores
 from proxflow.metrics.per_class import class_scores as class_scores
 from proxflow.metrics.per_class import labels_in_proportion as labels_in_proportion
+from proxflow.metrics.principal import principal_features as principal_features
+from proxflow.metrics.principal import shipped_features as shipped_features
 from proxflow.metrics.scores import Reference as Reference
 from proxflow.metrics.scores import Scores as Scores
 from proxflow.metrics.scores import real_floor as real_floor

@@ -1,8 +1,9 @@
 """Features of images: of small classifiers shipped with the package, of any network, or the pixels themselves.
 
 Distances between image sets are comparable only on one extractor, so an extractor has a name and the sha256 of its
-weights. ``python -m tools.train_classifier`` trained the classifiers, two for each data set: of convolutions, and, so that
-nothing is tuned to one network, of another architecture.
+weights. ``python -m tools.train_classifier`` trained the classifiers, of digits and clothes two each: of convolutions, and,
+so that nothing is tuned to one network, of another architecture. Emoji are few for a second one: principal components of
+pixels stand beside their classifier.
 """
 
 from __future__ import annotations
@@ -23,18 +24,20 @@ from torch import Tensor, nn
 from proxflow.errors import ArgumentError, CheckpointError
 from proxflow.runtime.files import read_plain
 
-_FOLDER = Path(__file__).parent.parent / "weights"
+WEIGHTS = Path(__file__).parent.parent / "weights"
+"""Folder of the weights in the package."""
 
 
 class _Classifier(nn.Module):
-    """A classifier of 28 × 28 grey images into ten classes, with a 64-dimensional penultimate layer.
+    """A classifier of small images, by default grey ones of 28 × 28 in ten classes, with a penultimate layer of 64.
 
     With 64 dimensions the covariance of a few hundred samples has full rank. The penultimate layer is linear and
     standardised (batch normalisation without scale and shift; the rectifier belongs to the head): no unit is dead, and
     each dimension has variance near 1 on the training images.
     """
 
-    image_shape = (1, 28, 28)
+    image_shape: tuple[int, int, int] = (1, 28, 28)
+    classes = 10
     dimension = 64
 
     def __init__(self, layers: OrderedDict[str, nn.Module], width: int) -> None:
@@ -42,15 +45,15 @@ class _Classifier(nn.Module):
         layers["project"] = nn.Linear(width, 64, bias=False)
         layers["standardise"] = nn.BatchNorm1d(64, affine=False)
         self.body = nn.Sequential(layers)
-        self.head = nn.Sequential(nn.ReLU(), nn.Linear(64, 10))
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(64, self.classes))
 
     @property
     def features(self) -> nn.Module:
-        """What makes features (N, dimension) of images (N, 1, 28, 28) with values in [-1, 1]."""
+        """What makes features (N, dimension) of images (N, *image_shape) with values in [-1, 1]."""
         return self.body
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (N, 10) of images (N, 1, 28, 28) with values in [-1, 1]."""
+        """Return the logits (N, classes) of images (N, *image_shape) with values in [-1, 1]."""
         logits: Tensor = self.head(self.body(images))
         return logits
 
@@ -69,6 +72,30 @@ class SmallClassifier(_Classifier):
                 flatten=nn.Flatten(),
             ),
             64 * 5 * 5,
+        )
+
+
+class ColourClassifier(_Classifier):
+    """A classifier of convolutions for colour images of 32 × 32 in nine classes, emoji.
+
+    It ends in means over quarters of the image, not in a layer that reads every place: a few thousand images teach no more.
+    """
+
+    image_shape = (3, 32, 32)
+    classes = 9
+
+    def __init__(self) -> None:
+        super().__init__(
+            OrderedDict(
+                stem=_convolution(3, 24),
+                pool=nn.MaxPool2d(2),
+                wide=_convolution(24, 48),
+                down=_convolution(48, 64, stride=2),
+                deep=_convolution(64, 64),
+                quarters=nn.AvgPool2d(4),
+                flatten=nn.Flatten(),
+            ),
+            64 * 2 * 2,
         )
 
 
@@ -148,7 +175,7 @@ class ShippedWeights:
 
     @property
     def path(self) -> Path:
-        return _FOLDER / f"{self.name}.safetensors"
+        return WEIGHTS / f"{self.name}.safetensors"
 
 
 CLASSIFIERS = {
@@ -167,13 +194,19 @@ CLASSIFIERS = {
         "fashion-mnist",
         SmallMixer,
     ),
+    "emoji": ShippedWeights(
+        "emoji-classifier",
+        "670e9f4ab96c6f52a7aceeacae7312a67d7cf8839ac902d4c9eab200319754fd",
+        "emoji",
+        ColourClassifier,
+    ),
 }
 """The classifiers in the package: by the data set of their training, and the second one of each by :func:`second_of`."""
 
 
 def second_of(dataset: str) -> str:
-    """Return the name of the second classifier of a data set."""
-    return f"{dataset}-mixer"
+    """Return the name of the second extractor of a data set, as :func:`proxflow.metrics.shipped_features` takes it."""
+    return "emoji-principal" if dataset == "emoji" else f"{dataset}-mixer"
 
 
 def _convolution(inputs: int, outputs: int, stride: int = 1, padding: int = 1) -> nn.Sequential:
@@ -182,7 +215,7 @@ def _convolution(inputs: int, outputs: int, stride: int = 1, padding: int = 1) -
     )
 
 
-def _to_range(images: Tensor) -> Tensor:
+def to_network_range(images: Tensor) -> Tensor:
     # The same map as in training; repeated here because metrics do not import data.
     return images.to(torch.float32) / 127.5 - 1.0
 
@@ -205,7 +238,7 @@ class FeatureExtractor:
     network: nn.Module
     dimension: int
     image_shape: tuple[int, int, int] | None = None
-    transform: Callable[[Tensor], Tensor] = _to_range
+    transform: Callable[[Tensor], Tensor] = to_network_range
 
     @classmethod
     def of(
@@ -213,7 +246,7 @@ class FeatureExtractor:
         network: nn.Module,
         name: str,
         image_shape: tuple[int, int, int],
-        transform: Callable[[Tensor], Tensor] = _to_range,
+        transform: Callable[[Tensor], Tensor] = to_network_range,
     ) -> FeatureExtractor:
         """Make an extractor of any network, called ``name`` in reports, with the checksum of its present weights.
 
@@ -308,8 +341,8 @@ def classifier_features(dataset: str = "mnist", device: torch.device | str = "cp
     """Return the extractor for a data set: the penultimate layer of its shipped classifier, 64 features or 63.
 
     Args:
-        dataset: What the classifier was trained on, "mnist" or "fashion-mnist"; or "mnist-mixer" or "fashion-mnist-mixer",
-            the second one of each.
+        dataset: What the classifier was trained on, "mnist", "fashion-mnist" or "emoji"; or "mnist-mixer" or
+            "fashion-mnist-mixer", the second one of each.
         device: Where to compute.
 
     Raises:
@@ -340,13 +373,13 @@ def pixel_features(image_shape: tuple[int, int, int]) -> FeatureExtractor:
 
 
 def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the share of images (uint8, (N, 1, 28, 28)) whose most probable class is their label (int64, (N,))."""
+    """Return the share of images (uint8, (N, C, H, W)) whose most probable class is their label (int64, (N,))."""
     return int(class_hits(classifier, images, labels).sum()) / len(labels)
 
 
 @torch.inference_mode()
 def class_hits(
-    classifier: nn.Module, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor] = _to_range
+    classifier: nn.Module, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor] = to_network_range
 ) -> Tensor:
     """Return whether each image's most probable class is its label; the mean is the accuracy of class-conditional samples.
 

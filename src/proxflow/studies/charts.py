@@ -1,4 +1,4 @@
-"""Pictures of the studies: scores as a chart, samples and beliefs as labelled grids of grey images.
+"""Pictures of the studies: scores as a chart, samples and beliefs as labelled grids of images.
 
 Grids are put together pixel by pixel, each image pixel a whole square, so that nothing is blurred.
 """
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Grey = np.ndarray[Any, np.dtype[np.uint8]]
-"""Grey images of bytes, (N, H, W), or one of them, (H, W)."""
+Images = np.ndarray[Any, np.dtype[np.uint8]]
+"""Images of bytes, grey (N, H, W) or in colour (N, H, W, 3), or one of them."""
 
 # Line, and marker in open and filled shapes of different size, so that lines that coincide are both seen.
 _LOOKS: tuple[dict[str, Any], ...] = (
@@ -262,12 +262,12 @@ class Row:
 
     Args:
         label: Text to its left.
-        tiles: A grey image for each column; ``None`` where there is none.
+        tiles: An image for each column; ``None`` where there is none.
         apart: Whether it begins a group, set off from the row above.
     """
 
     label: str
-    tiles: tuple[Grey | None, ...]
+    tiles: tuple[Images | None, ...]
     apart: bool = False
 
 
@@ -280,18 +280,18 @@ class Section:
     rows: tuple[Row, ...]
 
 
-def tile(images: Grey, columns: int, size: int) -> Grey:
-    """Put grey images (N, H, W) side by side, in rows of ``columns``, with thin lines between them.
+def tile(images: Images, columns: int, size: int) -> Images:
+    """Put images (N, H, W) or (N, H, W, 3) side by side, in rows of ``columns``, with thin lines between them.
 
     Args:
         images: The images.
         columns: Images in a row.
         size: Width of one image in pixels, as near as a whole multiple of its own comes.
     """
-    count, height, width = images.shape
+    count, height, width = images.shape[:3]
     scale = max(1, round(size / width))
     rows = -(-count // columns)
-    whole = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), _BETWEEN, np.uint8)
+    whole = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, *images.shape[3:]), _BETWEEN, np.uint8)
     for k, image in enumerate(images):
         top, left = k // columns * (height + 1), k % columns * (width + 1)
         whole[top : top + height, left : left + width] = image
@@ -308,14 +308,14 @@ def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
 
 
 def labelled(sections: Sequence[Section], font_size: int) -> Image.Image:
-    """Put rows of grey images with titles and labels on a white ground.
+    """Put rows of images with titles and labels on a white ground.
 
     Args:
         sections: What to show, from top to bottom.
         font_size: Height of the letters in pixels.
 
     Returns:
-        A grey image (mode L).
+        A grey image (mode L), or one in colour (mode RGB) where one of them is.
     """
     plain, bold = _font(font_size, False), _font(font_size, True)
     margin, gap, line = font_size, max(2, font_size // 4), round(font_size * 1.9)
@@ -331,22 +331,23 @@ def labelled(sections: Sequence[Section], font_size: int) -> Image.Image:
     rows = [row for section in sections for row in section.rows]
     height = len(sections) * (line + gap) + len(rows) * (tile_height + gap) + 2 * gap * sum(row.apart for row in rows)
 
-    image = Image.new("L", (width, height + margin), 255)
+    mode = "RGB" if any(t.ndim == 3 for t in tiles) else "L"
+    image = Image.new(mode, (width, height + margin), "white")
     draw = ImageDraw.Draw(image)
     y = 0
     for section in sections:
         y += line
-        draw.text((margin, y - gap), section.title, fill=0, font=bold, anchor="ls")
+        draw.text((margin, y - gap), section.title, fill="black", font=bold, anchor="ls")
         for k, text in enumerate(section.columns):
-            draw.text((left + k * column + tile_width // 2, y - gap), text, fill=0, font=plain, anchor="ms")
+            draw.text((left + k * column + tile_width // 2, y - gap), text, fill="black", font=plain, anchor="ms")
         y += gap
         for row in section.rows:
             y += 2 * gap * row.apart
-            draw.text((margin, y + tile_height // 2), row.label, fill=0, font=plain, anchor="lm")
+            draw.text((margin, y + tile_height // 2), row.label, fill="black", font=plain, anchor="lm")
             for k, image_tile in enumerate(row.tiles):
                 x = left + k * column
                 if image_tile is None:
-                    draw.text((x + tile_width // 2, y + tile_height // 2), "–", fill=128, font=plain, anchor="mm")
+                    draw.text((x + tile_width // 2, y + tile_height // 2), "–", fill="gray", font=plain, anchor="mm")
                 else:
                     image.paste(Image.fromarray(image_tile), (x, y))
             y += tile_height + gap

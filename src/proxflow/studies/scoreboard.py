@@ -32,9 +32,18 @@ Score = Literal[
     "second_frechet",
     "second_precision",
     "second_recall",
+    "memorised",
+    "memorised_features",
 ]
 Floor = Literal[
-    "floor", "floor_precision", "floor_recall", "second_floor", "second_floor_precision", "second_floor_recall"
+    "floor",
+    "floor_precision",
+    "floor_recall",
+    "second_floor",
+    "second_floor_precision",
+    "second_floor_recall",
+    "memorised_floor",
+    "memorised_features_floor",
 ]
 Relation = Literal["<", "≤", ">", "≥"]
 Measure = Callable[[int], float | None]
@@ -258,10 +267,13 @@ def on_second(results: Record, board: Scoreboard, what: str = "Flow") -> list[Bl
     if "second_extractor" not in results:
         return []
     known = results["second_extractor"]
+    what_it_is = "a network of another architecture, trained independently"
+    if known["name"].endswith("principal"):
+        what_it_is = "principal components of pixels, without a network"
     return [
         Paragraph(
-            f"Fréchet distances of the same samples on {known['name']} (sha256 {known['sha256'][:12]}), a network of "
-            "another architecture, trained independently; in other units, so it is the order of rows that compares:"
+            f"Fréchet distances of the same samples on {known['name']} (sha256 {known['sha256'][:12]}), {what_it_is}; "
+            "in other units, so it is the order of rows that compares:"
         ),
         frechet_table(board, what, score="second_frechet", floor="second_floor"),
     ]
@@ -326,12 +338,18 @@ def conditions(results: Record, parameters: int) -> Table:
     }
     seconds = [f"{flow} {Summary.of(values).text('{:.0f}'.format)}" for flow, values in times.items()]
     steps, batch = training["steps"], training["batch_size"]
+    taken = {name.rpartition("-seed")[0]: record.get("training", training)["steps"] for name, record in trained.items()}
+    alike = set(taken.values()) <= {steps}
     rows = {
         "Preset": config["preset"],
         "Data": f"{dataset_of(results)}, {_listed(sorted({record['data'] for record in trained.values()}))}",
         "Network": f"{network}, {parameters:,} parameters",
-        "Training steps": f"{steps:,}, the same for every flow",
-        "Training images seen": f"{steps * batch:,}, in batches of {batch}",
+        "Training steps": f"{steps:,}, the same for every flow"
+        if alike
+        else "; ".join(f"{name} {number:,}" for name, number in taken.items()),
+        "Training images seen": f"{steps * batch:,}, in batches of {batch}"
+        if alike
+        else f"{batch} times the steps, in batches of {batch}",
         "Optimiser": f"AdamW, peak rate {training['learning_rate']:g}; weights averaged with decay {training['ema']:g}",
         "Seconds of training": "; ".join(seconds),
         "Seeds": ", ".join(map(str, board.seeds)),
@@ -349,13 +367,19 @@ def conditions(results: Record, parameters: int) -> Table:
     return Table(("Condition", "Value"), tuple(rows.items()), 2)
 
 
-def summary(results: Record) -> str:
-    """Put the conditions of a run into one paragraph."""
+def summary(results: Record, trained: str | None = None) -> str:
+    """Put the conditions of a run into one paragraph.
+
+    Args:
+        results: Content of ``results.json``.
+        trained: How its models were trained, in words; by default the steps and images of the preset.
+    """
     board, training = Scoreboard.of(results), results["config"]["training"]
     extractor, hardware = results["extractor"], results["hardware"]
     seeds = ", ".join(map(str, board.seeds))
+    how = trained or f"{training['steps']:,} training steps of {training['batch_size']} images for each flow"
     return (
-        f"{training['steps']:,} training steps of {training['batch_size']} images for each flow; seed {seeds}; "
+        f"{how}; seed {seeds}; "
         f"{sample_counts(board)} samples an entry against {results['reference']}; features {extractor['name']}, "
         f"sha256 {extractor['sha256'][:12]}; as many real training images score {board.floor().mean:.2f} (the floor); "
         f"evaluated on {hardware.get('accelerator') or hardware['processor']}, {hardware['cores']} cores, PyTorch "

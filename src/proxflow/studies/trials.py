@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -43,6 +43,9 @@ from proxflow.training.recipes import Recipe, recipe
 from proxflow.training.run import RunFolder
 
 P = TypeVar("P", bound=Preset)
+
+Measure = Callable[[Tensor, Tensor], dict[str, metrics.Estimate]]
+"""From a cell's images of bytes, and their features by the first extractor, to further scores by name, with their floors."""
 
 KEPT = 64
 """Images kept of each cell, for the report."""
@@ -166,6 +169,7 @@ class Study(Generic[P]):
             missing or corrupt, and an :class:`OutputError` where a file cannot be written.
         outcome: What came out, from the results alone.
         records: What its results hold beside those of trials and cells, which it is given with the trials.
+        further: Prepares, once in each process, what every cell is scored by besides; given the two extractors.
     """
 
     name: str
@@ -174,6 +178,7 @@ class Study(Generic[P]):
     pages: Callable[[Path, Record, torch.device], list[Block]]
     outcome: Callable[[Record], list[Block]]
     records: Callable[[Setup[P], Mapping[str, Trial], Record], Record] = lambda setup, trials, found: {}
+    further: Callable[[Setup[P], Sequence[metrics.FeatureExtractor]], Measure] | None = None
 
 
 @dataclass(frozen=True)
@@ -228,8 +233,8 @@ def reproduce(
         out: Folder for models, cells and results.
         device: Where to train and sample.
         say: Called with a line at each stage.
-        dataset: As :func:`proxflow.data.load` takes it. Fashion-MNIST, wherever it was read from, is scored on the features
-            of its own classifier, everything else on those of MNIST's.
+        dataset: As :func:`proxflow.data.load` takes it. Fashion-MNIST, wherever it was read from, and emoji are scored on
+            the features of their own classifiers, everything else on those of MNIST's.
         processes: Processes that train and evaluate side by side, on processors; 1 does all in this one.
 
     Returns:
@@ -341,7 +346,7 @@ def evaluate(
         train(setup, name, trials[name], seed)
     if todo:
         setup.say(f"evaluate: {len(todo)} cells of {samples} samples")
-        bench = Bench(setup, trials, features)
+        bench = Bench(study, setup, trials, features)
         with bar("evaluate", sum(cell.nfe for cell in todo) * samples, "evaluations") as show:
             spent = 0
             for cell in todo:
@@ -365,13 +370,13 @@ PREFIXES = ("", "second_")
 
 
 def extractors_of(features: str, device: torch.device) -> tuple[metrics.FeatureExtractor, ...]:
-    """Return the two extractors of a data set, of networks of other architectures that were trained independently.
+    """Return the two extractors of a data set: of its classifier, and one that was made independently, of another form.
 
     Raises:
         ArgumentError: There are none of such a data set.
     """
     names = (features, metrics.second_of(features))
-    return tuple(metrics.classifier_features(name, device) for name in names)
+    return tuple(metrics.shipped_features(name, device) for name in names)
 
 
 def titles(extractors: Sequence[metrics.FeatureExtractor]) -> dict[str, str]:
@@ -386,8 +391,8 @@ class Bench:
         ArgumentError: There is no classifier of such a data set.
     """
 
-    def __init__(self, setup: Setup[Any], trials: Mapping[str, Trial], features: str) -> None:
-        self.setup, self.trials, self.features = setup, trials, features
+    def __init__(self, study: Study[Any], setup: Setup[Any], trials: Mapping[str, Trial], features: str) -> None:
+        self.study, self.setup, self.trials, self.features = study, setup, trials, features
         self.extractors = extractors_of(features, setup.device)
         self.references = cache(lambda test: tuple(metrics.Reference.of(extract(test)) for extract in self.extractors))
         self.floors = cache(self._floors)
@@ -398,6 +403,13 @@ class Bench:
             for reference, extractor in zip(self.references(test), self.extractors, strict=True)
         )
         return first | {f"second_{name}": second[name] for name in ("floor", "floor_precision", "floor_recall")}
+
+    @cached_property
+    def further(self) -> Measure:
+        """What the study scores besides; nothing by default. A process that trains alone never prepares it."""
+        if self.study.further is None:
+            return lambda images, features: {}
+        return self.study.further(self.setup, self.extractors)
 
     def evaluate(self, cell: Cell, progress: Callable[[int], None] | None = None) -> None:
         """Sample and score a cell, and write what is kept of it; ``progress`` is told the number of samples drawn."""
@@ -457,7 +469,7 @@ def _begin(study: str, bare: Any, arrays: Mapping[str, Any], features: str) -> N
     torch.set_num_threads(1)
     setup = replace(bare, **{name: torch.from_numpy(array) for name, array in arrays.items()})
     found: Any = find(study)
-    _bench = Bench(setup, found.trials(setup), features)
+    _bench = Bench(found, setup, found.trials(setup), features)
 
 
 def silent(line: str) -> None:
@@ -518,6 +530,7 @@ def train(setup: Setup[Any], name: str, trial: Trial, seed: int) -> None:
         "data": f"{len(examples)} training {'images' if lesson.data is None else 'pairs'}",
         "training": to_dict(settings),
         "passes": objective.passes,
+        **({} if lesson.method == "flow" else {"method": lesson.method}),
         "seconds": round(result.seconds, 1),
         "losses": [round(loss, 6) for loss in result.losses],
         "hardware": hardware(setup.device),
@@ -601,9 +614,15 @@ def evaluate_cell(bench: Bench, cell: Cell, progress: Callable[[int], None] | No
     writable_folder(setup.out / "cells")
     kept["images"] = np.ascontiguousarray(images[chosen].permute(0, 2, 3, 1).numpy())
     write_atomically(cell.file(setup.out, "npz"), lambda path: np.savez_compressed(path, **kept))
+    besides = bench.further(images, found)
+    scored = asdict(scores)
+    for name, estimate in besides.items():  # each of its own number of images: a floor is of others
+        scored["intervals"] |= metrics.bootstrap({name: estimate}, 0)
+        scored["errors"][name] = estimate.standard_error
     record = {
         **asdict(cell),
-        **asdict(scores),
+        **scored,
+        **{name: estimate.value for name, estimate in besides.items()},
         **within,
         **{f"second_{name}": getattr(second, name) for name in ("frechet", "precision", "recall")},
         **bench.floors(trial.test, trial.images, cell.seed),
@@ -614,23 +633,26 @@ def evaluate_cell(bench: Bench, cell: Cell, progress: Callable[[int], None] | No
 
 
 def kept_images(out: Path, cell: Cell) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Read the images kept of a cell, (N, H, W).
+    """Read the images kept of a cell, (N, H, W), or (N, H, W, 3) in colour.
 
     Raises:
         DataError: They are missing or corrupt.
     """
-    images: np.ndarray[Any, np.dtype[np.uint8]] = _kept(out, cell, "images")["images"]
-    return images[..., 0]
+    return _shown(_kept(out, cell, "images")["images"])
 
 
 def kept_classes(out: Path, cell: Cell) -> dict[int, np.ndarray[Any, np.dtype[np.uint8]]]:
-    """Read the images kept of a cell that was drawn for classes, (N, H, W), by their labels.
+    """Read the images kept of a cell that was drawn for classes, as :func:`kept_images` does, by their labels.
 
     Raises:
         DataError: They are missing or corrupt.
     """
     held = _kept(out, cell, "images", "labels")
-    return {label: held["images"][held["labels"] == label][..., 0] for label in sorted(set(held["labels"].tolist()))}
+    return {label: _shown(held["images"][held["labels"] == label]) for label in sorted(set(held["labels"].tolist()))}
+
+
+def _shown(images: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return images[..., 0] if images.shape[-1] == 1 else images
 
 
 def _kept(out: Path, cell: Cell, *keys: str) -> dict[str, Any]:

@@ -33,12 +33,14 @@ class Recipe:
         module: What is trained.
         kept: From the trained module to the predictor that is kept.
         data: What it is trained on, where this is not the data set.
+        method: Its name.
     """
 
     objective: Objective
     module: nn.Module
     kept: Callable[[nn.Module], nn.Module] = lambda module: module
     data: Examples | None = None
+    method: MethodName = "flow"
 
 
 def recipe(
@@ -111,6 +113,7 @@ def recipe(
             cast(Objective, GuidanceInput(matching, largest)),
             StudentAndCritic(model.predictor, student_rate, discriminator=adversarial > 0),
             lambda module: cast(Any, module).student,
+            method=method,
         )
     if weak is None:
         followed = teacher.guided(1.0 if guidance is None else guidance, interval, rule).eval()
@@ -118,6 +121,7 @@ def recipe(
             DistributionMatching(model.flow, followed, adversarial, first_share),
             StudentAndCritic(guide, student_rate, discriminator=adversarial > 0),
             lambda module: cast(Any, module).student,
+            method=method,
         )
     if weak.flow != teacher.flow or weak.shape != teacher.shape or type(weak.predictor) is not type(guide):
         raise ArgumentError(
@@ -127,7 +131,7 @@ def recipe(
     model.predictor.load_state_dict(guide.state_dict())
     away_from = weak.predictor.eval().requires_grad_(False)
     weight = 2.0 if guidance is None else guidance
-    return Recipe(Autoguidance(model.flow, guide, away_from, weight), model.predictor)
+    return Recipe(Autoguidance(model.flow, guide, away_from, weight), model.predictor, method=method)
 
 
 def _unguided(model: Model) -> Model:

@@ -14,7 +14,7 @@ from proxflow.data import to_bytes
 from proxflow.models import Model
 from proxflow.samplers import sample
 from proxflow.studies import charts, scoreboard
-from proxflow.studies.charts import Grey, Row, Section
+from proxflow.studies.charts import Images, Row, Section
 from proxflow.studies.pages import Block, Bullets, Heading, Paragraph, Picture
 from proxflow.studies.scoreboard import Claim, Measure, Record, Score, Scoreboard, dataset_of, ratio, sample_counts
 from proxflow.studies.trials import Cell, kept_images
@@ -151,7 +151,7 @@ def _chart(out: Path, board: Scoreboard, dataset: str) -> Picture:
 
 
 def _samples(out: Path, board: Scoreboard, seed: int) -> Picture:
-    def block(flow: str, sampler: str, nfe: int) -> Grey | None:
+    def block(flow: str, sampler: str, nfe: int) -> Images | None:
         if board.one(flow, sampler, nfe, seed) is None:
             return None
         return charts.tile(kept_images(out, Cell(flow, sampler, nfe, seed))[:16], 4, 48)
@@ -250,8 +250,8 @@ class Evolution:
     """
 
     times: tuple[float, ...]
-    beliefs: Grey
-    targets: Grey
+    beliefs: Images
+    targets: Images
 
 
 def evolve(model: Model, sampler: str, count: int, nfe: int, seed: int) -> Evolution:
@@ -264,7 +264,7 @@ def evolve(model: Model, sampler: str, count: int, nfe: int, seed: int) -> Evolu
         nfe: Network evaluations.
         seed: Seed of the samples.
     """
-    seen: list[tuple[float, Grey, Grey]] = []
+    seen: list[tuple[float, Images, Images]] = []
 
     def watch(time: float, belief: Belief, target: Belief) -> None:
         mean, predicted = (to_bytes(b.mean[:count, 0]).cpu().numpy() for b in (belief, target))
