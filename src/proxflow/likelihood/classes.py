@@ -30,15 +30,15 @@ factor by which it has shrunk, and −c for the time, u_k = a_k (e_k − θ) and
 
     a_k = 2 (φ_k/c) cot φ_k,   h_k = ∂ log G(θ_k)/∂θ_k,   G = cos(φ/c) sin^{2K−3}(φ/c) / (cos φ sin^{2K−3} φ).
 
-Where M is positive on differences of laws, the cost (e_x − ê)ᵀ M (e_x − ê) is a proper score, least on average at ê = p. For
-about a belief in a thousand it is not; there its diagonal part a_k h_k is multiplied by the least number κ that makes it so.
+Where M is positive on differences of laws, the cost (e_x − ê)ᵀ M (e_x − ê) is a proper score, least on average at ê = p. Of
+rare beliefs it is not; there its diagonal part a_k h_k is multiplied by the least number κ that makes it so.
 Then for every law of the data the mean of
 
     L(x) = ∫_{1/2}^1 dc E Σ_i [κ Σ_k a_k h_k δ_k² − (Σ_k a_k δ_k)(Σ_k h_k θ_k δ_k)],   δ = e_x − ê,
 
 is at least the entropy. With the law ∝ exp(−L) this says Σ_x exp(−L(x)) ≤ 1, so that L(x) is a bound of −log p(x) of the
-model p ∝ exp(−L), whatever the network says. With exact predictions its mean is the entropy, but for κ, which adds less
-than a hundredth. Of two classes it is the arc of :mod:`proxflow.likelihood.channel`.
+model p ∝ exp(−L), whatever the network says. With exact predictions its mean is the entropy, but for the
+little that κ adds. Of two classes it is the arc of :mod:`proxflow.likelihood.channel`.
 
 The costs of the other flows are functions of the belief and of what the process knows: bounds whatever the network says.
 """
@@ -81,7 +81,7 @@ def class_bound(
     """Estimate an upper bound of −log p(x) of a flow of classes, in nats per example, by Monte Carlo.
 
     Bits per token are ``Nats(values, tokens).bits_per_dimension``. With exact predictions the mean over the data is their
-    entropy; for Fisher–Rao of more than two classes it may be larger by less than a hundredth.
+    entropy, but for Fisher–Rao of more than two classes, where it may be a little larger.
 
     Args:
         predict: Function of a belief and times (batch,) that returns the predicted classes.
