@@ -543,8 +543,11 @@ def test_rows_are_scored_beside_real_ones(trained, capsys):
     folder, _ = trained
     out = folder / "scores.json"
     assert main(["evaluate", str(folder / "by-land"), "--steps", "2", "--out", str(out)]) == 0
-    assert "24 made rows against 24" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "24 made rows against 24" in said
     (row,) = json.loads(out.read_text())["rows"]
+    assert f"likelihood of 24 rows under {folder / 'by-land'}: at most {row['bound']['nats']:.2f} ±" in said
+    assert "nats a row, numbers in their standard deviations" in said
     assert row["target"] == "legs"
     assert {"marginals", "floor_marginals", "told_apart", "nearest", "repeats"} <= set(row)
     assert main(["evaluate", str(folder / "by-land"), "--extractor", "pixels"]) == 2

@@ -69,6 +69,7 @@ from proxflow.likelihood import OdeLikelihood as OdeLikelihood
 from proxflow.likelihood import bayesian_bound as bayesian_bound
 from proxflow.likelihood import class_bound as class_bound
 from proxflow.likelihood import encode as encode
+from proxflow.likelihood import mixed_bound as mixed_bound
 from proxflow.likelihood import ode_log_likelihood as ode_log_likelihood
 from proxflow.likelihood import two_class_bound as two_class_bound
 from proxflow.models import Model as Model

@@ -346,10 +346,13 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Se
 def bound_text(kind: Kind, nats: Nats) -> str:
     """Say a bound of the likelihood of data in the unit that is usual for their kind."""
     from proxflow.data.kinds.image import Binary
+    from proxflow.data.kinds.table import Table
 
     bits, error = nats.bits_per_dimension, nats.standard_error / (nats.dimensions * math.log(2))
     if isinstance(kind, Binary):
         return f"at most {nats.mean:.2f} ± {nats.standard_error:.2f} nats an image"
+    if isinstance(kind, Table):
+        return f"at most {nats.mean:.2f} ± {nats.standard_error:.2f} nats a row, numbers in their standard deviations"
     unit = str(getattr(kind, "unit", "dimensions")).removesuffix("s")
     return f"at most {bits:.3f} ± {error:.3f} bits a {unit}"
 

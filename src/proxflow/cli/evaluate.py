@@ -299,7 +299,7 @@ def _evaluate_tables(
             raise ArgumentError(f"--{name.replace('_', '-')} is for images, and {fresh[0]} is of a table: leave it out")
     if options.guidance.guidance != 1:
         raise ArgumentError("--guidance is for images: of tables it is measured without")
-    records, lines, floors = [], [], []
+    records, lines, floors, said = list[dict[str, Any]](), list[tuple[str, ...]](), list[tuple[str, ...]](), list[str]()
     for title in fresh:
         model = loaded.get(title)
         if model is None or not isinstance(model.data, Table):
@@ -330,6 +330,12 @@ def _evaluate_tables(
         real = kind.values(train.x), kind.values(test.x)
         scores = asdict(table_scores(made, *real, classes, target, options.seed))
         floor = floor_scores(*real, classes, target, options.seed).as_floor()
+        bounded = {}
+        if model.has_bound:
+            labelled = kind.with_labels(test)
+            nats = model.bound(labelled.x, condition=labelled.condition, seed=options.seed, batch_size=256)
+            bounded = {"bound": bound_record(nats)}
+            said.append(f"likelihood of {len(test)} rows under {title}: {bound_text(kind, nats)}")
         records.append(
             {
                 "model": title,
@@ -341,12 +347,15 @@ def _evaluate_tables(
                 "seed": options.seed,
                 **scores,
                 **floor,
+                **bounded,
             }
         )
         say(f"{title}: {number} made rows against {len(test)} of {source}, {kept}; target {kind.columns[target].name}")
         lines.append((title, *(f"{value:.3f}" for value in scores.values())))
         floors.append((f"real rows of {source}", *(f"{value:.3f}" for value in floor.values())))
     print_table(("", *(name.replace("_", " ") for name in scores)), [*lines, *dict.fromkeys(floors)], ("",))
+    for line in said:
+        say(line)
     if options.out is not None:
         with first_alone() as writing:
             if writing:

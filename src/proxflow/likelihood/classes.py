@@ -54,7 +54,7 @@ from torch import Tensor
 
 from proxflow._math import bisect, class_cross_entropy, over_events, sum_events
 from proxflow.beliefs import Categorical
-from proxflow.divergences import FisherRao, ReverseKL
+from proxflow.divergences import Divergence, FisherRao, ReverseKL
 from proxflow.errors import ArgumentError
 from proxflow.examples import Condition, Predict, check_condition, given
 from proxflow.flows import GPFN, CategoricalEndpoints, DiscreteBFN, Flow, Masked
@@ -81,7 +81,8 @@ def class_bound(
     """Estimate an upper bound of −log p(x) of a flow of classes, in nats per example, by Monte Carlo.
 
     Bits per token are ``Nats(values, tokens).bits_per_dimension``. With exact predictions the mean over the data is their
-    entropy, but for Fisher–Rao of more than two classes, where it may be a little larger.
+    entropy, but for Fisher–Rao of more than two classes, where it may be a little larger. Of mixed data it is
+    :func:`~proxflow.mixed_bound`.
 
     Args:
         predict: Function of a belief and times (batch,) that returns the predicted classes.
@@ -154,25 +155,44 @@ def _masked_cost(predict: Predict, flow: Masked, x: Tensor, generator: Generator
 def _simplex_cost(predict: Predict, flow: GPFN, x: Tensor, generator: Generator, uniform: Tensor) -> Tensor:
     """Return the integrand of the bound at a time for each example, over the density of the time."""
     classes: int = flow.endpoints.classes  # type: ignore[attr-defined]
+    left, weight = simplex_times(flow.divergence, classes, uniform)
+    belief, cost = simplex_beliefs(flow.divergence, classes, x, left, generator)
+    t = flow.schedule.time_of(1 - left)
+    return cost(predict(belief.map(Tensor.float), t.float()).logits.double()) * weight
+
+
+Cost = Callable[[Tensor], Tensor]
+"""From logits of predictions, (batch, *event, K), to what each example costs, (batch,), in nats."""
+
+
+def simplex_times(divergence: Divergence, classes: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Return c = 1 − τ at times drawn by uniform numbers (batch,), and what the costs there weigh.
+
+    Mean costs times weights are the bound of the flow with ``ReverseKL`` or ``FisherRao`` between so many classes.
+    """
     share, density = draw_uncertain(uniform)
-    start = rand(torch.Size([*x.shape, classes]), generator, torch.float64, x.device).log().neg()
-    start = start / start.sum(-1, keepdim=True)
-    if isinstance(flow.divergence, FisherRao):
+    if isinstance(divergence, FisherRao):
         left, slope = _arc_time(share, classes)
-        logits, cost = _arc(start, x, over_events(left, start))
-        fraction = 1 - left
+        return left, slope / density
+    slope = share ** (1 / (classes - 1) - 1) / (classes - 1)
+    return 1 / (2 - share ** (1 / (classes - 1))), slope / density
+
+
+def simplex_beliefs(
+    divergence: Divergence, classes: int, x: Tensor, left: Tensor, generator: Generator
+) -> tuple[Categorical, Cost]:
+    """Draw beliefs about classes ``x`` (batch, *event) at c = 1 − τ (batch,), float64, and tell what predictions cost."""
+    start = rand(torch.Size([*x.shape, classes]), generator, torch.float64, x.device).log().neg()
+    start, left = start / start.sum(-1, keepdim=True), over_events(left, start)
+    if isinstance(divergence, FisherRao):
+        logits, cost = _arc(start, x, left)
     else:
-        slope = share ** (1 / (classes - 1) - 1) / (classes - 1)
-        ratio = 1 - share ** (1 / (classes - 1))
-        logits, cost = _erased(start, x, over_events(ratio, start))
-        fraction = ratio / (1 + ratio)
-    t = flow.schedule.time_of(fraction)
-    predicted = predict(Categorical(logits.float()), t.float()).logits.double()
-    return sum_events(cost(predicted)) * slope / density
+        logits, cost = _erased(start, x, (1 - left) / left)
+    return Categorical(logits), lambda predicted: sum_events(cost(predicted))
 
 
 _Cost = Callable[[Tensor], Tensor]
-"""From logits of predictions, (batch, *event, K), to the cost of each coordinate, (batch, *event), in nats."""
+"""As :data:`Cost`, of each coordinate, (batch, *event)."""
 
 
 def _erased(start: Tensor, x: Tensor, ratio: Tensor) -> tuple[Tensor, _Cost]:

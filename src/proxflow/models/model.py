@@ -11,7 +11,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from numbers import Real
@@ -28,7 +28,16 @@ from proxflow.divergences import KL, Divergence, has_closed_form, has_value
 from proxflow.errors import ArgumentError, CheckpointError, OutputError
 from proxflow.examples import examples_of, moved, rows
 from proxflow.flows import GPFN, BayesianFlow, Flow
-from proxflow.likelihood import Nats, OdeLikelihood, bayesian_bound, class_bound, has_class_bound, ode_log_likelihood
+from proxflow.likelihood import (
+    Nats,
+    OdeLikelihood,
+    bayesian_bound,
+    class_bound,
+    has_class_bound,
+    has_mixed_bound,
+    mixed_bound,
+    ode_log_likelihood,
+)
 from proxflow.models import format1, spec
 from proxflow.models.card import card
 from proxflow.models.outline import outlined
@@ -273,9 +282,17 @@ class Model:
     @property
     def has_bound(self) -> bool:
         """Whether :meth:`bound` knows its flow and data."""
+        return self._bounded is not None
+
+    @property
+    def _bounded(self) -> Callable[..., Tensor] | None:
         from proxflow.data.kinds.image import Image
 
-        return has_class_bound(self.flow) or (isinstance(self.flow, BayesianFlow) and isinstance(self.data, Image))
+        if has_class_bound(self.flow):
+            return class_bound
+        if has_mixed_bound(self.flow):
+            return mixed_bound
+        return bayesian_bound if isinstance(self.flow, BayesianFlow) and isinstance(self.data, Image) else None
 
     def bound(
         self,
@@ -289,7 +306,9 @@ class Model:
         """Bound −log p(x) of data in their own form, each example's number whatever the batch: an upper bound, in nats.
 
         Of classes by :func:`proxflow.class_bound`; of images whose flow is Bayesian by
-        :func:`proxflow.bayesian_bound`, where p(x) is the probability of their bytes.
+        :func:`proxflow.bayesian_bound`, where p(x) is the probability of their bytes; of rows of tables by
+        :func:`proxflow.mixed_bound`, where numbers have a density, in units of their standard deviations (or as the normal
+        quantiles that networks are shown).
 
         Args:
             x: Data (batch, …), as :meth:`fit` takes them, at least two.
@@ -302,7 +321,8 @@ class Model:
             ArgumentError: The flow has no such bound (see :meth:`log_prob` for Gaussian paths), fewer than two examples, or
                 a number < 1.
         """
-        if not self.has_bound:
+        bounded = self._bounded
+        if bounded is None:
             raise ArgumentError(
                 f"{spec.word(self.flow)} has no bound of the probability of {self.data.examples_word}; log_prob has the "
                 "density of flows with a Gaussian path"
@@ -310,7 +330,6 @@ class Model:
         if batch_size < 1:
             raise ArgumentError(f"batch_size must be at least 1, got {batch_size}")
         device, values = next(self.predictor.parameters()).device, list[Tensor]()
-        bounded: Any = class_bound if has_class_bound(self.flow) else bayesian_bound
         with torch.no_grad():
             for first in range(0, len(x), batch_size):
                 at = torch.arange(first, min(first + batch_size, len(x)))
