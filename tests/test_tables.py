@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -225,6 +226,26 @@ def test_zeros_are_left_out_where_the_original_leaves_them_out(tmp_path):
     loaded = Table.read(source, held_out=0)
     loaded.kind.write(tmp_path / "b.csv", loaded.kind.decode(loaded.kind.encode(loaded.train.x)))
     assert cells(tmp_path / "b.csv") == cells(source)
+
+
+def test_numbers_that_occur_again_and_again_are_those_that_are_made(tmp_path):
+    # Pressures: most are whole, some are means of three; each is there often. Heights: each is there once.
+    choice = np.random.default_rng(0)
+    pressures = choice.choice([70.0, 80.0, 83.67, 90.0, 96.33], 200)
+    rows = [[f"{p:g}", f"{choice.normal(170, 10):.6f}", "ab"[k % 2]] for k, p in enumerate(pressures)]
+    kind = Table.read(text(tmp_path / "a.csv", rows, ["pressure", "height", "sort"])).kind
+    pressure, height = kind.columns[:2]
+    assert pressure.values == (70.0, 80.0, 83.67, 90.0, 96.33)
+    assert height.values == ()
+    z = torch.linspace(-3, 3, 401, dtype=torch.float64)
+    drawn = pressure.decode(z)
+    wanted = pressure.mean + pressure.std * z
+    held = torch.tensor(pressure.values, dtype=torch.float64)
+    nearest = held[(wanted[:, None] - held).abs().argmin(1)]
+    torch.testing.assert_close(drawn, nearest, rtol=0, atol=0)
+    assert len(torch.unique(height.decode(z))) > 300
+    with pytest.raises(ArgumentError, match="values must rise"):
+        replace(pressure, values=(2.0, 1.0))
 
 
 def test_a_model_of_a_table_is_saved_and_loaded_with_all_that_decodes(tmp_path):

@@ -33,6 +33,10 @@ MOST_CATEGORIES = 1000
 """Most categories of a column."""
 _FEW = 20
 """Up to so many texts are categories, however few rows there are; above, each occurs twice in the mean."""
+_SHARED = 0.8
+"""A column takes the values of training alone where so many of its cells share theirs with another."""
+_MOST_VALUES = 1000
+"""Most values that are kept of such a column."""
 _KNOTS = 201
 """Most quantiles that a column is described by."""
 _LABELS = 0x7AB1E
@@ -63,6 +67,7 @@ class Column:
         std: Their standard deviation, > 0.
         step: Distance of the numbers' values, counted in their last digit: 25 of whole numbers that are multiples of 25.
         knots: Quantiles at equal distances, from the least to the most, where the numbers are encoded by these.
+        values: The values in training, ascending, where four of five cells share theirs with another: there are no others.
 
     Raises:
         ArgumentError: A value is out of range, or does not belong to the role.
@@ -81,9 +86,10 @@ class Column:
     std: float = 1.0
     step: int = 1
     knots: tuple[float, ...] = ()
+    values: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        numbers = (self.least, self.most, self.mean, self.std, *self.knots)
+        numbers = (self.least, self.most, self.mean, self.std, *self.knots, *self.values)
         ordered = self.least <= self.most and self.std > 0 and self.step >= 1 and self.decimals <= 30 >= self.width >= 0
         if not ordered or not all(map(math.isfinite, numbers)):
             raise ArgumentError(
@@ -91,6 +97,8 @@ class Column:
             )
         if any(a > b for a, b in zip(self.knots, self.knots[1:], strict=False)) or len(self.knots) == 1:
             raise ArgumentError(f"column {self.name!r:.80}: its quantiles must not fall")
+        if any(a >= b for a, b in zip(self.values, self.values[1:], strict=False)):
+            raise ArgumentError(f"column {self.name!r:.80}: its values must rise")
         least = {"category": 2 - (self.missing is not None), "constant": 1}.get(self.role, 0)
         if len(self.categories) < least or (self.categories and self.role not in ("category", "constant")):
             raise ArgumentError(f"column {self.name!r:.80} of role {self.role}: got {len(self.categories)} categories")
@@ -133,6 +141,9 @@ class Column:
         else:
             x = z * self.std + self.mean
         x = x.clamp(self.least, self.most)
+        if self.values:
+            values = torch.tensor(self.values, dtype=torch.float64, device=x.device)
+            return values[torch.bucketize(x, (values[1:] + values[:-1]) / 2)]
         if self.role == "date":
             return x.round() if self.decimals == 0 else (x * 86400).round() / 86400
         if self.decimals < 0:
@@ -707,7 +718,11 @@ def _measured(column: Column, x: Tensor, numbers: Numbers) -> Column:
     if numbers == "quantiles" and least < most:
         levels = torch.linspace(0, 1, min(_KNOTS, max(2, len(x))), dtype=torch.float64)
         knots = tuple(torch.quantile(x, levels).cummax(0).values.tolist())
-    return replace(column, least=least, most=most, mean=mean, std=std, step=_step(column, x), knots=knots)
+    found, counts = torch.unique(x, return_counts=True)
+    shared = len(found) <= _MOST_VALUES and float(counts[counts > 1].sum()) >= _SHARED * len(x)
+    values = tuple(found.tolist()) if shared else ()
+    step = _step(column, x)
+    return replace(column, least=least, most=most, mean=mean, std=std, step=step, knots=knots, values=values)
 
 
 def _step(column: Column, x: Tensor) -> int:
