@@ -11,16 +11,12 @@ from scipy import stats
 from proxflow.beliefs import Categorical, DiagonalGaussian, Product
 from proxflow.config import TrainingConfig
 from proxflow.data.kinds.table import Table
-from proxflow.data.kinds.vector import Vector
 from proxflow.errors import ArgumentError
-from proxflow.examples import Examples
 from proxflow.metrics import tables
-from proxflow.models import Model, build
 from proxflow.predictors import WithoutLast
 from proxflow.studies import trials
 from proxflow.studies.presets import TABLES_PRESETS, TablesPreset
 from proxflow.studies.tables import copula, report, sources
-from proxflow.studies.tables.study import _fitted
 
 pytest.importorskip("sklearn")
 
@@ -172,8 +168,6 @@ def test_a_study_writes_its_rows_and_goes_on(tmp_path):
     for row in results["rows"]:
         assert set(row) >= wanted | floors
     systems = {row["system"] for row in results["rows"]}
-    (steps,) = {row["steps"] for row in results["rows"] if row["system"] == "gpfn"}
-    assert steps == 2
     assert systems - {"forest-flow"} == {"gpfn", "gaussian-copula"}
     assert ("forest-flow" in results["left_out"]) == ("forest-flow" not in systems)
     header = (tmp_path / "made" / "iris-gpfn.csv").read_text().splitlines()[0]
@@ -186,28 +180,6 @@ def test_a_study_writes_its_rows_and_goes_on(tmp_path):
     assert trials.write_report(tmp_path, torch.device("cpu"))
     with pytest.raises(ArgumentError, match="leave --data out"):
         trials.reproduce(found, "tiny", preset, tmp_path, torch.device("cpu"), said.append, "mnist")
-
-
-def test_a_flow_of_the_study_is_that_of_the_step_where_rows_not_trained_on_cost_least(monkeypatch):
-    rows = Examples(torch.arange(50.0)[:, None])
-    model = build(Vector.of(rows.x), network="mlp:width=4,depth=1")
-    weight = next(model.predictor.parameters())
-
-    def fit(self, data, config, *, held_out, track, on_checkpoint, **told):
-        assert set(data.x[:, 0].tolist()).isdisjoint(held_out.x[:, 0].tolist())
-        assert len(data) == 40
-        for step, loss in ((100, 3.0), (200, 1.0), (300, 2.0)):
-            with torch.no_grad():
-                weight.fill_(step)
-            track({"held_out_loss": loss})
-            track({"loss": 0.0})
-            on_checkpoint(self.predictor, step)
-        return self
-
-    monkeypatch.setattr(Model, "fit", fit)
-    kept, step = _fitted(model, TABLES_PRESETS["quick"], rows, 0, torch.device("cpu"), "train")
-    assert step == 200
-    assert bool((next(kept.predictor.parameters()) == 200).all())
 
 
 def test_presets_name_data_sets_that_there_are():

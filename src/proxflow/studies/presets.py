@@ -494,11 +494,9 @@ class TablesPreset(Preset):
         flows: Flows by the names of their systems, in words.
         others: What they are compared with: the Gaussian copula, and peers, which are left out where they are not
             installed.
-        validation: Share of the training rows that chooses a flow's number of steps, at most that of ``training``.
     """
 
     nfes: tuple[int, ...] = (50,)
-    validation: float = 0.2
     data: tuple[str, ...] = ("iris", "wine", "diabetes", "penguins")
     flows: Mapping[str, str] = field(default_factory=lambda: {"gpfn": "gpfn"})
     others: tuple[str, ...] = ("gaussian-copula",)
@@ -509,7 +507,7 @@ class TablesPreset(Preset):
 
 _TABLES = TablesPreset(
     network="mlp",
-    training=TrainingConfig(steps=1000, batch_size=128, ema=0.99, precision="float32"),
+    training=TrainingConfig(steps=600, batch_size=128, ema=0.99, precision="float32"),
     samples=0,
     minutes="about 10 minutes on a processor core",
     seeds=(0, 1, 2, 3, 4),
@@ -519,7 +517,6 @@ TABLES_PRESETS: dict[PresetName, TablesPreset] = {
     "quick": _TABLES,
     "standard": replace(
         _TABLES,
-        training=replace(_TABLES.training, steps=2000),
         data=(*_TABLES.data, "breast-cancer", "titanic"),
         flows={
             "gpfn": "gpfn",

@@ -89,9 +89,8 @@ def _conditions(results: Record) -> Paragraph:
     peers = "; ".join(f"{name}: {said}" for name, said in results["peers"].items() if name not in results["left_out"])
     left = f" Not installed: {', '.join(results['left_out'])}." if results["left_out"] else ""
     return Paragraph(
-        f"Training halves: {sizes}. Flows: network {config['network']}, at most {training['steps']} steps of "
-        f"{training['batch_size']}, as many as the loss of {config['validation']:.0%} of the training rows asks for, which "
-        f"are not trained on, {config['nfes'][0]} network evaluations a row, numbers standardised; seeds {seeds}. "
+        f"Training halves: {sizes}. Flows: network {config['network']}, {training['steps']} steps of "
+        f"{training['batch_size']}, {config['nfes'][0]} network evaluations a row, numbers standardised; seeds {seeds}. "
         f"Peers: {peers or 'none'}.{left} "
         f"scikit-learn {results['versions']['sklearn']}, torch {results['versions']['torch']}."
     )

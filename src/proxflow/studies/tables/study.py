@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
-from torch import nn
 
 from proxflow import models
-from proxflow.data.kinds import split
 from proxflow.data.kinds.table import Table
 from proxflow.errors import ArgumentError
-from proxflow.examples import AnyExamples, Examples
 from proxflow.metrics.tables import floor_scores, table_scores
-from proxflow.models import Model
-from proxflow.predictors.base import Predictor
 from proxflow.runtime.files import read_json, writable_folder, write_json
 from proxflow.runtime.machine import hardware, versions
 from proxflow.runtime.pool import Piece
@@ -34,9 +27,6 @@ from proxflow.studies.trials import Benchmark, side_by_side, silent
 from proxflow.training.run import RunFolder
 
 Rows = copula.Rows
-
-_VALIDATED, _EVERY = 1000, 100
-"""Rows, some of them often, whose loss chooses a training's number of steps, and the steps between two looks at it."""
 
 
 def run(
@@ -121,11 +111,12 @@ def _row(
     target = next(k for k, column in enumerate(kind.columns) if column.name == source.target)
     train, test = kind.values(loaded.train.x), kind.values(held.x)
     say(f"{table}, {system}, seed {seed}: {len(train)} rows")
-    started, parameters, kept = time.monotonic(), None, None
+    started, parameters = time.monotonic(), None
     if system in preset.flows:
         model = models.build(kind, flow=preset.flows[system], network=preset.network, seed=seed)
         parameters = sum(p.numel() for p in model.predictor.parameters())
-        model, kept = _fitted(model, preset, loaded.train, seed, device, f"train {system}")
+        training = replace(preset.training, seed=seed, batch_size=min(preset.training.batch_size, len(train)))
+        model = model.fit(loaded.train, training, device=device, label=f"train {system}")
         made = kind.values(model.sample(len(test), nfe=preset.nfes[0], seed=seed, batch_size=1024))
     elif system == "gaussian-copula":
         made = copula.of_rows(train, len(test), seed)
@@ -141,7 +132,6 @@ def _row(
         "rows": len(train),
         "columns": len(classes),
         "parameters": parameters,
-        "steps": kept,
         "seconds": round(seconds, 2),
     }
     writable_folder(out / "made")
@@ -149,38 +139,6 @@ def _row(
         kind.write(out / "made" / f"{table}-{system}.csv", kind.stored(made))
     write_json(file, record)
     return record
-
-
-def _fitted(
-    model: Model, preset: TablesPreset, rows: AnyExamples, seed: int, device: torch.device, label: str
-) -> tuple[Model, int]:
-    """Train on most of the rows, and return the model of the step at which the loss of the others was least, and that step.
-
-    Small tables are learnt by heart within some hundreds of steps; how many, each says by itself.
-    """
-    fitted, others = split(rows, preset.validation, seed)
-    if not isinstance(others, Examples):
-        raise ArgumentError(f"{len(rows)} rows are too few to keep some that choose the number of steps")
-    often = -(-_VALIDATED // len(others))  # so that the loss of few rows is no matter of the noise that they get
-    again = others[torch.arange(len(others)).repeat(often)]
-    best: tuple[float, int, nn.Module] = (math.inf, 0, model.predictor)
-    loss = math.inf
-
-    def track(entry: dict[str, float]) -> None:
-        nonlocal loss
-        loss = entry.get("held_out_loss", loss)
-
-    def keep(averaged: nn.Module, step: int) -> None:
-        nonlocal best
-        if loss < best[0]:
-            best = (loss, step, copy.deepcopy(averaged))
-
-    size = min(preset.training.batch_size, len(fitted))
-    training = replace(preset.training, seed=seed, batch_size=size, checkpoint_every=_EVERY)
-    model = model.fit(
-        fitted, training, device=device, label=label, held_out=again, track=track, on_checkpoint=keep
-    )  # fmt: skip
-    return replace(model, predictor=cast(Predictor, best[2])), best[1]
 
 
 def _floor(
