@@ -96,6 +96,10 @@ def test_words_say_what_python_says():
         FrequencyMetric(4, 6)
     )
     assert parse("flows", "bfn-tuned") == BFN(**names.TUNED["bfn"])
+    # What is written down keeps its meaning where another version chooses otherwise.
+    assert word(BFN(**names.TUNED["bfn"])) == f"bfn:sigma1={names.TUNED['bfn']['sigma1']}"
+    assert word(parse("flows", "gpfn-w2-tuned")).startswith("gpfn-w2:")
+    assert parse("flows", word(parse("flows", "gpfn-w2-tuned"))) == parse("flows", "gpfn-w2-tuned")
     assert parse("flows", "gpfn-w2-tuned:weight_floor=0.5,schedule=linear:final=0.6") == GPFN(
         schedule=Linear(0.6), weight_floor=0.5
     )

@@ -47,6 +47,8 @@ class Name:
             ``{"kind": name, …}``, as in a model file.
         predictor: Of a flow, the predictor that a model gets with it if none is named, in the same form.
         package: The package that added it; this one where empty.
+        chosen: Whether a search chose the settings, so that another version may have others: what is written down names
+            the settings instead.
         refusal: Why it cannot be used, where two packages add it or no word could hold it; empty where it can.
     """
 
@@ -55,6 +57,7 @@ class Name:
     settings: Mapping[str, Any] = field(default_factory=dict)
     predictor: Mapping[str, Any] = field(default_factory=dict)
     package: str = ""
+    chosen: bool = False
     refusal: str = ""
 
     def load(self) -> type[Any]:
@@ -146,6 +149,7 @@ BUILT_IN: dict[str, dict[str, Name]] = {
             "proxflow.flows:GPFN",
             "gpfn-w2 with the schedule and weights of times that suit MNIST",
             {**_preset("w2"), **TUNED["gpfn-w2"]},
+            chosen=True,
         ),
         "gpfn-kl": Name("proxflow.flows:GPFN", "gpfn with KL: precisions mix", _preset("kl")),
         "gpfn-reverse-kl": Name("proxflow.flows:GPFN", "gpfn with reverse KL: moments mix", _preset("reverse-kl")),
@@ -166,6 +170,7 @@ BUILT_IN: dict[str, dict[str, Name]] = {
             "proxflow.flows:BFN",
             "Bayesian Flow Network with a σ₁ suited to MNIST, which predicts data",
             TUNED["bfn"],
+            chosen=True,
         ),
         "bfn-discretised": Name(
             "proxflow.flows:DiscretisedBFN", "Bayesian Flow Network of real numbers that come in equal bins"
