@@ -175,6 +175,7 @@ def rewritten(root: Path) -> dict[Path, str]:
         ("docs/mathematics.md", "closed-forms", closed_forms_block()),
         ("docs/formats.md", "errors", errors_block()),
         ("docs/peers.md", "peers", peers.full_block(beside_peers)),
+        ("docs/peers.md", "peers-emoji", peers.emoji_block(kept(root / "results", "peers"))),
         ("docs/few-step.md", "few-step", few_step_report.block(kept(root / "results", "few-step"))),
         ("docs/text.md", "text", text_report.block(kept(root / "results", "text"))),
         ("docs/tables.md", "tables", tables_report.block(kept(root / "results", "tables"))),
