@@ -1,8 +1,8 @@
 """This library beside its peers, on the same network, data order, optimiser, budget and metric code.
 
-``python -m benchmarks.peers --out FILE.json [--preset quick]``. Every system runs in processes of its own, beside
-this library where the two are timed in turns, and with its own interpreter if ``--python SYSTEM=PATH`` says so. Pieces are
-kept in a folder; given again, the command does what is missing.
+``python -m benchmarks.peers --out FILE.json [--preset quick] [--task emoji]``. Every system runs in processes of its own,
+beside this library where the two are timed in turns, and with its own interpreter if ``--python SYSTEM=PATH`` says so. One
+that is not installed is left out, which is said. Pieces are kept in a folder; given again, the command does what is missing.
 docs/peers.md says what was given to each system and what the numbers mean.
 """
 
@@ -17,16 +17,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.systems import SYSTEMS
-from benchmarks.tasks import TASKS
+from benchmarks.tasks import TASKS, Pictures
 from proxflow.runtime.files import read_json, write_json
 from proxflow.runtime.machine import hardware, versions
-from proxflow.studies.presets import NFES
 
 ROOT = Path(__file__).parent.parent
 OURS = "proxflow gpfn-w2"
@@ -52,34 +52,41 @@ class Preset:
     far: int = 50
     processes: int = 6
     turns: int = 24
-    chunk: dict[str, int] = field(default_factory=lambda: {"mnist": 3, "toy": 100})
+    chunk: dict[str, int] = field(default_factory=lambda: {"mnist": 3, "toy": 100, "emoji": 3})
 
 
 PRESETS = {
     "smoke": Preset(
-        {"mnist": 2, "toy": 20},
-        {"mnist": 96, "toy": 256},
-        {"mnist": (0,), "toy": (0,)},
+        {"mnist": 2, "toy": 20, "emoji": 2},
+        {"mnist": 96, "toy": 256, "emoji": 96},
+        {"mnist": (0,), "toy": (0,), "emoji": (0,)},
         far=5,
         processes=2,
         turns=2,
-        chunk={"mnist": 2, "toy": 5},
+        chunk={"mnist": 2, "toy": 5, "emoji": 2},
     ),
-    "quick": Preset({"mnist": 1000, "toy": 3000}, {"mnist": 384, "toy": 8192}, {"mnist": (0,), "toy": (0, 1, 2)}),
+    "quick": Preset(
+        {"mnist": 1000, "toy": 3000, "emoji": 3000},
+        {"mnist": 384, "toy": 8192, "emoji": 1000},
+        {"mnist": (0,), "toy": (0, 1, 2), "emoji": (0, 1, 2)},
+    ),
     "standard": Preset(
-        {"mnist": 10_000, "toy": 10_000}, {"mnist": 5000, "toy": 20_000}, {"mnist": (0, 1, 2), "toy": (0, 1, 2, 3, 4)}
+        {"mnist": 10_000, "toy": 10_000, "emoji": 10_000},
+        {"mnist": 5000, "toy": 20_000, "emoji": 3000},
+        {"mnist": (0, 1, 2), "toy": (0, 1, 2, 3, 4), "emoji": (0, 1, 2)},
     ),
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where the pieces lie, and which interpreter each system has."""
+    """Where the pieces lie, which interpreter each system has, and which systems there are."""
 
     folder: Path
     preset: Preset
     pythons: dict[str, str]
     say: Callable[[str], None]
+    systems: tuple[str, ...] = tuple(SYSTEMS)
 
     def command(self, job: dict[str, Any]) -> list[str]:
         python = self.pythons.get(job["system"], sys.executable)
@@ -137,7 +144,7 @@ def samplers(run: Run, task: str, system: str) -> list[str]:
 
 def cells(run: Run, task: str, seed: int, system: str) -> list[dict[str, Any]]:
     """All cells of one trained system: every sampler at few evaluations, the best of these also at many."""
-    if twin := SYSTEMS[system].twin:
+    if (twin := SYSTEMS[system].twin) in run.systems:
         names = samplers(run, task, system)
         return [{**cell, "system": system} for cell in cells(run, task, seed, twin) if cell["sampler"] in names]
     trained = weights(run, task, seed, system)
@@ -161,11 +168,12 @@ def cells(run: Run, task: str, seed: int, system: str) -> list[dict[str, Any]]:
             )  # fmt: skip
         return [read_json(Path(cell["path"])) for cell in wanted if Path(cell["path"]).exists()]
 
-    near = [nfe for nfe in NFES if nfe < run.preset.far]
+    nfes = TASKS[task].nfes
+    near = [nfe for nfe in nfes if nfe < run.preset.far]
     found = sample(samplers(run, task, system), near)
     metric = TASKS[task].metric
     best = min((cell for cell in found if cell["nfe"] == near[-1]), key=lambda cell: cell[metric])
-    return found + sample([best["sampler"]], [nfe for nfe in NFES if nfe >= run.preset.far])
+    return found + sample([best["sampler"]], [nfe for nfe in nfes if nfe >= run.preset.far])
 
 
 # Cost ---------------------------------------------------------------------------------------------------------------
@@ -201,9 +209,9 @@ def cost(run: Run, task: str, system: str) -> dict[str, Any]:
 def rows(run: Run, task: str) -> list[dict[str, Any]]:
     """Every cell with its conditions and costs; the mean over seeds where there are several."""
     metric, preset = TASKS[task].metric, run.preset
-    found = {system: [cells(run, task, seed, system) for seed in preset.seeds[task]] for system in SYSTEMS}
+    found = {system: [cells(run, task, seed, system) for seed in preset.seeds[task]] for system in run.systems}
     floor = TASKS[task].floor(preset.samples[task])
-    costs = {system: cost(run, task, system) for system in SYSTEMS}
+    costs = {system: cost(run, task, system) for system in run.systems}
     least = min(costs[OURS]["bytes"])
     table = []
     for system, by_seed in found.items():
@@ -235,29 +243,42 @@ def rows(run: Run, task: str) -> list[dict[str, Any]]:
     return table
 
 
-def results(run: Run, name: str) -> dict[str, Any]:
-    """The whole comparison, as it is written to the results file."""
-    parts = {"rows": rows(run, "mnist"), "toy_rows": rows(run, "toy")}
-    extractor = TASKS["mnist"].extractor  # type: ignore[attr-defined]
-    libraries: dict[str, str] = {}
-    for system in SYSTEMS:
-        libraries |= cost(run, "mnist", system)["versions"]
+def results(run: Run, name: str, task: str = "mnist") -> dict[str, Any]:
+    """The whole comparison on a task of pictures, as it is written to the results file; mnist comes with the plane."""
+    parts = {"rows": rows(run, task), **({"toy_rows": rows(run, "toy")} if task == "mnist" else {})}
+    pictures = TASKS[task]
+    if not isinstance(pictures, Pictures):
+        raise TypeError(f"{task} has no pictures")
+    extractor, libraries = pictures.extractor, dict[str, str]()
+    for system in run.systems:
+        libraries |= cost(run, task, system)["versions"]
     return {
         "experiment": "peers",
-        "config": {"preset": name, **json.loads(json.dumps(asdict(run.preset))), "nfes": NFES},
-        "objectives": {system: kind.objective for system, kind in SYSTEMS.items()},
+        "config": {"preset": name, "task": task, **json.loads(json.dumps(asdict(run.preset))), "nfes": pictures.nfes},
+        "objectives": {system: SYSTEMS[system].objective for system in run.systems},
+        "left_out": [system for system in SYSTEMS if system not in run.systems],
         "hardware": {**hardware(torch.device("cpu")), "threads": 1},
         "versions": {**versions(), **libraries},
         "extractor": {"name": extractor.name, "sha256": extractor.sha256, "dimension": extractor.dimension},
-        "reference": "10000 test images of mnist",
+        "reference": f"{len(pictures.test)} test images of {task}",
         **parts,
     }
+
+
+def installed(pythons: dict[str, str]) -> tuple[str, ...]:
+    """Names of the systems whose package is there, or that are given an interpreter of their own."""
+    return tuple(
+        name for name, kind in SYSTEMS.items() if not kind.package or name in pythons or find_spec(kind.package)
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON file of the results")
     parser.add_argument("--preset", choices=PRESETS, default="quick")
+    parser.add_argument(
+        "--task", choices=("mnist", "emoji"), default="mnist", help="mnist, with points in the plane, or emoji"
+    )
     parser.add_argument("--work", type=Path, help="folder of the pieces (default: runs/peers-PRESET)")
     parser.add_argument(
         "--python", action="append", default=[], metavar="SYSTEM=PATH", help="interpreter of one system; repeatable"
@@ -272,7 +293,10 @@ def main() -> int:
 
     torch.set_num_threads(1)
     folder = (options.work or Path("runs") / f"peers-{options.preset}").resolve()
-    write_json(options.out, results(Run(folder, PRESETS[options.preset], pythons, say), options.preset))
+    run = Run(folder, PRESETS[options.preset], pythons, say, installed(pythons))
+    if absent := [system for system in SYSTEMS if system not in run.systems]:
+        say(f"left out, as they are not installed: {', '.join(absent)}")
+    write_json(options.out, results(run, options.preset, options.task))
     return 0
 
 

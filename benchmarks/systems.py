@@ -36,6 +36,8 @@ class System(ABC):
     name: str
     objective: str
     twin: str | None = None
+    package = ""
+    """The module that it needs; none for this library."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -121,6 +123,7 @@ class FlowMatching(System):
     """facebookresearch/flow_matching: straight path, velocity loss, ODESolver with one interval a step."""
 
     name, objective = "flow_matching", "velocity"
+    package = "flow_matching"
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -151,6 +154,7 @@ class TorchCFM(System):
     """atong01/conditional-flow-matching: independent coupling, velocity loss, torchdiffeq as in its examples."""
 
     name, objective, twin, coupling = "torchcfm", "velocity", "flow_matching", "ConditionalFlowMatcher"
+    package = "torchcfm"
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -191,6 +195,36 @@ class TorchCFMOT(TorchCFM):
         return super().loss(model, x, generator, t)
 
 
+class RectifiedFlowPytorch(System):
+    """lucidrains/rectified-flow-pytorch: predicted flow, its loss, its midpoint method and Euler's."""
+
+    name, objective, twin, package = "rectified-flow-pytorch", "velocity", "flow_matching", "rectified_flow_pytorch"
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        from rectified_flow_pytorch import RectifiedFlow  # type: ignore[import-not-found,unused-ignore]
+
+        # Data come as [-1, 1] already; its networks are told the time by a keyword, which ours calls t.
+        self.around = lambda model, **settings: RectifiedFlow(
+            model, time_cond_kwarg="t", data_normalize_fn=None, data_unnormalize_fn=None, **settings
+        )
+
+    def loss(self, model: nn.Module, x: Tensor, generator: Generator, t: Tensor) -> Tensor:
+        loss: Tensor = self.around(model)(x)
+        return loss.expand(len(x))  # it is the mean of the batch
+
+    def samplers(self) -> dict[str, Draw]:
+        def by(method: str) -> Callable[[nn.Module, Tensor, int], Tensor]:
+            def start(model: nn.Module, x: Tensor, steps: int) -> Tensor:
+                flow = self.around(model, odeint_kwargs={"method": method})
+                samples: Tensor = flow.sample(len(x), steps + 1, x, data_shape=tuple(x.shape[1:]))  # times, both ends
+                return samples
+
+            return start
+
+        return {"euler": _fixed(by("euler")), "midpoint": _fixed(by("midpoint"), 2)}
+
+
 class _ByRatio(nn.Module):
     """The network behind azula's interface, whose time is ln(σ/α): given back in [0, 1] as α/(α + σ)."""
 
@@ -206,7 +240,7 @@ class _ByRatio(nn.Module):
 class Azula(System):
     """probabilists/azula: Karras denoiser on its variance-preserving schedule, its loss, its samplers."""
 
-    name = objective = "azula"
+    name = objective = package = "azula"
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -242,6 +276,8 @@ class Azula(System):
 
 
 class _Diffusers(System):
+    package = "diffusers"
+
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         from diffusers import schedulers
@@ -347,6 +383,7 @@ SYSTEMS: dict[str, type[System]] = {
         FlowMatching,
         TorchCFM,
         TorchCFMOT,
+        RectifiedFlowPytorch,
         Azula,
         DiffusersFlow,
         DiffusersNoise,

@@ -27,7 +27,7 @@ from proxflow.errors import ArgumentError
 from proxflow.runtime.files import write_atomically, write_json
 
 BATCH = 64
-PACKAGES = ("flow-matching", "torchcfm", "torchdiffeq", "azula", "diffusers")
+PACKAGES = ("flow-matching", "torchcfm", "torchdiffeq", "azula", "diffusers", "rectified-flow-pytorch")
 
 
 def make(job: dict[str, Any]) -> tuple[System, nn.Module]:
@@ -64,7 +64,7 @@ def sample(job: dict[str, Any]) -> dict[str, Any]:
             continue
         draw, generator = system.samplers()[cell["sampler"]], torch.Generator().manual_seed(job["seed"] + 1)
         torch.manual_seed(job["seed"] + 1)
-        sizes = [min(256, count - k) for k in range(0, count, 256)] if system.task.name == "mnist" else [count]
+        sizes = [min(256, count - k) for k in range(0, count, 256)] if len(system.task.shape) > 1 else [count]
         calls[0], started = 0, time.monotonic()
         try:
             samples = [draw(model, (size, *system.task.shape), cell["nfe"], generator) for size in sizes]

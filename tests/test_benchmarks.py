@@ -6,17 +6,22 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.peers import OURS, PRESETS, Run, cost
+from benchmarks import worker
+from benchmarks.peers import OURS, PRESETS, Run, cost, installed, results
 from benchmarks.sampler_overhead import Comparison, Scale
 from benchmarks.systems import SYSTEMS
 from benchmarks.tasks import TASKS
-from proxflow import GPFN, PointPredictor
+from proxflow import GPFN, PointPredictor, metrics
+from proxflow.config import TrainingConfig
+from proxflow.data import emoji
 from proxflow.errors import ArgumentError
+from proxflow.nn import UNet
 from proxflow.samplers import Marginal
 from tools import peers
 
@@ -26,6 +31,7 @@ NEEDS = {
     "torchcfm": "torchcfm",
     "torchcfm-ot": "torchcfm",
     "azula": "azula",
+    "rectified-flow-pytorch": "rectified_flow_pytorch",
     "diffusers flow": "diffusers",
     "diffusers epsilon": "diffusers",
 }
@@ -65,12 +71,17 @@ def test_systems_of_one_objective_minimise_the_same_number():
     assert float(loss("torchcfm-ot", 256).mean()) < 0.7 * float(loss("torchcfm", 256).mean())  # its ways are short
 
 
+@pytest.mark.parametrize("name", [name for name, kind in SYSTEMS.items() if kind.twin])
+def test_twins_minimise_the_same_number(name):
+    torch.testing.assert_close(loss(name, 400).mean(), loss(SYSTEMS[name].twin, 400).mean())
+
+
+@pytest.mark.parametrize("name", [name for name, kind in SYSTEMS.items() if kind.twin])
 @pytest.mark.parametrize("sampler", ["euler", "midpoint"])
-def test_twins_draw_the_same_samples(sampler):
-    assert SYSTEMS["torchcfm"].twin == "flow_matching"
+def test_twins_draw_the_same_samples(name, sampler):
     one, other = (
-        system(name).samplers()[sampler](Bent(), (5, 2), 8, torch.Generator().manual_seed(1)).detach()
-        for name in ("torchcfm", "flow_matching")
+        system(each).samplers()[sampler](Bent(), (5, 2), 8, torch.Generator().manual_seed(1)).detach()
+        for each in (name, SYSTEMS[name].twin)
     )
     torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
@@ -118,6 +129,79 @@ def test_a_worker_trains_and_samples_what_it_is_told(tmp_path):
     record = json.loads((tmp_path / "cell.json").read_text())
     assert (record["evaluations"], record["nfe"], record["sampler"]) == (3, 3, "multistep2")
     assert record["sliced_wasserstein"] > 0
+
+
+def test_emoji_are_held_against_those_of_other_code_points():
+    task = TASKS["emoji"]
+    train, test = (set(emoji.code_points(split)) for split in ("train", "test"))
+    assert (tuple(task.data().shape), tuple(task.test.shape)) == ((3547, 3, 32, 32), (379, 3, 32, 32))
+    assert not train & test
+    assert task.extractor.name == "emoji-classifier"
+    assert task.nfes == (4, 10, 20)
+    images = task.test[:300].float() / 127.5 - 1
+    real, found = (task.extractor(part) for part in (task.test, task.test[:300]))
+    distance = metrics.frechet_distance(*(metrics.GaussianStatistics.of(part, "x") for part in (found, real)))
+    assert task.score(images) == pytest.approx(float(distance), rel=1e-6)
+    assert task.floor(300) > 0
+    output = task.network()(images[:2], torch.rand(2))
+    assert output.shape == (2, 3, 32, 32)
+
+
+def test_every_system_runs_on_emoji_by_one_command(tmp_path, monkeypatch):
+    # In this process, as a process for each of their jobs would import everything anew; each with its cheapest sampler.
+    def work(run, **job):
+        if job["job"] == "memory":
+            return {"bytes": 1, "versions": {}}
+        if job["job"] == "samplers":
+            return {"names": worker.samplers(job)["names"][:1]}
+        if job["job"] == "overheads":
+            made, model = worker.make(job)
+            name = next(iter(made.samplers()))
+            return {name: worker.overhead(made, model.eval(), name, 4, repeats=1)}
+        return json.loads(json.dumps(worker.JOBS[job["job"]]({**job, "turns": 1})))
+
+    monkeypatch.setattr(Run, "work", work)
+    preset = replace(
+        PRESETS["smoke"],
+        steps={"emoji": 1},
+        samples={"emoji": 12},
+        seeds={"emoji": (0, 1)},
+        processes=2,
+        chunk={"emoji": 1},
+    )
+    monkeypatch.setattr(type(TASKS["emoji"]), "training", lambda task, steps, seed: TrainingConfig(steps, 4, seed=seed))
+    small = {"channels": 8, "multipliers": (1,), "patch": 8}
+    monkeypatch.setattr(type(TASKS["emoji"]), "network", lambda task: UNet(task.shape, **small))
+    systems = installed({})
+    found = results(Run(tmp_path, preset, {}, lambda line: None, systems), "smoke", "emoji")
+    assert (found["experiment"], found["config"]["task"], found["extractor"]["name"]) == (
+        "peers",
+        "emoji",
+        "emoji-classifier",
+    )
+    assert found["reference"] == "379 test images of emoji"
+    assert {(row["system"], row["nfe"]) for row in found["rows"]} == {(s, n) for s in systems for n in (4, 10, 20)}
+    assert found["left_out"] == [name for name in SYSTEMS if name not in systems]
+    for row in found["rows"]:
+        assert row["runs"]["seeds"] == [0, 1]
+        assert row["frechet"] == pytest.approx(sum(row["runs"]["frechet"]) / 2)
+        assert row["evaluations"] <= row["nfe"]
+        assert row["train_steps_ratio"] > 0
+    if "azula" in systems and "torchcfm" in systems and "flow_matching" in systems:
+        by_system = {row["system"]: row["frechet"] for row in found["rows"]}
+        assert by_system["torchcfm"] == by_system["flow_matching"]
+        found["hardware"]["processor"] = "Abacus"
+        text = peers.emoji_block([found])
+        assert "1 training steps of 64 images" in text
+        assert "At 10 evaluations proxflow" in text
+        assert "12 samples an entry against 379 test images of emoji; features emoji-classifier" in text
+        assert "perceptron" not in text
+
+
+def test_a_system_that_is_not_installed_is_left_out_unless_it_has_an_interpreter(monkeypatch):
+    monkeypatch.setattr("benchmarks.peers.find_spec", lambda package: package != "azula" or None)
+    assert set(SYSTEMS) - set(installed({})) == {"azula"}
+    assert installed({"azula": "elsewhere/python"}) == tuple(SYSTEMS)
 
 
 @pytest.mark.parametrize("streams", [False, True])
@@ -207,7 +291,7 @@ def test_the_kept_results_have_what_the_table_needs():
         assert row["evaluations"] <= row["nfe"]
         costs = {"train_steps_ratio", "sampler_overhead", "peak_memory_ratio"}
         assert {"system", "sampler", "nfe", "frechet", "floor", "runs"} | costs <= set(row)
-    assert {row["system"] for row in kept["rows"]} == set(SYSTEMS)
+    assert {row["system"] for row in kept["rows"]} == set(SYSTEMS) - {"rectified-flow-pytorch"}  # which came later
     assert kept["hardware"]["processor"]
 
 

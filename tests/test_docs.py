@@ -271,6 +271,11 @@ def test_the_results_name_every_run_with_its_conditions():
             assert condition in part
     assert "| gpfn-w2 | multistep2 |" not in quick
     assert "No run" in results_block([])
+    fashion = fake_run("long", 10)
+    fashion["config"]["dataset"] = "fashion-mnist"
+    both = results_block([fashion, fake_run("long", 10)])
+    assert both.index("### Preset long\n") < both.index("### Preset long, fashion-mnist")
+    assert both.count("| gpfn-w2 | multistep2 | **2.00** | **1.00** |") == 2  # a table of each data set
 
 
 def test_runs_are_read_in_the_order_of_the_presets(tmp_path):

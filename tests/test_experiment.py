@@ -11,7 +11,9 @@ from support import first_images
 from proxflow import data, metrics
 from proxflow.config import TrainingConfig
 from proxflow.errors import ArgumentError, OutputError
+from proxflow.models import parse
 from proxflow.studies import pages, scoreboard, trials
+from proxflow.studies.mnist.report import _own_sampler, claims
 from proxflow.studies.mnist.study import STUDY, cells_of
 from proxflow.studies.presets import NFES, PRESETS
 from proxflow.studies.trials import Cell, Setup, reproduce
@@ -156,7 +158,37 @@ def test_fashion_mnist_is_scored_by_its_own_classifier(tmp_path, monkeypatch):
         trials.evaluate(*fixed, "letters")
 
 
-@pytest.mark.parametrize("name", PRESETS)
+def test_the_long_preset_gives_both_families_the_same():
+    long = PRESETS["long"]
+    assert (long.training.steps, long.training.batch_size, long.samples, long.seeds) == (24_000, 64, 10_000, (0, 1, 2))
+    assert long.nfes == (1, 2, 4, 10, 20, 50)
+    assert list(long.samplers) == ["gpfn-w2", "gpfn-w2-tuned", "bfn", "bfn-tuned"]
+    for flow, samplers in long.samplers.items():
+        assert samplers == (_own_sampler(flow), "unipc", "sde-bfn-solver2")
+    assert len(cells_of(long)) == 3 * 4 * 3 * 6
+
+
+def test_a_tiny_long_run_answers_what_it_asks(tmp_path):
+    sizes = {"network": "unet:channels=8,multipliers=1,patch=4", "samples": 20, "nfes": (1, 2, 20), "train_images": 100}
+    tiny = replace(PRESETS["long"], **sizes, training=TrainingConfig(steps=2, batch_size=8), seeds=(0,))
+    results = reproduce(STUDY, "long", tiny, tmp_path, CPU, lambda _: None)
+    assert len(results["cells"]) == 4 * 3 * 3
+    flows = {flow: parse("flows", word) for flow, word in results["flows"].items()}
+    assert flows == {flow: parse("flows", flow) for flow in tiny.samplers}
+    assert not any("tuned" in word for word in results["flows"].values())  # which another version may read otherwise
+    asked = {claim.name for claim in claims(results)}
+    leads = {f"lead-{nfe}" for nfe in (2, 20)}
+    assert "lead-1" not in asked  # where all samplers are one, and no flow knows more than the mean
+    assert asked >= {"advantage-deterministic", "real-frechet", "real-second_frechet", "real-precision", *leads}
+    *pictures, markdown, _ = trials.write_report(tmp_path, CPU)
+    text = markdown.read_text(encoding="utf-8")
+    assert "The best gpfn-w2 is ahead of the best bfn" in text
+    for row in ("| gpfn-w2-tuned | gpfn-w2:schedule=", "| bfn-tuned | bfn:sigma1=", "| gpfn-w2-tuned | unipc |"):
+        assert row in text
+    assert {"grid-gpfn-w2-tuned.png", "beliefs.gif"} <= {path.name for path in pictures}
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "long"])
 def test_presets_compare_equals(name):
     preset = PRESETS[name]
     assert preset.nfes == (NFES[:6] if name == "quick" else NFES)

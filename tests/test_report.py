@@ -16,8 +16,8 @@ from proxflow import models
 from proxflow.data import to_bytes
 from proxflow.errors import CheckpointError, DataError
 from proxflow.samplers import sample
-from proxflow.studies import charts
-from proxflow.studies.mnist.report import claims, evolve, outcome
+from proxflow.studies import charts, scoreboard
+from proxflow.studies.mnist.report import _opening, claims, evolve, outcome
 from proxflow.studies.pages import Paragraph, Strong, Table, to_markdown
 from proxflow.studies.scoreboard import Scoreboard
 from proxflow.studies.trials import Cell, kept_images, write_report
@@ -248,6 +248,77 @@ def test_claim_holds_only_when_it_does_in_every_seed():
     assert (advantage.held, advantage.holds) == (1, False)
     (table,) = outcome(results_of(by_hand() + other))
     assert table.rows[0][1:] == ("5.000 (4.000–6.000)", "≥ 5", "in 1 of 2 seeds")
+
+
+def tuned_by_hand(seed=0):
+    """Cells of both families with tuned members: gpfn-w2-tuned leads at 2 and 10, and bfn-tuned at 20, where it is best."""
+    table = {
+        ("gpfn-w2", "deterministic"): {2: 40.0, 10: 4.0, 20: 2.0},
+        ("gpfn-w2-tuned", "unipc"): {2: 8.0, 10: 1.5, 20: 1.6},
+        ("gpfn-w2-tuned", "sde-bfn-solver2"): {2: 16.0, 10: 1.0, 20: 1.4},
+        ("bfn", "stochastic"): {2: 90.0, 10: 70.0, 20: 46.0},
+        ("bfn-tuned", "stochastic"): {2: 10.0, 10: 2.0, 20: 1.25},
+    }
+    second = {"second_floor": 0.5, "second_floor_precision": 0.8, "second_floor_recall": 0.8}
+    return [
+        {**cell(flow, sampler, nfe, seed, frechet, 0.9, 0.75, 0.765), "floor": 1.0, "floor_recall": 0.85, **second}
+        | {"second_frechet": frechet / 2, "second_precision": 0.8, "second_recall": 0.76}
+        for (flow, sampler), row in table.items()
+        for nfe, frechet in row.items()
+    ]
+
+
+def test_both_families_meet_at_their_best():
+    found = {claim.name: claim for claim in claims(results_of(tuned_by_hand(), "long"))}
+    assert found["advantage-deterministic"].values == (pytest.approx(23.0),)
+    assert found["advantage-deterministic"].threshold == 22.6
+    assert "22.6 in the paper" in found["advantage-deterministic"].statement
+    measured = {"lead-2": 0.8, "lead-10": 0.5, "lead-20": 1.12}
+    measured |= {"real-frechet": 1.25, "real-second_frechet": 1.25, "real-precision": 1.0, "real-recall": 0.9}
+    measured |= {"real-second_precision": 1.0, "real-second_recall": 0.95}
+    assert {name: claim.values for name, claim in found.items() if name[:4] in ("lead", "real")} == {
+        name: (pytest.approx(value),) for name, value in measured.items()
+    }
+    assert "gpfn-w2-tuned (sde-bfn-solver2), over that of the best bfn, bfn-tuned (stoch" in found["lead-10"].statement
+    assert "gpfn-w2-tuned (unipc), over" in found["lead-2"].statement
+    assert "best of all, bfn-tuned (stochastic)" in found["real-recall"].statement
+    assert {name for name, claim in found.items() if not claim.holds} == {"lead-20", "real-recall"}
+    rows = {row[0]: row[1:] for row in outcome(results_of(tuned_by_hand(), "long"))[0].rows}
+    assert rows[found["lead-20"].statement] == ("1.120", "< 1", "no")
+    # Without both tuned flows nothing of it is claimed, and other presets hold no one against the paper's ratio.
+    fewer = [c for c in tuned_by_hand() if c["flow"] != "gpfn-w2-tuned"]
+    assert {claim.name for claim in claims(results_of(fewer, "standard"))} == {"advantage-deterministic", "diversity"}
+    assert claims(results_of(fewer, "standard"))[0].threshold is None
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "change", "value"),
+    [
+        ("advantage-deterministic", ("bfn", "stochastic", 20), {"frechet": 45.0}, 22.5),
+        ("lead-2", ("bfn-tuned", "stochastic", 2), {"frechet": 8.0}, 1.0),
+        ("real-frechet", ("bfn-tuned", "stochastic", 20), {"frechet": 1.31}, 1.31),
+        ("real-second_frechet", ("bfn-tuned", "stochastic", 20), {"second_frechet": 0.7}, 1.4),
+        ("real-precision", ("bfn-tuned", "stochastic", 20), {"precision": 0.7}, 0.7 / 0.75),
+        ("real-second_recall", ("bfn-tuned", "stochastic", 20), {"second_recall": 0.7}, 0.875),
+    ],
+)
+def test_a_claim_of_the_long_run_fails_where_one_seed_misses_it(name, row, change, value):
+    other = [{**c, **(change if (c["flow"], c["sampler"], c["nfe"]) == row else {})} for c in tuned_by_hand(seed=1)]
+    found = {claim.name: claim for claim in claims(results_of(tuned_by_hand() + other, "long"))}
+    assert found[name].values[1] == pytest.approx(value)
+    assert (found[name].held, found[name].holds) == (1, False)
+    assert scoreboard.claims_table([found[name]]).rows[0][3] == "in 1 of 2 seeds"
+
+
+def test_the_long_report_says_who_leads_where():
+    other = [{**c, "frechet": 9.0} if (c["flow"], c["nfe"]) == ("bfn-tuned", 2) else c for c in tuned_by_hand(1)]
+    other = [{**c, "frechet": 0.9} if (c["flow"], c["nfe"]) == ("bfn-tuned", 10) else c for c in other]
+    results = results_of(tuned_by_hand() + other, "long", "fashion-mnist")
+    (opening, _) = _opening(results, Scoreboard.of(results))
+    assert "by network evaluations: in every seed at 2; in some seeds at 10; in none at 20." in opening.text
+    assert "gpfn-w2-tuned is the same with the schedule" in opening.text
+    assert "Nothing was chosen for fashion-mnist." in opening.text
+    assert "ahead" not in _opening(results_of(by_hand()), Scoreboard(tuple(by_hand())))[0].text
 
 
 # Texts

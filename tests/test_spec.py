@@ -95,7 +95,14 @@ def test_words_say_what_python_says():
     assert parse("flows", "gpfn:divergence=w2:metric=(frequency:height=4,width=6)").divergence == Wasserstein2(
         FrequencyMetric(4, 6)
     )
-    assert parse("flows", "bfn-tuned") == BFN(0.7)
+    assert parse("flows", "bfn-tuned") == BFN(**names.TUNED["bfn"])
+    # What is written down keeps its meaning where another version chooses otherwise.
+    assert word(BFN(**names.TUNED["bfn"])) == f"bfn:sigma1={names.TUNED['bfn']['sigma1']}"
+    assert word(parse("flows", "gpfn-w2-tuned")).startswith("gpfn-w2:")
+    assert parse("flows", word(parse("flows", "gpfn-w2-tuned"))) == parse("flows", "gpfn-w2-tuned")
+    assert parse("flows", "gpfn-w2-tuned:weight_floor=0.5,schedule=linear:final=0.6") == GPFN(
+        schedule=Linear(0.6), weight_floor=0.5
+    )
     assert parse("flows", "bfn:readout=(bins=16,std=none)") == BFN(readout=Readout(16))
     assert parse("endpoints", "product:parts=(gaussian,2),(categorical:classes=5,1)") == ProductEndpoints(
         ((GaussianEndpoints(), 2), (CategoricalEndpoints(5), 1))

@@ -34,10 +34,15 @@ from tools import peers
 
 
 def results_of(folder: Path) -> list[dict[str, Any]]:
-    """Read the runs under a folder, ``mnist-*/results.json``, in the order of the presets: the most thorough last."""
+    """Read the runs under a folder, ``mnist-*/results.json``, in the order of the presets: the most thorough last.
+
+    Of equal presets that on MNIST is the last.
+    """
     runs = kept(folder, "mnist")
     order = {name: k for k, name in enumerate(PRESETS)}
-    return sorted(runs, key=lambda run: order.get(run["config"]["preset"], len(order)))
+    return sorted(
+        runs, key=lambda run: (order.get(run["config"]["preset"], len(order)), run["config"]["dataset"] == "mnist")
+    )
 
 
 def kept(folder: Path, study: str) -> list[dict[str, Any]]:
@@ -46,14 +51,16 @@ def kept(folder: Path, study: str) -> list[dict[str, Any]]:
 
 
 def results_block(runs: list[dict[str, Any]]) -> str:
-    """Return Markdown of the claims of every run, and of the Fréchet distances of the most thorough one."""
+    """Return Markdown of the claims of every run, and of the Fréchet distances of the most thorough one on each data set."""
     if not runs:
         return "No run is kept under `results/` yet.\n"
     blocks: list[Block] = []
+    told = set[str]()
     for run in reversed(runs):
-        preset = run["config"]["preset"]
-        blocks.append(Heading(3, f"Preset {preset}"))
-        if run is runs[-1]:
+        preset, dataset = run["config"]["preset"], run["config"]["dataset"]
+        blocks.append(Heading(3, f"Preset {preset}" + ("" if dataset == "mnist" else f", {dataset}")))
+        if dataset not in told:
+            told.add(dataset)
             blocks += [
                 Paragraph("Fréchet distance by network evaluations (NFE), lower is better:"),
                 scoreboard.frechet_table(Scoreboard.of(run)),
@@ -168,6 +175,7 @@ def rewritten(root: Path) -> dict[Path, str]:
         ("docs/mathematics.md", "closed-forms", closed_forms_block()),
         ("docs/formats.md", "errors", errors_block()),
         ("docs/peers.md", "peers", peers.full_block(beside_peers)),
+        ("docs/peers.md", "peers-emoji", peers.emoji_block(kept(root / "results", "peers"))),
         ("docs/few-step.md", "few-step", few_step_report.block(kept(root / "results", "few-step"))),
         ("docs/text.md", "text", text_report.block(kept(root / "results", "text"))),
         ("docs/tables.md", "tables", tables_report.block(kept(root / "results", "tables"))),

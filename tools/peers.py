@@ -71,7 +71,8 @@ def verdicts(results: dict[str, Any]) -> list[str]:
             f"At {nfe} evaluations {ours['system']} ({ours['sampler']}, {distance(ours['frechet'])}) is {word} the best "
             f"peer, {theirs['system']} ({theirs['sampler']}, {distance(theirs['frechet'])})."
         )
-    for network, some in (("U-Net", rows), ("perceptron", results["toy_rows"])):
+    networks = [("U-Net", rows)] + ([("perceptron", results["toy_rows"])] if "toy_rows" in results else [])
+    for network, some in networks:
         sentences.append(f"Training the {network} is {_speed(some)}")
     loops = [row["sampler_overhead"] for row in rows if row["system"] == "proxflow gpfn-w2"]
     extra = statistics.median(loops) - 1
@@ -113,17 +114,19 @@ def _speed(rows: list[dict[str, Any]]) -> str:
 def conditions(results: dict[str, Any]) -> str:
     """Say how the numbers came about, in one paragraph."""
     config, hardware, extractor = results["config"], results["hardware"], results["extractor"]
+    task = config.get("task", "mnist")
     libraries = ", ".join(
         f"{name} {results['versions'][name]}"
-        for name in ("flow-matching", "torchcfm", "azula", "diffusers", "torch")
+        for name in ("flow-matching", "torchcfm", "azula", "diffusers", "rectified-flow-pytorch", "torch")
         if name in results["versions"]
     )
-    seeds = ", ".join(map(str, config["seeds"]["mnist"]))
+    seeds = ", ".join(map(str, config["seeds"][task]))
+    absent = f" Not installed, and left out: {', '.join(results['left_out'])}." if results.get("left_out") else ""
     return (
-        f"Preset {config['preset']}: {config['steps']['mnist']:,} training steps of 64 images on one network of each "
-        f"objective; seed {seeds}; {config['samples']['mnist']:,} samples an entry against {results['reference']}; features "
+        f"Preset {config['preset']}: {config['steps'][task]:,} training steps of 64 images on one network of each "
+        f"objective; seed {seeds}; {config['samples'][task]:,} samples an entry against {results['reference']}; features "
         f"{extractor['name']}, sha256 {extractor['sha256'][:12]}; as many real training images score "
-        f"{distance(results['rows'][0]['floor'])} (the floor). {libraries}; {hardware['processor']}, one thread."
+        f"{distance(results['rows'][0]['floor'])} (the floor). {libraries}; {hardware['processor']}, one thread.{absent}"
     )
 
 
@@ -136,6 +139,21 @@ def summary_block(results: dict[str, Any]) -> str:
             ),
             quality([row for row in results["rows"] if row["nfe"] in (*JUDGED, 1, 2, 50)], "frechet"),
             Paragraph(" ".join(verdicts(results))),
+            Paragraph(conditions(results)),
+        ]
+    )
+
+
+def emoji_block(runs: list[dict[str, Any]]) -> str:
+    """Return Markdown for docs/peers.md of the kept run on emoji, if there is one: everything."""
+    if not runs:
+        return "No run is kept under `results/` yet.\n"
+    (results,) = runs
+    return to_markdown(
+        [
+            quality(results["rows"], "frechet"),
+            Paragraph(" ".join(verdicts(results))),
+            cost(results["rows"]),
             Paragraph(conditions(results)),
         ]
     )

@@ -24,7 +24,7 @@ from pathlib import Path
 from proxflow.names import BUILT_IN
 from proxflow.runtime.machine import code_of
 
-_OTHERS = {"peers": ("benchmarks/peers.py", "benchmarks/worker.py"), "bfn-sigma1": ("tools/bfn_sigma1.py",)}
+_OTHERS = {"peers": ("benchmarks/peers.py", "benchmarks/worker.py"), "tuned": ("tools/tuned.py",)}
 """What makes results that no study makes."""
 
 _SHOWS = re.compile(r"src/proxflow/(cli/.*|studies/(.*/report|charts|pages)|runtime/(progress|escape))\.py")

@@ -47,6 +47,8 @@ class Name:
             ``{"kind": name, …}``, as in a model file.
         predictor: Of a flow, the predictor that a model gets with it if none is named, in the same form.
         package: The package that added it; this one where empty.
+        chosen: Whether a search chose the settings, so that another version may have others: what is written down names
+            the settings instead.
         refusal: Why it cannot be used, where two packages add it or no word could hold it; empty where it can.
     """
 
@@ -55,6 +57,7 @@ class Name:
     settings: Mapping[str, Any] = field(default_factory=dict)
     predictor: Mapping[str, Any] = field(default_factory=dict)
     package: str = ""
+    chosen: bool = False
     refusal: str = ""
 
     def load(self) -> type[Any]:
@@ -98,6 +101,12 @@ def _preset(name: str) -> dict[str, Any]:
     return {"divergence": {"kind": name}}
 
 
+TUNED: dict[str, dict[str, Any]] = {
+    "gpfn-w2": {"schedule": {"kind": "linear", "final": 0.8}},
+    "bfn": {"sigma1": 0.7},
+}
+"""What suits MNIST, as ``python -m tools.tuned`` chose it: the settings of ``gpfn-w2-tuned`` and ``bfn-tuned``."""
+
 _SCHEDULES = {
     "linear": Name("proxflow.paths:Linear", "τ(t) = final · t"),
     "cosine": Name("proxflow.paths:Cosine", "τ(t) = sin²(πt/2): slow at both ends"),
@@ -136,6 +145,12 @@ BUILT_IN: dict[str, dict[str, Name]] = {
     "flows": {
         "gpfn": Name("proxflow.flows:GPFN", "General Proximal Flow Network: proximal steps of any divergence"),
         "gpfn-w2": Name("proxflow.flows:GPFN", "gpfn with Wasserstein-2: rectified flow", _preset("w2")),
+        "gpfn-w2-tuned": Name(
+            "proxflow.flows:GPFN",
+            "gpfn-w2 with the schedule and weights of times that suit MNIST",
+            {**_preset("w2"), **TUNED["gpfn-w2"]},
+            chosen=True,
+        ),
         "gpfn-kl": Name("proxflow.flows:GPFN", "gpfn with KL: precisions mix", _preset("kl")),
         "gpfn-reverse-kl": Name("proxflow.flows:GPFN", "gpfn with reverse KL: moments mix", _preset("reverse-kl")),
         "gpfn-fisher-rao": Name(
@@ -154,7 +169,8 @@ BUILT_IN: dict[str, dict[str, Name]] = {
         "bfn-tuned": Name(
             "proxflow.flows:BFN",
             "Bayesian Flow Network with a σ₁ suited to MNIST, which predicts data",
-            {"sigma1": 0.7},
+            TUNED["bfn"],
+            chosen=True,
         ),
         "bfn-discretised": Name(
             "proxflow.flows:DiscretisedBFN", "Bayesian Flow Network of real numbers that come in equal bins"

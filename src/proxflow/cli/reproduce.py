@@ -33,7 +33,8 @@ class Reproduce:
     mnist trains a proximal flow with Wasserstein-2 steps (gpfn-w2) and two Bayesian Flow Networks (bfn with the
     reference's settings, bfn-tuned with the best found for MNIST) on one U-Net, with equal data, steps and seed. It
     evaluates each with each of its samplers at 1 to 100 network evaluations (quick: 20) and writes results.json, a
-    Markdown and an HTML report with pictures.
+    Markdown and an HTML report with pictures. Its preset long trains both families ten times as long, as they come and
+    with the best settings found for MNIST (gpfn-w2-tuned), and says which is ahead at how many evaluations.
 
     few-step trains that U-Net in several ways that aim at good images in one to twenty evaluations, counts what each
     costs in training, and draws quality against evaluations and against cost. Its preset quick runs the best of

@@ -120,8 +120,8 @@ class Train:
             IDX data sets have test images of their own, which are taken for it. Of text it is the end of each of 20 equal
             parts.
         flow: Which flow; gpfn-* is the General Proximal Flow Network with the named divergence, bfn the Bayesian Flow
-            Network with the reference's settings, bfn-tuned the same with a σ₁ suited to MNIST. Text takes masked,
-            bfn-discrete, gpfn-linear or gpfn-fisher-rao.
+            Network with the reference's settings; gpfn-w2-tuned and bfn-tuned have those that suit MNIST. Text takes
+            masked, bfn-discrete, gpfn-linear or gpfn-fisher-rao.
         divergence: What distance a gpfn flow steps in, instead of its own.
         schedule: How far a gpfn flow steps when, instead of its own. linear:final=0.6 suits images as simple as digits,
             where beliefs of later times tell nothing new.

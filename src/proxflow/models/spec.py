@@ -436,7 +436,7 @@ def _unwrapped(text: str) -> str:
 
 
 def _described(thing: Any) -> tuple[dict[str, Any], str, dict[str, Mapping[str, Any]]]:
-    """Return an object's fields as JSON values, its group, and the names of its class with what they fix."""
+    """Return an object's fields as JSON values, its group, and the lasting names of its class with what they fix."""
     found = names.names_of(type(thing))
     if not found:
         raise ArgumentError(
@@ -445,7 +445,7 @@ def _described(thing: Any) -> tuple[dict[str, Any], str, dict[str, Mapping[str, 
         )
     group, kind, _ = found[0]
     own = _fields_of(thing, _fields(group, kind, type(thing)), kind)
-    return own, group, {name: entry.settings for g, name, entry in found if g == group}
+    return own, group, {name: entry.settings for g, name, entry in found if g == group and not entry.chosen}
 
 
 def _fields_of(thing: Any, known: Mapping[str, Field], kind: str) -> dict[str, Any]:

@@ -156,8 +156,8 @@ class Scoreboard:
     def seeds(self) -> list[int]:
         return sorted({c["seed"] for c in self.cells})
 
-    def one(self, flow: str, sampler: str, nfe: int, seed: int, score: Score = "frechet") -> float | None:
-        """Return a score of one cell, or ``None`` where there is no such cell, or it has no such score."""
+    def one(self, flow: str, sampler: str, nfe: int, seed: int, score: Score | Floor = "frechet") -> float | None:
+        """Return a score of one cell, or of real images beside it, or ``None`` where it or its score is missing."""
         value = self._records.get((flow, sampler, nfe, seed), {}).get(score)
         return None if value is None else float(value)
 
@@ -300,7 +300,8 @@ def quality_table(board: Scoreboard, wanted: Sequence[int], what: str = "Flow") 
     return Table((what, "Sampler", *(f"{score}, {nfe} NFE" for score in scores for nfe in nfes)), tuple(rows), 2)
 
 
-def _listed(words: Sequence[object]) -> str:
+def listed(words: Sequence[object]) -> str:
+    """Return words with commas between them and "and" before the last."""
     *first, last = map(str, words)
     return " and ".join(filter(None, [", ".join(first), last]))
 
@@ -313,7 +314,7 @@ def dataset_of(results: Record) -> str:
 
 def sample_counts(board: Scoreboard) -> str:
     """Return how many samples an entry of the tables has, in words."""
-    return _listed(sorted({c["samples"] for c in board.cells}))
+    return listed(sorted({c["samples"] for c in board.cells}))
 
 
 def _hardware(described: Record) -> str:
@@ -342,8 +343,9 @@ def conditions(results: Record, parameters: int) -> Table:
     alike = set(taken.values()) <= {steps}
     rows = {
         "Preset": config["preset"],
-        "Data": f"{dataset_of(results)}, {_listed(sorted({record['data'] for record in trained.values()}))}",
+        "Data": f"{dataset_of(results)}, {listed(sorted({record['data'] for record in trained.values()}))}",
         "Network": f"{network}, {parameters:,} parameters",
+        **{name: flow for name, flow in results.get("flows", {}).items() if name != flow},
         "Training steps": f"{steps:,}, the same for every flow"
         if alike
         else "; ".join(f"{name} {number:,}" for name, number in taken.items()),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 from proxflow import models
+from proxflow.models import spec
 from proxflow.studies.mnist.report import outcome, pages
 from proxflow.studies.presets import MnistPreset
+from proxflow.studies.scoreboard import Record
 from proxflow.studies.trials import Cell, Setup, Study, Trial
 
 
@@ -31,4 +34,9 @@ def trials_of(setup: Setup[MnistPreset]) -> dict[str, Trial]:
     return {flow: trial(flow) for flow in setup.preset.samplers}
 
 
-STUDY = Study("mnist", cells_of, trials_of, pages, outcome)
+def records_of(setup: Setup[MnistPreset], trials: Mapping[str, Trial], results: Record) -> Record:
+    """Return the flows in words that no other version reads otherwise: the tuned ones by their settings."""
+    return {"flows": {flow: spec.word(spec.parse("flows", flow)) for flow in trials}}
+
+
+STUDY = Study("mnist", cells_of, trials_of, pages, outcome, records_of)
