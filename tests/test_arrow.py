@@ -17,6 +17,7 @@ from proxflow.errors import DataError
 from proxflow.examples import Examples, LazyExamples
 
 datasets = pytest.importorskip("datasets")
+huggingface_hub = pytest.importorskip("huggingface_hub")
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -51,7 +52,8 @@ def loaded(source, **settings):
 def own_cache(tmp_path, monkeypatch):
     """Nothing is fetched, and what the library keeps goes away with the test."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    for place in (datasets.config, huggingface_hub.constants):
+        monkeypatch.setattr(place, "HF_HUB_OFFLINE", True)
     datasets.disable_progress_bars()
 
 
