@@ -410,20 +410,3 @@ def test_without_the_library_the_words_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ArgumentError, match=r"needs the library datasets: pip install \"proxflow\[datasets\]\""):
         loaded("hub:someone/pictures")
-
-
-def test_arrow_and_parquet_of_the_library_itself(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    rows = {"image": [{"bytes": encoded(k), "path": None} for k in range(8)], "label": [k % 2 for k in range(8)]}
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
-    table = datasets.Dataset.from_dict(rows, features=features)
-    table.save_to_disk(str(tmp_path / "disk"))
-    (tmp_path / "parquet").mkdir()
-    table.to_parquet(str(tmp_path / "parquet" / "train.parquet"))
-    found = [loaded(f"arrow:{tmp_path / place}", size=8, workers=0) for place in ("disk", "parquet")]
-    for one in found:
-        assert one.kind.classes == ("cat", "dog")
-        assert torch.equal(one.train.x, found[0].train.x)
-    with pytest.raises(DataError, match="cannot be read as a data set"):
-        loaded(f"arrow:{tmp_path / 'nothing'}")
-    assert os.path.isdir(tmp_path / "disk")

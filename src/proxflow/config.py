@@ -42,6 +42,8 @@ class TrainingConfig:
         augment: How images are changed at each step, by words between commas: flip mirrors half of them, flip! also digits
             and letters; crop moves them by up to an eighth of their sides, with what lies at the edges mirrored; zoom takes
             a part of half to all of them; binarise draws each pixel black or white, its brightness being the probability.
+            crop:64 takes windows of 64 x 64 pixels of larger images, and zoom:64 scales parts of them to 64 x 64, which the
+            model then learns; of images that are not trained on the middle is taken, or the whole scaled.
         workers: Processes that read data which are not held in memory; 0 reads them in the training process itself. The
             result is the same. By default data are held in memory if they take at most a quarter of what is free, and are
             else read by a process for each further core.

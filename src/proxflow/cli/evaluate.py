@@ -210,7 +210,7 @@ def run(options: Evaluate, device: torch.device) -> None:
         _evaluate_tables(options, loaded, fresh, device)
         return
     guidance = options.guidance.loaded(device)
-    reference = _binary(_reference(options, loaded, fresh), loaded)
+    reference = _binary(_of_parts(_reference(options, loaded, fresh), loaded), loaded)
     if options.classes:
         reference = _of_classes(reference, options, loaded)
     training, test, called = reference.training, reference.test, reference.called
@@ -397,6 +397,32 @@ class _Reference:
         for label, name in self.classes.items():
             numbers[label] = model.classes.index(name)
         return numbers
+
+
+def _of_parts(reference: _Reference, loaded: dict[str, Model]) -> _Reference:
+    """Return the reference as what is not trained on is shown to models that learnt parts of larger images.
+
+    Raises:
+        ArgumentError: They learnt other parts than each other.
+    """
+    from proxflow.data.augment import Augmentation
+
+    parts = {}
+    for name, model in loaded.items():
+        match model.provenance:
+            case {"training": {"augment": str(text)}}:
+                parts[name] = Augmentation.of(text)
+    first = next((name for name, part in parts.items() if part.taken is not None), None)
+    if first is None or tuple(reference.test.shape[1:]) == loaded[first].shape:
+        return reference
+    if other := [name for name in loaded if name not in parts or parts[name].taken != parts[first].taken]:
+        raise ArgumentError(
+            f"{first} learnt parts of larger images, and {other[0]} others or none: evaluate them apart"
+        )
+    training, test = (parts[first].whole(images) for images in (reference.training, reference.test))
+    height, width = test.shape[2:]
+    called = f"{reference.called}, brought to {height} x {width}"
+    return replace(reference, training=training, test=test, called=called, recognised=None, classified=False)
 
 
 def _binary(reference: _Reference, loaded: Mapping[str, Model]) -> _Reference:

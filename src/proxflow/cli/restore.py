@@ -53,9 +53,11 @@ class Restore:
 
         proxflow restore people.csv --model runs/people --out filled.csv
         proxflow restore people.csv --model runs/people --out filled.csv --draws 5      filled-1.csv to filled-5.csv
+        proxflow restore people.parquet --model runs/people --out filled.parquet        the types of columns stay
 
     Args:
-        source: A picture, or a folder of pictures of one size; or a table, a file .csv with the columns of the model's.
+        source: A picture, or a folder of pictures of one size; or a table, a file .csv or .parquet with the columns of
+            the model's.
         model: Name of a model that comes with the package, or a model folder, of images or of tables.
         task: What happened to the picture.
         mask: Picture of the model's size for inpaint: white where the picture is known, black where it is gone.
@@ -70,7 +72,7 @@ class Restore:
             it the flow of the model chooses.
         sampler: How to sample; without it the method chooses: renewed for flower, marginal for mmps and the like.
         degrade: Take the pictures as whole ones and damage them first; what was seen is written too, as observed.png.
-        out: Folder to write into; of a table, a file .csv.
+        out: Folder to write into; of a table, a file .csv, or .parquet where the table is one.
         seed: Number that fixes the draws.
         batch_size: Draws made at a time; lower it when memory runs out.
         device: Where to compute; auto takes CUDA when there is one.
@@ -92,7 +94,9 @@ class Restore:
     method: Annotated[Text, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: by the model's flow)")] = None
     sampler: SamplerChoice = None
     degrade: bool = False
-    out: Annotated[File, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: restored; filled.csv)")] = None
+    out: Annotated[
+        File, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: restored; filled.csv or filled.parquet)")
+    ] = None
     seed: int = 0
     batch_size: int = 128
     device: DeviceName = "auto"
@@ -106,7 +110,7 @@ class Restore:
 def run(options: Restore, device: torch.device) -> None:
     """Read what is left of pictures, draw what they may have been, and write it."""
     table = options.source.suffix.lower() in (".csv", ".parquet")
-    usual = (1, Path("filled.csv")) if table else (8, Path("restored"))
+    usual = (1, Path("filled").with_suffix(options.source.suffix.lower())) if table else (8, Path("restored"))
     draws = options.draws if options.draws is not None else usual[0]
     out = options.out if options.out is not None else usual[1]
     check_counts(draws, options.nfe, options.batch_size, named=("--draws", "--nfe"))
@@ -208,8 +212,11 @@ def _fill(options: Restore, draws: int, out: Path, device: torch.device) -> None
         if getattr(options, name) != getattr(usual, name):
             word = "class" if name == "classes" else name
             raise ArgumentError(f"--{word} is for pictures, and {options.source} is a table: leave it out")
-    if out.suffix.lower() != ".csv" or out.is_dir():
-        raise ArgumentError(f"--out must be a file ending in .csv for a table, got {str(out)!r}")
+    endings = [".csv", ".parquet"] if options.source.suffix.lower() == ".parquet" else [".csv"]
+    if out.suffix.lower() not in endings or out.is_dir():
+        raise ArgumentError(
+            f"--out must be a file ending in {' or '.join(endings)} for the table {options.source}, got {str(out)!r}"
+        )
     if out.exists() and os.path.samefile(out, options.source):
         raise ArgumentError(f"--out {out} is the table itself, whose gaps would be known no more: choose another file")
     model = models.load(options.model, device)
@@ -219,14 +226,15 @@ def _fill(options: Restore, draws: int, out: Path, device: torch.device) -> None
             f"{options.source} is a table, and the model {options.model} is of {kind.examples_word}: give --model"
         )
     stored, cells = kind.rows(str(options.source))
+    if out.suffix.lower() == ".csv":
+        cells.check()  # what is beside the model's columns goes along as text
     missing = kind.missing(stored)
     rows = missing.any(1).nonzero()[:, 0]
     labels = kind.with_labels(Examples(stored[rows])).condition
     if isinstance(labels, torch.Tensor) and bool((labels < 0).any()):
-        line = cells.lines[int(rows[(labels < 0).nonzero()[0, 0]])]
+        where = cells.row(int(rows[(labels < 0).nonzero()[0, 0]]))
         raise ArgumentError(
-            f"{options.source}: line {line}: {kind.target} is missing, which the model takes as given: train one without "
-            "--target to fill it"
+            f"{where}: {kind.target} is missing, which the model takes as given: train one without --target to fill it"
         )
     with first_alone() as writing:
         if writing:

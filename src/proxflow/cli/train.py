@@ -90,6 +90,7 @@ class Train:
         proxflow train --out runs/binary --kind binary
         proxflow train --out runs/bins --flow bfn-discretised
         proxflow train --out runs/emoji --data emoji --conditional --augment crop
+        proxflow train --out runs/parts --data pictures --size 96 --augment flip,crop:64
         proxflow train --out runs/few-digits --teacher runs/digits --guidance 2 --steps 800 --ema 0.99
         proxflow train --out runs/any-digits --teacher runs/digits --guidance 3 --guidance-input --steps 800 --ema 0.99
         proxflow train --out runs/short --steps 1500
@@ -241,7 +242,7 @@ def run(options: Train, device: torch.device) -> None:
     from proxflow.training.recipes import recipe
     from proxflow.training.run import CHANGEABLE, RunFolder, decisive, upgrade
 
-    Augmentation.of(training.augment)  # refuses what cannot be before data are read, as below
+    Augmentation.of(training.augment)  # refuses what cannot be before data are read, as the flow below
     teacher = None if options.teacher is None else models.load(options.teacher, device)
     weak = None if options.weak is None else models.load(options.weak, device)
     init = None if options.init is None else models.load(options.init, device)
@@ -253,6 +254,10 @@ def run(options: Train, device: torch.device) -> None:
     kind, examples, held_out = loaded.kind, loaded.train, loaded.held_out
     if kind.augment:
         training = replace(training, augment=",".join(filter(None, (training.augment, kind.augment))))
+    augmentation = Augmentation.of(training.augment)
+    if augmentation.taken is not None:
+        augmentation.check(examples.some(1))
+        kind = replace(kind, shape=augmentation.shape(kind.shape))
     if "flip" in training.augment:
         refuse_mirrored(training.augment, options.data if options.data in NAMED else _recognised(examples))
     torch.manual_seed(training.seed)
@@ -359,8 +364,9 @@ def run(options: Train, device: torch.device) -> None:
         called = models.word(model.flow)
         if kind.defaults.predictor != "point":
             called = called.partition(":")[0]  # what the data decide is long, and stands in the model's file
+        squares = "" if augmentation.taken is None else f", parts of {augmentation.taken[1]} x {augmentation.taken[1]}"
         say(
-            f"train: {called}{source} on {loaded.description}, {training.steps} steps of "
+            f"train: {called}{source} on {loaded.description}{squares}, {training.steps} steps of "
             f"{training.batch_size}, on {where}; interrupt with Ctrl-C, the same command goes on"
         )
         provenance = {
@@ -424,7 +430,7 @@ def run(options: Train, device: torch.device) -> None:
         trained = replace(model, predictor=cast(Predictor, learning.kept(result.predictor)))
         if trained.has_bound and isinstance(held_out, Examples) and len(held_out) > 1:
             chosen = held_out[torch.arange(0, len(held_out), -(-len(held_out) // _BOUNDED))]
-            nats = trained.bound(chosen.x, condition=chosen.condition, draws=_DRAWS)
+            nats = trained.bound(augmentation.whole(chosen.x), condition=chosen.condition, draws=_DRAWS)
             finished["bound"] = {**bound_record(nats), "draws": _DRAWS}
             say(f"{len(chosen)} held-out {kind.examples_word}: {bound_text(kind, nats)}")
         elif trained.has_bound:

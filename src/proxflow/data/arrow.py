@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,25 @@ from proxflow.errors import ArgumentError, DataError
 PREFIXES = ("arrow:", "hub:")
 _PICTURES, _LABELS = ("image", "img", "picture", "jpg", "png"), ("label", "labels", "fine_label", "class", "cls")
 _LOOKED_AT = 256
+_OTHER_SPLITS = {"test", "testing", "eval", "evaluation", "validation", "valid", "dev", "val"}
+"""Words in names of files and folders by which the library itself knows what is not to train on."""
+_WORD = re.compile(r"[^-._ 0-9/\\]+")
+_ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def load(source: str) -> Any:
-    """Return the training split of ``arrow:PATH``, a folder of save_to_disk or of parquet files, or of ``hub:OWNER/NAME``.
+def load(source: str, left_out: LeftOut) -> Any:
+    """Return the training split of ``arrow:PATH``, or of ``hub:OWNER/NAME``.
+
+    A path is a folder of save_to_disk, a folder of parquet files, whose names say as on the Hub which are for tests, or one
+    parquet file.
+
+    Args:
+        source: The words.
+        left_out: Told of other splits.
 
     Raises:
         ArgumentError: The library ``datasets`` is not installed.
-        DataError: There is no such data set, or it cannot be read.
+        DataError: There is no such data set, it has no training split, or it cannot be read.
     """
     try:
         import datasets
@@ -34,69 +46,118 @@ def load(source: str) -> Any:
             f'{source} needs the library datasets: pip install "proxflow[datasets]", or give the files\' pictures'
         ) from error
     prefix, _, rest = source.partition(":")
+    path = Path(rest)
+    if prefix == "hub" and (_ON_THE_HUB.fullmatch(rest) is None or path.exists()):
+        here = f"; for what is in the folder here give arrow:{rest}" if rest and path.exists() else ""
+        raise DataError(f"{source}: is not read from the Hub; expected hub:OWNER/NAME{here}")
+    if prefix == "arrow" and not (rest and path.exists()):
+        raise DataError(f"{source}: does not exist; expected a folder of save_to_disk or of parquet files")
     try:
         if prefix == "hub":
-            found = datasets.load_dataset(rest, split="train")
-        elif Path(rest).is_dir() and not list(Path(rest).glob("**/*.parquet")):
-            found = datasets.load_from_disk(rest)
-        else:
-            path = Path(rest)
-            files = sorted(map(str, path.glob("**/*.parquet"))) if path.is_dir() else [rest]
+            found = datasets.load_dataset(rest)
+        elif files := _training_files(path, source, left_out):
             found = datasets.load_dataset("parquet", data_files=files, split="train")
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{source}: cannot be read as a data set ({reason})") from error
-    return found["train"] if isinstance(found, dict) and "train" in found else found
+        else:
+            found = datasets.load_from_disk(rest)
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise DataError(f"{source}: cannot be read as a data set, or is an empty one ({reason})") from error
+    if not isinstance(found, dict):
+        return found
+    if "train" not in found:
+        raise DataError(f"{source}: has the splits {', '.join(found):.200}; expected one named train")
+    for name, split in found.items():
+        if name != "train":
+            left_out.add("rows of other splits", name, len(split))
+    return found["train"]
+
+
+def _training_files(path: Path, source: str, left_out: LeftOut) -> list[str]:
+    """Return the parquet files of a path that are to train on: a file itself, of a folder those of no other split.
+
+    Raises:
+        DataError: All of them are of other splits.
+    """
+    if not path.is_dir():
+        return [str(path)]
+    found = sorted(path.glob("**/*.parquet"))
+    train = [file for file in found if not _OTHER_SPLITS & set(_WORD.findall(str(file.relative_to(path)).lower()))]
+    for file in found:
+        if file not in train:
+            left_out.add("files of other splits", file.relative_to(path))
+    if found and not train:
+        raise DataError(f"{source}: holds files of other splits alone, as {found[0].name}; expected some to train on")
+    return list(map(str, train))
 
 
 class Arrow(Pictures):
     """The pictures of such a data set, or of anything with its ``features``, columns and rows.
 
+    They are the first column of type Image, of files as bytes, or called as one. Classes are those of the first column that
+    is called as one, as "label", or of type ClassLabel.
+
     Args:
         dataset: The data set.
         called: Its name, for messages.
         size: Side of the squares that pictures are scaled to and cut to; ``None`` for their medians, at most 64, of some.
+        left_out: What was left out so far.
 
     Raises:
         ArgumentError: The size is out of range.
-        DataError: No column holds pictures.
+        DataError: No column holds pictures, none of those looked at can be read, or a class is none of its column.
     """
 
-    def __init__(self, dataset: Any, called: str, size: int | None = None) -> None:
+    def __init__(self, dataset: Any, called: str, size: int | None = None, left_out: LeftOut | None = None) -> None:
         check_size(size)
-        features, number, left_out = dict(dataset.features), len(dataset), LeftOut()
-        pictured = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+        features, number, left_out = dict(dataset.features), len(dataset), left_out or LeftOut()
+        if not number:
+            raise DataError(f"{called}: has no rows; expected pictures")
+        pictured = [name for name, feature in features.items() if _holds_files(feature)]
         pictured = pictured or [name for name in _PICTURES if name in features]
-        if not pictured or not number:
+        if not pictured:
             raise DataError(
                 f"{called}: no column holds pictures; expected one of type Image, found {', '.join(features)}"
             )
         self.column, self.called = pictured[0], called
+        for name in pictured[1:]:
+            left_out.add("further columns of pictures", name)
         try:
             import datasets
 
             dataset = dataset.cast_column(self.column, datasets.Image(decode=False))
         except (ImportError, AttributeError):
             pass  # what is no data set of that library gives bytes already
+        except (ValueError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(f"{called}: the column {self.column} holds no pictures ({reason})") from error
         self.dataset = dataset
-        labelled = next((name for name in _LABELS if name in features), None)
-        labels, classes = (None, ()) if labelled is None else _labels(dataset, labelled, features[labelled], left_out)
+        labels, classes = _labels(dataset, called, features, left_out)
         self.shape, seen = (3, 1, 1), []
-        for k in torch.linspace(0, number - 1, min(_LOOKED_AT, number)).long().tolist():
-            try:
-                with opened(self.name(k), self._bytes(k)) as picture:
-                    seen.append(header(picture))
-            except DataError as error:
-                left_out.add("pictures whose header cannot be read", error)
+        looked_at = torch.linspace(0, number - 1, min(_LOOKED_AT, number)).long().tolist()
+        for k in looked_at:
+            if (found := self._header(k, left_out)) is not None:
+                seen.append(found)
         if not seen:
             raise DataError(f"{called}: no picture can be read; left out: {left_out.text}")
         height, width = common_sides([sides for sides, _ in seen], size)
-        channels = 1 if all(grey for _, grey in seen) else 3
+        # One in colour makes all of them so, wherever it is; others tell nothing more.
+        rest = (self._header(k) for k in range(number)) if number > len(looked_at) else ()
+        grey = all(grey for _, grey in seen) and all(found[1] for found in rest if found is not None)
         mark = getattr(dataset, "_fingerprint", None) or hashlib.sha256(self._bytes(0)).hexdigest()
         super().__init__(
-            (channels, height, width), number, labels, classes, f"{called}, {number} rows, {mark}",
+            (1 if grey else 3, height, width), number, labels, classes, f"{called}, {number} rows, {mark}",
             scaling=f", scaled and cut to {height} x {width}", left_out=left_out,
         )  # fmt: skip
+
+    def _header(self, index: int, left_out: LeftOut | None = None) -> tuple[tuple[int, int], bool] | None:
+        """Return height and width of a picture, and whether it is grey; ``None`` where it cannot be read."""
+        try:
+            with opened(self.name(index), self._bytes(index)) as picture:
+                return header(picture)
+        except DataError as error:
+            if left_out is not None:
+                left_out.add("pictures whose header cannot be read", error)
+            return None
 
     def name(self, index: int) -> str:
         """Return the name of a picture, for messages."""
@@ -121,9 +182,29 @@ class Arrow(Pictures):
             return fitted(picture, self.shape, self.name(index), None, None)
 
 
-def _labels(dataset: Any, column: str, feature: Any, left_out: LeftOut) -> tuple[Tensor | None, tuple[str, ...]]:
+def _holds_files(feature: Any) -> bool:
+    """Tell whether a column is of pictures, or of files as parquet has them: bytes and the path that they are from."""
+    if type(feature).__name__ == "Image":
+        return True
+    return isinstance(feature, dict) and getattr(feature.get("bytes"), "dtype", "").endswith("binary")
+
+
+def _labels(
+    dataset: Any, called: str, features: dict[str, Any], left_out: LeftOut
+) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Return the class of each picture, −1 where it has none, and the names; ``None`` and no names where none has one."""
+    coded = [name for name, feature in features.items() if hasattr(feature, "names")]
+    column = ""
+    for name in dict.fromkeys([*(name for name in _LABELS if name in features), *coded]):
+        dtype = getattr(features[name], "dtype", "int64" if hasattr(features[name], "names") else "")
+        if "int" in dtype or "string" in dtype or dtype == "bool":
+            column = name
+            break
+        left_out.add("columns that say no single class", name)
+    if not column:
+        return None, ()
     told = list(dataset[column])
-    names: list[str] = list(getattr(feature, "names", None) or [])
+    names: list[str] = list(getattr(features[column], "names", None) or [])
     if lacking := sum(label is None or label == -1 for label in told):
         left_out.add("labels that are missing", "trained on without a class", lacking)
     if not names:
@@ -131,4 +212,6 @@ def _labels(dataset: Any, column: str, feature: Any, left_out: LeftOut) -> tuple
         names, place = [str(label) for label in known], {label: k for k, label in enumerate(known)}
         told = [place.get(label, -1) for label in told]
     numbers = np.array([-1 if label is None else int(label) for label in told], np.int64)
-    return torch.from_numpy(numbers), tuple(names)
+    if wrong := [number for number in numbers.tolist() if not -1 <= number < len(names)]:
+        raise DataError(f"{called}: the column {column} has the class {wrong[0]}; expected one of {len(names)}")
+    return (torch.from_numpy(numbers), tuple(names)) if names else (None, ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,9 @@ from proxflow.random import SampleStreams, mix
 NAMES = ("flip", "crop", "zoom", "binarise")
 """What may be done to images, in the order in which it is done."""
 
+_TAKE = ("crop", "zoom")
+"""Those that also take squares of larger images."""
+
 _SHIFT = 8
 """Images are moved by up to their sides over this."""
 
@@ -23,39 +27,98 @@ _AREA, _ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes of images, uint8 (batch, channels, height, width), that keep their shape.
+    """Changes of images, uint8 (batch, channels, height, width).
+
+    They keep their shape, unless squares are taken of larger images, as for "Going Deeper with Convolutions" (Szegedy et
+    al., 2014), arXiv 1409.4842, § 6.
 
     Args:
         names: Which, of :data:`NAMES`.
+        taken: The one of crop and zoom that takes squares of larger images, and their side: crop takes windows, zoom parts
+            that are scaled to it.
     """
 
     names: tuple[str, ...] = ()
+    taken: tuple[str, int] | None = None
 
     @classmethod
     def of(cls, text: str) -> Augmentation:
         """Return what the words between commas say; ``flip!`` is flip, see :func:`refuse_mirrored`.
 
+        ``crop:64`` and ``zoom:64`` take squares of this side of larger images.
+
         Raises:
-            ArgumentError: One is unknown.
+            ArgumentError: One is unknown, or they do not go together.
         """
         words = [word.strip() for word in text.split(",") if word.strip()]
+        taken = []
         for word in words:
-            if word not in (*NAMES, "flip!"):
+            name, colon, side = word.partition(":")
+            if word not in (*NAMES, "flip!") and name not in _TAKE:
                 raise ArgumentError(f"augment takes {', '.join(NAMES)}, with commas between them, got {word!r:.80}")
-        words = ["flip" if word == "flip!" else word for word in words]
-        return cls(tuple(name for name in NAMES if name in words))
+            if colon and not (side.isdecimal() and 1 <= int(side) <= 4096):
+                raise ArgumentError(f"augment: expected a side of 1 to 4096 pixels, as {name}:64, got {word!r:.80}")
+            if colon:
+                taken.append((name, int(side)))
+        if len(taken) > 1:
+            raise ArgumentError(
+                f"augment: one of {' and '.join(f'{name}:{side}' for name, side in taken)} says of which side images are: "
+                "leave the other out, or its number"
+            )
+        words = [word.rstrip("!").partition(":")[0] for word in words]
+        if taken and taken[0][0] == "zoom" and "binarise" in words:
+            raise ArgumentError(
+                f"augment: zoom:{taken[0][1]} scales pixels, and black and white ones cannot be scaled: take "
+                f"crop:{taken[0][1]}, or smaller images"
+            )
+        return cls(tuple(name for name in NAMES if name in words), taken[0] if taken else None)
+
+    def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape that images (channels, height, width) have afterwards."""
+        return tuple(shape) if self.taken is None else (shape[0], self.taken[1], self.taken[1])
 
     def check(self, x: Tensor) -> None:
-        """Refuse what is no images, if anything is to be done.
+        """Refuse what is no images, if anything is to be done, and images that are too small to take squares of.
 
         Raises:
-            ArgumentError: They are no images of bytes.
+            ArgumentError: They are no images of bytes, or too small.
         """
         if self.names and (x.dtype != torch.uint8 or x.ndim != 4):
             raise ArgumentError(
                 f"augment is for images of bytes (number, channels, height, width), got {x.dtype} {tuple(x.shape)}: leave "
                 "it out"
             )
+        if self.taken is None:
+            return
+        (name, side), (height, width) = self.taken, x.shape[2:]
+        if min(height, width) < side or height == width == side:
+            raise ArgumentError(
+                f"augment: {name}:{side} takes squares of {side} x {side} of larger images, and these are {height} x "
+                f"{width}: keep them larger (of pictures --size), or take smaller squares"
+            )
+        if name == "zoom" and height != width:
+            raise ArgumentError(
+                f"augment: zoom:{side} is for square images, and these are {height} x {width}: make squares of them (of "
+                f"pictures --size), or take crop:{side}"
+            )
+
+    def whole(self, x: Tensor) -> Tensor:
+        """Return images that are not trained on in the shape of those that are: the middle, or all of each, scaled.
+
+        Args:
+            x: The images (batch, channels, height, width); those that have the shape already stay as they are.
+
+        Raises:
+            ArgumentError: As :meth:`check`.
+        """
+        if self.taken is None or x.shape[2:] == (self.taken[1], self.taken[1]):
+            return x
+        self.check(x)
+        (name, side), (height, width) = self.taken, x.shape[2:]
+        if name == "zoom":
+            return torch.cat([_scaled(one[None], side) for one in x])
+        top, left = (height - side) // 2, (width - side) // 2
+        return x[:, :, top : top + side, left : left + side].contiguous()
 
     def __call__(self, x: Tensor, seed: int, places: range) -> Tensor:
         """Change images.
@@ -66,18 +129,21 @@ class Augmentation:
             places: Their places in the whole batch, on which, with the seed, it depends how each is changed.
 
         Raises:
-            ArgumentError: They are no images of bytes.
+            ArgumentError: As :meth:`check`.
         """
         self.check(x)
         if not self.names:
             return x
         streams = SampleStreams(seed, torch.arange(places.start, places.stop, device=x.device))
         u = streams.uniform(torch.Size([len(x), 7]), torch.float64)  # of each change its own, whatever others there are
+        name, side = self.taken or ("", 0)
         if "flip" in self.names:
             x = torch.where(u[:, 0, None, None, None] < 0.5, x.flip(-1), x)
         if "crop" in self.names:
-            x = _moved(_moved(x, u[:, 1], 2), u[:, 2], 3)
-        x = _zoomed(x, u[:, 3:]) if "zoom" in self.names else x
+            cut = (lambda x, u, axis: _window(x, u, axis, side)) if name == "crop" else _moved
+            x = cut(cut(x, u[:, 1], 2), u[:, 2], 3)
+        if "zoom" in self.names:
+            x = _parts(x, u[:, 3:], side) if name == "zoom" else _zoomed(x, u[:, 3:])
         return binarised(x, seed, places) if "binarise" in self.names else x
 
 
@@ -121,15 +187,53 @@ def _moved(x: Tensor, u: Tensor, axis: int) -> Tensor:
     most = min(max(1, side // _SHIFT), side - 1)
     shift = (u * (2 * most + 1)).floor().long() - most
     place = (torch.arange(side, device=x.device) + shift[:, None]).abs()
-    place = side - 1 - (side - 1 - place).abs()
-    return x.gather(axis, place[:, None, :, None].expand_as(x) if axis == 2 else place[:, None, None].expand_as(x))
+    return _at(x, side - 1 - (side - 1 - place).abs(), axis)
+
+
+def _window(x: Tensor, u: Tensor, axis: int, side: int) -> Tensor:
+    """Take a window of each image along an axis, any with the same probability."""
+    return _at(x, _first(u, x.shape[axis] - side)[:, None] + torch.arange(side, device=x.device), axis)
+
+
+def _first(u: Tensor, most: Tensor | int) -> Tensor:
+    """Return whole numbers from 0 to ``most``, each as likely, from uniform ones (batch,)."""
+    return (u * (most + 1)).floor().long().clamp_max(most)
+
+
+def _at(x: Tensor, place: Tensor, axis: int) -> Tensor:
+    """Take other rows or columns of each image, by their places (batch, side)."""
+    place = place[:, None, :, None] if axis == 2 else place[:, None, None]
+    shape = [len(x), *x.shape[1:]]
+    shape[axis] = place.shape[axis]
+    return x.gather(axis, place.expand(shape))
+
+
+def _parts(x: Tensor, u: Tensor, side: int) -> Tensor:
+    """Scale a part of each square image to a smaller square; u (batch, 4) says which."""
+    whole, (width, height) = x.shape[-1], _sides(u)
+    wide, high = ((share * whole).round().long().clamp(1, whole) for share in (width, height))
+    left, top = _first(u[:, 2], whole - wide), _first(u[:, 3], whole - high)
+    places = torch.stack([top, top + high, left, left + wide], dim=1).tolist()
+    return torch.cat([_scaled(one[None, :, t:b, a:z], side) for one, (t, b, a, z) in zip(x, places, strict=True)])
+
+
+def _scaled(x: Tensor, side: int) -> Tensor:
+    """Scale an image (1, channels, height, width) to a square."""
+    # One by one, so that what an image becomes does not depend on those beside it.
+    drawn = functional.interpolate(x.float(), (side, side), mode="bilinear", align_corners=False, antialias=True)
+    return drawn.round().clamp(0, 255).to(torch.uint8)
+
+
+def _sides(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Return width and height of parts, as shares of the image's, from uniform numbers (batch, 2 or more)."""
+    area = _AREA[0] + (_AREA[1] - _AREA[0]) * u[:, 0]
+    aspect = (_ASPECT[0] * (_ASPECT[1] / _ASPECT[0]) ** u[:, 1]).sqrt()
+    return (area.sqrt() * aspect).clamp(max=1), (area.sqrt() / aspect).clamp(max=1)
 
 
 def _zoomed(x: Tensor, u: Tensor) -> Tensor:
     """Scale a part of each image to its whole; u (batch, 4) says which."""
-    area = _AREA[0] + (_AREA[1] - _AREA[0]) * u[:, 0]
-    aspect = (_ASPECT[0] * (_ASPECT[1] / _ASPECT[0]) ** u[:, 1]).sqrt()
-    width, height = (area.sqrt() * aspect).clamp(max=1), (area.sqrt() / aspect).clamp(max=1)
+    width, height = _sides(u)
     zero = torch.zeros_like(width)
     right, down = (1 - width) * (2 * u[:, 2] - 1), (1 - height) * (2 * u[:, 3] - 1)
     affine = torch.stack([width, zero, right, zero, height, down], dim=1).reshape(-1, 2, 3).float()

@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import date, datetime
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from proxflow.errors import ArgumentError, DataError
+from proxflow.data import parquet
+from proxflow.errors import DataError
 from proxflow.runtime.files import open_plain
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "?"})
 """Cells that stand for no value, in small letters."""
+
+T = TypeVar("T")
 
 _LINES = re.compile(r"\r\n|\r|\n")
 _WHOLE = re.compile(r"[+-]?\d+")
@@ -29,8 +31,10 @@ class Cells:
         path: Where they are from.
         names: Names of the columns.
         columns: The cells of each column.
-        lines: The line in which each row begins, counted from 1.
+        lines: The line in which each row begins, or the number of the row in a parquet file, counted from 1.
         newline: What ends the lines of the file.
+        types: Of a parquet file the types of the columns, see :mod:`proxflow.data.parquet`.
+        dictionaries: Of a parquet file the texts of each column's dictionary, where it has one.
     """
 
     path: Path
@@ -38,10 +42,44 @@ class Cells:
     columns: tuple[list[str], ...]
     lines: list[int]
     newline: str = "\n"
+    types: tuple[str, ...] = ()
+    dictionaries: tuple[tuple[str, ...], ...] = ()
+
+    def row(self, row: int) -> str:
+        """Say where a row is."""
+        return f"{self.path}: {'row' if self.types else 'line'} {self.lines[row]}"
 
     def place(self, row: int, column: int) -> str:
         """Say where a cell is."""
-        return f"{self.path}: line {self.lines[row]}, column {self.names[column]}"
+        return f"{self.row(row)}, column {self.names[column]}"
+
+    def some(self, columns: Sequence[int]) -> Cells:
+        """Return some of the columns."""
+
+        def of(values: Sequence[T]) -> tuple[T, ...]:
+            return tuple(values[k] for k in columns) if values else ()
+
+        return replace(
+            self,
+            names=of(self.names),
+            columns=of(self.columns),
+            types=of(self.types),
+            dictionaries=of(self.dictionaries),
+        )
+
+    def check(self) -> None:
+        """Refuse columns of a type that has no texts.
+
+        Raises:
+            DataError: There is one; the message names it.
+        """
+        for name, word in zip(self.names, self.types, strict=bool(self.types)):
+            if not parquet.is_known(word):
+                pictures = " (if these are pictures, give arrow:PATH)" if "binary" in word else ""
+                raise DataError(
+                    f"{self.path}: column {name} is of type {word:.80}; expected numbers, texts, dates, times of days, or "
+                    f"true and false: leave it out, --ignore {name}{pictures}"
+                )
 
 
 def is_missing(cell: str) -> bool:
@@ -90,7 +128,7 @@ def read_cells(path: Path) -> Cells:
 
     Raises:
         DataError: It cannot be read, has no rows or no names, a name twice, or a row of another length; the message names
-            the line.
+            the line. Columns of a parquet file that have no texts are refused by :meth:`Cells.check`.
         ArgumentError: It is a parquet file, and pyarrow is not installed.
     """
     if path.suffix.lower() == ".parquet":
@@ -131,7 +169,7 @@ def _newline(path: Path) -> str:
 def _check_names(path: Path, names: list[str]) -> None:
     """Refuse columns without a name, or with that of another one."""
     for k, name in enumerate(names):
-        if not name:
+        if not name or name.startswith("__index_level_"):  # so pandas calls them in parquet files
             raise DataError(
                 f"{path}: column {k + 1} has no name: if these are numbers of rows, as pandas writes them, leave them out "
                 "(index=False), or else name it"
@@ -196,46 +234,12 @@ def text_rows(path: Path, expected: str = _TABLE) -> Iterator[tuple[int, list[st
 
 
 def _read_parquet(path: Path) -> Cells:
-    parquet = _parquet()
-    try:
-        with open_plain(path) as file:
-            table = parquet.read_table(file)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: does not exist; expected a parquet file") from error
-    except (OSError, ValueError) as error:  # pyarrow's errors derive from these
-        raise DataError(f"{path}: cannot be read ({error:.200}); expected an intact parquet file") from error
-    names = [str(name) for name in table.column_names]
+    held = parquet.read(path)
+    names = [column.name for column in held]
     _check_names(path, names)
-    if not table.num_rows or not names:
+    number = max((len(column.texts) for column in held), default=0)
+    if not number and (not held or any(parquet.is_known(column.type) for column in held)):
         raise DataError(f"{path}: holds no rows; expected a table")
-    columns = tuple([_text(value) for value in column.to_pylist()] for column in table.columns)
-    return Cells(path, tuple(names), columns, list(range(1, table.num_rows + 1)))
-
-
-def write_parquet(path: Path, names: tuple[str, ...], columns: list[list[Any]]) -> None:
-    """Write columns of texts, numbers, dates and ``None`` to a parquet file.
-
-    Raises:
-        ArgumentError: pyarrow is not installed.
-    """
-    parquet = _parquet()
-    import pyarrow  # type: ignore[import-not-found,unused-ignore]
-
-    parquet.write_table(pyarrow.table(dict(zip(names, columns, strict=True))), path)
-
-
-def _parquet() -> Any:
-    try:
-        import pyarrow.parquet  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        raise ArgumentError(
-            "parquet files need pyarrow: pip install 'proxflow[parquet]', or take a file .csv"
-        ) from None
-    return pyarrow.parquet
-
-
-def _text(value: Any) -> str:
-    """Return a value of a parquet file as the text that a cell of it would be."""
-    if value is None:
-        return ""
-    return value.isoformat() if isinstance(value, date | datetime) else str(value).strip()
+    types, dictionaries = tuple(column.type for column in held), tuple(column.dictionary for column in held)
+    columns = tuple(column.texts for column in held)
+    return Cells(path, tuple(names), columns, list(range(1, number + 1)), types=types, dictionaries=dictionaries)

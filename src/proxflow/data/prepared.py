@@ -391,8 +391,9 @@ class Prepared(Pictures):
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{folder / MANIFEST}: is no manifest of prepared {self.what} ({error})") from error
         if size is not None and shape[1:] != (size, size):
+            parts = f", or leave --size out and give --augment crop:{size}" if min(shape[1:]) > size else ""
             raise DataError(
-                f"{folder}: holds pictures of {shape[1]} x {shape[2]}, not of size {size}: prepare them anew"
+                f"{folder}: holds pictures of {shape[1]} x {shape[2]}, not of size {size}: prepare them anew{parts}"
             )
         bytes_of = shape[0] * shape[1] * shape[2] * self.dtype.itemsize
         for k, number in enumerate(counts):

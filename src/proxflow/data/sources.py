@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from proxflow.data import arrow, shards
+from proxflow.data.left_out import LeftOut
 from proxflow.data.pictures import survey
 from proxflow.data.prepared import Latents, Prepared, holds_latents, is_prepared
 from proxflow.data.stored import Folder, Pictures
@@ -35,7 +36,8 @@ def pictures_of(
     if source.startswith(shards.PREFIX):
         return shards.Shards(source.removeprefix(shards.PREFIX), size)
     if source.startswith(arrow.PREFIXES):
-        return arrow.Arrow(arrow.load(source), source, size)
+        left_out = LeftOut()
+        return arrow.Arrow(arrow.load(source, left_out), source, size, left_out)
     if not os.path.isdir(source):
         return None
     if is_prepared(Path(source)):

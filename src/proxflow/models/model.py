@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from proxflow import names
 from proxflow.config import TrainingConfig, to_dict
+from proxflow.data.augment import Augmentation
 from proxflow.data.images import dequantise
 from proxflow.divergences import KL, Divergence, has_closed_form, has_value
 from proxflow.errors import ArgumentError, CheckpointError, OutputError
@@ -367,9 +368,6 @@ class Model:
         from proxflow.training.recipes import recipe
 
         data = examples_of(data, "training")
-        found = tuple(self.data.encode(data.some(1)).shape[1:])
-        if found != self.shape:
-            raise ArgumentError(f"this model's {self.data.examples_word} have the shape {self.shape}, these {found}")
         known = inspect.signature(TrainingConfig).parameters
         own = {name: settings.pop(name) for name in known if name in settings}
         if config is not None and own:
@@ -377,6 +375,9 @@ class Model:
         config = config or TrainingConfig(**own)
         if self.data.augment:
             config = replace(config, augment=f"{config.augment},{self.data.augment}")
+        found = Augmentation.of(config.augment).shape(self.data.encode(data.some(1)).shape[1:])
+        if found != self.shape:
+            raise ArgumentError(f"this model's {self.data.examples_word} have the shape {self.shape}, these {found}")
         objective = with_dropout(recipe("flow", self).objective, self.predictor, drop)
         result = fit(self.predictor, objective, data, config, encode=self.data.encode, **settings)
         told = {"data": f"{len(data)} {self.data.examples_word}", "steps": config.steps, "training": to_dict(config)}

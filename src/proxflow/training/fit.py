@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -124,8 +124,9 @@ def fit(
             ``learning_rate`` may be others than before, and hold from there on. ``None`` keeps nothing on disk.
         device: Where to train.
         label: Name shown beside the progress bar.
-        held_out: Examples that are not trained on, of the form of ``data``. The averaged predictor's loss on them, measured
-            at each checkpoint, decides which checkpoint is the best; without them the training loss does.
+        held_out: Examples that are not trained on, of the form of ``data``, or of what ``config.augment`` makes of it. The
+            averaged predictor's loss on them, measured at each checkpoint, decides which checkpoint is the best; without
+            them the training loss does.
         encode: Map from a batch of ``data`` to the form that the flow's beliefs are about, as that of a kind of data;
             ``None`` takes the flow's own (:meth:`proxflow.Flow.encode`), which scales uint8 to [-1, 1] for real data.
         on_checkpoint: Called with the averaged predictor and the number of steps done, after each checkpoint, and again for
@@ -165,7 +166,10 @@ def fit(
             check_condition(predictor, examples.condition, len(examples))
             if isinstance(about, Flow):
                 _refuse_unfit(about, examples, encode)
-    Augmentation.of(config.augment).check(data.some(1))
+    augmentation = Augmentation.of(config.augment)
+    augmentation.check(data.some(1))
+    if held_out is not None:
+        augmentation.whole(held_out.some(1))
     if isinstance(about, Flow):
         _refuse_far(about, data, encode)  # of those held out there may be too few to have moments
     _fit_moments(predictor, data, encode)
@@ -226,6 +230,10 @@ def _fit(
     if isinstance(measured, LazyExamples):
         measured, left_out = measured.take(torch.arange(min(len(measured), HELD_OUT)))
         run.leave_out(left_out, len(data))
+    augmentation = Augmentation.of(config.augment)
+    if measured is not None and augmentation.taken is not None:
+        measured = measured[:HELD_OUT]
+        measured = replace(measured, x=augmentation.whole(measured.x))
     generator, source, size = torch.Generator(device), torch.Generator(device), config.batch_size
     precision = next((p.dtype for p in predictor.parameters() if p.is_floating_point()), torch.float32)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proxflow.data import scatter
-from proxflow.data.cells import Cells, is_missing, mixed, number_in, read_cells, write_parquet
+from proxflow.data import parquet, scatter
+from proxflow.data.cells import Cells, is_missing, mixed, number_in, read_cells
 from proxflow.data.image_files import write_png
 from proxflow.data.kinds.base import FARTHEST, Defaults, Kind, Loaded, Picture, split
+from proxflow.data.parquet import ParquetColumn
 from proxflow.errors import ArgumentError, DataError, OutputError
 from proxflow.examples import Examples
 from proxflow.random import SampleStreams, rand
@@ -68,6 +69,8 @@ class Column:
         step: Distance of the numbers' values, counted in their last digit: 25 of whole numbers that are multiples of 25.
         knots: Quantiles at equal distances, from the least to the most, where the numbers are encoded by these.
         values: The values in training, ascending, where four of five cells share theirs with another: there are no others.
+        type: Its type in the parquet file that it was read from, see :mod:`proxflow.data.parquet`; empty for a text file.
+        dictionary: Texts of the dictionary of such a column, in their order.
 
     Raises:
         ArgumentError: A value is out of range, or does not belong to the role.
@@ -87,6 +90,8 @@ class Column:
     step: int = 1
     knots: tuple[float, ...] = ()
     values: tuple[float, ...] = ()
+    type: str = ""
+    dictionary: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         numbers = (self.least, self.most, self.mean, self.std, *self.knots, *self.values)
@@ -99,6 +104,9 @@ class Column:
             raise ArgumentError(f"column {self.name!r:.80}: its quantiles must not fall")
         if any(a >= b for a, b in zip(self.values, self.values[1:], strict=False)):
             raise ArgumentError(f"column {self.name!r:.80}: its values must rise")
+        coded = self.type.startswith("dictionary")
+        if (self.type and not parquet.is_known(self.type)) or (coded and not {*self.categories} <= {*self.dictionary}):
+            raise ArgumentError(f"column {self.name!r:.80} cannot be written as {self.type!r:.80}")
         least = {"category": 2 - (self.missing is not None), "constant": 1}.get(self.role, 0)
         if len(self.categories) < least or (self.categories and self.role not in ("category", "constant")):
             raise ArgumentError(f"column {self.name!r:.80} of role {self.role}: got {len(self.categories)} categories")
@@ -170,18 +178,16 @@ class Column:
         shown = f"{x + 0.0:0{self.width}.{self.decimals}f}"  # no −0
         return shown.rstrip("0").rstrip(".") if self.trimmed and self.decimals else shown
 
-    def value(self, x: float) -> Any:
-        """Return the cell of a value in stored form as a number, date, text or ``None``."""
-        text = self.text(x)
-        if not self.numeric:
-            return None if text == self.missing else text
-        if x == GAP:
-            return None
+    @property
+    def written_as(self) -> str:
+        """The type that it has in parquet files."""
+        if self.type:
+            return self.type
         if self.role == "date":
-            return datetime.fromisoformat(text).date() if self.decimals == 0 else datetime.fromisoformat(text)
-        if self.width:
-            return text
-        return int(x) if self.role == "integer" and self.decimals <= 0 else float(text)
+            return "date32[day]" if self.decimals == 0 else "timestamp[us]"
+        if not self.numeric or self.width:
+            return "string"
+        return "int64" if self.role == "integer" and self.decimals <= 0 else "double"
 
     def stored(self, cell: str) -> float | None:
         """Return the stored form of a cell; ``None`` where the column knows no such cell."""
@@ -337,6 +343,7 @@ class Table(Kind):
         if numbers not in ("standard", "quantiles"):
             raise ArgumentError(f"numbers of tables are taken as standard or by quantiles, got {numbers!r:.80}")
         cells = _without(read_cells(Path(source)), ignore)
+        cells.check()
         asked = [*categories, *([target] if target else [])]
         _known(cells, asked)
         found = [_found(cells, k, cells.names[k] in asked) for k in range(len(cells.names))]
@@ -409,7 +416,8 @@ class Table(Kind):
                 f"{', '.join(names):.200}"
             )
         order = [cells.names.index(name) for name in names]
-        own = Cells(cells.path, tuple(names), tuple(cells.columns[k] for k in order), cells.lines)
+        own = cells.some(order)
+        own.check()
         return _stored(own, self.columns), cells
 
     def missing(self, stored: Tensor) -> Tensor:
@@ -497,8 +505,11 @@ class Table(Kind):
 
         def put(temporary: Path) -> None:
             if path.suffix.lower() == ".parquet":
-                made = [[c.value(row[k]) for row in rows] for k, c in enumerate(self.columns)]
-                write_parquet(temporary, names, made)
+                made = [
+                    ParquetColumn(c.name, c.written_as, [c.text(row[k]) for row in rows], c.dictionary)
+                    for k, c in enumerate(self.columns)
+                ]
+                parquet.write(temporary, made, [c.missing for c in self.columns])
                 return
             with temporary.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file, lineterminator="\n")
@@ -508,11 +519,21 @@ class Table(Kind):
         write_atomically(path, put)
 
     def write_cells(self, path: Path, cells: Cells, texts: Mapping[tuple[int, int], str]) -> None:
-        """Write cells of a file to a .csv, with other texts for some, by row and column of the table.
+        """Write cells of a file to a .csv, or where they are of a parquet file to such, with other texts for some.
+
+        Args:
+            path: Where to.
+            cells: All cells of the file.
+            texts: The other texts, by row and column of the table.
 
         Raises:
+            DataError: Such a cell cannot be of the type of its column.
             OutputError: The place cannot be written.
         """
+        if path.suffix.lower() == ".parquet":
+            named = {(row, self.columns[k].name): text for (row, k), text in texts.items()}
+            write_atomically(path, lambda temporary: parquet.write_filled(cells.path, temporary, named))
+            return
         columns = [list(column) for column in cells.columns]
         for (row, k), text in texts.items():
             columns[cells.names.index(self.columns[k].name)][row] = text
@@ -536,14 +557,7 @@ class Table(Kind):
 def _without(cells: Cells, ignore: Sequence[str]) -> Cells:
     """Return cells without the named columns."""
     _known(cells, ignore)
-    kept = [k for k, name in enumerate(cells.names) if name not in ignore]
-    return Cells(
-        cells.path,
-        tuple(cells.names[k] for k in kept),
-        tuple(cells.columns[k] for k in kept),
-        cells.lines,
-        cells.newline,
-    )
+    return cells.some([k for k, name in enumerate(cells.names) if name not in ignore])
 
 
 def _known(cells: Cells, names: Sequence[str]) -> None:
@@ -569,6 +583,12 @@ def _found(cells: Cells, k: int, as_categories: bool) -> Column:
     Raises:
         DataError: Its cells are of no such kind; the message names line and column.
     """
+    found = _found_in(cells, k, as_categories or (bool(cells.types) and parquet.of_categories(cells.types[k])))
+    return replace(found, type=cells.types[k], dictionary=cells.dictionaries[k]) if cells.types else found
+
+
+def _found_in(cells: Cells, k: int, as_categories: bool) -> Column:
+    """Return what a column is by its cells."""
     name, texts = cells.names[k], cells.columns[k]
     present = [(row, text) for row, text in enumerate(texts) if not is_missing(text)]
     where = f"{cells.path}: column {name}"
