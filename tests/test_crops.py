@@ -295,3 +295,8 @@ def test_binary_images_are_cut_and_not_scaled(tmp_path, capsys):
     assert proxflow.load(tmp_path / "run").shape == (1, 8, 8)
     assert command(*train, "--augment", "zoom:8", "--out", tmp_path / "other") == 2
     assert "black and white ones cannot be scaled" in capsys.readouterr().err
+
+
+def test_a_word_and_the_word_with_a_side_are_two_things():
+    with pytest.raises(ArgumentError, match="crop and crop:16 are two things"):
+        Augmentation.of("crop:16,crop")

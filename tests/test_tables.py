@@ -248,6 +248,16 @@ def test_numbers_that_occur_again_and_again_are_those_that_are_made(tmp_path):
         replace(pressure, values=(2.0, 1.0))
 
 
+def test_numbers_of_more_digits_than_are_kept_are_refused(tmp_path):
+    rows = [[str(2**60 + k % 50), "ab"[k % 2]] for k in range(400)]
+    source = text(tmp_path / "a.csv", rows, ["id", "sort"])
+    with pytest.raises(DataError, match=r"line 3, column id: '1152921504606846977' has more digits .* --categories id"):
+        Table.read(source)
+    assert Table.read(source, categories=["id"]).kind.columns[0].classes == 50
+    whole = [[str(2**60 + 2**20 * k), "ab"[k % 2]] for k in range(400)]
+    assert Table.read(text(tmp_path / "b.csv", whole, ["id", "sort"])).kind.columns[0].role == "integer"
+
+
 def test_a_model_of_a_table_is_saved_and_loaded_with_all_that_decodes(tmp_path):
     rows = animals()
     rows[0][0] = ""
@@ -557,6 +567,25 @@ def test_what_does_not_fit_restoring_is_refused(trained, capsys):
     ):
         assert main([*map(str, ["restore", *words])]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_its_numbers_alone(trained, capsys):
+    folder, source = trained
+    words = ["train", "--data", source, "--out", folder / "run", "--network", "mlp:width=8,depth=1", "--grid", 4]
+    assert main([*map(str, words), "--steps", "3", "--numbers", "quantiles"]) == 2
+    assert "with numbers = standard, not quantiles" in capsys.readouterr().err
+
+
+def test_bounds_refuse_what_are_no_rows(trained):
+    model = load(trained[0] / "run")
+    stored = model.data.rows(str(trained[1]))[0]
+    assert bool((stored == GAP).any())
+    assert len(model.bound(stored[:4], draws=1).values) == 4
+    with pytest.raises(ArgumentError, match="infinite or NaN"):
+        model.bound(torch.where(stored == GAP, math.nan, stored))
+    for wrong, got in ((stored[:1], "got 1"), (stored[:0], "got 0"), ([1.0, 2.0], "got list")):
+        with pytest.raises(ArgumentError, match=f"at least 2 rows, {got}"):
+            model.bound(wrong)
 
 
 def test_rows_are_scored_beside_real_ones(trained, capsys):

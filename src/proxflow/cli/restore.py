@@ -223,11 +223,18 @@ def _fill(options: Restore, draws: int, out: Path, device: torch.device) -> None
     kind = model.data
     if not isinstance(kind, Table):
         raise ArgumentError(
-            f"{options.source} is a table, and the model {options.model} is of {kind.examples_word}: give --model"
+            f"{options.source} is a table, and the model {options.model} is of {kind.examples_word}: give a "
+            "table's as --model"
         )
     stored, cells = kind.rows(str(options.source))
     if out.suffix.lower() == ".csv":
         cells.check()  # what is beside the model's columns goes along as text
+        for name, word in zip(cells.names, cells.types, strict=bool(cells.types)):
+            if "tz=" in word:
+                raise ArgumentError(
+                    f"{options.source}: the times of column {name} have a zone, which text would lose: give --out a file "
+                    "ending in .parquet"
+                )
     missing = kind.missing(stored)
     rows = missing.any(1).nonzero()[:, 0]
     labels = kind.with_labels(Examples(stored[rows])).condition

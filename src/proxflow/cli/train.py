@@ -336,11 +336,14 @@ def run(options: Train, device: torch.device) -> None:
         "guidance": guidance if weak is not None or led else None,
         **led,
         "adversarial": options.adversarial if method == "distribution-matching" else None,
+        "numbers": loaded.record.get("numbers"),
     }
     with folder.alone():
         changes = folder.claim(
             {**decisive(model, training), **settings},
-            lambda held: upgrade({"held_out": 0.0, "weak": held.pop("worse", None), "init": None, **held}),
+            lambda held: upgrade(
+                {"held_out": 0.0, "weak": held.pop("worse", None), "init": None, "numbers": settings["numbers"], **held}
+            ),
             CHANGEABLE,
         )
         if folder.steps_done == training.steps:

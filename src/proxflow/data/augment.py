@@ -65,6 +65,8 @@ class Augmentation:
                 f"augment: one of {' and '.join(f'{name}:{side}' for name, side in taken)} says of which side images are: "
                 "leave the other out, or its number"
             )
+        if any(name in words for name, _ in taken):
+            raise ArgumentError(f"augment: {taken[0][0]} and {taken[0][0]}:{taken[0][1]} are two things: leave one out")
         words = [word.rstrip("!").partition(":")[0] for word in words]
         if taken and taken[0][0] == "zoom" and "binarise" in words:
             raise ArgumentError(

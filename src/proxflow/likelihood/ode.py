@@ -102,7 +102,10 @@ def ode_log_likelihood(
     """
     latent, path = flow.latent, flow.path
     if latent is None or path is None:
-        raise ArgumentError(f"{flow} has no Gaussian path, so no density to follow; for classes see class_bound")
+        raise ArgumentError(
+            f"{flow!r:.120} has no Gaussian path, so no density to follow: class_bound and mixed_bound bound "
+            "the likelihood of classes and of rows of tables"
+        )
     _check_way(x, steps, method, resolution)
     if probe not in get_args(Probe):
         raise ArgumentError(f"probe is one of {get_args(Probe)}, got {probe!r}")
@@ -179,7 +182,7 @@ def encode(
     """
     latent, path = flow.latent, flow.path
     if latent is None or path is None or flow.begins_fixed:
-        raise ArgumentError(f"{flow} has no Gaussian path from a drawn prior, so no draw leads to given data")
+        raise ArgumentError(f"{flow!r:.120} has no Gaussian path from a drawn prior, so no draw leads to given data")
     _check_way(x, steps, method, resolution)
     asked, way = given(predictor, condition), _way(path, steps, resolution, x)
 

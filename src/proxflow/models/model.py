@@ -27,7 +27,7 @@ from proxflow.data.augment import Augmentation
 from proxflow.data.images import dequantise
 from proxflow.divergences import KL, Divergence, has_closed_form, has_value
 from proxflow.errors import ArgumentError, CheckpointError, OutputError
-from proxflow.examples import examples_of, moved, rows
+from proxflow.examples import check_condition, examples_of, moved, rows
 from proxflow.flows import GPFN, BayesianFlow, Flow
 from proxflow.likelihood import (
     Nats,
@@ -330,6 +330,15 @@ class Model:
             )
         if batch_size < 1:
             raise ArgumentError(f"batch_size must be at least 1, got {batch_size}")
+        if not isinstance(x, Tensor) or x.ndim < 1 or len(x) < 2:
+            got = f"{len(x)}" if isinstance(x, Tensor) and x.ndim else f"{type(x).__name__}"
+            raise ArgumentError(f"bound takes a tensor of at least 2 {self.data.examples_word}, got {got}")
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            raise ArgumentError(
+                f"these {self.data.examples_word} have numbers that are infinite or NaN; a table's missing cells are stored "
+                "otherwise: see rows(FILE) and stored(VALUES) of model.data"
+            )
+        check_condition(self.predictor, condition, len(x))
         device, values = next(self.predictor.parameters()).device, list[Tensor]()
         with torch.no_grad():
             for first in range(0, len(x), batch_size):

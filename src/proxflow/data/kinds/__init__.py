@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 
 from proxflow import names
@@ -45,6 +46,10 @@ def kind_of_source(source: str, name: str | None = None) -> type[Kind]:
         told.append(kind.sources)
     told = list(dict.fromkeys(told))
     if os.path.isdir(source):
+        if any(glob.iglob(os.path.join(glob.escape(source), "**", "*.parquet"), recursive=True)) or os.path.exists(
+            os.path.join(source, "dataset_info.json")
+        ) or os.path.exists(os.path.join(source, "dataset_dict.json")):  # fmt: skip
+            raise DataError(f"the folder {source} is a Hugging Face data set: give arrow:{source}")
         raise DataError(
             f"the folder {source} holds no pictures, nor other data that are known: expected {'; '.join(told)}"
         )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from proxflow.data import parquet, scatter
-from proxflow.data.cells import Cells, is_missing, mixed, number_in, read_cells
+from proxflow.data.cells import Cells, is_missing, is_whole, mixed, number_in, read_cells
 from proxflow.data.image_files import write_png
 from proxflow.data.kinds.base import FARTHEST, Defaults, Kind, Loaded, Picture, split
 from proxflow.data.parquet import ParquetColumn
@@ -689,7 +689,7 @@ def _stored(cells: Cells, columns: Sequence[Column]) -> Tensor:
 
 
 def _check_range(cells: Cells, columns: Sequence[Column], stored: Tensor) -> None:
-    """Refuse numbers whose differences are none of float64, in whichever rows they are.
+    """Refuse numbers that float64 does not hold, or whose differences it does not, in whichever rows they are.
 
     Raises:
         DataError: There is one; the message names line and column.
@@ -702,6 +702,14 @@ def _check_range(cells: Cells, columns: Sequence[Column], stored: Tensor) -> Non
                 f"{cells.place(row, k)}: {cells.columns[k][row]!r:.40} is too large, as the column reaches from {x.min():g} "
                 f"to {x.max():g}: correct it, or leave the column out, --ignore {column.name}"
             )
+        if column.role != "integer" or not len(x) or float(x.abs().max()) <= 2**53:
+            continue
+        for row, (text, number) in enumerate(zip(cells.columns[k], stored[:, k].tolist(), strict=True)):
+            if number != GAP and is_whole(text) and int(text) != int(number):
+                raise DataError(
+                    f"{cells.place(row, k)}: {text!r:.40} has more digits than a number keeps, about 15: take the column as "
+                    f"categories, --categories {column.name}, or leave it out, --ignore {column.name}"
+                )
 
 
 def _check_distance(cells: Cells, columns: Sequence[Column], stored: Tensor) -> None:
