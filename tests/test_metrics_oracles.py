@@ -20,6 +20,7 @@ from proxflow.metrics import (
     mnist_features,
     precision_recall,
 )
+from proxflow.metrics.vendi import vendi_estimate
 
 
 class Identity(torch.nn.Module):
@@ -118,3 +119,36 @@ def test_neighbour_metrics_at_any_counts(seed, n, m, dimension, k):
     a, b = torch.from_numpy(real), torch.from_numpy(fake)
     assert precision_recall(a, b, k) == pytest.approx((expected["precision"], expected["recall"]))
     assert density_coverage(a, b, k) == pytest.approx((expected["density"], expected["coverage"]))
+
+
+def test_fewer_samples_than_dimensions_have_the_distance_of_their_covariances():
+    generator = torch.Generator().manual_seed(0)
+    few, more, many = (torch.randn(n, 40, generator=generator, dtype=torch.float64) @ torch.diag(
+        torch.linspace(0.2, 2, 40, dtype=torch.float64)
+    ) for n in (7, 25, 300))  # fmt: skip
+    for a, b in ((few, more), (few, many), (many, more)):
+        roots = []
+        for x in (a, b):
+            values, vectors = np.linalg.eigh(np.cov(x.numpy(), rowvar=False))
+            roots.append(vectors * np.sqrt(values.clip(0)) @ vectors.T)
+        overlap = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
+        traces = sum(np.trace(np.cov(x.numpy(), rowvar=False)) for x in (a, b))
+        expected = float((a.mean(0) - b.mean(0)).square().sum()) + traces - 2 * overlap
+        assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+
+
+def test_fewer_samples_than_dimensions_have_the_vendi_score_of_the_definition():
+    x = torch.randn(9, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[4] = 0.0
+    x[5] = x[6]
+    unit = torch.nn.functional.normalize(x, dim=1).numpy()
+    kernel = unit @ unit.T
+    kernel[4, 4] = 1.0  # without a direction, like itself alone
+    values = np.linalg.eigvalsh(kernel / 9)
+    values = values[values > 1e-12]
+    found = vendi_estimate(x)
+    assert found.value == pytest.approx(np.exp(-(values * np.log(values)).sum()), rel=1e-9)
+    # The influence of a sample is the derivative of the score by its weight.
+    assert float(found.influences.mean()) == pytest.approx(0.0, abs=1e-9)
+    moved = vendi_estimate(torch.cat([x.repeat(2000, 1), x[:1], x[:1]])).value - found.value
+    assert moved == pytest.approx(float(found.influences[0]) * 2 / 18_002, rel=0.02)

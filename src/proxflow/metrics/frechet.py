@@ -6,7 +6,8 @@ eq. 6.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, distributed
@@ -30,6 +31,8 @@ class GaussianStatistics:
 
     mean: Tensor
     covariance: Tensor
+    _factor: Tensor | None = field(default=None, repr=False)
+    """F with FᵀF = covariance, (rows, D), where fewer rows than D have it."""
 
     def __post_init__(self) -> None:
         if self.mean.ndim != 1 or self.covariance.shape != (len(self.mean), len(self.mean)):
@@ -60,7 +63,13 @@ class GaussianStatistics:
         for _, block in row_blocks(held):
             centred = block - mean
             scatter.addmm_(centred.T, centred)
-        return cls(mean, scatter / (len(held) - 1))
+        few = len(held) < len(mean)
+        factor = (held.double() - mean) / math.sqrt(len(held) - 1) if few else None
+        return cls(mean, scatter / (len(held) - 1), factor)
+
+    def factor(self) -> Tensor:
+        """Return F with FᵀF = covariance, (rows, D), of as few rows as are known to do: of few features, these."""
+        return _square_root(self.covariance) if self._factor is None else self._factor
 
 
 class FeatureStatistics:
@@ -195,7 +204,7 @@ def frechet_distance(a: Tensor | GaussianStatistics, b: Tensor | GaussianStatist
     first = a if isinstance(a, GaussianStatistics) else GaussianStatistics.of(a, "the first")
     second = b if isinstance(b, GaussianStatistics) else GaussianStatistics.of(b, "the second")
     check_same_dimension(first.mean, second.mean)
-    return _distance(first, second, _overlap(_square_root(first.covariance), _square_root(second.covariance)))
+    return _distance(first, second, _overlap(first.factor(), second.factor()))
 
 
 def frechet_estimate(features: Tensor, real: GaussianStatistics) -> Estimate | None:
@@ -234,9 +243,9 @@ def _distance(a: GaussianStatistics, b: GaussianStatistics, overlap: float) -> f
 
 
 def _overlap(a: Tensor, b: Tensor) -> float:
-    # tr (A^½ B A^½)^½ is the sum of the singular values of A^½ B^½. In this form no second
+    # tr (A^½ B A^½)^½ is the sum of the singular values of F Gᵀ, where A = FᵀF and B = GᵀG. In this form no second
     # square root magnifies the rounding of eigenvalues near zero, and the distance is symmetric.
-    return float(torch.linalg.svdvals(a @ b).sum())
+    return float(torch.linalg.svdvals(a @ b.T).sum())
 
 
 def _square_root(covariance: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ def vendi_estimate(features: Tensor) -> Estimate:
     """Return the Vendi score with the influence of each sample: V (−yᵀ log(ρ) y − H) for the unit vector y and ρ = YᵀY/N."""
     held = as_features(features, "sample")
     n, dimension = held.shape
+    if n < dimension:
+        return _of_few(held)
     density = torch.zeros(dimension, dimension, dtype=torch.float64)
     empty = 0
     for _, block in row_blocks(held):
@@ -51,6 +53,20 @@ def vendi_estimate(features: Tensor) -> Estimate:
     for rows, block in row_blocks(held):
         unit, zero = _directions(block)
         surprise[rows] = torch.where(zero, -alone, -((unit @ vectors).square() @ logarithms))
+    return Estimate(score, score * (surprise - surprise.mean()))
+
+
+def _of_few(held: Tensor) -> Estimate:
+    """Return it from the inner products of fewer samples than dimensions, whose matrix YYᵀ/N has the eigenvalues of ρ."""
+    n = len(held)
+    unit, zero = _directions(held.double())
+    values, vectors = torch.linalg.eigh(unit @ unit.T / n)
+    kept = values > values[-1].clamp_min(1.0 / n) * n * torch.finfo(values.dtype).eps
+    spectrum, logarithms = torch.where(kept, values, 0.0), torch.where(kept, values, 1.0).log()
+    empty = int(zero.sum())
+    alone = math.log(empty / n) if empty else 0.0
+    score = math.exp(-float(spectrum @ logarithms) - alone * empty / n)
+    surprise = torch.where(zero, -alone, -n * (vectors.square() @ (spectrum * logarithms)))
     return Estimate(score, score * (surprise - surprise.mean()))
 
 
