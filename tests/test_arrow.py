@@ -11,6 +11,7 @@ from PIL import Image as Pillow
 from proxflow import GPFN, PointPredictor, TrainingConfig, fit
 from proxflow.cli import main
 from proxflow.data import sources
+from proxflow.data.kinds import kind_of_source
 from proxflow.data.kinds.image import Image
 from proxflow.data.prepared import prepare
 from proxflow.errors import DataError
@@ -142,10 +143,25 @@ def test_classes_are_those_of_the_column_that_says_them(tmp_path, contents):
     assert (numbers.kind.classes, numbers.train.condition[:3].tolist()) == (("5", "7"), [1, 0, 1])
     coded = found(dataset(contents, species=(datasets.ClassLabel(names=NAMES), LABELS)))
     assert coded.train.condition.tolist() == LABELS
+    both = found(dataset(contents, LABELS, fine=(datasets.ClassLabel(names=["x", "y", *NAMES]), LABELS)))
+    assert both.kind.classes == tuple(NAMES)
+    assert "further columns of classes: 1 (as fine, as label is taken)" in both.notes[0]
     for feature, value in ((datasets.List(datasets.Value("int8")), [1, 0]), (datasets.Value("float32"), 0.5)):
         many = found(dataset(contents, label=(feature, [value] * NUMBER)))
         assert many.train.condition is None
         assert "columns that say no single class: 1 (as label)" in many.notes[0]
+
+
+def test_a_folder_of_such_a_set_is_named_as_one_and_pictures_of_one_size_as_not_scaled(tmp_path, contents):
+    table = dataset([encoded(k, size=(8, 8)) for k in range(NUMBER)])
+    table.save_to_disk(str(tmp_path / "disk"))
+    (tmp_path / "files").mkdir()
+    table.to_parquet(str(tmp_path / "files" / "a.parquet"))
+    for folder in ("disk", "files"):
+        with pytest.raises(DataError, match="is a Hugging Face data set: give arrow:"):
+            kind_of_source(str(tmp_path / folder))
+    assert "scaled" not in loaded(f"arrow:{tmp_path / 'disk'}").notes[0]
+    assert "scaled and cut to 4 x 4" in loaded(f"arrow:{tmp_path / 'disk'}", size=4).notes[0]
 
 
 def test_of_two_columns_of_pictures_the_first_is_read_and_the_other_named(tmp_path, contents):

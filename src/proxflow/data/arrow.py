@@ -143,10 +143,12 @@ class Arrow(Pictures):
         # One in colour makes all of them so, wherever it is; others tell nothing more.
         rest = (self._header(k) for k in range(number)) if number > len(looked_at) else ()
         grey = all(grey for _, grey in seen) and all(found[1] for found in rest if found is not None)
+        alike = {sides for sides, _ in seen} == {(height, width)}
+        scaling = "" if alike else f", scaled and cut to {height} x {width}"
         mark = getattr(dataset, "_fingerprint", None) or hashlib.sha256(self._bytes(0)).hexdigest()
         super().__init__(
             (1 if grey else 3, height, width), number, labels, classes, f"{called}, {number} rows, {mark}",
-            scaling=f", scaled and cut to {height} x {width}", left_out=left_out,
+            scaling=scaling, left_out=left_out,
         )  # fmt: skip
 
     def _header(self, index: int, left_out: LeftOut | None = None) -> tuple[tuple[int, int], bool] | None:
@@ -172,9 +174,8 @@ class Arrow(Pictures):
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{self.name(index)}: cannot be read ({error})") from error
         if not isinstance(data, bytes):
-            raise DataError(
-                f"{self.name(index)}: the column {self.column} holds no picture, but {type(found).__name__}"
-            )
+            what = "is empty" if found is None else f"holds no picture, but {type(found).__name__}"
+            raise DataError(f"{self.name(index)}: the column {self.column} {what}")
         return data
 
     def picture(self, index: int) -> Tensor:
@@ -203,6 +204,9 @@ def _labels(
         left_out.add("columns that say no single class", name)
     if not column:
         return None, ()
+    for name in coded:
+        if name != column:
+            left_out.add("further columns of classes", f"{name}, as {column} is taken")
     told = list(dataset[column])
     names: list[str] = list(getattr(features[column], "names", None) or [])
     if lacking := sum(label is None or label == -1 for label in told):
