@@ -118,8 +118,12 @@ def test_splits_that_are_not_to_train_on_are_left_out_and_counted(places, conten
     assert len(found.train) + len(found.held_out) == NUMBER
     assert "left out: files of other splits: 2 (as data/test-00000-of-00001.parquet)" in found.notes[0]
     datasets.DatasetDict({"test": table, "dev": table}).save_to_disk(str(places / "none"))
-    with pytest.raises(DataError, match=r"none: has the splits test, dev; expected one named train$"):
+    with pytest.raises(
+        DataError,
+        match=r"the splits test, dev; expected one named train: give arrow:.*none/test to train on it$",
+    ):
         loaded(f"arrow:{places / 'none'}")
+    assert len(loaded(f"arrow:{places / 'none' / 'test'}").train) == 9
     (places / "tested").mkdir()
     table.to_parquet(str(places / "tested" / "test.parquet"))
     with pytest.raises(DataError, match=r"holds files of other splits alone, as test\.parquet; expected some to train"):

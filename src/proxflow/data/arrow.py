@@ -65,7 +65,8 @@ def load(source: str, left_out: LeftOut) -> Any:
     if not isinstance(found, dict):
         return found
     if "train" not in found:
-        raise DataError(f"{source}: has the splits {', '.join(found):.200}; expected one named train")
+        way = f": give {source.rstrip('/')}/{next(iter(found))} to train on it" if found and prefix == "arrow" else ""
+        raise DataError(f"{source}: has the splits {', '.join(found):.200}; expected one named train{way}")
     for name, split in found.items():
         if name != "train":
             left_out.add("rows of other splits", name, len(split))

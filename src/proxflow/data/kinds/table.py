@@ -736,7 +736,9 @@ def _measured(column: Column, x: Tensor, numbers: Numbers) -> Column:
         return column
     x = x[x != GAP]
     if not len(x):
-        raise DataError(f"column {column.name} has no value in the training rows: leave it out, --ignore {column.name}")
+        raise DataError(
+            f"column {column.name} has no value in the training rows: leave it out, --ignore {column.name}, or hold out less"
+        )
     least, most = float(x.min()), float(x.max())
     # Scaled first: squares of large or small numbers would leave the range of float64.
     unit = most - least or 1.0
