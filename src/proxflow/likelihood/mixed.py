@@ -11,8 +11,8 @@ has the signal-to-noise ratio λ = (a/b)², from 0 to Λ, and costs
     ½ ∫₀^Λ E |x − x̂|² dλ + (d/2) (1 + log(2π/Λ)),
 
 where the last term is −log N(x; ·, 1/Λ), of x read from the last belief. "Variational Diffusion Models" (Kingma et al.,
-2021), arXiv 2107.00630, eqs. 13 to 15; "Mutual Information and Minimum Mean-Square Error in Gaussian Channels" (Guo et
-al., 2005), arXiv cs/0412108, eq. 1.
+2021), arXiv 2107.00630; "Mutual Information and Minimum Mean-Square Error in Gaussian Channels" (Guo et
+al., 2005), arXiv cs/0412108.
 """
 
 from __future__ import annotations
