@@ -128,9 +128,9 @@ def write_filled(source: Path, path: Path, texts: Mapping[tuple[int, str], str])
 
 def _pyarrow() -> Any:
     try:
-        import pyarrow  # type: ignore[import-not-found,unused-ignore]
-        import pyarrow.compute  # type: ignore[import-not-found,unused-ignore]
-        import pyarrow.parquet  # type: ignore[import-not-found,unused-ignore]
+        import pyarrow
+        import pyarrow.compute
+        import pyarrow.parquet
     except ImportError:
         raise ArgumentError(
             "parquet files need pyarrow: pip install 'proxflow[parquet]', or take a file .csv"
