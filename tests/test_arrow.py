@@ -130,6 +130,15 @@ def test_splits_that_are_not_to_train_on_are_left_out_and_counted(places, conten
         loaded(f"arrow:{places / 'tested'}")
 
 
+def test_the_library_draws_no_progress_bars_where_nobody_watches(tmp_path, contents, capfd):
+    dataset(contents).to_parquet(tmp_path / "set.parquet")
+    datasets.enable_progress_bars()
+    capfd.readouterr()
+    loaded(f"arrow:{tmp_path / 'set.parquet'}")
+    assert capfd.readouterr().err == ""
+    assert not datasets.utils.are_progress_bars_disabled()
+
+
 def test_classes_are_those_of_the_column_that_says_them(tmp_path, contents):
     def found(table):
         shutil.rmtree(tmp_path / "disk", ignore_errors=True)

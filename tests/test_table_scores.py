@@ -67,6 +67,31 @@ def test_dependence_is_that_of_scipy():
     assert tables.dependence(np.ones((9, 2)), 0, 1, (0, 0)) == 0
 
 
+def test_many_made_rows_show_the_law_and_not_the_noise_of_a_draw():
+    # The training rows again, many times over: their law is that of the training half, and so are their distances.
+    train, test = mixed(60, 0), mixed(60, 1)
+    many = train[np.random.default_rng(0).permutation(np.tile(np.arange(60), 10))]
+    assert tables.marginals(many, test, CLASSES) == pytest.approx(tables.marginals(train, test, CLASSES))
+    one = np.mean([tables.marginals(mixed(60, k), test, CLASSES) for k in range(2, 22)])
+    assert tables.marginals(mixed(6000, 2), test, CLASSES) < 0.9 * one
+
+
+def test_dependence_of_many_made_rows_is_not_below_that_of_few_real_ones():
+    # Cramér's V of independent categories is not 0 for few rows; the same law must not be scored as another.
+    choice = np.random.default_rng(0)
+    classes = (5, 5)
+    found, alone = [], []
+    for _ in range(40):
+        test, made = choice.integers(0, 5, (30, 2)).astype(float), choice.integers(0, 5, (3000, 2)).astype(float)
+        found.append(tables.correlations(made, test, classes))
+        alone.append(abs(tables.dependence(made, 0, 1, classes) - tables.dependence(test, 0, 1, classes)))
+    assert np.mean(found) < 0.6 * np.mean(alone)
+
+
+def test_rows_to_make():
+    assert [tables.rows_to_make(n) for n in (20, 75, 1000, 4000, 20_000)] == [200, 750, 10_000, 10_000, 20_000]
+
+
 def test_nearest_rows_and_repeats():
     train = mixed(100, 0)
     scale = tables.Scale(train, CLASSES)

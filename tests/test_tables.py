@@ -594,7 +594,7 @@ def test_rows_are_scored_beside_real_ones(trained, capsys):
     out = folder / "scores.json"
     assert main(["evaluate", str(folder / "by-land"), "--steps", "2", "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "24 made rows against 24" in said
+    assert "240 made rows against 24" in said
     (row,) = json.loads(out.read_text())["rows"]
     assert f"likelihood of 24 rows under {folder / 'by-land'}: at most {row['bound']['nats']:.2f} ±" in said
     assert "nats a row, numbers in their standard deviations" in said

@@ -126,7 +126,10 @@ class Evaluate:
     ] = ()
     n: Annotated[
         Number,
-        tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1000; of images, all; of rows, as many as real)"),
+        tyro.conf.arg(
+            metavar="INT",
+            help_behavior_hint="(default: 1000; of images, all; of rows, ten for each real one, at most 10000)",
+        ),
     ] = None
     steps: Annotated[
         Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 20; 1 of a student of one evaluation)")
@@ -291,7 +294,7 @@ def _evaluate_tables(
     from proxflow.data.kinds.table import Table
     from proxflow.examples import Examples
     from proxflow.metrics.tables import LEAST as LEAST_ROWS
-    from proxflow.metrics.tables import floor_scores, table_scores
+    from proxflow.metrics.tables import floor_scores, rows_to_make, table_scores
     from proxflow.runtime.files import write_json
 
     for name in ("classes", "images", "size", "extractor", "inception_weights"):
@@ -318,7 +321,7 @@ def _evaluate_tables(
                 raise ArgumentError(
                     f"{source}: scores need at least {LEAST_ROWS} rows to compare with: give more --data"
                 )
-        number = options.n or len(test)
+        number = options.n or rows_to_make(len(test))
         classes = [column.classes for column in kind.columns]
         categories = [k for k, n in enumerate(classes) if n]
         named = [k for k in categories if kind.columns[k].name == kind.target]

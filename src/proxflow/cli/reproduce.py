@@ -16,8 +16,8 @@ from proxflow.studies.presets import EXPERIMENTS, ExperimentName, PosteriorPrese
 if TYPE_CHECKING:
     import torch
 
-_MINUTES = "; ".join(
-    f"{study} {name}: {preset.minutes}".removeprefix("mnist ")
+_MINUTES = "\n".join(
+    f"        {study} {name}: {preset.minutes}"
     for study, presets in EXPERIMENTS.items()
     for name, preset in presets.items()
 )
@@ -41,31 +41,26 @@ class Reproduce:
     them with one seed; long trains guidance and what it needs thirteen times as long.
 
     geometry trains that U-Net under six divergences, and on binary images under three, each beside a control that has its
-    schedule but not its geometry, and says which differences are the geometry's. It has
-    the presets quick and standard.
+    schedule but not its geometry, and says which differences are the geometry's.
 
     guidance trains that U-Net with classes and without, draws with every weight, interval and rule of guidance at 4, 10 and
-    20 network evaluations, and weighs Fréchet distance, precision and class accuracy against recall. It has the presets
-    quick, standard and long.
+    20 network evaluations, and weighs Fréchet distance, precision and class accuracy against recall.
 
     emoji trains a U-Net on colour pictures of emoji with their groups, and a student of it that draws with one evaluation,
-    and says beside all scores which share of the samples is copied from training pictures. It has the presets quick and
-    standard.
+    and says beside all scores which share of the samples is copied from training pictures.
 
     text trains Bayesian, masked, linear and Fisher–Rao flows of classes and an autoregressive model on one transformer, some
-    on matched schedules, bounds the likelihood of held-out text and judges samples at 1 to 256 network evaluations. It has
-    the presets quick, standard and long.
+    on matched schedules, bounds the likelihood of held-out text and judges samples at 1 to 256 network evaluations.
 
     tables trains flows of mixed data on the tables inside scikit-learn, a half of each, and holds made rows against the
     other half: columns, pairs of columns, a forest that tells them apart, one that learns from them, and the nearest
-    training row, beside a Gaussian copula, the real half, and peers where they are installed. It has the presets quick and
-    standard.
+    training row, beside a Gaussian copula, the real half, and peers where they are installed.
 
     posterior trains nothing: it draws from posteriors that are known, of Gaussian data, of the mixture that this field
     compares on and of signals, and restores digits, with every method here and with those of azula where it is installed
-    (tests/requirements-peers.txt), given the same denoisers. It has the presets quick, standard and long.
+    (tests/requirements-peers.txt), given the same denoisers.
 
-    An interrupted run goes on where it stopped when the same command is given again.
+    An interrupted run goes on where it stopped when the same command is given again. Presets, and what they take:
 
     For example:
         proxflow reproduce --preset quick
@@ -80,7 +75,7 @@ class Reproduce:
 
     Args:
         experiment: Which experiment.
-        preset: How much to train and to sample.
+        preset: How much to train and to sample, see above.
         data: What to learn or to restore: mnist, fashion-mnist, or a folder of IDX files of 28 x 28 grey images, with
             labels for guidance; for text bible, which is taken without it, a text file or a folder of them; emoji takes
             emoji without it.
@@ -95,7 +90,7 @@ class Reproduce:
         tyro.conf.Positional,
         tyro.conf.arg(metavar="[{mnist,geometry,few-step,guidance,emoji,text,tables,posterior}]"),
     ] = "mnist"
-    preset: Annotated[PresetName, tyro.conf.arg(help_behavior_hint=f"({_MINUTES}; default: quick)")] = "quick"
+    preset: Annotated[PresetName, tyro.conf.arg(help_behavior_hint="(default: quick)")] = "quick"
     data: str = "mnist"
     out: Annotated[
         File,
@@ -111,6 +106,9 @@ class Reproduce:
     def with_less_memory(self) -> str:
         """Say how to go on with less memory."""
         return "free some on the device, or choose another --device; the same command then goes on"
+
+
+Reproduce.__doc__ = str(Reproduce.__doc__).replace("what they take:\n", f"what they take:\n{_MINUTES}\n", 1)
 
 
 def run(options: Reproduce, device: torch.device) -> None:

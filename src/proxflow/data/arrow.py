@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +56,13 @@ def load(source: str, left_out: LeftOut) -> Any:
     if prefix == "arrow" and not (rest and path.exists()):
         raise DataError(f"{source}: does not exist; expected a folder of save_to_disk or of parquet files")
     try:
-        if prefix == "hub":
-            found = datasets.load_dataset(rest)
-        elif files := _training_files(path, source, left_out):
-            found = datasets.load_dataset("parquet", data_files=files, split="train")
-        else:
-            found = datasets.load_from_disk(rest)
+        with _quiet_unless_watched(datasets):
+            if prefix == "hub":
+                found = datasets.load_dataset(rest)
+            elif files := _training_files(path, source, left_out):
+                found = datasets.load_dataset("parquet", data_files=files, split="train")
+            else:
+                found = datasets.load_from_disk(rest)
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise DataError(f"{source}: cannot be read as a data set, or is an empty one ({reason})") from error
@@ -71,6 +75,19 @@ def load(source: str, left_out: LeftOut) -> Any:
         if name != "train":
             left_out.add("rows of other splits", name, len(split))
     return found["train"]
+
+
+@contextlib.contextmanager
+def _quiet_unless_watched(datasets: Any) -> Iterator[None]:
+    """Keep that library's progress bars out of logs: it draws them whether or not a terminal shows them."""
+    silenced = not sys.stderr.isatty() and not datasets.utils.are_progress_bars_disabled()
+    if silenced:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if silenced:
+            datasets.enable_progress_bars()
 
 
 def _training_files(path: Path, source: str, left_out: LeftOut) -> list[str]:

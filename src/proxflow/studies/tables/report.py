@@ -66,9 +66,10 @@ def outcome(results: Record) -> list[Block]:
 
 _READING = Bullets(
     (
-        """Half of the rows are trained on, for each seed another half; as many made rows as there are others are held
-        against those. Numbers are mean ± standard deviation over the seeds. Real rows are the training half in place of
-        made ones: no maker can be expected to do better.""",
+        """Half of the rows are trained on, for each seed another half; ten made rows for each of the others are held
+        against those (told apart: as many as the others; made to real: as many as were trained on). Numbers are mean ±
+        standard deviation over the seeds. Real rows are the training half in place of made ones: how far one half of the
+        real rows is from the other.""",
         """marginals: mean distance of the columns' laws, Kolmogorov–Smirnov of numbers, total variation of categories.
         correlations: mean difference of Pearson's correlation, Cramér's V and the correlation ratio over all pairs.""",
         """told apart: area under the curve of a forest that tells made rows from real ones; 0.5 is chance. made to real:

@@ -15,7 +15,7 @@ import torch
 from proxflow import models
 from proxflow.data.kinds.table import Table
 from proxflow.errors import ArgumentError
-from proxflow.metrics.tables import floor_scores, table_scores
+from proxflow.metrics.tables import floor_scores, rows_to_make, table_scores
 from proxflow.runtime.files import read_json, writable_folder, write_json
 from proxflow.runtime.machine import hardware, versions
 from proxflow.runtime.pool import Piece
@@ -40,7 +40,7 @@ def run(
 ) -> Record:
     """Run the study, or what is missing of it, and write ``results.json``; see :func:`proxflow.studies.trials.reproduce`.
 
-    Half of the rows of each table are trained on, another half for each seed; as many made rows as there are others are
+    Half of the rows of each table are trained on, another half for each seed; ten made rows for each of the others are
     held against those.
     """
     if dataset != "scikit-learn":
@@ -111,17 +111,18 @@ def _row(
     target = next(k for k, column in enumerate(kind.columns) if column.name == source.target)
     train, test = kind.values(loaded.train.x), kind.values(held.x)
     say(f"{table}, {system}, seed {seed}: {len(train)} rows")
+    number = rows_to_make(len(test))
     started, parameters = time.monotonic(), None
     if system in preset.flows:
         model = models.build(kind, flow=preset.flows[system], network=preset.network, seed=seed)
         parameters = sum(p.numel() for p in model.predictor.parameters())
         training = replace(preset.training, seed=seed, batch_size=min(preset.training.batch_size, len(train)))
         model = model.fit(loaded.train, training, device=device, label=f"train {system}")
-        made = kind.values(model.sample(len(test), nfe=preset.nfes[0], seed=seed, batch_size=1024))
+        made = kind.values(model.sample(number, nfe=preset.nfes[0], seed=seed, batch_size=1024))
     elif system == "gaussian-copula":
-        made = copula.of_rows(train, len(test), seed)
+        made = copula.of_rows(train, number, seed)
     else:
-        made = _in_range(peers.made_by(system, train, len(test), classes, seed), kind)
+        made = _in_range(peers.made_by(system, train, number, classes, seed), kind)
     seconds = time.monotonic() - started
     record = {
         "data": table,
