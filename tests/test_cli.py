@@ -481,7 +481,7 @@ def test_train_then_sample(run, arrays, tmp_path):
     assert refused(run(*words, "--network", "unet:channels=8"), "network.multipliers = [1], not [1, 2]")
     other = tmp_path / "other.npz"
     imagefiles.write(other, noise(24, (8, 8), 3, seed=1))
-    assert refused(run(*words, "--data", other), "data = ")
+    assert refused(run(*words, "--data", other), "run on other data, or on these read otherwise")
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
 
 

@@ -308,8 +308,8 @@ def test_flows_that_do_not_serve_tables_are_refused(tmp_path):
     tables = "and these are none: take gpfn, gpfn-linear, gpfn-fisher-rao or gpfn-kl$"
     for flow, said in (
         ("gpfn-w2", "not defined"),
-        ("bfn", "no flow of such data.*: take gpfn, gpfn-linear"),
-        ("diffusion", "no flow of such"),
+        ("bfn", "bfn is a flow of values of one sort, and these rows have several: take gpfn, gpfn-linear"),
+        ("diffusion", "diffusion is a flow of values of one sort"),
         ("masked", f"^the flow masked is for data of classes, as text or binary images, {tables}"),
         ("bfn-discrete", f"^the flow bfn-discrete is for data of classes.* {tables}"),
         ("bfn-discretised", f"^the flow bfn-discretised is for images, whose values lie in bins, {tables}"),
@@ -574,6 +574,20 @@ def test_a_run_goes_on_with_its_numbers_alone(trained, capsys):
     words = ["train", "--data", source, "--out", folder / "run", "--network", "mlp:width=8,depth=1", "--grid", 4]
     assert main([*map(str, words), "--steps", "3", "--numbers", "quantiles"]) == 2
     assert "with numbers = standard, not quantiles" in capsys.readouterr().err
+    assert main([*map(str, words), "--steps", "3", "--ignore", "legs"]) == 2
+    assert "a training run on other data, or on these read otherwise" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_a_table_says_what_does(trained, capsys):
+    folder, source = trained
+    for words, said in (
+        (["--flow", "bfn"], "bfn is a flow of values of one sort, and these rows have several: take gpfn"),
+        (["--network", "unet"], "is for images, (channels, height, width), and these data have the shape"),
+        (["--held-out", "0.99"], "leaves 1 of 60 examples to train on, and training takes 2"),
+    ):
+        assert main([*map(str, ["train", "--data", source, "--out", folder / "wrong", "--steps", 2, *words])]) == 2
+        assert said in capsys.readouterr().err
+        assert not (folder / "wrong").exists()
 
 
 def test_bounds_refuse_what_are_no_rows(trained):

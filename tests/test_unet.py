@@ -9,7 +9,7 @@ from torch import nn
 import proxflow
 from proxflow import names
 from proxflow.errors import ArgumentError
-from proxflow.nn import MLP, UNet
+from proxflow.nn import MLP, DiT, UNet
 from proxflow.nn.unet import ResidualBlock
 
 
@@ -119,10 +119,17 @@ def test_wrong_input():
         UNet((1, 8, 8))(torch.zeros(2, 3, 8, 8), torch.zeros(2))
 
 
-@pytest.mark.parametrize("shape", [1, (1, 8), (1, 8, 8, 8), (0, 8, 8), (1.0, 8, 8), "188"])
+@pytest.mark.parametrize("shape", [1, (1, 8, 8, 8), (0, 8, 8), (1.0, 8, 8), "188"])
 def test_unets_need_a_shape_of_images(shape):
     with pytest.raises(ArgumentError, match=r"UNet needs a shape \(channels, height, width\)"):
         UNet(shape)
+
+
+@pytest.mark.parametrize("network", [UNet, DiT])
+def test_networks_of_images_say_what_rows_take(network):
+    for shape in ((8,), (1, 8)):
+        with pytest.raises(ArgumentError, match=r"is for images, \(channels, height, width\), .* take mlp"):
+            network(shape)
 
 
 def test_initial_weights_and_outputs_at_a_seed_stay_as_they_were():

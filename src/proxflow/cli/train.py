@@ -327,6 +327,7 @@ def run(options: Train, device: torch.device) -> None:
     labels = hashlib.sha256(examples.condition.numpy().tobytes()) if torch.is_tensor(examples.condition) else None
     settings = {
         "held_out": options.held_out,
+        "numbers": loaded.record.get("numbers"),
         "data": content,
         "labels": None if labels is None else f"sha256 {labels.hexdigest()}",
         "drop": drop,
@@ -336,11 +337,10 @@ def run(options: Train, device: torch.device) -> None:
         "guidance": guidance if weak is not None or led else None,
         **led,
         "adversarial": options.adversarial if method == "distribution-matching" else None,
-        "numbers": loaded.record.get("numbers"),
     }
     with folder.alone():
         changes = folder.claim(
-            {**decisive(model, training), **settings},
+            {**training.decisive(), **settings, **decisive(model, training)},  # data decide parts: named before them
             lambda held: upgrade(
                 {"held_out": 0.0, "weak": held.pop("worse", None), "init": None, "numbers": settings["numbers"], **held}
             ),

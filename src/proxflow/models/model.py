@@ -518,8 +518,8 @@ def build(
         )
     if described and usual.predictor != "point" and kind.decides and not set(kind.decides) & set(described):
         raise ArgumentError(
-            f"{described['kind']} is no flow of such data: it has none of {', '.join(kind.decides)}, which they decide: "
-            f"take {_flows_for(kind.decides)}"
+            f"{described['kind']} is a flow of values of one sort, and these {kind.examples_word} have several: take "
+            f"{_flows_for(kind.decides)}"
         )
     for name in ("clip", "parameterisation"):  # as the kind of data has it, where the predictor's word leaves it open
         if name in spec.fields("predictors", told["kind"]):

@@ -22,6 +22,11 @@ def event_shape(shape: Sequence[int], network: str, dimensions: int | None = Non
         "(channels, height, width)" if dimensions == 3 else "of an event, as (channels, height, width) or (columns,)"
     )
     found = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
+    if dimensions == 3 and len(found) in (1, 2) and all(isinstance(n, int) and n > 0 for n in found):
+        raise ArgumentError(
+            f"{network} is for images, (channels, height, width), and these data have the shape {found}: take mlp, or leave "
+            "the network out"
+        )
     if not found or any(not isinstance(n, int) or n < 1 for n in found) or dimensions not in (None, len(found)):
         raise ArgumentError(f"{network} needs a shape {wanted}, each number ≥ 1, got {shape!r}")
     return found

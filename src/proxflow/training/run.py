@@ -107,6 +107,11 @@ class RunFolder:
         differing = [name for name in {**asked, **found} if found.get(name) != asked.get(name)]
         for name in differing:
             if name not in changeable:
+                if name == "data":
+                    raise OutputError(
+                        f"{self.path} holds a {self.what} run on other data, or on these read otherwise: choose another "
+                        "--out folder, or remove this one to start over"
+                    )
                 raise OutputError(
                     f"{self.path} holds a {self.what} run with {name} = {found.get(name)}, not {asked.get(name)}: choose "
                     "another --out folder, or remove this one to start over"

@@ -177,11 +177,16 @@ def split(examples: E, held_out: float, seed: int) -> tuple[E, E | None]:
     """Split examples at random, training examples in their order; do not split off fewer than there are processes.
 
     Raises:
-        ArgumentError: The share does not lie in [0, 1).
+        ArgumentError: The share does not lie in [0, 1), or leaves fewer than two to train on.
     """
     check_share(held_out)
     number = int(held_out * len(examples))
     if number < Processes.current().size:
         return examples, None
+    if len(examples) - number < 2:
+        raise ArgumentError(
+            f"held_out {held_out} leaves {len(examples) - number} of {len(examples)} examples to train on, and training "
+            "takes 2: keep fewer of them"
+        )
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
     return examples[order[number:].sort().values], examples[order[:number]]
