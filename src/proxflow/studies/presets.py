@@ -537,12 +537,7 @@ TABLES_PRESETS: dict[PresetName, TablesPreset] = {
     "standard": replace(
         _TABLES,
         data=(*_TABLES.data, "breast-cancer", "titanic"),
-        flows={
-            "gpfn": "gpfn",
-            "gpfn-fisher-rao": "gpfn-fisher-rao",
-            "gpfn-kl": "gpfn-kl",
-            "gpfn-reverse-kl": "gpfn-reverse-kl",
-        },
+        flows={"gpfn": "gpfn", "gpfn-fisher-rao": "gpfn-fisher-rao", "gpfn-kl": "gpfn-kl"},
         others=("gaussian-copula", "forest-flow", "ctgan"),
         minutes="about 3 hours on a processor core",
     ),
