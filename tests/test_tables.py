@@ -578,6 +578,30 @@ def test_a_run_goes_on_with_its_numbers_alone(trained, capsys):
     assert "a training run on other data, or on these read otherwise" in capsys.readouterr().err
 
 
+def test_categories_are_filled_as_the_numbers_beside_them_say(tmp_path, run):
+    # Whatever the number is, its category follows; rows that are only drawn toward it have another one in a third of cases.
+    choice = np.random.default_rng(0)
+    sorts = choice.integers(0, 2, 400)
+    sizes = np.where(sorts == 1, 1.0, -1.0) + 0.3 * choice.standard_normal(400)
+    lines = [f"{size:.3f},{['small', 'big'][sort]}" for size, sort in zip(sizes, sorts, strict=True)]
+    gaps = [f"{line.partition(',')[0]}," for line in lines[300:]]
+    whole, lacking = tmp_path / "whole.csv", tmp_path / "lacking.csv"
+    whole.write_text("\n".join(["size,sort", *lines[:300], *gaps[:1]]) + "\n", encoding="utf-8")
+    lacking.write_text("\n".join(["size,sort", *gaps]) + "\n", encoding="utf-8")
+    small = ["--network", "mlp:width=64,depth=2", "--steps", 500, "--ema", 0.99, "--held-out", 0]
+    assert run("train", "--data", whole, "--out", tmp_path / "run", *small)[0] == 0
+    shares = []
+    for further in ([], ["--sampler", "stochastic"]):
+        out = tmp_path / f"filled-{len(further)}.csv"
+        assert run("restore", lacking, "--model", tmp_path / "run", "--nfe", 20, "--out", out, *further)[0] == 0
+        filled = [line.partition(",")[2] for line in out.read_text(encoding="utf-8").splitlines()[1:]]
+        shares.append(
+            np.mean([word == ["small", "big"][sort] for word, sort in zip(filled, sorts[300:], strict=True)])
+        )
+    assert shares[0] >= 0.97
+    assert shares[1] < shares[0] - 0.05
+
+
 def test_what_does_not_fit_a_table_says_what_does(trained, capsys):
     folder, source = trained
     for words, said in (

@@ -104,6 +104,7 @@ from proxflow.samplers import Renewed as Renewed
 from proxflow.samplers import Sampler as Sampler
 from proxflow.samplers import Stochastic as Stochastic
 from proxflow.samplers import particles as particles
+from proxflow.samplers import row_particles as row_particles
 from proxflow.samplers import sample as sample
 from proxflow.samplers.optimise_times import OptimisedTimes as OptimisedTimes
 from proxflow.samplers.optimise_times import optimise_times as optimise_times

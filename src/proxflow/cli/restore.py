@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _SHARPENED = 50.0
 """How many times larger the rounding of bytes may become by undoing a blur."""
 
+_PARTICLES = 64
+"""Particles of each row of a table."""
+
 Box = Union[tuple[int, int, int, int], None]  # noqa: UP007 - of "tuple | None" tyro imports a checker of types
 
 
@@ -70,7 +73,8 @@ class Restore:
         nfe: Network evaluations spent on each draw.
         method: How the observation pulls: flower, flower-draw, diffpir, mmps, tmpd, pigdm, dps or repaint. Without
             it the flow of the model chooses.
-        sampler: How to sample; without it the method chooses: renewed for flower, marginal for mmps and the like.
+        sampler: How to sample; without it the method chooses: renewed for flower, marginal for mmps and the like. Rows of a
+            table are particles, 64 of each, unless a sampler is named, which only draws them toward what is known.
         degrade: Take the pictures as whole ones and damage them first; what was seen is written too, as observed.png.
         out: Folder to write into; of a table, a file .csv, or .parquet where the table is one.
         seed: Number that fixes the draws.
@@ -205,7 +209,8 @@ def _fill(options: Restore, draws: int, out: Path, device: torch.device) -> None
     from proxflow.inverse import Mask
     from proxflow.predictors import Posterior, WithoutLast
     from proxflow.runtime.files import writable_folder
-    from proxflow.samplers import sample
+    from proxflow.runtime.progress import bar
+    from proxflow.samplers import row_particles, sample, weighs_rows
 
     usual = Restore(options.source)
     for name in ("task", "mask", "box", "factor", "sigma", "noise", "degrade", "method", "classes"):
@@ -248,14 +253,26 @@ def _fill(options: Restore, draws: int, out: Path, device: torch.device) -> None
             writable_folder(out.parent)
     filled = stored[rows][:, None].expand(-1, draws, -1)
     if len(rows):
-        each = torch.arange(len(rows)).repeat_interleave(draws)
         encoded, known = kind.observed(stored[rows])
         known_to_be = WithoutLast(model.predictor, kind.never().to(device))
-        posterior = Posterior(known_to_be, Mask(known[each], each=True), encoded[each], flow=model.flow)
-        samples = sample(
-            posterior, model.flow, (len(each), *kind.shape), nfe=options.nfe, sampler=options.sampler, seed=options.seed,
-            batch_size=options.batch_size, condition=labels[each] if isinstance(labels, torch.Tensor) else None,
-        ).cpu()  # fmt: skip
+        condition = labels if isinstance(labels, torch.Tensor) else None
+        with bar("restore", len(rows), "rows") as show:
+            if options.sampler is None and weighs_rows(model.flow):
+                number = max(_PARTICLES, 4 * draws)
+                posterior = Posterior(known_to_be, Mask(known, each=True), encoded, flow=model.flow)
+                found = row_particles(
+                    posterior, model.flow, (len(rows), *kind.shape), number=number, nfe=options.nfe, seed=options.seed,
+                    batch_size=options.batch_size * number, condition=condition, progress=show,
+                )  # fmt: skip
+                samples = found.draw(draws, torch.Generator(device).manual_seed(options.seed)).flatten(0, 1).cpu()
+            else:
+                each = torch.arange(len(rows)).repeat_interleave(draws)
+                posterior = Posterior(known_to_be, Mask(known[each], each=True), encoded[each], flow=model.flow)
+                samples = sample(
+                    posterior, model.flow, (len(each), *kind.shape), nfe=options.nfe, sampler=options.sampler,
+                    seed=options.seed, batch_size=options.batch_size,
+                    condition=None if condition is None else condition[each],
+                ).cpu()  # fmt: skip
         drawn = kind.decode(samples).reshape(len(rows), draws, -1)
         filled = torch.where(missing[rows][:, None], drawn, filled)
     with first_alone() as writing:

@@ -276,6 +276,15 @@ class GPFN(Flow[Any]):
         return self.divergence
 
     @property
+    def parts(self) -> tuple[GPFN, ...]:
+        """The flows of the parts of mixed data, which move independently; none of other data, or where they do not."""
+        if not isinstance(self.endpoints, ProductEndpoints) or self.energy is not None:
+            return ()
+        own = self.divergence.over_parts(len(self.endpoints.parts))
+        pairs = zip(own, self.endpoints.parts, strict=bool(own))
+        return tuple(replace(self, divergence=divergence, endpoints=ends) for divergence, (ends, _) in pairs)
+
+    @property
     def latent(self) -> Means | None:
         path = None if self.energy is not None else self.divergence.path(self.schedule, self.endpoints)
         return None if path is None else Means(path, self._spread)

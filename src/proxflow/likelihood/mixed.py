@@ -115,15 +115,14 @@ def has_mixed_bound(flow: Flow[Any]) -> bool:
 
 def _parts(flow: Flow[Any]) -> list[_Part]:
     """Return what the parts of a flow of mixed data cost; nothing where one is not known, or the flow is another."""
-    if not (isinstance(flow, GPFN) and isinstance(flow.endpoints, ProductEndpoints) and flow.energy is None):
+    if not (isinstance(flow, GPFN) and isinstance(flow.endpoints, ProductEndpoints)):
         return []
-    divergences = flow.divergence.over_parts(len(flow.endpoints.parts))
     found: list[_Part] = []
-    for divergence, (ends, number) in zip(divergences, flow.endpoints.parts, strict=bool(divergences)):
-        if type(ends) is CategoricalEndpoints and type(divergence) in (ReverseKL, FisherRao):
-            found.append(_classes(divergence, flow.schedule, ends.classes))
+    for part, (ends, number) in zip(flow.parts, flow.endpoints.parts, strict=bool(flow.parts)):
+        if type(ends) is CategoricalEndpoints and type(part.divergence) in (ReverseKL, FisherRao):
+            found.append(_classes(part.divergence, flow.schedule, ends.classes))
         elif type(ends) is GaussianEndpoints and ends.source is None:
-            latent = GPFN(divergence, schedule=flow.schedule, endpoints=ends).latent
+            latent = part.latent
             if latent is not None and ends.target_std > 0:
                 found.append(_numbers(latent, ends.target_std, number))
     return found if len(found) == len(flow.endpoints.parts) else []

@@ -31,3 +31,5 @@ from proxflow.samplers.proximal import Stochastic as Stochastic
 from proxflow.samplers.registry import SAMPLERS as SAMPLERS
 from proxflow.samplers.registry import default_sampler as default_sampler
 from proxflow.samplers.registry import sample as sample
+from proxflow.samplers.rows import row_particles as row_particles
+from proxflow.samplers.rows import weighs_rows as weighs_rows

@@ -158,32 +158,18 @@ def particles(
         return x, better, spreads
 
     def twist(x: Tensor, spreads: Tensor) -> Tensor:
-        """Return log ψ, (posteriors, particles), float64."""
+        """Return log ψ, (particles,), float64."""
         wrong = (whole.observation.to(x.dtype) - whole.operator(x)).double()
         weighed: Any = whole.operator
         seen: Tensor = weighed.log_normal(wrong, noise.double(), spreads.double())
-        return seen.reshape(posteriors, number)
+        return seen
 
     y = randn_like(torch.empty(total, *event, dtype=dtype, device=device), streams)
-    log_weights = torch.zeros(posteriors, number, dtype=torch.float64, device=device)
-    evidence, effective = log_weights.new_zeros(posteriors), []
-    last = torch.zeros_like(log_weights)
+    weights = Weights(posteriors, number, threshold, draws, device)
     for k in range(nfe):
         x, better, spreads = predicted(y, k)
-        now = twist(x, spreads)
-        log_weights = log_weights + now - last
-        normal = log_weights.log_softmax(1)
-        size = (-(2 * normal).logsumexp(1)).exp()
-        effective.append(size)
-        # Decided on the device: those that keep their particles choose each its own.
-        again = size < threshold * number
-        offset = rand(torch.Size([posteriors]), draws, torch.float64, device)
-        chosen = torch.where(again[:, None], _systematic(normal, offset, number), torch.arange(number, device=device))
-        index = (chosen + number * torch.arange(posteriors, device=device)[:, None]).flatten()
-        evidence = evidence + torch.where(again, log_weights.logsumexp(1) - math.log(number), 0.0)
-        log_weights = torch.where(again[:, None], torch.zeros_like(log_weights), log_weights)
+        index = weights.resampled(twist(x, spreads))
         y, x, better, spreads = y[index], x[index], better[index], spreads[index]
-        last = now.flatten()[index].reshape_as(now)
         if k + 1 == nfe:
             break
         keep, _, fresh = renewal((taken[k], left[k]), (taken[k + 1], left[k + 1]), 1.0)
@@ -193,17 +179,61 @@ def particles(
         step = std * randn_like(y, streams)
         y = keep * y + pull * better + step
         away = (step + pull * (better - x)).double()
-        change = sum_events((step.double().square() - away.square()) / (2 * std.double().square()))
-        log_weights = log_weights + change.reshape_as(now)
+        weights.change(sum_events((step.double().square() - away.square()) / (2 * std.double().square())))
     variance = noise.to(dtype)
     x = x + over_events(spreads.sqrt(), x).to(x.dtype) * randn_like(x, streams)
     goal = whole.observation.to(dtype).expand_as(whole.operator(x))
     goal = goal + variance.sqrt() * randn_like(goal, streams)
     events = whole.operator.prox(x, goal, variance, spreads.to(dtype))
-    evidence = evidence + log_weights.logsumexp(1) - math.log(number)
-    return Particles(
-        events.reshape(posteriors, number, *event), log_weights.log_softmax(1), evidence, torch.stack(effective)
-    )
+    return weights.of(events.reshape(posteriors, number, *event))
+
+
+class Weights:
+    """The weights of particles of several posteriors, by their twists ψ and what their steps changed.
+
+    Args:
+        posteriors: Number of posteriors.
+        number: Particles of each.
+        threshold: Particles are resampled where their effective number falls below this share.
+        draws: Streams of the posteriors, for resampling.
+        device: Where the particles are.
+    """
+
+    def __init__(self, posteriors: int, number: int, threshold: float, draws: Generator, device: torch.device) -> None:
+        self.number, self.threshold, self.draws = number, threshold, draws
+        self.log_weights = torch.zeros(posteriors, number, dtype=torch.float64, device=device)
+        self.evidence = self.log_weights.new_zeros(posteriors)
+        self.effective: list[Tensor] = []
+        self.last = torch.zeros_like(self.log_weights)
+
+    def resampled(self, twist: Tensor) -> Tensor:
+        """Weigh by log ψ, (particles of all,), and return the indices of those that go on."""
+        now = twist.reshape_as(self.log_weights)
+        posteriors, number = now.shape
+        weighed = self.log_weights + now - self.last
+        normal = weighed.log_softmax(1)
+        size = (-(2 * normal).logsumexp(1)).exp()
+        self.effective.append(size)
+        # Decided on the device: those that keep their particles choose each its own.
+        again = size < self.threshold * number
+        offset = rand(torch.Size([posteriors]), self.draws, torch.float64, now.device)
+        chosen = torch.where(
+            again[:, None], _systematic(normal, offset, number), torch.arange(number, device=now.device)
+        )
+        self.evidence = self.evidence + torch.where(again, weighed.logsumexp(1) - math.log(number), 0.0)
+        self.log_weights = torch.where(again[:, None], torch.zeros_like(weighed), weighed)
+        index = (chosen + number * torch.arange(posteriors, device=now.device)[:, None]).flatten()
+        self.last = now.flatten()[index].reshape_as(now)
+        return index
+
+    def change(self, change: Tensor) -> None:
+        """Weigh by the ratio of kernels of a step, in logarithms, (particles of all,)."""
+        self.log_weights = self.log_weights + change.reshape_as(self.log_weights)
+
+    def of(self, events: Tensor) -> Particles:
+        """Return particles (posteriors, particles, *event) with these weights."""
+        evidence = self.evidence + self.log_weights.logsumexp(1) - math.log(self.number)
+        return Particles(events, self.log_weights.log_softmax(1), evidence, torch.stack(self.effective))
 
 
 def _systematic(log_weights: Tensor, offset: Tensor, draws: int) -> Tensor:
