@@ -595,9 +595,7 @@ def test_categories_are_filled_as_the_numbers_beside_them_say(tmp_path, run):
         out = tmp_path / f"filled-{len(further)}.csv"
         assert run("restore", lacking, "--model", tmp_path / "run", "--nfe", 20, "--out", out, *further)[0] == 0
         filled = [line.partition(",")[2] for line in out.read_text(encoding="utf-8").splitlines()[1:]]
-        shares.append(
-            np.mean([word == ["small", "big"][sort] for word, sort in zip(filled, sorts[300:], strict=True)])
-        )
+        shares.append(np.mean([word == ["small", "big"][sort] for word, sort in zip(filled, sorts[300:], strict=True)]))
     assert shares[0] >= 0.97
     assert shares[1] < shares[0] - 0.05
 
