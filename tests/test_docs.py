@@ -215,6 +215,20 @@ def test_the_examples_of_training_run(page, tmp_path, monkeypatch):
         assert names["student"].network is not names["teacher"].predictor.network
 
 
+def test_the_example_of_tables_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [f"{20 + k % 40},{['yes', 'no'][k % 2]},{'' if k % 7 == 0 else k * 0.25}" for k in range(60)]
+    Path("people.csv").write_text("\n".join(["age,member,score", *lines]) + "\n", encoding="utf-8")
+    page = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+    (tmp_path / "page.py").write_text(
+        "\n".join(blocks(page, "python")).replace("steps=2000", "steps=20"), encoding="utf-8"
+    )
+    names = runpy.run_path(str(tmp_path / "page.py"))
+    assert names["numbers"].shape == (1000, 3)
+    assert names["categories"] == {"member": ("no", "yes")}
+    assert Path("made.csv").read_text(encoding="utf-8").startswith("age,member,score\n")
+
+
 def test_the_examples_of_evaluation_run(tmp_path):
     page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     (tmp_path / "evaluation.py").write_text("\n".join(blocks(page, "python")), encoding="utf-8")

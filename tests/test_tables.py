@@ -600,6 +600,14 @@ def test_categories_are_filled_as_the_numbers_beside_them_say(tmp_path, run):
     assert shares[1] < shares[0] - 0.05
 
 
+def test_rows_drawn_in_python_hold_the_target_that_was_asked_for(trained):
+    model = load(trained[0] / "by-land")
+    labels = torch.arange(6) % len(model.data.classes)
+    rows = model.data.values(model.sample(6, nfe=2, condition=labels))
+    place = [column.name for column in model.data.columns].index(model.data.target)
+    assert rows[:, place].tolist() == labels.tolist()
+
+
 def test_what_does_not_fit_a_table_says_what_does(trained, capsys):
     folder, source = trained
     for words, said in (

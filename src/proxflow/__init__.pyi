@@ -20,6 +20,7 @@ from proxflow.couplings import Reflowed as Reflowed
 from proxflow.data.kinds import Defaults as Defaults
 from proxflow.data.kinds import Kind as Kind
 from proxflow.data.kinds import Loaded as Loaded
+from proxflow.data.kinds import read as read
 from proxflow.divergences import KL as KL
 from proxflow.divergences import MMD as MMD
 from proxflow.divergences import Alpha as Alpha

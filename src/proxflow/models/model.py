@@ -177,7 +177,12 @@ class Model:
             predictor, self.flow, shape, nfe=nfe, sampler=chosen, seed=seed, condition=condition, start=start,
             times=times, **settings,
         )  # fmt: skip
-        return self.data.decode(samples) if decode else samples
+        if not decode:
+            return samples
+        stored = self.data.decode(samples)
+        return (
+            self.data.labelled(stored, condition) if isinstance(condition, Tensor) and condition.ndim == 1 else stored
+        )
 
     def _repr_html_(self) -> str:
         from proxflow.models.card import as_html

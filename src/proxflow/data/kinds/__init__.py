@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import glob
 import os
+from typing import Any
 
 from proxflow import names
 from proxflow.data.kinds.base import Defaults, Kind, Loaded, Picture, split
 from proxflow.data.pictures import ENDINGS
 from proxflow.errors import ArgumentError, DataError
 
-__all__ = ["Defaults", "Kind", "Loaded", "Picture", "kind_of_source", "split"]
+__all__ = ["Defaults", "Kind", "Loaded", "Picture", "kind_of_source", "read", "split"]
 
 _ENDINGS = {".csv", ".npy", ".npz", ".parquet", ".tar", ".txt", *ENDINGS}
 """Endings by which a word is the name of a file."""
+
+
+def read(source: str | os.PathLike[str], *, held_out: float = 0.05, seed: int = 0, **settings: Any) -> Loaded:
+    """Read data as ``proxflow train --data`` does: by the first kind that takes the source.
+
+    Known elsewhere as a data module: ``read(…).kind`` says what the examples are, ``.train`` and ``.held_out`` hold them.
+
+    Args:
+        source: Name, file or folder.
+        held_out: Share of the examples kept from training, in [0, 1).
+        seed: Seed of their choice.
+        **settings: Settings of the kind, as ``size=64`` of pictures, ``tokens="bytes"`` of text, ``target="income"`` of
+            tables.
+
+    Raises:
+        ArgumentError: The share is out of range, or a setting is out of range or unknown.
+        DataError: No kind takes the source, or it is damaged.
+    """
+    source = os.fspath(source)
+    return kind_of_source(source).read(source, held_out=held_out, seed=seed, **settings)
 
 
 def kind_of_source(source: str, name: str | None = None) -> type[Kind]:

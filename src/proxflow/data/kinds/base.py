@@ -131,6 +131,10 @@ class Kind(ABC):
     def decode(self, samples: Tensor) -> Tensor:
         """Return samples (number, *shape) in stored form."""
 
+    def labelled(self, stored: Tensor, labels: Tensor) -> Tensor:
+        """Return samples in stored form with the labels (number,) they were drawn for, where these are a part of them."""
+        return stored
+
     @property
     def log_scale(self) -> float:
         """Logarithm of the volume, in the data's own units, of a unit volume of encoded data.

@@ -391,7 +391,9 @@ class Table(Kind):
         return torch.searchsorted(edges, at.contiguous(), right=True).clamp_max(int((edges < 1 - 1e-12).sum()))
 
     def labelled(self, stored: Tensor, labels: Tensor) -> Tensor:
-        """Return rows with the target's column set to labels (number,)."""
+        """Return rows with the target's column set to labels (number,); without a target as they are."""
+        if not self.target:
+            return stored
         stored = stored.clone()
         stored[:, self._place(self.target)] = labels.to(stored)
         return stored
@@ -496,8 +498,9 @@ class Table(Kind):
         if path.is_dir():
             raise OutputError(f"cannot write the file {path}: it is a folder")
 
-    def write(self, path: Path, stored: Tensor) -> None:
+    def write(self, path: Path | str, stored: Tensor) -> None:
         """Write rows with the names, types, categories and decimals of the original, or a plot of two columns (.png)."""
+        path = Path(path)
         if path.suffix.lower() == ".png":
             write_png(path, self.preview(stored))
             return
