@@ -143,7 +143,8 @@ def _table(path: Path) -> tuple[Any, Any]:
     pyarrow = _pyarrow()
     try:
         with open_plain(path) as file:
-            return pyarrow, pyarrow.parquet.ParquetFile(file).read()  # read_table takes no two columns of one name
+            # read_table takes no two columns of one name. Without threads: those of pyarrow abort processes that end soon.
+            return pyarrow, pyarrow.parquet.ParquetFile(file, pre_buffer=False).read(use_threads=False)
     except FileNotFoundError as error:
         raise DataError(f"{path}: does not exist; expected a parquet file") from error
     except (OSError, ValueError, pyarrow.ArrowException) as error:
