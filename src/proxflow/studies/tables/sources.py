@@ -34,7 +34,6 @@ class Source:
 SOURCES: dict[str, Source] = {
     "iris": Source("class", "load_iris"),
     "wine": Source("class", "load_wine"),
-    "breast-cancer": Source("class", "load_breast_cancer"),
     "diabetes": Source("progression", "load_diabetes"),
     "penguins": Source("species", file="id_42585/data-v1-dl-21854866.arff.gz"),
     "titanic": Source(
