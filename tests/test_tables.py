@@ -292,7 +292,6 @@ def test_labels_are_drawn_as_often_as_in_training_whatever_their_number(tmp_path
     [
         (None, "per-part"),
         ("gpfn-fisher-rao", "fisher-rao"),
-        ("gpfn-kl", "kl"),
         ("gpfn:divergence=reverse-kl", "reverse-kl"),
     ],
 )
@@ -305,11 +304,15 @@ def test_flows_by_name_take_the_endpoints_of_the_table(tmp_path, flow, divergenc
 
 def test_flows_that_do_not_serve_tables_are_refused(tmp_path):
     kind = Table.read(text(tmp_path / "a.csv", animals())).kind
-    tables = "and these are none: take gpfn, gpfn-linear, gpfn-fisher-rao or gpfn-kl$"
+    tables = "and these are none: take gpfn, gpfn-linear or gpfn-fisher-rao$"
     for flow, said in (
         ("gpfn-w2", "not defined"),
         ("bfn", "bfn is a flow of values of one sort, and these rows have several: take gpfn, gpfn-linear"),
         ("diffusion", "diffusion is a flow of values of one sort"),
+        (
+            "gpfn-kl",
+            "toward a certain class, which rows may have, a step of KL ends there at once.*: take gpfn, gpfn-linear",
+        ),
         ("masked", f"^the flow masked is for data of classes, as text or binary images, {tables}"),
         ("bfn-discrete", f"^the flow bfn-discrete is for data of classes.* {tables}"),
         ("bfn-discretised", f"^the flow bfn-discretised is for images, whose values lie in bins, {tables}"),
@@ -318,7 +321,7 @@ def test_flows_that_do_not_serve_tables_are_refused(tmp_path):
             proxflow.build(kind, flow=flow)
     with pytest.raises(ArgumentError, match=r"these are none: take gpfn-w2, bfn or diffusion$"):
         proxflow.build((2,), flow="masked")
-    for flow in ("gpfn", "gpfn-linear", "gpfn-fisher-rao", "gpfn-kl"):  # those that are named
+    for flow in ("gpfn", "gpfn-linear", "gpfn-fisher-rao"):  # those that are named
         proxflow.build(kind, flow=flow, network="mlp:width=8")
 
 

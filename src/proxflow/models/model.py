@@ -516,10 +516,10 @@ def build(
             f"{kind.examples_word} are of classes, and {described.get('kind') or made} is a flow of real numbers: take "
             f"{_OF_CLASSES}"
         )
-    if usual.predictor == "classes" and isinstance(getattr(made, "divergence", None), KL):
+    if usual.predictor in ("classes", "product") and isinstance(getattr(made, "divergence", None), KL):
         raise ArgumentError(
-            f"{kind.examples_word} are of classes, and toward a certain class a step of KL ends there at once, whatever its "
-            f"length: take {_OF_CLASSES}"
+            f"toward a certain class, which {kind.examples_word} may have, a step of KL ends there at once, whatever its "
+            f"length: take {_flows_for(kind.decides)}"
         )
     if described and usual.predictor != "point" and kind.decides and not set(kind.decides) & set(described):
         raise ArgumentError(
@@ -597,7 +597,7 @@ def _flows_for(decided: Mapping[str, Any]) -> str:
     """Name flows of data that decide these settings: of tokens, of tables, or of real numbers."""
     if "classes" in decided:
         return _OF_CLASSES
-    return "gpfn, gpfn-linear, gpfn-fisher-rao or gpfn-kl" if "endpoints" in decided else _OF_NUMBERS
+    return "gpfn, gpfn-linear or gpfn-fisher-rao" if "endpoints" in decided else _OF_NUMBERS
 
 
 def class_names(kind: Kind) -> tuple[str, ...]:

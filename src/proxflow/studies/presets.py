@@ -537,7 +537,7 @@ TABLES_PRESETS: dict[PresetName, TablesPreset] = {
     "standard": replace(
         _TABLES,
         data=(*_TABLES.data, "titanic"),
-        flows={"gpfn": "gpfn", "gpfn-fisher-rao": "gpfn-fisher-rao", "gpfn-kl": "gpfn-kl"},
+        flows={"gpfn": "gpfn", "gpfn-fisher-rao": "gpfn-fisher-rao"},
         others=("gaussian-copula", "forest-flow", "ctgan"),
         minutes="about an hour and a half on a processor core",
     ),
