@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
@@ -55,6 +56,13 @@ def cells(path):
         return list(csv.reader(file))
 
 
+def drawn(kind, number):
+    """Return rows of a table of one column of numbers and one of categories, in stored form."""
+    z = torch.randn(number, 2, generator=torch.Generator().manual_seed(0))
+    z[:, 1] = (z[:, 1] > 0).float()
+    return kind.decode(z)
+
+
 # How cells are written -----------------------------------------------------------------------------------------------
 
 
@@ -87,6 +95,62 @@ def test_one_cell_that_is_no_date_among_dates_is_named(tmp_path, wrong):
         Table.read(text(tmp_path / "a.csv", rows, ["when", "b"]))
     found = Table.read(text(tmp_path / "b.csv", [*rows] * 2, ["when", "b"]), categories=["when"])
     assert found.kind.columns[0].role == "category"
+
+
+FORMS = ["%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("number", "minutes"), [(40, 15), (40, 60), (6, 1)])
+def test_times_keep_their_step_and_their_form(tmp_path, form, number, minutes):
+    choice = np.random.default_rng(0)
+    begin = datetime(2024, 1, 1, 9, 30)
+    times = [
+        begin + timedelta(minutes=15 * int(k) if minutes < 60 else 60 * int(k))
+        for k in choice.integers(0, 9000, number)
+    ]
+    source = text(tmp_path / "a.csv", [[f"{t:{form}}", "ab"[k % 2]] for k, t in enumerate(times)], ["when", "b"])
+    loaded = Table.read(source, held_out=0)
+    loaded.kind.write(tmp_path / "same.csv", loaded.kind.decode(loaded.kind.encode(loaded.train.x)))
+    assert cells(tmp_path / "same.csv") == cells(source)
+    loaded.kind.write(tmp_path / "made.csv", drawn(loaded.kind, 300))
+    made = [row[0] for row in cells(tmp_path / "made.csv")[1:]]
+    moments = [datetime.strptime(cell, form) for cell in made]
+    assert set(made) == {f"{moment:{form}}" for moment in moments}
+    assert len(set(moments)) > 100
+    assert min(times) <= min(moments) <= max(moments) <= max(times)
+    assert all((moment - begin) % timedelta(minutes=minutes) == timedelta() for moment in moments)
+
+
+def test_days_keep_their_step(tmp_path):
+    rows = [[f"{datetime(2024, 1, 1) + timedelta(weeks=k):%Y-%m-%d}", "ab"[k % 2]] for k in range(60)]
+    kind = Table.read(text(tmp_path / "a.csv", rows, ["monday", "b"]), held_out=0).kind
+    kind.write(tmp_path / "b.csv", drawn(kind, 200))
+    assert {datetime.fromisoformat(row[0]).weekday() for row in cells(tmp_path / "b.csv")[1:]} == {0}
+
+
+def test_times_of_several_forms_are_made_in_that_of_most(tmp_path):
+    rows = [[f"2024-01-{k:02d}T0{k % 10}:30", "ab"[k % 2]] for k in range(1, 21)]
+    rows += [["2024-02-01", "a"]] * 30 + [["2024-02-02 05:00:30", "b"]]
+    kind = Table.read(text(tmp_path / "a.csv", rows, ["when", "b"]), held_out=0).kind
+    kind.write(tmp_path / "b.csv", drawn(kind, 50))
+    assert {(len(row[0]), row[0][10]) for row in cells(tmp_path / "b.csv")[1:]} == {(16, "T")}
+    with pytest.raises(ArgumentError, match="no time of day is written as 'x'"):
+        replace(kind.columns[0], clock="x")
+
+
+@pytest.mark.parametrize("zone", ["Z", "+02:00", "+0200", " UTC", "-05"])
+@pytest.mark.parametrize("others", [0, 10])
+def test_times_with_a_zone_are_named_as_such(tmp_path, zone, others):
+    rows = [[f"2024-01-{k % 28 + 1:02d}T10:{k:02d}:00{zone if k >= others else ''}", "xy"[k % 2]] for k in range(60)]
+    source = text(tmp_path / "a.csv", rows, ["when", "b"])
+    with pytest.raises(
+        DataError,
+        match=rf"line {others + 2}, column when: '2024-\S+.*' is a time with a zone, which .*without the zone",
+    ) as caught:
+        Table.read(source)
+    assert "\n" not in str(caught.value)
+    assert Table.read(source, ignore=["when"], categories=["b"]).kind.columns[0].role == "category"
 
 
 # Which kind ---------------------------------------------------------------------------------------------------------
@@ -213,7 +277,7 @@ def test_numbers_keep_the_distance_of_their_values(tmp_path):
     rows = [[f"{100 + 25 * choice.integers(0, 40)}.0", f"{choice.integers(0, 99) * 0.05:.2f}"] for _ in range(100)]
     kind = Table.read(text(tmp_path / "a.csv", rows, ["mass", "dose"]), held_out=0).kind
     assert [column.step for column in kind.columns] == [250, 5]  # counted in the last digit
-    kind.write(tmp_path / "b.csv", kind.decode(torch.randn(200, 2, generator=torch.Generator().manual_seed(0))))
+    kind.write(tmp_path / "b.csv", drawn(kind, 200))
     for mass, dose in cells(tmp_path / "b.csv")[1:]:
         assert mass.endswith(".0")
         assert float(mass) % 25 == 0

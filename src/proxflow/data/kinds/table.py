@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,6 +47,17 @@ GAP = -float(2**1000)
 """What stands for a missing number or date in stored form: finite, as training refuses NaN."""
 _EPOCH = datetime(1970, 1, 1)
 _DAY = timedelta(days=1)
+_DATE = re.compile(
+    r"\d{4}-\d\d-\d\d(?:(?P<mark>[ T])\d\d:\d\d(?P<seconds>:\d\d(?:[.,]\d+)?)?(?: ?(?P<zone>Z|UTC|[+-]\d\d(?::?\d\d)?))?)?",
+    re.ASCII,
+)
+_CLOCKS = {
+    " 10:00:00": (" ", "seconds"),
+    "T10:00:00": ("T", "seconds"),
+    " 10:00": (" ", "minutes"),
+    "T10:00": ("T", "minutes"),
+}
+"""How times of day are written behind the date, ten o'clock as the example; and the words of ``isoformat`` for it."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +78,13 @@ class Column:
         most: The largest.
         mean: Mean of the numbers.
         std: Their standard deviation, > 0.
-        step: Distance of the numbers' values, counted in their last digit: 25 of whole numbers that are multiples of 25.
+        step: Distance of the numbers' values, counted in their last digit: 25 of whole numbers that are multiples of 25; of
+            dates in days, of times in seconds: 900 of quarters of an hour.
         knots: Quantiles at equal distances, from the least to the most, where the numbers are encoded by these.
         values: The values in training, ascending, where four of five cells share theirs with another: there are no others.
         type: Its type in the parquet file that it was read from, see :mod:`proxflow.data.parquet`; empty for a text file.
         dictionary: Texts of the dictionary of such a column, in their order.
+        clock: How times of day are written behind the date: ten o'clock as " 10:00:00", "T10:00:00", " 10:00" or "T10:00".
 
     Raises:
         ArgumentError: A value is out of range, or does not belong to the role.
@@ -92,6 +106,7 @@ class Column:
     values: tuple[float, ...] = ()
     type: str = ""
     dictionary: tuple[str, ...] = ()
+    clock: str = " 10:00:00"
 
     def __post_init__(self) -> None:
         numbers = (self.least, self.most, self.mean, self.std, *self.knots, *self.values)
@@ -107,6 +122,8 @@ class Column:
         coded = self.type.startswith("dictionary")
         if (self.type and not parquet.is_known(self.type)) or (coded and not {*self.categories} <= {*self.dictionary}):
             raise ArgumentError(f"column {self.name!r:.80} cannot be written as {self.type!r:.80}")
+        if self.clock not in _CLOCKS:
+            raise ArgumentError(f"column {self.name!r:.80}: no time of day is written as {self.clock!r:.80}")
         least = {"category": 2 - (self.missing is not None), "constant": 1}.get(self.role, 0)
         if len(self.categories) < least or (self.categories and self.role not in ("category", "constant")):
             raise ArgumentError(f"column {self.name!r:.80} of role {self.role}: got {len(self.categories)} categories")
@@ -115,6 +132,13 @@ class Column:
     def classes(self) -> int:
         """Number of its categories, a missing one included; 0 of numbers, dates and constants."""
         return len(self.categories) + (self.missing is not None) if self.role == "category" else 0
+
+    @property
+    def _units(self) -> float:
+        """How many units of the last digit, or for times of seconds, 1 has."""
+        if self.role == "date":
+            return 86400.0 if self.decimals else 1.0
+        return float(10.0**self.decimals)
 
     @property
     def numeric(self) -> bool:
@@ -152,13 +176,13 @@ class Column:
         if self.values:
             values = torch.tensor(self.values, dtype=torch.float64, device=x.device)
             return values[torch.bucketize(x, (values[1:] + values[:-1]) / 2)]
-        if self.role == "date":
-            return x.round() if self.decimals == 0 else (x * 86400).round() / 86400
         if self.decimals < 0:
             return x.round() if self.role == "integer" else x
-        digit = 10.0**self.decimals
+        digit = self._units
         if self.step > 1:
             x = ((x - self.least) * digit / self.step).round() * self.step / digit + self.least
+        if self.role == "date":
+            return (x * digit).round() / digit
         digits = 0 if self.role == "integer" else self.decimals
         return torch.round(x, decimals=digits).clamp(self.least, self.most)
 
@@ -172,7 +196,7 @@ class Column:
             return self.missing or ""
         if self.role == "date":
             moment = _EPOCH + timedelta(seconds=round(x * 86400))
-            return moment.date().isoformat() if self.decimals == 0 else moment.isoformat(" ")
+            return moment.date().isoformat() if self.decimals == 0 else moment.isoformat(*_CLOCKS[self.clock])
         if self.decimals < 0:
             return repr(x)
         shown = f"{x + 0.0:0{self.width}.{self.decimals}f}"  # no −0
@@ -571,13 +595,28 @@ def _known(cells: Cells, names: Sequence[str]) -> None:
 
 def _days(cell: str) -> float | None:
     """Return the days from 1970 to a date, or to a time of a day, in the form of ISO 8601; ``None`` of other texts."""
-    if len(cell) < 10 or cell[4] != "-":
+    form = _DATE.fullmatch(cell)
+    if form is None or form["zone"]:
         return None
     try:
-        moment = datetime.fromisoformat(cell)
+        return (datetime.fromisoformat(cell) - _EPOCH) / _DAY
     except ValueError:
         return None
-    return None if moment.tzinfo is not None else (moment - _EPOCH) / _DAY
+
+
+def _has_zone(cell: str) -> bool:
+    """Tell whether a cell is a time of a day with a zone."""
+    form = _DATE.fullmatch(cell)
+    return form is not None and form["zone"] is not None
+
+
+def _clock(counts: Counter[str]) -> str:
+    """Return how most of the times of day among the texts of dates are written; dates alone among them are midnights."""
+    found = Counter[str]()
+    for text, number in counts.items():
+        if (form := _DATE.fullmatch(text)) and form["mark"]:
+            found[f"{form['mark']}10:00{':00' if form['seconds'] else ''}"] += number
+    return found.most_common(1)[0][0] if found else Column.clock
 
 
 def _found(cells: Cells, k: int, as_categories: bool) -> Column:
@@ -633,7 +672,16 @@ def _found_in(cells: Cells, k: int, as_categories: bool) -> Column:
     days = {text: _days(text) for text in counts}
     dates = sum(counts[text] for text, day in days.items() if day is not None)
     if dates == len(present):
-        return Column(name, "date", missing=missing, decimals=int(any(len(text) > 10 for text in counts)))
+        times = int(any(len(text) > 10 for text in counts))
+        return Column(name, "date", missing=missing, decimals=times, clock=_clock(counts))
+    if 2 * (dates + sum(counts[text] for text in counts if _has_zone(text))) >= len(present) > dates:
+        zoned = next(((row, text) for row, text in present if _has_zone(text)), None)
+        if zoned is not None:
+            raise DataError(
+                f"{cells.place(zoned[0], k)}: {zoned[1]!r:.40} is a time with a zone, which text does not keep: write it "
+                f"without the zone, or give a .parquet file, whose type says it, or take them as categories, --categories "
+                f"{name}"
+            )
     if 2 * dates >= len(present):
         row, text = next((row, text) for row, text in present if days[text] is None)
         raise DataError(
@@ -685,7 +733,7 @@ def _stored(cells: Cells, columns: Sequence[Column]) -> Tensor:
             if column.role in ("category", "constant"):
                 expected = f"one of {', '.join(column.categories):.200}"
             else:
-                expected = "a date, as 2024-12-31" if column.role == "date" else "a finite number"
+                expected = "a date, as 2024-12-31, without a zone" if column.role == "date" else "a finite number"
             raise DataError(f"{cells.place(row, k)}: {text!r:.40} is not what the column holds; expected {expected}")
         stored[:, k] = torch.tensor([known[text] for text in cells.columns[k]], dtype=torch.float64)
     return stored
@@ -760,12 +808,16 @@ def _measured(column: Column, x: Tensor, numbers: Numbers) -> Column:
 
 def _step(column: Column, x: Tensor) -> int:
     """Return the greatest common divisor of the distances of a column's numbers (number,), counted in their last digit."""
-    if column.role == "date" or column.decimals < 0:
+    if column.decimals < 0:
         return 1
-    digits = torch.unique((x * 10.0**column.decimals).round())
-    if len(digits) <= FEW_VALUES or float(digits.abs().max()) > 2**53:
-        return 1  # few numbers may have a common divisor by chance
-    return max(1, int(np.gcd.reduce(digits.diff().long().numpy())))
+    digits = torch.unique((x * column._units).round())
+    if float(digits.abs().max()) > 2**53:
+        return 1
+    shared = int(np.gcd.reduce(digits.diff().long().numpy())) if len(digits) > 1 else 0
+    if column.role == "date" and column.decimals and (_CLOCKS[column.clock][1] == "minutes" or shared % 60 == 0):
+        # Whole minutes are no chance, however few; and where most times are written without seconds, all are made so.
+        return shared if shared and shared % 60 == 0 and len(digits) > FEW_VALUES else 60
+    return max(1, shared) if len(digits) > FEW_VALUES else 1  # few numbers may have a common divisor by chance
 
 
 def _summary(kind: Table) -> str:
