@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -86,6 +87,36 @@ def test_numbers_are_written_with_the_decimals_and_zeros_of_the_column(tmp_path,
     for row in cells(tmp_path / "made.csv")[1:]:
         assert float(row[0]) == pytest.approx(float(column.text(column.stored(row[0]))))
         assert len(row[0]) <= max(map(len, [*cells_in, "0.00040", "0.0400", "4000"])) or made.endswith("e-29")
+
+
+def digits(cell):
+    return len(Decimal(cell).normalize().as_tuple().digits)
+
+
+@pytest.mark.parametrize(
+    ("form", "most"), [(".3e", 4), (".0e", 1), ("r", 17), (".18e", 17), (".4g", 4), (".6g", 6), ("single", 9)]
+)
+@pytest.mark.parametrize("numbers", ["standard", "quantiles"])
+def test_made_numbers_have_no_more_digits_than_those_of_training(tmp_path, form, most, numbers):
+    x = np.random.default_rng(0).lognormal(0, 6, 300)
+    cells_in = [str(np.float32(v)) if form == "single" else repr(float(v)) if form == "r" else f"{v:{form}}" for v in x]
+    rows = [[cell, "ab"[k % 2]] for k, cell in enumerate(cells_in)]
+    kind = Table.read(text(tmp_path / "a.csv", rows, ["x", "b"]), held_out=0, numbers=numbers).kind
+    kind.write(tmp_path / "b.csv", drawn(kind, 300))
+    made = [row[0] for row in cells(tmp_path / "b.csv")[1:]]
+    assert max(map(digits, made)) <= most
+    rows, _ = kind.rows(str(tmp_path / "b.csv"))
+    assert float(rows[:, 0].min()) >= kind.columns[0].least
+    assert float(rows[:, 0].max()) <= kind.columns[0].most
+
+
+def test_decimals_of_large_numbers_end_where_doubles_do(tmp_path):
+    rows = [[f"{k * 1234.5678:.17f}", "ab"[k % 2]] for k in range(1, 60)]
+    kind = Table.read(text(tmp_path / "a.csv", rows, ["x", "b"]), held_out=0).kind
+    kind.write(tmp_path / "b.csv", drawn(kind, 60))
+    made = [row[0] for row in cells(tmp_path / "b.csv")[1:]]
+    assert {len(cell.partition(".")[2]) for cell in made} == {17}
+    assert max(map(digits, made)) <= 17
 
 
 @pytest.mark.parametrize("wrong", ["2024-02-30", "2024-2-5", "05.02.2024"])

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -84,6 +85,8 @@ class Column:
         values: The values in training, ascending, where four of five cells share theirs with another: there are no others.
         type: Its type in the parquet file that it was read from, see :mod:`proxflow.data.parquet`; empty for a text file.
         dictionary: Texts of the dictionary of such a column, in their order.
+        significant: Most significant digits of real numbers, where their decimals differ or they have exponents; 0 for no
+            limit.
         clock: How times of day are written behind the date: ten o'clock as " 10:00:00", "T10:00:00", " 10:00" or "T10:00".
 
     Raises:
@@ -106,11 +109,13 @@ class Column:
     values: tuple[float, ...] = ()
     type: str = ""
     dictionary: tuple[str, ...] = ()
+    significant: int = 0
     clock: str = " 10:00:00"
 
     def __post_init__(self) -> None:
         numbers = (self.least, self.most, self.mean, self.std, *self.knots, *self.values)
         ordered = self.least <= self.most and self.std > 0 and self.step >= 1 and self.decimals <= 30 >= self.width >= 0
+        ordered = ordered and self.significant >= 0
         if not ordered or not all(map(math.isfinite, numbers)):
             raise ArgumentError(
                 f"column {self.name!r:.80}: its range, mean and standard deviation are not those of numbers"
@@ -177,14 +182,21 @@ class Column:
             values = torch.tensor(self.values, dtype=torch.float64, device=x.device)
             return values[torch.bucketize(x, (values[1:] + values[:-1]) / 2)]
         if self.decimals < 0:
-            return x.round() if self.role == "integer" else x
+            return x.round() if self.role == "integer" else self._shortened(x)
         digit = self._units
         if self.step > 1:
             x = ((x - self.least) * digit / self.step).round() * self.step / digit + self.least
         if self.role == "date":
             return (x * digit).round() / digit
         digits = 0 if self.role == "integer" else self.decimals
-        return torch.round(x, decimals=digits).clamp(self.least, self.most)
+        return self._shortened(torch.round(x, decimals=digits)).clamp(self.least, self.most)
+
+    def _shortened(self, x: Tensor) -> Tensor:
+        """Return numbers (rows,) of at most the significant digits that there are in training."""
+        if not self.significant:
+            return x
+        last = self.significant - 1
+        return torch.tensor([float(f"{value:.{last}e}") for value in x.tolist()], dtype=x.dtype, device=x.device)
 
     def text(self, x: float) -> str:
         """Return the cell of a value in stored form."""
@@ -199,7 +211,9 @@ class Column:
             return moment.date().isoformat() if self.decimals == 0 else moment.isoformat(*_CLOCKS[self.clock])
         if self.decimals < 0:
             return repr(x)
-        shown = f"{x + 0.0:0{self.width}.{self.decimals}f}"  # no −0
+        x += 0.0  # no −0
+        # By the shortest text of the number: of 0.1, further decimals are zeros.
+        shown = f"{Decimal(repr(x)) if self.decimals else x:.{self.decimals}f}".zfill(self.width)
         return shown.rstrip("0").rstrip(".") if self.trimmed and self.decimals else shown
 
     @property
@@ -667,6 +681,7 @@ def _found_in(cells: Cells, k: int, as_categories: bool) -> Column:
             missing=missing,
             decimals=max(digits) if max(digits) <= _MOST_DECIMALS else -1,
             trimmed=len(digits) > 1,
+            significant=_significant(counts) if len(digits) > 1 or any("e" in text.lower() for text in counts) else 0,
             width=_padded(counts) if whole else 0,
         )
     days = {text: _days(text) for text in counts}
@@ -698,6 +713,12 @@ def _decimals(text: str) -> int:
     """Return how many digits a number's text has behind the point, written out in full."""
     front, _, exponent = text.lower().partition("e")
     return max(0, len(front.partition(".")[2]) - int(exponent or 0))
+
+
+def _significant(texts: Iterable[str]) -> int:
+    """Return the most significant digits that a number's text has; not more than any number keeps, which are 17."""
+    mantissas = (text.lower().partition("e")[0] for text in texts)
+    return min(17, max(len(mantissa.lstrip("+-0.").replace(".", "")) for mantissa in mantissas) or 1)
 
 
 def _padded(texts: Iterable[str]) -> int:
