@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -242,6 +243,89 @@ def test_the_first_line_says_what_the_columns_are(tmp_path):
     assert "land has one value, 'here'" in notes[1]
 
 
+MANY = [str(k) for k in range(100)]
+
+
+def noted(tmp_path, column, **told):
+    """Return the notes on a table whose column x has these cells, without the one on what the columns are."""
+    rows = [[cell, f"{k / 7:.3f}"] for k, cell in enumerate(column)]
+    return Table.read(text(tmp_path / "a.csv", rows, ["x", "b"]), held_out=0, **told).notes[1:]
+
+
+WEEK = [datetime(2024, 1, 29) + timedelta(days=k) for k in range(15)]
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ([f"{k % 20}%" for k in range(99)], "99 of 99 cells look like percentages: write 12% as 12"),
+        ([f"{k % 20}.5 %" if k else "none" for k in range(99)], "98 of 99 cells look like percentages"),
+        ([f"({k % 9})" if k % 3 else "12" for k in range(90)], "60 of 90 cells look like numbers in brackets.*as -51"),
+        ([f"${k % 9}.50" for k in range(90)], "90 of 90 cells look like amounts of money"),
+        ([f"{k % 9} €" for k in range(90)], "90 of 90 cells look like amounts of money"),
+        ([f"{k % 9},50" for k in range(90)], "90 of 90 cells look like numbers with commas"),
+        ([f"{k % 9 + 1},000.5" for k in range(90)], "90 of 90 cells look like numbers with commas"),
+        ([f"{t.year}-{t.month}-{t.day}" for t in WEEK * 4], "60 of 60 cells look like dates: write them as 2024-12-31"),
+        ([f"{t:%d/%m/%Y}" for t in WEEK * 4], "60 of 60 cells look like dates"),
+        ([f"{t:%d.%m.%y}" for t in WEEK * 4], "60 of 60 cells look like dates"),
+        ([f"{k % 9}:30" for k in range(90)], "90 of 90 cells look like times of day"),
+        ([f"{t:%Y%m%d}" for t in WEEK * 4], "looks like dates written 20240131: write 2024-01-31"),
+        (
+            [("00", "1", "02", "31")[k % 4] for k in range(40)] + MANY[10:30],
+            "as '00', .*write all equally long, or .*--categories x$",
+        ),
+    ],
+)
+def test_what_a_column_seems_to_be_and_is_not_taken_for_is_said(tmp_path, column, said):
+    (note,) = noted(tmp_path, column)
+    assert re.search(rf"a\.csv: column x .*{said}", note)
+    assert "\n" not in note
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        [f"{k % 28 + 1}" for k in range(90)],
+        ["low", "50%", "high"] * 30,
+        [f"{20240000 + k}" for k in range(90)],  # one is no day
+        [f"0{1000 + k}" for k in range(90)],  # keeps its zeros
+        ["2024-01-01", "2024-01-03", "2024-01-04"] * 30,
+        ["1:a", "2:b"] * 30,
+    ],
+)
+def test_of_other_columns_nothing_is_said(tmp_path, column):
+    assert noted(tmp_path, column) == ()
+
+
+def test_of_a_column_that_is_asked_for_as_categories_nothing_is_said(tmp_path):
+    column = [f"{k % 20}%" for k in range(99)]
+    assert noted(tmp_path, column, categories=["x"]) == noted(tmp_path, column, target="x") == ()
+
+
+def test_columns_with_a_long_tail_are_named(tmp_path):
+    choice = np.random.default_rng(0)
+    for number in (50, 1000):
+        tail = [*choice.lognormal(0, 1, number - 1), 1e6]
+        (note,) = noted(tmp_path, [f"{x:.2f}" for x in tail])
+        assert re.search(r"a\.csv: numbers with a long tail: x; --numbers quantiles", note)
+        assert noted(tmp_path, [f"{x:.2f}" for x in tail], numbers="quantiles") == ()
+        for law in (choice.normal, choice.exponential, choice.uniform, choice.laplace):
+            assert noted(tmp_path, [f"{x:.4f}" for x in law(size=number)]) == ()
+        assert noted(tmp_path, [str(x) for x in choice.poisson(30, number)]) == ()
+        assert (
+            noted(tmp_path, [str(x) for x in choice.choice([-1000, 1000], number) + choice.integers(0, 99, number)])
+            == ()
+        )
+
+
+@pytest.mark.parametrize("mark", ["#N/A", "<NA>", "NA", "null", "?"])
+def test_marks_of_other_programs_are_missing_cells(tmp_path, mark):
+    rows = [[mark if k % 5 == 0 else "ab"[k % 2], mark if k % 7 == 0 else f"{k / 4}"] for k in range(40)]
+    columns = Table.read(text(tmp_path / "a.csv", rows, ["sort", "x"]), held_out=0).kind.columns
+    assert [(column.role, column.missing) for column in columns] == [("category", mark), ("number", mark)]
+    assert columns[0].categories == ("a", "b")
+
+
 # There and back -----------------------------------------------------------------------------------------------------
 
 
@@ -430,9 +514,6 @@ def rows_of(*columns):
     return "\n".join(",".join(row) for row in zip(*columns, strict=True)) + "\n"
 
 
-MANY = [str(k) for k in range(100)]
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -442,11 +523,24 @@ MANY = [str(k) for k in range(100)]
         ("a,b\n1,x\n2,x\ninf,y\n", "line 4, column a: 'inf' is infinite"),
         ("a,b,a\n1,x,2\n", "columns 1 and 3 are both named 'a'"),
         ("a,\n1,x\n", "column 2 has no name"),
+        ("a,b,\n1,x,\n2,y,\n", "column 3 has no name: the first line ends in a comma: remove the commas at the ends"),
+        ("a,,c\n1,x,2\n", "column 2 has no name: name it in the first line$"),
+        (",a\n1,x\n", "column 1 has no name: if these are numbers of rows, .*index=False"),
+        ("sep=,\na,b\n1,x\n", "line 1 is 'sep=', which Excel writes; expected names of columns: remove the line$"),
+        ("sep=,\na,b,c\n1,x,2\n", "line 1 is 'sep=', which Excel writes"),
+        ("sep=;\na;b\n1;x\n", "line 1 is 'sep=;', which Excel writes"),
+        ("a\tb\n1\tx\n", "line 1: expected commas between the columns; this file has tabs: save it with commas"),
+        (
+            "a,b\n" + rows_of(MANY, [f"${k}.5" for k in MANY]),
+            r"as '\$0.5', too many .*money, so write \$5.00 as 5.00, or",
+        ),
+        ("a,b\n" + rows_of(MANY, [f"{k}:30" for k in MANY]), "as '0:30', too many .*look like times of day"),
+        ("a,b\n" + rows_of(MANY, [f"word {k}" for k in MANY]), "as 'word 0', too many .*: write numbers as 1000.5"),
         ("a,b\n1,x\n2\n", "line 3 has 1 cell; expected 2"),
         ("a,b\n1,x\n2,y,z\n", "line 3 has 3 cells; expected 2"),
         ("", "is empty"),
         ("a,b\n", "holds names and no rows"),
-        ("a;b\n1;x\n", "semicolons or tabs"),
+        ("a;b\n1;x\n", "line 1: expected commas between the columns; this file has semicolons: save it"),
         ("1.5,x\n2.5,y\n", "line 1 holds the number 1.5 in column 1; expected the names"),
         ("a,b\nx,y\nx,y\n", "no column is left to learn"),
         (
@@ -460,6 +554,27 @@ def test_bad_tables_are_refused_in_one_sentence_with_the_place(tmp_path, content
     with pytest.raises(DataError, match=said) as caught:
         Table.read(str(tmp_path / "a.csv"), held_out=0)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_that_are_asked_for_as_categories_are_refused_by_the_option(tmp_path):
+    source = text(tmp_path / "a.csv", [[f"{k / 4}", "ab"[k % 2]] for k in range(60)], ["score", "b"])
+    with pytest.raises(
+        DataError, match=r"60 different values .* a target must be of categories .*another --target"
+    ) as caught:
+        Table.read(source, target="score")
+    assert "--ignore" not in str(caught.value)
+    with pytest.raises(
+        DataError, match=r"60 different texts in 60 rows, as '0\.0', too many .*: take it out of --categories"
+    ):
+        Table.read(source, categories=["score"])
+
+
+@pytest.mark.parametrize("content", ["sep=,\na,b\n1,x\n", "sep=,\na,b,c\n1,2,3.5\n", "sep=;\na;b\n1;2\n", "a;b\n1;2\n"])
+def test_what_a_file_says_of_its_marks_is_refused_by_whichever_kind_takes_it(tmp_path, content):
+    (tmp_path / "a.csv").write_text(content)
+    for kind in (None, "table"):
+        with pytest.raises(DataError, match=r"line 1.*(remove the line|save it with commas)"):
+            kind_of_source(str(tmp_path / "a.csv"), kind).read(str(tmp_path / "a.csv"))
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])

@@ -40,6 +40,8 @@ _SHARED = 0.8
 """A column takes the values of training alone where so many of its cells share theirs with another."""
 _MOST_VALUES = 1000
 """Most values that are kept of such a column."""
+LONG_TAIL = 20.0
+"""Mean fourth power of standardised numbers above which they have a long tail: 3 of a normal law, 9 of an exponential."""
 _KNOTS = 201
 """Most quantiles that a column is described by."""
 _LABELS = 0x7AB1E
@@ -261,6 +263,7 @@ class Table(Kind):
         columns: The columns, in their order.
         target: Name of the category that rows are conditioned on; empty for none.
         shares: Share of each of the target's categories in training.
+        pandas: What pandas kept in the parquet file that it was read from, see :func:`proxflow.data.parquet.write`.
 
     Raises:
         ArgumentError: The columns do not make this shape, two have one name, or the target is none of the categories.
@@ -270,6 +273,7 @@ class Table(Kind):
     columns: tuple[Column, ...]
     target: str = ""
     shares: tuple[float, ...] = ()
+    pandas: str = ""
 
     ending: ClassVar[str] = ".csv"
     examples_word: ClassVar[str] = "rows"
@@ -357,10 +361,10 @@ class Table(Kind):
     ) -> Loaded:
         """Read a table, and find out what its columns are.
 
-        Cells that are empty or NA, N/A, NaN, null or ? are missing. A column is, by the first that holds: constant, if it
-        has one value; categories, if it is named in ``categories`` or is the target; whole numbers, if all its numbers are
-        whole, and categories where these are of at most 10 values, each twice in the mean; real numbers; dates, if they are
-        written as 2024-12-31 or 2024-12-31 23:59:59; else categories.
+        Cells that are empty or NA, N/A, #N/A, NaN, <NA>, null or ? are missing. A column is, by the first that holds:
+        constant, if it has one value; categories, if it is named in ``categories`` or is the target; whole numbers, if all
+        its numbers are whole, and categories where these are of at most 10 values, each twice in the mean; real numbers;
+        dates, if they are written as 2024-12-31, 2024-12-31 23:59:59 or 2024-12-31T23:59; else categories.
 
         Args:
             source: File ``.csv``, whose first line names the columns, or ``.parquet``.
@@ -384,7 +388,10 @@ class Table(Kind):
         cells.check()
         asked = [*categories, *([target] if target else [])]
         _known(cells, asked)
-        found = [_found(cells, k, cells.names[k] in asked) for k in range(len(cells.names))]
+        found = [
+            _found(cells, k, "--target" if name == target else "--categories" if name in categories else "")
+            for k, name in enumerate(cells.names)
+        ]
         stored = _stored(cells, found)
         _check_range(cells, found, stored)
         train, kept = split(Examples(stored), held_out, seed)
@@ -403,13 +410,21 @@ class Table(Kind):
         wide = sum(1 + (c.missing is not None) if c.numeric else c.role == "category" for c in measured) - bool(target)
         if not wide:
             raise DataError(f"{source}: no column is left to learn: each has one value in all rows, or is the target")
-        kind = cls((wide,), measured, target, shares)
+        kind = cls((wide,), measured, target, shares, cells.pandas)
         notes = [f"{source}: {_summary(kind)}"]
         notes += [
             f"{source}: column {c.name} has one value, {c.categories[0]!r:.40}, in all rows, and keeps it"
             for c in measured
             if c.role == "constant"
         ]
+        hints = [_hint(cells, k, c) for k, c in enumerate(measured) if c.name not in asked]
+        notes += [f"{source}: {hint}" for hint in hints if hint]
+        tails = [c.name for k, c in enumerate(measured) if not c.knots and _long_tailed(c, train.x[:, k])]
+        if tails:
+            notes.append(
+                f"{source}: numbers with a long tail: {', '.join(tails):.200}; --numbers quantiles is for these; without it "
+                "too many are made at an end of their range"
+            )
         told = {"source": source, "held_out": held_out, "seed": seed, "ignore": list(ignore), "numbers": numbers}
         of = f"{len(train)} rows of {len(measured)} columns"
         return Loaded(kind, kind.with_labels(train), kept and kind.with_labels(kept), of, tuple(notes), told)
@@ -532,13 +547,28 @@ class Table(Kind):
                 f"cannot tell from {str(path)!r} what to write: give a file ending in .csv or .parquet (the table), or .png "
                 "(a plot)"
             )
+        self._check_zones(path)
         writable_folder(path.parent)
         if path.is_dir():
             raise OutputError(f"cannot write the file {path}: it is a folder")
 
+    def _check_zones(self, path: Path) -> None:
+        zoned = [column.name for column in self.columns if "tz=" in column.type]
+        if zoned and path.suffix.lower() == ".csv":
+            raise ArgumentError(
+                f"cannot write {path}: the times of column {zoned[0]} have a zone, which text would lose: give a file "
+                "ending in .parquet"
+            )
+
     def write(self, path: Path | str, stored: Tensor) -> None:
-        """Write rows with the names, types, categories and decimals of the original, or a plot of two columns (.png)."""
+        """Write rows with the names, types, categories and decimals of the original, or a plot of two columns (.png).
+
+        Raises:
+            ArgumentError: It is a file of text, and times have a zone.
+            OutputError: The place cannot be written.
+        """
         path = Path(path)
+        self._check_zones(path)
         if path.suffix.lower() == ".png":
             write_png(path, self.preview(stored))
             return
@@ -550,7 +580,7 @@ class Table(Kind):
                     ParquetColumn(c.name, c.written_as, [c.text(row[k]) for row in rows], c.dictionary)
                     for k, c in enumerate(self.columns)
                 ]
-                parquet.write(temporary, made, [c.missing for c in self.columns])
+                parquet.write(temporary, made, [c.missing for c in self.columns], self.pandas)
                 return
             with temporary.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file, lineterminator="\n")
@@ -633,17 +663,26 @@ def _clock(counts: Counter[str]) -> str:
     return found.most_common(1)[0][0] if found else Column.clock
 
 
-def _found(cells: Cells, k: int, as_categories: bool) -> Column:
+def _found(cells: Cells, k: int, asked: str) -> Column:
     """Return what a column is, by the rules of :meth:`Table.read`, without its numbers.
+
+    Args:
+        cells: The table.
+        k: The column's place.
+        asked: The option that takes it as categories, whatever it looks like; empty for none.
 
     Raises:
         DataError: Its cells are of no such kind; the message names line and column.
     """
-    found = _found_in(cells, k, as_categories or (bool(cells.types) and parquet.of_categories(cells.types[k])))
+    found = _found_in(cells, k, asked, bool(asked) or _typed_categories(cells, k))
     return replace(found, type=cells.types[k], dictionary=cells.dictionaries[k]) if cells.types else found
 
 
-def _found_in(cells: Cells, k: int, as_categories: bool) -> Column:
+def _typed_categories(cells: Cells, k: int) -> bool:
+    return bool(cells.types) and parquet.of_categories(cells.types[k])
+
+
+def _found_in(cells: Cells, k: int, asked: str, as_categories: bool) -> Column:
     """Return what a column is by its cells."""
     name, texts = cells.names[k], cells.columns[k]
     present = [(row, text) for row, text in enumerate(texts) if not is_missing(text)]
@@ -656,7 +695,7 @@ def _found_in(cells: Cells, k: int, as_categories: bool) -> Column:
     if len(counts) == 1 and missing is None:
         return Column(name, "constant", (present[0][1],))
     if as_categories:
-        return _category(where, name, counts, missing, len(present))
+        return _category(where, name, counts, missing, len(present), asked)
     values = {text: number_in(text) for text in counts}
     numbers = sum(counts[text] for text, value in values.items() if value is not None)
     if numbers and numbers < len(present):
@@ -727,13 +766,87 @@ def _padded(texts: Iterable[str]) -> int:
     return lengths.pop() if len(lengths) == 1 and any(text[0] == "0" and len(text) > 1 for text in texts) else 0
 
 
-def _category(where: str, name: str, counts: Counter[str], missing: str | None, rows: int) -> Column:
+_NEARLY = tuple(
+    (what, re.compile(form, re.ASCII), mend)
+    for what, form, mend in (
+        ("percentages", r"[+-]?\d+(?:[.,]\d+)?\s?%", "write 12% as 12"),
+        ("numbers in brackets", r"\(\d[\d.,]*\)", "write (51) as -51"),
+        ("amounts of money", r"-?(?:[$€£¥]\s?-?\d[\d.,]*|\d[\d.,]*\s?[$€£¥])", "write $5.00 as 5.00"),
+        ("numbers with commas", r"[+-]?\d+(?:,\d+)+(?:\.\d+)?", "write 1,000 as 1000 and 0,5 as 0.5"),
+        ("dates", r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d\d)", "write them as 2024-12-31"),
+        ("times of day", r"\d{1,2}:\d\d(?::\d\d)?", "write 10:30 as a number, 10.5 hours"),
+    )
+)
+_MOST = 0.9
+"""Share of the cells of a column from which on it is said what they look like."""
+
+
+def _nearly(counts: Counter[str]) -> tuple[int, str, str] | None:
+    """Return how many of the texts look like what, and how they are to be written, if they are nearly numbers or dates."""
+    plain = sum(number for text, number in counts.items() if number_in(text) is not None)
+    for what, form, mend in _NEARLY:
+        found = sum(number for text, number in counts.items() if form.fullmatch(text))
+        if found and found + plain >= _MOST * counts.total():
+            return found, what, mend
+    return None
+
+
+def _hint(cells: Cells, k: int, column: Column) -> str:
+    """Say what a column seems to be and is not taken for, and how to have it so; nothing of others."""
+    counts, name = Counter(text for text in cells.columns[k] if not is_missing(text)), column.name
+    if column.role == "category" and not _typed_categories(cells, k) and (nearly := _nearly(counts)):
+        found, what, mend = nearly
+        return (
+            f"column {name} is taken as categories, though {found} of {counts.total()} cells look like {what}: {mend} to "
+            "have them learnt as numbers"
+        )
+    if column.role != "integer":
+        return ""
+    if all(map(_is_day, counts)):
+        return (
+            f"column {name} looks like dates written 20240131: write 2024-01-31, else days are made that do not exist"
+        )
+    padded = next((text for text in counts if re.match(r"[+-]?0\d", text)), None)
+    if padded and not column.width:
+        return (
+            f"column {name} has numbers with zeros before them, as {padded!r:.40}, which are left out in what is made, as "
+            f"not all are equally long: write all equally long, or take them as categories, --categories {name}"
+        )
+    return ""
+
+
+def _is_day(text: str) -> bool:
+    """Tell whether a text is a day of a recent century without marks, 20240131."""
+    return len(text) == 8 and text[:2] in ("19", "20") and _days(f"{text[:4]}-{text[4:6]}-{text[6:]}") is not None
+
+
+def _long_tailed(column: Column, x: Tensor) -> bool:
+    """Tell whether a few numbers (number,) lie so far from the others that these are close together in standard units."""
+    if not column.numeric:
+        return False
+    z = (x[x != GAP] - column.mean) / column.std
+    return float(z.pow(4).mean()) > LONG_TAIL
+
+
+def _category(where: str, name: str, counts: Counter[str], missing: str | None, rows: int, asked: str = "") -> Column:
     number = len(counts)
     if number > MOST_CATEGORIES or (number > _FEW and 2 * number > rows):
+        most = f"(at most {MOST_CATEGORIES}, and half as many as rows)"
+        if asked == "--target":
+            raise DataError(
+                f"{where} has {number} different values in {rows} rows, and a target must be of categories {most}: choose "
+                "another --target, or write the values as a few classes"
+            )
+        if asked:
+            mend = "take it out of --categories"
+        elif nearly := _nearly(counts):
+            mend = f"they look like {nearly[1]}, so {nearly[2]}"
+        else:
+            mend = "write numbers as 1000.5 and dates as 2024-12-31"
+        example = next((text for text in counts if number_in(text) is None), next(iter(counts)))
         raise DataError(
-            f"{where} has {number} different texts in {rows} rows, too many to learn as categories (at most "
-            f"{MOST_CATEGORIES}, and half as many as rows): write numbers as 1000.5 and dates as 2024-12-31, or leave it "
-            f"out, --ignore {name}"
+            f"{where} has {number} different texts in {rows} rows, as {example!r:.40}, too many to learn as categories "
+            f"{most}: {mend}, or leave the column out, --ignore {name}"
         )
     ordered = sorted(counts, key=lambda text: (number_in(text) is None, number_in(text) or 0.0, text))
     return Column(name, "category", tuple(ordered), missing)
