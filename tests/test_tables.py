@@ -154,6 +154,13 @@ def test_times_keep_their_step_and_their_form(tmp_path, form, number, minutes):
     assert all((moment - begin) % timedelta(minutes=minutes) == timedelta() for moment in moments)
 
 
+def test_a_model_without_steps_and_forms_of_times_makes_them_as_it_did():
+    held = Column("when", "date", decimals=1, least=0.0, most=2.0, mean=1.0, std=1.0)  # as an earlier version kept it
+    assert held.text(float(held.decode(torch.tensor([0.1234567]).double()))) == "1970-01-02 02:57:47"
+    number = Column("x", "number", decimals=5, trimmed=True, least=0.0, most=2000.0, mean=1000.0, std=1.0)
+    assert number.text(float(number.decode(torch.tensor([0.1234567]).double()))) == "1000.12346"
+
+
 def test_days_keep_their_step(tmp_path):
     rows = [[f"{datetime(2024, 1, 1) + timedelta(weeks=k):%Y-%m-%d}", "ab"[k % 2]] for k in range(60)]
     kind = Table.read(text(tmp_path / "a.csv", rows, ["monday", "b"]), held_out=0).kind
@@ -204,6 +211,14 @@ def test_times_with_a_zone_are_named_as_such(tmp_path, zone, others):
 def test_a_file_with_more_than_real_numbers_is_a_table(tmp_path, content, kind):
     (tmp_path / "a.csv").write_text(content)
     assert kind_of_source(str(tmp_path / "a.csv")) is kind
+
+
+@pytest.mark.parametrize("kind", ["vector", "table"])
+def test_rows_are_written_to_a_path_that_is_text(tmp_path, kind):
+    source = text(tmp_path / "a.csv", [[f"{k / 4}", f"{k}"] for k in range(30)], ["a", "b"])
+    loaded = kind_of_source(source, kind).read(source, held_out=0)
+    loaded.kind.write(str(tmp_path / "b.csv"), loaded.train.x)
+    assert [[float(cell) for cell in row] for row in cells(tmp_path / "b.csv")[1:]] == loaded.train.x.tolist()
 
 
 def test_it_keeps_the_contract_of_kinds(tmp_path):

@@ -158,8 +158,9 @@ class Vector(Kind):
         if path.is_dir():
             raise OutputError(f"cannot write the file {path}: it is a folder")
 
-    def write(self, path: Path, stored: Tensor) -> None:
+    def write(self, path: Path | str, stored: Tensor) -> None:
         """Write numbers (.npy; .npz, key x; .csv), or a plot of the first two columns (.png)."""
+        path = Path(path)
         rows = stored.detach().to("cpu", torch.float64).numpy()
 
         if path.suffix.lower() == ".png":
