@@ -583,8 +583,11 @@ def test_tables_of_text_with_and_without_names(tmp_path, content, columns):
         ("1,2\n1,nan\n", "line 2, column 2, has 'nan'"),
         ("1,2\n-inf,1\n", "line 2, column 1, has '-inf'"),
         ("1,2\n1_0,1\n", "line 2, column 1, has '1_0'"),
-        ("1;2\n3;4\n", "line 2: expected commas between the columns; this file has semicolons"),
-        ("a;b\n1,5;2,5\n", "line 2: expected commas between the columns; this file has semicolons"),
+        ("1;2\n3;4\n", "line 1: expected commas between the columns; this file has semicolons: save it with commas"),
+        (
+            "a;b\n1,5;2,5\n",
+            "line 1: expected commas between the columns; this file has semicolons: save it with commas",
+        ),
         ("1,2\n1j,1\n", "has '1j'"),
         (",a,b\n0,1,2\n", "column 1 has no name.*index=False"),
         ("1,2\n1,\0\n", "a.csv"),

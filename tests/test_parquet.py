@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+import proxflow
 from proxflow.cli import main
 from proxflow.data.kinds.table import Column, Table
 from proxflow.data.parquet import write_filled
 from proxflow.errors import ArgumentError, DataError
-from proxflow.models import load
+from proxflow.models import load, save
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -287,3 +288,53 @@ def test_a_refusal_ends_the_process_with_its_own_status(tmp_path):
     for _ in range(4):
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+
+
+def test_times_with_a_zone_are_not_written_as_text(lacking, capsys, tmp_path):
+    folder, _ = lacking
+    words = ["sample", str(folder / "run"), "--n", "4", "--steps", "1"]
+    assert main([*words, "--out", str(tmp_path / "made.csv")]) == 2
+    said = capsys.readouterr().err
+    assert "the times of column seen have a zone, which text would lose: give a file ending in .parquet" in said
+    assert main([*words, "--out", str(tmp_path / "made.parquet")]) == 0
+    kind = load(folder / "run").data
+    with pytest.raises(ArgumentError, match="column seen have a zone"):
+        kind.write(tmp_path / "made.csv", kind.rows(str(tmp_path / "made.parquet"))[0])
+    assert not (tmp_path / "made.csv").exists()
+
+
+def test_pandas_reads_what_is_made_as_the_types_of_its_frame(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    whole = np.arange(NUMBER)
+    frame = pandas.DataFrame(
+        {
+            "id": pandas.array(whole, "Int32"),
+            "count": pandas.array([None if k % 5 == 0 else int(k) for k in whole], "Int64"),
+            "yes": pandas.array([None if k % 7 == 0 else bool(k % 2) for k in whole], "boolean"),
+            "small": pandas.array(whole % 50, "Int8"),
+            "real": pandas.array(whole / 8, "Float32"),
+            "sort": pandas.Categorical(["ab"[k % 2] for k in whole]),
+            "same": pandas.array([1] * NUMBER, "Int16"),
+            "dropped": whole,
+        }
+    ).set_index("id")
+    frame.to_parquet(tmp_path / "a.parquet")
+    loaded = Table.read(str(tmp_path / "a.parquet"), held_out=0, ignore=["dropped"])
+    save(tmp_path / "m", proxflow.build(loaded.kind, network="mlp:width=8", seed=0))
+    load(tmp_path / "m").data.write(tmp_path / "b.parquet", loaded.train.x[:40])
+    made = pandas.read_parquet(tmp_path / "b.parquet")
+    original = pandas.read_parquet(tmp_path / "a.parquet")
+    pandas.testing.assert_frame_equal(made, original.drop(columns="dropped").iloc[:40])
+    plain = frame.reset_index(drop=True)
+    plain.to_parquet(tmp_path / "c.parquet")
+    loaded = Table.read(str(tmp_path / "c.parquet"), held_out=0)
+    loaded.kind.write(tmp_path / "d.parquet", loaded.train.x[:40])
+    pandas.testing.assert_frame_equal(pandas.read_parquet(tmp_path / "d.parquet"), plain.iloc[:40])
+
+
+@pytest.mark.parametrize("kept", ["no JSON", "[1]", '{"columns": 1}', '{"columns": [1], "index_columns": []}'])
+def test_a_damaged_note_of_pandas_is_left_out(tmp_path, kept):
+    table = pa.table({"a": [k / 4 for k in range(40)], "b": ["x", "y"] * 20}).replace_schema_metadata({"pandas": kept})
+    loaded = Table.read(written(tmp_path / "a.parquet", table), held_out=0)
+    loaded.kind.write(tmp_path / "b.parquet", loaded.train.x)
+    assert read(tmp_path / "b.parquet").schema.metadata is None

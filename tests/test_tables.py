@@ -3,7 +3,10 @@
 import csv
 import json
 import math
+import re
 from dataclasses import replace
+from datetime import datetime, timedelta
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -55,6 +58,13 @@ def cells(path):
         return list(csv.reader(file))
 
 
+def drawn(kind, number):
+    """Return rows of a table of one column of numbers and one of categories, in stored form."""
+    z = torch.randn(number, 2, generator=torch.Generator().manual_seed(0))
+    z[:, 1] = (z[:, 1] > 0).float()
+    return kind.decode(z)
+
+
 # How cells are written -----------------------------------------------------------------------------------------------
 
 
@@ -80,6 +90,36 @@ def test_numbers_are_written_with_the_decimals_and_zeros_of_the_column(tmp_path,
         assert len(row[0]) <= max(map(len, [*cells_in, "0.00040", "0.0400", "4000"])) or made.endswith("e-29")
 
 
+def digits(cell):
+    return len(Decimal(cell).normalize().as_tuple().digits)
+
+
+@pytest.mark.parametrize(
+    ("form", "most"), [(".3e", 4), (".0e", 1), ("r", 17), (".18e", 17), (".4g", 4), (".6g", 6), ("single", 9)]
+)
+@pytest.mark.parametrize("numbers", ["standard", "quantiles"])
+def test_made_numbers_have_no_more_digits_than_those_of_training(tmp_path, form, most, numbers):
+    x = np.random.default_rng(0).lognormal(0, 6, 300)
+    cells_in = [str(np.float32(v)) if form == "single" else repr(float(v)) if form == "r" else f"{v:{form}}" for v in x]
+    rows = [[cell, "ab"[k % 2]] for k, cell in enumerate(cells_in)]
+    kind = Table.read(text(tmp_path / "a.csv", rows, ["x", "b"]), held_out=0, numbers=numbers).kind
+    kind.write(tmp_path / "b.csv", drawn(kind, 300))
+    made = [row[0] for row in cells(tmp_path / "b.csv")[1:]]
+    assert max(map(digits, made)) <= most
+    rows, _ = kind.rows(str(tmp_path / "b.csv"))
+    assert float(rows[:, 0].min()) >= kind.columns[0].least
+    assert float(rows[:, 0].max()) <= kind.columns[0].most
+
+
+def test_decimals_of_large_numbers_end_where_doubles_do(tmp_path):
+    rows = [[f"{k * 1234.5678:.17f}", "ab"[k % 2]] for k in range(1, 60)]
+    kind = Table.read(text(tmp_path / "a.csv", rows, ["x", "b"]), held_out=0).kind
+    kind.write(tmp_path / "b.csv", drawn(kind, 60))
+    made = [row[0] for row in cells(tmp_path / "b.csv")[1:]]
+    assert {len(cell.partition(".")[2]) for cell in made} == {17}
+    assert max(map(digits, made)) <= 17
+
+
 @pytest.mark.parametrize("wrong", ["2024-02-30", "2024-2-5", "05.02.2024"])
 def test_one_cell_that_is_no_date_among_dates_is_named(tmp_path, wrong):
     rows = [(f"2024-01-{k:02d}", "x") for k in range(1, 31)] + [(wrong, "y")]
@@ -87,6 +127,69 @@ def test_one_cell_that_is_no_date_among_dates_is_named(tmp_path, wrong):
         Table.read(text(tmp_path / "a.csv", rows, ["when", "b"]))
     found = Table.read(text(tmp_path / "b.csv", [*rows] * 2, ["when", "b"]), categories=["when"])
     assert found.kind.columns[0].role == "category"
+
+
+FORMS = ["%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("number", "minutes"), [(40, 15), (40, 60), (6, 1)])
+def test_times_keep_their_step_and_their_form(tmp_path, form, number, minutes):
+    choice = np.random.default_rng(0)
+    begin = datetime(2024, 1, 1, 9, 30)
+    times = [
+        begin + timedelta(minutes=15 * int(k) if minutes < 60 else 60 * int(k))
+        for k in choice.integers(0, 9000, number)
+    ]
+    source = text(tmp_path / "a.csv", [[f"{t:{form}}", "ab"[k % 2]] for k, t in enumerate(times)], ["when", "b"])
+    loaded = Table.read(source, held_out=0)
+    loaded.kind.write(tmp_path / "same.csv", loaded.kind.decode(loaded.kind.encode(loaded.train.x)))
+    assert cells(tmp_path / "same.csv") == cells(source)
+    loaded.kind.write(tmp_path / "made.csv", drawn(loaded.kind, 300))
+    made = [row[0] for row in cells(tmp_path / "made.csv")[1:]]
+    moments = [datetime.strptime(cell, form) for cell in made]
+    assert set(made) == {f"{moment:{form}}" for moment in moments}
+    assert len(set(moments)) > 100
+    assert min(times) <= min(moments) <= max(moments) <= max(times)
+    assert all((moment - begin) % timedelta(minutes=minutes) == timedelta() for moment in moments)
+
+
+def test_a_model_without_steps_and_forms_of_times_makes_them_as_it_did():
+    held = Column("when", "date", decimals=1, least=0.0, most=2.0, mean=1.0, std=1.0)  # as an earlier version kept it
+    assert held.text(float(held.decode(torch.tensor([0.1234567]).double()))) == "1970-01-02 02:57:47"
+    number = Column("x", "number", decimals=5, trimmed=True, least=0.0, most=2000.0, mean=1000.0, std=1.0)
+    assert number.text(float(number.decode(torch.tensor([0.1234567]).double()))) == "1000.12346"
+
+
+def test_days_keep_their_step(tmp_path):
+    rows = [[f"{datetime(2024, 1, 1) + timedelta(weeks=k):%Y-%m-%d}", "ab"[k % 2]] for k in range(60)]
+    kind = Table.read(text(tmp_path / "a.csv", rows, ["monday", "b"]), held_out=0).kind
+    kind.write(tmp_path / "b.csv", drawn(kind, 200))
+    assert {datetime.fromisoformat(row[0]).weekday() for row in cells(tmp_path / "b.csv")[1:]} == {0}
+
+
+def test_times_of_several_forms_are_made_in_that_of_most(tmp_path):
+    rows = [[f"2024-01-{k:02d}T0{k % 10}:30", "ab"[k % 2]] for k in range(1, 21)]
+    rows += [["2024-02-01", "a"]] * 30 + [["2024-02-02 05:00:30", "b"]]
+    kind = Table.read(text(tmp_path / "a.csv", rows, ["when", "b"]), held_out=0).kind
+    kind.write(tmp_path / "b.csv", drawn(kind, 50))
+    assert {(len(row[0]), row[0][10]) for row in cells(tmp_path / "b.csv")[1:]} == {(16, "T")}
+    with pytest.raises(ArgumentError, match="no time of day is written as 'x'"):
+        replace(kind.columns[0], clock="x")
+
+
+@pytest.mark.parametrize("zone", ["Z", "+02:00", "+0200", " UTC", "-05"])
+@pytest.mark.parametrize("others", [0, 10])
+def test_times_with_a_zone_are_named_as_such(tmp_path, zone, others):
+    rows = [[f"2024-01-{k % 28 + 1:02d}T10:{k:02d}:00{zone if k >= others else ''}", "xy"[k % 2]] for k in range(60)]
+    source = text(tmp_path / "a.csv", rows, ["when", "b"])
+    with pytest.raises(
+        DataError,
+        match=rf"line {others + 2}, column when: '2024-\S+.*' is a time with a zone, which .*without the zone",
+    ) as caught:
+        Table.read(source)
+    assert "\n" not in str(caught.value)
+    assert Table.read(source, ignore=["when"], categories=["b"]).kind.columns[0].role == "category"
 
 
 # Which kind ---------------------------------------------------------------------------------------------------------
@@ -108,6 +211,14 @@ def test_one_cell_that_is_no_date_among_dates_is_named(tmp_path, wrong):
 def test_a_file_with_more_than_real_numbers_is_a_table(tmp_path, content, kind):
     (tmp_path / "a.csv").write_text(content)
     assert kind_of_source(str(tmp_path / "a.csv")) is kind
+
+
+@pytest.mark.parametrize("kind", ["vector", "table"])
+def test_rows_are_written_to_a_path_that_is_text(tmp_path, kind):
+    source = text(tmp_path / "a.csv", [[f"{k / 4}", f"{k}"] for k in range(30)], ["a", "b"])
+    loaded = kind_of_source(source, kind).read(source, held_out=0)
+    loaded.kind.write(str(tmp_path / "b.csv"), loaded.train.x)
+    assert [[float(cell) for cell in row] for row in cells(tmp_path / "b.csv")[1:]] == loaded.train.x.tolist()
 
 
 def test_it_keeps_the_contract_of_kinds(tmp_path):
@@ -145,6 +256,89 @@ def test_the_first_line_says_what_the_columns_are(tmp_path):
         "weight; target sort"
     )
     assert "land has one value, 'here'" in notes[1]
+
+
+MANY = [str(k) for k in range(100)]
+
+
+def noted(tmp_path, column, **told):
+    """Return the notes on a table whose column x has these cells, without the one on what the columns are."""
+    rows = [[cell, f"{k / 7:.3f}"] for k, cell in enumerate(column)]
+    return Table.read(text(tmp_path / "a.csv", rows, ["x", "b"]), held_out=0, **told).notes[1:]
+
+
+WEEK = [datetime(2024, 1, 29) + timedelta(days=k) for k in range(15)]
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ([f"{k % 20}%" for k in range(99)], "99 of 99 cells look like percentages: write 12% as 12"),
+        ([f"{k % 20}.5 %" if k else "none" for k in range(99)], "98 of 99 cells look like percentages"),
+        ([f"({k % 9})" if k % 3 else "12" for k in range(90)], "60 of 90 cells look like numbers in brackets.*as -51"),
+        ([f"${k % 9}.50" for k in range(90)], "90 of 90 cells look like amounts of money"),
+        ([f"{k % 9} €" for k in range(90)], "90 of 90 cells look like amounts of money"),
+        ([f"{k % 9},50" for k in range(90)], "90 of 90 cells look like numbers with commas"),
+        ([f"{k % 9 + 1},000.5" for k in range(90)], "90 of 90 cells look like numbers with commas"),
+        ([f"{t.year}-{t.month}-{t.day}" for t in WEEK * 4], "60 of 60 cells look like dates: write them as 2024-12-31"),
+        ([f"{t:%d/%m/%Y}" for t in WEEK * 4], "60 of 60 cells look like dates"),
+        ([f"{t:%d.%m.%y}" for t in WEEK * 4], "60 of 60 cells look like dates"),
+        ([f"{k % 9}:30" for k in range(90)], "90 of 90 cells look like times of day"),
+        ([f"{t:%Y%m%d}" for t in WEEK * 4], "looks like dates written 20240131: write 2024-01-31"),
+        (
+            [("00", "1", "02", "31")[k % 4] for k in range(40)] + MANY[10:30],
+            "as '00', .*write all equally long, or .*--categories x$",
+        ),
+    ],
+)
+def test_what_a_column_seems_to_be_and_is_not_taken_for_is_said(tmp_path, column, said):
+    (note,) = noted(tmp_path, column)
+    assert re.search(rf"a\.csv: column x .*{said}", note)
+    assert "\n" not in note
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        [f"{k % 28 + 1}" for k in range(90)],
+        ["low", "50%", "high"] * 30,
+        [f"{20240000 + k}" for k in range(90)],  # one is no day
+        [f"0{1000 + k}" for k in range(90)],  # keeps its zeros
+        ["2024-01-01", "2024-01-03", "2024-01-04"] * 30,
+        ["1:a", "2:b"] * 30,
+    ],
+)
+def test_of_other_columns_nothing_is_said(tmp_path, column):
+    assert noted(tmp_path, column) == ()
+
+
+def test_of_a_column_that_is_asked_for_as_categories_nothing_is_said(tmp_path):
+    column = [f"{k % 20}%" for k in range(99)]
+    assert noted(tmp_path, column, categories=["x"]) == noted(tmp_path, column, target="x") == ()
+
+
+def test_columns_with_a_long_tail_are_named(tmp_path):
+    choice = np.random.default_rng(0)
+    for number in (50, 1000):
+        tail = [*choice.lognormal(0, 1, number - 1), 1e6]
+        (note,) = noted(tmp_path, [f"{x:.2f}" for x in tail])
+        assert re.search(r"a\.csv: numbers with a long tail: x; --numbers quantiles", note)
+        assert noted(tmp_path, [f"{x:.2f}" for x in tail], numbers="quantiles") == ()
+        for law in (choice.normal, choice.exponential, choice.uniform, choice.laplace):
+            assert noted(tmp_path, [f"{x:.4f}" for x in law(size=number)]) == ()
+        assert noted(tmp_path, [str(x) for x in choice.poisson(30, number)]) == ()
+        assert (
+            noted(tmp_path, [str(x) for x in choice.choice([-1000, 1000], number) + choice.integers(0, 99, number)])
+            == ()
+        )
+
+
+@pytest.mark.parametrize("mark", ["#N/A", "<NA>", "NA", "null", "?"])
+def test_marks_of_other_programs_are_missing_cells(tmp_path, mark):
+    rows = [[mark if k % 5 == 0 else "ab"[k % 2], mark if k % 7 == 0 else f"{k / 4}"] for k in range(40)]
+    columns = Table.read(text(tmp_path / "a.csv", rows, ["sort", "x"]), held_out=0).kind.columns
+    assert [(column.role, column.missing) for column in columns] == [("category", mark), ("number", mark)]
+    assert columns[0].categories == ("a", "b")
 
 
 # There and back -----------------------------------------------------------------------------------------------------
@@ -213,7 +407,7 @@ def test_numbers_keep_the_distance_of_their_values(tmp_path):
     rows = [[f"{100 + 25 * choice.integers(0, 40)}.0", f"{choice.integers(0, 99) * 0.05:.2f}"] for _ in range(100)]
     kind = Table.read(text(tmp_path / "a.csv", rows, ["mass", "dose"]), held_out=0).kind
     assert [column.step for column in kind.columns] == [250, 5]  # counted in the last digit
-    kind.write(tmp_path / "b.csv", kind.decode(torch.randn(200, 2, generator=torch.Generator().manual_seed(0))))
+    kind.write(tmp_path / "b.csv", drawn(kind, 200))
     for mass, dose in cells(tmp_path / "b.csv")[1:]:
         assert mass.endswith(".0")
         assert float(mass) % 25 == 0
@@ -338,9 +532,6 @@ def rows_of(*columns):
     return "\n".join(",".join(row) for row in zip(*columns, strict=True)) + "\n"
 
 
-MANY = [str(k) for k in range(100)]
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -350,11 +541,24 @@ MANY = [str(k) for k in range(100)]
         ("a,b\n1,x\n2,x\ninf,y\n", "line 4, column a: 'inf' is infinite"),
         ("a,b,a\n1,x,2\n", "columns 1 and 3 are both named 'a'"),
         ("a,\n1,x\n", "column 2 has no name"),
+        ("a,b,\n1,x,\n2,y,\n", "column 3 has no name: the first line ends in a comma: remove the commas at the ends"),
+        ("a,,c\n1,x,2\n", "column 2 has no name: name it in the first line$"),
+        (",a\n1,x\n", "column 1 has no name: if these are numbers of rows, .*index=False"),
+        ("sep=,\na,b\n1,x\n", "line 1 is 'sep=', which Excel writes; expected names of columns: remove the line$"),
+        ("sep=,\na,b,c\n1,x,2\n", "line 1 is 'sep=', which Excel writes"),
+        ("sep=;\na;b\n1;x\n", "line 1 is 'sep=;', which Excel writes"),
+        ("a\tb\n1\tx\n", "line 1: expected commas between the columns; this file has tabs: save it with commas"),
+        (
+            "a,b\n" + rows_of(MANY, [f"${k}.5" for k in MANY]),
+            r"as '\$0.5', too many .*money, so write \$5.00 as 5.00, or",
+        ),
+        ("a,b\n" + rows_of(MANY, [f"{k}:30" for k in MANY]), "as '0:30', too many .*look like times of day"),
+        ("a,b\n" + rows_of(MANY, [f"word {k}" for k in MANY]), "as 'word 0', too many .*: write numbers as 1000.5"),
         ("a,b\n1,x\n2\n", "line 3 has 1 cell; expected 2"),
         ("a,b\n1,x\n2,y,z\n", "line 3 has 3 cells; expected 2"),
         ("", "is empty"),
         ("a,b\n", "holds names and no rows"),
-        ("a;b\n1;x\n", "semicolons or tabs"),
+        ("a;b\n1;x\n", "line 1: expected commas between the columns; this file has semicolons: save it"),
         ("1.5,x\n2.5,y\n", "line 1 holds the number 1.5 in column 1; expected the names"),
         ("a,b\nx,y\nx,y\n", "no column is left to learn"),
         (
@@ -368,6 +572,27 @@ def test_bad_tables_are_refused_in_one_sentence_with_the_place(tmp_path, content
     with pytest.raises(DataError, match=said) as caught:
         Table.read(str(tmp_path / "a.csv"), held_out=0)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_that_are_asked_for_as_categories_are_refused_by_the_option(tmp_path):
+    source = text(tmp_path / "a.csv", [[f"{k / 4}", "ab"[k % 2]] for k in range(60)], ["score", "b"])
+    with pytest.raises(
+        DataError, match=r"60 different values .* a target must be of categories .*another --target"
+    ) as caught:
+        Table.read(source, target="score")
+    assert "--ignore" not in str(caught.value)
+    with pytest.raises(
+        DataError, match=r"60 different texts in 60 rows, as '0\.0', too many .*: take it out of --categories"
+    ):
+        Table.read(source, categories=["score"])
+
+
+@pytest.mark.parametrize("content", ["sep=,\na,b\n1,x\n", "sep=,\na,b,c\n1,2,3.5\n", "sep=;\na;b\n1;2\n", "a;b\n1;2\n"])
+def test_what_a_file_says_of_its_marks_is_refused_by_whichever_kind_takes_it(tmp_path, content):
+    (tmp_path / "a.csv").write_text(content)
+    for kind in (None, "table"):
+        with pytest.raises(DataError, match=r"line 1.*(remove the line|save it with commas)"):
+            kind_of_source(str(tmp_path / "a.csv"), kind).read(str(tmp_path / "a.csv"))
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])

@@ -14,7 +14,7 @@ from proxflow.data import parquet
 from proxflow.errors import DataError
 from proxflow.runtime.files import open_plain
 
-MISSING = frozenset({"", "na", "n/a", "nan", "null", "?"})
+MISSING = frozenset({"", "na", "n/a", "#n/a", "nan", "<na>", "null", "?"})
 """Cells that stand for no value, in small letters."""
 
 T = TypeVar("T")
@@ -35,6 +35,7 @@ class Cells:
         newline: What ends the lines of the file.
         types: Of a parquet file the types of the columns, see :mod:`proxflow.data.parquet`.
         dictionaries: Of a parquet file the texts of each column's dictionary, where it has one.
+        pandas: What pandas keeps in such a file to read its columns by, see :func:`proxflow.data.parquet.write`.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Cells:
     newline: str = "\n"
     types: tuple[str, ...] = ()
     dictionaries: tuple[tuple[str, ...], ...] = ()
+    pandas: str = ""
 
     def row(self, row: int) -> str:
         """Say where a row is."""
@@ -110,6 +112,8 @@ def mixed(path: Path) -> bool:
         _, names = next(lines)
         if any(number_in(name) is not None for name in names):
             return False
+        if _is_separator(names):
+            return True  # which reading refuses
         whole, rows = [True] * len(names), 0
         for _, cells in lines:
             if len(cells) != len(names) or any(";" in cell for cell in cells):
@@ -138,8 +142,11 @@ def read_cells(path: Path) -> Cells:
         first, names = next(lines)
     except StopIteration:
         raise DataError(f"{path}: is empty; expected a line of names and rows of cells between commas") from None
-    if ";" in names[0] or "\t" in names[0]:
-        raise DataError(f"{path}: line {first}: expected commas between the columns; this file has semicolons or tabs")
+    if _is_separator(names):
+        raise DataError(
+            f"{path}: line {first} is {names[0]!r:.20}, which Excel writes; expected names of columns: remove the line"
+        )
+    check_commas(path, first, names)
     for k, name in enumerate(names):
         if number_in(name) is not None:
             raise DataError(
@@ -166,14 +173,47 @@ def _newline(path: Path) -> str:
         return "\r\n" if file.readline(2**20).endswith(b"\r\n") else "\n"
 
 
-def _check_names(path: Path, names: list[str]) -> None:
-    """Refuse columns without a name, or with that of another one."""
-    for k, name in enumerate(names):
-        if not name or name.startswith("__index_level_"):  # so pandas calls them in parquet files
+def _is_separator(names: Sequence[str]) -> bool:
+    """Tell whether a first line is none of names, but says to Excel what is between the columns."""
+    return names[0].lower().startswith("sep=")
+
+
+def check_commas(path: Path, line: int, cells: Sequence[str]) -> None:
+    """Refuse a line of a text file whose columns have other marks than commas between them.
+
+    Raises:
+        DataError: There is such a mark in a cell.
+    """
+    for mark, word in ((";", "semicolons"), ("\t", "tabs")):
+        if any(mark in cell for cell in cells):
             raise DataError(
-                f"{path}: column {k + 1} has no name: if these are numbers of rows, as pandas writes them, leave them out "
-                "(index=False), or else name it"
+                f"{path}: line {line}: expected commas between the columns; this file has {word}: save it with commas, and "
+                "numbers as 1.5"
             )
+
+
+def check_named(path: Path, names: Sequence[str]) -> None:
+    """Refuse columns without a name.
+
+    Raises:
+        DataError: There is one; the message says how such a column comes about.
+    """
+    for k, name in enumerate(names):
+        if name and not name.startswith("__index_level_"):  # so pandas calls an index in parquet files
+            continue
+        if name or not k:
+            mend = "if these are numbers of rows, as pandas writes them, leave them out (index=False), or else name it"
+        elif not any(names[k:]):
+            mend = "the first line ends in a comma: remove the commas at the ends of all lines, or name the column"
+        else:
+            mend = "name it in the first line"
+        raise DataError(f"{path}: column {k + 1} has no name: {mend}")
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    """Refuse columns without a name, or with that of another one."""
+    check_named(path, names)
+    for k, name in enumerate(names):
         if (before := names.index(name)) < k:
             raise DataError(f"{path}: columns {before + 1} and {k + 1} are both named {name!r:.80}: rename one of them")
 
@@ -234,7 +274,7 @@ def text_rows(path: Path, expected: str = _TABLE) -> Iterator[tuple[int, list[st
 
 
 def _read_parquet(path: Path) -> Cells:
-    held = parquet.read(path)
+    held, pandas = parquet.read(path)
     names = [column.name for column in held]
     _check_names(path, names)
     number = max((len(column.texts) for column in held), default=0)
@@ -242,4 +282,5 @@ def _read_parquet(path: Path) -> Cells:
         raise DataError(f"{path}: holds no rows; expected a table")
     types, dictionaries = tuple(column.type for column in held), tuple(column.dictionary for column in held)
     columns = tuple(column.texts for column in held)
-    return Cells(path, tuple(names), columns, list(range(1, number + 1)), types=types, dictionaries=dictionaries)
+    rows = list(range(1, number + 1))
+    return Cells(path, tuple(names), columns, rows, types=types, dictionaries=dictionaries, pandas=pandas)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,8 +55,8 @@ class ParquetColumn:
     dictionary: tuple[str, ...] = ()
 
 
-def read(path: Path) -> list[ParquetColumn]:
-    """Read the columns of a file.
+def read(path: Path) -> tuple[list[ParquetColumn], str]:
+    """Read the columns of a file, and what pandas keeps in it, JSON; empty where it keeps nothing.
 
     Raises:
         ArgumentError: pyarrow is not installed.
@@ -69,11 +70,17 @@ def read(path: Path) -> list[ParquetColumn]:
             columns.append(ParquetColumn(field.name, word, *_texts(pyarrow, column, word)))
         except (ValueError, OverflowError, pyarrow.ArrowException) as error:  # as times before the year 1
             raise DataError(f"{path}: column {field.name}, of type {word}, cannot be read ({error!s:.200})") from error
-    return columns
+    return columns, (table.schema.metadata or {}).get(b"pandas", b"").decode("utf-8", "replace")
 
 
-def write(path: Path, columns: Sequence[ParquetColumn], missing: Sequence[str | None]) -> None:
-    """Write columns to a file, each in its type; ``missing`` has the text of each one's missing cells.
+def write(path: Path, columns: Sequence[ParquetColumn], missing: Sequence[str | None], pandas: str = "") -> None:
+    """Write columns to a file, each in its type.
+
+    Args:
+        path: The file.
+        columns: The columns.
+        missing: The text of each one's missing cells.
+        pandas: What pandas kept in the file that the types are from, so that it reads these columns as the same ones.
 
     Raises:
         ArgumentError: pyarrow is not installed.
@@ -88,7 +95,19 @@ def write(path: Path, columns: Sequence[ParquetColumn], missing: Sequence[str | 
         if column.type in _FLOATS and gap is not None and gap.lower() == "nan":  # not a null, but a number that is none
             made = made.fill_null(pyarrow.scalar(np.nan, made.type))
         arrays.append(made)
-    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(arrays, schema=pyarrow.schema(fields)), path)
+    schema = pyarrow.schema(fields, _pandas(pandas, [column.name for column in columns]))
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(arrays, schema=schema), path)
+
+
+def _pandas(text: str, names: Sequence[str]) -> dict[str, str] | None:
+    """Return as metadata of a schema what pandas keeps of some columns; without numbers of rows, which are others."""
+    try:
+        held = json.loads(text)
+        held["columns"] = [column for column in held["columns"] if column.get("field_name", column["name"]) in names]
+        held["index_columns"] = [index for index in held["index_columns"] if index in names]
+    except (ValueError, TypeError, LookupError, AttributeError):  # none, or not that of pandas
+        return None
+    return {"pandas": json.dumps(held)}
 
 
 def write_filled(source: Path, path: Path, texts: Mapping[tuple[int, str], str]) -> None:

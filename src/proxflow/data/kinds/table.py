@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -38,6 +40,8 @@ _SHARED = 0.8
 """A column takes the values of training alone where so many of its cells share theirs with another."""
 _MOST_VALUES = 1000
 """Most values that are kept of such a column."""
+LONG_TAIL = 20.0
+"""Mean fourth power of standardised numbers above which they have a long tail: 3 of a normal law, 9 of an exponential."""
 _KNOTS = 201
 """Most quantiles that a column is described by."""
 _LABELS = 0x7AB1E
@@ -46,6 +50,17 @@ GAP = -float(2**1000)
 """What stands for a missing number or date in stored form: finite, as training refuses NaN."""
 _EPOCH = datetime(1970, 1, 1)
 _DAY = timedelta(days=1)
+_DATE = re.compile(
+    r"\d{4}-\d\d-\d\d(?:(?P<mark>[ T])\d\d:\d\d(?P<seconds>:\d\d(?:[.,]\d+)?)?(?: ?(?P<zone>Z|UTC|[+-]\d\d(?::?\d\d)?))?)?",
+    re.ASCII,
+)
+_CLOCKS = {
+    " 10:00:00": (" ", "seconds"),
+    "T10:00:00": ("T", "seconds"),
+    " 10:00": (" ", "minutes"),
+    "T10:00": ("T", "minutes"),
+}
+"""How times of day are written behind the date, ten o'clock as the example; and the words of ``isoformat`` for it."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +81,15 @@ class Column:
         most: The largest.
         mean: Mean of the numbers.
         std: Their standard deviation, > 0.
-        step: Distance of the numbers' values, counted in their last digit: 25 of whole numbers that are multiples of 25.
+        step: Distance of the numbers' values, counted in their last digit: 25 of whole numbers that are multiples of 25; of
+            dates in days, of times in seconds: 900 of quarters of an hour.
         knots: Quantiles at equal distances, from the least to the most, where the numbers are encoded by these.
         values: The values in training, ascending, where four of five cells share theirs with another: there are no others.
         type: Its type in the parquet file that it was read from, see :mod:`proxflow.data.parquet`; empty for a text file.
         dictionary: Texts of the dictionary of such a column, in their order.
+        significant: Most significant digits of real numbers, where their decimals differ or they have exponents; 0 for no
+            limit.
+        clock: How times of day are written behind the date: ten o'clock as " 10:00:00", "T10:00:00", " 10:00" or "T10:00".
 
     Raises:
         ArgumentError: A value is out of range, or does not belong to the role.
@@ -92,10 +111,13 @@ class Column:
     values: tuple[float, ...] = ()
     type: str = ""
     dictionary: tuple[str, ...] = ()
+    significant: int = 0
+    clock: str = " 10:00:00"
 
     def __post_init__(self) -> None:
         numbers = (self.least, self.most, self.mean, self.std, *self.knots, *self.values)
         ordered = self.least <= self.most and self.std > 0 and self.step >= 1 and self.decimals <= 30 >= self.width >= 0
+        ordered = ordered and self.significant >= 0
         if not ordered or not all(map(math.isfinite, numbers)):
             raise ArgumentError(
                 f"column {self.name!r:.80}: its range, mean and standard deviation are not those of numbers"
@@ -107,6 +129,8 @@ class Column:
         coded = self.type.startswith("dictionary")
         if (self.type and not parquet.is_known(self.type)) or (coded and not {*self.categories} <= {*self.dictionary}):
             raise ArgumentError(f"column {self.name!r:.80} cannot be written as {self.type!r:.80}")
+        if self.clock not in _CLOCKS:
+            raise ArgumentError(f"column {self.name!r:.80}: no time of day is written as {self.clock!r:.80}")
         least = {"category": 2 - (self.missing is not None), "constant": 1}.get(self.role, 0)
         if len(self.categories) < least or (self.categories and self.role not in ("category", "constant")):
             raise ArgumentError(f"column {self.name!r:.80} of role {self.role}: got {len(self.categories)} categories")
@@ -115,6 +139,13 @@ class Column:
     def classes(self) -> int:
         """Number of its categories, a missing one included; 0 of numbers, dates and constants."""
         return len(self.categories) + (self.missing is not None) if self.role == "category" else 0
+
+    @property
+    def _units(self) -> float:
+        """How many units of the last digit, or for times of seconds, 1 has."""
+        if self.role == "date":
+            return 86400.0 if self.decimals else 1.0
+        return float(10.0**self.decimals)
 
     @property
     def numeric(self) -> bool:
@@ -152,15 +183,22 @@ class Column:
         if self.values:
             values = torch.tensor(self.values, dtype=torch.float64, device=x.device)
             return values[torch.bucketize(x, (values[1:] + values[:-1]) / 2)]
-        if self.role == "date":
-            return x.round() if self.decimals == 0 else (x * 86400).round() / 86400
         if self.decimals < 0:
-            return x.round() if self.role == "integer" else x
-        digit = 10.0**self.decimals
+            return x.round() if self.role == "integer" else self._shortened(x)
+        digit = self._units
         if self.step > 1:
             x = ((x - self.least) * digit / self.step).round() * self.step / digit + self.least
+        if self.role == "date":
+            return (x * digit).round() / digit
         digits = 0 if self.role == "integer" else self.decimals
-        return torch.round(x, decimals=digits).clamp(self.least, self.most)
+        return self._shortened(torch.round(x, decimals=digits)).clamp(self.least, self.most)
+
+    def _shortened(self, x: Tensor) -> Tensor:
+        """Return numbers (rows,) of at most the significant digits that there are in training."""
+        if not self.significant:
+            return x
+        last = self.significant - 1
+        return torch.tensor([float(f"{value:.{last}e}") for value in x.tolist()], dtype=x.dtype, device=x.device)
 
     def text(self, x: float) -> str:
         """Return the cell of a value in stored form."""
@@ -172,10 +210,12 @@ class Column:
             return self.missing or ""
         if self.role == "date":
             moment = _EPOCH + timedelta(seconds=round(x * 86400))
-            return moment.date().isoformat() if self.decimals == 0 else moment.isoformat(" ")
+            return moment.date().isoformat() if self.decimals == 0 else moment.isoformat(*_CLOCKS[self.clock])
         if self.decimals < 0:
             return repr(x)
-        shown = f"{x + 0.0:0{self.width}.{self.decimals}f}"  # no −0
+        x += 0.0  # no −0
+        # By the shortest text of the number: of 0.1, further decimals are zeros.
+        shown = f"{Decimal(repr(x)) if self.decimals else x:.{self.decimals}f}".zfill(self.width)
         return shown.rstrip("0").rstrip(".") if self.trimmed and self.decimals else shown
 
     @property
@@ -223,6 +263,7 @@ class Table(Kind):
         columns: The columns, in their order.
         target: Name of the category that rows are conditioned on; empty for none.
         shares: Share of each of the target's categories in training.
+        pandas: What pandas kept in the parquet file that it was read from, see :func:`proxflow.data.parquet.write`.
 
     Raises:
         ArgumentError: The columns do not make this shape, two have one name, or the target is none of the categories.
@@ -232,6 +273,7 @@ class Table(Kind):
     columns: tuple[Column, ...]
     target: str = ""
     shares: tuple[float, ...] = ()
+    pandas: str = ""
 
     ending: ClassVar[str] = ".csv"
     examples_word: ClassVar[str] = "rows"
@@ -319,10 +361,10 @@ class Table(Kind):
     ) -> Loaded:
         """Read a table, and find out what its columns are.
 
-        Cells that are empty or NA, N/A, NaN, null or ? are missing. A column is, by the first that holds: constant, if it
-        has one value; categories, if it is named in ``categories`` or is the target; whole numbers, if all its numbers are
-        whole, and categories where these are of at most 10 values, each twice in the mean; real numbers; dates, if they are
-        written as 2024-12-31 or 2024-12-31 23:59:59; else categories.
+        Cells that are empty or NA, N/A, #N/A, NaN, <NA>, null or ? are missing. A column is, by the first that holds:
+        constant, if it has one value; categories, if it is named in ``categories`` or is the target; whole numbers, if all
+        its numbers are whole, and categories where these are of at most 10 values, each twice in the mean; real numbers;
+        dates, if they are written as 2024-12-31, 2024-12-31 23:59:59 or 2024-12-31T23:59; else categories.
 
         Args:
             source: File ``.csv``, whose first line names the columns, or ``.parquet``.
@@ -346,7 +388,10 @@ class Table(Kind):
         cells.check()
         asked = [*categories, *([target] if target else [])]
         _known(cells, asked)
-        found = [_found(cells, k, cells.names[k] in asked) for k in range(len(cells.names))]
+        found = [
+            _found(cells, k, "--target" if name == target else "--categories" if name in categories else "")
+            for k, name in enumerate(cells.names)
+        ]
         stored = _stored(cells, found)
         _check_range(cells, found, stored)
         train, kept = split(Examples(stored), held_out, seed)
@@ -365,13 +410,21 @@ class Table(Kind):
         wide = sum(1 + (c.missing is not None) if c.numeric else c.role == "category" for c in measured) - bool(target)
         if not wide:
             raise DataError(f"{source}: no column is left to learn: each has one value in all rows, or is the target")
-        kind = cls((wide,), measured, target, shares)
+        kind = cls((wide,), measured, target, shares, cells.pandas)
         notes = [f"{source}: {_summary(kind)}"]
         notes += [
             f"{source}: column {c.name} has one value, {c.categories[0]!r:.40}, in all rows, and keeps it"
             for c in measured
             if c.role == "constant"
         ]
+        hints = [_hint(cells, k, c) for k, c in enumerate(measured) if c.name not in asked]
+        notes += [f"{source}: {hint}" for hint in hints if hint]
+        tails = [c.name for k, c in enumerate(measured) if not c.knots and _long_tailed(c, train.x[:, k])]
+        if tails:
+            notes.append(
+                f"{source}: numbers with a long tail: {', '.join(tails):.200}; --numbers quantiles is for these; without it "
+                "too many are made at an end of their range"
+            )
         told = {"source": source, "held_out": held_out, "seed": seed, "ignore": list(ignore), "numbers": numbers}
         of = f"{len(train)} rows of {len(measured)} columns"
         return Loaded(kind, kind.with_labels(train), kept and kind.with_labels(kept), of, tuple(notes), told)
@@ -494,13 +547,28 @@ class Table(Kind):
                 f"cannot tell from {str(path)!r} what to write: give a file ending in .csv or .parquet (the table), or .png "
                 "(a plot)"
             )
+        self._check_zones(path)
         writable_folder(path.parent)
         if path.is_dir():
             raise OutputError(f"cannot write the file {path}: it is a folder")
 
+    def _check_zones(self, path: Path) -> None:
+        zoned = [column.name for column in self.columns if "tz=" in column.type]
+        if zoned and path.suffix.lower() == ".csv":
+            raise ArgumentError(
+                f"cannot write {path}: the times of column {zoned[0]} have a zone, which text would lose: give a file "
+                "ending in .parquet"
+            )
+
     def write(self, path: Path | str, stored: Tensor) -> None:
-        """Write rows with the names, types, categories and decimals of the original, or a plot of two columns (.png)."""
+        """Write rows with the names, types, categories and decimals of the original, or a plot of two columns (.png).
+
+        Raises:
+            ArgumentError: It is a file of text, and times have a zone.
+            OutputError: The place cannot be written.
+        """
         path = Path(path)
+        self._check_zones(path)
         if path.suffix.lower() == ".png":
             write_png(path, self.preview(stored))
             return
@@ -512,7 +580,7 @@ class Table(Kind):
                     ParquetColumn(c.name, c.written_as, [c.text(row[k]) for row in rows], c.dictionary)
                     for k, c in enumerate(self.columns)
                 ]
-                parquet.write(temporary, made, [c.missing for c in self.columns])
+                parquet.write(temporary, made, [c.missing for c in self.columns], self.pandas)
                 return
             with temporary.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file, lineterminator="\n")
@@ -571,26 +639,50 @@ def _known(cells: Cells, names: Sequence[str]) -> None:
 
 def _days(cell: str) -> float | None:
     """Return the days from 1970 to a date, or to a time of a day, in the form of ISO 8601; ``None`` of other texts."""
-    if len(cell) < 10 or cell[4] != "-":
+    form = _DATE.fullmatch(cell)
+    if form is None or form["zone"]:
         return None
     try:
-        moment = datetime.fromisoformat(cell)
+        return (datetime.fromisoformat(cell) - _EPOCH) / _DAY
     except ValueError:
         return None
-    return None if moment.tzinfo is not None else (moment - _EPOCH) / _DAY
 
 
-def _found(cells: Cells, k: int, as_categories: bool) -> Column:
+def _has_zone(cell: str) -> bool:
+    """Tell whether a cell is a time of a day with a zone."""
+    form = _DATE.fullmatch(cell)
+    return form is not None and form["zone"] is not None
+
+
+def _clock(counts: Counter[str]) -> str:
+    """Return how most of the times of day among the texts of dates are written; dates alone among them are midnights."""
+    found = Counter[str]()
+    for text, number in counts.items():
+        if (form := _DATE.fullmatch(text)) and form["mark"]:
+            found[f"{form['mark']}10:00{':00' if form['seconds'] else ''}"] += number
+    return found.most_common(1)[0][0] if found else Column.clock
+
+
+def _found(cells: Cells, k: int, asked: str) -> Column:
     """Return what a column is, by the rules of :meth:`Table.read`, without its numbers.
+
+    Args:
+        cells: The table.
+        k: The column's place.
+        asked: The option that takes it as categories, whatever it looks like; empty for none.
 
     Raises:
         DataError: Its cells are of no such kind; the message names line and column.
     """
-    found = _found_in(cells, k, as_categories or (bool(cells.types) and parquet.of_categories(cells.types[k])))
+    found = _found_in(cells, k, asked, bool(asked) or _typed_categories(cells, k))
     return replace(found, type=cells.types[k], dictionary=cells.dictionaries[k]) if cells.types else found
 
 
-def _found_in(cells: Cells, k: int, as_categories: bool) -> Column:
+def _typed_categories(cells: Cells, k: int) -> bool:
+    return bool(cells.types) and parquet.of_categories(cells.types[k])
+
+
+def _found_in(cells: Cells, k: int, asked: str, as_categories: bool) -> Column:
     """Return what a column is by its cells."""
     name, texts = cells.names[k], cells.columns[k]
     present = [(row, text) for row, text in enumerate(texts) if not is_missing(text)]
@@ -603,7 +695,7 @@ def _found_in(cells: Cells, k: int, as_categories: bool) -> Column:
     if len(counts) == 1 and missing is None:
         return Column(name, "constant", (present[0][1],))
     if as_categories:
-        return _category(where, name, counts, missing, len(present))
+        return _category(where, name, counts, missing, len(present), asked)
     values = {text: number_in(text) for text in counts}
     numbers = sum(counts[text] for text, value in values.items() if value is not None)
     if numbers and numbers < len(present):
@@ -628,12 +720,22 @@ def _found_in(cells: Cells, k: int, as_categories: bool) -> Column:
             missing=missing,
             decimals=max(digits) if max(digits) <= _MOST_DECIMALS else -1,
             trimmed=len(digits) > 1,
+            significant=_significant(counts) if len(digits) > 1 or any("e" in text.lower() for text in counts) else 0,
             width=_padded(counts) if whole else 0,
         )
     days = {text: _days(text) for text in counts}
     dates = sum(counts[text] for text, day in days.items() if day is not None)
     if dates == len(present):
-        return Column(name, "date", missing=missing, decimals=int(any(len(text) > 10 for text in counts)))
+        times = int(any(len(text) > 10 for text in counts))
+        return Column(name, "date", missing=missing, decimals=times, clock=_clock(counts))
+    if 2 * (dates + sum(counts[text] for text in counts if _has_zone(text))) >= len(present) > dates:
+        zoned = next(((row, text) for row, text in present if _has_zone(text)), None)
+        if zoned is not None:
+            raise DataError(
+                f"{cells.place(zoned[0], k)}: {zoned[1]!r:.40} is a time with a zone, which text does not keep: write it "
+                f"without the zone, or give a .parquet file, whose type says it, or take them as categories, --categories "
+                f"{name}"
+            )
     if 2 * dates >= len(present):
         row, text = next((row, text) for row, text in present if days[text] is None)
         raise DataError(
@@ -652,19 +754,99 @@ def _decimals(text: str) -> int:
     return max(0, len(front.partition(".")[2]) - int(exponent or 0))
 
 
+def _significant(texts: Iterable[str]) -> int:
+    """Return the most significant digits that a number's text has; not more than any number keeps, which are 17."""
+    mantissas = (text.lower().partition("e")[0] for text in texts)
+    return min(17, max(len(mantissa.lstrip("+-0.").replace(".", "")) for mantissa in mantissas) or 1)
+
+
 def _padded(texts: Iterable[str]) -> int:
     """Return the length of whole numbers that all have as many characters, where one has zeros before it; else 0."""
     lengths = {len(text) for text in texts}
     return lengths.pop() if len(lengths) == 1 and any(text[0] == "0" and len(text) > 1 for text in texts) else 0
 
 
-def _category(where: str, name: str, counts: Counter[str], missing: str | None, rows: int) -> Column:
+_NEARLY = tuple(
+    (what, re.compile(form, re.ASCII), mend)
+    for what, form, mend in (
+        ("percentages", r"[+-]?\d+(?:[.,]\d+)?\s?%", "write 12% as 12"),
+        ("numbers in brackets", r"\(\d[\d.,]*\)", "write (51) as -51"),
+        ("amounts of money", r"-?(?:[$€£¥]\s?-?\d[\d.,]*|\d[\d.,]*\s?[$€£¥])", "write $5.00 as 5.00"),
+        ("numbers with commas", r"[+-]?\d+(?:,\d+)+(?:\.\d+)?", "write 1,000 as 1000 and 0,5 as 0.5"),
+        ("dates", r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d\d)", "write them as 2024-12-31"),
+        ("times of day", r"\d{1,2}:\d\d(?::\d\d)?", "write 10:30 as a number, 10.5 hours"),
+    )
+)
+_MOST = 0.9
+"""Share of the cells of a column from which on it is said what they look like."""
+
+
+def _nearly(counts: Counter[str]) -> tuple[int, str, str] | None:
+    """Return how many of the texts look like what, and how they are to be written, if they are nearly numbers or dates."""
+    plain = sum(number for text, number in counts.items() if number_in(text) is not None)
+    for what, form, mend in _NEARLY:
+        found = sum(number for text, number in counts.items() if form.fullmatch(text))
+        if found and found + plain >= _MOST * counts.total():
+            return found, what, mend
+    return None
+
+
+def _hint(cells: Cells, k: int, column: Column) -> str:
+    """Say what a column seems to be and is not taken for, and how to have it so; nothing of others."""
+    counts, name = Counter(text for text in cells.columns[k] if not is_missing(text)), column.name
+    if column.role == "category" and not _typed_categories(cells, k) and (nearly := _nearly(counts)):
+        found, what, mend = nearly
+        return (
+            f"column {name} is taken as categories, though {found} of {counts.total()} cells look like {what}: {mend} to "
+            "have them learnt as numbers"
+        )
+    if column.role != "integer":
+        return ""
+    if all(map(_is_day, counts)):
+        return (
+            f"column {name} looks like dates written 20240131: write 2024-01-31, else days are made that do not exist"
+        )
+    padded = next((text for text in counts if re.match(r"[+-]?0\d", text)), None)
+    if padded and not column.width:
+        return (
+            f"column {name} has numbers with zeros before them, as {padded!r:.40}, which are left out in what is made, as "
+            f"not all are equally long: write all equally long, or take them as categories, --categories {name}"
+        )
+    return ""
+
+
+def _is_day(text: str) -> bool:
+    """Tell whether a text is a day of a recent century without marks, 20240131."""
+    return len(text) == 8 and text[:2] in ("19", "20") and _days(f"{text[:4]}-{text[4:6]}-{text[6:]}") is not None
+
+
+def _long_tailed(column: Column, x: Tensor) -> bool:
+    """Tell whether a few numbers (number,) lie so far from the others that these are close together in standard units."""
+    if not column.numeric:
+        return False
+    z = (x[x != GAP] - column.mean) / column.std
+    return float(z.pow(4).mean()) > LONG_TAIL
+
+
+def _category(where: str, name: str, counts: Counter[str], missing: str | None, rows: int, asked: str = "") -> Column:
     number = len(counts)
     if number > MOST_CATEGORIES or (number > _FEW and 2 * number > rows):
+        most = f"(at most {MOST_CATEGORIES}, and half as many as rows)"
+        if asked == "--target":
+            raise DataError(
+                f"{where} has {number} different values in {rows} rows, and a target must be of categories {most}: choose "
+                "another --target, or write the values as a few classes"
+            )
+        if asked:
+            mend = "take it out of --categories"
+        elif nearly := _nearly(counts):
+            mend = f"they look like {nearly[1]}, so {nearly[2]}"
+        else:
+            mend = "write numbers as 1000.5 and dates as 2024-12-31"
+        example = next((text for text in counts if number_in(text) is None), next(iter(counts)))
         raise DataError(
-            f"{where} has {number} different texts in {rows} rows, too many to learn as categories (at most "
-            f"{MOST_CATEGORIES}, and half as many as rows): write numbers as 1000.5 and dates as 2024-12-31, or leave it "
-            f"out, --ignore {name}"
+            f"{where} has {number} different texts in {rows} rows, as {example!r:.40}, too many to learn as categories "
+            f"{most}: {mend}, or leave the column out, --ignore {name}"
         )
     ordered = sorted(counts, key=lambda text: (number_in(text) is None, number_in(text) or 0.0, text))
     return Column(name, "category", tuple(ordered), missing)
@@ -685,7 +867,7 @@ def _stored(cells: Cells, columns: Sequence[Column]) -> Tensor:
             if column.role in ("category", "constant"):
                 expected = f"one of {', '.join(column.categories):.200}"
             else:
-                expected = "a date, as 2024-12-31" if column.role == "date" else "a finite number"
+                expected = "a date, as 2024-12-31, without a zone" if column.role == "date" else "a finite number"
             raise DataError(f"{cells.place(row, k)}: {text!r:.40} is not what the column holds; expected {expected}")
         stored[:, k] = torch.tensor([known[text] for text in cells.columns[k]], dtype=torch.float64)
     return stored
@@ -760,12 +942,16 @@ def _measured(column: Column, x: Tensor, numbers: Numbers) -> Column:
 
 def _step(column: Column, x: Tensor) -> int:
     """Return the greatest common divisor of the distances of a column's numbers (number,), counted in their last digit."""
-    if column.role == "date" or column.decimals < 0:
+    if column.decimals < 0:
         return 1
-    digits = torch.unique((x * 10.0**column.decimals).round())
-    if len(digits) <= FEW_VALUES or float(digits.abs().max()) > 2**53:
-        return 1  # few numbers may have a common divisor by chance
-    return max(1, int(np.gcd.reduce(digits.diff().long().numpy())))
+    digits = torch.unique((x * column._units).round())
+    if float(digits.abs().max()) > 2**53:
+        return 1
+    shared = int(np.gcd.reduce(digits.diff().long().numpy())) if len(digits) > 1 else 0
+    if column.role == "date" and column.decimals and (_CLOCKS[column.clock][1] == "minutes" or shared % 60 == 0):
+        # Whole minutes are no chance, however few; and where most times are written without seconds, all are made so.
+        return shared if shared and shared % 60 == 0 and len(digits) > FEW_VALUES else 60
+    return max(1, shared) if len(digits) > FEW_VALUES else 1  # few numbers may have a common divisor by chance
 
 
 def _summary(kind: Table) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from proxflow.data import scatter
 from proxflow.data.arrays import Array, holds_table, read_npy, read_npz, shapes_in
-from proxflow.data.cells import number_in, text_rows
+from proxflow.data.cells import check_commas, check_named, number_in, text_rows
 from proxflow.data.image_files import write_png
 from proxflow.data.kinds.base import FARTHEST, Defaults, Kind, Loaded, Picture, split
 from proxflow.errors import ArgumentError, DataError, OutputError
@@ -158,8 +158,9 @@ class Vector(Kind):
         if path.is_dir():
             raise OutputError(f"cannot write the file {path}: it is a folder")
 
-    def write(self, path: Path, stored: Tensor) -> None:
+    def write(self, path: Path | str, stored: Tensor) -> None:
         """Write numbers (.npy; .npz, key x; .csv), or a plot of the first two columns (.png)."""
+        path = Path(path)
         rows = stored.detach().to("cpu", torch.float64).numpy()
 
         if path.suffix.lower() == ".png":
@@ -225,18 +226,13 @@ def _read_csv(path: Path) -> tuple[np.ndarray[Any, np.dtype[np.float64]], tuple[
     rows: list[list[float]] = []
     width = 0
     for line, fields in text_rows(path, "a text file of numbers between commas"):
+        check_commas(path, line, fields)
         if not width:
             width = len(fields)
             if all(number_in(field) is None for field in fields):
                 columns = tuple(fields)
-                if "" in columns:
-                    raise DataError(
-                        f"{path}: column {columns.index('') + 1} has no name: if these are numbers of rows, as pandas "
-                        "writes them, leave them out (index=False)"
-                    )
+                check_named(path, columns)
                 continue
-        if any(";" in field for field in fields):
-            raise DataError(f"{path}: line {line}: expected commas between the columns; this file has semicolons")
         if len(fields) != width:
             raise DataError(f"{path}: line {line} has {len(fields)} fields; expected {width}")
         row = [number_in(field) for field in fields]
