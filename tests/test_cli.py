@@ -507,6 +507,21 @@ def test_training_goes_on_for_longer_with_another_rate_and_batch(run, arrays, tm
     )
 
 
+def test_fewer_steps_than_are_done_are_refused_before_it_is_said_to_go_on(run, arrays, tmp_path):
+    common = ("train", "--data", arrays, *TINY_WORDS, "--batch-size", 4, "--out", tmp_path / "m")
+    assert run(*common, "--steps", 6)[0] == 0
+    (tmp_path / "m" / "config.json").unlink()  # as where it was stopped before the first model was written
+    assert refused(
+        run("sample", tmp_path / "m", "--out", tmp_path / "x.png"),
+        "no model yet: let it go on with the same command",
+    )
+    held = (tmp_path / "m" / "run.json").read_bytes()
+    status, out, err = run(*common, "--steps", 4)
+    assert (status, out) == (2, "")
+    assert "has done 6 steps already, and 4 are wanted: raise --steps" in err
+    assert (tmp_path / "m" / "run.json").read_bytes() == held
+
+
 def test_training_begins_with_given_weights(run, arrays, tmp_path):
     common = ("--data", arrays, "--batch-size", 4, "--device", "cpu")
     assert run("train", "--out", tmp_path / "a", *common, *TINY_WORDS, "--steps", 3, "--flow", "gpfn-kl")[0] == 0
