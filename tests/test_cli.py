@@ -152,10 +152,20 @@ def test_words_that_do_not_parse_are_named(run):
         (["list", "colours"], "divergences"),
         (["reproduce", "cifar"], "mnist"),
         (["reproduce", "--preset", "huge"], "standard"),
+        (["sample", "--n", "2.5"], "--n: expected a whole number, got '2.5'"),
+        (["sample", "--steps", "2.5"], "--steps: expected a whole number, got '2.5'"),
+        (["sample", "--guidance", "strong"], "--guidance: expected a number, got 'strong'"),
+        (["train", "--out", "x", "--numbers", "log"], "--numbers: expected quantiles, standard, got 'log'"),
+        (["train", "--out", "x", "--sampler", "x"], "train takes no option --sampler; see proxflow train --help"),
+        (["train", "--out", "x", "--stesp", "3"], "train takes no option --stesp; did you mean --steps?"),
+        (["sample", "mnist", "emoji"], "sample takes no further word emoji"),
+        (["train"], "train needs --out PATH"),
     ):
         status, _, err = run(*words)
         assert status == 2, words
         assert named in err, words
+        assert err.startswith("proxflow: error: "), words
+        assert err.count("\n") == 1, words
 
 
 # list -----------------------------------------------------------------------------------------------------------------
