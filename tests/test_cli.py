@@ -152,10 +152,20 @@ def test_words_that_do_not_parse_are_named(run):
         (["list", "colours"], "divergences"),
         (["reproduce", "cifar"], "mnist"),
         (["reproduce", "--preset", "huge"], "standard"),
+        (["sample", "--n", "2.5"], "--n: expected a whole number, got '2.5'"),
+        (["sample", "--steps", "2.5"], "--steps: expected a whole number, got '2.5'"),
+        (["sample", "--guidance", "strong"], "--guidance: expected a number, got 'strong'"),
+        (["train", "--out", "x", "--numbers", "log"], "--numbers: expected quantiles, standard, got 'log'"),
+        (["train", "--out", "x", "--sampler", "x"], "train takes no option --sampler; see proxflow train --help"),
+        (["train", "--out", "x", "--stesp", "3"], "train takes no option --stesp; did you mean --steps?"),
+        (["sample", "mnist", "emoji"], "sample takes no further word emoji"),
+        (["train"], "train needs --out PATH"),
     ):
         status, _, err = run(*words)
         assert status == 2, words
         assert named in err, words
+        assert err.startswith("proxflow: error: "), words
+        assert err.count("\n") == 1, words
 
 
 # list -----------------------------------------------------------------------------------------------------------------
@@ -505,6 +515,21 @@ def test_training_goes_on_for_longer_with_another_rate_and_batch(run, arrays, tm
     assert refused(
         run(*common, "--out", tmp_path / "m", *longer[2:], "--steps", 12), "without its last checkpoint", "--init"
     )
+
+
+def test_fewer_steps_than_are_done_are_refused_before_it_is_said_to_go_on(run, arrays, tmp_path):
+    common = ("train", "--data", arrays, *TINY_WORDS, "--batch-size", 4, "--out", tmp_path / "m")
+    assert run(*common, "--steps", 6)[0] == 0
+    (tmp_path / "m" / "config.json").unlink()  # as where it was stopped before the first model was written
+    assert refused(
+        run("sample", tmp_path / "m", "--out", tmp_path / "x.png"),
+        "no model yet: let it go on with the same command",
+    )
+    held = (tmp_path / "m" / "run.json").read_bytes()
+    status, out, err = run(*common, "--steps", 4)
+    assert (status, out) == (2, "")
+    assert "has done 6 steps already, and 4 are wanted: raise --steps" in err
+    assert (tmp_path / "m" / "run.json").read_bytes() == held
 
 
 def test_training_begins_with_given_weights(run, arrays, tmp_path):

@@ -114,6 +114,14 @@ def test_what_is_no_data_is_refused_in_a_sentence(data, message):
     assert "\n" not in str(caught.value)
 
 
+def test_the_count_that_is_too_small_is_named():
+    model = proxflow.build((2,), network="mlp:width=8")
+    with pytest.raises(ArgumentError, match=r"^the number of samples must be at least 1, got -1$"):
+        model.sample(-1)
+    with pytest.raises(ArgumentError, match=r"^the batch size must be at least 1, got 0$"):
+        model.sample(2, batch_size=0)
+
+
 def test_flow_and_predictor_the_wrong_way_round_are_refused():
     with pytest.raises(ArgumentError, match=r"a predictor, a module, and then a flow .*, got GPFN and PointPredictor"):
         proxflow.fit(GPFN(), PointPredictor(Net(), GPFN()), ROWS, CONFIG)

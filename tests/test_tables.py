@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -840,6 +841,8 @@ def test_what_does_not_fit_a_table_says_what_does(trained, capsys):
     folder, source = trained
     for words, said in (
         (["--flow", "bfn"], "bfn is a flow of values of one sort, and these rows have several: take gpfn"),
+        (["--conditional"], "--conditional: of tables give --target COL in its place"),
+        (["--size", 10], "--size is for folders of pictures"),
         (["--network", "unet"], "is for images, (channels, height, width), and these data have the shape"),
         (["--held-out", "0.99"], "leaves 1 of 60 examples to train on, and training takes 2"),
     ):
@@ -874,6 +877,68 @@ def test_rows_are_scored_beside_real_ones(trained, capsys):
     assert {"marginals", "floor_marginals", "told_apart", "nearest", "repeats"} <= set(row)
     assert main(["evaluate", str(folder / "by-land"), "--extractor", "pixels"]) == 2
     assert "is for images" in capsys.readouterr().err
+    assert main(["evaluate", str(folder / "by-land"), "--class", "6"]) == 2
+    assert "--class is for images" in capsys.readouterr().err
+
+
+def test_rows_that_may_have_been_trained_on_are_told(trained, capsys, tmp_path):
+    pytest.importorskip("sklearn")
+    folder, source = trained
+    copy = tmp_path / "copy.csv"
+    copy.write_bytes(Path(source).read_bytes())
+
+    def told(data):
+        assert main(["evaluate", str(folder / "by-land"), "--steps", "1", "--n", "20", "--data", str(data)]) == 0
+        return capsys.readouterr().out.splitlines()[0]
+
+    assert "against 24 of" in told(source)
+    assert "24 of" in told(copy)
+    assert told(copy).endswith("kept from training; target legs")
+    lines = copy.read_text(encoding="utf-8").splitlines()
+    copy.write_text("\n".join([lines[0], *lines[:0:-1]]), encoding="utf-8")
+    assert f"30 of {copy}, a half of them; the model was trained on {source}; target" in told(copy)
+    whole = Path(source).read_bytes()
+    try:
+        Path(source).write_bytes(copy.read_bytes())
+        assert "24 of" in (said := told(source))
+        assert "which may have been trained on, as the file has changed since training" in said
+    finally:
+        Path(source).write_bytes(whole)
+
+
+def test_models_of_tables_that_differ_are_evaluated_apart(trained, capsys, tmp_path):
+    folder, source = trained
+    words = ["--network", "mlp:width=8,depth=1", "--steps", 1, "--grid", 0, "--held-out", 0.4]
+    for out, data, further in (
+        ("other", text(tmp_path / "b.csv", animals(60, seed=1)), ["--target", "legs"]),
+        ("fewer", source, ["--target", "legs", "--ignore", HEADER[0]]),
+        ("one", text(tmp_path / "one.csv", [["a"], ["b"]] * 30, ["sort"]), []),
+    ):
+        assert main([*map(str, ["train", "--data", data, "--out", tmp_path / out, *words, *further])]) == 0
+        capsys.readouterr()
+    for models, said in (
+        ((folder / "by-land", tmp_path / "other"), f"not measured alike: data: {source}"),
+        ((folder / "by-land", tmp_path / "fewer"), "not measured alike: columns:"),
+        ((folder / "by-land", folder / "run"), "not measured alike: target: legs and"),
+        ((tmp_path / "one",), "is of one column alone"),
+    ):
+        assert main(["evaluate", *map(str, models)]) == 2
+        err = capsys.readouterr().err
+        assert said in err
+        assert err.count("\n") == 1
+
+
+def test_training_says_how_many_rows_are_bounded_or_that_none_are(trained, capsys, tmp_path):
+    source = text(tmp_path / "a.csv", animals(300))
+    words = ["train", "--data", source, "--network", "mlp:width=8,depth=1", "--steps", 1, "--grid", 0]
+    assert main([*map(str, [*words, "--held-out", 0.5, "--out", tmp_path / "half"])]) == 0
+    assert "75 of 150 held-out rows: at most" in capsys.readouterr().out
+    assert main([*map(str, [*words, "--out", tmp_path / "reverse", "--flow", "gpfn-reverse-kl"])]) == 0
+    assert "the likelihood of rows has no bound of the flow gpfn-reverse-kl" in capsys.readouterr().out
+    assert main([*map(str, [*words, "--out", tmp_path / "dry", "--dry-run"])]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert "categories" in first
+    assert any(line.startswith("dry run") for line in rest)
 
 
 def test_a_model_goes_on_with_tables_of_its_own_columns_alone(trained, capsys):

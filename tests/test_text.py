@@ -133,6 +133,18 @@ def test_prompts_and_gaps():
         with pytest.raises(ArgumentError, match=said):
             kind.with_gaps(bad)
     assert kind.with_gaps("_" * 12)[2] == 12
+    with pytest.raises(ArgumentError, match=r"'T', character 1 .* write lower-case letters and blanks$"):
+        kind.begun("The river")
+
+
+def test_underscores_and_backslashes_can_be_known():
+    kind = Text((12,), "characters", tuple(sorted(set("my_name =\\"))))
+    tokens, known, length = kind.with_gaps(r"my\_n_me = \\")
+    assert length == 11
+    assert kind.text_of(tokens[known]) == "my_nme = \\"
+    assert known.tolist() == [True] * 4 + [False] + [True] * 6 + [False]
+    with pytest.raises(ArgumentError, match="has no gap"):
+        kind.with_gaps(r"my\_name")
 
 
 def test_samples_are_written_a_line_each_or_apart(tmp_path):
@@ -141,6 +153,9 @@ def test_samples_are_written_a_line_each_or_apart(tmp_path):
     assert (tmp_path / "s.txt").read_text(encoding="utf-8") == "a ba\nbbbb\n"
     kind.write(tmp_path / "s.txt", torch.tensor([[2, 0, 3, 2], [3, 3, 3, 3]]))
     assert (tmp_path / "s.txt").read_text(encoding="utf-8") == "a\nba\n\nbbbb\n\n"
+    kind.write(tmp_path / "s.jsonl", torch.tensor([[2, 0, 0, 2], [3, 3, 3, 0]]))
+    lines = (tmp_path / "s.jsonl").read_text(encoding="utf-8").splitlines()
+    assert list(map(json.loads, lines)) == ["a\n\na", "bbb\n"]
     with pytest.raises(ArgumentError, match=r"file \.txt"):
         kind.check_output(tmp_path / "s.png", 2)
     picture = kind.preview(torch.tensor([[2, 0, 3, 2]]))
@@ -181,3 +196,64 @@ def test_a_tokenizer_stands_in_the_kind(tmp_path):
     (tmp_path / "tokens.json").write_text(json.dumps({"model": {"type": "BPE"}}), encoding="utf-8")
     with pytest.raises(DataError, match=r"tokens\.json: is no file of the package tokenizers"):
         Text.read(str(tmp_path / "book.txt"), context=8, tokens=str(tmp_path / "tokens.json"))
+
+
+def test_samples_of_bytes_are_written_as_they_are(tmp_path):
+    kind = Text((5,), "bytes")
+    words = [word.encode("latin-1") for word in ("caf\xe9 ", "\xfcber ")]
+    kind.write(tmp_path / "s.txt", torch.tensor([list(word) for word in words]))
+    assert (tmp_path / "s.txt").read_bytes() == b"caf\xe9 \n\xfcber \n"
+    kind.write(tmp_path / "s.jsonl", torch.tensor([list(word) for word in words]))
+    assert json.loads((tmp_path / "s.jsonl").read_text(encoding="utf-8").splitlines()[0]) == "caf\ufffd "
+
+
+@pytest.fixture
+def word_level(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token="[UNK]"))  # noqa: S106 - no password
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    trainer = tokenizers.trainers.WordLevelTrainer(special_tokens=["[UNK]"], show_progress=False)
+    made.train_from_iterator(["the river ran by the mill", "never seen in the text itself"], trainer)
+    made.save(str(tmp_path / "words.json"))
+    return tmp_path / "words.json"
+
+
+def test_text_that_a_tokenizer_does_not_know_is_refused_or_told(tmp_path, word_level):
+    def read(text):
+        (tmp_path / "book.txt").write_text(text, encoding="utf-8")
+        return Text.read(str(tmp_path / "book.txt"), context=4, tokens=str(word_level)).notes
+
+    with pytest.raises(DataError, match=r"words\.json does not know 100 % of the text, blanks aside: give a tokenizer"):
+        read("\u5927\u6cb3 \u6d41\u8fc7 " * 50)
+    (note,) = read("the river ran by the mill " * 20)
+    assert "120 tokens of 1 document, 5 different of a vocabulary of 11;" in note
+    _, note = read("the river ran by a mill " * 20)
+    assert note.endswith("does not know 5.56 % of the text, blanks aside, which became [UNK]")
+
+
+def test_what_a_tokenizer_leaves_out_is_told(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.train_from_iterator(["abc"], tokenizers.trainers.BpeTrainer(show_progress=False))
+    made.save(str(tmp_path / "tokens.json"))
+    (tmp_path / "book.txt").write_text("abcaabcd" * 50, encoding="utf-8")
+    loaded = Text.read(str(tmp_path / "book.txt"), context=8, tokens=str(tmp_path / "tokens.json"))
+    assert loaded.notes[1].endswith("does not know 12.5 % of the text, blanks aside, which is left out")
+
+
+def test_known_text_that_a_tokenizer_changes_is_refused_with_what_it_keeps(tmp_path, word_level):
+    (tmp_path / "book.txt").write_text("the river ran by the mill " * 20, encoding="utf-8")
+    kind = Text.read(str(tmp_path / "book.txt"), context=12, tokens=str(word_level)).kind
+    with pytest.raises(ArgumentError, match=r"turns 'the ' into 'the', and known text .*: write 'the____ran'$"):
+        kind.with_gaps("the ____ ran")
+    assert kind.with_gaps("the____ran")[2] == 6
+    with pytest.raises(ArgumentError, match=r"turns 'the ' into 'the', .*: write 'the'$"):
+        kind.begun("the ")
+    with pytest.raises(ArgumentError, match=r"'\[UNK\]' stands for what it does not know, so leave that out"):
+        kind.begun("the zebra")
+
+
+def test_text_without_letters_is_refused_for_letters(tmp_path):
+    (tmp_path / "book.txt").write_text("\u5927\u6cb3 " * 50, encoding="utf-8")
+    with pytest.raises(DataError, match="none of its characters are letters a to z or digits"):
+        Text.read(str(tmp_path / "book.txt"), context=4, tokens="letters")

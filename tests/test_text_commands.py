@@ -28,7 +28,7 @@ def trained(run, book, out, *words):
 )
 def test_text_is_learnt_drawn_begun_and_filled(run, book, tmp_path, flow):
     said = trained(run, book, tmp_path / "m", "--flow", flow)
-    assert "27 different; held out: the last 0.05" in said
+    assert "14 different of a vocabulary of 27; held out: the last 0.05" in said
     assert re.search(r"\d+ held-out texts: at most \d+\.\d+ ± \d+\.\d+ bits a character", said)
     held = json.loads((tmp_path / "m" / "config.json").read_text(encoding="utf-8"))
     assert held["data"]["vocabulary"][:3] == [" ", "a", "b"]
@@ -63,11 +63,13 @@ def test_what_cannot_be_is_said_in_a_line(run, book, tmp_path):
         ((*sample, "--infill", "no gap"), "has no gap"),
         ((*sample, "--infill", "_" * 17), "context is 16: give at most 16"),
         ((*sample, "--infill", "a_", "--prompt", "a"), "give one of them"),
+        ((*sample, "--sampler", "multistep2"), "which Masked has not: use Stochastic, in words stochastic"),
         (("sample", "mnist", "--prompt", "a", "--device", "cpu"), "--prompt is for models of text"),
         ((*sample[:-1], tmp_path / "s.png"), "text is written to a file .txt"),
         ((*train, "--flow", "bfn"), "texts are of classes, and bfn is a flow of real numbers"),
         ((*train, "--flow", "gpfn-kl"), "a step of KL ends there at once"),
-        ((*train, "--size", 8), "text has the settings context and tokens, got size"),
+        ((*train, "--flow", "gpfn"), "such data take the flows masked, bfn-discrete, gpfn-linear or gpfn-fisher-rao"),
+        ((*train, "--size", 8), "--size is for folders of pictures"),
         ((*train, "--tokens", "words"), "tokens are characters, letters, bytes"),
         ((*train, "--context", 10**6), "fewer than the context of 1000000"),
         ((*train, "--conditional"), "holds no labels"),
@@ -85,3 +87,42 @@ def test_what_cannot_be_is_said_in_a_line(run, book, tmp_path):
         assert err.startswith("proxflow: error: ")
         assert err.count("\n") == 1
         assert said in err, (words, err)
+
+
+def test_samples_do_not_take_the_place_of_what_was_trained_on(run, book, tmp_path):
+    trained(run, book, tmp_path / "m")
+    whole = book.read_bytes()
+    status, _, err = run("sample", tmp_path / "m", "--n", 1, "--steps", 1, "--device", "cpu", "--out", book)
+    assert status == 2
+    assert "book.txt is what the model was trained on, which would be lost: choose another place" in err
+    (tmp_path / "books").mkdir()
+    kept = book.rename(tmp_path / "books" / "book.txt")
+    trained(run, tmp_path / "books", tmp_path / "n")
+    status, _, err = run("sample", tmp_path / "n", "--n", 1, "--steps", 1, "--device", "cpu", "--out", kept)
+    assert status == 2
+    assert "is a file in the folder" in err
+    assert kept.read_bytes() == whole
+
+
+def test_rows_do_not_take_the_place_of_what_was_trained_on(run, tmp_path):
+    points = tmp_path / "points.csv"
+    points.write_text("".join(f"{k / 7:.3f},{k / 3:.3f}\n" for k in range(40)), encoding="utf-8")
+    status, _, err = run(
+        "train",
+        "--data",
+        points,
+        "--out",
+        tmp_path / "m",
+        "--steps",
+        2,
+        "--grid",
+        0,
+        "--device",
+        "cpu",
+        "--batch-size",
+        4,
+    )
+    assert status == 0, err
+    status, _, err = run("sample", tmp_path / "m", "--n", 2, "--steps", 1, "--device", "cpu", "--out", points)
+    assert status == 2
+    assert "is what the model was trained on" in err

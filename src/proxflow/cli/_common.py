@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from proxflow.data.autoencoders import Autoencoder
     from proxflow.data.kinds import Kind
-    from proxflow.examples import Condition
+    from proxflow.examples import AnyExamples, Condition
     from proxflow.likelihood import Nats
     from proxflow.models import Model
 
@@ -341,6 +341,16 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Se
     for row in rows:
         table.add_row(*(Plain(escape.terminal(entry)) for entry in row))
     Console(file=sys.stdout, highlight=False, width=100).print(table)
+
+
+def content_of(examples: AnyExamples) -> str:
+    """Return what tells these examples from others: what their source says of them, or a checksum and the shape."""
+    import hashlib
+
+    if examples.content:
+        return examples.content
+    checksum = hashlib.sha256(examples.x.numpy().tobytes()).hexdigest()
+    return f"sha256 {checksum}, shape {list(examples.x.shape)}"
 
 
 def bound_text(kind: Kind, nats: Nats) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast
 
 import tyro
 
@@ -21,6 +21,7 @@ from proxflow.cli._common import (
     check_graph,
     check_sampler,
     classes_asked,
+    content_of,
     draw,
     first_alone,
     guided,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     import torch
 
     from proxflow import metrics
+    from proxflow.data.kinds.table import Table
     from proxflow.likelihood import Nats
     from proxflow.models import Model
     from proxflow.studies import scoreboard
@@ -299,21 +301,23 @@ def _evaluate_tables(
 
     for name in ("classes", "images", "size", "extractor", "inception_weights"):
         if getattr(options, name):
-            raise ArgumentError(f"--{name.replace('_', '-')} is for images, and {fresh[0]} is of a table: leave it out")
+            word = "class" if name == "classes" else name.replace("_", "-")
+            raise ArgumentError(f"--{word} is for images, and {fresh[0]} is of a table: leave it out")
     if options.guidance.guidance != 1:
         raise ArgumentError("--guidance is for images: of tables it is measured without")
+    sources = _sources_of_tables(options, loaded, fresh)
     records, lines, floors, said = list[dict[str, Any]](), list[tuple[str, ...]](), list[tuple[str, ...]](), list[str]()
-    for title in fresh:
-        model = loaded.get(title)
-        if model is None or not isinstance(model.data, Table):
-            raise ArgumentError(f"{title} is no model of a table, and others are: evaluate them apart")
-        kind, told = model.data, model.provenance.get("read", {})
-        source = options.data or told.get("source")
-        if source is None:
-            raise ArgumentError(f"{title} does not say which data it was trained on: give --data")
-        every, own = Examples(kind.rows(source)[0]), source == told.get("source")
-        train, test = split(every, told.get("held_out", 0.0) if own else 0.5, told.get("seed", 0))
-        kept = "kept from training" if own else "a half of them"
+    for title, source in sources.items():
+        model = loaded[title]
+        kind, told = cast(Table, model.data), model.provenance.get("read", {})
+        every, named, known = Examples(kind.rows(source)[0]), source == told.get("source"), told.get("content")
+        train, test = split(every, told.get("held_out", 0.0), told.get("seed", 0)) if named or known else (every, None)
+        own, kept = content_of(train) == known if known else named, "kept from training"
+        if named and not own:
+            kept = "which may have been trained on, as the file has changed since training"
+        if not (named or own):
+            train, test = split(every, 0.5, 0)
+            kept = "a half of them" + (f"; the model was trained on {told['source']}" if "source" in told else "")
         if test is None or len(test) < LEAST_ROWS:
             train, test = split(every, 0.5, 0)
             kept = "a half of them, which was trained on, as too few were kept from training"
@@ -322,10 +326,7 @@ def _evaluate_tables(
                     f"{source}: scores need at least {LEAST_ROWS} rows to compare with: give more --data"
                 )
         number = options.n or rows_to_make(len(test))
-        classes = [column.classes for column in kind.columns]
-        categories = [k for k, n in enumerate(classes) if n]
-        named = [k for k in categories if kind.columns[k].name == kind.target]
-        target = [*named, *categories[::-1], len(classes) - 1][0]
+        classes, target = [column.classes for column in kind.columns], _scored_target(kind)
         labels = kind.drawn_labels(number, options.seed) if kind.target else None
         steps = steps_of(model, title, options.steps)
         stored = draw(model, number, steps, options.sampler, options.seed, options.batch_size, options.graph, labels)
@@ -355,8 +356,10 @@ def _evaluate_tables(
         )
         say(f"{title}: {number} made rows against {len(test)} of {source}, {kept}; target {kind.columns[target].name}")
         lines.append((title, *(f"{value:.3f}" for value in scores.values())))
-        floors.append((f"real rows of {source}", *(f"{value:.3f}" for value in floor.values())))
-    print_table(("", *(name.replace("_", " ") for name in scores)), [*lines, *dict.fromkeys(floors)], ("",))
+        real_ones = tuple(f"{value:.3f}" for value in floor.values())
+        if real_ones not in [line[1:] for line in floors]:
+            floors.append((f"real rows of {source}{f', beside {title}' if floors else ''}", *real_ones))
+    print_table(("", *(name.replace("_", " ") for name in scores)), [*lines, *floors], ("",))
     for line in said:
         say(line)
     if options.out is not None:
@@ -364,6 +367,50 @@ def _evaluate_tables(
             if writing:
                 write_json(options.out, {"rows": records, **origin(device)})
         say(f"written: {options.out}")
+
+
+def _sources_of_tables(options: Evaluate, loaded: Mapping[str, Model], fresh: Sequence[str]) -> dict[str, str]:
+    """Return the table that each model is compared with.
+
+    Raises:
+        ArgumentError: A source is no model of tables, has a single column, or does not say what it was trained on; or the
+            models are of tables, columns or targets that differ.
+    """
+    from proxflow.data.kinds.table import Table
+
+    sources, first = dict[str, str](), dict[str, Any]()
+    for title in fresh:
+        model = loaded.get(title)
+        if model is None or not isinstance(model.data, Table):
+            raise ArgumentError(f"{title} is no model of a table, and others are: evaluate them apart")
+        kind, source = model.data, options.data or model.provenance.get("read", {}).get("source")
+        if source is None:
+            raise ArgumentError(f"{title} does not say which data it was trained on: give --data")
+        if len(kind.columns) < 2:
+            raise ArgumentError(
+                f"{title} is of one column alone, and scores hold columns against each other: they need a table of two"
+            )
+        sources[title] = source
+        own = {
+            "data": source,
+            "columns": ", ".join(column.name for column in kind.columns),
+            "target": kind.columns[_scored_target(kind)].name,
+        }
+        first = first or own
+        if other := [name for name in own if own[name] != first[name]]:
+            raise ArgumentError(
+                f"{fresh[0]} and {title} cannot stand in one table, because they were not measured alike: {other[0]}: "
+                f"{first[other[0]]:.80} and {own[other[0]]:.80}. Evaluate them apart"
+                + (", or give --data" if other[0] == "data" else "")
+            )
+    return sources
+
+
+def _scored_target(kind: Table) -> int:
+    """Return the place of the column that a forest learns to predict: the target, or the last category, or the last."""
+    categories = [k for k, column in enumerate(kind.columns) if column.classes]
+    named = [k for k in categories if kind.columns[k].name == kind.target]
+    return [*named, *categories[::-1], len(kind.columns) - 1][0]
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from importlib import import_module
 from typing import Annotated, Any, Union
 
@@ -102,10 +104,49 @@ def _parse(words: list[str]) -> Any:
         )
     )
     union: Any = Union[kinds]  # noqa: UP007
-    options = tyro.cli(union, prog="proxflow", description=_DESCRIPTION, args=words)
+    told = io.StringIO()
+    try:
+        with redirect_stderr(told):
+            options = tyro.cli(union, prog="proxflow", description=_DESCRIPTION, args=words)
+    except SystemExit as stop:
+        if stop.code != WRONG_INPUT or not told.getvalue():
+            raise
+        raise ArgumentError(_sentence(told.getvalue(), words)) from None
     if words.count("--class") > 1:  # of other options the last counts, as everywhere
         raise ArgumentError("--class is given twice: name all classes behind one, as --class 3 7")
     return options
+
+
+def _sentence(page: str, words: list[str]) -> str:
+    """Return in one sentence what the parser's page says of words that do not parse; else how the page begins."""
+    title, *lines = (line.strip("│|╭╰╮╯+ ") for line in page.splitlines())
+    parts = "\n".join("" if set(line) <= {"─", "-"} else line for line in lines).strip()  # between rules
+    begin, _, rest = parts.partition("\n\n")
+    title, told = title.strip("─- "), " ".join(begin.split())
+    if not words or words[0] not in COMMANDS:
+        wrong = f"there is no command {words[0]!r:.80}" if words else title
+        return f"{wrong}: expected one of {', '.join(COMMANDS)}"
+    command = f"proxflow {words[0]}"
+    mend = f"; see {command} --help"
+    if found := re.match(r"Unrecognized .*?options: (\S+?)(,| |$)", told):
+        offered = re.findall(r"^(--[\w-]+)(.*(?:\n(?!--).*)*)", rest, re.MULTILINE)
+        meant = [name for name, where in offered if f"in {command} --help" in where]
+        hint = f"; did you mean {' or '.join(meant)}?" if meant else mend
+        return f"{words[0]} takes no {'option ' if found[1].startswith('-') else 'further word '}{found[1]}{hint}"
+    if needed := re.findall(r"^--.*", begin, re.MULTILINE) if told.startswith("Missing from") else []:
+        return f"{words[0]} needs {' and '.join(needed)}{mend}"
+    whole = " ".join(parts.split())
+    for shown, wanted in (
+        (r"invalid literal for int\(\) with base 10: ('.*?')", "a whole number"),
+        (r"could not convert string to float: ('.*?')", "a number"),
+        (r"invalid choice ('.*?') for argument", ""),
+    ):
+        option, value = re.search(r"(?:parsing|argument) '?(--[\w-]+)", whole), re.search(shown, whole)
+        if option and value:
+            choices = re.findall(r"'(.*?)'", whole.partition("Expected one of")[2])
+            wanted = wanted or ", ".join(sorted({*choices} - {"None"}))
+            return f"{option[1]}: expected {wanted}, got {value[1]}{mend}"
+    return f"{(told or title).rstrip('.')}{mend}"
 
 
 def _first_line(kind: type[Any]) -> str:

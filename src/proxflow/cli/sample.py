@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw samples from a trained model.
+    r"""Draw samples from a trained model.
 
     For example:
         proxflow sample                                     64 digits in one picture, samples.png
@@ -74,10 +74,11 @@ class Sample:
         seed: Number that fixes the samples: sample i depends on the seed and on i alone, whatever --n and --batch-size are.
         out: Where to write. Of images, ending .png: one picture, a grid; .npz: key "images", uint8, N x H x W x C; no
             ending: a folder of PNG files, 00000.png and so on. Of rows of numbers, ending .npy, .npz, .csv, or .png: a plot.
-            Of text, ending .txt: a sample a line, or with a blank line between them where they hold line breaks. Of
-            tables, ending .csv, .parquet or .png.
+            Of text, ending .txt: a sample a line, or with a blank line between them where they hold line breaks, and
+            bytes as they are; or .jsonl: a JSON string a line. Of tables, ending .csv, .parquet or .png.
         prompt: Text that each sample of a model of text begins with, word for word.
-        infill: Text with gaps, each _ an unknown token; the samples are this text with the gaps filled.
+        infill: Text with gaps, each _ an unknown token; the samples are this text with the gaps filled. In it
+            \_ is a known underscore, and \\ a backslash.
         encoder: Of models of latents, the autoencoder that decodes them, if it is no longer where it was when they were
             made; none writes the latents themselves, ending .npz, key "latents".
         batch_size: Samples drawn at a time; lower it when memory runs out.
@@ -101,7 +102,12 @@ class Sample:
     guidance: tyro.conf.OmitArgPrefixes[GuidanceOptions] = field(default_factory=GuidanceOptions)
     sampler: SamplerChoice = None
     seed: int = 0
-    out: Annotated[File, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: samples.png)")] = None
+    out: Annotated[
+        File,
+        tyro.conf.arg(
+            metavar="PATH", help_behavior_hint="(default: samples.png; of rows samples.csv, of text samples.txt)"
+        ),
+    ] = None
     prompt: Annotated[Text, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: none)")] = None
     infill: Annotated[Text, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: none)")] = None
     encoder: Annotated[Text, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: where it was)")] = None
@@ -155,6 +161,7 @@ def run(options: Sample, device: torch.device) -> None:
     out = Path(f"samples{ending}") if options.out is None else options.out
     with first_alone() as writing:
         if writing:
+            _spare_data(out, model)
             kind.check_output(out, number)
     samples = draw(
         model,
@@ -185,6 +192,29 @@ def run(options: Sample, device: torch.device) -> None:
     evaluations = spent(model, predictor, options.sampler, steps)
     word = kind.examples_word if number != 1 else kind.examples_word.removesuffix("s")
     say(f"{number} {word}, {evaluations} network evaluation{'s' * (evaluations != 1)} each{at}: {out}")
+
+
+def _spare_data(out: Path, model: Model) -> None:
+    """Refuse to write in the place of what a model was trained on.
+
+    Raises:
+        ArgumentError: The place is its data, or a file that lies in their folder.
+    """
+    match model.provenance:
+        case {"read": {"source": str(source)}}:
+            data = Path(source)
+        case {"data": str(said)}:  # "300 rows of points.csv"
+            data = Path(said.partition(f" {model.data.examples_word} of ")[2])
+        case _:
+            return
+    if not (out.exists() and data.exists()):
+        return
+    if out.samefile(data):
+        raise ArgumentError(f"--out {out} is what the model was trained on, which would be lost: choose another place")
+    if out.is_file() and out.resolve().is_relative_to(data.resolve()):
+        raise ArgumentError(
+            f"--out {out} is a file in the folder {data}, which the model was trained on: choose another place"
+        )
 
 
 def _told(options: Sample, model: Model) -> tuple[Model, int | None]:

@@ -19,6 +19,7 @@ from proxflow.cli._common import (
     TrainingOptions,
     bound_record,
     bound_text,
+    content_of,
     draw,
     first_alone,
     less_memory_to_train,
@@ -230,6 +231,7 @@ def run(options: Train, device: torch.device) -> None:
     from proxflow.data import NAMED
     from proxflow.data.augment import Augmentation, refuse_mirrored
     from proxflow.data.image_files import write_png
+    from proxflow.data.kinds.table import Table
     from proxflow.examples import Examples, check_condition, reads, rows
     from proxflow.predictors import Predictor
     from proxflow.runtime.checkpoints import digest
@@ -312,6 +314,8 @@ def run(options: Train, device: torch.device) -> None:
     drop = objective.rate if isinstance(objective, ConditionDropout) else None
 
     if options.dry_run:
+        for note in loaded.notes:
+            say(note)
         first, bf16 = (
             examples.some(1),
             training.precision == "bf16" or (training.precision, device.type) == ("auto", "cuda"),
@@ -320,10 +324,7 @@ def run(options: Train, device: torch.device) -> None:
         say(f"dry run: {cost(model.predictor, model.shape, training, size, Processes.current().size, bf16).text}")
         return
     out, folder = options.out, RunFolder(options.out)
-    content = examples.content
-    if not content:
-        checksum = hashlib.sha256(examples.x.numpy().tobytes()).hexdigest()
-        content = f"sha256 {checksum}, shape {list(examples.x.shape)}"
+    content = content_of(examples)
     labels = hashlib.sha256(examples.condition.numpy().tobytes()) if torch.is_tensor(examples.condition) else None
     settings = {
         "held_out": options.held_out,
@@ -372,10 +373,11 @@ def run(options: Train, device: torch.device) -> None:
             f"train: {called}{source} on {loaded.description}{squares}, {training.steps} steps of "
             f"{training.batch_size}, on {where}; interrupt with Ctrl-C, the same command goes on"
         )
+        known = {"content": content} if isinstance(kind, Table) else {}  # by which evaluate knows what was trained on
         provenance = {
             "data": f"{len(examples)} {kind.examples_word} of {options.data}",
             "held_out": 0 if held_out is None else len(held_out),
-            **({"read": dict(loaded.record)} if loaded.record else {}),
+            **({"read": {**loaded.record, **known}} if loaded.record else {}),
             "training": to_dict(training),
             **origin(device),
             **({} if drop is None else {"drop": drop}),
@@ -435,9 +437,12 @@ def run(options: Train, device: torch.device) -> None:
             chosen = held_out[torch.arange(0, len(held_out), -(-len(held_out) // _BOUNDED))]
             nats = trained.bound(augmentation.whole(chosen.x), condition=chosen.condition, draws=_DRAWS)
             finished["bound"] = {**bound_record(nats), "draws": _DRAWS}
-            say(f"{len(chosen)} held-out {kind.examples_word}: {bound_text(kind, nats)}")
+            of = "" if len(chosen) == len(held_out) else f" of {len(held_out)}"
+            say(f"{len(chosen)}{of} held-out {kind.examples_word}: {bound_text(kind, nats)}")
         elif trained.has_bound:
             say(f"fewer than 2 {kind.examples_word} are held out, so their likelihood is not bounded: see --held-out")
+        elif isinstance(kind, Table):
+            say(f"the likelihood of rows has no bound of the flow {called.partition(':')[0]}, which it has of gpfn")
         finished |= {"sessions": list(result.sessions), "stages": list(result.stages)}
         folder.finish(model, learning.kept(result.predictor), {**provenance, **finished})
         for said in result.left_out:
@@ -495,7 +500,7 @@ def _loaded(options: Train) -> Loaded:
     for name, what in _READING.items():
         if not (value := getattr(options, name)) and value != 0:
             continue
-        if not any(p.name == name or (p.kind is p.VAR_KEYWORD and name == "size") for p in takes):
+        if not any(p.name == name for p in takes):
             table = ": give --kind table" if what == "tables" and options.data.lower().endswith(".csv") else ""
             raise ArgumentError(f"--{name} is for {what}; {options.data} is read as {kind.examples_word}{table}")
         settings[name] = value
@@ -597,9 +602,12 @@ def _conditional(options: Train, kind: Kind) -> Part:
     Raises:
         ArgumentError: The data have none, or the network reads none, or another number.
     """
+    from proxflow.data.kinds.table import Table
     from proxflow.models import class_names, spec
 
     classes = len(class_names(kind))
+    if not classes and isinstance(kind, Table):
+        raise ArgumentError("--conditional: of tables give --target COL in its place, a column that rows are drawn for")
     if not classes:
         raise ArgumentError(
             f"--conditional: {options.data} holds no labels of {kind.examples_word} that are read; leave it out, or give "

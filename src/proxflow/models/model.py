@@ -612,7 +612,7 @@ def _needed(flow: Flow[Any]) -> str | None:
     return next((predictor for attribute, predictor in asked.items() if hasattr(ends, attribute)), None)
 
 
-def _check_steps(flow: Flow[Any], shape: tuple[int, ...]) -> None:
+def _check_steps(flow: Flow[Any], data: Kind) -> None:
     """Refuse a flow that could take no step between its beliefs.
 
     Raises:
@@ -621,13 +621,16 @@ def _check_steps(flow: Flow[Any], shape: tuple[int, ...]) -> None:
     if not isinstance(flow, GPFN) or flow.energy is not None:
         return
     divergence, cpu = flow.divergence, torch.device("cpu")
-    prior = flow.prior((1, *shape), torch.Generator(cpu), torch.float32, cpu)
+    prior = flow.prior((1, *data.shape), torch.Generator(cpu), torch.float32, cpu)
     if type(divergence).interpolate is not Divergence.interpolate or has_closed_form(divergence, prior):
         return
     called = next((name for group, name, _ in names.names_of(type(divergence)) if group == "divergences"), divergence)
     family = type(prior).__name__
     if not has_value(divergence, prior):
-        raise ArgumentError(f"the divergence {called} is not defined between beliefs of {family}: take another")
+        raise ArgumentError(
+            f"the divergence {called} is not defined between beliefs of {family}: such data take the "
+            f"flows {_flows_for(data.decides)}"
+        )
     if flow.solver is None:
         raise ArgumentError(
             f"the divergence {called} has no closed-form step between beliefs of {family}: give the flow a numerical "
@@ -647,7 +650,7 @@ def _assembled(data: Kind, flow: Flow[Any], network: Part, predictor: Part) -> M
         raise ArgumentError(
             f"data: events of shape {data.shape} are larger than any use, {MOST_NUMBERS} numbers or more"
         )
-    _check_steps(flow, data.shape)
+    _check_steps(flow, data)
     named, read = class_names(data), network.settings.get("classes", 0)
     if named and read and len(named) != read:
         raise ArgumentError(
@@ -760,6 +763,8 @@ def load(source: str | Path = "mnist", device: torch.device | str = "cpu") -> Mo
             f"models: {', '.join(shipped_models()) or 'none'}"
         )
     path, weights = folder / "config.json", folder / "model.safetensors"
+    if not path.exists() and (folder / "run.json").exists():
+        raise CheckpointError(f"{folder} is a training that has no model yet: let it go on with the same command")
     content = _read(path)
     flow, network, predictor, data = (
         spec.restore(f"{name}s" if name != "data" else "kinds", content.get(name), f"{path}: {name}")

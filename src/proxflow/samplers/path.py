@@ -126,9 +126,13 @@ class PathSampler(Sampler):
     def _latent(self, flow: Flow[Any]) -> Latent:
         latent = flow.latent
         if latent is None:
+            divergence = getattr(flow, "divergence", None)
+            of = "" if divergence is None else f" with {type(divergence).__name__}"
+            # From one fixed belief, samples differ by noise on the way alone.
+            fits = ("Stochastic",) if flow.begins_fixed else ("Deterministic", "Stochastic")
             raise ArgumentError(
-                f"{type(self).__name__} needs beliefs whose means or logits follow a(t) x + b(t) ε, which {flow} has not: "
-                "use Deterministic or Stochastic"
+                f"{type(self).__name__} needs a flow with a Gaussian path, which {type(flow).__name__}{of} has not: use "
+                f"{' or '.join(fits)}, in words {' or '.join(fits).lower()}"
             )
         return latent
 

@@ -112,11 +112,11 @@ def sample(
             "the number of samples, the sizes of an event and the batch size must be whole numbers, got "
             f"{tuple(shape)} and {batch_size!r}"
         ) from None
-    if not shape or min(shape) < 1 or batch_size < 1:
-        raise ArgumentError(
-            f"the number of samples, the sizes of an event and the batch size must be at least 1, got {tuple(shape)} and "
-            f"{batch_size}"
-        )
+    if not shape:
+        raise ArgumentError("expected the shape of the samples, (number, *event), got ()")
+    for what, size in (("number of samples", shape[0]), ("batch size", batch_size), ("sizes of an event", min(shape))):
+        if size < 1:
+            raise ArgumentError(f"the {what} must be at least 1, got {size}")
     parameter = next((p for p in predictor.parameters() if p.is_floating_point()), torch.zeros(()))
     dtype = parameter.dtype if parameter.dtype == torch.float64 else torch.float32
     device, number, event = parameter.device, shape[0], tuple(shape[1:])

@@ -123,6 +123,13 @@ class RunFolder:
                 f"{self.path} holds a model of {done} steps, so there is none to do with {changed}: raise --steps above "
                 f"{done}, or choose another --out folder"
             )
+        # Of the last checkpoint before it was stopped, which may be newer than the model.
+        begun = max((int(path.name[5:]) for path in self.path.glob("checkpoints/step-*")), default=0)
+        if differing and asked.get("steps", begun) < begun:
+            raise OutputError(
+                f"{self.path} has done {begun} steps already, and {asked['steps']} are wanted: raise --steps, or choose "
+                "another --out folder"
+            )
         if differing:
             write_json(self.file, dict(wanted))
         return [f"{name} = {asked[name]} (was {found[name]})" for name in differing]

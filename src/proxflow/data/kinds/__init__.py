@@ -65,14 +65,14 @@ def kind_of_source(source: str, name: str | None = None) -> type[Kind]:
         if kind.takes(source):
             return kind
         told.append(kind.sources)
-    told = list(dict.fromkeys(told))
     if os.path.isdir(source):
         if any(glob.iglob(os.path.join(glob.escape(source), "**", "*.parquet"), recursive=True)) or os.path.exists(
             os.path.join(source, "dataset_info.json")
         ) or os.path.exists(os.path.join(source, "dataset_dict.json")):  # fmt: skip
             raise DataError(f"the folder {source} is a Hugging Face data set: give arrow:{source}")
         raise DataError(
-            f"the folder {source} holds no pictures, nor other data that are known: expected {'; '.join(told)}"
+            f"the folder {source} holds no pictures, IDX files, texts (.txt) or what proxflow prepare wrote: give one that "
+            "does, or the path of a single file, as table.csv; proxflow train --help names all data"
         )
     if os.path.exists(source):
         ending = os.path.splitext(source)[1] or "without an ending"
@@ -84,4 +84,4 @@ def kind_of_source(source: str, name: str | None = None) -> type[Kind]:
         raise DataError(
             f"{source}: does not exist; expected a file or folder of data that is there, or a name, as mnist"
         )
-    raise DataError(f"no training data {source!r}: expected {'; '.join(told)}")
+    raise DataError(f"no training data {source!r}: expected {'; '.join(dict.fromkeys(told))}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,20 +21,22 @@ from proxflow.data.kinds.base import Defaults, Kind, Loaded, Picture, check_shar
 from proxflow.data.text import LETTERS, holds_text, letters, load_bible, read_bytes, read_text, text_files
 from proxflow.errors import ArgumentError, DataError, OutputError
 from proxflow.examples import Examples
-from proxflow.runtime.files import read_plain, writable_folder, write_text
+from proxflow.runtime.files import read_plain, writable_folder, write_atomically, write_text
 from proxflow.runtime.processes import Processes
 
 TOKENS = ("characters", "letters", "bytes")
 """What a token may be; or the file of a tokenizer, ending .json."""
 
 GAP = "_"
-"""What stands for an unknown token in a text with gaps."""
+r"""An unknown token in a text with gaps; ``\_`` is the character itself there, and ``\\`` a backslash."""
+
+_GAPS = re.compile(r"\\([_\\])|(_)")
 
 STRETCHES, OVERLAP, OVERLAPPING = 20, 4, 2**26
 """Equal parts of a text of which each holds out its end; how many windows each token of the training text lies in; the most
 tokens of which that is so: of longer texts windows do not overlap."""
 
-BREAKS = ("\n", "\r")
+BREAKS = (b"\n", b"\r")
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ class Text(Kind):
             raise ArgumentError(f"tokens are {', '.join(TOKENS)}, or a tokenizer's file .json, got {tokens!r:.80}")
         excluded = None if exclude is None else exclude.resolve()
         files = [] if source == "bible" else text_files(Path(source), excluded)
-        tokenizer, vocabulary = "", tuple[str, ...]()
+        tokenizer, vocabulary, lacking = "", tuple[str, ...](), 0.0
         if known == "bytes":
             parts = [read_bytes(file) for file in files] if files else [load_bible().encode()]
             every, lost = torch.frombuffer(bytearray(b"\n\n".join(parts)), dtype=torch.uint8), 0
@@ -148,10 +152,22 @@ class Text(Kind):
                 tokenizer = _tokenizer_file(Path(tokens))
             else:
                 vocabulary = tuple(LETTERS) if known == "letters" else tuple(sorted(set(text)))
-                if len(vocabulary) < 2 or not text:
+                if known == "letters" and not text:
+                    raise DataError(
+                        f"{source}: none of its characters are letters a to z or digits, which --tokens letters keeps: give "
+                        "--tokens characters or bytes"
+                    )
+                if len(vocabulary) < 2:
                     raise DataError(f"{source}: holds {text[:1]!r} alone; expected text of at least two characters")
-            every = cls((context,), known, vocabulary, tokenizer).indices_of(text)
+            kind = cls((context,), known, vocabulary, tokenizer)
+            if known == "tokenizer":
+                every, lacking = kind._tokenised(text)
+            else:
+                every = kind.indices_of(text)
         kind = cls((context,), known, vocabulary, tokenizer)
+        unknown = f"the tokenizer {tokens} does not know {100 * lacking:.3g} % of the text, blanks aside"
+        if lacking > 0.5:
+            raise DataError(f"{source}: {unknown}: give a tokenizer made of such text, or --tokens characters or bytes")
         if len(every) < context:
             raise DataError(
                 f"{source}: has {len(every)} {kind.unit}, fewer than the context of {context}: give more text, or a context "
@@ -160,27 +176,57 @@ class Text(Kind):
         train, kept, stretches = _cut(every.to(_smallest(kind.symbols)), held_out, context)
         if kept is not None and len(kept) < Processes.current().size:
             kept = None
+        different = int(torch.bincount(every).count_nonzero())
         note = (
             f"{source}: {len(every):,} {kind.unit} of {len(files) or 1} document{'s' * (len(files) > 1)}, "
-            f"{kind.symbols} different; "
+            f"{different:,} different{'' if different == kind.symbols else f' of a vocabulary of {kind.symbols:,}'}; "
             + (
                 "none held out"
                 if kept is None
                 else f"held out: the last {held_out:.3g} of each of {stretches} equal parts, {len(kept)} windows"
             )
         )
-        notes = (note, f"{source}: {lost:,} letters that are none of a to z became spaces") if lost else (note,)
+        notes = [note]
+        if lost:
+            notes.append(f"{source}: {lost:,} letters that are none of a to z became spaces")
+        if lacking:
+            became = "is left out" if kind._unknown is None else f"became {kind._unknown[0]}"
+            notes.append(f"{source}: {unknown}, which {became}")
         asked = {"source": source, "held_out": held_out, "context": context, "tokens": tokens}
         record = {**asked, "length": len(every), "documents": len(files) or 1, "stretches": stretches}
         return Loaded(
             kind, Examples(train), None if kept is None else Examples(kept),
-            f"{len(train)} windows of {context} {kind.unit}", notes, record,
+            f"{len(train)} windows of {context} {kind.unit}", tuple(notes), record,
         )  # fmt: skip
 
     @property
     def unit(self) -> str:
         """Name of its tokens, in the plural."""
         return "tokens" if self.tokens == "tokenizer" else "characters" if self.tokens == "letters" else self.tokens
+
+    @cached_property
+    def _unknown(self) -> tuple[str, int] | None:
+        """The tokenizer's token for what it does not know, and its index; ``None`` where there is none."""
+        if self.tokens != "tokenizer":
+            return None
+        match json.loads(self.tokenizer).get("model"):
+            case {"unk_token": str(name)}:
+                index = _tokenizer(self.tokenizer).token_to_id(name)
+                return None if index is None else (name, index)
+            case {"unk_id": int(index)}:
+                return str(_tokenizer(self.tokenizer).id_to_token(index)), index
+        return None
+
+    def _tokenised(self, text: str) -> tuple[Tensor, float]:
+        """Return a tokenizer's tokens of a text, int64 (number,), and the share of it, blanks aside, that none knows."""
+        found = _tokenizer(self.tokenizer).encode(text, add_special_tokens=False)
+        ids, spans = np.asarray(found.ids, np.int64), np.asarray(found.offsets, np.int64).reshape(-1, 2)
+        if self._unknown is not None:
+            spans = spans[ids != self._unknown[1]]
+        edges = np.bincount(spans[:, 0], minlength=len(text) + 1) - np.bincount(spans[:, 1], minlength=len(text) + 1)
+        seen = np.fromiter((not c.isspace() for c in text), bool, len(text))
+        lacking = seen & (edges.cumsum()[:-1] == 0)
+        return torch.from_numpy(ids), float(lacking.sum() / max(1, seen.sum()))
 
     @cached_property
     def _codes(self) -> np.ndarray[Any, np.dtype[np.uint32]]:
@@ -201,10 +247,12 @@ class Text(Kind):
         found = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         places = np.searchsorted(self._codes, found).clip(max=len(self._codes) - 1)
         if (wrong := np.flatnonzero(self._codes[places] != found)).size:
-            shown = "".join(self.vocabulary)
+            mend = f"which has the {self.symbols} characters {''.join(self.vocabulary)!r:.200}: leave it out"
+            if self.tokens == "letters":
+                mend = "which has the letters a to z and the blank alone: write lower-case letters and blanks"
             raise ArgumentError(
                 f"{text[wrong[0]]!r}, character {int(wrong[0]) + 1} of {text!r:.60}, is not in the vocabulary of the model, "
-                f"which has the {self.symbols} characters {shown!r:.200}: leave it out"
+                f"{mend}"
             )
         return torch.from_numpy(places.astype(np.int64))
 
@@ -225,36 +273,65 @@ class Text(Kind):
         """
         if not prompt:
             raise ArgumentError("--prompt is empty: give the text to begin with, or leave it out")
-        return self._window([self.indices_of(prompt)], "--prompt", prompt)[:2]
+        return self._window([prompt], "--prompt", prompt)[:2]
 
     def with_gaps(self, text: str) -> tuple[Tensor, Tensor, int]:
-        """Return a window that begins with a text with gaps, each "_" an unknown token, as :meth:`begun`, and its length.
+        r"""Return a window that begins with a text with gaps, as :meth:`begun`, and the text's length.
+
+        Each ``_`` is an unknown token; ``\_`` is the character itself, and ``\\`` a backslash.
 
         Raises:
             ArgumentError: There is no gap, the text is longer than a window, or it has what the vocabulary has not.
         """
-        if GAP not in text:
+        pieces, end = list[str | None]([""]), 0
+        for found in _GAPS.finditer(text):
+            last = f"{pieces.pop()}{text[end : found.start()]}{found[1] or ''}"
+            pieces += [last] if found[1] else [last, None, ""]
+            end = found.end()
+        pieces[-1] = f"{pieces[-1]}{text[end:]}"
+        if None not in pieces:
             raise ArgumentError(f"--infill {text!r:.60} has no gap: write {GAP} for each unknown token")
-        gap = torch.full((1,), -1)
-        parts: list[Tensor] = []
-        for number, piece in enumerate(text.split(GAP)):
-            parts += [gap] * (number > 0) + ([self.indices_of(piece)] if piece else [])
-        return self._window(parts, "--infill", text, whole=True)
+        return self._window([piece for piece in pieces if piece != ""], "--infill", text)
 
-    def _window(self, parts: list[Tensor], option: str, text: str, whole: bool = False) -> tuple[Tensor, Tensor, int]:
-        found, (context,) = torch.cat(parts), self.shape
+    def _window(self, pieces: list[str | None], option: str, text: str) -> tuple[Tensor, Tensor, int]:
+        """Return the window that begins with known pieces and unknown tokens (``None``), what is known, and its length."""
+        (context,), whole = self.shape, None in pieces
+        parts = [torch.full((1,), -1) if piece is None else self.indices_of(piece) for piece in pieces]
+        if self.tokens == "tokenizer":
+            self._check_kept(pieces, parts, option)
+        found = torch.cat(parts)
         if len(found) > context - (not whole):
             raise ArgumentError(
                 f"{option} {text!r:.60} has {len(found)} {self.unit}, and the model's context is {context}: give at most "
                 f"{context - (not whole)}"
             )
-        for piece, part in zip(text.split(GAP) if whole else [text], [p for p in parts if p[0] >= 0], strict=False):
-            if piece and self.tokens == "tokenizer" and self.text_of(part) != piece:
-                raise ArgumentError(
-                    f"{option}: the model's tokenizer turns {piece!r:.60} into {self.text_of(part)!r:.60}"
-                )
         window = torch.nn.functional.pad(found, (0, context - len(found)), value=-1)
         return window.clamp(min=0), window >= 0, len(found)
+
+    def _check_kept(self, pieces: list[str | None], parts: list[Tensor], option: str) -> None:
+        """Refuse known text that a tokenizer changes, as it is to stay word for word; say what it would keep.
+
+        Raises:
+            ArgumentError: It changes.
+        """
+        turned = [None if piece is None else self.text_of(part) for piece, part in zip(pieces, parts, strict=True)]
+        changed = next(((a, b, c) for a, b, c in zip(pieces, turned, parts, strict=True) if a != b), None)
+        if changed is None:
+            return
+        mend = "write it as the tokenizer gives it back"
+        if self._unknown is not None and bool((changed[2] == self._unknown[1]).any()):
+            mend = f"{self._unknown[0]!r} stands for what it does not know, so leave that out, or write other words"
+        elif all(piece is None or self.text_of(self.indices_of(piece)) == piece for piece in turned):
+            kept = "".join(
+                GAP if piece is None else _escaped(piece) if option == "--infill" else piece for piece in turned
+            )
+            mend = f"write {kept!r:.80}" if kept else "leave it out"
+        elif json.loads(self.tokenizer).get("decoder") is None:
+            mend = f"its file has no decoder, which would give text back, so leave out {option}"
+        raise ArgumentError(
+            f"{option}: the model's tokenizer turns {changed[0]!r:.60} into {changed[1]!r:.60}, and known text must stay "
+            f"as it is: {mend}"
+        )
 
     def encode(self, stored: Tensor) -> Tensor:
         """Return tokens as int64."""
@@ -267,21 +344,27 @@ class Text(Kind):
         return samples.to(_smallest(self.symbols))
 
     def check_output(self, path: Path, number: int) -> None:
-        if path.suffix.lower() != ".txt":
-            raise ArgumentError(f"cannot tell from {str(path)!r} what to write: text is written to a file .txt")
+        if path.suffix.lower() not in (".txt", ".jsonl"):
+            raise ArgumentError(
+                f"cannot tell from {str(path)!r} what to write: text is written to a file .txt, or .jsonl for a JSON "
+                "string a line"
+            )
         writable_folder(path.parent)
         if path.is_dir():
             raise OutputError(f"cannot write the file {path}: it is a folder")
 
     def write(self, path: Path, stored: Tensor) -> None:
-        """Write one text a line, or with a blank line between them where one of them holds a line break."""
-        write_text(path, self.joined([self.text_of(row) for row in stored]))
+        """Write one text a line, or with a blank line between them where one of them holds a line break; or JSON strings.
 
-    @staticmethod
-    def joined(texts: list[str]) -> str:
-        """Return texts as a file has them: see :meth:`write`."""
-        several = any(mark in text for text in texts for mark in BREAKS)
-        return "".join(f"{text}\n{'' if not several else chr(10)}" for text in texts)
+        Of bytes, a file ``.txt`` has them as they are, whatever encoding they are of. A file ``.jsonl`` has a JSON string a
+        line, in which bytes that are no UTF-8 are U+FFFD.
+        """
+        if path.suffix.lower() == ".jsonl":
+            write_text(path, "".join(f"{json.dumps(self.text_of(row), ensure_ascii=False)}\n" for row in stored))
+            return
+        texts = [bytes(row.tolist()) if self.tokens == "bytes" else self.text_of(row).encode() for row in stored]
+        end = b"\n\n" if any(mark in text for text in texts for mark in BREAKS) else b"\n"
+        write_atomically(path, lambda temporary: _write_bytes(temporary, b"".join(text + end for text in texts)))
 
     def preview(self, stored: Tensor) -> Picture:
         """Draw the first 16 texts, their lines broken at 100 characters."""
@@ -297,6 +380,14 @@ class Text(Kind):
         for number, line in enumerate(lines):
             pen.text((6, 5 + 14 * number), line, fill=0, font=font)
         return np.asarray(page, np.uint8)[..., None]
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([_\\])", r"\\\1", text)
 
 
 def _smallest(symbols: int) -> torch.dtype:
