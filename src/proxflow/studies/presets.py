@@ -469,7 +469,7 @@ _TEXT = TextPreset(
         steps=2500, batch_size=32, learning_rate=5e-3, ema=0.99, checkpoint_every=250, precision="float32"
     ),
     samples=32,
-    minutes="about 80 minutes on a processor core",
+    minutes="about an hour and a half on a processor core",
 )
 
 TEXT_PRESETS: dict[PresetName, TextPreset] = {
