@@ -318,12 +318,31 @@ def test_of_a_column_that_is_asked_for_as_categories_nothing_is_said(tmp_path):
     assert noted(tmp_path, column, categories=["x"]) == noted(tmp_path, column, target="x") == ()
 
 
+def test_a_long_tail_alone_is_learnt_by_quantiles(tmp_path):
+    choice = np.random.default_rng(0)
+    rows = [
+        f"{x:.2f},{y:.2f}" for x, y in zip([*choice.lognormal(3, 1, 499), 1e6], choice.normal(size=500), strict=True)
+    ]
+    (tmp_path / "a.csv").write_text("\n".join(["x,y", *rows]) + "\n", encoding="utf-8")
+    known = [bool(c.knots) for c in Table.read(str(tmp_path / "a.csv"), held_out=0).kind.columns]
+    assert known == [True, False]
+    for numbers, expected in (("standard", [False, False]), ("quantiles", [True, True])):
+        kind = Table.read(str(tmp_path / "a.csv"), held_out=0, numbers=numbers).kind
+        assert [bool(c.knots) for c in kind.columns] == expected
+    # Half of them lie below 20, and so do half of those made of normal numbers; by a standard scale all were at one end.
+    kind = Table.read(str(tmp_path / "a.csv"), held_out=0).kind
+    made = kind.values(kind.decode(torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))))[:, 0]
+    assert np.mean(made < math.exp(3)) == pytest.approx(0.5, abs=0.05)
+
+
 def test_columns_with_a_long_tail_are_named(tmp_path):
     choice = np.random.default_rng(0)
     for number in (50, 1000):
         tail = [*choice.lognormal(0, 1, number - 1), 1e6]
         (note,) = noted(tmp_path, [f"{x:.2f}" for x in tail])
-        assert re.search(r"a\.csv: numbers with a long tail: x; --numbers quantiles", note)
+        assert re.search(r"a\.csv: numbers with a long tail, which are learnt by their quantiles: x", note)
+        (note,) = noted(tmp_path, [f"{x:.2f}" for x in tail], numbers="standard")
+        assert re.search(r"a\.csv: numbers with a long tail: x; .* leave --numbers out", note)
         assert noted(tmp_path, [f"{x:.2f}" for x in tail], numbers="quantiles") == ()
         for law in (choice.normal, choice.exponential, choice.uniform, choice.laplace):
             assert noted(tmp_path, [f"{x:.4f}" for x in law(size=number)]) == ()

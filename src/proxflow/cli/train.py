@@ -117,7 +117,8 @@ class Train:
         categories: Columns of a table that are categories, though they look like numbers.
         ignore: Columns of a table that are left out.
         target: Column of a table, taken as categories, that rows are drawn for: proxflow sample --class NAME.
-        numbers: How networks see the numbers of a table: standard, or by quantiles, for those with long tails.
+        numbers: How networks see the numbers of a table: standard, or by their quantiles; without it, columns with a long
+            tail by quantiles and the others standard.
         held_out: Share of the data that is not trained on; the loss on them chooses the model kept in the folder "best".
             IDX data sets have test images of their own, which are taken for it. Of text it is the end of each of 20 equal
             parts.
@@ -180,7 +181,7 @@ class Train:
     target: Annotated[Text, tyro.conf.arg(metavar="COL", help_behavior_hint="(default: none)")] = None
     numbers: Annotated[
         Union[Literal["standard", "quantiles"], None],  # noqa: UP007
-        tyro.conf.arg(metavar="{standard,quantiles}", help_behavior_hint="(default: standard)"),
+        tyro.conf.arg(metavar="{standard,quantiles}", help_behavior_hint="(default: by column)"),
     ] = None
     held_out: float = 0.05
     flow: Annotated[Text, word("gpfn-w2; of text masked")] = None

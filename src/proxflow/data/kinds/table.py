@@ -28,7 +28,7 @@ from proxflow.random import SampleStreams, rand
 from proxflow.runtime.files import writable_folder, write_atomically
 
 Role = Literal["number", "integer", "date", "category", "constant"]
-Numbers = Literal["standard", "quantiles"]
+Numbers = Literal["auto", "standard", "quantiles"]
 
 FEW_VALUES = 10
 """Whole numbers of at most so many values are categories, if each occurs twice in the mean."""
@@ -356,7 +356,7 @@ class Table(Kind):
         categories: Sequence[str] = (),
         ignore: Sequence[str] = (),
         target: str = "",
-        numbers: Numbers = "standard",
+        numbers: Numbers = "auto",
         **settings: Any,
     ) -> Loaded:
         """Read a table, and find out what its columns are.
@@ -373,7 +373,8 @@ class Table(Kind):
             categories: Columns that are categories, whatever they look like.
             ignore: Columns that are left out.
             target: Column that models are conditioned on, as categories.
-            numbers: How networks see numbers: "standard", of mean 0 and variance 1, or by their "quantiles" as normal ones.
+            numbers: How networks see numbers: "standard", of mean 0 and variance 1, by their "quantiles" as normal ones, or
+                "auto", columns with a long tail by quantiles and the others standard.
             **settings: None are known.
 
         Raises:
@@ -382,8 +383,8 @@ class Table(Kind):
         """
         if settings:
             raise ArgumentError(f"tables have no setting {next(iter(settings))}")
-        if numbers not in ("standard", "quantiles"):
-            raise ArgumentError(f"numbers of tables are taken as standard or by quantiles, got {numbers!r:.80}")
+        if numbers not in ("auto", "standard", "quantiles"):
+            raise ArgumentError(f"numbers of tables are taken as standard, by quantiles or auto, got {numbers!r:.80}")
         cells = _without(read_cells(Path(source)), ignore)
         cells.check()
         asked = [*categories, *([target] if target else [])]
@@ -419,12 +420,19 @@ class Table(Kind):
         ]
         hints = [_hint(cells, k, c) for k, c in enumerate(measured) if c.name not in asked]
         notes += [f"{source}: {hint}" for hint in hints if hint]
-        tails = [c.name for k, c in enumerate(measured) if not c.knots and _long_tailed(c, train.x[:, k])]
-        if tails:
+        columns = [(c, train.x[:, k]) for k, c in enumerate(measured) if c.numeric]
+        tails = [c.name for c, x in columns if _long_tailed(x[x != GAP], c.mean, c.std)]
+        if tails and numbers == "auto":
             notes.append(
-                f"{source}: numbers with a long tail: {', '.join(tails):.200}; --numbers quantiles is for these; without it "
-                "too many are made at an end of their range"
+                f"{source}: numbers with a long tail, which are learnt by their quantiles: {', '.join(tails):.200}"
             )
+        elif tails and numbers == "standard":
+            notes.append(
+                f"{source}: numbers with a long tail: {', '.join(tails):.200}; as standard numbers too many are made at an end "
+                "of their range: leave --numbers out"
+            )
+        if numbers == "auto" and not tails:
+            numbers = "standard"  # the same, as runs of earlier versions have it
         told = {"source": source, "held_out": held_out, "seed": seed, "ignore": list(ignore), "numbers": numbers}
         of = f"{len(train)} rows of {len(measured)} columns"
         return Loaded(kind, kind.with_labels(train), kept and kind.with_labels(kept), of, tuple(notes), told)
@@ -820,12 +828,9 @@ def _is_day(text: str) -> bool:
     return len(text) == 8 and text[:2] in ("19", "20") and _days(f"{text[:4]}-{text[4:6]}-{text[6:]}") is not None
 
 
-def _long_tailed(column: Column, x: Tensor) -> bool:
+def _long_tailed(x: Tensor, mean: float, std: float) -> bool:
     """Tell whether a few numbers (number,) lie so far from the others that these are close together in standard units."""
-    if not column.numeric:
-        return False
-    z = (x[x != GAP] - column.mean) / column.std
-    return float(z.pow(4).mean()) > LONG_TAIL
+    return float(((x - mean) / std).pow(4).mean()) > LONG_TAIL
 
 
 def _category(where: str, name: str, counts: Counter[str], missing: str | None, rows: int, asked: str = "") -> Column:
@@ -930,7 +935,8 @@ def _measured(column: Column, x: Tensor, numbers: Numbers) -> Column:
     within = (x - least) / unit
     mean, std = least + float(within.mean()) * unit, float(within.std(correction=0)) * unit or 1.0
     knots: tuple[float, ...] = ()
-    if numbers == "quantiles" and least < most:
+    by_quantiles = numbers == "quantiles" or (numbers == "auto" and _long_tailed(x, mean, std))
+    if by_quantiles and least < most:
         levels = torch.linspace(0, 1, min(_KNOTS, max(2, len(x))), dtype=torch.float64)
         knots = tuple(torch.quantile(x, levels).cummax(0).values.tolist())
     found, counts = torch.unique(x, return_counts=True)
