@@ -428,8 +428,8 @@ class Table(Kind):
             )
         elif tails and numbers == "standard":
             notes.append(
-                f"{source}: numbers with a long tail: {', '.join(tails):.200}; as standard numbers too many are made at an end "
-                "of their range: leave --numbers out"
+                f"{source}: numbers with a long tail: {', '.join(tails):.200}; as standard numbers too many are made at an "
+                "end of their range: leave --numbers out"
             )
         if numbers == "auto" and not tails:
             numbers = "standard"  # the same, as runs of earlier versions have it
