@@ -91,7 +91,8 @@ def _conditions(results: Record) -> Paragraph:
     left = f" Not installed: {', '.join(results['left_out'])}." if results["left_out"] else ""
     return Paragraph(
         f"Training halves: {sizes}. Flows: network {config['network']}, {training['steps']} steps of "
-        f"{training['batch_size']}, {config['nfes'][0]} network evaluations a row, numbers standardised, with a long tail by quantiles; seeds {seeds}. "
+        f"{training['batch_size']}, {config['nfes'][0]} network evaluations a row, numbers standardised, with a "
+        f"long tail by quantiles; seeds {seeds}. "
         f"Peers: {peers or 'none'}.{left} "
         f"scikit-learn {results['versions']['sklearn']}, torch {results['versions']['torch']}."
     )
