@@ -285,7 +285,7 @@ def test_a_refusal_ends_the_process_with_its_own_status(tmp_path):
         "--out",
         tmp_path / "run",
     ]
-    for _ in range(4):
+    for _ in range(3):
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
 
