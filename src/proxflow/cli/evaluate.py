@@ -330,7 +330,7 @@ def _evaluate_tables(
         labels = kind.drawn_labels(number, options.seed) if kind.target else None
         steps = steps_of(model, title, options.steps)
         stored = draw(model, number, steps, options.sampler, options.seed, options.batch_size, options.graph, labels)
-        made = kind.values(stored if labels is None else kind.labelled(stored, labels))
+        made = kind.values(stored)
         real = kind.values(train.x), kind.values(test.x)
         scores = asdict(table_scores(made, *real, classes, target, options.seed))
         floor = floor_scores(*real, classes, target, options.seed).as_floor()

@@ -175,8 +175,6 @@ def run(options: Sample, device: torch.device) -> None:
         **guidance,
     )
     samples = samples if length is None else samples[:, :length]
-    if table is not None and labels is not None:
-        samples = table.labelled(samples, labels)
     with first_alone() as writing:
         if writing and codec is not None:
             samples = codec.decode(samples)
