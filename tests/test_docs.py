@@ -79,7 +79,8 @@ def test_the_readme_is_short():
 
 
 @pytest.mark.parametrize("page", ["start", "concepts"])
-def test_the_examples_of_the_first_pages_run(page, tmp_path):
+def test_the_examples_of_the_first_pages_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # one of them saves a picture
     code = "\n".join(blocks((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), "python"))
     for words, fewer in (
         ("steps=2000", "steps=2, batch_size=4"),
