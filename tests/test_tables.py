@@ -979,3 +979,13 @@ def test_options_of_tables_are_refused_for_other_data(trained, capsys):
     err = capsys.readouterr().err
     assert "--target is for tables" in err
     assert "give --kind table" in err
+
+
+def test_a_flow_without_particles_of_rows_says_so_when_it_fills(tmp_path, run):
+    source = text(
+        tmp_path / "a.csv", [[*row[:-2], "" if k == 3 else row[-2], row[-1]] for k, row in enumerate(animals())]
+    )
+    words = ["--network", "mlp:width=8,depth=1", "--steps", 2, "--grid", 0]
+    assert run("train", "--data", source, "--out", tmp_path / "run", "--flow", "gpfn-fisher-rao", *words)[0] == 0
+    status, said, _ = run("restore", source, "--model", tmp_path / "run", "--nfe", 2, "--out", tmp_path / "filled.csv")
+    assert (status, "has no particles of rows" in said) == (0, True)

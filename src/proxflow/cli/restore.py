@@ -74,7 +74,8 @@ class Restore:
         method: How the observation pulls: flower, flower-draw, diffpir, mmps, tmpd, pigdm, dps or repaint. Without
             it the flow of the model chooses.
         sampler: How to sample; without it the method chooses: renewed for flower, marginal for mmps and the like. Rows of a
-            table are particles, 64 of each, unless a sampler is named, which only draws them toward what is known.
+            table are particles, 64 of each, where the flow has a Gaussian path of numbers, as gpfn; a sampler only draws
+            them toward what is known.
         degrade: Take the pictures as whole ones and damage them first; what was seen is written too, as observed.png.
         out: Folder to write into; of a table, a file .csv, or .parquet where the table is one.
         seed: Number that fixes the draws.
@@ -266,6 +267,11 @@ def _fill(options: Restore, draws: int, out: Path, device: torch.device) -> None
                 )  # fmt: skip
                 samples = found.draw(draws, torch.Generator(device).manual_seed(options.seed)).flatten(0, 1).cpu()
             else:
+                if options.sampler is None:
+                    say(
+                        f"rows are only drawn toward what is known, and categories need not belong to it: the flow of "
+                        f"{options.model} has no particles of rows, as that of gpfn has"
+                    )
                 each = torch.arange(len(rows)).repeat_interleave(draws)
                 posterior = Posterior(known_to_be, Mask(known[each], each=True), encoded[each], flow=model.flow)
                 samples = sample(
