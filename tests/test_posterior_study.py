@@ -272,9 +272,24 @@ def test_without_azula_the_study_runs_and_says_so(monkeypatch, tmp_path):
 
 
 def test_pictures_that_the_package_has_no_model_of_are_refused(tmp_path):
-    with pytest.raises(ArgumentError, match="a model of digits alone"):
-        trials.reproduce(study.STUDY, "tiny", TINY, tmp_path, CPU, print, "fashion-mnist")
+    with pytest.raises(ArgumentError, match="models of mnist and fashion-mnist: give --model one of letters"):
+        trials.reproduce(study.STUDY, "tiny", TINY, tmp_path, CPU, print, "letters")
     assert not list(tmp_path.iterdir())
+
+
+def test_clothes_are_restored_by_the_model_of_clothes_and_nothing_else_is_done(monkeypatch, tmp_path):
+    done = []
+
+    def restored(preset, seed, dataset, out, device, system, task, steps, name):
+        done.append((preset.model, dataset))
+        return []
+
+    monkeypatch.setattr(study, "restored", restored)
+    trials.reproduce(study.STUDY, "tiny", TINY, tmp_path, CPU, print, "fashion-mnist")
+    assert set(done) == {("fashion-mnist-classes", "fashion-mnist")}
+    methods = sum(map(len, (study._PICTURES, study._PICTURES_AZULA)[: len(study.systems())]))
+    assert len(done) == methods * len(study.TASKS)
+    assert json.loads((tmp_path / "config.json").read_text())["model"] == "fashion-mnist-classes"
 
 
 def test_presets_say_what_is_asked():

@@ -79,7 +79,7 @@ class Reproduce:
         data: What to learn or to restore: mnist, fashion-mnist, or a folder of IDX files of 28 x 28 grey images, with
             labels for guidance; for text bible, which is taken without it, a text file or a folder of them; emoji takes
             emoji without it.
-        model: For posterior: name or folder of the model that restores images of --data.
+        model: For posterior: name or folder of the model that restores images of --data; without it one of the package.
         out: Folder for models, results and report.
         seed: Number that fixes initial weights, order of data and noise; a preset of several seeds counts up from it.
         device: Where to compute; auto takes CUDA when there is one.

@@ -216,12 +216,16 @@ def summary(results: Record) -> str:
     config, machine, pieces = results["config"], results["hardware"], results["pieces"]
     made = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     whole = "" if pieces["done"] == pieces["of"] else f" This run is at {pieces['done']} of {pieces['of']} pieces."
-    return (
-        f"proxflow reproduce posterior --preset {config['preset']}; seeds {', '.join(map(str, config['seeds']))}; "
+    data = "" if config["dataset"] == "mnist" else f" --data {config['dataset']}"
+    known = (
         f"{config['samples']:,} samples of each problem of the mixture, 100 slices; {config['draws']:,} draws of "
         f"Gaussian posteriors, a tenth by methods that are biased; {config['signals']} signals with "
-        f"{config['signal_samples']:,} samples each; {config['pictures']} pictures of "
-        f"{config['dataset']} with {config['picture_draws']} draws each; "
+        f"{config['signal_samples']:,} samples each; "
+    )
+    return (
+        f"proxflow reproduce posterior --preset {config['preset']}{data}; seeds {', '.join(map(str, config['seeds']))}; "
+        f"{'' if data else known}{config['pictures']} pictures of {config['dataset']} with {config['picture_draws']} "
+        f"draws each by the model {config['model']}; "
         f"{machine['processor']}, threads {machine['threads']}; {made}.{whole}"
     )
 
@@ -241,8 +245,8 @@ _READING = Bullets(
         """Pictures: PSNR of the mean of a picture's draws; diversity, the standard deviation of what is hidden; coverage,
         how often hidden pixels lie between the least and the largest of the draws, where 19 draws from the posterior have at
         least 0.9; accuracy, the share of draws that a classifier puts in the picture's class; products by the network's
-        Jacobian beside each evaluation; seconds of the process for all draws. The package ships no model of Fashion-MNIST
-        without classes: --data fashion-mnist --model FILE restores its pictures with one that was trained.""",
+        Jacobian beside each evaluation; seconds of the process for all draws. With --data fashion-mnist, pictures of clothes
+        are restored and nothing else, by a model that knows classes and is told none.""",
         """azula's methods have the schedule and strength that were best for them on the mixture with other seeds; its
         gradient of dps is divided by the norm over a whole batch, which is undone. Methods here have their defaults, and
         at most as many products as numbers are observed; particles have times whose noise falls from 100 to 0.05, chosen
@@ -271,7 +275,9 @@ def block(runs: Sequence[Record]) -> str:
     """Set the kept runs as Markdown for the documentation."""
     found: list[Block] = []
     for run in runs:
-        found += [Heading(3, f"Preset {run['config']['preset']}"), Paragraph(summary(run))]
+        name, dataset = run["config"]["preset"], run["config"]["dataset"]
+        found.append(Heading(3, f"Preset {name}" + ("" if dataset == "mnist" else f", {dataset}")))
+        found.append(Paragraph(summary(run)))
         found += [replaced(b) for b in blocks(run)]
     return to_markdown(found) if found else "No run is kept under `results/` yet.\n"
 
