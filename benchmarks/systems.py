@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.tasks import Task
-from proxflow import BFN, GPFN, PointPredictor
+from proxflow import BFN, GPFN, MinibatchOT, PointPredictor
 from proxflow._math import mean_events
 from proxflow.errors import ArgumentError
 from proxflow.random import Generator
@@ -93,6 +93,16 @@ class Proxflow(_Ours):
 
     def __init__(self, task: Task) -> None:
         super().__init__(task, GPFN())
+
+
+class ProxflowOT(_Ours):
+    """The same with the optimal-transport plan of each batch as coupling."""
+
+    name = objective = "proxflow gpfn-w2-ot"
+    package = "ot"
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task, GPFN(coupling=MinibatchOT()))
 
 
 class ProxflowBFN(_Ours):
@@ -379,6 +389,7 @@ SYSTEMS: dict[str, type[System]] = {
     kind.name: kind
     for kind in (
         Proxflow,
+        ProxflowOT,
         ProxflowBFN,
         FlowMatching,
         TorchCFM,

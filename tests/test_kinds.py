@@ -184,7 +184,7 @@ def test_what_is_written_is_read_again(source, tmp_path):
     loaded = kind_of_source(source).read(source, held_out=0)
     for name in ["again.npz", "AGAIN.NPZ"]:
         loaded.kind.check_output(tmp_path / name, 40)
-        loaded.kind.write(tmp_path / name, loaded.train.x)
+        loaded.kind.write(str(tmp_path / name), loaded.train.x)
         assert sorted(path.name for path in tmp_path.iterdir() if path.name.lower() == "again.npz")
         found = kind_of_source(str(tmp_path / name)).read(str(tmp_path / name), held_out=0)
         assert torch.equal(found.train.x, loaded.train.x)

@@ -153,7 +153,7 @@ class Kind(ABC):
         """
 
     @abstractmethod
-    def write(self, path: Path, stored: Tensor) -> None:
+    def write(self, path: Path | str, stored: Tensor) -> None:
         """Write examples in the form that the path's ending chooses.
 
         Raises:

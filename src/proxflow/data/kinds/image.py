@@ -240,9 +240,9 @@ class Image(Kind):
     def check_output(self, path: Path, number: int) -> None:
         image_files.check_output(path, number, self.shape[0])
 
-    def write(self, path: Path, stored: Tensor) -> None:
+    def write(self, path: Path | str, stored: Tensor) -> None:
         """Write a PNG grid (.png), an array (.npz), or a folder of PNG files (no ending)."""
-        image_files.write(path, channels_last(stored))
+        image_files.write(Path(path), channels_last(stored))
 
     def preview(self, stored: Tensor) -> Picture:
         """Draw a grid; unless images have 1 or 3 channels, of the first channel."""

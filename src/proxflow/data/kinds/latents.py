@@ -170,8 +170,9 @@ class Latents(Kind):
         if path.is_dir():
             raise OutputError(f"cannot write the file {path}: it is a folder")
 
-    def write(self, path: Path, stored: Tensor) -> None:
+    def write(self, path: Path | str, stored: Tensor) -> None:
         """Write latents as they are, float16 (number, channels, height, width), under the key "latents" (.npz)."""
+        path = Path(path)
         held = stored.detach().to("cpu", torch.float16).numpy()
 
         def put(temporary: Path) -> None:

@@ -353,12 +353,13 @@ class Text(Kind):
         if path.is_dir():
             raise OutputError(f"cannot write the file {path}: it is a folder")
 
-    def write(self, path: Path, stored: Tensor) -> None:
+    def write(self, path: Path | str, stored: Tensor) -> None:
         """Write one text a line, or with a blank line between them where one of them holds a line break; or JSON strings.
 
         Of bytes, a file ``.txt`` has them as they are, whatever encoding they are of. A file ``.jsonl`` has a JSON string a
         line, in which bytes that are no UTF-8 are U+FFFD.
         """
+        path = Path(path)
         if path.suffix.lower() == ".jsonl":
             write_text(path, "".join(f"{json.dumps(self.text_of(row), ensure_ascii=False)}\n" for row in stored))
             return
