@@ -196,6 +196,7 @@ def test_noise_is_drawn_as_it_says():
         (lambda: Mask(torch.tensor([0.5, 1.0])), "other values"),
         (lambda: Mask(torch.ones(4) > 0)(drawn(1, 5)), "mask is of events"),
         (lambda: Downsample(0), "whole factor"),
+        (lambda: Downsample(2.5), "whole factor"),
         (lambda: Downsample(3)(drawn(1, 8, 9)), "does not divide"),
         (lambda: Downsample(2)(drawn(1, 8)), "pictures"),
         (lambda: Blur(0.0), "sigma above 0"),

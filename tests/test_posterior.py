@@ -779,10 +779,20 @@ def called(**told):
         ({"iterations": 0}, "at least 1"),
         ({"strength": 0.0}, "strength is positive"),
         ({"predictor": ExactDraw(FLOW, LAW)}, "predicts no mean"),
-        ({"predictor": lambda belief, t: belief}, "observed exactly"),
-        ({"observation": torch.zeros(2, 4, dtype=torch.long)}, "observed exactly"),
-        ({"observation": torch.zeros(2, 4, dtype=torch.long), "operator": SOME, "method": "flower", "noise": None},
-         "got flower"),
+        ({"predictor": lambda belief, t: belief}, "observed exactly.* name the flow of this predictor as flow="),
+        ({"observation": torch.zeros(2, 4, dtype=torch.long)}, "is int64: give pictures as sample.decode=False. does"),
+        ({"observation": torch.zeros(2, 4, dtype=torch.complex64)}, "by torch.view_as_real"),
+        ({"observation": torch.zeros(2, 4, dtype=torch.long), "operator": SOME, "method": "flower", "noise": None,
+          "predictor": lambda belief, t: belief}, "got flower"),
+        ({"operator": inverse.Mask(torch.ones(2, 4, dtype=torch.bool))}, "each=True"),
+        ({"operator": inverse.Matrix(torch.eye(4), (2, 2))}, r"Matrix.matrix, .4,."),
+        ({"observation": torch.zeros(1, 4), "noise": torch.ones(2)}, "an observation for each"),
+        ({"method": "tmpd", "noise": 0.0}, "take flower or mmps"),
+        ({"method": "repaint", "operator": inverse.Matrix(torch.ones(4, 4)), "observation": torch.arange(8.0).reshape(2, 4)},
+         "noise and all"),
+        ({"operator": inverse.Nonlinear(lambda x: x.detach().square())}, "in operations of torch"),
+        ({"predictor": PointPredictor(MLP((4,)), FLOW, clip=(-1.0, 1.0)), "operator": SOME,
+          "observation": torch.full((2, 4), 255.0)}, "as large as 255, and the data lie in"),
         ({"observation": torch.full((2, 4), math.inf)}, "not finite"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -793,10 +803,31 @@ def test_bad_input_is_refused_in_one_sentence(told, says):
     assert "\n" not in str(caught.value)
 
 
+def test_a_student_of_one_evaluation_predicts_no_mean():
+    model = models.load("mnist-few")
+    with pytest.raises(ArgumentError, match="predicts no mean"):
+        Posterior(model.predictor, inverse.Downsample(4), torch.zeros(1, 1, 7, 7), flow=model.flow)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_matrix_of_half_precision_is_solved_as_the_same_numbers_in_full(dtype):
+    a = drawn(20, 300).div(17).to(dtype)
+    y, x = drawn(2, 20, seed=1).float(), drawn(2, 300, seed=2).float()
+    moved = inverse.Matrix(a).prox(x, y, 0.01, 1.0)
+    torch.testing.assert_close(moved.double(), inverse.Matrix(a.double()).prox(x.double(), y.double(), 0.01, 1.0),
+                               atol=1e-4, rtol=1e-4)  # fmt: skip
+
+
+def test_operators_show_themselves_in_a_line():
+    assert repr(inverse.Mask(torch.ones(1, 28, 28, dtype=torch.bool))) == "Mask(known=(1, 28, 28), each=False)"
+    assert repr(inverse.Matrix(torch.eye(3)) @ inverse.Mask(torch.ones(3) > 0)).count("\n") == 0
+
+
 @pytest.mark.parametrize(
     ("told", "posterior", "says"),
     [
-        ({"number": 1}, {}, "at least 2"),
+        ({"number": 1}, {}, "number ≥ 2"),
+        ({"threshold": 2.0}, {}, "threshold in"),
         ({"times": [0.0, 0.5]}, {}, "20 numbers increasing from 0"),
         ({}, {"draw": True}, "draw=False"),
         ({}, {"operator": inverse.Functions(lambda x: x, lambda y: y)}, "dense"),

@@ -131,6 +131,11 @@ class Nonlinear(Operator):
         with torch.enable_grad():
             point = x.detach().requires_grad_()
             value = self.function(point)
+        if not value.requires_grad:
+            raise ArgumentError(
+                "a non-linear operator needs derivatives of its function, and this one's result has none: write it in "
+                "operations of torch, without numpy and detach"
+            )
 
         def forward(v: Tensor) -> Tensor:
             moved: Tensor = torch.func.jvp(self.function, (x.detach(),), (v,))[1]
@@ -162,7 +167,8 @@ def operator_of(given: Any) -> Operator:
         return Functions(forward, backward)
     raise ArgumentError(
         "an operator is one of proxflow.inverse, or any object with the functions A and A_adjoint, got "
-        f"{type(given).__name__}: make one of two functions by proxflow.inverse.Functions(forward, adjoint)"
+        f"{type(given).__name__}: make one of two functions by proxflow.inverse.Functions(forward, backward), backward the "
+        "adjoint"
     )
 
 

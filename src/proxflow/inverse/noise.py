@@ -76,6 +76,7 @@ class Gaussian(Noise):
             raise ArgumentError(
                 f"noise has one standard deviation, one for each example or one for each number of {tuple(clean.shape)}; "
                 f"got {tuple(std.shape)}"
+                + (": for one an example give an observation for each" if std.ndim == 1 and len(clean) == 1 else "")
             )
         return std.square()
 

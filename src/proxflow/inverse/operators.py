@@ -100,6 +100,12 @@ class Operator(ABC):
                 changed[part.name] = value.map(change)
         return replace(self, **changed) if changed else self  # type: ignore[type-var]
 
+    def __repr__(self) -> str:
+        """Name the operator and its fields, tensors by their shapes."""
+        parts = ((part.name, getattr(self, part.name)) for part in fields(self) if part.repr)  # type: ignore[arg-type]
+        told = (f"{name}={tuple(v.shape) if isinstance(v, Tensor) else v!r}" for name, v in parts)
+        return f"{type(self).__name__}({', '.join(told)})"
+
     def __matmul__(self, inner: Operator) -> Operator:
         """Return x → A(B(x)) for ``A @ B``."""
         from proxflow.inverse.functions import Composition
@@ -147,7 +153,7 @@ class Diagonalised(Operator):
         return float((q.max() / torch.where(q > 0, q, q.max()).min()).sqrt())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Mask(Diagonalised):
     """What is known of an event: y = m x, with 0 where nothing is known. Known elsewhere as inpainting.
 
@@ -187,7 +193,15 @@ class Mask(Diagonalised):
     def _masked(self, x: Tensor) -> Tensor:
         event = self.known.shape[1:] if self.each else self.known.shape
         if x.shape[1:] != event:
-            raise ArgumentError(f"the mask is of events {tuple(event)}, and these are {tuple(x.shape[1:])}")
+            several = not self.each and event[1:] == x.shape[1:]
+            raise ArgumentError(
+                f"the mask is of events {tuple(event)}, and these are {tuple(x.shape[1:])}: "
+                + (
+                    "one for each example is Mask(known, each=True)"
+                    if several
+                    else "give (number, *event), and a mask of one"
+                )
+            )
         return torch.where(self.known, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
     def turn(self, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -274,7 +288,7 @@ class Downsample(Separable):
     kernel: Literal["box", "bicubic"] = "box"
 
     def __post_init__(self) -> None:
-        if self.factor < 1 or self.kernel not in ("box", "bicubic"):
+        if not isinstance(self.factor, int) or self.factor < 1 or self.kernel not in ("box", "bicubic"):
             raise ArgumentError(
                 f"pictures are reduced by a whole factor of at least 1 with the kernel box or bicubic, got {self.factor} "
                 f"and {self.kernel!r}"
@@ -336,7 +350,7 @@ class Blur(Separable):
         return size
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FourierMask(Diagonalised):
     """Some Fourier coefficients of pictures, as of magnetic resonance: orthonormal, over the last two dimensions.
 
@@ -400,7 +414,7 @@ def _negated(spectrum: Tensor) -> Tensor:
     return spectrum.flip((-2, -1)).roll((1, 1), (-2, -1))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Matrix(Diagonalised):
     """A matrix times the flattened event.
 
@@ -428,16 +442,27 @@ class Matrix(Diagonalised):
             raise ArgumentError(f"the matrix has {self.matrix.shape[-1]} columns, and events {event} other numbers")
         object.__setattr__(self, "event", tuple(event))
         u, s, _ = torch.linalg.svd(self.matrix.double(), full_matrices=True)
-        small = s.amax(-1, keepdim=True) * max(self.matrix.shape[-2:]) * torch.finfo(self.matrix.dtype).eps
+        # Numbers of 16 bits are taken as they are: by their rounding nearly all of a spectrum would count as none.
+        kept = torch.promote_types(self.matrix.dtype, torch.float32)
+        small = s.amax(-1, keepdim=True) * max(self.matrix.shape[-2:]) * torch.finfo(kept).eps
         q = torch.nn.functional.pad(torch.where(s > small, s, 0.0).square(), (0, u.shape[-1] - s.shape[-1]))
-        self._keep(u.to(self.matrix.dtype), q.to(self.matrix.dtype))
+        self._keep(u.to(kept), q.to(kept))
 
     def _keep(self, u: Tensor, q: Tensor) -> None:
         object.__setattr__(self, "_spectrum", (u, q))
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[1:] != self.event:
-            raise ArgumentError(f"the matrix is of events {self.event}, and these are {tuple(x.shape[1:])}")
+            event = tuple(x.shape[1:])
+            fits = math.prod(event) == self.matrix.shape[-1]
+            raise ArgumentError(
+                f"the matrix is of events {self.event}, and these are {event}: "
+                + (
+                    f"give their shape as Matrix(matrix, {event})"
+                    if fits
+                    else "a matrix has a column for each number of one"
+                )
+            )
         return _times(self.matrix, x.flatten(1))
 
     def adjoint(self, y: Tensor) -> Tensor:

@@ -80,6 +80,10 @@ class Model:
     provenance: dict[str, Any] = field(default_factory=dict)
     times: Mapping[str, Mapping[int, Sequence[float]]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.of_one_evaluation:  # an observation, which refines means, sees the predictor alone
+            self.predictor.predicts_mean = False
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of an event, as networks read it."""

@@ -35,6 +35,9 @@ class Predictor(nn.Module, ABC):
     """Further arguments that it takes: ``"end"``, the times (batch,) at which the steps toward its predictions end;
     ``"noise"``, a ``generator`` for draws; ``"condition"``."""
 
+    predicts_mean: bool = True
+    """Whether it predicts the mean of the data given the belief, and not, as a student of one evaluation, one sample."""
+
     def __init__(self, network: nn.Module, flow: Flow[Any] | None = None) -> None:
         super().__init__()
         self.network = network

@@ -38,7 +38,7 @@ from proxflow.inverse import (
 )
 from proxflow.inverse.functions import operator_of
 from proxflow.inverse.noise import Noise, noise_of
-from proxflow.inverse.operators import ITERATIONS
+from proxflow.inverse.operators import ITERATIONS, Separable
 from proxflow.inverse.solve import conjugate_gradients, least_residual
 from proxflow.paths import GaussianPath
 from proxflow.random import Generator, randn_like
@@ -56,6 +56,9 @@ _SINGULAR = 1e-9
 
 _UNMET = 1e-3
 """Share of an observation without noise that no event has, above which it is refused."""
+
+_FAR = 10.0
+"""How many times the range of the data, and the noise, an observation may lie beyond that range."""
 
 _AMPLIFIED = 100.0
 """How many times larger noise that is taken for data may become."""
@@ -170,7 +173,7 @@ class Posterior(nn.Module):
                 f"an observation refines a predictor, got a {type(predictor).__name__}: give its .predictor"
             )
         asks = reads(predictor)
-        if asks & {"end", "noise"}:
+        if asks & {"end", "noise"} or not getattr(predictor, "predicts_mean", True):
             raise ArgumentError(
                 f"{type(predictor).__name__} predicts no mean of the data given the belief, which an observation could "
                 "refine: take a PointPredictor, or one of classes"
@@ -184,6 +187,12 @@ class Posterior(nn.Module):
         self.path: GaussianPath | None = self.flow.path if self.flow is not None else getattr(predictor, "path", None)
         object.__setattr__(self, "ask", predictor)
         self.operator, self.noise = operator_of(operator), noise_of(noise)
+        if self.path is not None and not observation.is_floating_point():
+            raise ArgumentError(
+                f"the flow is of real numbers, and the observation is {str(observation.dtype).removeprefix('torch.')}: "
+                "give pictures as sample(decode=False) does, which are bytes / 127.5 − 1"
+                + (", and complex numbers by torch.view_as_real" if observation.is_complex() else "")
+            )
         self.real = observation.is_floating_point() and self.path is not None
         self.covariance: Tensor | None = covariance if isinstance(covariance, Tensor) else None
         self.spectrum = _spectrum(self.covariance)
@@ -214,6 +223,7 @@ class Posterior(nn.Module):
         self.variance = self._known_variance()
         if self.observation.is_floating_point() and not bool(self.observation.isfinite().all()):
             raise ArgumentError("the observation has numbers that are not finite: leave them out by a Mask")
+        self._check_range()
         self.joint = self._joint()
         self._check_met()
         parameter = next((p for p in self.parameters()), None)
@@ -250,7 +260,9 @@ class Posterior(nn.Module):
         if not self.real and (method not in ("bayes", "repaint") or not isinstance(self.operator, Mask) or not exact):
             raise ArgumentError(
                 f"classes and mixed data are observed exactly, through a Mask, by the method bayes or repaint; got {method} "
-                f"with {type(self.operator).__name__}" + ("" if exact else " and noise")
+                f"with {type(self.operator).__name__}"
+                + ("" if exact else " and noise")
+                + ("" if self.flow is not None else "; for real numbers name the flow of this predictor as flow=")
             )
         if self.real and method == "bayes":
             raise ArgumentError("the method bayes is for classes and mixed data: for real numbers take flower or mmps")
@@ -301,6 +313,20 @@ class Posterior(nn.Module):
         values, vectors = torch.linalg.eigh((precision + precision.mT) / 2)
         return values, vectors
 
+    def _check_range(self) -> None:
+        """Refuse an observation on another scale than the data, as bytes are, where an operator takes parts or means."""
+        clip, noise = getattr(self.predictor, "clip", None), self.noise
+        if clip is None or not self.real or not isinstance(self.operator, Mask | Separable):
+            return
+        if not isinstance(noise, Gaussian) or noise.covariance is not None:
+            return
+        (low, high), far = clip, float(self.observation.abs().max())
+        if far > max(abs(low), abs(high)) + _FAR * (high - low + float(torch.as_tensor(noise.std).max())):
+            raise ArgumentError(
+                f"the observation has numbers as large as {far:.3g}, and the data lie in [{low:g}, {high:g}]: encode it as "
+                "the data are, pictures as bytes / 127.5 − 1"
+            )
+
     def _check_met(self) -> None:
         """Refuse an observation without noise that no event has."""
         exact = self.method == "repaint" or (isinstance(self.noise, Gaussian) and self.noise.none)
@@ -309,15 +335,23 @@ class Posterior(nn.Module):
                 "a non-linear observation cannot be held exactly, as Gauss–Newton steps need not converge to it: give it a "
                 "noise"
             )
+        if exact and self.method == "tmpd":
+            raise ArgumentError(
+                "tmpd divides by sums of derivatives, which may vanish, where there is no noise: give one, or take flower "
+                "or mmps"
+            )
         if not (self.real and exact and isinstance(self.operator, Diagonalised)):
             return
         missed = float(self.operator.unmet(self.observation).max())
+        noisy = not (isinstance(self.noise, Gaussian) and self.noise.none)
         if missed > _UNMET:
             raise ArgumentError(
-                f"without noise no event has this observation: A x misses {missed:.2g} of it at best; give its noise, or "
-                "mend the observation"
+                f"repaint holds an observation as it is, noise and all, and no event has this one: A x misses {missed:.2g} "
+                "of it at best; take another method"
+                if noisy
+                else f"without noise no event has this observation: A x misses {missed:.2g} of it at best; give its noise, "
+                "or mend the observation"
             )
-        noisy = not (isinstance(self.noise, Gaussian) and self.noise.none)
         if noisy and (times := self.operator.amplified(self.observation)) > _AMPLIFIED:
             raise ArgumentError(
                 f"repaint takes noise for data, and {type(self.operator).__name__} undone makes some of it {times:.0f} "

@@ -94,20 +94,29 @@ def particles(
         ArgumentError: Numbers out of range; an operator without a known spectrum, or another noise; a flow without a
             Gaussian path from standard normal draws.
     """
-    if number < 2 or nfe < 1 or not 0 <= threshold <= 1 or not shape or min(shape) < 1 or batch_size < 1:
+    if number < 2 or nfe < 1 or batch_size < 1:
         raise ArgumentError(
-            "particles take at least 2 of them, 1 evaluation, a threshold in [0, 1] and sizes of at least 1, got "
-            f"{number}, {nfe}, {threshold}, {tuple(shape)} and {batch_size}"
+            f"particles take number ≥ 2, nfe ≥ 1 and batch_size ≥ 1, got number={number}, nfe={nfe}, batch_size={batch_size}"
+        )
+    if not 0 <= threshold <= 1 or not shape or min(shape) < 1:
+        raise ArgumentError(
+            f"particles take a threshold in [0, 1] and a shape (posteriors, *event) of sizes ≥ 1, got {threshold} and "
+            f"{tuple(shape)}"
         )
     if not hasattr(posterior, "operator"):
         raise ArgumentError(f"particles follow a Posterior, got {type(posterior).__name__}")
     latent, operator = flow.latent, posterior.operator
     if latent is None or flow.path is None or not flow.begins_normal or flow.coupling is not None or not posterior.real:
         raise ArgumentError(f"particles move on a Gaussian path from standard normal draws, which {flow} has not")
-    if not isinstance(operator, Diagonalised) or not isinstance(posterior.noise, Gaussian):
+    if not isinstance(posterior.noise, Gaussian):
         raise ArgumentError(
-            "particles are weighed by the density of the observation, which is known for Gaussian noise and operators of a "
-            "known spectrum: make a small one a matrix by proxflow.inverse.dense(operator, event)"
+            "particles are weighed by the density of the observation, which is known for Gaussian noise, and this is "
+            f"{type(posterior.noise).__name__}: give the standard deviation of a Gaussian near it as noise="
+        )
+    if not isinstance(operator, Diagonalised):
+        raise ArgumentError(
+            "particles are weighed by the density of the observation, which is known for operators of a known spectrum: "
+            "make a small one a matrix by proxflow.inverse.dense(operator, event)"
         )
     if posterior.draw:
         raise ArgumentError("particles draw by themselves around refined means: give a posterior with draw=False")
