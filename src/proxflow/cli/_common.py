@@ -121,6 +121,14 @@ class GuidanceOptions:
         rule = models.parse("guidance", self.guidance_rule or "linear")
         return {"guidance": self.guidance, "interval": self.guidance_interval, "rule": rule, "weak": weak}
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """Return what a report says of it; nothing at weight 1."""
+        if self.guidance == 1:
+            return {}
+        rule, weak = self.guidance_rule or "linear", {} if self.weak is None else {"weak": self.weak}
+        return {"guidance": self.guidance, "guidance_interval": self.guidance_interval, "guidance_rule": rule, **weak}
+
 
 def guided(model: Model, guidance: dict[str, Any], labels: Tensor | None) -> nn.Module:
     """Return what predicts, led as :meth:`GuidanceOptions.loaded` says.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -11,6 +13,7 @@ import tyro
 
 from proxflow.cli._common import (
     File,
+    GuidanceOptions,
     Number,
     SamplerChoice,
     Text,
@@ -18,19 +21,26 @@ from proxflow.cli._common import (
     check_sampler,
     classes_asked,
     first_alone,
+    guided,
     less_memory,
     say,
 )
 from proxflow.config import DeviceName
-from proxflow.errors import ArgumentError, DataError
+from proxflow.errors import ArgumentError, CheckpointError, OutputError
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor
 
+_FILES = ("draws.png", "draws.npz", "mean.png", "spread.png", "strip.png", "observed.png", "report.json")
+"""What is written of pictures; the report comes last."""
+
 _SHARPENED = 50.0
 """How many times larger the rounding of bytes may become by undoing a blur."""
+
+_KNOWN = 128
+"""Level of a mask, of 255, from which on pixels are known."""
 
 _PARTICLES = 64
 """Particles of each row of a table."""
@@ -42,8 +52,9 @@ Box = Union[tuple[int, int, int, int], None]  # noqa: UP007 - of "tuple | None" 
 class Restore:
     """Draw what the whole of a damaged picture, or of a table with gaps, may have been.
 
-    Writes into the folder --out: draws.png, mean.png, spread.png (the standard deviation of each pixel, white for half of
-    the range), strip.png (a row for each picture: what was seen, then the draws), draws.npz (key "images"), and report.json.
+    Writes into the folder --out: draws.png (of several pictures a row for each), mean.png, spread.png (the standard
+    deviation of each pixel, white for half of the range; of two draws or more), strip.png (a row for each picture: what was
+    seen, then the draws), draws.npz (key "images"), and report.json. Files of a former restore there are replaced.
 
     Of a table, each missing cell is drawn given the others of its row, and what is known stays as it is. With several draws
     there is a file for each.
@@ -53,7 +64,7 @@ class Restore:
         proxflow restore digits --task inpaint --mask known.png         white where the mask is known
         proxflow restore small.png --task superres --factor 4           7 x 7 to 28 x 28
         proxflow restore digits --task deblur --sigma 2 --degrade       blur whole pictures first, to try it out
-
+        proxflow restore seven.png --box 0 14 28 14 --model mnist-classes --class 7 --guidance 2
         proxflow restore people.csv --model runs/people --out filled.csv
         proxflow restore people.csv --model runs/people --out filled.csv --draws 5      filled-1.csv to filled-5.csv
         proxflow restore people.parquet --model runs/people --out filled.parquet        the types of columns stay
@@ -63,21 +74,24 @@ class Restore:
             the model's.
         model: Name of a model that comes with the package, or a model folder, of images or of tables.
         task: What happened to the picture.
-        mask: Picture of the model's size for inpaint: white where the picture is known, black where it is gone.
+        mask: Picture of the model's size for inpaint: white where the picture is known, black where it is gone; of greys,
+            levels of 128 of 255 and more are known.
         box: Rectangle that is gone, for inpaint: left, top, width, height.
         factor: For superres: how many times fewer rows and columns the picture has.
         sigma: For deblur: standard deviation of the Gaussian blur, in pixels.
         noise: Standard deviation of the noise, with pixels from -1 to 1; 0 for none.
         draws: Draws of each picture, or of each missing cell.
         classes: What the pictures are of, for a conditional model: a class for all, or one for each in the order of names.
-        nfe: Network evaluations spent on each draw.
-        method: How the observation pulls: flower, flower-draw, diffpir, mmps, tmpd, pigdm, dps or repaint. Without
-            it the flow of the model chooses.
+        guidance: How predictions are led, before the observation pulls them.
+        nfe: Predictions for each draw: each is one network evaluation, and two where it is guided.
+        method: How the observation pulls: flower, flower-draw, diffpir, mmps, tmpd, pigdm, dps or repaint; with
+            a model of black and white pixels, bayes or repaint. Without it the flow of the model chooses.
         sampler: How to sample; without it the method chooses: renewed for flower, marginal for mmps and the like. Rows of a
             table are particles, 64 of each, where the flow has a Gaussian path of numbers, as gpfn; a sampler only draws
             them toward what is known.
         degrade: Take the pictures as whole ones and damage them first; what was seen is written too, as observed.png.
-        out: Folder to write into; of a table, a file .csv, or .parquet where the table is one.
+        out: Folder to write into, other than that of the pictures; of a table, a file .csv, or .parquet where the table is
+            one.
         seed: Number that fixes the draws.
         batch_size: Draws made at a time; lower it when memory runs out.
         device: Where to compute; auto takes CUDA when there is one.
@@ -95,6 +109,7 @@ class Restore:
     classes: Annotated[
         tuple[str, ...], tyro.conf.arg(name="class", metavar="CLASS [CLASS ...]", help_behavior_hint="(default: any)")
     ] = ()
+    guidance: tyro.conf.OmitArgPrefixes[GuidanceOptions] = field(default_factory=GuidanceOptions)
     nfe: Annotated[int, tyro.conf.arg(aliases=["--steps"])] = 50
     method: Annotated[Text, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: by the model's flow)")] = None
     sampler: SamplerChoice = None
@@ -123,18 +138,18 @@ def run(options: Restore, device: torch.device) -> None:
     if table:
         _fill(options, draws, out, device)
         return
-    if (options.mask is None) == (options.box is None) and options.task == "inpaint":
-        raise ArgumentError("inpaint needs --mask PATH or --box X Y W H, one of the two, to know what is gone")
-    if options.task != "inpaint" and not (options.mask is None and options.box is None):
-        raise ArgumentError(f"--mask and --box are for inpaint; {options.task} sees the whole picture")
+    _check(options)
     import torch
 
     from proxflow import models
     from proxflow.data.kinds.image import Binary
     from proxflow.data.kinds.latents import Latents
+    from proxflow.data.pictures import read_exactly
+    from proxflow.examples import evaluations, planned
     from proxflow.inverse import Blur
     from proxflow.inverse.noise import Gaussian
     from proxflow.predictors import Posterior
+    from proxflow.runtime import escape
     from proxflow.runtime.files import writable_folder
     from proxflow.samplers import default_sampler, sample
 
@@ -151,11 +166,19 @@ def run(options: Restore, device: torch.device) -> None:
         raise ArgumentError(
             f"{options.model} draws black and white pixels, which are known or gone: take --task inpaint, without --noise"
         )
-    operator = _operator(options, model.shape)
     channels, height, width = model.shape
+    if channels not in (1, 3):
+        raise ArgumentError(
+            f"picture files hold 1 or 3 channels, and the model {options.model} is of images of {channels}: restore these "
+            "in Python, by proxflow.Posterior"
+        )
+    _check_method(options, binary)
+    operator = _operator(options, model.shape)
     shrunk = options.factor if options.task == "superres" and not options.degrade else 1
     wanted = (height // shrunk, width // shrunk)
-    pictures = model.data.encode(_read(options.source, channels, wanted))
+    read, paths, left_out = read_exactly(options.source, channels, wanted)
+    _spare(out, options.source, [*paths, *([] if options.mask is None else [options.mask])])
+    pictures = model.data.encode(read)
     y = operator(pictures) if options.degrade else pictures
     noise = Gaussian(0.0 if binary else options.noise)
     if options.degrade:
@@ -172,27 +195,111 @@ def run(options: Restore, device: torch.device) -> None:
             f"--class names {len(chosen)} classes for {number} pictures: name one for all, or one for each"
         )
     each = torch.arange(number).repeat_interleave(draws)
-    posterior = Posterior(model.predictor, operator, y[each], noise=noise, method=options.method, flow=model.flow)
+    labels = torch.tensor(chosen).expand(number)[each] if chosen else None
+    # The observation comes last: guidance would lead away from it again.
+    predictor = guided(model, options.guidance.loaded(device), labels)
+    posterior = Posterior(predictor, operator, y[each], noise=noise, method=options.method, flow=model.flow)
+    if left_out.found:
+        say(f"not read: {left_out.text}")
     with first_alone() as writing:
         if writing:
             writable_folder(out)
     samples = sample(
         posterior, model.flow, (len(each), *model.shape), nfe=options.nfe, sampler=options.sampler, seed=options.seed,
-        batch_size=options.batch_size, condition=torch.tensor(chosen).expand(number)[each] if chosen else None,
+        batch_size=options.batch_size, condition=labels,
     ).cpu()  # fmt: skip
     if binary:
         y, samples = 2 * y.float() - 1, 2 * samples.float() - 1
     used = options.sampler or default_sampler(posterior, model.flow)
+    times = models.parse("samplers", used).times(model.flow, options.nfe)
+    spent = sum(map(evaluations, planned(posterior, times)))
+    names = [path.relative_to(options.source).as_posix() if path != options.source else path.name for path in paths]
     told = {
-        "source": str(options.source), "model": options.model, "task": options.task, "method": posterior.method,
-        "sampler": used, "draws": draws, "nfe": options.nfe, "noise": noise.std, "seed": options.seed,
-        "pictures": number, **({"class": [model.classes[k] for k in chosen]} if chosen else {}), **_told_of(options),
+        "source": str(options.source), "model": options.model, "task": options.task, "degrade": options.degrade,
+        "method": posterior.method, "sampler": used, "draws": draws, "nfe": options.nfe, "evaluations": spent,
+        "noise": noise.std, "seed": options.seed, "pictures": number, "names": list(map(escape.name, names)),
+        **options.guidance.told, **({"class": [model.classes[k] for k in chosen]} if chosen else {}), **_told_of(options),
     }  # fmt: skip
     with first_alone() as writing:
         if writing:
             _write(out, options.degrade, operator, y, samples.reshape(number, draws, *model.shape), told)
     counts = f"{draws} draw{'s' * (draws != 1)} of {'each of ' * (number != 1)}{number} picture{'s' * (number != 1)}"
-    say(f"{counts} by {posterior.method} and {used}: {out}")
+    each_of = f"{spent} network evaluation{'s' * (spent != 1)} each"
+    say(f"{counts} by {posterior.method} and {used}, {each_of}{'; no spread of one draw' * (draws == 1)}: {out}")
+
+
+def _check(options: Restore) -> None:
+    """Refuse options for pictures that do not go together or are out of range.
+
+    Raises:
+        ArgumentError: The message names the option.
+    """
+    options.guidance.check()
+    if options.task != "inpaint" and not (options.mask is None and options.box is None):
+        raise ArgumentError(f"--mask and --box are for inpaint; {options.task} sees the whole picture")
+    if options.mask is not None and options.box is not None:
+        raise ArgumentError("--mask and --box each say what is gone: give one of them")
+    if options.task == "inpaint" and options.mask is None and options.box is None:
+        raise ArgumentError("inpaint needs --mask PATH or --box X Y W H to know what is gone")
+    if not 0 <= options.noise < math.inf:
+        raise ArgumentError(f"--noise, a standard deviation, must be finite and not negative, got {options.noise:g}")
+    if options.task == "denoise" and options.noise == 0:
+        raise ArgumentError("denoise with --noise 0 has nothing to mend: give the standard deviation of the noise")
+
+
+def _check_method(options: Restore, binary: bool) -> None:
+    """Refuse a method that is unknown, not for such pictures, or needs what no option gives.
+
+    Raises:
+        ArgumentError: The message names those that are.
+    """
+    from proxflow.predictors.posterior import METHODS
+
+    exact = ("bayes", "repaint")
+    takes = exact if binary else [name for name, rule in METHODS.items() if rule.covariance and name != "bayes"]
+    if options.method is None or options.method in takes:
+        return
+    why = f"is for models {'of levels between' if binary else 'of black and white pixels'}"
+    if options.method not in METHODS:
+        why = "is no method"
+    elif METHODS[options.method].covariance is None:
+        why = "needs the covariance of the data, which only Python's proxflow.Posterior takes"
+    raise ArgumentError(f"--method {options.method:.80} {why}: for this model known are {', '.join(takes)}")
+
+
+def _spare(out: Path, source: Path, read: Sequence[Path]) -> None:
+    """Refuse a folder for the results where they would lie among the pictures, or in the place of what is not theirs.
+
+    Args:
+        out: The folder; it need not exist.
+        source: The picture or folder that is restored.
+        read: All pictures that are read.
+
+    Raises:
+        ArgumentError: It is the folder of the pictures, or a result would overwrite one of them.
+        OutputError: It holds a file that would be overwritten, and no report of a former restore.
+    """
+    from proxflow.runtime.files import read_json
+
+    if source.is_dir() and out.is_dir() and out.samefile(source):
+        raise ArgumentError(f"--out {out} is the folder of the pictures: choose another one for the draws")
+    found = [out / name for name in _FILES if (out / name).exists()]
+    if not found:
+        return
+    places = {(at.st_dev, at.st_ino) for at in map(os.stat, read)}
+    for path in found:
+        at = path.stat()
+        if (at.st_dev, at.st_ino) in places:
+            raise ArgumentError(f"the picture {path} is read and would be overwritten: choose another --out")
+    try:
+        report = read_json(out / "report.json")
+    except CheckpointError:
+        report = None
+    if not (isinstance(report, dict) and {"source", "task", "method", "draws"} <= report.keys()):
+        raise OutputError(
+            f"the folder {out} holds {found[0].name}, which would be overwritten, and no report.json of a former restore: "
+            "choose an empty or a new one"
+        )
 
 
 def _fill(options: Restore, draws: int, out: Path, device: torch.device) -> None:
@@ -214,7 +321,7 @@ def _fill(options: Restore, draws: int, out: Path, device: torch.device) -> None
     from proxflow.samplers import row_particles, sample, weighs_rows
 
     usual = Restore(options.source)
-    for name in ("task", "mask", "box", "factor", "sigma", "noise", "degrade", "method", "classes"):
+    for name in ("task", "mask", "box", "factor", "sigma", "noise", "degrade", "method", "classes", "guidance"):
         if getattr(options, name) != getattr(usual, name):
             word = "class" if name == "classes" else name
             raise ArgumentError(f"--{word} is for pictures, and {options.source} is a table: leave it out")
@@ -223,8 +330,13 @@ def _fill(options: Restore, draws: int, out: Path, device: torch.device) -> None
         raise ArgumentError(
             f"--out must be a file ending in {' or '.join(endings)} for the table {options.source}, got {str(out)!r}"
         )
-    if out.exists() and os.path.samefile(out, options.source):
-        raise ArgumentError(f"--out {out} is the table itself, whose gaps would be known no more: choose another file")
+    paths = [out] if draws == 1 else [out.with_stem(f"{out.stem}-{k + 1}") for k in range(draws)]
+    for path in paths:
+        if path.exists() and path.samefile(options.source):
+            raise ArgumentError(
+                f"--out {out} would write {path}, which is the table itself, whose gaps would be known no more: choose "
+                "another file"
+            )
     model = models.load(options.model, device)
     kind = model.data
     if not isinstance(kind, Table):
@@ -282,8 +394,7 @@ def _fill(options: Restore, draws: int, out: Path, device: torch.device) -> None
         drawn = kind.decode(samples).reshape(len(rows), draws, -1)
         filled = torch.where(missing[rows][:, None], drawn, filled)
     with first_alone() as writing:
-        for k in range(draws if writing else 0):
-            path = out if draws == 1 else out.with_stem(f"{out.stem}-{k + 1}")
+        for k, path in enumerate(paths if writing else ()):
             texts = {
                 (int(row), column): kind.columns[column].text(float(filled[i, k, column]))
                 for i, row in enumerate(rows)
@@ -291,29 +402,36 @@ def _fill(options: Restore, draws: int, out: Path, device: torch.device) -> None
             }
             kind.write_cells(path, cells, texts)
     number = int(missing.sum())
-    files = out if draws == 1 else f"{out.with_stem(out.stem + '-1')} to {out.with_stem(f'{out.stem}-{draws}')}"
-    say(
-        f"{number} missing cells in {len(rows)} of {len(stored)} rows, {draws} draw{'s' * (draws != 1)} of each: {files}"
-    )
+    files = out if draws == 1 else f"{paths[0]} to {paths[-1]}"
+    counts = f"{number} missing cell{'s' * (number != 1)} in {len(rows)} of {len(stored)} row{'s' * (len(stored) != 1)}"
+    say(f"{counts}, {draws} draw{'s' * (draws != 1)} of each: {files}")
 
 
 def _operator(options: Restore, shape: tuple[int, ...]) -> Any:
     import torch
 
+    from proxflow.data.pictures import read_exactly
     from proxflow.inverse import Blur, Downsample, Mask
 
     _, height, width = shape
     if options.task == "superres":
-        if options.factor < 1 or height % options.factor or width % options.factor:
-            raise ArgumentError(f"--factor divides pictures of {height} x {width}, got {options.factor}")
+        if options.factor < 2 or height % options.factor or width % options.factor:
+            raise ArgumentError(
+                f"--factor divides the sides of pictures of {height} x {width} and is at least 2, got {options.factor}"
+            )
         return Downsample(options.factor)
     if options.task == "deblur":
+        if not 0 < options.sigma <= max(height, width):
+            raise ArgumentError(
+                f"--sigma, the standard deviation of the blur in pixels, must be above 0 and at most the picture's side, "
+                f"{max(height, width)}; got {options.sigma:g}"
+            )
         return Blur(options.sigma)
-    known = torch.ones(height, width, dtype=torch.bool)
+    levels = torch.full((height, width), 255, dtype=torch.uint8)
     if options.mask is not None and options.mask.is_dir():
         raise ArgumentError(f"--mask is one picture, and {options.mask} is a folder")
     if options.mask is not None:
-        known = _read(options.mask, 1, (height, width))[0, 0] >= 128
+        levels = read_exactly(options.mask, 1, (height, width))[0][0, 0]
     elif options.box is not None:
         left, top, wide, high = options.box
         if not (0 <= left < left + wide <= width and 0 <= top < top + high <= height):
@@ -321,9 +439,16 @@ def _operator(options: Restore, shape: tuple[int, ...]) -> Any:
                 f"--box is left, top, width and height of a rectangle within {width} x {height}, got "
                 f"{' '.join(map(str, options.box))}"
             )
-        known[top : top + high, left : left + wide] = False
+        levels[top : top + high, left : left + wide] = 0
+    known = levels >= _KNOWN
     if options.task == "inpaint" and not known.any():
         raise ArgumentError("nothing of the pictures is known: leave something out of --mask or --box")
+    if options.task == "inpaint" and known.all():
+        raise ArgumentError(
+            f"nothing of the pictures is gone: {options.mask} has no pixel below {_KNOWN}, paint some black"
+        )
+    if greys := int(((levels > 0) & (levels < 255)).sum()):
+        say(f"{greys} pixel{'s' * (greys != 1)} of {options.mask} are grey: levels from {_KNOWN} on are taken as known")
     return Mask(known.expand(shape).clone())
 
 
@@ -339,30 +464,8 @@ def _told_of(options: Restore) -> dict[str, Any]:
     return {}
 
 
-def _read(source: Path, channels: int, size: tuple[int, int]) -> Tensor:
-    """Read pictures of one size, uint8 (number, channels, height, width).
-
-    Raises:
-        DataError: There are none, they are damaged, or of another size.
-    """
-    from proxflow.data.pictures import read_picture, read_pictures
-
-    if source.is_dir():
-        found = read_pictures(source, resize=False)
-        if len(found) and found.shape[1] != channels:
-            found = found.float().mean(1, keepdim=True).round().byte().expand(-1, channels, -1, -1)
-    else:
-        found = read_picture(source, channels)[None]
-    if tuple(found.shape[-2:]) != size:
-        raise DataError(
-            f"{source}: is of {found.shape[-2]} x {found.shape[-1]} pixels; the model and task need {size[0]} x {size[1]}: "
-            "give pictures of this size"
-        )
-    return found.contiguous()
-
-
 def _write(out: Path, degrade: bool, operator: Any, y: Tensor, samples: Tensor, told: dict[str, Any]) -> None:
-    """Write draws, their mean and spread, and a strip of all."""
+    """Write draws, their mean and spread, and a strip of all, in the place of what a former restore wrote."""
     import torch
 
     from proxflow.data import image_files
@@ -371,23 +474,32 @@ def _write(out: Path, degrade: bool, operator: Any, y: Tensor, samples: Tensor, 
     from proxflow.runtime.files import write_json
 
     def array(values: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        found: np.ndarray[Any, np.dtype[np.uint8]] = to_bytes(values).permute(0, 2, 3, 1).contiguous().numpy()
-        return found[..., :1] if found.shape[-1] not in (1, 3) else found
+        return to_bytes(values).permute(0, 2, 3, 1).contiguous().numpy()
 
     seen = torch.where(operator.known, y, 0.0) if isinstance(operator, Mask) else y
     times = samples.shape[-1] // seen.shape[-1]
     seen = seen.repeat_interleave(times, -2).repeat_interleave(times, -1)
     number, draws, *_ = samples.shape
-    spread = samples.std(1, correction=1) if draws > 1 else torch.zeros_like(samples[:, 0])
     flat = array(samples.flatten(0, 1))
-    image_files.write(out / "draws.png", flat)
+    if number > 1:
+        image_files.write_png(out / "draws.png", image_files.grid(flat, draws))
+    else:
+        image_files.write(out / "draws.png", flat)
     image_files.write(out / "draws.npz", flat)
     image_files.write(out / "mean.png", array(samples.mean(1)))
-    image_files.write(out / "spread.png", array(4 * spread - 1))
+    for name in ("spread.png", "observed.png"):
+        try:
+            (out / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot remove {out / name}, of a former restore: {error.strerror}") from error
+    if draws > 1:
+        spread = samples.std(1, correction=1)
+        told = {**told, "mean_spread": float(spread.mean())}
+        image_files.write(out / "spread.png", array(4 * spread - 1))
     if degrade:
         image_files.write(out / "observed.png", array(seen))
     rows = torch.cat([seen[:, None], samples], 1)
     rows = torch.nn.functional.pad(rows, (1, 1, 1, 1), value=-0.25)
     strip = rows.permute(0, 3, 1, 4, 2).reshape(number * rows.shape[-2], (draws + 1) * rows.shape[-1], -1)
     image_files.write_png(out / "strip.png", array(strip.permute(2, 0, 1)[None])[0])
-    write_json(out / "report.json", {**told, "mean_spread": float(spread.mean())})
+    write_json(out / "report.json", told)

@@ -103,10 +103,10 @@ def _write_array(path: Path, images: Array) -> None:
         np.savez_compressed(file, images=images)
 
 
-def grid(images: Array) -> Array:
-    """Return all images in one, row by row, nearly square, on a grey ground."""
+def grid(images: Array, columns: int | None = None) -> Array:
+    """Return all images in one, row by row, on a grey ground; nearly square unless the number of columns is given."""
     number, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(number))
+    columns = math.ceil(math.sqrt(number)) if columns is None else columns
     rows = math.ceil(number / columns)
     ground = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), 96, np.uint8)
     for index, image in enumerate(images):

@@ -188,23 +188,61 @@ def _plain(picture: Image, channels: int, deep: Rule | None, real: Rule | None) 
         picture = Image.fromarray(rule(np.asarray(picture)))
     elif picture.mode[:1] in ("I", "F"):
         raise ValueError(f"levels beyond bytes, {picture.mode}, of which one picture alone tells no rule")
-    if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
+    if _has_alpha(picture):
         layer = picture.convert("RGBA")
         ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         picture = Image.alpha_composite(ground, layer)
     return picture.convert("L" if channels == 1 else "RGB")
 
 
-def read_picture(path: Path, channels: int) -> Tensor:
-    """Read one picture by the rules of folders (:func:`survey`): uint8, (channels, height, width), in its own size.
+def read_exactly(source: Path, channels: int, sides: _Sides) -> tuple[Tensor, list[Path], LeftOut]:
+    """Read a picture, or those of a folder by the rules of :func:`survey`, of one size and opaque.
+
+    What is transparent in a damaged picture or in a mask may as well be gone as white, so that none is guessed.
+
+    Args:
+        source: The picture or folder.
+        channels: 1 makes pictures grey, 3 colour.
+        sides: The height and width that each has.
+
+    Returns:
+        uint8 (number, channels, height, width), the pictures' places in that order, and what of a folder is not read.
 
     Raises:
-        DataError: It is damaged or no picture, or there is no rule for its levels.
+        DataError: There are none, or one is damaged, of another size, transparent in parts or without a rule for its levels.
     """
-    seen = _seen(path)
-    deep, real = (_rule([seen], kind) for kind in ("whole", "real"))
-    with opened(path) as picture:
-        return fitted(picture, (channels, *seen.sides), path, deep, real)
+    seen, left_out = _seen_in(source) if source.is_dir() else ([_seen(source)], LeftOut())
+    for one in seen:
+        if one.sides != sides:
+            raise DataError(
+                f"{one.path}: is of {one.sides[0]} x {one.sides[1]} pixels, and pictures of {sides[0]} x {sides[1]} (height "
+                "x width) are needed: give it this size"
+            )
+        if one.further:
+            left_out.add("further pictures within files", one.path.name, one.further)
+    deep, real = (_rule(seen, kind) for kind in ("whole", "real"))
+    images = torch.empty(len(seen), channels, *sides, dtype=torch.uint8)
+    for image, one in zip(images, seen, strict=True):
+        with opened(one.path) as picture:
+            image.copy_(fitted(picture, (channels, *sides), one.path, deep, real))
+            if _transparent(picture):
+                raise DataError(
+                    f"{one.path}: is transparent in parts, and nothing says what is there: paint them, and save the picture "
+                    "without transparency"
+                )
+    return images, [one.path for one in seen], left_out
+
+
+def _transparent(picture: Image) -> bool:
+    """Tell whether a picture whose pixels have been read is not opaque everywhere."""
+    if picture.mode[:1] in ("I", "F"):
+        gone = picture.info.get("transparency")
+        return gone is not None and bool((np.asarray(picture) == gone).any())
+    return _has_alpha(picture) and int(np.asarray(picture.convert("RGBA"))[..., 3].min()) < 255
+
+
+def _has_alpha(picture: Image) -> bool:
+    return "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info
 
 
 def read_pictures(folder: Path, size: int | None = None, *, resize: bool = True) -> Tensor:
@@ -241,6 +279,37 @@ def survey(
             picture, sizes differ without ``resize``, or the pictures take too much memory.
     """
     check_size(size)
+    seen, left_out = _seen_in(folder, exclude, damaged)
+    sizes: dict[_Sides, int] = {}
+    first: dict[_Sides, Path] = {}
+    for one in seen:
+        sizes[one.sides] = sizes.get(one.sides, 0) + 1
+        first.setdefault(one.sides, one.path)
+        if one.further:
+            left_out.add("further pictures within files", one.path.relative_to(folder), one.further)
+    if len(sizes) > 1 and not resize:
+        (one_shape, one_path), (shape, path) = list(first.items())[:2]
+        raise DataError(
+            f"{path}: has height and width {shape}, but {one_path.name} has {one_shape}; expected all of one shape"
+        )
+    height, width = common_sides([one.sides for one in seen], size, LARGEST if resize else None)
+    channels = 1 if all(one.grey for one in seen) else 3
+    if len(seen) * channels * width * height > _MOST_BYTES:
+        raise DataError(
+            f"{folder}: {len(seen)} pictures of {height} x {width} are more than {_MOST_BYTES / 2**30:.0f} GiB: "
+            "ask for a smaller size"
+        )
+    deep, real = (_rule(seen, kind) for kind in ("whole", "real"))
+    paths = tuple(one.path for one in seen)
+    found = Survey(folder, paths, (channels, height, width), sizes, deep, real, left_out)
+    classes, _ = found.classes() or ([], ())
+    if loose := [path for path, place in zip(paths, classes, strict=False) if place < 0]:
+        left_out.add("labels that are missing", loose[0].relative_to(folder), len(loose))
+    return found
+
+
+def _seen_in(folder: Path, exclude: Path | None = None, damaged: bool = False) -> tuple[list[_Seen], LeftOut]:
+    """Return what the headers of a folder's pictures say, and what is not read; the rest is as in :func:`survey`."""
     walk = _Walk(folder, exclude)
     seen = []
     for path in walk.pictures():
@@ -264,32 +333,7 @@ def survey(
             f"{folder}: holds no pictures ({', '.join(sorted(ENDINGS))}), nor do the folders in it; left out: "
             f"{walk.left_out.text}"
         )
-    sizes: dict[_Sides, int] = {}
-    first: dict[_Sides, Path] = {}
-    for one in seen:
-        sizes[one.sides] = sizes.get(one.sides, 0) + 1
-        first.setdefault(one.sides, one.path)
-        if one.further:
-            walk.left_out.add("further pictures within files", one.path.relative_to(folder), one.further)
-    if len(sizes) > 1 and not resize:
-        (one_shape, one_path), (shape, path) = list(first.items())[:2]
-        raise DataError(
-            f"{path}: has height and width {shape}, but {one_path.name} has {one_shape}; expected all of one shape"
-        )
-    height, width = common_sides([one.sides for one in seen], size, LARGEST if resize else None)
-    channels = 1 if all(one.grey for one in seen) else 3
-    if len(seen) * channels * width * height > _MOST_BYTES:
-        raise DataError(
-            f"{folder}: {len(seen)} pictures of {height} x {width} are more than {_MOST_BYTES / 2**30:.0f} GiB: "
-            "ask for a smaller size"
-        )
-    deep, real = (_rule(seen, kind) for kind in ("whole", "real"))
-    paths = tuple(one.path for one in seen)
-    found = Survey(folder, paths, (channels, height, width), sizes, deep, real, walk.left_out)
-    classes, _ = found.classes() or ([], ())
-    if loose := [path for path, place in zip(paths, classes, strict=False) if place < 0]:
-        walk.left_out.add("labels that are missing", loose[0].relative_to(folder), len(loose))
-    return found
+    return seen, walk.left_out
 
 
 def common_sides(sides: Sequence[_Sides], size: int | None = None, largest: int | None = LARGEST) -> _Sides:
@@ -486,6 +530,9 @@ def opened(path: Path | str, content: bytes | None = None) -> Iterator[Image]:
                     picture = Image.open(mended, formats=FORMATS)
         except (*_DAMAGED, Image.DecompressionBombError) as error:
             if isinstance(error, UnidentifiedImageError):
+                file.seek(0)
+                if file.read(4) == b"GIF8":
+                    raise DataError(f"{path}: is a GIF, which is not read: save it as PNG") from error
                 raise DataError(
                     f"{path}: cannot be read as {', '.join(FORMATS)}; expected an intact picture"
                 ) from error
