@@ -787,6 +787,21 @@ def test_missing_cells_are_filled_and_the_others_kept_to_the_letter(trained, run
                 assert is_now == was if was not in ("", "NA") else is_now not in ("", "NA")
 
 
+def test_a_table_is_not_written_over_by_one_of_its_draws(trained, tmp_path, capsys):
+    folder, _ = trained
+    rows = animals(4)
+    rows[2][0] = ""
+    words = ["--model", folder / "run", "--nfe", 1, "--out", tmp_path / "filled.csv"]
+    source = tmp_path / "filled-2.csv"
+    text(source, rows)
+    before = source.read_bytes()
+    assert main([*map(str, ["restore", source, *words, "--draws", 2])]) == 2
+    assert "filled-2.csv, which is the table itself" in capsys.readouterr().err
+    assert source.read_bytes() == before
+    assert main([*map(str, ["restore", source, *words])]) == 0
+    assert "1 missing cell in 1 of 4 rows, 1 draw of each" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_lines_end_as_they_did(trained, newline):
     folder, source = trained
@@ -809,6 +824,7 @@ def test_what_does_not_fit_restoring_is_refused(trained, capsys):
     for words, said in (
         ([source, "--model", "mnist"], "is a table, and the model mnist is of images"),
         ([source, "--model", folder / "run", "--box", 0, 0, 1, 1], "--box is for pictures"),
+        ([source, "--model", folder / "run", "--guidance", 2], "--guidance is for pictures"),
         ([source, "--model", folder / "run", "--out", folder / "a.png"], "ending in .csv"),
         ([source, "--model", folder / "run", "--out", source], "is the table itself"),
         ([lacking, "--model", folder / "by-land"], "line 4: legs is missing"),
