@@ -69,6 +69,51 @@ def test_undoing_a_wide_blur_without_noise_keeps_digits(folder, tmp_path):
     assert error < 12, error  # of 255
 
 
+def test_denoising_leaves_no_grain_in_the_background(folder, tmp_path):
+    words = (folder / "0.png", "--task", "denoise", "--noise", 0.3, "--degrade")
+    whole = np.array(Image.open(folder / "0.png"))
+
+    def grain(images):
+        return float(np.sqrt(np.square(images[:, whole == 0, 0].astype(float)).mean()))
+
+    images, told = restored(*words, out=tmp_path / "out")
+    assert told["method"] == "mmps"
+    plain, _ = restored(*words, "--method", "flower", out=tmp_path / "flower")
+    assert grain(images) < 8 < grain(plain)  # of 255; the noise is 38
+
+
+def test_a_restore_that_is_stopped_while_it_writes_can_be_given_again(folder, tmp_path, monkeypatch):
+    from proxflow.data import image_files
+
+    written = image_files.write
+
+    def stops(path, images):
+        if path.name == "mean.png":
+            raise KeyboardInterrupt
+        written(path, images)
+
+    words = (
+        "restore",
+        str(folder),
+        "--draws",
+        "2",
+        "--nfe",
+        "2",
+        "--box",
+        "0",
+        "14",
+        "28",
+        "14",
+        "--out",
+        str(tmp_path / "o"),
+    )
+    monkeypatch.setattr(image_files, "write", stops)
+    assert main([*words]) != 0
+    monkeypatch.setattr(image_files, "write", written)
+    assert (tmp_path / "o" / "draws.png").exists()
+    assert main([*words]) == 0
+
+
 def test_a_small_picture_is_what_the_draws_reduce_to(folder, tmp_path):
     whole = Image.open(folder / "0.png")
     whole.resize((7, 7), Image.Resampling.BOX).save(tmp_path / "small.png")

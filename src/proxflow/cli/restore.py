@@ -85,7 +85,7 @@ class Restore:
         guidance: How predictions are led, before the observation pulls them.
         nfe: Predictions for each draw: each is one network evaluation, and two where it is guided.
         method: How the observation pulls: flower, flower-draw, diffpir, mmps, tmpd, pigdm, dps or repaint; with
-            a model of black and white pixels, bayes or repaint. Without it the flow of the model chooses.
+            a model of black and white pixels, bayes or repaint. Without it the flow of the model chooses; denoise takes mmps.
         sampler: How to sample; without it the method chooses: renewed for flower, marginal for mmps and the like. Rows of a
             table are particles, 64 of each, where the flow has a Gaussian path of numbers, as gpfn; a sampler only draws
             them toward what is known.
@@ -198,7 +198,9 @@ def run(options: Restore, device: torch.device) -> None:
     labels = torch.tensor(chosen).expand(number)[each] if chosen else None
     # The observation comes last: guidance would lead away from it again.
     predictor = guided(model, options.guidance.loaded(device), labels)
-    posterior = Posterior(predictor, operator, y[each], noise=noise, method=options.method, flow=model.flow)
+    # Where all is seen in noise, the covariance of the data decides what of it is noise: flower leaves some standing.
+    method = options.method or ("mmps" if options.task == "denoise" else None)
+    posterior = Posterior(predictor, operator, y[each], noise=noise, method=method, flow=model.flow)
     if left_out.found:
         say(f"not read: {left_out.text}")
     with first_alone() as writing:
@@ -480,6 +482,12 @@ def _write(out: Path, degrade: bool, operator: Any, y: Tensor, samples: Tensor, 
     times = samples.shape[-1] // seen.shape[-1]
     seen = seen.repeat_interleave(times, -2).repeat_interleave(times, -1)
     number, draws, *_ = samples.shape
+    spread = samples.std(1, correction=1) if draws > 1 else None
+    if spread is not None:
+        told = {**told, "mean_spread": float(spread.mean())}
+    write_json(
+        out / "report.json", told
+    )  # first: it tells the next run whose the other files are, whenever this one stops
     flat = array(samples.flatten(0, 1))
     if number > 1:
         image_files.write_png(out / "draws.png", image_files.grid(flat, draws))
@@ -492,9 +500,7 @@ def _write(out: Path, degrade: bool, operator: Any, y: Tensor, samples: Tensor, 
             (out / name).unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(f"cannot remove {out / name}, of a former restore: {error.strerror}") from error
-    if draws > 1:
-        spread = samples.std(1, correction=1)
-        told = {**told, "mean_spread": float(spread.mean())}
+    if spread is not None:
         image_files.write(out / "spread.png", array(4 * spread - 1))
     if degrade:
         image_files.write(out / "observed.png", array(seen))
@@ -502,4 +508,3 @@ def _write(out: Path, degrade: bool, operator: Any, y: Tensor, samples: Tensor, 
     rows = torch.nn.functional.pad(rows, (1, 1, 1, 1), value=-0.25)
     strip = rows.permute(0, 3, 1, 4, 2).reshape(number * rows.shape[-2], (draws + 1) * rows.shape[-1], -1)
     image_files.write_png(out / "strip.png", array(strip.permute(2, 0, 1)[None])[0])
-    write_json(out / "report.json", told)
