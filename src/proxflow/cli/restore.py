@@ -85,7 +85,8 @@ class Restore:
         guidance: How predictions are led, before the observation pulls them.
         nfe: Predictions for each draw: each is one network evaluation, and two where it is guided.
         method: How the observation pulls: flower, flower-draw, diffpir, mmps, tmpd, pigdm, dps or repaint; with
-            a model of black and white pixels, bayes or repaint. Without it the flow of the model chooses; denoise takes mmps.
+            a model of black and white pixels, bayes or repaint. Without it the flow of the model chooses, for denoise
+            mmps.
         sampler: How to sample; without it the method chooses: renewed for flower, marginal for mmps and the like. Rows of a
             table are particles, 64 of each, where the flow has a Gaussian path of numbers, as gpfn; a sampler only draws
             them toward what is known.
