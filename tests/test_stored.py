@@ -172,6 +172,84 @@ def test_damaged_parts_are_named_and_made_anew(folder, tmp_path, small_parts, ca
         assert len(loaded(out).train) == 9
 
 
+def older(path, seconds=10):
+    """Sets the time of a file's last change back, as of files that are not being written."""
+    at = path.stat().st_mtime_ns - int(seconds * 1e9)
+    os.utime(path, ns=(at, at))
+
+
+@pytest.mark.parametrize("form", ["folder", "shards", "latents"])
+def test_a_source_that_changed_unseen_is_refused_and_a_copy_serves(tmp_path, small_parts, monkeypatch, form):
+    """Bitmaps: of the same names and sizes, whatever they show."""
+    monkeypatch.setattr("proxflow.data.prepared.LATENTS_PART", 5)
+    data = {f"{k:02d}.bmp": encoded(k, (8, 8), "BMP") for k in range(12)}
+    out, place = tmp_path / "cache", tmp_path / "source"
+    source = f"shards:{place}/a.tar" if form == "shards" else str(place)
+
+    def written():
+        place.mkdir(exist_ok=True)
+        if form == "shards":
+            with tarfile.open(place / "a.tar", "w") as tar:
+                for name, found in data.items():
+                    member = tarfile.TarInfo(name)
+                    member.size = len(found)
+                    tar.addfile(member, io.BytesIO(found))
+        else:
+            for name, found in data.items():
+                (place / name).write_bytes(found)
+        for path in place.iterdir():
+            older(path)
+
+    def again():
+        encoder = Halves() if form == "latents" else None
+        return prepare(sources.pictures_of(source, None, out), out, 0, encoder=encoder)
+
+    written()
+    first = again()
+    calls = []
+    checksum = sources.pictures_of(source, None, out).__class__.checksum
+    kind = type(sources.pictures_of(source, None, out))
+    monkeypatch.setattr(kind, "checksum", lambda self, index: (calls.append(index), checksum(self, index))[1])
+    assert again() == first
+    assert not calls  # the times say enough
+    for path in place.iterdir():
+        older(path, 100)
+    assert again() == first  # a copy of the same contents
+    assert len(calls) == 12
+    assert again() == first
+    assert len(calls) == 12  # whose times are known now
+    data["11.bmp"] = encoded(99, (8, 8), "BMP")
+    (out / "part-00000.bin").write_bytes(b"damaged")
+    written()
+    with pytest.raises(OutputError, match=r"contents of the source changed .* among pictures 10 to 11; choose another"):
+        again()
+    assert (out / "part-00000.bin").read_bytes() == b"damaged"  # nothing is mixed
+    for path in out.glob("part-*.json"):  # as they were made before
+        told = json.loads(path.read_text())
+        del told["source"]
+        path.write_text(json.dumps(told))
+    assert again()["number"] == 12
+
+
+def test_what_differs_of_a_source_is_said_in_numbers(folder, tmp_path):
+    prepared(folder, tmp_path / "cache")
+    (folder / "cat" / "new.png").write_bytes(encoded(50))
+    with pytest.raises(OutputError, match="of 12, and the source now has 13; choose"):
+        prepared(folder, tmp_path / "cache")
+    (folder / "cat" / "new.png").unlink()
+    (folder / "cat" / "00.png").rename(folder / "cat" / "new.png")
+    with pytest.raises(OutputError, match="the source has as many, but their names, sizes or rows have changed"):
+        prepared(folder, tmp_path / "cache")
+
+
+class Halves(torch.nn.Module):
+    def encode(self, x):
+        return torch.nn.functional.avg_pool2d(x, 2)
+
+    def decode(self, z):
+        return torch.nn.functional.interpolate(z, scale_factor=2)
+
+
 def test_a_part_is_compared_again_only_where_it_changed(folder, tmp_path, small_parts, monkeypatch):
     out, real, read = tmp_path / "cache", prepared_module._sha256, []
     prepared(folder, out)

@@ -72,8 +72,8 @@ class Shards(Pictures):
     def __init__(self, pattern: str, size: int | None = None) -> None:
         check_size(size)
         left_out = LeftOut()
-        self.files = shard_files(pattern)
-        found = [_indexed(path, left_out) for path in self.files]
+        self.tars = shard_files(pattern)
+        found = [_indexed(path, left_out) for path in self.tars]
         counts = torch.tensor([len(members) for members in found])
         number = int(counts.sum())
         if not number:
@@ -104,12 +104,12 @@ class Shards(Pictures):
 
     def name(self, index: int) -> str:
         """Return the name of a picture, for messages."""
-        return f"{self.files[int(self.shard[index])]}, at byte {int(self.places[index, 0])}"
+        return f"{self.tars[int(self.shard[index])]}, at byte {int(self.places[index, 0])}"
 
     def _bytes(self, index: int) -> bytes:
         start, size = self.places[index].tolist()
         try:
-            with open_plain(self.files[int(self.shard[index])]) as file:
+            with open_plain(self.tars[int(self.shard[index])]) as file:
                 file.seek(start)
                 found = file.read(size)
         except OSError as error:
@@ -117,6 +117,15 @@ class Shards(Pictures):
         if len(found) < size:
             raise DataError(f"{self.name(index)}: the file is cut short")
         return found
+
+    def files(self, places: range) -> list[Path]:
+        return [self.tars[k] for k in self.shard[places.start : places.stop].unique().tolist()]
+
+    def checksum(self, index: int) -> bytes:
+        try:
+            return hashlib.sha256(self._bytes(index)).digest()
+        except DataError:
+            return b""
 
     def picture(self, index: int) -> Tensor:
         with opened(self.name(index), self._bytes(index)) as picture:
