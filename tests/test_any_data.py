@@ -16,6 +16,7 @@ from test_sources import Gaussian
 
 import proxflow
 from proxflow import GPFN, PointPredictor, TrainingConfig
+from proxflow.cli import main
 from proxflow.data import labelled
 from proxflow.data.kinds import kind_of_source
 from proxflow.errors import ArgumentError, DataError
@@ -424,7 +425,7 @@ def test_a_source_without_the_word_that_reads_it_is_told_the_word(tmp_path, monk
     (cifar / "batches.meta.txt").write_text("airplane\nautomobile\n")
     (shards / "a.tar").write_bytes(bytes(10240))
     with pytest.raises(DataError, match=said):
-        kind_of_source(source)
+        loaded(source)
 
 
 def test_names_of_classes_are_drawn_in_letters_that_the_font_has():
@@ -437,3 +438,20 @@ def test_names_of_classes_are_drawn_in_letters_that_the_font_has():
     assert drawn("grüße") != drawn("gräßé")
     assert drawn("Łódź Ж") != drawn("Łódż Ф")
     assert drawn("grüße 猫") == drawn("犬") == drawn("0")  # the number of the class
+
+
+def test_augmentation_that_does_not_fit_is_refused_before_training_is_announced(tmp_path, capsys):
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(40, 3)))
+    words = ["train", "--data", str(tmp_path / "rows.npy"), "--augment", "flip", "--out", str(tmp_path / "run")]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert "augment" in said.err
+    assert "train: " not in said.out
+
+
+def test_labels_under_another_key_are_told_the_key(tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "y.npz", x_train=images, y_train=np.arange(20) % 2)
+    words = ["train", "--data", str(tmp_path / "y.npz"), "--conditional", "--out", str(tmp_path / "run")]
+    assert main(words) == 2
+    assert "has the keys x_train, y_train, and labels of images are read from the key labels" in capsys.readouterr().err

@@ -278,3 +278,25 @@ def test_a_run_knows_its_data_set_again(places):
     shutil.rmtree(places / "disk")
     shutil.move(places / "other", places / "disk")
     assert loaded(f"arrow:{places / 'disk'}", size=8).train.content != contents[0]
+
+
+def test_a_folder_of_pictures_is_told_to_be_given_as_it_is(tmp_path):
+    Pillow.new("L", (8, 8)).save(tmp_path / "0.png")
+    with pytest.raises(
+        DataError, match=f"neither dataset_info.json nor parquet files: give --data {tmp_path}, as it holds"
+    ):
+        loaded(f"arrow:{tmp_path}")
+
+
+def test_a_hub_that_cannot_be_reached_is_called_that(monkeypatch):
+    import datasets
+
+    def unreachable(name):
+        try:
+            raise type("LocalEntryNotFoundError", (FileNotFoundError,), {})("offline")
+        except FileNotFoundError as error:
+            raise ConnectionError(f"Couldn't reach {name!r} on the Hub") from error
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(DataError, match=r"the Hub cannot be reached: download the data set .* and give arrow:PATH"):
+        loaded("hub:some/where")

@@ -426,6 +426,34 @@ def test_an_index_of_the_former_form_is_made_anew(tmp_path):
     assert json.loads(kept.read_text())["form"] == 2
 
 
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("a-{3..0}.tar", r"the range \{3..0\} of .* counts down: give \{0..3\}"),
+        ("a-{0..3}.tar", "a-2.tar is missing; the other 3 are there"),
+        ("a-{0..5}.tar", "a-2.tar and 2 more are missing; the other 3 are there"),
+        ("a-{0..9999999}.tar", "more than a million numbers"),
+        ("http://host/a.tar", "addresses are not read: download the files"),
+    ],
+)
+def test_names_of_shards_that_are_wrong_are_told_how(tmp_path, monkeypatch, pattern, said):
+    monkeypatch.chdir(tmp_path)
+    for k in (0, 1, 3):
+        Path(f"a-{k}.tar").touch()
+    with pytest.raises(DataError, match=said):
+        Shards(pattern)
+
+
+def test_shards_of_one_size_are_not_said_to_be_scaled(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for k in range(3):
+            member = tarfile.TarInfo(f"{k}.png")
+            member.size = len(encoded(k, (8, 8)))
+            tar.addfile(member, io.BytesIO(encoded(k, (8, 8))))
+    assert not Shards(str(tmp_path / "a.tar")).scaling
+    assert Shards(str(tmp_path / "a.tar"), 4).scaling == ", scaled and cut to 4 x 4"
+
+
 def test_shards_cut_short_damaged_or_missing(tmp_path):
     write_shard(tmp_path / "a-0.tar", range(6))
     whole = (tmp_path / "a-0.tar").read_bytes()
@@ -433,7 +461,7 @@ def test_shards_cut_short_damaged_or_missing(tmp_path):
     found = Shards(str(tmp_path / "a-0.tar"))
     assert 1 <= len(found) < 6
     assert "shards cut short: 1 (as a-0.tar)" in found.left_out.text
-    with pytest.raises(DataError, match=r"no tar files .*a-1\.tar"):
+    with pytest.raises(DataError, match=r"a-1\.tar is missing; the other one is there"):
         Shards(str(tmp_path / "a-{0..1}.tar"))
     (tmp_path / "b.tar").write_bytes(b"no tar file" * 100)
     with pytest.raises(DataError, match=r"b\.tar: cannot be read as a tar file"):
