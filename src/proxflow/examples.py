@@ -389,12 +389,12 @@ def examples_of(data: Any, what: str, workers: int | None = None) -> AnyExamples
         return Examples(found)
     if isinstance(data, DataLoader):
         return examples_of(data.dataset, what, workers)
-    if isinstance(data, Dataset) and not hasattr(data, "__len__"):
-        raise ArgumentError(f"{what} data set {type(data).__name__} has no length: give it __len__ and __getitem__")
-    if isinstance(data, Dataset) and not len(data):
-        raise ArgumentError(f"{what} data set {type(data).__name__} is empty: its length is 0")
     if isinstance(data, Dataset):
         lazy = LazyExamples(data, what=what)
+        if not hasattr(data, "__len__"):
+            raise ArgumentError(f"{what} data set {type(data).__name__} has no length: give it __len__ and __getitem__")
+        if not len(lazy):
+            raise ArgumentError(f"{what} data set {type(data).__name__} is empty: its length is 0")
         return lazy.held() if workers is None and not lazy.random and fits_in_memory(lazy.size) else lazy
     raise ArgumentError(
         f"{what} data are a tensor or array (number, *event), proxflow.Examples, or a data set with a length, got "

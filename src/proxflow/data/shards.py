@@ -134,7 +134,7 @@ class Shards(Pictures):
         return found
 
     def files(self, places: range) -> list[Path]:
-        return [self.tars[k] for k in self.shard[places.start : places.stop].unique().tolist()]
+        return [self.tars[k] for k in sorted(set(self.shard[places.start : places.stop].tolist()))]
 
     def checksum(self, index: int) -> bytes:
         try:
