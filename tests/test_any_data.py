@@ -16,6 +16,8 @@ from test_sources import Gaussian
 
 import proxflow
 from proxflow import GPFN, PointPredictor, TrainingConfig
+from proxflow.cli import main
+from proxflow.data import labelled
 from proxflow.data.kinds import kind_of_source
 from proxflow.errors import ArgumentError, DataError
 
@@ -401,3 +403,55 @@ def test_tensors_are_learnt_in_their_place_and_scale_or_refused(dtype, scale, of
     samples = proxflow.sample(predictor, flow, (96, columns), nfe=20).double()
     assert bool(((samples.mean(0) - mean).abs() < 0.6 * std + 1e-3 * (1 + mean.abs())).all())
     assert bool(((samples.std(0) / std - 1).abs()[varied] < 0.5).all())
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("cifar-10-batches-bin", "holds cifar10 in its binary form: give cifar10:cifar-10-batches-bin"),
+        ("cifar10", "cifar10 lacks its folder, .*: give cifar10:FOLDER"),
+        ("cifar100:", "cifar100: lacks its folder, .*: give cifar100:FOLDER"),
+        ("cifar10:nowhere", "there is no folder nowhere; expected the one that cifar-10-binary.tar.gz unpacks to"),
+        ("shards", r"holds tar files: give 'shards:shards/\*.tar'"),
+        ("shards/a.tar", "is a tar file: give shards:shards/a.tar"),
+    ],
+)
+def test_a_source_without_the_word_that_reads_it_is_told_the_word(tmp_path, monkeypatch, source, said):
+    monkeypatch.chdir(tmp_path)
+    cifar, shards = tmp_path / "cifar-10-batches-bin", tmp_path / "shards"
+    cifar.mkdir()
+    shards.mkdir()
+    (cifar / "data_batch_1.bin").write_bytes(bytes(3073))
+    (cifar / "batches.meta.txt").write_text("airplane\nautomobile\n")
+    (shards / "a.tar").write_bytes(bytes(10240))
+    with pytest.raises(DataError, match=said):
+        loaded(source)
+
+
+def test_names_of_classes_are_drawn_in_letters_that_the_font_has():
+    """A letter that a font lacks is a box, the same for each of them."""
+
+    def drawn(name):
+        images, labels = np.zeros((1, 16, 16, 1), np.uint8), np.zeros(1, np.int64)
+        return labelled.rows(images, labels, [name]).tobytes()
+
+    assert drawn("grüße") != drawn("gräßé")
+    assert drawn("Łódź Ж") != drawn("Łódż Ф")
+    assert drawn("grüße 猫") == drawn("犬") == drawn("0")  # the number of the class
+
+
+def test_augmentation_that_does_not_fit_is_refused_before_training_is_announced(tmp_path, capsys):
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(40, 3)))
+    words = ["train", "--data", str(tmp_path / "rows.npy"), "--augment", "flip", "--out", str(tmp_path / "run")]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert "augment" in said.err
+    assert "train: " not in said.out
+
+
+def test_labels_under_another_key_are_told_the_key(tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "y.npz", x_train=images, y_train=np.arange(20) % 2)
+    words = ["train", "--data", str(tmp_path / "y.npz"), "--conditional", "--out", str(tmp_path / "run")]
+    assert main(words) == 2
+    assert "has the keys x_train, y_train, and labels of images are read from the key labels" in capsys.readouterr().err

@@ -240,7 +240,7 @@ def test_what_is_no_data_set_is_refused_in_a_sentence(tmp_path, capsys):
         ("hub:", "expected hub:OWNER/NAME"),
         ("hub:pictures", "expected hub:OWNER/NAME"),
         (f"hub:{tmp_path}", f"for what is in the folder here give arrow:{tmp_path}"),
-        ("hub:someone/pictures", "(Couldn't reach 'someone/pictures' on the Hub"),
+        ("hub:someone/pictures", "the Hub cannot be reached"),
     ):
         assert main(["train", "--data", source, "--out", str(tmp_path / "run")]) == 2
         err = capsys.readouterr().err
@@ -278,3 +278,25 @@ def test_a_run_knows_its_data_set_again(places):
     shutil.rmtree(places / "disk")
     shutil.move(places / "other", places / "disk")
     assert loaded(f"arrow:{places / 'disk'}", size=8).train.content != contents[0]
+
+
+def test_a_folder_of_pictures_is_told_to_be_given_as_it_is(tmp_path):
+    Pillow.new("L", (8, 8)).save(tmp_path / "0.png")
+    with pytest.raises(
+        DataError, match=f"neither dataset_info.json nor parquet files: give --data {tmp_path}, as it holds"
+    ):
+        loaded(f"arrow:{tmp_path}")
+
+
+def test_a_hub_that_cannot_be_reached_is_called_that(monkeypatch):
+    import datasets
+
+    def unreachable(name):
+        try:
+            raise type("LocalEntryNotFoundError", (FileNotFoundError,), {})("offline")
+        except FileNotFoundError as error:
+            raise ConnectionError(f"Couldn't reach {name!r} on the Hub") from error
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(DataError, match=r"the Hub cannot be reached: download the data set .* and give arrow:PATH"):
+        loaded("hub:some/where")

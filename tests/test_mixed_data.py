@@ -137,7 +137,7 @@ def test_what_does_not_fit_is_refused():
         ProductPredictor(Network(), GPFN())
     mixture = GaussianMixture(torch.zeros(2, 1), torch.zeros(2, 1), torch.ones(()))
     with pytest.raises(ArgumentError, match="not GaussianMixture"):
-        ProductPredictor(torch.nn.Identity(), flow)._part(mixture, torch.zeros(2), 0.0)
+        ProductPredictor(torch.nn.Bilinear(1, 1, 1), flow)._part(mixture, torch.zeros(2), 0.0)
     with pytest.raises(ArgumentError, match="must keep the shape"):
         ProductPredictor(Narrow(), flow)(ENDPOINTS.prior((2, 2), *PRIOR), torch.zeros(2))
 

@@ -475,3 +475,22 @@ def test_a_single_picture_is_written_as_it_is_and_read_again(tmp_path):
     image = np.arange(6 * 5, dtype=np.uint8).reshape(1, 6, 5, 1)
     image_files.write(tmp_path / "one.png", image)
     np.testing.assert_array_equal(read_pictures(tmp_path)[0, 0].numpy(), image[0, ..., 0])
+
+
+def test_what_cannot_be_read_of_a_folder_is_counted_and_the_way_out_named(tmp_path):
+    for k in range(3):
+        Image.new("L", (8, 8), k).save(tmp_path / f"{k}.png")
+    (tmp_path / "bad.png").symlink_to("gone.png")
+    way = '; "proxflow prepare" leaves such files out and counts them'
+    with pytest.raises(
+        DataError, match=f"bad.png: cannot be read .a link to gone.png, which does not exist.*picture{way}"
+    ):
+        read_pictures(tmp_path)
+    (tmp_path / "more.png").write_bytes(b"x")
+    with pytest.raises(DataError, match=f"of 5 pictures 2 cannot be read.{way}"):
+        read_pictures(tmp_path)
+    (tmp_path / "bad.png").unlink()
+    whole = (tmp_path / "0.png").read_bytes()
+    (tmp_path / "more.png").write_bytes(whole[:45] + bytes(20))
+    with pytest.raises(DataError, match=f"more.png: cannot be read.*{way}"):
+        read_pictures(tmp_path)

@@ -1,6 +1,7 @@
 """Predictors: parameterisations undo each other, ranges are kept, wrong settings are refused."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from proxflow import (
     FisherRao,
     GaussianEndpoints,
     PointPredictor,
+    TrainingConfig,
+    fit,
 )
 from proxflow.errors import ArgumentError
 
@@ -124,3 +127,34 @@ def test_network_that_changes_the_shape():
         PointPredictor(Says(torch.zeros(2, 1)), GPFN())(
             DiagonalGaussian(torch.zeros(2, 3), torch.ones(())), torch.zeros(2)
         )
+
+
+class Record(torch.nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.inner, self.kind = torch.nn.Linear(2, 2), kind
+
+    def forward(self, x, t):
+        return self.kind(self.inner(x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (lambda x: SimpleNamespace(sample=x), "got SimpleNamespace: return its .sample, by a module around it"),
+        (lambda x: (x,), "must return a tensor, got tuple$"),
+    ],
+)
+def test_a_network_that_returns_no_tensor_is_refused(kind, said):
+    predictor = PointPredictor(Record(kind), GPFN())
+    before = {name: tensor.clone() for name, tensor in predictor.state_dict().items()}
+    with pytest.raises(ArgumentError, match=said):
+        fit(predictor, GPFN(), torch.randn(20, 2), TrainingConfig(steps=2, batch_size=4))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in predictor.state_dict().items() if name in before)
+
+
+def test_a_network_that_takes_no_times_is_refused():
+    with pytest.raises(
+        ArgumentError, match=r"must take features and times, \(x, t\), and that of Linear takes \(input\)"
+    ):
+        PointPredictor(torch.nn.Linear(2, 2), GPFN())

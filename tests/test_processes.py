@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from proxflow import GPFN, PointPredictor, TrainingConfig, fit, metrics, models
 from proxflow.cli import _common, reproduce
 from proxflow.data import image_files as imagefiles
+from proxflow.data.kinds import read
 from proxflow.errors import ArgumentError, OutputError
 from proxflow.runtime.processes import Processes
 from proxflow.studies import scoreboard
@@ -147,10 +148,29 @@ def test_a_batch_too_small_for_the_processes_is_refused():
         assert found.startswith("ArgumentError: a batch of 2 is too small for 3 processes")
 
 
-def test_too_few_held_out_examples_are_refused(monkeypatch):
-    monkeypatch.setattr(Processes, "current", classmethod(lambda cls: cls(0, 3)))
-    with pytest.raises(ArgumentError, match="2 held-out examples are too few for 3 processes"):
-        train(CONFIG, held_out=points()[:2])
+def measured(folder):
+    """The held-out losses in a log."""
+    entries = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [entry["held_out_loss"] for entry in entries if "held_out_loss" in entry]
+
+
+@pytest.mark.parametrize(("size", "number", "parallel"), [(2, 7, "ddp"), (3, 1, "fsdp"), (2, 13, "fsdp")])
+def test_held_out_losses_do_not_depend_on_the_number_of_processes(tmp_path, size, number, parallel):
+    train(CONFIG, tmp_path / "one", GPFN, points()[:number])
+    together(size, train, replace(CONFIG, parallel=parallel), tmp_path / "many", GPFN, points()[:number])
+    np.testing.assert_allclose(measured(tmp_path / "many"), measured(tmp_path / "one"), rtol=1e-6)
+
+
+def shares(path, text):
+    found = [read(path, held_out=share) for share in (0.02, 0.05)] + [read(text, context=16, held_out=0.02)]
+    return [(len(one.train), 0 if one.held_out is None else len(one.held_out)) for one in found]
+
+
+def test_as_much_is_held_out_whatever_the_number_of_processes(arrays, tmp_path):
+    (tmp_path / "a.txt").write_text("so it is, and so it was. " * 60)
+    alone = shares(arrays, tmp_path / "a.txt")
+    assert all(kept for _, kept in alone)
+    assert together(3, shares, arrays, tmp_path / "a.txt") == [alone] * 3
 
 
 def fail_in_one():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image as Pillow
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -92,6 +93,73 @@ class Ragged(Pairs):
 class Words(Pairs):
     def __getitem__(self, index):
         return "word"
+
+
+class Gives(torch.utils.data.Dataset):
+    """Whatever a function gives for an index."""
+
+    def __init__(self, give, number=40):
+        self.give, self.number = give, number
+
+    def __len__(self):
+        return self.number
+
+    def __getitem__(self, index):
+        return self.give(index)
+
+
+PICTURES = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def images(data, classes=0, **settings):
+    network = f"unet:channels=8,multipliers=1,patch=4{f',classes={classes}' if classes else ''}"
+    return proxflow.build((1, 8, 8), network=network).fit(data, steps=1, batch_size=4, **settings)
+
+
+def broken(index):
+    if index == 5:
+        raise KeyError("x")
+    return PICTURES[index]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            Gives(lambda k: {"image": PICTURES[k], "label": 1}),
+            "a dictionary of image, label: wrap it to give two of these",
+        ),
+        (Gives(lambda k: (PICTURES[k], None if k == 3 else 1)), "labels as whole numbers, got None: .* −1 for none"),
+        (Gives(lambda k: (PICTURES[k], "cat")), "labels as whole numbers, got 'cat'"),
+        (Gives(broken), "training data set: reading its example 5 raised KeyError: 'x'"),
+        (Gives(broken, 11), "reading its example 5 raised"),  # which one of the first looks meets
+        (Gives(broken, 0), "training data set Gives is empty"),
+        (Gives(lambda k: PICTURES[k].float() / 255), r"\(255 \* x\).round\(\).to\(torch.uint8\) of values in \[0, 1\]"),
+        (Gives(lambda k: PICTURES[k].movedim(0, -1)), r"these \(8, 8, 1\); bring the channels first"),
+        (Gives(lambda k: Pillow.fromarray(PICTURES[k, 0].numpy()).convert("RGBA")), "the mode RGBA: let the data set"),
+    ],
+)
+def test_items_of_a_data_set_that_cannot_be_read_are_named(data, message):
+    with pytest.raises(ArgumentError, match=message) as caught:
+        images(data)
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_of_pillow_are_read_as_their_bytes():
+    drawn = Gives(lambda k: (Pillow.fromarray(PICTURES[k, 0].numpy()), -1 if k == 3 else k % 2))
+    found = examples_of(drawn, "training")
+    assert torch.equal(found.x, PICTURES)
+    assert found.condition[3] == -1
+    colours = Gives(lambda k: Pillow.fromarray(PICTURES[k].expand(3, -1, -1).movedim(0, -1).numpy().copy()))
+    assert torch.equal(examples_of(colours, "training").x, PICTURES.expand(-1, 3, -1, -1))
+    assert images(drawn, classes=2).predictor is not None
+
+
+@pytest.mark.parametrize("workers", [None, 0])
+def test_a_conditional_network_is_not_trained_without_conditions(workers):
+    for data in (PICTURES, Gives(lambda k: PICTURES[k])):
+        with pytest.raises(ArgumentError, match="network is conditional, and the data have no condition"):
+            images(data, classes=3, workers=workers)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +342,8 @@ def test_a_few_held_out_rows_that_lie_close_together_are_no_reason_to_refuse():
     "form", [ROWS, DataLoader(Pairs()), (ROWS, np.arange(64) % 4), TensorDataset(torch.from_numpy(ROWS))]
 )
 def test_a_model_is_built_for_and_trained_on_whatever_fit_takes(form):
-    network = "mlp:width=8,depth=1,classes=4" if form is not ROWS else "mlp:width=8,depth=1"
+    labelled = isinstance(form, DataLoader | tuple)
+    network = "mlp:width=8,depth=1,classes=4" if labelled else "mlp:width=8,depth=1"
     wanted = proxflow.build(torch.from_numpy(ROWS), network=network, seed=0)
     made = proxflow.build(form, network=network, seed=0)
     assert made.data == wanted.data

@@ -228,10 +228,10 @@ def test_functions_cannot_be_written():
 
 
 def test_a_predictor_is_described_as_it_was_built():
-    predictor = PointPredictor(nn.Identity(), BFN(), parameterisation="epsilon", clip=None)
+    predictor = PointPredictor(nn.Bilinear(1, 1, 1), BFN(), parameterisation="epsilon", clip=None)
     assert describe(predictor) == {"kind": "point", "parameterisation": "epsilon", "clip_in_training": False}
     assert word(predictor) == "point:parameterisation=epsilon"
-    clipped = PointPredictor(nn.Identity(), GPFN(), clip=(-1.0, 1.0), mean=(0.5, 2.0), std=(1.0, 3.0))
+    clipped = PointPredictor(nn.Bilinear(1, 1, 1), GPFN(), clip=(-1.0, 1.0), mean=(0.5, 2.0), std=(1.0, 3.0))
     moments = {"parameterisation": "edm", "clip": [-1.0, 1.0], "mean": [0.5, 2.0], "std": [1.0, 3.0]}
     assert describe(clipped) == {"kind": "point", "clip_in_training": False, **moments}
     assert describe(Part("point", {"clip": None})) == {"kind": "point", "clip": None}

@@ -172,6 +172,84 @@ def test_damaged_parts_are_named_and_made_anew(folder, tmp_path, small_parts, ca
         assert len(loaded(out).train) == 9
 
 
+def older(path, seconds=10):
+    """Sets the time of a file's last change back, as of files that are not being written."""
+    at = path.stat().st_mtime_ns - int(seconds * 1e9)
+    os.utime(path, ns=(at, at))
+
+
+@pytest.mark.parametrize("form", ["folder", "shards", "latents"])
+def test_a_source_that_changed_unseen_is_refused_and_a_copy_serves(tmp_path, small_parts, monkeypatch, form):
+    """Bitmaps: of the same names and sizes, whatever they show."""
+    monkeypatch.setattr("proxflow.data.prepared.LATENTS_PART", 5)
+    data = {f"{k:02d}.bmp": encoded(k, (8, 8), "BMP") for k in range(12)}
+    out, place = tmp_path / "cache", tmp_path / "source"
+    source = f"shards:{place}/a.tar" if form == "shards" else str(place)
+
+    def written():
+        place.mkdir(exist_ok=True)
+        if form == "shards":
+            with tarfile.open(place / "a.tar", "w") as tar:
+                for name, found in data.items():
+                    member = tarfile.TarInfo(name)
+                    member.size = len(found)
+                    tar.addfile(member, io.BytesIO(found))
+        else:
+            for name, found in data.items():
+                (place / name).write_bytes(found)
+        for path in place.iterdir():
+            older(path)
+
+    def again():
+        encoder = Halves() if form == "latents" else None
+        return prepare(sources.pictures_of(source, None, out), out, 0, encoder=encoder)
+
+    written()
+    first = again()
+    calls = []
+    checksum = sources.pictures_of(source, None, out).__class__.checksum
+    kind = type(sources.pictures_of(source, None, out))
+    monkeypatch.setattr(kind, "checksum", lambda self, index: (calls.append(index), checksum(self, index))[1])
+    assert again() == first
+    assert not calls  # the times say enough
+    for path in place.iterdir():
+        older(path, 100)
+    assert again() == first  # a copy of the same contents
+    assert len(calls) == 12
+    assert again() == first
+    assert len(calls) == 12  # whose times are known now
+    data["11.bmp"] = encoded(99, (8, 8), "BMP")
+    (out / "part-00000.bin").write_bytes(b"damaged")
+    written()
+    with pytest.raises(OutputError, match=r"contents of the source changed .* among pictures 10 to 11; choose another"):
+        again()
+    assert (out / "part-00000.bin").read_bytes() == b"damaged"  # nothing is mixed
+    for path in out.glob("part-*.json"):  # as they were made before
+        told = json.loads(path.read_text())
+        del told["source"]
+        path.write_text(json.dumps(told))
+    assert again()["number"] == 12
+
+
+def test_what_differs_of_a_source_is_said_in_numbers(folder, tmp_path):
+    prepared(folder, tmp_path / "cache")
+    (folder / "cat" / "new.png").write_bytes(encoded(50))
+    with pytest.raises(OutputError, match="of 12, and the source now has 13; choose"):
+        prepared(folder, tmp_path / "cache")
+    (folder / "cat" / "new.png").unlink()
+    (folder / "cat" / "00.png").rename(folder / "cat" / "new.png")
+    with pytest.raises(OutputError, match="the source has as many, but their names, sizes or rows have changed"):
+        prepared(folder, tmp_path / "cache")
+
+
+class Halves(torch.nn.Module):
+    def encode(self, x):
+        return torch.nn.functional.avg_pool2d(x, 2)
+
+    def decode(self, z):
+        return torch.nn.functional.interpolate(z, scale_factor=2)
+
+
 def test_a_part_is_compared_again_only_where_it_changed(folder, tmp_path, small_parts, monkeypatch):
     out, real, read = tmp_path / "cache", prepared_module._sha256, []
     prepared(folder, out)
@@ -348,6 +426,34 @@ def test_an_index_of_the_former_form_is_made_anew(tmp_path):
     assert json.loads(kept.read_text())["form"] == 2
 
 
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("a-{3..0}.tar", r"the range \{3..0\} of .* counts down: give \{0..3\}"),
+        ("a-{0..3}.tar", "a-2.tar is missing; the other 3 are there"),
+        ("a-{0..5}.tar", "a-2.tar and 2 more are missing; the other 3 are there"),
+        ("a-{0..9999999}.tar", "more than a million numbers"),
+        ("http://host/a.tar", "addresses are not read: download the files"),
+    ],
+)
+def test_names_of_shards_that_are_wrong_are_told_how(tmp_path, monkeypatch, pattern, said):
+    monkeypatch.chdir(tmp_path)
+    for k in (0, 1, 3):
+        Path(f"a-{k}.tar").touch()
+    with pytest.raises(DataError, match=said):
+        Shards(pattern)
+
+
+def test_shards_of_one_size_are_not_said_to_be_scaled(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for k in range(3):
+            member = tarfile.TarInfo(f"{k}.png")
+            member.size = len(encoded(k, (8, 8)))
+            tar.addfile(member, io.BytesIO(encoded(k, (8, 8))))
+    assert not Shards(str(tmp_path / "a.tar")).scaling
+    assert Shards(str(tmp_path / "a.tar"), 4).scaling == ", scaled and cut to 4 x 4"
+
+
 def test_shards_cut_short_damaged_or_missing(tmp_path):
     write_shard(tmp_path / "a-0.tar", range(6))
     whole = (tmp_path / "a-0.tar").read_bytes()
@@ -355,7 +461,7 @@ def test_shards_cut_short_damaged_or_missing(tmp_path):
     found = Shards(str(tmp_path / "a-0.tar"))
     assert 1 <= len(found) < 6
     assert "shards cut short: 1 (as a-0.tar)" in found.left_out.text
-    with pytest.raises(DataError, match=r"no tar files .*a-1\.tar"):
+    with pytest.raises(DataError, match=r"a-1\.tar is missing; the other one is there"):
         Shards(str(tmp_path / "a-{0..1}.tar"))
     (tmp_path / "b.tar").write_bytes(b"no tar file" * 100)
     with pytest.raises(DataError, match=r"b\.tar: cannot be read as a tar file"):

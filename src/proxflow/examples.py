@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from proxflow.errors import ArgumentError, DataError
+from proxflow.errors import ArgumentError, DataError, ProxflowError
 from proxflow.runtime.machine import fits_in_memory
 
 Condition = Union[Tensor, Mapping[str, Tensor]]  # noqa: UP007 - read by typing.get_type_hints
@@ -223,6 +223,22 @@ class LazyExamples:
         first = self.some(1)
         return len(self) * first.numel() * first.element_size()
 
+    def _item(self, place: int) -> Any:
+        """Return what the data set gives at a place.
+
+        Raises:
+            DataError: It cannot be read, as the data set itself says.
+            ArgumentError: Anything else was raised; the message names the place.
+        """
+        try:
+            return self.dataset[place]
+        except (ProxflowError, MemoryError):
+            raise
+        except Exception as error:
+            raise ArgumentError(
+                f"{self.what} data set: reading its example {place} raised {type(error).__name__}: {error}"
+            ) from error
+
     @cached_property
     def random(self) -> bool:
         """Tell whether the data set draws from the global generators of torch, numpy and Python, as some examples show."""
@@ -232,7 +248,7 @@ class LazyExamples:
             before = _global_state()
             for place in {0, len(self.dataset) // 2, len(self.dataset) - 1}:
                 with suppress(DataError):
-                    self.dataset[place]
+                    self._item(place)
             return any(not np.array_equal(one, other) for one, other in zip(before, _global_state(), strict=True))
 
     @cached_property
@@ -286,7 +302,7 @@ class LazyExamples:
             The examples, and why those that could not be read were left out, by their indices in the data set.
 
         Raises:
-            ArgumentError: The data set gives neither an event nor a pair, or events of several shapes.
+            ArgumentError: The data set gives neither an event nor a pair, or events of several shapes, or raises an error.
             DataError: None of a hundred in a row can be read.
         """
         left_out: dict[int, str] = {}
@@ -308,7 +324,7 @@ class LazyExamples:
             place = (at + ahead) % len(self)
             place = place if self.index is None else int(self.index[place])
             try:
-                return self.dataset[place]
+                return self._item(place)
             except DataError as error:
                 said = left_out[place] = str(error)
         raise DataError(f"{len(left_out)} {self.what} examples in a row cannot be read, the last because {said}")
@@ -354,8 +370,8 @@ def examples_of(data: Any, what: str, workers: int | None = None) -> AnyExamples
 
     Args:
         data: A tensor or array (number, *event); examples; a pair (data, conditions) of these; a map-style
-            ``torch.utils.data.Dataset`` of events or of pairs (event, label), or a ``DataLoader``, of which the data set is
-            taken: the order is training's own.
+            ``torch.utils.data.Dataset`` of events or of pairs (event, label), −1 for no label, or a ``DataLoader``, of which
+            the data set is taken: the order is training's own. Events may be pictures of Pillow.
         what: What they are, for messages, as "training".
         workers: Processes that will read; where it is given a data set is not read into memory.
 
@@ -373,8 +389,12 @@ def examples_of(data: Any, what: str, workers: int | None = None) -> AnyExamples
         return Examples(found)
     if isinstance(data, DataLoader):
         return examples_of(data.dataset, what, workers)
-    if isinstance(data, Dataset) and hasattr(data, "__len__") and len(data):
+    if isinstance(data, Dataset):
         lazy = LazyExamples(data, what=what)
+        if not hasattr(data, "__len__"):
+            raise ArgumentError(f"{what} data set {type(data).__name__} has no length: give it __len__ and __getitem__")
+        if not len(lazy):
+            raise ArgumentError(f"{what} data set {type(data).__name__} is empty: its length is 0")
         return lazy.held() if workers is None and not lazy.random and fits_in_memory(lazy.size) else lazy
     raise ArgumentError(
         f"{what} data are a tensor or array (number, *event), proxflow.Examples, or a data set with a length, got "
@@ -414,7 +434,12 @@ def _tensor(value: Any) -> Tensor | None:
 
 
 def _stacked(drawn: Sequence[Any], what: str) -> Examples:
-    """Return what a data set gave, one after the other, as examples."""
+    """Return what a data set gave, one after the other, as examples; pictures of Pillow become uint8 with channels first."""
+    if isinstance(drawn[0], Mapping):
+        raise ArgumentError(
+            f"{what} data sets give (x, label), or x alone; this one gives a dictionary of {', '.join(map(str, drawn[0]))}: "
+            "wrap it to give two of these as a pair"
+        )
     columns = list(zip(*drawn, strict=True)) if isinstance(drawn[0], tuple | list) else [drawn]
     if not 1 <= len(columns) <= 2:
         raise ArgumentError(
@@ -423,11 +448,29 @@ def _stacked(drawn: Sequence[Any], what: str) -> Examples:
         )
     stacked: list[Any] = []
     for column in columns:
+        if stacked and any(part is None or isinstance(part, str) for part in column):
+            bad = next(part for part in column if part is None or isinstance(part, str))
+            raise ArgumentError(
+                f"{what} data sets give labels as whole numbers, got {bad!r}: give the place of a class among all, and −1 "
+                "for none"
+            )
         if stacked and isinstance(column[0], Mapping):  # conditions by name
             stacked.append({name: _stack([part[name] for part in column], what) for name in column[0]})
         else:
-            stacked.append(_stack(column, what))
+            stacked.append(_stack(column if stacked else list(map(_unpacked, column)), what))
     return Examples(*stacked)
+
+
+def _unpacked(event: Any) -> Any:
+    """Return a picture of Pillow as bytes (channels, height, width), and everything else as it is."""
+    if not type(event).__module__.startswith("PIL."):
+        return event
+    if event.mode not in ("L", "RGB"):
+        raise ArgumentError(
+            f'a picture of Pillow has the mode {event.mode}: let the data set convert it to "L" or "RGB"'
+        )
+    pixels = np.array(event)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def _stack(column: Sequence[Any], what: str) -> Tensor:

@@ -258,8 +258,8 @@ def run(options: Train, device: torch.device) -> None:
     if kind.augment:
         training = replace(training, augment=",".join(filter(None, (training.augment, kind.augment))))
     augmentation = Augmentation.of(training.augment)
+    augmentation.check(examples.some(1))
     if augmentation.taken is not None:
-        augmentation.check(examples.some(1))
         kind = replace(kind, shape=augmentation.shape(kind.shape))
     if "flip" in training.augment:
         refuse_mirrored(training.augment, options.data if options.data in NAMED else _recognised(examples))
@@ -603,12 +603,19 @@ def _conditional(options: Train, kind: Kind) -> Part:
     Raises:
         ArgumentError: The data have none, or the network reads none, or another number.
     """
+    from proxflow.data.arrays import shapes_in
     from proxflow.data.kinds.table import Table
     from proxflow.models import class_names, spec
 
     classes = len(class_names(kind))
     if not classes and isinstance(kind, Table):
         raise ArgumentError("--conditional: of tables give --target COL in its place, a column that rows are drawn for")
+    if not classes and options.data.lower().endswith(".npz"):
+        keys = ", ".join(shapes_in(Path(options.data)))
+        raise ArgumentError(
+            f"--conditional: {options.data} has the keys {keys:.200}, and labels of images are read from the key labels: "
+            "rename it so, or leave --conditional out"
+        )
     if not classes:
         raise ArgumentError(
             f"--conditional: {options.data} holds no labels of {kind.examples_word} that are read; leave it out, or give "

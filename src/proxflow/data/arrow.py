@@ -15,13 +15,19 @@ import torch
 from torch import Tensor
 
 from proxflow.data.left_out import LeftOut
-from proxflow.data.pictures import check_size, common_sides, fitted, header, opened
+from proxflow.data.pictures import check_size, common_sides, fitted, header, holds_pictures, opened
 from proxflow.data.stored import Pictures
 from proxflow.errors import ArgumentError, DataError
 
 PREFIXES = ("arrow:", "hub:")
 _PICTURES, _LABELS = ("image", "img", "picture", "jpg", "png"), ("label", "labels", "fine_label", "class", "cls")
 _LOOKED_AT = 256
+_SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")
+"""Files of ``save_to_disk``."""
+_NO_NETWORK = {
+    "ConnectError", "ConnectTimeout", "ConnectionError", "LocalEntryNotFoundError", "OfflineModeIsEnabled", "gaierror",
+}  # fmt: skip
+"""Errors of the libraries beneath, of which some are not installed everywhere, when the Hub is not reached."""
 _OTHER_SPLITS = {"test", "testing", "eval", "evaluation", "validation", "valid", "dev", "val"}
 """Words in names of files and folders by which the library itself knows what is not to train on."""
 _WORD = re.compile(r"[^-._ 0-9/\\]+")
@@ -55,6 +61,10 @@ def load(source: str, left_out: LeftOut) -> Any:
         raise DataError(f"{source}: is not read from the Hub; expected hub:OWNER/NAME{here}")
     if prefix == "arrow" and not (rest and path.exists()):
         raise DataError(f"{source}: does not exist; expected a folder of save_to_disk or of parquet files")
+    saved = any((path / name).exists() for name in _SAVED)
+    if prefix == "arrow" and path.is_dir() and not (saved or any(path.glob("**/*.parquet"))):
+        way = f": give --data {rest}, as it holds pictures" if holds_pictures(path) else ""
+        raise DataError(f"{source}: cannot be read as a data set, as it has neither {_SAVED[0]} nor parquet files{way}")
     try:
         with _quiet_unless_watched(datasets):
             if prefix == "hub":
@@ -64,6 +74,10 @@ def load(source: str, left_out: LeftOut) -> Any:
             else:
                 found = datasets.load_from_disk(rest)
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
+        if prefix == "hub" and _unreachable(error):
+            raise DataError(
+                f"{source}: the Hub cannot be reached: download the data set where there is a network, and give arrow:PATH"
+            ) from error
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise DataError(f"{source}: cannot be read as a data set, or is an empty one ({reason})") from error
     if not isinstance(found, dict):
@@ -75,6 +89,15 @@ def load(source: str, left_out: LeftOut) -> Any:
         if name != "train":
             left_out.add("rows of other splits", name, len(split))
     return found["train"]
+
+
+def _unreachable(error: BaseException | None) -> bool:
+    """Tell whether an error comes from there being no network, by the names of the errors that led to it."""
+    while error is not None:
+        if type(error).__name__ in _NO_NETWORK:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextlib.contextmanager

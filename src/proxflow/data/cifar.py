@@ -34,6 +34,13 @@ def split_source(source: str) -> tuple[str, Path] | None:
     return (name, Path(rest)) if colon and rest and name in FILES else None
 
 
+def form_of(folder: Path) -> str | None:
+    """Return which set a folder itself holds in the binary form, by the names of its files; ``None`` for none."""
+    return next(
+        (name for name in FILES if all((folder / f).is_file() for f in (FILES[name]["train"][0], _NAMES[name]))), None
+    )
+
+
 def read_cifar(name: str, folder: Path, split: Split) -> ImageData:
     """Read a split: images (N, 3, 32, 32) and labels.
 
@@ -80,6 +87,10 @@ def class_names(name: str, folder: Path) -> tuple[str, ...]:
 
 def _place(name: str, folder: Path) -> Path:
     first = FILES[name]["train"][0]
+    if not folder.is_dir():
+        raise DataError(
+            f"{name}:{folder}: there is no folder {folder}; expected the one that {_ARCHIVE[name]} unpacks to"
+        )
     for place in (folder, folder / _INSIDE[name]):
         if (place / first).exists():
             return place

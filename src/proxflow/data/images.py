@@ -60,7 +60,10 @@ def to_range(images: Tensor) -> Tensor:
         ArgumentError: The images are not uint8.
     """
     if images.dtype != torch.uint8:
-        raise ArgumentError(f"images must be uint8; got {images.dtype} (to_bytes makes bytes of values in [-1, 1])")
+        raise ArgumentError(
+            f"images must be uint8; got {images.dtype}: give bytes, (255 * x).round().to(torch.uint8) of values in [0, 1], "
+            "or proxflow.data.to_bytes(x) of values in [-1, 1]"
+        )
     return images.to(torch.float32) / 127.5 - 1.0
 
 

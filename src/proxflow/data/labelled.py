@@ -43,22 +43,47 @@ def _write_array(path: Path, images: Array, labels: Labels) -> None:
 
 
 def rows(images: Array, labels: Labels, names: Sequence[str]) -> Image.Image:
-    """Draw a row for each class, in the order in which labels first occur, with the name of the class before it."""
+    """Draw a row for each class, in the order in which labels first occur, with the name of the class before it.
+
+    A name with a letter that no font at hand has is drawn as the number of its class.
+    """
     found = list(dict.fromkeys(labels.tolist()))
-    called = {
-        label: names[label] if len(names[label]) <= _LONGEST else f"{names[label][:_LONGEST]}…" for label in found
-    }
-    font, height, width = ImageFont.load_default(_LETTERS), images.shape[1], images.shape[2]
+    called = {label: lettered(names[label], label) for label in found}
+    height, width = images.shape[1], images.shape[2]
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    margin = max(round(measure.textlength(called[label], font)) for label in found) + 2 * GAP
+    margin = max(round(measure.textlength(*called[label])) for label in found) + 2 * GAP
     most = max(int((labels == label).sum()) for label in found)
     line = max(height, _LETTERS + 2) + GAP
     canvas = Image.new("RGB", (margin + most * (width + GAP) + GAP, len(found) * line + GAP), _GROUND)
     draw = ImageDraw.Draw(canvas)
     for row, label in enumerate(found):
         top = row * line + GAP
-        draw.text((margin - GAP, top + height / 2), called[label], _INK, font, anchor="rm")
+        text, font = called[label]
+        draw.text((margin - GAP, top + height / 2), text, _INK, font, anchor="rm")
         for column, image in enumerate(images[labels == label]):
             shown = image[..., 0] if image.shape[-1] == 1 else image
             canvas.paste(Image.fromarray(shown), (margin + GAP + column * (width + GAP), top))
     return canvas
+
+
+def lettered(name: str, label: int) -> tuple[str, Any]:
+    """Return how a class is called in a picture, and the font that has all letters of it."""
+    text = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…"
+    plain = ImageFont.load_default(_LETTERS)
+    if _has(plain, text):
+        return text, plain
+    from matplotlib import get_data_path
+
+    wider = ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), _LETTERS)
+    return (text, wider) if _has(wider, text) else (str(label), plain)
+
+
+def _has(font: Any, text: str) -> bool:
+    """Tell whether a font has all letters of a text: it draws the same box for each that it lacks."""
+
+    def drawn(letter: str) -> tuple[Any, bytes]:
+        mask = font.getmask(letter)
+        return mask.size, bytes(mask)
+
+    lacking = drawn("\uffff")
+    return all(drawn(letter) != lacking for letter in set(text))

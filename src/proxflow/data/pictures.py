@@ -54,6 +54,8 @@ _GREY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _DAMAGED = (OSError, ValueError, TypeError, KeyError, SyntaxError, ArithmeticError, MemoryError, struct.error)
 """Errors of Pillow for damaged files."""
 
+_LEAVES_OUT = '"proxflow prepare" leaves such files out and counts them'
+
 _RUN = (("run.json",), ("model.safetensors",), ("config.json", "cells"))
 """Names in a folder that mark what a training run, a model or an experiment wrote: its pictures are samples, not data."""
 
@@ -135,7 +137,10 @@ class Survey:
                 "ask for a smaller size"
             ) from error
         for index in range(len(self.paths)):
-            images[index] = self.picture(index)
+            try:
+                images[index] = self.picture(index)
+            except DataError as error:
+                raise DataError(f"{error}; {_LEAVES_OUT}") from error
         return images
 
     def picture(self, index: int) -> Tensor:
@@ -311,14 +316,18 @@ def survey(
 def _seen_in(folder: Path, exclude: Path | None = None, damaged: bool = False) -> tuple[list[_Seen], LeftOut]:
     """Return what the headers of a folder's pictures say, and what is not read; the rest is as in :func:`survey`."""
     walk = _Walk(folder, exclude)
-    seen = []
+    seen, unread = [], list[DataError]()
     for path in walk.pictures():
         try:
             seen.append(_seen(path))
         except DataError as error:
-            if not damaged:
-                raise
-            walk.left_out.add("pictures that cannot be read", error)
+            unread.append(error)
+            if damaged:
+                walk.left_out.add("pictures that cannot be read", error)
+    if unread and not damaged:
+        total = len(seen) + len(unread)
+        many = f" (of {total} pictures {len(unread)} cannot be read)" if len(unread) > 1 else ""
+        raise DataError(f"{unread[0]}{many}; {_LEAVES_OUT}") from unread[0]
     for one in seen:
         if one.drawn == GRID:
             walk.left_out.add("grids and charts that proxflow drew", one.path.relative_to(folder))
@@ -559,6 +568,8 @@ def _without_damaged_metadata(file: IO[bytes]) -> IO[bytes] | None:
 
 def _damaged(path: Path | str, error: BaseException) -> DataError:
     reason = getattr(error, "strerror", None) or error
+    if isinstance(error, FileNotFoundError) and os.path.islink(path):
+        reason = f"a link to {os.readlink(path)}, which does not exist"
     return DataError(f"{path}: cannot be read ({reason}); expected an intact picture")
 
 

@@ -13,7 +13,7 @@ import hashlib
 import io
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -87,15 +87,13 @@ def prepare(
             held = read_json(folder / PLAN)
             other = [name for name in plan if not isinstance(held, dict) or held.get(name) != plan[name]]
             if other:
-                found = held.get(other[0]) if isinstance(held, dict) else held
-                raise OutputError(
-                    f"{folder} is a cache of other pictures: its {other[0]} is {found}, not {plan[other[0]]}; choose "
-                    "another --out folder"
-                )
+                differs = _difference(held, plan, other[0])
+                raise OutputError(f"{folder} is a cache of other pictures: {differs}; choose another --out folder")
         elif any(folder.glob("part-*")) or (folder / MANIFEST).exists():
             raise OutputError(f"{folder} holds parts of a cache without {PLAN}: choose another --out folder")
         write_json(folder / PLAN, plan)
         number = -(-len(pictures) // size)
+        _refuse_changed(pictures, folder, number, size)
         missing = _missing(folder, number, say)
         done(len(pictures) - sum(min(size, len(pictures) - k * size) for k in missing))
         for _ in range(_TRIES):
@@ -116,6 +114,60 @@ def prepare(
                 "the parts that are done stay"
             )
         return _finished(pictures, folder, plan, number, word)
+
+
+def _difference(held: Any, plan: dict[str, Any], name: str) -> str:
+    """Say in what a plan differs from the one that a cache was made by; ``name`` is the first entry that does."""
+    found = held.get(name) if isinstance(held, dict) else held
+    if isinstance(held, dict) and name in ("content", "pictures"):
+        if held.get("pictures") != plan["pictures"]:
+            return f"of {held.get('pictures')}, and the source now has {plan['pictures']}"
+        return "the source has as many, but their names, sizes or rows have changed"
+    return f"its {name} is {found}, not {plan[name]}"
+
+
+def _times(pictures: Pictures, places: range) -> str:
+    """Return a checksum of the times of the files that hold some pictures; empty where they say nothing, or not yet."""
+    stamps = []
+    for path in pictures.files(places):
+        try:
+            stamps.append(stamp(path))
+        except OSError:  # it cannot be read, and its contents say so
+            return ""
+    return hashlib.sha256(repr(stamps).encode()).hexdigest() if stamps and None not in stamps else ""
+
+
+def _source(times: str, checksums: Sequence[bytes]) -> dict[str, Any]:
+    """Return what tells whether the source of a part changed, to be kept with it."""
+    if not any(checksums):
+        return {}
+    return {"source": {"times": times, "sha256": hashlib.sha256(b"".join(c or b"none" for c in checksums)).hexdigest()}}
+
+
+def _refuse_changed(pictures: Pictures, folder: Path, number: int, size: int) -> None:
+    """Refuse to go on with a cache whose source changed: where the times of files differ, by their contents.
+
+    Raises:
+        OutputError: It did.
+    """
+    for k in range(number):
+        told, places = folder / f"part-{k:05d}.json", range(k * size, min(len(pictures), (k + 1) * size))
+        try:
+            held: Any = read_json(told)
+            source, kept = held["source"], str(held["source"]["sha256"])
+        except (ProxflowError, KeyError, TypeError):
+            continue  # not made yet, damaged, or made before this was kept
+        times = _times(pictures, places)
+        if times and source.get("times") == times:
+            continue
+        now = _source(times, [pictures.checksum(index) for index in places])
+        if not now or now["source"]["sha256"] != kept:
+            raise OutputError(
+                f"{folder} is a cache of other pictures: contents of the source changed since they were prepared, among "
+                f"pictures {places.start} to {places.stop - 1}; choose another --out folder, or remove this one"
+            )
+        if now["source"] != source:
+            write_json(told, {**held, **now})
 
 
 def _sha256(path: Path) -> str:
@@ -187,13 +239,16 @@ def _make(pictures: Pictures, folder: Path, part: int) -> int:
     """Make a part: first the bytes, then what is told of them, which says that the part is whole."""
     left_out: list[list[Any]] = []
     read: list[Tensor] = []
-    for index in range(part * PART, min(len(pictures), (part + 1) * PART)):
+    places = range(part * PART, min(len(pictures), (part + 1) * PART))
+    times, checksums = _times(pictures, places), []
+    for index in places:
+        checksums.append(pictures.checksum(index))
         try:
             read.append(pictures.picture(index))
         except DataError as error:
             left_out.append([index, str(error)])
     data = torch.stack(read).numpy().tobytes() if read else b""
-    _write(folder, part, data, {"number": len(read), "left_out": left_out})
+    _write(folder, part, data, {"number": len(read), "left_out": left_out, **_source(times, checksums)})
     return part
 
 
@@ -205,17 +260,18 @@ def _write(folder: Path, part: int, data: bytes, told: dict[str, Any]) -> None:
     write_json(folder / f"part-{part:05d}.json", {**told, "sha256": hashlib.sha256(data).hexdigest()})
 
 
-class _Readable(Dataset[Tensor | str]):
-    """Pictures, or in place of one that cannot be read why."""
+class _Readable(Dataset[tuple[Tensor | str, bytes]]):
+    """Pictures, or in place of one that cannot be read why, with the checksum of what is stored."""
 
     def __init__(self, pictures: Pictures) -> None:
         self.pictures = pictures
 
-    def __getitem__(self, index: int) -> Tensor | str:
+    def __getitem__(self, index: int) -> tuple[Tensor | str, bytes]:
+        checksum = self.pictures.checksum(index)
         try:
-            return self.pictures.picture(index)
+            return self.pictures.picture(index), checksum
         except DataError as error:
-            return str(error)
+            return str(error), checksum
 
 
 def _encode(pictures: Pictures, folder: Path, part: int, workers: int, codec: Codec, shape: tuple[int, ...]) -> int:
@@ -226,9 +282,11 @@ def _encode(pictures: Pictures, folder: Path, part: int, workers: int, codec: Co
     loader: DataLoader[Any] = DataLoader(
         _Readable(pictures), BATCH, sampler=places, num_workers=workers, collate_fn=list, generator=torch.Generator()
     )  # fmt: skip
-    first = places.start
+    first, times, checksums = places.start, _times(pictures, places), list[bytes]()
     try:
-        for batch in loader:
+        for pairs in loader:
+            batch = [found for found, _ in pairs]
+            checksums += [checksum for _, checksum in pairs]
             left_out += [[first + k, said] for k, said in enumerate(batch) if isinstance(said, str)]
             read = [picture for picture in batch if isinstance(picture, Tensor)]
             first += len(batch)
@@ -248,6 +306,7 @@ def _encode(pictures: Pictures, folder: Path, part: int, workers: int, codec: Co
     mean = wide.mean(1) if made else wide.new_zeros(shape[0])
     spread = (wide - mean[:, None]).square().sum(1)
     told = {"number": len(latents), "left_out": left_out, "mean": mean.tolist(), "squares": spread.tolist()}
+    told |= _source(times, checksums)
     _write(folder, part, latents.numpy().astype("<f2", copy=False).tobytes(), told)
     return part
 

@@ -40,20 +40,34 @@ def shard_files(pattern: str) -> list[Path]:
     """Return the files of a pattern with ranges as ``{000..127}`` and wildcards.
 
     Raises:
-        DataError: One of a range does not exist, or there are none.
+        DataError: One of a range does not exist, or there are none; a range is wrong; it is an address.
     """
+    if "://" in pattern:
+        raise DataError(f"{PREFIX}{pattern}: addresses are not read: download the files, and give their names")
+    names = _names(pattern)
+    found = [sorted(glob.glob(name)) for name in names]
+    files = [Path(file) for one in found for file in one]
+    if not files:
+        raise DataError(f"no tar files {pattern}: expected a name, as pictures-{{000..127}}.tar or pictures-*.tar")
+    if missing := [name for name, one in zip(names, found, strict=True) if not one]:
+        are = "is" if len(missing) == 1 else f"and {len(missing) - 1} more are"
+        there = "the other one is" if len(files) == 1 else f"the other {len(files)} are"
+        raise DataError(f"{missing[0]} {are} missing; {there} there")
+    return files
+
+
+def _names(pattern: str) -> list[str]:
+    """Return the names of a pattern with ranges."""
     match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if match is None:
-        found = [Path(name) for name in sorted(glob.glob(pattern))]
-        if not found:
-            raise DataError(f"no tar files {pattern}: expected a name, as pictures-{{000..127}}.tar or pictures-*.tar")
-        return found
+        return [pattern]
     first, last = match.groups()
-    if int(last) < int(first) or int(last) - int(first) > 10**6:
-        raise DataError(f"the range {match[0]} of {pattern} holds no numbers, or too many")
+    if int(last) < int(first):
+        raise DataError(f"the range {match[0]} of {pattern} counts down: give {{{last}..{first}}}")
+    if int(last) - int(first) > 10**6:
+        raise DataError(f"the range {match[0]} of {pattern} has more than a million numbers")
     before, after = pattern[: match.start()], pattern[match.end() :]
-    names = [f"{before}{k:0{len(first)}d}{after}" for k in range(int(first), int(last) + 1)]
-    return [path for name in names for path in shard_files(name)]
+    return [name for k in range(int(first), int(last) + 1) for name in _names(f"{before}{k:0{len(first)}d}{after}")]
 
 
 class Shards(Pictures):
@@ -72,8 +86,8 @@ class Shards(Pictures):
     def __init__(self, pattern: str, size: int | None = None) -> None:
         check_size(size)
         left_out = LeftOut()
-        self.files = shard_files(pattern)
-        found = [_indexed(path, left_out) for path in self.files]
+        self.tars = shard_files(pattern)
+        found = [_indexed(path, left_out) for path in self.tars]
         counts = torch.tensor([len(members) for members in found])
         number = int(counts.sum())
         if not number:
@@ -97,19 +111,20 @@ class Shards(Pictures):
             )
         height, width = common_sides([sides for sides, _ in seen], size)
         channels = 1 if all(grey for _, grey in seen) else 3
+        alike = {sides for sides, _ in seen} == {(height, width)}
         super().__init__(
             (channels, height, width), number, labels, classes, f"{number} pictures of {len(found)} shards, sha256 {digest}",
-            scaling=f", scaled and cut to {height} x {width}", left_out=left_out,
+            scaling="" if alike else f", scaled and cut to {height} x {width}", left_out=left_out,
         )  # fmt: skip
 
     def name(self, index: int) -> str:
         """Return the name of a picture, for messages."""
-        return f"{self.files[int(self.shard[index])]}, at byte {int(self.places[index, 0])}"
+        return f"{self.tars[int(self.shard[index])]}, at byte {int(self.places[index, 0])}"
 
     def _bytes(self, index: int) -> bytes:
         start, size = self.places[index].tolist()
         try:
-            with open_plain(self.files[int(self.shard[index])]) as file:
+            with open_plain(self.tars[int(self.shard[index])]) as file:
                 file.seek(start)
                 found = file.read(size)
         except OSError as error:
@@ -117,6 +132,15 @@ class Shards(Pictures):
         if len(found) < size:
             raise DataError(f"{self.name(index)}: the file is cut short")
         return found
+
+    def files(self, places: range) -> list[Path]:
+        return [self.tars[k] for k in sorted(set(self.shard[places.start : places.stop].tolist()))]
+
+    def checksum(self, index: int) -> bytes:
+        try:
+            return hashlib.sha256(self._bytes(index)).digest()
+        except DataError:
+            return b""
 
     def picture(self, index: int) -> Tensor:
         with opened(self.name(index), self._bytes(index)) as picture:

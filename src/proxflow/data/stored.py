@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 from proxflow.data.left_out import LeftOut
 from proxflow.data.pictures import Survey
 from proxflow.runtime import escape
+from proxflow.runtime.files import open_plain
 
 
 class Pictures(Dataset[Tensor | tuple[Tensor, int]], ABC):
@@ -55,6 +57,14 @@ class Pictures(Dataset[Tensor | tuple[Tensor, int]], ABC):
             DataError: It cannot be read; the message names it.
         """
 
+    def files(self, places: range) -> list[Path]:
+        """Return the files that hold some of the pictures, whose times show a change; none where ``content`` shows it."""
+        return []
+
+    def checksum(self, index: int) -> bytes:
+        """Return the SHA-256 of what is stored of a picture of :meth:`files`; empty where it cannot be read."""
+        return b""
+
     def __getitem__(self, index: int) -> Tensor | tuple[Tensor, int]:
         picture = self.picture(index)
         return picture if self.labels is None else (picture, int(self.labels[index]))
@@ -84,3 +94,13 @@ class Folder(Pictures):
 
     def picture(self, index: int) -> Tensor:
         return self.survey.picture(index)
+
+    def files(self, places: range) -> list[Path]:
+        return list(self.survey.paths[places.start : places.stop])
+
+    def checksum(self, index: int) -> bytes:
+        try:
+            with open_plain(self.survey.paths[index]) as file:
+                return hashlib.file_digest(file, "sha256").digest()
+        except OSError:
+            return b""

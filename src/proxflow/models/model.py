@@ -27,7 +27,7 @@ from proxflow.data.augment import Augmentation
 from proxflow.data.images import dequantise
 from proxflow.divergences import KL, Divergence, has_closed_form, has_value
 from proxflow.errors import ArgumentError, CheckpointError, OutputError
-from proxflow.examples import check_condition, examples_of, moved, rows
+from proxflow.examples import LazyExamples, check_condition, examples_of, moved, rows
 from proxflow.flows import GPFN, BayesianFlow, Flow
 from proxflow.likelihood import (
     Nats,
@@ -379,7 +379,8 @@ class Model:
             **settings: Further settings of :func:`proxflow.fit`, as ``device`` and ``folder``.
 
         Raises:
-            ArgumentError: As :func:`proxflow.fit`; a configuration together with settings of one.
+            ArgumentError: As :func:`proxflow.fit`; a configuration together with settings of one; data without conditions
+                for a conditional network.
         """
         from proxflow.training.conditions import with_dropout  # upward imports, for convenience
         from proxflow.training.fit import fit
@@ -395,7 +396,16 @@ class Model:
             config = replace(config, augment=f"{config.augment},{self.data.augment}")
         found = Augmentation.of(config.augment).shape(self.data.encode(data.some(1)).shape[1:])
         if found != self.shape:
-            raise ArgumentError(f"this model's {self.data.examples_word} have the shape {self.shape}, these {found}")
+            last = "; bring the channels first" if (found[-1], *found[:-1]) == self.shape else ""
+            raise ArgumentError(
+                f"this model's {self.data.examples_word} have the shape {self.shape}, these {tuple(found)}{last}"
+            )
+        first = data.take(torch.arange(1))[0] if isinstance(data, LazyExamples) else data
+        if getattr(self.predictor.network, "conditional", False) and first.condition is None:
+            raise ArgumentError(
+                "this model's network is conditional, and the data have no condition: give proxflow.Examples(x, condition), "
+                "or pairs (x, label), or build a model without classes"
+            )
         objective = with_dropout(recipe("flow", self).objective, self.predictor, drop)
         result = fit(self.predictor, objective, data, config, encode=self.data.encode, **settings)
         told = {"data": f"{len(data)} {self.data.examples_word}", "steps": config.steps, "training": to_dict(config)}

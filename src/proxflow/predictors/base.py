@@ -29,6 +29,9 @@ class Predictor(nn.Module, ABC):
             does if it has other further parameters: a condition goes to the only one of them, and a dictionary to those of
             its names.
         flow: The flow it is trained for, if it is to be guided in that flow's geometry.
+
+    Raises:
+        ArgumentError: The network takes no times; when called, it returns no tensor.
     """
 
     reads: frozenset[str] = frozenset()
@@ -60,6 +63,9 @@ class Predictor(nn.Module, ABC):
             output: Tensor = self.network(x.to(own), t.to(own), **told)
         else:
             output = self.network(x, t, **told)
+        if not isinstance(output, Tensor):
+            way = ": return its .sample, by a module around it" if hasattr(output, "sample") else ""
+            raise ArgumentError(f"the network must return a tensor, got {type(output).__name__}{way}")
         return output if output.dtype == x.dtype or not x.is_floating_point() else output.to(x.dtype)
 
     def _named(self, condition: Condition) -> dict[str, Any]:
@@ -82,7 +88,13 @@ class Predictor(nn.Module, ABC):
 
 def _further_inputs(network: nn.Module) -> tuple[str, ...]:
     """Return the names of what a network's forward takes beside x, t and end: "condition" alone where it has that."""
-    parameters = list(inspect.signature(getattr(network, "forward", network)).parameters.values())[2:]
+    parameters = list(inspect.signature(getattr(network, "forward", network)).parameters.values())
+    if len(parameters) < 2 and not any(p.kind == p.VAR_POSITIONAL for p in parameters):
+        raise ArgumentError(
+            f"the network's forward must take features and times, (x, t), and that of {type(network).__name__} takes "
+            f"({', '.join(p.name for p in parameters)}): give it a parameter t (batch,), which it may leave unread"
+        )
+    parameters = parameters[2:]
     named = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "end")
     return ("condition",) if "condition" in named else named
 

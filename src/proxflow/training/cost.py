@@ -24,6 +24,10 @@ H100, SHARE, MEMORY = 989e12, 0.4, 80e9
 """Operations a second of an H100 in bfloat16, the share of them that large networks reach, and its bytes of memory."""
 
 
+_SHORTEST = 1e-4
+"""Seconds below which operations do not decide how long a step takes."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a step takes.
@@ -53,16 +57,28 @@ class Cost:
     def text(self) -> str:
         """Say it in words."""
         seconds = self.operations / (H100 * SHARE)
-        memory = f"{self.kept / 1e6:,.4g} MB a process for weights, gradients, moments and averages"
-        kind = "bfloat16" if self.bf16 else "float32"
+        memory = f"{_amount(self.kept, 'B')} a process for weights, gradients, moments and averages"
+        kind = "bfloat16" if self.bf16 else "float32, half of it with --precision bf16"
         fits = "fits into" if self.memory <= MEMORY else "is more than"
+        takes = f"takes {seconds * 1e3:,.3g} ms a step and reads {_amount(self.read / seconds, 'B')}/s"
+        if seconds < _SHORTEST:
+            takes = f"takes less than {_SHORTEST * 1e3:g} ms for these operations, so that other things decide a step's time"
         return (
-            f"{self.parameters:,} parameters; {self.operations / 1e9:,.4g} GFLOP a step; {memory}, "
-            f"{self.activations / 1e6:,.4g} MB for activations in {kind}, which {fits} the "
+            f"{self.parameters:,} parameters; {_amount(self.operations, 'FLOP')} a step; {memory}, "
+            f"{_amount(self.activations, 'B')} for activations in {kind}, which {fits} the "
             f"{MEMORY / 1e9:.0f} GB of an H100; "
-            f"{self.read / 1e6:,.4g} MB of data a step. One H100, at {SHARE:.0%} of its {H100 / 1e12:.0f} TFLOP/s in bf16, "
-            f"takes {seconds * 1e3:,.3g} ms a step and reads {self.read / seconds / 1e6:,.3g} MB/s"
+            f"{_amount(self.read, 'B')} of data a step. For comparison, one H100 at {SHARE:.0%} of its {H100 / 1e12:.0f} "
+            f"TFLOP/s in bf16 {takes}"
         )
+
+
+def _amount(number: float, unit: str) -> str:
+    """Return a number of bytes or operations with three digits and the prefix of its size."""
+    for prefix in ("", "k", "M", "G", "T", "P"):  # noqa: B007 - the last one is kept
+        if float(f"{number:.3g}") < 1000:
+            break
+        number /= 1000
+    return f"{number:.3g} {prefix}{unit}"
 
 
 def cost(

@@ -196,8 +196,6 @@ def _fit(
     """Train on checked data; see :func:`fit`."""
     processes = Processes.current()
     parts = _parts(config, processes)
-    if held_out is not None and len(held_out) < processes.size:
-        raise ArgumentError(f"{len(held_out)} held-out examples are too few for {processes.size} processes")
 
     # Before the network is shared out, which gives its parts other classes.
     made_of = {} if folder is None else fingerprint(predictor, flow, data, held_out)
@@ -255,11 +253,16 @@ def _fit(
     def held_out_loss() -> float | None:
         if measured is None:
             return None
-        number = min(len(measured), HELD_OUT) // processes.size * processes.size
+        number = min(len(measured), HELD_OUT)
         key = mix(config.seed, _HELD_OUT_KEY)
         t, total = draw_times(number, generator.manual_seed(key), device), torch.zeros((), device=device)
-        for part in _split(processes.part(number), -(-number // processes.size // len(parts[0]))):
-            total += total_loss(averaged, measured, slice(part.start, part.stop), t, key, part)
+        at_once = config.batch_size // processes.size // config.accumulate
+        # As many calls in every process, as sharded weights are collected together: where no rows are left, of the first.
+        for part in _split(processes.part(number), -(-number // (processes.size * at_once))):
+            taken = part or range(1)
+            found = total_loss(averaged, measured, slice(taken.start, taken.stop), t, key, taken)
+            if part:
+                total += found
         return float(processes.add_up(total)) / number
 
     with (

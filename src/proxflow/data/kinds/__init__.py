@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import glob
 import os
+from pathlib import Path
 from typing import Any
 
 from proxflow import names
+from proxflow.data import cifar
 from proxflow.data.kinds.base import Defaults, Kind, Loaded, Picture, split
 from proxflow.data.pictures import ENDINGS
 from proxflow.errors import ArgumentError, DataError
@@ -56,6 +58,13 @@ def kind_of_source(source: str, name: str | None = None) -> type[Kind]:
                 f"the kind {name}: expected a class that derives from proxflow.data.kinds.Kind, got {kind!r}"
             )
         return kind
+    set_name = source.removesuffix(":")
+    if set_name in cifar.FILES and not os.path.exists(source):
+        raise DataError(
+            f"{source} lacks its folder, as the set does not come with this package: give {set_name}:FOLDER"
+        )
+    if os.path.isdir(source) and (found := cifar.form_of(Path(source))) is not None:
+        raise DataError(f"the folder {source} holds {found} in its binary form: give {found}:{source}")
     told = []
     for known in names.known("kinds"):
         try:
@@ -70,12 +79,16 @@ def kind_of_source(source: str, name: str | None = None) -> type[Kind]:
             os.path.join(source, "dataset_info.json")
         ) or os.path.exists(os.path.join(source, "dataset_dict.json")):  # fmt: skip
             raise DataError(f"the folder {source} is a Hugging Face data set: give arrow:{source}")
+        if any(glob.iglob(os.path.join(glob.escape(source), "*.tar"))):
+            raise DataError(f"the folder {source} holds tar files: give 'shards:{os.path.join(source, '*.tar')}'")
         raise DataError(
             f"the folder {source} holds no pictures, IDX files, texts (.txt) or what proxflow prepare wrote: give one that "
             "does, or the path of a single file, as table.csv; proxflow train --help names all data"
         )
     if os.path.exists(source):
         ending = os.path.splitext(source)[1] or "without an ending"
+        if ending.lower() == ".tar":
+            raise DataError(f"{source} is a tar file: give shards:{source}, if it is of the WebDataset form")
         raise DataError(
             f"{source}: no kind of data is known by the ending of this file, {ending}: name it .txt if it is text, .csv if "
             "it is a table of cells between commas, .npy or .npz if it holds arrays; or say with --kind what it is"

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from proxflow.errors import ArgumentError
 from proxflow.examples import AnyExamples, Examples, LazyExamples
-from proxflow.runtime.processes import Processes
 
 E = TypeVar("E", Examples, LazyExamples, AnyExamples)
 
@@ -178,14 +177,14 @@ def check_share(held_out: float) -> None:
 
 
 def split(examples: E, held_out: float, seed: int) -> tuple[E, E | None]:
-    """Split examples at random, training examples in their order; do not split off fewer than there are processes.
+    """Split examples at random, training examples in their order: the same split whatever the number of processes.
 
     Raises:
         ArgumentError: The share does not lie in [0, 1), or leaves fewer than two to train on.
     """
     check_share(held_out)
     number = int(held_out * len(examples))
-    if number < Processes.current().size:
+    if not number:
         return examples, None
     if len(examples) - number < 2:
         raise ArgumentError(

@@ -22,7 +22,6 @@ from proxflow.data.text import LETTERS, holds_text, letters, load_bible, read_by
 from proxflow.errors import ArgumentError, DataError, OutputError
 from proxflow.examples import Examples
 from proxflow.runtime.files import read_plain, writable_folder, write_atomically, write_text
-from proxflow.runtime.processes import Processes
 
 TOKENS = ("characters", "letters", "bytes")
 """What a token may be; or the file of a tokenizer, ending .json."""
@@ -174,7 +173,7 @@ class Text(Kind):
                 f"of at most {len(every)}"
             )
         train, kept, stretches = _cut(every.to(_smallest(kind.symbols)), held_out, context)
-        if kept is not None and len(kept) < Processes.current().size:
+        if kept is not None and not len(kept):
             kept = None
         different = int(torch.bincount(every).count_nonzero())
         note = (
