@@ -318,7 +318,7 @@ def test_what_the_command_refuses(labelled, tmp_path, capsys, more, message):
 def test_the_command_refuses_classes_of_data_without_labels(tmp_path, capsys):
     np.savez(tmp_path / "bare.npz", images=np.zeros((20, 8, 8, 1), dtype=np.uint8))
     assert main(words(tmp_path / "bare.npz", tmp_path / "run", "--conditional")) == 2
-    assert "holds no labels" in capsys.readouterr().err
+    assert "has the keys images, and labels of images are read from the key labels" in capsys.readouterr().err
 
 
 def test_given_weights_and_data_of_other_classes_are_refused(labelled, tmp_path, capsys):

@@ -268,7 +268,7 @@ def test_from_pictures_to_samples_by_the_commands(tiny, folder, tmp_path, capsys
     )
     assert run(capsys, *train, *NETWORK, "--workers", 0)[::2] == (0, "")
     status, said, _ = run(capsys, *train[:3], "--out", tmp_path / "none", "--dry-run", "--conditional", *NETWORK)
-    assert (status, f"{128 * 2 * 4 * 16 * 16 / 1e6:.4g} MB of data a step" in said) == (0, True)
+    assert (status, f"{128 * 2 * 4 * 16 * 16 / 1e3:.3g} kB of data a step" in said) == (0, True)
     assert len(list((model / "samples").glob("*.png"))) == 1  # drawn without the autoencoder
     sample = ("sample", model, "--n", 3, "--steps", 2, "--device", "cpu")
     status, said, _ = run(capsys, *sample, "--encoder", "none", "--out", tmp_path / "raw.npz")

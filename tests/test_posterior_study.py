@@ -230,6 +230,25 @@ def test_rows_have_their_fixed_form(finished):
     assert all(abs(row["value"]) < 4 for row in exact)
 
 
+def test_a_run_that_is_stopped_leaves_results_of_what_is_done(finished, monkeypatch, tmp_path):
+    def piece(name, value):
+        def rows():
+            if value is None:
+                raise KeyboardInterrupt
+            return [{**finished[1]["rows"][0], "benchmark": "images", "value": value}]
+
+        return study.Piece(name, rows)
+
+    monkeypatch.setattr(
+        study, "pieces", lambda *_: [piece("a", 1.0), piece("b", 2.0), piece("c", None), piece("d", 4.0)]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trials.reproduce(study.STUDY, "tiny", TINY, tmp_path, CPU, lambda _: None)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["pieces"] == {"done": 2, "of": 4}
+    assert [row["value"] for row in found["rows"]] == [1.0, 2.0]
+
+
 def test_the_report_has_every_table_and_picture(finished):
     out, results, _ = finished
     files = {path.name for path in trials.write_report(out, CPU)}

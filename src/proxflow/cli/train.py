@@ -614,7 +614,7 @@ def _conditional(options: Train, kind: Kind) -> Part:
         keys = ", ".join(shapes_in(Path(options.data)))
         raise ArgumentError(
             f"--conditional: {options.data} has the keys {keys:.200}, and labels of images are read from the key labels: "
-            "rename it so, or leave --conditional out"
+            "save them so, or leave --conditional out"
         )
     if not classes:
         raise ArgumentError(

@@ -414,7 +414,7 @@ def run(
     dataset: str,
     processes: int = 1,
 ) -> Record:
-    """Do what is missing of a preset; ``results.json`` is written in the end, by one process after each piece."""
+    """Do what is missing of a preset, and write ``results.json``; also of what is done, where that is stopped."""
     if dataset != "mnist" and preset.model == "mnist":
         if dataset not in MODELS:
             raise ArgumentError(
@@ -426,27 +426,33 @@ def run(
     if not has_azula():
         say("azula is not installed: only this library's methods are run; tests/requirements-peers.txt has it")
     work = pieces(preset, dataset, out, device)
-    folder, rows, done = writable_folder(out / "cells"), list[Record](), 0
+    folder = writable_folder(out / "cells")
     missing = [piece.name for piece in work if not (folder / f"{piece.name}.json").exists()]
-    side_by_side([pool.Piece(each, _do, (preset, dataset, out, device, each)) for each in missing], processes, say)
-    results: Record = {}
-    with bar("posterior", len(work), "pieces") as show:
-        for piece in work:
-            path = folder / f"{piece.name}.json"
-            made = not path.exists()
-            if made:
-                say(f"{piece.name}")
-                write_json(path, {"rows": piece.rows()})
-            rows += read_json(path)["rows"]
-            done += 1
-            show(done)
-            if made or done == len(work):
-                results = {
-                    "experiment": "posterior", "config": config, "pieces": {"done": done, "of": len(work)},
-                    "hardware": hardware(device), "versions": versions() | _peers(), **collected(rows),
-                }  # fmt: skip
-                write_json(out / "results.json", results)
-    return results
+
+    def written() -> Record:
+        """Put together what is done, in the order of the pieces."""
+        paths = [path for piece in work if (path := folder / f"{piece.name}.json").exists()]
+        results: Record = {
+            "experiment": "posterior", "config": config, "pieces": {"done": len(paths), "of": len(work)},
+            "hardware": hardware(device), "versions": versions() | _peers(),
+            **collected([row for path in paths for row in read_json(path)["rows"]]),
+        }  # fmt: skip
+        write_json(out / "results.json", results)
+        return results
+
+    try:
+        side_by_side([pool.Piece(each, _do, (preset, dataset, out, device, each)) for each in missing], processes, say)
+        with bar("posterior", len(work), "pieces") as show:
+            for done, piece in enumerate(work):
+                path = folder / f"{piece.name}.json"
+                if not path.exists():
+                    say(f"{piece.name}")
+                    write_json(path, {"rows": piece.rows()})
+                show(done + 1)
+    except BaseException:  # what is done is worth reading, whatever stopped the rest
+        written()
+        raise
+    return written()
 
 
 def _peers() -> dict[str, str]:
