@@ -228,13 +228,22 @@ class LazyExamples:
 
         Raises:
             DataError: It cannot be read, as the data set itself says.
-            ArgumentError: Anything else was raised; the message names the place.
+            ArgumentError: Another error was raised; the message names the place.
         """
         try:
             return self.dataset[place]
-        except (ProxflowError, MemoryError):
+        except ProxflowError:
             raise
-        except Exception as error:
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            OSError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise ArgumentError(
                 f"{self.what} data set: reading its example {place} raised {type(error).__name__}: {error}"
             ) from error
