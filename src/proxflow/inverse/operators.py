@@ -497,7 +497,11 @@ class Matrix(Diagonalised):
 
 
 def _times(matrix: Tensor, x: Tensor) -> Tensor:
-    return (matrix.to(x) @ x[..., None]).squeeze(-1)
+    """Return the products of a matrix, or of one for each row, with the rows of x (batch, numbers)."""
+    own = matrix.to(x)
+    if own.ndim == 2 and x.ndim == 2:  # one product, and not one for each row: tens of times faster
+        return x @ own.mT
+    return (own @ x[..., None]).squeeze(-1)
 
 
 def _told(q: Tensor, noise: Tensor | float) -> Tensor:
