@@ -818,6 +818,12 @@ def test_a_matrix_of_half_precision_is_solved_as_the_same_numbers_in_full(dtype)
                                atol=1e-4, rtol=1e-4)  # fmt: skip
 
 
+def test_what_is_predicted_exactly_as_observed_is_left_as_it_is():
+    right = torch.tensor([[0.0], [1.0]])
+    found = inverse.solve.least_residual(lambda v: (2 * v, v.expand(-1, 3)), right, 1)
+    torch.testing.assert_close(found, torch.tensor([[0.0] * 3, [0.5] * 3]))
+
+
 def test_operators_show_themselves_in_a_line():
     assert repr(inverse.Mask(torch.ones(1, 28, 28, dtype=torch.bool))) == "Mask(known=(1, 28, 28), each=False)"
     assert repr(inverse.Matrix(torch.eye(3)) @ inverse.Mask(torch.ones(3) > 0)).count("\n") == 0

@@ -71,7 +71,8 @@ def least_residual(normal: Normal, right: Tensor, iterations: int) -> Tensor:
         basis.append(_unit(fresh, sum_events(fresh * fresh).sqrt(), 1e-6 * sum_events(image * image).sqrt()))
     columns = torch.stack(images, 2)
     gram = columns.mT @ columns
-    floor = 1e-13 * gram.diagonal(dim1=1, dim2=2).amax(1)[:, None].clamp_min(1e-300)
+    # Of a right-hand side that is 0 all is 0: the floor's inverse must then be finite.
+    floor = (1e-13 * gram.diagonal(dim1=1, dim2=2).amax(1)[:, None]).clamp_min(1e-300)
     weights = torch.linalg.solve_ex(
         gram + torch.diag_embed(floor.expand(-1, iterations)), columns.mT @ right.flatten(1).double()[..., None]
     )[0].squeeze(-1)
