@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FILES = ("draws.png", "draws.npz", "mean.png", "spread.png", "strip.png", "observed.png", "report.json")
-"""What is written of pictures; the report comes last."""
+"""What is written of pictures."""
 
 _SHARPENED = 50.0
 """How many times larger the rounding of bytes may become by undoing a blur."""
@@ -486,9 +486,8 @@ def _write(out: Path, degrade: bool, operator: Any, y: Tensor, samples: Tensor, 
     spread = samples.std(1, correction=1) if draws > 1 else None
     if spread is not None:
         told = {**told, "mean_spread": float(spread.mean())}
-    write_json(
-        out / "report.json", told
-    )  # first: it tells the next run whose the other files are, whenever this one stops
+    # First: wherever this run stops, the report tells the next one whose the other files are.
+    write_json(out / "report.json", told)
     flat = array(samples.flatten(0, 1))
     if number > 1:
         image_files.write_png(out / "draws.png", image_files.grid(flat, draws))

@@ -385,15 +385,9 @@ def pieces(preset: PosteriorPreset, dataset: str, out: Path, device: torch.devic
     """
     found = []
     for seed in preset.seeds:
-        kinds = [picture_pieces(preset, seed, dataset, out, device)]
-        if dataset == "mnist":
-            kinds = [
-                increments_pieces(preset, seed),
-                mixture_pieces(preset, seed),
-                gaussian_pieces(preset, seed),
-                *kinds,
-            ]
-        for kind in kinds:
+        known = (increments_pieces, mixture_pieces, gaussian_pieces) if dataset == "mnist" else ()
+        of_known = (pieces_of(preset, seed) for pieces_of in known)
+        for kind in (*of_known, picture_pieces(preset, seed, dataset, out, device)):
             each = list(kind)
             found += [(k / len(each), replace(piece, name=f"{piece.name}-seed{seed}")) for k, piece in enumerate(each)]
     return [piece for _, piece in sorted(found, key=lambda place: place[0])]
