@@ -557,7 +557,7 @@ class PosteriorPreset(Size):
         evaluations: Of each of them, and of each signal, but for what is right at any number or in the limit of many.
         few: Evaluations of what is right at any number.
         limit: Evaluations of what is right in the limit of many.
-        limit_numbers: Most numbers observed for which that limit is taken.
+        limit_numbers: Most numbers observed for which that takes all draws, and not a tenth: its products are as many.
         signal: Length of the signals with independent increments, a multiple of 16.
         signals: Signals of each law and operator.
         signal_samples: Samples of each.
@@ -576,7 +576,7 @@ class PosteriorPreset(Size):
     draws: int = 20_000
     evaluations: int = 20
     few: int = 5
-    limit: int = 100
+    limit: int = 150
     limit_numbers: int = 16
     signal: int = 64
     signals: int = 2

@@ -219,8 +219,8 @@ def summary(results: Record) -> str:
     data = "" if config["dataset"] == "mnist" else f" --data {config['dataset']}"
     known = (
         f"{config['samples']:,} samples of each problem of the mixture, 100 slices; {config['draws']:,} draws of "
-        f"Gaussian posteriors, a tenth by methods that are biased; {config['signals']} signals with "
-        f"{config['signal_samples']:,} samples each; "
+        f"Gaussian posteriors, a tenth by methods that are biased and by mmps of more than {config['limit_numbers']} "
+        f"numbers; {config['signals']} signals with {config['signal_samples']:,} samples each; "
     )
     return (
         f"proxflow reproduce posterior --preset {config['preset']}{data}; seeds {', '.join(map(str, config['seeds']))}; "

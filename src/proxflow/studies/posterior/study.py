@@ -106,10 +106,8 @@ def gaussian_methods(
                 continue
             if system == "proxflow" and name in _EXACT[law]:
                 yield system, name, setting, preset.few
-            elif name == "mmps" and numbers > preset.limit_numbers:
-                continue
             elif system == "proxflow" and name == "mmps":
-                limit = replace(setting, sampler="multistep2", iterations=numbers + 1, least=0.001)
+                limit = replace(setting, sampler="multistep2", iterations=numbers + 1, least=0.0002)
                 yield system, name, limit, preset.limit
             elif name == "mmps":
                 yield system, name, replace(setting, iterations=numbers + 1, eta=0.0), preset.limit
@@ -133,7 +131,7 @@ def gaussian_pieces(preset: PosteriorPreset, seed: int) -> Iterator[Piece]:
                             "observed": observed,
                         }  # fmt: skip
                         methods = gaussian_methods(law, d, rank, preset)
-                        right = ("mmps", *_EXACT[law])
+                        right = (*_EXACT[law], *(("mmps",) if rank <= preset.limit_numbers else ()))
                         return compared(
                             problem, methods, lambda name: preset.draws // (1 if name in right else 10), seed + 1,
                             lambda events: scores.against_normal(events, posterior), what,
