@@ -41,6 +41,8 @@ class Preset:
         samples: Samples a cell on each task.
         seeds: Seeds on each task.
         far: Evaluations from which on a system spends them with its best sampler at 20 alone.
+        screen: Samples on each task, of the first seed, by which the one sampler of each system and number of evaluations
+            is chosen that is run at all; on other tasks all are run.
         processes: Processes in which training is timed, this library's and the other's in turns.
         turns: Turns of each within a process.
         chunk: Training steps a turn.
@@ -50,6 +52,7 @@ class Preset:
     samples: dict[str, int]
     seeds: dict[str, tuple[int, ...]]
     far: int = 50
+    screen: dict[str, int] = field(default_factory=dict)
     processes: int = 6
     turns: int = 24
     chunk: dict[str, int] = field(default_factory=lambda: {"mnist": 3, "toy": 100, "emoji": 3})
@@ -71,9 +74,10 @@ PRESETS = {
         {"mnist": (0,), "toy": (0, 1, 2), "emoji": (0, 1, 2)},
     ),
     "standard": Preset(
-        {"mnist": 10_000, "toy": 10_000, "emoji": 10_000},
-        {"mnist": 5000, "toy": 20_000, "emoji": 3000},
-        {"mnist": (0, 1, 2), "toy": (0, 1, 2, 3, 4), "emoji": (0, 1, 2)},
+        {"mnist": 2000, "toy": 3000, "emoji": 3000},
+        {"mnist": 10_000, "toy": 8192, "emoji": 1000},
+        {"mnist": (0, 1, 2), "toy": (0, 1, 2), "emoji": (0, 1, 2)},
+        screen={"mnist": 1000},
     ),
 }
 
@@ -143,37 +147,54 @@ def samplers(run: Run, task: str, system: str) -> list[str]:
 
 
 def cells(run: Run, task: str, seed: int, system: str) -> list[dict[str, Any]]:
-    """All cells of one trained system: every sampler at few evaluations, the best of these also at many."""
-    if (twin := SYSTEMS[system].twin) in run.systems:
-        names = samplers(run, task, system)
-        return [{**cell, "system": system} for cell in cells(run, task, seed, twin) if cell["sampler"] in names]
-    trained = weights(run, task, seed, system)
+    """All cells of one trained system: what its samplers draw at few evaluations, the best of these also at many.
 
-    def sample(names: list[str], nfes: list[int]) -> list[dict[str, Any]]:
-        wanted = [
-            {
-                "sampler": name,
-                "nfe": nfe,
-                "path": str(run.folder / "cells" / f"{task}-seed{seed}-{system}-{name}-{nfe}.json".replace(" ", "_")),
-            }
-            for name in names
-            for nfe in nfes
-        ]
-        (run.folder / "cells").mkdir(parents=True, exist_ok=True)
-        if not all(Path(cell["path"]).exists() for cell in wanted):
-            run.say(f"sample: {system} on {task}, seed {seed}, at {nfes[0]} to {nfes[-1]} evaluations")
-            run.work(
-                job="sample", system=system, task=task, seed=seed, weights=str(trained),
-                samples=run.preset.samples[task], cells=wanted,
-            )  # fmt: skip
-        return [read_json(Path(cell["path"])) for cell in wanted if Path(cell["path"]).exists()]
+    With a screening only the sampler that was best in it at a number of evaluations is run there, with all samples.
+    """
+    names, metric, nfes = samplers(run, task, system), TASKS[task].metric, TASKS[task].nfes
+    near, far = [nfe for nfe in nfes if nfe < run.preset.far], [nfe for nfe in nfes if nfe >= run.preset.far]
 
-    nfes = TASKS[task].nfes
-    near = [nfe for nfe in nfes if nfe < run.preset.far]
-    found = sample(samplers(run, task, system), near)
-    metric = TASKS[task].metric
-    best = min((cell for cell in found if cell["nfe"] == near[-1]), key=lambda cell: cell[metric])
-    return found + sample([best["sampler"]], [nfe for nfe in nfes if nfe >= run.preset.far])
+    def best(found: list[dict[str, Any]], nfe: int) -> str:
+        at = [cell for cell in found if cell["nfe"] == nfe]
+        return str(min(at, key=lambda cell: cell[metric])["sampler"])
+
+    if task in run.preset.screen:
+        first = drawn(run, task, run.preset.seeds[task][0], system, names, near, screening=True)
+        chosen: dict[str, list[int]] = {}
+        for nfe in sorted({cell["nfe"] for cell in first}):
+            chosen.setdefault(best(first, nfe), []).append(nfe)
+        chosen[best(first, near[-1])] += far
+        return [cell for name, asked in chosen.items() for cell in drawn(run, task, seed, system, [name], asked)]
+    found = drawn(run, task, seed, system, names, near)
+    return found + drawn(run, task, seed, system, [best(found, near[-1])], far)
+
+
+def drawn(
+    run: Run, task: str, seed: int, system: str, names: list[str], nfes: list[int], screening: bool = False
+) -> list[dict[str, Any]]:
+    """Cells of some samplers of a system; one with a twin among the systems takes what the twin draws."""
+    by = twin if (twin := SYSTEMS[system].twin) in run.systems and twin is not None else system
+    trained, folder = weights(run, task, seed, by), run.folder / ("screening" if screening else "cells")
+    # Screened with other noise than what is scored, so that nobody is chosen by the draws that are shown.
+    how = (
+        {"samples": run.preset.screen[task], "noise": 1000 + seed}
+        if screening
+        else {"samples": run.preset.samples[task]}
+    )
+    wanted = [
+        {
+            "sampler": name,
+            "nfe": nfe,
+            "path": str(folder / f"{task}-seed{seed}-{by}-{name}-{nfe}.json".replace(" ", "_")),
+        }
+        for name in names
+        for nfe in nfes
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    if not all(Path(cell["path"]).exists() for cell in wanted):
+        run.say(f"{'screen' if screening else 'sample'}: {by} on {task}, seed {seed}, {', '.join(names)}")
+        run.work(job="sample", system=by, task=task, seed=seed, weights=str(trained), cells=wanted, **how)
+    return [{**read_json(Path(cell["path"])), "system": system} for cell in wanted if Path(cell["path"]).exists()]
 
 
 # Cost ---------------------------------------------------------------------------------------------------------------

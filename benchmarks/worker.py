@@ -62,8 +62,9 @@ def sample(job: dict[str, Any]) -> dict[str, Any]:
         path, count = Path(cell["path"]), job["samples"]
         if path.exists():
             continue
-        draw, generator = system.samplers()[cell["sampler"]], torch.Generator().manual_seed(job["seed"] + 1)
-        torch.manual_seed(job["seed"] + 1)
+        noise = job.get("noise", job["seed"] + 1)
+        draw, generator = system.samplers()[cell["sampler"]], torch.Generator().manual_seed(noise)
+        torch.manual_seed(noise)
         sizes = [min(256, count - k) for k in range(0, count, 256)] if len(system.task.shape) > 1 else [count]
         calls[0], started = 0, time.monotonic()
         try:
@@ -79,6 +80,7 @@ def sample(job: dict[str, Any]) -> dict[str, Any]:
             "nfe": cell["nfe"],
             "evaluations": evaluations,
             "seed": job["seed"],
+            "samples": count,
             system.task.metric: system.task.score(torch.cat(samples)),
             "seconds": round(time.monotonic() - started, 2),
         }

@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import worker
 from benchmarks.peers import OURS, PRESETS, Run, cost, installed, results
+from benchmarks.peers import cells as benchmark_cells
 from benchmarks.sampler_overhead import Comparison, Scale
 from benchmarks.systems import SYSTEMS
 from benchmarks.tasks import TASKS
@@ -202,6 +203,41 @@ def test_every_system_runs_on_emoji_by_one_command(tmp_path, monkeypatch):
         assert "At 10 evaluations proxflow" in text
         assert "12 samples an entry against 379 test images of emoji; features emoji-classifier" in text
         assert "perceptron" not in text
+
+
+def test_screening_finds_each_systems_sampler_by_draws_that_are_not_scored(tmp_path, monkeypatch):
+    jobs = []
+    # What a sampler scores in the screening; euler would be better by the scores that follow.
+    screened = {("euler", 1): 9.0, ("euler", 4): 2.0, ("heun2", 4): 3.0, ("euler", 20): 2.0, ("heun2", 20): 1.0}
+
+    def work(run, **job):
+        if job["job"] == "samplers":
+            return {"names": ["euler", "heun2"] if job["system"] == "flow_matching" else ["euler"]}
+        if job["job"] == "sample":
+            jobs.append(job)
+            for cell in job["cells"]:
+                key = (cell["sampler"], cell["nfe"])
+                value = screened.get(key) if "noise" in job else {"euler": 1.0, "heun2": 2.0}[cell["sampler"]]
+                if value is not None:  # None: too few evaluations for a step of it
+                    named = {"sampler": cell["sampler"], "nfe": cell["nfe"], "seed": job["seed"], "frechet": value}
+                    Path(cell["path"]).write_text(json.dumps(named))
+        return {}
+
+    monkeypatch.setattr(Run, "work", work)
+    monkeypatch.setattr(type(TASKS["mnist"]), "nfes", (1, 4, 20, 50))
+    preset = replace(PRESETS["smoke"], samples={"mnist": 96}, far=50, screen={"mnist": 8})
+    run = Run(tmp_path, preset, {}, lambda line: None, ("flow_matching", "torchcfm"))
+    found = [(cell["sampler"], cell["nfe"], cell["seed"]) for cell in benchmark_cells(run, "mnist", 1, "flow_matching")]
+    assert found == [("euler", 1, 1), ("euler", 4, 1), ("heun2", 20, 1), ("heun2", 50, 1)]
+    assert [(job["seed"], job["samples"], job.get("noise")) for job in jobs] == [
+        (0, 8, 1000),
+        (1, 96, None),
+        (1, 96, None),
+    ]
+    # A system that draws as another does takes its draws, of the samplers that it has.
+    others = benchmark_cells(run, "mnist", 1, "torchcfm")
+    assert {(cell["system"], cell["sampler"]) for cell in others} == {("torchcfm", "euler")}
+    assert [cell["nfe"] for cell in others] == [1, 4, 20, 50]
 
 
 def test_a_system_that_is_not_installed_is_left_out_unless_it_has_an_interpreter(monkeypatch):

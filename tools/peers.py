@@ -10,8 +10,8 @@ from proxflow.studies.pages import Block, Paragraph, Strong, Table, to_markdown
 from proxflow.studies.scoreboard import distance
 
 OURS = "proxflow"
-JUDGED = (4, 10, 20)
-"""Evaluations at which the comparison is judged."""
+JUDGED = (1, 2, 4, 10, 20)
+"""Evaluations at which the comparison is judged, where it has them."""
 
 
 def best(rows: list[dict[str, Any]], metric: str) -> dict[tuple[str, int], dict[str, Any]]:
@@ -62,7 +62,7 @@ def verdicts(results: dict[str, Any]) -> list[str]:
     """Say what the numbers tell of this library, losses included."""
     rows, sentences = results["rows"], []
     found = best(rows, "frechet")
-    for nfe in JUDGED:
+    for nfe in (nfe for nfe in JUDGED if any(n == nfe for _, n in found)):
         here = {system: row for (system, n), row in found.items() if n == nfe}
         ours = min((row for s, row in here.items() if s.startswith(OURS)), key=lambda row: row["frechet"])
         theirs = min((row for s, row in here.items() if not s.startswith(OURS)), key=lambda row: row["frechet"])
@@ -137,7 +137,7 @@ def summary_block(results: dict[str, Any]) -> str:
             Paragraph(
                 "Fréchet distance by network evaluations, lower is better, each system with its best sampler there:"
             ),
-            quality([row for row in results["rows"] if row["nfe"] in (*JUDGED, 1, 2, 50)], "frechet"),
+            quality([row for row in results["rows"] if row["nfe"] in (*JUDGED, 50)], "frechet"),
             Paragraph(" ".join(verdicts(results))),
             Paragraph(conditions(results)),
         ]
