@@ -68,8 +68,8 @@ def verdicts(results: dict[str, Any]) -> list[str]:
         theirs = min((row for s, row in here.items() if not s.startswith(OURS)), key=lambda row: row["frechet"])
         word = "no worse than" if ours["frechet"] <= theirs["frechet"] else "worse than"
         sentences.append(
-            f"At {nfe} evaluations {ours['system']} ({ours['sampler']}, {distance(ours['frechet'])}) is {word} the best "
-            f"peer, {theirs['system']} ({theirs['sampler']}, {distance(theirs['frechet'])})."
+            f"At {nfe} evaluation{'s' * (nfe > 1)} {ours['system']} ({ours['sampler']}, {distance(ours['frechet'])}) is "
+            f"{word} the best peer, {theirs['system']} ({theirs['sampler']}, {distance(theirs['frechet'])})."
         )
     networks = [("U-Net", rows)] + ([("perceptron", results["toy_rows"])] if "toy_rows" in results else [])
     for network, some in networks:
