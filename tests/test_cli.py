@@ -1319,6 +1319,12 @@ def test_an_interrupted_reproduction_goes_on(run, small, tmp_path):
     assert "Fréchet distance of bfn" in said
 
     assert refused(run(*words, "--seed", 7), "a mnist run with seeds = [0], not [7]")
+    status, said, err = run(*words, "--seeds", 2)
+    assert (status, err) == (0, "")
+    assert "with 1 seed, here 2" in said
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+    results = json.loads((out / "results.json").read_text())
+    assert [sum(cell["seed"] == seed for cell in results["cells"]) for seed in (0, 1)] == [15, 15]
     (out / "results.json").unlink()
     (out / "cells" / "bfn-stochastic-nfe020-seed0.json").write_text("{")
     assert refused(run(*words), "bfn-stochastic-nfe020-seed0.json")
@@ -1358,6 +1364,10 @@ def test_seeds_count_up_from_the_first(run, tmp_path, monkeypatch):
     assert refused(run("reproduce", "--preset", "paper", "--seed", 4, "--device", "cpu"), "a full disk", status=1)
     study, name, preset, out, *_ = asked[0]
     assert (study.name, name, preset.seeds, out) == ("mnist", "paper", (4, 5, 6), Path("runs/mnist-paper"))
+    for words, seeds in ((("--seeds", 1), (0,)), (("--seed", 4, "--seeds", 2), (4, 5))):
+        assert refused(run("reproduce", "--preset", "paper", *words, "--device", "cpu"), "a full disk", status=1)
+        assert asked[-1][2].seeds == seeds
+    assert refused(run("reproduce", "--seeds", 0), "an experiment takes at least one seed, got --seeds 0")
 
 
 def test_geometry_is_an_experiment_of_its_own(run, tmp_path, monkeypatch):
@@ -1374,6 +1384,8 @@ def test_geometry_is_an_experiment_of_its_own(run, tmp_path, monkeypatch):
     study, name, preset, out, *_ = asked[0]
     assert (study.name, name, out) == ("geometry", "quick", Path("runs/geometry-quick"))
     assert (preset.seeds, preset.further_seeds) == ((4,), (5, 6))
+    assert refused(run(*words, "--seeds", 2), "a full disk", status=1)
+    assert (asked[1][2].seeds, asked[1][2].further_seeds) == ((4, 5), ())
     assert refused(run("reproduce", "geometry", "--preset", "paper"), "presets quick and standard")
 
 

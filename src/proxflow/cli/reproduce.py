@@ -82,6 +82,7 @@ class Reproduce:
         model: For posterior: name or folder of the model that restores images of --data; without it one of the package.
         out: Folder for models, results and report.
         seed: Number that fixes initial weights, order of data and noise; a preset of several seeds counts up from it.
+        seeds: How many seeds, in place of as many as the preset has; with more of them the same folder goes on.
         device: Where to compute; auto takes CUDA when there is one.
     """
 
@@ -100,6 +101,9 @@ class Reproduce:
     ] = None
     model: str = "mnist"
     seed: int = 0
+    seeds: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: as many as the preset has)")
+    ] = None
     device: DeviceName = "auto"
 
     @property
@@ -135,17 +139,21 @@ def run(options: Reproduce, device: torch.device) -> None:
         raise ArgumentError(
             f"--model is for posterior, which restores images with it; {options.experiment} trains its own"
         )
+    if options.seeds is not None and options.seeds < 1:
+        raise ArgumentError(f"an experiment takes at least one seed, got --seeds {options.seeds}")
     name, usual = f"{options.experiment}-{options.preset}", _DATA.get(options.experiment, "mnist")
     dataset = usual if options.data == "mnist" else options.data
     if dataset != usual:
         name += f"-{Path(dataset).name}"
     out = options.out if options.out is not None else Path("runs") / name
     writable_folder(out)
-    say(
-        f"{options.experiment}, {options.preset}: {presets[options.preset].minutes}; running on {device.type}, into {out}"
-    )
+    size = presets[options.preset]
+    takes = size.minutes
+    if options.seeds is not None and options.seeds != len(size.seeds):
+        takes += f" with {len(size.seeds)} seed{'s' * (len(size.seeds) > 1)}, here {options.seeds}"
+    say(f"{options.experiment}, {options.preset}: {takes}; running on {device.type}, into {out}")
     say("interrupt with Ctrl-C at any time: the same command goes on where it stopped")
-    study, preset = trials.find(options.experiment), presets[options.preset].counted_from(options.seed)
+    study, preset = trials.find(options.experiment), size.counted_from(options.seed, options.seeds)
     if isinstance(preset, PosteriorPreset):
         preset = replace(preset, model=options.model)
     processes = 1

@@ -26,9 +26,9 @@ class Size:
     minutes: str
     seeds: tuple[int, ...] = (0,)
 
-    def counted_from(self, seed: int) -> Self:
-        """Return the same preset with its seeds counted up from another first one."""
-        return replace(self, seeds=tuple(seed + k for k in self.seeds))
+    def counted_from(self, seed: int, number: int | None = None) -> Self:
+        """Return the same preset with its seeds counted up from another first one, and with as many of them as asked for."""
+        return replace(self, seeds=tuple(seed + k for k in (self.seeds if number is None else range(number))))
 
     def settings(self) -> dict[str, Any]:
         """Return what the result depends on, as it is written beside it."""
@@ -134,8 +134,9 @@ class GeometryPreset(Preset):
     further_seeds: tuple[int, ...] = (1, 2)
     likelihood_images: int = 500
 
-    def counted_from(self, seed: int) -> Self:
-        return replace(super().counted_from(seed), further_seeds=tuple(seed + k for k in self.further_seeds))
+    def counted_from(self, seed: int, number: int | None = None) -> Self:
+        further = tuple(seed + k for k in self.further_seeds) if number is None else ()
+        return replace(super().counted_from(seed, number), further_seeds=further)
 
 
 GEOMETRY_PRESETS: dict[PresetName, GeometryPreset] = {

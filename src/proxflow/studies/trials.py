@@ -251,7 +251,7 @@ def reproduce(
             f"the study {study.name} trains, and the preset {name} says nothing of it: give one of its own"
         )
     config = json.loads(json.dumps({"preset": name, "dataset": dataset, **preset.settings()}))
-    RunFolder(out, study.name, "config.json").claim(config, lambda held: _upgraded(held, config))
+    claim(out, study.name, config)
     training, testing = data.load(dataset, "train"), data.load(dataset, "test")
     images, test = training.images[: preset.train_images], testing.images
     labels = None if training.labels is None else training.labels[: preset.train_images]
@@ -291,9 +291,23 @@ def write_report(out: Path, device: torch.device) -> list[Path]:
     return pages.write(out, find(results["experiment"]).pages(out, results, device))
 
 
+def claim(out: Path, name: str, config: Record) -> None:
+    """Write down what the folder of a study is for; how many seeds from the first one on may change from call to call.
+
+    Raises:
+        OutputError: It is for something else, or cannot be written.
+        CheckpointError: What was written down is corrupt.
+    """
+    RunFolder(out, name, "config.json").claim(config, lambda held: _upgraded(held, config))
+
+
 def _upgraded(held: Record, wanted: Record) -> Record:
     """Return the settings of a run as this version would have written them; what was added later had its default."""
-    held["training"] = {**to_dict(TrainingConfig()), **held.get("training", {})}
+    if "training" in wanted:
+        held["training"] = {**to_dict(TrainingConfig()), **held.get("training", {})}
+    # Pieces have their seeds in their names, so that those of more seeds lie beside them.
+    if held.get("seeds", [])[:1] == wanted["seeds"][:1]:
+        held["seeds"] = wanted["seeds"]
     if isinstance(held.get("network"), dict):
         old = format1.translate({"model": held["network"]}, "config.json")["network"]
         held["network"] = spec.word(spec.restore("networks", old, "config.json"))

@@ -32,8 +32,7 @@ from proxflow.studies.posterior.report import outcome, pages
 from proxflow.studies.posterior.systems import SYSTEMS, Setting, has_azula
 from proxflow.studies.presets import PosteriorPreset
 from proxflow.studies.scoreboard import Record
-from proxflow.studies.trials import Benchmark, side_by_side
-from proxflow.training.run import RunFolder
+from proxflow.studies.trials import Benchmark, claim, side_by_side
 
 Found = dict[str, tuple[float, float | None]]
 """Values and their errors by metric."""
@@ -414,7 +413,7 @@ def run(
             )
         preset = replace(preset, model=MODELS[dataset])
     config = json.loads(json.dumps({"preset": name, "dataset": dataset, **preset.settings()}))
-    RunFolder(out, "posterior", "config.json").claim(config)
+    claim(out, "posterior", config)
     if not has_azula():
         say("azula is not installed: only this library's methods are run; tests/requirements-peers.txt has it")
     work = pieces(preset, dataset, out, device)

@@ -23,8 +23,7 @@ from proxflow.studies.presets import TablesPreset
 from proxflow.studies.scoreboard import Record
 from proxflow.studies.tables import copula, peers, sources
 from proxflow.studies.tables.report import outcome, pages
-from proxflow.studies.trials import Benchmark, side_by_side, silent
-from proxflow.training.run import RunFolder
+from proxflow.studies.trials import Benchmark, claim, side_by_side, silent
 
 Rows = copula.Rows
 
@@ -46,7 +45,7 @@ def run(
     if dataset != "scikit-learn":
         raise ArgumentError("the study of tables takes those inside scikit-learn: leave --data out")
     config = json.loads(json.dumps({"preset": name, "dataset": dataset, **preset.settings()}))
-    RunFolder(out, "tables", "config.json").claim(config, lambda held: held)
+    claim(out, "tables", config)
     absent = [other for other in preset.others if other in peers.PEERS and not peers.installed(other)]
     if absent:
         say(f"left out, as they are not installed: {', '.join(absent)}")

@@ -41,9 +41,8 @@ from proxflow.studies.scoreboard import Record
 from proxflow.studies.text.baseline import Autoregressive, NextToken
 from proxflow.studies.text.judge import NGrams, entropy, word_share
 from proxflow.studies.text.report import outcome, pages
-from proxflow.studies.trials import Benchmark, side_by_side, silent
+from proxflow.studies.trials import Benchmark, claim, side_by_side, silent
 from proxflow.training.fit import fit
-from proxflow.training.run import RunFolder
 
 BASELINE = "autoregressive"
 """Name of the baseline among the flows."""
@@ -218,7 +217,7 @@ def run(
 ) -> Record:
     """Train, bound and sample what is missing; see :func:`proxflow.studies.trials.reproduce`."""
     config = json.loads(json.dumps({"preset": name, "dataset": dataset, **preset.settings()}))
-    RunFolder(out, "text", "config.json").claim(config)
+    claim(out, "text", config)
     work = Work(preset, out, device, say, dataset)
     loaded, test = work.loaded, work.test
     say(loaded.notes[0])
