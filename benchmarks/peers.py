@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +27,7 @@ import torch
 from benchmarks.systems import SYSTEMS
 from benchmarks.tasks import TASKS, Pictures
 from proxflow.runtime.files import read_json, write_json
-from proxflow.runtime.machine import hardware, versions
+from proxflow.runtime.machine import hardware, versions, working_processes
 
 ROOT = Path(__file__).parent.parent
 OURS = "proxflow gpfn-w2"
@@ -197,6 +198,20 @@ def drawn(
     return [{**read_json(Path(cell["path"])), "system": system} for cell in wanted if Path(cell["path"]).exists()]
 
 
+def side_by_side(run: Run, task: str, processes: int) -> None:
+    """Do what is missing of trainings, screenings and samplings, each kind in as many processes as are free.
+
+    All of a kind are independent of each other; what follows finds them done. Costs are measured afterwards, alone.
+    """
+    own = [system for system in run.systems if SYSTEMS[system].twin not in run.systems]
+    first = {SYSTEMS[system].objective: system for system in reversed(own)}.values()
+    seeds = run.preset.seeds[task]
+    with ThreadPoolExecutor(processes) as pool:
+        list(pool.map(lambda which: weights(run, task, *which), [(seed, system) for seed in seeds for system in first]))
+        for asked in (seeds[:1], seeds[1:]):
+            list(pool.map(lambda which: cells(run, task, *which), [(seed, system) for seed in asked for system in own]))
+
+
 # Cost ---------------------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +245,7 @@ def cost(run: Run, task: str, system: str) -> dict[str, Any]:
 def rows(run: Run, task: str) -> list[dict[str, Any]]:
     """Every cell with its conditions and costs; the mean over seeds where there are several."""
     metric, preset = TASKS[task].metric, run.preset
+    side_by_side(run, task, working_processes())
     found = {system: [cells(run, task, seed, system) for seed in preset.seeds[task]] for system in run.systems}
     floor = TASKS[task].floor(preset.samples[task])
     costs = {system: cost(run, task, system) for system in run.systems}

@@ -168,6 +168,7 @@ def test_every_system_runs_on_emoji_by_one_command(tmp_path, monkeypatch):
         return json.loads(json.dumps(worker.JOBS[job["job"]]({**job, "turns": 1})))
 
     monkeypatch.setattr(Run, "work", work)
+    monkeypatch.setattr("benchmarks.peers.working_processes", lambda: 1)  # whose global generator they would share
     preset = replace(
         PRESETS["smoke"],
         steps={"emoji": 1},
