@@ -259,6 +259,13 @@ def test_the_grid_holds_the_images_in_order(run, model, tmp_path):
     assert (pixels[32:60, 2:30] == images[3, ..., 0]).all()
 
 
+def test_sample_writes_its_file_again_in_the_folder_that_one_is_in(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the model of the package says of its data how many, and no place
+    for _ in range(2):
+        status, _, err = run("sample", "--n", 1, "--steps", 1, "--device", "cpu", "--out", "digit.png")
+        assert (status, err) == (0, "")
+
+
 def test_sample_writes_an_array(run, model, tmp_path):
     for name in ("few.npz", "few.NPZ"):
         assert run("sample", model, "--n", 5, "--steps", 2, "--out", tmp_path / name)[0] == 0
