@@ -77,8 +77,7 @@ class Reproduce:
         experiment: Which experiment.
         preset: How much to train and to sample, see above.
         data: What to learn or to restore: mnist, fashion-mnist, or a folder of IDX files of 28 x 28 grey images, with
-            labels for guidance; for text bible, which is taken without it, a text file or a folder of them; emoji takes
-            emoji without it.
+            labels for guidance; for text bible, a text file or a folder of them; emoji and tables learn their own alone.
         model: For posterior: name or folder of the model that restores images of --data; without it one of the package.
         out: Folder for models, results and report.
         seed: Number that fixes initial weights, order of data and noise; a preset of several seeds counts up from it.
@@ -91,7 +90,12 @@ class Reproduce:
         tyro.conf.arg(metavar="[{mnist,geometry,few-step,guidance,emoji,text,tables,posterior}]"),
     ] = "mnist"
     preset: Annotated[PresetName, tyro.conf.arg(help_behavior_hint="(default: quick)")] = "quick"
-    data: str = "mnist"
+    data: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="STR", help_behavior_hint="(default: mnist; what text, emoji and tables have of their own)"
+        ),
+    ] = None
     out: Annotated[
         File,
         tyro.conf.arg(
@@ -136,7 +140,9 @@ def run(options: Reproduce, device: torch.device) -> None:
             f"--model is for posterior, which restores images with it; {options.experiment} trains its own"
         )
     name, usual = f"{options.experiment}-{options.preset}", _DATA.get(options.experiment, "mnist")
-    dataset = usual if options.data == "mnist" else options.data
+    dataset = usual if options.data is None else options.data
+    if options.experiment == "emoji" and dataset != usual:
+        raise ArgumentError(f"emoji learns the emoji of the package, and --data is {dataset}: leave --data out")
     if dataset != usual:
         name += f"-{Path(dataset).name}"
     out = options.out if options.out is not None else Path("runs") / name
