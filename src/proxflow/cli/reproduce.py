@@ -43,8 +43,8 @@ class Reproduce:
     geometry trains that U-Net under six divergences, and on binary images under three, each beside a control that has its
     schedule but not its geometry, and says which differences are the geometry's.
 
-    guidance trains that U-Net with classes and without, draws with every weight, interval and rule of guidance at 4, 10 and
-    20 network evaluations, and weighs Fréchet distance, precision and class accuracy against recall.
+    guidance trains that U-Net with classes and without, draws with every weight, interval and rule of guidance at 4, 10
+    and 20 network evaluations, and weighs Fréchet distance, precision and class accuracy against recall.
 
     emoji trains a U-Net on colour pictures of emoji with their groups, and a student of it that draws with one evaluation,
     and says beside all scores which share of the samples is copied from training pictures.
@@ -57,8 +57,8 @@ class Reproduce:
     training row, beside a Gaussian copula, the real half, and peers where they are installed.
 
     posterior trains nothing: it draws from posteriors that are known, of Gaussian data, of the mixture that this field
-    compares on and of signals, and restores digits, with every method here and with those of azula where it is installed
-    (tests/requirements-peers.txt), given the same denoisers.
+    compares on and of signals, and restores digits, with every method here and with those of azula where it is
+    installed (tests/requirements-peers.txt), given the same denoisers.
 
     An interrupted run goes on where it stopped when the same command is given again. Presets, and what they take:
 
