@@ -259,6 +259,13 @@ def test_the_grid_holds_the_images_in_order(run, model, tmp_path):
     assert (pixels[32:60, 2:30] == images[3, ..., 0]).all()
 
 
+def test_sample_writes_its_file_again_in_the_folder_that_one_is_in(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the model of the package says of its data how many, and no place
+    for _ in range(2):
+        status, _, err = run("sample", "--n", 1, "--steps", 1, "--device", "cpu", "--out", "digit.png")
+        assert (status, err) == (0, "")
+
+
 def test_sample_writes_an_array(run, model, tmp_path):
     for name in ("few.npz", "few.NPZ"):
         assert run("sample", model, "--n", 5, "--steps", 2, "--out", tmp_path / name)[0] == 0
@@ -1326,8 +1333,33 @@ def test_an_interrupted_reproduction_goes_on(run, small, tmp_path):
     results = json.loads((out / "results.json").read_text())
     assert [sum(cell["seed"] == seed for cell in results["cells"]) for seed in (0, 1)] == [15, 15]
     (out / "results.json").unlink()
-    (out / "cells" / "bfn-stochastic-nfe020-seed0.json").write_text("{")
-    assert refused(run(*words), "bfn-stochastic-nfe020-seed0.json")
+    cell, config = out / "cells" / "bfn-stochastic-nfe020-seed0.json", out / "config.json"
+    for content in ("{", "[]"):
+        cell.write_text(content)
+        assert refused(run(*words), f"{cell}", "remove the file, and the same command scores its cell again")
+    cell.unlink()
+    weights = out / "models" / "gpfn-w2-seed0" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    assert refused(run(*words), f"remove {weights.parent}, and the same command trains it again")
+    weights.write_bytes(whole)
+    for folder in (out, out / "models"):
+        models = f"is no model, but holds some: give one of {out / 'models' / 'bfn-seed0'}, {weights.parent}"
+        assert refused(run("sample", folder, "--out", tmp_path / "x.png"), models)
+    config.write_text("{")
+    assert refused(run(*words), f"{config} is not readable", "choose another --out folder, or remove this one")
+
+
+def test_a_reproduction_of_data_that_are_not_there_leaves_no_run(run, tmp_path):
+    words = ("--out", tmp_path / "run", "--device", "cpu")
+    assert refused(run("reproduce", "--data", tmp_path / "none", *words), "no data set")
+    assert not list((tmp_path / "run").iterdir())  # else the right data would be refused as those of another run
+
+
+@pytest.mark.parametrize("study", ["emoji", "tables"])
+def test_studies_with_data_of_their_own_refuse_mnist(run, tmp_path, study, no_work):
+    words = ("reproduce", study, "--data", "mnist", "--out", tmp_path / "run", "--device", "cpu")
+    assert refused(run(*words), "leave --data out")
 
 
 def test_reproduce_refuses_before_it_works(run, tmp_path, no_work):

@@ -43,8 +43,8 @@ class Reproduce:
     geometry trains that U-Net under six divergences, and on binary images under three, each beside a control that has its
     schedule but not its geometry, and says which differences are the geometry's.
 
-    guidance trains that U-Net with classes and without, draws with every weight, interval and rule of guidance at 4, 10 and
-    20 network evaluations, and weighs Fréchet distance, precision and class accuracy against recall.
+    guidance trains that U-Net with classes and without, draws with every weight, interval and rule of guidance at 4, 10
+    and 20 network evaluations, and weighs Fréchet distance, precision and class accuracy against recall.
 
     emoji trains a U-Net on colour pictures of emoji with their groups, and a student of it that draws with one evaluation,
     and says beside all scores which share of the samples is copied from training pictures.
@@ -57,8 +57,8 @@ class Reproduce:
     training row, beside a Gaussian copula, the real half, and peers where they are installed.
 
     posterior trains nothing: it draws from posteriors that are known, of Gaussian data, of the mixture that this field
-    compares on and of signals, and restores digits, with every method here and with those of azula where it is installed
-    (tests/requirements-peers.txt), given the same denoisers.
+    compares on and of signals, and restores digits, with every method here and with those of azula where it is
+    installed (tests/requirements-peers.txt), given the same denoisers.
 
     An interrupted run goes on where it stopped when the same command is given again. Presets, and what they take:
 
@@ -77,8 +77,7 @@ class Reproduce:
         experiment: Which experiment.
         preset: How much to train and to sample, see above.
         data: What to learn or to restore: mnist, fashion-mnist, or a folder of IDX files of 28 x 28 grey images, with
-            labels for guidance; for text bible, which is taken without it, a text file or a folder of them; emoji takes
-            emoji without it.
+            labels for guidance; for text bible, a text file or a folder of them; emoji and tables learn their own alone.
         model: For posterior: name or folder of the model that restores images of --data; without it one of the package.
         out: Folder for models, results and report.
         seed: Number that fixes initial weights, order of data and noise; a preset of several seeds counts up from it.
@@ -92,7 +91,12 @@ class Reproduce:
         tyro.conf.arg(metavar="[{mnist,geometry,few-step,guidance,emoji,text,tables,posterior}]"),
     ] = "mnist"
     preset: Annotated[PresetName, tyro.conf.arg(help_behavior_hint="(default: quick)")] = "quick"
-    data: str = "mnist"
+    data: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="STR", help_behavior_hint="(default: mnist; what text, emoji and tables have of their own)"
+        ),
+    ] = None
     out: Annotated[
         File,
         tyro.conf.arg(
@@ -142,7 +146,9 @@ def run(options: Reproduce, device: torch.device) -> None:
     if options.seeds is not None and options.seeds < 1:
         raise ArgumentError(f"an experiment takes at least one seed, got --seeds {options.seeds}")
     name, usual = f"{options.experiment}-{options.preset}", _DATA.get(options.experiment, "mnist")
-    dataset = usual if options.data == "mnist" else options.data
+    dataset = usual if options.data is None else options.data
+    if options.experiment == "emoji" and dataset != usual:
+        raise ArgumentError(f"emoji learns the emoji of the package, and --data is {dataset}: leave --data out")
     if dataset != usual:
         name += f"-{Path(dataset).name}"
     out = options.out if options.out is not None else Path("runs") / name

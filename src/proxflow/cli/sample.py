@@ -202,7 +202,10 @@ def _spare_data(out: Path, model: Model) -> None:
         case {"read": {"source": str(source)}}:
             data = Path(source)
         case {"data": str(said)}:  # "300 rows of points.csv"
-            data = Path(said.partition(f" {model.data.examples_word} of ")[2])
+            _, names_it, place = said.partition(f" {model.data.examples_word} of ")
+            if not names_it:  # "60000 training images", whose empty place would be the folder that one is in
+                return
+            data = Path(place)
         case _:
             return
     if not (out.exists() and data.exists()):

@@ -779,6 +779,9 @@ def load(source: str | Path = "mnist", device: torch.device | str = "cpu") -> Mo
     path, weights = folder / "config.json", folder / "model.safetensors"
     if not path.exists() and (folder / "run.json").exists():
         raise CheckpointError(f"{folder} is a training that has no model yet: let it go on with the same command")
+    inner = sorted(file.parent for form in ("*", "models/*") for file in folder.glob(f"{form}/config.json"))
+    if inner and not weights.exists():  # what reproduce wrote, or the folder of its models
+        raise CheckpointError(f"{folder} is no model, but holds some: give one of {', '.join(map(str, inner))}")
     content = _read(path)
     flow, network, predictor, data = (
         spec.restore(f"{name}s" if name != "data" else "kinds", content.get(name), f"{path}: {name}")

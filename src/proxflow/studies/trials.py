@@ -23,7 +23,7 @@ from proxflow import data, metrics, models
 from proxflow.config import TrainingConfig, to_dict
 from proxflow.data import to_bytes
 from proxflow.data.arrays import read_npz
-from proxflow.errors import ArgumentError, DataError, OutputError
+from proxflow.errors import ArgumentError, CheckpointError, DataError, OutputError
 from proxflow.examples import Examples, examples_of
 from proxflow.flows import Flow
 from proxflow.models import Model, format1, spec
@@ -251,8 +251,8 @@ def reproduce(
             f"the study {study.name} trains, and the preset {name} says nothing of it: give one of its own"
         )
     config = json.loads(json.dumps({"preset": name, "dataset": dataset, **preset.settings()}))
+    training, testing = data.load(dataset, "train"), data.load(dataset, "test")  # before the folder becomes theirs
     claim(out, study.name, config)
-    training, testing = data.load(dataset, "train"), data.load(dataset, "test")
     images, test = training.images[: preset.train_images], testing.images
     labels = None if training.labels is None else training.labels[: preset.train_images]
     recognised = data.recognise(test)
@@ -344,7 +344,7 @@ def evaluate(
     extractors = extractors_of(features, setup.device)
     wanted, todo = titles(extractors), [cell for cell in cells if not cell.file(out).exists()]
     for path in (cell.file(out) for cell in cells if cell not in todo):
-        held = read_json(path)
+        held = _held_record(path)
         if (found := {name: held.get(name) for name in wanted}) != wanted:
             scored, asked = (" and ".join(str(each) for each in known.values()) for known in (found, wanted))
             raise OutputError(
@@ -377,6 +377,22 @@ def evaluate(
         "training": {f"{name}-seed{seed}": provenance(out, name, seed) for name, seed in trained_with},
         "cells": [read_json(cell.file(out)) for cell in cells],
     }
+
+
+def _held_record(path: Path) -> Record:
+    """Read the record of a cell that an earlier command left.
+
+    Raises:
+        CheckpointError: It is corrupt.
+    """
+    mending = "remove the file, and the same command scores its cell again"
+    try:
+        held = read_json(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}: {mending}") from error
+    if not isinstance(held, dict):
+        raise CheckpointError(f"{path}: expected the scores of a cell, got {json.dumps(held):.80}: {mending}")
+    return held
 
 
 PREFIXES = ("", "second_")
@@ -518,12 +534,16 @@ def present(setup: Setup[Any], name: str, trial: Trial, seed: int) -> bool:
 
     Raises:
         OutputError: Another model is there, or one whose training has not ended.
+        CheckpointError: Its files are corrupt.
     """
     folder = setup.out / "models" / f"{name}-seed{seed}"
     if not (folder / "config.json").exists():
         return False
     if trial.named and trial.recipe is None:
-        _check_same(folder, trial, settings_of(setup, trial, seed))
+        try:
+            _check_same(folder, trial, settings_of(setup, trial, seed))
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}: remove {folder}, and the same command trains it again") from error
     return True
 
 

@@ -98,10 +98,14 @@ class RunFolder:
                 )
             write_json(self.file, dict(wanted))
             return []
-        held = read_json(self.file)
+        mending = "choose another --out folder, or remove this one to start over"
+        try:
+            held = read_json(self.file)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}: {mending}") from error
         if not isinstance(held, dict):
             raise CheckpointError(
-                f"{self.file}: expected the settings of a {self.what} run, got {json.dumps(held):.80}"
+                f"{self.file}: expected the settings of a {self.what} run, got {json.dumps(held):.80}: {mending}"
             )
         found, asked = _flat(upgrade(held)), _flat(wanted)
         differing = [name for name in {**asked, **found} if found.get(name) != asked.get(name)]
