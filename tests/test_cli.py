@@ -21,8 +21,8 @@ from support import needs_fashion_mnist
 
 import proxflow
 from proxflow import models, names
+from proxflow.data import ImageData, to_bytes
 from proxflow.data import image_files as imagefiles
-from proxflow.data import to_bytes
 from proxflow.nn import UNet
 from proxflow.studies import presets, scoreboard, trials
 from proxflow.training import fit as training_fit
@@ -1334,6 +1334,11 @@ def test_an_interrupted_reproduction_goes_on(run, small, tmp_path):
     assert [sum(cell["seed"] == seed for cell in results["cells"]) for seed in (0, 1)] == [15, 15]
     (out / "results.json").unlink()
     cell, config = out / "cells" / "bfn-stochastic-nfe020-seed0.json", out / "config.json"
+    words_of_another = ("reproduce", "geometry", "--out", out, "--device", "cpu")
+    assert refused(run(*words_of_another), "holds a run of mnist, not of geometry")
+    record = json.loads(cell.read_text())
+    cell.write_text(json.dumps({**record, "samples": 7}))
+    assert refused(run(*words), f"{cell} has 7 samples, not {record['samples']}: choose another folder")
     for content in ("{", "[]"):
         cell.write_text(content)
         assert refused(run(*words), f"{cell}", "remove the file, and the same command scores its cell again")
@@ -1344,8 +1349,8 @@ def test_an_interrupted_reproduction_goes_on(run, small, tmp_path):
     assert refused(run(*words), f"remove {weights.parent}, and the same command trains it again")
     weights.write_bytes(whole)
     for folder in (out, out / "models"):
-        models = f"is no model, but holds some: give one of {out / 'models' / 'bfn-seed0'}, {weights.parent}"
-        assert refused(run("sample", folder, "--out", tmp_path / "x.png"), models)
+        models = ("is no model, but holds some: give one of", f"{out / 'models' / 'bfn-seed0'}", f"{weights.parent}")
+        assert refused(run("sample", folder, "--out", tmp_path / "x.png"), *models)
     config.write_text("{")
     assert refused(run(*words), f"{config} is not readable", "choose another --out folder, or remove this one")
 
@@ -1369,6 +1374,23 @@ def test_reproduce_refuses_before_it_works(run, tmp_path, no_work):
     )
     assert refused(run("reproduce", "--out", tmp_path / "run", "--seed", -1), "--seed")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_study_refuses_images_that_it_could_not_score(run, tmp_path, monkeypatch):
+    small = ImageData("small", torch.zeros(4, 1, 16, 16, dtype=torch.uint8), None)
+    monkeypatch.setattr("proxflow.data.load", lambda *_: small)
+    out = tmp_path / "run"
+    assert refused(
+        run("reproduce", "--out", out, "--device", "cpu"), "reads (1, 28, 28)", "mnist are (1, 16, 16): give --data"
+    )
+    assert not (out / "config.json").exists()
+
+
+def test_the_study_of_posteriors_refuses_before_it_works(run, tmp_path):
+    words = ("reproduce", "posterior", "--out", tmp_path / "run", "--device", "cpu")
+    assert refused(run(*words, "--model", "nope"), "no model 'nope'")
+    assert refused(run(*words, "--model", "mnist", "--data", "emoji"), "models of mnist and fashion-mnist")
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_each_experiment_learns_what_it_is_for(run, tmp_path, monkeypatch):

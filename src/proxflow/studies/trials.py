@@ -252,10 +252,16 @@ def reproduce(
         )
     config = json.loads(json.dumps({"preset": name, "dataset": dataset, **preset.settings()}))
     training, testing = data.load(dataset, "train"), data.load(dataset, "test")  # before the folder becomes theirs
+    recognised = data.recognise(testing.images)
+    for extractor in extractors_of(recognised or "mnist", torch.device("cpu")):
+        if extractor.image_shape not in (None, testing.images.shape[1:]):
+            raise ArgumentError(
+                f"{study.name} scores images by {extractor.name}, which reads {extractor.image_shape}, and those of "
+                f"{dataset} are {tuple(testing.images.shape[1:])}: give --data of that size, or train your own model"
+            )
     claim(out, study.name, config)
     images, test = training.images[: preset.train_images], testing.images
     labels = None if training.labels is None else training.labels[: preset.train_images]
-    recognised = data.recognise(test)
     classes = data.CLASSES.get(recognised or dataset, ())
     setup = Setup(preset, out, device, say, images, test, labels, testing.labels, classes)
     trials = study.trials(setup)
@@ -298,7 +304,17 @@ def claim(out: Path, name: str, config: Record) -> None:
         OutputError: It is for something else, or cannot be written.
         CheckpointError: What was written down is corrupt.
     """
-    RunFolder(out, name, "config.json").claim(config, lambda held: _upgraded(held, config))
+    wanted = {"experiment": name, **config}
+
+    def upgraded(held: Record) -> Record:
+        if held.get("experiment", name) != name:
+            raise OutputError(
+                f"{out} holds a run of {held['experiment']}, not of {name}: choose another --out folder, or remove this one "
+                "to start over"
+            )
+        return _upgraded({"experiment": name, **held}, wanted)
+
+    RunFolder(out, name, "config.json").claim(wanted, upgraded)
 
 
 def _upgraded(held: Record, wanted: Record) -> Record:
@@ -345,6 +361,11 @@ def evaluate(
     wanted, todo = titles(extractors), [cell for cell in cells if not cell.file(out).exists()]
     for path in (cell.file(out) for cell in cells if cell not in todo):
         held = _held_record(path)
+        if held.get("samples", samples) != samples:
+            raise OutputError(
+                f"{path} has {held['samples']} samples, not {samples}: choose another folder, or remove its cells to score "
+                "them again"
+            )
         if (found := {name: held.get(name) for name in wanted}) != wanted:
             scored, asked = (" and ".join(str(each) for each in known.values()) for known in (found, wanted))
             raise OutputError(

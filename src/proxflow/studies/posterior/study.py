@@ -274,14 +274,8 @@ def restored(
     name: str,
 ) -> list[Record]:
     """Restore test pictures by one method and score it."""
-    model = models.load(preset.model, device)
-    testing = data.load(dataset, "test")
+    model, testing = _given(preset, dataset, device)
     pictures, labels = testing.images[: preset.pictures], testing.labels
-    if tuple(pictures.shape[1:]) != tuple(model.shape):
-        raise ArgumentError(
-            f"the model {preset.model} is of {tuple(model.shape)}, and the pictures of {dataset} are "
-            f"{tuple(pictures.shape[1:])}: give --model one of their size"
-        )
     recognised = data.recognise(testing.images) or "mnist"
     clean = model.data.encode(pictures).to(device)
     operator = picture_operator(task, tuple(model.shape)).map(lambda a: a.to(device))
@@ -364,6 +358,22 @@ def picture_scores(events: Tensor, clean: Tensor, operator: Operator, draws: int
     return found, observed
 
 
+def _given(preset: PosteriorPreset, dataset: str, device: torch.device) -> tuple[models.Model, data.ImageData]:
+    """Load the model and the test pictures that it restores.
+
+    Raises:
+        CheckpointError: There is no such model.
+        ArgumentError: The pictures are of another size than the model's.
+    """
+    model, testing = models.load(preset.model, device), data.load(dataset, "test")
+    if tuple(testing.images.shape[1:]) != tuple(model.shape):
+        raise ArgumentError(
+            f"the model {preset.model} is of {tuple(model.shape)}, and the pictures of {dataset} are "
+            f"{tuple(testing.images.shape[1:])}: give --model one of their size"
+        )
+    return model, testing
+
+
 def _device(operator: Operator) -> torch.device:
     return next((v.device for v in vars(operator).values() if isinstance(v, Tensor)), torch.device("cpu"))
 
@@ -412,6 +422,7 @@ def run(
                 f"the package has models of {' and '.join(MODELS)}: give --model one of {dataset}, or leave out --data"
             )
         preset = replace(preset, model=MODELS[dataset])
+    _given(preset, dataset, device)  # refused before work begins, and before the folder is this study's
     config = json.loads(json.dumps({"preset": name, "dataset": dataset, **preset.settings()}))
     claim(out, "posterior", config)
     if not has_azula():
