@@ -102,7 +102,14 @@ def test_the_server_serves_the_page_alone_and_on_the_loopback_interface_alone(se
 
 def test_the_command_prints_its_address_and_ends_when_interrupted():
     command = [sys.executable, "-m", "proxflow.cli", "page"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever started the tests in the background had interrupts ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as running:
         line = running.stdout.readline()
         assert line.startswith("http://127.0.0.1:")
         with urlopen(line.split()[0]) as answer:
