@@ -80,7 +80,6 @@ def sample(job: dict[str, Any]) -> dict[str, Any]:
             "nfe": cell["nfe"],
             "evaluations": evaluations,
             "seed": job["seed"],
-            "samples": count,
             system.task.metric: system.task.score(torch.cat(samples)),
             "seconds": round(time.monotonic() - started, 2),
         }

@@ -1389,6 +1389,7 @@ def test_a_study_refuses_images_that_it_could_not_score(run, tmp_path, monkeypat
 def test_the_study_of_posteriors_refuses_before_it_works(run, tmp_path):
     words = ("reproduce", "posterior", "--out", tmp_path / "run", "--device", "cpu")
     assert refused(run(*words, "--model", "nope"), "no model 'nope'")
+    assert refused(run(*words, "--seeds", 2), "leave --seeds out")  # pictures of the last would pass for all
     assert refused(run(*words, "--model", "mnist", "--data", "emoji"), "models of mnist and fashion-mnist")
     assert not (tmp_path / "run" / "config.json").exists()
 

@@ -422,6 +422,10 @@ def run(
                 f"the package has models of {' and '.join(MODELS)}: give --model one of {dataset}, or leave out --data"
             )
         preset = replace(preset, model=MODELS[dataset])
+    if len(preset.seeds) > 1:
+        raise ArgumentError(
+            "posterior has many problems of one seed, and its tables no room for more: leave --seeds out"
+        )
     _given(preset, dataset, device)  # refused before work begins, and before the folder is this study's
     config = json.loads(json.dumps({"preset": name, "dataset": dataset, **preset.settings()}))
     claim(out, "posterior", config)
