@@ -42,6 +42,7 @@ class Preset:
         samples: Samples a cell on each task.
         seeds: Seeds on each task.
         far: Evaluations from which on a system spends them with its best sampler at 20 alone.
+        most: Evaluations beyond which none is run.
         screen: Samples on each task, of the first seed, by which the one sampler of each system and number of evaluations
             is chosen that is run at all; on other tasks all are run.
         processes: Processes in which training is timed, this library's and the other's in turns.
@@ -53,6 +54,7 @@ class Preset:
     samples: dict[str, int]
     seeds: dict[str, tuple[int, ...]]
     far: int = 50
+    most: int = 100
     screen: dict[str, int] = field(default_factory=dict)
     processes: int = 6
     turns: int = 24
@@ -78,6 +80,7 @@ PRESETS = {
         {"mnist": 2000, "toy": 3000, "emoji": 3000},
         {"mnist": 10_000, "toy": 8192, "emoji": 1000},
         {"mnist": (0, 1, 2), "toy": (0, 1, 2), "emoji": (0, 1, 2)},
+        most=50,
         screen={"mnist": 1000},
     ),
 }
@@ -152,7 +155,8 @@ def cells(run: Run, task: str, seed: int, system: str) -> list[dict[str, Any]]:
 
     With a screening only the sampler that was best in it at a number of evaluations is run there, with all samples.
     """
-    names, metric, nfes = samplers(run, task, system), TASKS[task].metric, TASKS[task].nfes
+    names, metric = samplers(run, task, system), TASKS[task].metric
+    nfes = [nfe for nfe in TASKS[task].nfes if nfe <= run.preset.most]
     near, far = [nfe for nfe in nfes if nfe < run.preset.far], [nfe for nfe in nfes if nfe >= run.preset.far]
 
     def best(found: list[dict[str, Any]], nfe: int) -> str:
@@ -291,7 +295,7 @@ def results(run: Run, name: str, task: str = "mnist") -> dict[str, Any]:
         libraries |= cost(run, task, system)["versions"]
     return {
         "experiment": "peers",
-        "config": {"preset": name, "task": task, **json.loads(json.dumps(asdict(run.preset))), "nfes": pictures.nfes},
+        "config": {"preset": name, "task": task, **json.loads(json.dumps(asdict(run.preset)))},
         "objectives": {system: SYSTEMS[system].objective for system in run.systems},
         "left_out": [system for system in SYSTEMS if system not in run.systems],
         "hardware": {**hardware(torch.device("cpu")), "threads": 1},
