@@ -200,17 +200,22 @@ FRONT = "docs/figures/beliefs.png"
 
 
 def front_picture(root: Path) -> Image.Image:
-    """Return the first two of the three parts, one below the other, of the standard run's picture of beliefs.
+    """Return of the long run's picture of beliefs the parts of gpfn-w2 and of bfn, one below the other.
 
     Raises:
         DataError: The run is not kept.
     """
-    path = root / "results" / "mnist-standard" / "beliefs.png"
+    path = root / "results" / "mnist-long" / "beliefs.png"
     try:
         with Image.open(path) as whole:
-            return whole.crop((0, 0, whole.width, round(0.662 * whole.height)))
+            part = round(0.248 * whole.height)  # of four equal ones, below a margin
+            parts = [whole.crop((0, k * part + 8, whole.width, (k + 1) * part + 8)) for k in (0, 2)]
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
+    both = Image.new(parts[0].mode, (parts[0].width, 2 * part))
+    for k, one in enumerate(parts):
+        both.paste(one, (0, k * part))
+    return both
 
 
 def main() -> int:
