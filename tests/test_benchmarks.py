@@ -225,8 +225,8 @@ def test_screening_finds_each_systems_sampler_by_draws_that_are_not_scored(tmp_p
         return {}
 
     monkeypatch.setattr(Run, "work", work)
-    monkeypatch.setattr(type(TASKS["mnist"]), "nfes", (1, 4, 20, 50))
-    preset = replace(PRESETS["smoke"], samples={"mnist": 96}, far=50, screen={"mnist": 8})
+    monkeypatch.setattr(type(TASKS["mnist"]), "nfes", (1, 4, 20, 50, 100))
+    preset = replace(PRESETS["smoke"], samples={"mnist": 96}, far=50, most=50, screen={"mnist": 8})
     run = Run(tmp_path, preset, {}, lambda line: None, ("flow_matching", "torchcfm"))
     found = [(cell["sampler"], cell["nfe"], cell["seed"]) for cell in benchmark_cells(run, "mnist", 1, "flow_matching")]
     assert found == [("euler", 1, 1), ("euler", 4, 1), ("heun2", 20, 1), ("heun2", 50, 1)]
@@ -270,7 +270,10 @@ def fake_results():
         return {
             "system": name, "sampler": sampler, "nfe": nfe, "evaluations": nfe, "frechet": frechet, "floor": 0.5,
             "sliced_wasserstein": frechet / 100, "train_steps_ratio": ratio, "sampler_overhead": 1.01,
-            "peak_memory_ratio": 0.9, "runs": {"train_steps_ratio": [ratio - 0.1, ratio, ratio, ratio, ratio + 0.1]},
+            "peak_memory_ratio": 0.9, "runs": {
+                "train_steps_ratio": [ratio - 0.1, ratio, ratio, ratio, ratio + 0.1],
+                "frechet": [frechet * 1.1, frechet * (0.9 if name == "peer" else 0.99)],
+            },
         }  # fmt: skip
 
     rows = [
@@ -300,10 +303,12 @@ def test_the_tables_name_winners_and_losses():
     text = peers.full_block(fake_results())
     assert "| proxflow gpfn-w2 | **10.0 better** | **4.00 better** | 2.00 better |" in text
     assert "| peer | 11.0 better | 4.40 better | **1.00 better** |" in text
+    seeds = ", 0.91 to 1.00 times its distance over 2 seeds."  # 11 over 12.1 and 9.9 over 9.9
     assert (
-        "At 4 evaluations proxflow gpfn-w2 (better, 10.0) is no worse than the best peer, peer (better, 11.0)." in text
+        f"At 4 evaluations proxflow gpfn-w2 (better, 10.0) is no worse than the best peer, peer (better, 11.0){seeds}"
+        in text
     )
-    assert "At 20 evaluations proxflow gpfn-w2 (better, 2.00) is worse than the best peer, peer (better, 1.00)." in text
+    assert "At 20 evaluations proxflow gpfn-w2 (better, 2.00) is worse than the best peer, peer (better, 1.00)" in text
     said = "is slower than peer, 0.830 (0.830–0.830); against itself it measures 1.000 (1.000–1.000)."
     assert f"Training the U-Net {said} Training the perceptron {said}" in text
     assert "costs +1.0% over its network calls" in text

@@ -69,7 +69,8 @@ def verdicts(results: dict[str, Any]) -> list[str]:
         word = "no worse than" if ours["frechet"] <= theirs["frechet"] else "worse than"
         sentences.append(
             f"At {nfe} evaluation{'s' * (nfe > 1)} {ours['system']} ({ours['sampler']}, {distance(ours['frechet'])}) is "
-            f"{word} the best peer, {theirs['system']} ({theirs['sampler']}, {distance(theirs['frechet'])})."
+            f"{word} the best peer, {theirs['system']} ({theirs['sampler']}, {distance(theirs['frechet'])})"
+            f"{_by_seed(ours, theirs)}."
         )
     networks = [("U-Net", rows)] + ([("perceptron", results["toy_rows"])] if "toy_rows" in results else [])
     for network, some in networks:
@@ -78,6 +79,12 @@ def verdicts(results: dict[str, Any]) -> list[str]:
     extra = statistics.median(loops) - 1
     sentences.append(f"A run of proxflow gpfn-w2 costs {extra:+.1%} over its network calls, median of its samplers.")
     return sentences
+
+
+def _by_seed(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Say the least and the largest ratio of two rows over the seeds, where there are several."""
+    ratios = [a / b for a, b in zip(ours["runs"]["frechet"], theirs["runs"]["frechet"], strict=True)]
+    return f", {min(ratios):.2f} to {max(ratios):.2f} times its distance over {len(ratios)} seeds" if ratios[1:] else ""
 
 
 CHANCE = 0.05
