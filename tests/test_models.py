@@ -333,6 +333,25 @@ def test_fit_takes_the_loss_that_the_predictor_asks_for():
     assert trained.times == {}  # they were of other weights
 
 
+def test_fit_leaves_the_model_in_its_folder(tmp_path):
+    rows = torch.randn(64, 2)
+    trained = build((2,), network="mlp:width=8", seed=0).fit(rows, steps=3, batch_size=16, folder=tmp_path / "run")
+    loaded = proxflow.load(tmp_path / "run")
+    assert loaded.provenance == trained.provenance
+    assert torch.equal(loaded.sample(4, nfe=2, seed=1), trained.sample(4, nfe=2, seed=1))
+
+
+def test_a_model_without_a_name_is_trained_in_a_folder_that_then_holds_no_model(tmp_path):
+    class Mine(Linear):
+        pass
+
+    model = build((2,), flow=GPFN(schedule=Mine()), network="mlp:width=8", seed=0)
+    trained = model.fit(torch.randn(64, 2), steps=3, batch_size=16, folder=tmp_path / "run")
+    assert trained.sample(4, nfe=2).shape == (4, 2)
+    with pytest.raises(CheckpointError, match="holds checkpoints and no model"):
+        proxflow.load(tmp_path / "run")
+
+
 # Packages of strangers
 
 USE = """

@@ -12,6 +12,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from numbers import Real
@@ -376,15 +377,18 @@ class Model:
             config: How to train; ``None`` makes a configuration of ``settings``, as ``steps=1000``.
             drop: Share of the examples that lose their condition in training, so that the model can draw without one and be
                 guided; ``None`` takes 0.1 for the library's networks, and 0 for those that do not know a missing condition.
-            **settings: Further settings of :func:`proxflow.fit`, as ``device`` and ``folder``.
+            **settings: Further settings of :func:`proxflow.fit`, as ``device`` and ``folder``. The trained model is
+                written into the folder as well, for :func:`load`, unless a part of it has no name, which no file can hold.
 
         Raises:
             ArgumentError: As :func:`proxflow.fit`; a configuration together with settings of one; data without conditions
                 for a conditional network.
+            OutputError: The folder cannot be written.
         """
         from proxflow.training.conditions import with_dropout  # upward imports, for convenience
         from proxflow.training.fit import fit
         from proxflow.training.recipes import recipe
+        from proxflow.training.run import RunFolder
 
         data = examples_of(data, "training")
         known = inspect.signature(TrainingConfig).parameters
@@ -409,7 +413,11 @@ class Model:
         objective = with_dropout(recipe("flow", self).objective, self.predictor, drop)
         result = fit(self.predictor, objective, data, config, encode=self.data.encode, **settings)
         told = {"data": f"{len(data)} {self.data.examples_word}", "steps": config.steps, "training": to_dict(config)}
-        return replace(self, predictor=cast(Predictor, result.predictor), provenance=told, times={})
+        trained = replace(self, predictor=cast(Predictor, result.predictor), provenance=told, times={})
+        if settings.get("folder") is not None:
+            with suppress(ArgumentError):  # a part without a name
+                RunFolder(Path(settings["folder"])).save(trained, trained.predictor, told)
+        return trained
 
     def save_pretrained(self, save_directory: str | Path, *, results: Sequence[dict[str, Any]] = ()) -> None:
         """Write weights, configuration and a model card (README.md) into a folder.
@@ -779,6 +787,11 @@ def load(source: str | Path = "mnist", device: torch.device | str = "cpu") -> Mo
     path, weights = folder / "config.json", folder / "model.safetensors"
     if not path.exists() and (folder / "run.json").exists():
         raise CheckpointError(f"{folder} is a training that has no model yet: let it go on with the same command")
+    if not path.exists() and (folder / "checkpoints").is_dir():
+        raise CheckpointError(
+            f"{folder} holds checkpoints and no model: a training in Python that has not ended, or whose model has a part "
+            "without a name; give the folder to fit once more with the same model and data, which goes on from them"
+        )
     inner = sorted(file.parent for form in ("*", "models/*") for file in folder.glob(f"{form}/config.json"))
     if inner and not weights.exists():  # what reproduce wrote, or the folder of its models
         raise CheckpointError(f"{folder} is no model, but holds some: give one of {', '.join(map(str, inner))}")
