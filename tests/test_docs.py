@@ -65,7 +65,7 @@ def test_the_readme_examples_run(tmp_path):
 
 
 def test_the_readme_gives_the_time_of_the_preset():
-    assert f"`quick`: {PRESETS['quick'].minutes}" in README
+    assert f"in {PRESETS['quick'].minutes} (data" in README
 
 
 def test_training_on_own_data_takes_three_lines():
