@@ -80,7 +80,7 @@ PRESETS = {
         {"mnist": 2000, "toy": 3000, "emoji": 3000},
         {"mnist": 10_000, "toy": 8192, "emoji": 1000},
         {"mnist": (0, 1, 2), "toy": (0, 1, 2), "emoji": (0, 1, 2)},
-        most=50,
+        most=20,
         screen={"mnist": 1000},
     ),
 }
