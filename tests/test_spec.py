@@ -217,6 +217,10 @@ def test_a_file_too_deep_to_read_is_refused():
 
 
 def test_functions_cannot_be_written():
+    with pytest.raises(
+        ArgumentError, match=r"^Linear has no name, so no file can hold it: train it by proxflow.fit\(.*"
+    ):
+        describe(torch.nn.Linear(2, 2))
     with pytest.raises(ArgumentError, match="has no name, so no file can hold it"):
         describe(Bregman(torch.sum))
     with pytest.raises(ArgumentError, match=r"gpfn: energy: TargetEnergy.* has no name, so no file can hold it"):

@@ -155,6 +155,10 @@ def fit(
             f"fit takes a predictor, a module, and then a flow or another objective, got {type(predictor).__name__} and "
             f"{type(flow).__name__}"
         )
+    if not any(p.requires_grad for p in predictor.parameters()):
+        raise ArgumentError(
+            f"{type(predictor).__name__} has no weights to train: give its network some that are not frozen"
+        )
     data = _checked(data, "training", config.workers)
     if held_out is not None:
         held_out = _checked(held_out, "held-out", config.workers)
@@ -291,6 +295,11 @@ def _fit(
                     total = total_loss(model, examples, at, t, key, part)
                     # Scaled so that the average over processes is the gradient of the mean over the whole batch.
                     share = total / (size / processes.size)
+                    if not share.requires_grad:
+                        raise ArgumentError(
+                            "the loss does not depend on any weight that is trained: the network's forward must neither "
+                            "detach what it returns nor compute it under torch.no_grad"
+                        )
                     share.backward()  # type: ignore[no-untyped-call]
                 shares.append(share.detach())
             loss = processes.average(sum(shares[1:], start=shares[0]))
