@@ -191,3 +191,12 @@ class Needs(Record):
 def test_a_network_that_cannot_be_trained_is_refused(network, said):
     with pytest.raises(ArgumentError, match=said):
         fit(PointPredictor(network, GPFN()), GPFN(), torch.randn(20, 2), TrainingConfig(steps=2, batch_size=4))
+
+
+def test_weights_of_half_precision_are_refused_outside_autocast():
+    predictor = PointPredictor(Record(lambda x: x), GPFN()).bfloat16()
+    belief = DiagonalGaussian(torch.zeros(1, 2), torch.ones(()))
+    with pytest.raises(ArgumentError, match=r"leave weights in float32 and sample under torch\.autocast"):
+        predictor(belief, torch.zeros(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert predictor(belief, torch.zeros(1)).mean.isfinite().all()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import proxflow
 from proxflow import (
     BFN,
     GPFN,
@@ -214,6 +215,23 @@ def test_a_file_too_deep_to_read_is_refused():
         content = {"kind": "per-part", "parts": [content]}
     with pytest.raises(CheckpointError, match="the file: "):
         restore("divergences", content, "the file")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (GPFN, r"^GPFN is a class: give its word, 'gpfn.*', or an object, GPFN\(…\)$"),
+        (proxflow.nn.MLP, "^MLP is a class: give its word, 'mlp'$"),
+        (
+            proxflow.nn.MLP((2,)),
+            "^MLP is made by its word, 'mlp' with its settings as mlp:NAME=VALUE, or is trained as it is by",
+        ),
+    ],
+    ids=["flow", "network class", "network"],
+)
+def test_what_stands_in_the_place_of_a_word_is_told_the_word(given, said):
+    with pytest.raises(ArgumentError, match=said):
+        describe(given)
 
 
 def test_functions_cannot_be_written():

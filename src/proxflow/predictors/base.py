@@ -68,6 +68,11 @@ class Predictor(nn.Module, ABC):
         own = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
         if {own, x.dtype} == _FULL:  # half precisions are a matter of autocast
             output: Tensor = self.network(x.to(own), t.to(own), **told)
+        elif own in (torch.float16, torch.bfloat16) and not torch.is_autocast_enabled(x.device.type):
+            raise ArgumentError(
+                f"the network's weights are {own}, and beliefs {x.dtype}: leave weights in float32 and sample under "
+                "torch.autocast, which works the network out in half precision"
+            )
         else:
             output = self.network(x, t, **told)
         if isinstance(output, Tensor) and output.is_complex() and not x.is_complex():

@@ -203,6 +203,7 @@ def _fit(
 
     # Before the network is shared out, which gives its parts other classes.
     made_of = {} if folder is None else fingerprint(predictor, flow, data, held_out)
+    learnt = [p.requires_grad for p in predictor.parameters()]
     predictor.to(device).train()
     broadcast_weights(predictor, processes)
     averaged = copy.deepcopy(predictor).eval().requires_grad_(False)
@@ -322,8 +323,11 @@ def _fit(
                 if stop:
                     run.save(None)
                     raise KeyboardInterrupt if stop_signal.number == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
+    returned = plain_copy(averaged, unsharded).to(device) if sharded else averaged
+    for parameter, learns in zip(returned.parameters(), learnt, strict=True):  # so that it may be trained further
+        parameter.requires_grad_(learns)
     return Result(
-        plain_copy(averaged, unsharded).to(device) if sharded else averaged, run.losses, run.seconds, run.skipped,
+        returned, run.losses, run.seconds, run.skipped,
         tuple(run.left_out.values()), tuple(run.sessions), tuple(map(asdict, run.stages)),
     )  # fmt: skip
 
