@@ -328,4 +328,4 @@ def test_a_value_that_is_not_one_an_example_is_refused() -> None:
     with pytest.raises(
         ArgumentError, match=r"of OneForAll on DiagonalGaussian must be one number an example, \(3,\), .*\(\)$"
     ):
-        OneForAll()(p, p)
+        Proximal(OneForAll(), solver=NewtonSolver())(p, p, 0.5)

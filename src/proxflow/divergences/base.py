@@ -136,17 +136,12 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
 
         Raises:
             UnsupportedPairError: No rule is known for this divergence and family.
-            ArgumentError: The beliefs differ in shape, or the rule returns another shape.
+            ArgumentError: The beliefs differ in shape.
         """
         check_pair(p, q, same_sizes=self.same_sizes)
         if parts := independent_parts(self, p, q):
             return torch.stack([d(a, b) for d, a, b in parts]).sum(0)
         result: Tensor = _find(VALUES, self, p, "value")(self, p, q)
-        if result.shape != (p.batch_size,):
-            raise ArgumentError(
-                f"the value of {type(self).__name__} on {type(p).__name__} must be one number an example, "
-                f"({p.batch_size},), and its rule returned {tuple(result.shape)}"
-            )
         return result
 
     def interpolate(self, p: B, q: B, fraction: Tensor | float) -> B:
@@ -171,8 +166,17 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
         """Return what :meth:`interpolate` minimises over r, (1 − f) D(r, p) + f D(r, q), (batch,); f is (batch,).
 
         A divergence whose own step has another energy says so here, and the solver follows.
+
+        Raises:
+            ArgumentError: The rule of the value returns another shape.
         """
-        objective: Tensor = (1 - fraction) * self(r, p) + fraction * self(r, q)
+        value = self(r, p)
+        if value.shape != (r.batch_size,):
+            raise ArgumentError(
+                f"the value of {type(self).__name__} on {type(r).__name__} must be one number an example, "
+                f"({r.batch_size},), and its rule returned {tuple(value.shape)}"
+            )
+        objective: Tensor = (1 - fraction) * value + fraction * self(r, q)
         return objective
 
     def schedule(self, endpoints: object) -> Schedule:
