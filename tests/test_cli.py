@@ -423,6 +423,14 @@ def test_classes_are_named_behind_one_option(run, model, no_work):
     assert refused(result, "--class is given twice", "--class 3 7")
 
 
+def test_more_samples_than_memory_holds_are_refused(run, model, no_work):
+    assert refused(run("sample", model, "--n", 10**13), "--n: 10,000,000,000,000 samples take", "draw fewer at a time")
+
+
+def test_an_option_of_classes_without_any_is_refused(run, model, no_work):
+    assert refused(run("sample", model, "--class", "--n", 2), "--class names no class")
+
+
 def test_a_disk_that_is_full_is_no_traceback(run, model, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise SafetensorError("I/O error: No space left on device")

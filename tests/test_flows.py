@@ -320,3 +320,16 @@ def test_settings_out_of_range():
         GaussianEndpoints(-1.0)
     with pytest.raises(ArgumentError, match="at least 2 classes"):
         DiscreteBFN(1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"divergence": "kl"}, "got the word 'kl': words are for proxflow.build, as flow=\"gpfn:divergence=kl\"$"),
+        ({"schedule": "linear"}, "the schedule of GPFN.* got the word 'linear'"),
+        ({"divergence": Wasserstein2}, r"the divergence of GPFN.* got a class: give Wasserstein2\(…\)$"),
+    ],
+)
+def test_words_and_classes_in_the_place_of_parts_are_refused(settings, said):
+    with pytest.raises(ArgumentError, match=said):
+        GPFN(**settings)

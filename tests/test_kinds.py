@@ -719,6 +719,13 @@ def test_other_kinds_of_rows_are_refused(fields):
         Vector(*fields)
 
 
+def test_rows_that_are_not_finite_are_counted():
+    rows = torch.zeros(5, 2)
+    rows[1, 0], rows[3] = torch.nan, torch.inf
+    with pytest.raises(DataError, match="2 of 5 rows to learn from hold NaN or infinite values"):
+        Vector.of(rows)
+
+
 def test_the_names_are_those_of_the_table():
     assert {name: names.find("kinds", name).load() for name in names.BUILT_IN["kinds"]} == {
         "image": Image,

@@ -654,6 +654,15 @@ def test_particles_mend_the_bias_of_their_proposals():
     assert abs(share - right) < 0.04
 
 
+def test_the_mean_of_particles_is_weighted_in_the_precision_of_the_events():
+    flow = GPFN()
+    posterior = Posterior(network(flow, (6,)), inverse.Mask(torch.arange(6) < 3), drawn(2, 6).float(), noise=0.1)
+    found = particles(posterior, flow, (2, 6), number=16, nfe=3, seed=2)
+    weighted = (found.events.double() * found.log_weights.exp()[..., None]).sum(1)
+    assert found.mean.dtype == found.events.dtype == torch.float32
+    torch.testing.assert_close(found.mean.double(), weighted, rtol=0, atol=1e-6)
+
+
 def test_particles_do_not_depend_on_batches():
     flow = GPFN()
     posterior = Posterior(network(flow, (6,)), inverse.Mask(torch.arange(6) < 3), drawn(3, 6).float(), noise=0.1)

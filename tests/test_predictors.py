@@ -158,3 +158,45 @@ def test_a_network_that_takes_no_times_is_refused():
         ArgumentError, match=r"must take features and times, \(x, t\), and that of Linear takes \(input\)"
     ):
         PointPredictor(torch.nn.Linear(2, 2), GPFN())
+
+
+class Named(Says):
+    def forward(self, *, x, t):
+        return self.output
+
+
+def test_a_network_that_takes_features_by_name_alone_is_refused():
+    with pytest.raises(ArgumentError, match=r"called as forward\(x, t\), and that of Named takes \(x, t\)"):
+        PointPredictor(Named(torch.zeros(2, 2)), GPFN())
+
+
+class Needs(Record):
+    def forward(self, x, t, condition):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (
+            Needs(None),
+            "forward of Needs needs condition beside x and t, and none is given: give it in the condition, or",
+        ),
+        (Record(lambda x: x + 0j), "must return real numbers, got torch.complex64"),
+        (Record(lambda x: x.detach()), "the loss does not depend on any weight that is trained.*neither detach"),
+        (Says(torch.zeros(4, 2)), "PointPredictor has no weights to train"),
+        (Record(lambda x: x).requires_grad_(False), "PointPredictor has no weights to train.*some that are not frozen"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_is_refused(network, said):
+    with pytest.raises(ArgumentError, match=said):
+        fit(PointPredictor(network, GPFN()), GPFN(), torch.randn(20, 2), TrainingConfig(steps=2, batch_size=4))
+
+
+def test_weights_of_half_precision_are_refused_outside_autocast():
+    predictor = PointPredictor(Record(lambda x: x), GPFN()).bfloat16()
+    belief = DiagonalGaussian(torch.zeros(1, 2), torch.ones(()))
+    with pytest.raises(ArgumentError, match=r"leave weights in float32 and sample under torch\.autocast"):
+        predictor(belief, torch.zeros(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert predictor(belief, torch.zeros(1)).mean.isfinite().all()

@@ -16,6 +16,7 @@ from proxflow import (
     KL,
     Categorical,
     DiagonalGaussian,
+    Divergence,
     FisherRao,
     NewtonSolver,
     Potential,
@@ -24,6 +25,7 @@ from proxflow import (
     ReverseKL,
     TargetEnergy,
     Wasserstein2,
+    value,
 )
 from proxflow.beliefs import FullGaussian
 from proxflow.divergences import AnisotropicWasserstein2, CoordinateMetric, FrequencyMetric, mixed_form
@@ -302,3 +304,28 @@ def test_settings_of_the_quasi_newton_solver() -> None:
     for arguments in ({"tolerance": 0.0}, {"max_iterations": 0}, {"memory": 0}):
         with pytest.raises(ArgumentError):
             QuasiNewtonSolver(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fraction", [1.5, -0.1, float("nan")])
+def test_a_fraction_beyond_the_way_is_refused(fraction: float) -> None:
+    p = DiagonalGaussian(torch.zeros(1, 2), torch.ones(1, 2))
+    with pytest.raises(ArgumentError, match=r"a fraction in \[0, 1\] of the way, got"):
+        Proximal(Wasserstein2())(p, DiagonalGaussian(torch.ones(1, 2), torch.full((1, 2), 0.1)), fraction)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneForAll(Divergence):
+    """A divergence of which a user forgot that examples have a value each."""
+
+
+@value(OneForAll, DiagonalGaussian)
+def _(divergence: OneForAll, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
+    return (p.mean - q.mean).square().sum()
+
+
+def test_a_value_that_is_not_one_an_example_is_refused() -> None:
+    p = DiagonalGaussian(torch.zeros(3, 2), torch.ones(3, 2))
+    with pytest.raises(
+        ArgumentError, match=r"of OneForAll on DiagonalGaussian must be one number an example, \(3,\), .*\(\)$"
+    ):
+        Proximal(OneForAll(), solver=NewtonSolver())(p, p, 0.5)

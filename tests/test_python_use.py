@@ -416,3 +416,30 @@ def test_a_device_that_is_not_there_is_refused():
     for device in ("foo", *(() if torch.cuda.is_available() else ("cuda",))):
         with pytest.raises(ArgumentError, match=f"device {device!r} cannot be used here"):
             trained(ROWS, device=device)
+
+
+def test_a_trained_model_is_trained_further():
+    model = proxflow.build(ROWS, network="mlp:width=8", seed=0).fit(ROWS, steps=2, batch_size=8)
+    before = {name: tensor.clone() for name, tensor in model.predictor.state_dict().items()}
+    further = model.fit(ROWS, steps=3, batch_size=8, learning_rate=0.01)
+    assert all(p.requires_grad for p in further.predictor.parameters())
+    changed = [not torch.equal(tensor, before[name]) for name, tensor in further.predictor.state_dict().items()]
+    assert any(changed)
+
+
+def test_frozen_weights_stay_so_in_what_is_returned():
+    model = proxflow.build(ROWS, network="mlp:width=8", seed=0)
+    name, frozen = next(iter(model.predictor.named_parameters()))
+    frozen.requires_grad_(False)
+    learnt = {n: p.requires_grad for n, p in model.fit(ROWS, steps=2, batch_size=8).predictor.named_parameters()}
+    assert not learnt.pop(name)
+    assert all(learnt.values())
+
+
+def test_a_default_of_double_precision_trains():
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = proxflow.build(ROWS, network="mlp:width=8", seed=0).fit(ROWS, steps=2, batch_size=8)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert model.sample(2, nfe=2).isfinite().all()

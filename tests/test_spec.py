@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import proxflow
 from proxflow import (
     BFN,
     GPFN,
@@ -216,7 +217,28 @@ def test_a_file_too_deep_to_read_is_refused():
         restore("divergences", content, "the file")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (GPFN, r"^GPFN is a class: give its word, 'gpfn.*', or an object, GPFN\(…\)$"),
+        (proxflow.nn.MLP, "^MLP is a class: give its word, 'mlp'$"),
+        (
+            proxflow.nn.MLP((2,)),
+            "^MLP is made by its word, 'mlp' with its settings as mlp:NAME=VALUE, or is trained as it is by",
+        ),
+    ],
+    ids=["flow", "network class", "network"],
+)
+def test_what_stands_in_the_place_of_a_word_is_told_the_word(given, said):
+    with pytest.raises(ArgumentError, match=said):
+        describe(given)
+
+
 def test_functions_cannot_be_written():
+    with pytest.raises(
+        ArgumentError, match=r"^Linear has no name, so no file can hold it: train it by proxflow.fit\(.*"
+    ):
+        describe(torch.nn.Linear(2, 2))
     with pytest.raises(ArgumentError, match="has no name, so no file can hold it"):
         describe(Bregman(torch.sum))
     with pytest.raises(ArgumentError, match=r"gpfn: energy: TargetEnergy.* has no name, so no file can hold it"):

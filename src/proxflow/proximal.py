@@ -17,7 +17,7 @@ from torch import Tensor
 from proxflow.beliefs import Belief
 from proxflow.divergences import Divergence, mixed_step
 from proxflow.energies import Energy, TargetEnergy
-from proxflow.errors import UnsupportedPairError
+from proxflow.errors import ArgumentError, UnsupportedPairError
 from proxflow.solvers import CoordinateSolver, Solver
 
 B = TypeVar("B", bound=Belief)
@@ -47,9 +47,12 @@ class Proximal:
             fraction: f, the step size η = f/(1 − f). With f = 1 the energy alone is minimised.
 
         Raises:
+            ArgumentError: A number outside [0, 1] as the fraction.
             UnsupportedPairError: No closed form is known and no solver was given.
             ConvergenceError: The solver did not converge for some example.
         """
+        if not isinstance(fraction, Tensor) and not 0 <= fraction <= 1:
+            raise ArgumentError(f"a proximal step goes a fraction in [0, 1] of the way, got {fraction}")
         energy = self.energy
         if isinstance(energy, TargetEnergy) and energy.divergence == self.divergence and self.divergence.barycentric:
             energy = None

@@ -114,6 +114,10 @@ def _parse(words: list[str]) -> Any:
         raise ArgumentError(_sentence(told.getvalue(), words)) from None
     if words.count("--class") > 1:  # of other options the last counts, as everywhere
         raise ArgumentError("--class is given twice: name all classes behind one, as --class 3 7")
+    if "--class" in words and not options.classes:  # as an empty variable of a shell leaves it
+        raise ArgumentError(
+            "--class names no class: give some, as --class 3 7, or leave it out to draw of all as the data were"
+        )
     return options
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -139,6 +140,7 @@ def run(options: Sample, device: torch.device) -> None:
     from proxflow.data.kinds.image import Image
     from proxflow.data.kinds.latents import Latents
     from proxflow.data.kinds.table import Table
+    from proxflow.runtime.machine import fits_in_memory
 
     options.guidance.check()
     model = models.load(options.named, device)
@@ -163,6 +165,11 @@ def run(options: Sample, device: torch.device) -> None:
         if writing:
             _spare_data(out, model)
             kind.check_output(out, number)
+    if not fits_in_memory(taken := 4 * number * math.prod(model.shape), 1.0):
+        raise ArgumentError(
+            f"--n: {number:,} samples take {taken / 1e9:,.0f} GB of memory, and fewer are free: draw fewer at a time, "
+            "each with another --seed"
+        )
     samples = draw(
         model,
         number,

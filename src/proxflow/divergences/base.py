@@ -166,8 +166,17 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
         """Return what :meth:`interpolate` minimises over r, (1 − f) D(r, p) + f D(r, q), (batch,); f is (batch,).
 
         A divergence whose own step has another energy says so here, and the solver follows.
+
+        Raises:
+            ArgumentError: The rule of the value returns another shape.
         """
-        objective: Tensor = (1 - fraction) * self(r, p) + fraction * self(r, q)
+        value = self(r, p)
+        if value.shape != (r.batch_size,):
+            raise ArgumentError(
+                f"the value of {type(self).__name__} on {type(r).__name__} must be one number an example, "
+                f"({r.batch_size},), and its rule returned {tuple(value.shape)}"
+            )
+        objective: Tensor = (1 - fraction) * value + fraction * self(r, q)
         return objective
 
     def schedule(self, endpoints: object) -> Schedule:

@@ -248,6 +248,14 @@ class GPFN(Flow[Any]):
     """The endpoints, if :meth:`_straight_belief` serves this flow; else ``None``."""
 
     def __post_init__(self) -> None:
+        for name in ("divergence", "schedule", "endpoints"):
+            if isinstance(given := getattr(self, name), str):
+                raise ArgumentError(
+                    f"the {name} of GPFN(…) is an object, got the word {given!r}: words are for proxflow.build, as "
+                    f'flow="gpfn:{name}={given}"'
+                )
+            if isinstance(given, type):
+                raise ArgumentError(f"the {name} of GPFN(…) is an object, got a class: give {given.__name__}(…)")
         if self.schedule is None:
             object.__setattr__(self, "schedule", self.divergence.schedule(self.endpoints))
         if self.coupling is not None and not isinstance(self.endpoints, GaussianEndpoints):

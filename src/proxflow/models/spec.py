@@ -439,11 +439,23 @@ def _described(thing: Any) -> tuple[dict[str, Any], str, dict[str, Mapping[str, 
     """Return an object's fields as JSON values, its group, and the lasting names of its class with what they fix."""
     found = names.names_of(type(thing))
     if not found:
-        raise ArgumentError(
-            f"{thing!r:.80} has no name, so no file can hold it: names come from proxflow (proxflow list) and, by entry "
-            "points, from installed packages"
+        if isinstance(thing, type) and (known := names.names_of(thing)):
+            way = "" if issubclass(thing, nn.Module) else f", or an object, {thing.__name__}(…)"
+            raise ArgumentError(f"{thing.__name__} is a class: give its word, {known[0][1]!r}{way}")
+        called = thing.__name__ if isinstance(thing, type) else type(thing).__name__
+        mend = (
+            "train it by proxflow.fit(proxflow.PointPredictor(network, flow), flow, data), which needs no name, or give its "
+            "class one by an entry point of the group proxflow.networks (CONTRIBUTING.md)"
+            if isinstance(thing, nn.Module) or (isinstance(thing, type) and issubclass(thing, nn.Module))
+            else "names come from proxflow (proxflow list) and, by entry points, from installed packages"
         )
+        raise ArgumentError(f"{called} has no name, so no file can hold it: {mend}")
     group, kind, _ = found[0]
+    if group == "networks":
+        raise ArgumentError(
+            f"{type(thing).__name__} is made by its word, {kind!r} with its settings as {kind}:NAME=VALUE, or is trained as "
+            "it is by proxflow.fit(proxflow.PointPredictor(network, flow), flow, data)"
+        )
     own = _fields_of(thing, _fields(group, kind, type(thing)), kind)
     return own, group, {name: entry.settings for g, name, entry in found if g == group and not entry.chosen}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,9 @@ class Predictor(nn.Module, ABC):
         self.network = network
         self.geometry: Divergence | None = None if flow is None else flow.geometry
         self.path: GaussianPath | None = None if flow is None else flow.path
-        self.inputs = _further_inputs(network) if getattr(network, "conditional", True) else ()
+        further = _further_inputs(network)
+        self.needed = tuple(p.name for p in further if p.default is p.empty)
+        self.inputs = _names(further) if getattr(network, "conditional", True) else ()
         if self.inputs:
             self.reads = self.reads | {"condition"}
 
@@ -58,11 +60,23 @@ class Predictor(nn.Module, ABC):
         """Return the network's output in the precision of its input, if real, worked out in that of its weights."""
         if condition is not None:
             told |= self._named(condition)
+        if missing := [name for name in self.needed if name not in told]:
+            raise ArgumentError(
+                f"the forward of {type(self.network).__name__} needs {', '.join(missing)} beside x and t, and none is "
+                "given: give it in the condition, or the parameter a default"
+            )
         own = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
         if {own, x.dtype} == _FULL:  # half precisions are a matter of autocast
             output: Tensor = self.network(x.to(own), t.to(own), **told)
+        elif own in (torch.float16, torch.bfloat16) and not torch.is_autocast_enabled(x.device.type):
+            raise ArgumentError(
+                f"the network's weights are {own}, and beliefs {x.dtype}: leave weights in float32 and sample under "
+                "torch.autocast, which works the network out in half precision"
+            )
         else:
             output = self.network(x, t, **told)
+        if isinstance(output, Tensor) and output.is_complex() and not x.is_complex():
+            raise ArgumentError(f"the network must return real numbers, got {output.dtype}: take what is meant of them")
         if not isinstance(output, Tensor):
             way = ": return its .sample, by a module around it" if hasattr(output, "sample") else ""
             raise ArgumentError(f"the network must return a tensor, got {type(output).__name__}{way}")
@@ -86,16 +100,26 @@ class Predictor(nn.Module, ABC):
         return dict(named)
 
 
-def _further_inputs(network: nn.Module) -> tuple[str, ...]:
-    """Return the names of what a network's forward takes beside x, t and end: "condition" alone where it has that."""
+def _further_inputs(network: nn.Module) -> list[inspect.Parameter]:
+    """Return what a network's forward takes by name beside x and t."""
     parameters = list(inspect.signature(getattr(network, "forward", network)).parameters.values())
+    in_place = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    if in_place < 2 <= len(parameters) and not any(p.kind == p.VAR_POSITIONAL for p in parameters):
+        raise ArgumentError(
+            f"the network's forward is called as forward(x, t), and that of {type(network).__name__} takes "
+            f"({', '.join(p.name for p in parameters)}), of which too few without their names: give it x and t first"
+        )
     if len(parameters) < 2 and not any(p.kind == p.VAR_POSITIONAL for p in parameters):
         raise ArgumentError(
             f"the network's forward must take features and times, (x, t), and that of {type(network).__name__} takes "
             f"({', '.join(p.name for p in parameters)}): give it a parameter t (batch,), which it may leave unread"
         )
-    parameters = parameters[2:]
-    named = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "end")
+    return [p for p in parameters[2:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def _names(further: Sequence[inspect.Parameter]) -> tuple[str, ...]:
+    """Return the names of a condition's parts: of all inputs but end, or "condition" alone where there is that."""
+    named = tuple(p.name for p in further if p.name != "end")
     return ("condition",) if "condition" in named else named
 
 

@@ -51,7 +51,8 @@ class Particles:
     @property
     def mean(self) -> Tensor:
         """Weighted means, (number, *event)."""
-        return torch.einsum("nk,nk...->n...", self.log_weights.exp(), self.events)
+        mean = torch.einsum("nk,nk...->n...", self.log_weights.exp(), self.events.double())
+        return mean.to(self.events.dtype)
 
     def draw(self, draws: int, generator: Generator) -> Tensor:
         """Draw from each posterior with systematic resampling, (number, draws, *event)."""

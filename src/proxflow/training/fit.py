@@ -155,6 +155,10 @@ def fit(
             f"fit takes a predictor, a module, and then a flow or another objective, got {type(predictor).__name__} and "
             f"{type(flow).__name__}"
         )
+    if not any(p.requires_grad for p in predictor.parameters()):
+        raise ArgumentError(
+            f"{type(predictor).__name__} has no weights to train: give its network some that are not frozen"
+        )
     data = _checked(data, "training", config.workers)
     if held_out is not None:
         held_out = _checked(held_out, "held-out", config.workers)
@@ -199,6 +203,7 @@ def _fit(
 
     # Before the network is shared out, which gives its parts other classes.
     made_of = {} if folder is None else fingerprint(predictor, flow, data, held_out)
+    learnt = [p.requires_grad for p in predictor.parameters()]
     predictor.to(device).train()
     broadcast_weights(predictor, processes)
     averaged = copy.deepcopy(predictor).eval().requires_grad_(False)
@@ -291,6 +296,11 @@ def _fit(
                     total = total_loss(model, examples, at, t, key, part)
                     # Scaled so that the average over processes is the gradient of the mean over the whole batch.
                     share = total / (size / processes.size)
+                    if not share.requires_grad:
+                        raise ArgumentError(
+                            "the loss does not depend on any weight that is trained: the network's forward must neither "
+                            "detach what it returns nor compute it under torch.no_grad"
+                        )
                     share.backward()  # type: ignore[no-untyped-call]
                 shares.append(share.detach())
             loss = processes.average(sum(shares[1:], start=shares[0]))
@@ -313,8 +323,11 @@ def _fit(
                 if stop:
                     run.save(None)
                     raise KeyboardInterrupt if stop_signal.number == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
+    returned = plain_copy(averaged, unsharded).to(device) if sharded else averaged
+    for parameter, learns in zip(returned.parameters(), learnt, strict=True):  # so that it may be trained further
+        parameter.requires_grad_(learns)
     return Result(
-        plain_copy(averaged, unsharded).to(device) if sharded else averaged, run.losses, run.seconds, run.skipped,
+        returned, run.losses, run.seconds, run.skipped,
         tuple(run.left_out.values()), tuple(run.sessions), tuple(map(asdict, run.stages)),
     )  # fmt: skip
 

@@ -316,11 +316,14 @@ class Run:
         self.left_out = dict[int, str]()
         self.saved, self.begun = 0, time.monotonic()
         # Loss and gradient norm of the steps of the log window, each in the row of its place in it.
-        self.numbers, self.since = torch.zeros(LOG_WINDOW, 2, device=next(predictor.parameters()).device), 0
+        self.numbers, self.since = (
+            torch.zeros(LOG_WINDOW, 2, dtype=torch.float32, device=next(predictor.parameters()).device),
+            0,
+        )
         self.rows = self.numbers.unbind()
         for parameter in predictor.parameters():  # made now, so that a checkpoint has where to go
             optimiser.state[parameter] = {
-                "step": torch.zeros((), device=parameter.device),
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),  # whatever the default is
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }

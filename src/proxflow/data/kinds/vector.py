@@ -68,8 +68,13 @@ class Vector(Kind):
         Raises:
             DataError: There are none, or a number is not finite.
         """
-        if not rows.numel() or not bool(rows.isfinite().all()):
-            raise DataError(f"rows to learn from are at least one, of finite numbers, got {tuple(rows.shape)}")
+        if not rows.numel():
+            raise DataError(f"expected at least one row of numbers to learn from, got {tuple(rows.shape)}")
+        if bad := int((~rows.isfinite()).flatten(1).any(1).sum()):
+            raise DataError(
+                f"{bad} of {len(rows)} rows to learn from hold NaN or infinite values; expected finite numbers: remove "
+                "these rows, or learn them as a table, which has missing cells (docs/tables.md)"
+            )
         mean, std, _ = _moments(rows.double(), "rows", ())
         return cls((rows.shape[1],), mean, std)
 
