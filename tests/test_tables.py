@@ -802,6 +802,18 @@ def test_a_table_is_not_written_over_by_one_of_its_draws(trained, tmp_path, caps
     assert "1 missing cell in 1 of 4 rows, 1 draw of each" in capsys.readouterr().out
 
 
+def test_known_numbers_outside_those_of_training_are_said_where_cells_are_filled(trained, capsys):
+    folder, _ = trained
+    rows = animals(4)
+    rows[1][0], rows[1][4] = "99999", ""
+    source = text(folder / "far.csv", rows)
+    words = ["restore", source, "--model", folder / "run", "--nfe", 1, "--out", folder / "far-filled.csv"]
+    assert main([*map(str, words)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"line 3: weight = 99999.* lies outside the range of training, .* \(1 such cell\)", said)
+    assert cells(folder / "far-filled.csv")[2][0] == "99999"
+
+
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_lines_end_as_they_did(trained, newline):
     folder, source = trained

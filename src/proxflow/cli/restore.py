@@ -364,6 +364,14 @@ def _fill(options: Restore, draws: int, out: Path, device: torch.device) -> None
         raise ArgumentError(
             f"{where}: {kind.target} is missing, which the model takes as given: train one without --target to fill it"
         )
+    if len(outside := kind.outside(stored[rows]).nonzero()):
+        row, k = (int(place) for place in outside[0])
+        column = kind.columns[k]
+        value, least, most = map(column.text, (float(stored[rows[row], k]), column.least, column.most))
+        say(
+            f"{cells.row(int(rows[row]))}: {column.name} = {value} lies outside the range of training, {least} to {most} "
+            f"({len(outside)} such cell{'s' * (len(outside) != 1)}): what is filled in beside it is extrapolated"
+        )
     with first_alone() as writing:
         if writing:
             writable_folder(out.parent)

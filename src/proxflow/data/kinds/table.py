@@ -488,6 +488,16 @@ class Table(Kind):
         last = [float(len(c.categories)) if c.role == "category" else math.inf for c in self.columns]
         return (stored == GAP) | (stored >= torch.tensor(last, dtype=torch.float64, device=stored.device))
 
+    def outside(self, stored: Tensor) -> Tensor:
+        """Return which numbers lie outside the range of training, bool (number, columns)."""
+        inside = [
+            (stored[:, k] >= column.least) & (stored[:, k] <= column.most)
+            if column.numeric
+            else torch.ones_like(stored[:, k], dtype=torch.bool)
+            for k, column in enumerate(self.columns)
+        ]
+        return ~torch.stack(inside, dim=1) & ~self.missing(stored)
+
     def values(self, stored: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return rows as numbers with NaN for missing ones, and indices of categories, float64 (number, columns)."""
         return stored.detach().to("cpu", torch.float64).masked_fill(stored.cpu() == GAP, math.nan).numpy()
