@@ -443,3 +443,14 @@ def test_a_default_of_double_precision_trains():
     finally:
         torch.set_default_dtype(torch.float32)
     assert model.sample(2, nfe=2).isfinite().all()
+
+
+def test_a_predictor_of_another_path_is_neither_trained_nor_sampled():
+    early = GPFN(schedule=proxflow.Linear(0.6))
+    predictor = PointPredictor(proxflow.nn.MLP((2,), width=8), early)
+    with pytest.raises(ArgumentError, match=r"made for the path Linear\(final=0.6\).*, and the flow has Linear"):
+        proxflow.sample(predictor, GPFN(), (3, 2), nfe=2)
+    with pytest.raises(ArgumentError, match="made for the path"):
+        proxflow.fit(predictor, GPFN(), ROWS, TrainingConfig(steps=1, batch_size=8))
+    coupled = GPFN(schedule=proxflow.Linear(0.6), divergence=proxflow.Wasserstein2())
+    assert proxflow.sample(predictor, coupled, (3, 2), nfe=2).shape == (3, 2)

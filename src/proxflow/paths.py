@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -48,6 +48,20 @@ class GaussianPath(ABC):
     def time_of(self, fraction: Tensor) -> Tensor:
         """Return the times of fractions τ (float64); inverse of :meth:`straight`."""
         return bisect(lambda t: self.straight(t)[0], fraction, 0, 1)
+
+
+def check_path(predictor: Any, flow: Any) -> None:
+    """Refuse a predictor that was made for another path than a flow's: its times would mean other beliefs.
+
+    Raises:
+        ArgumentError: They differ.
+    """
+    made_for, asked = getattr(predictor, "path", None), getattr(flow, "path", None)
+    if made_for is not None and asked is not None and made_for != asked:
+        raise ArgumentError(
+            f"this predictor was made for the path {made_for!r:.120} from noise to data, and the flow has {asked!r:.120}: "
+            "give the flow that the predictor was made with, or make a predictor with this one"
+        )
 
 
 Scalar = TypeVar("Scalar", float, Tensor)

@@ -13,6 +13,7 @@ from proxflow import names
 from proxflow.errors import ArgumentError, whole_number
 from proxflow.examples import Condition, as_tensor, check_condition, given, moved, of_rows, reads, rows
 from proxflow.flows import Flow
+from proxflow.paths import check_path
 from proxflow.random import SampleStreams
 from proxflow.samplers.base import Sampler, Watch
 
@@ -138,6 +139,7 @@ def sample(
             f"graph records a batch's work on a CUDA device, where no watch can look in: the predictor is on {device}"
             + (", and watch is given" if watch is not None else "")
         )
+    check_path(predictor, flow)
     draw_with = chosen(sampler, predictor, flow)
     condition, start = moved(condition, device), moved(start, device)
     unit = min(batch_size, 16)

@@ -25,6 +25,7 @@ from proxflow.data.augment import Augmentation
 from proxflow.errors import ArgumentError, MemoryLimitError
 from proxflow.examples import AnyExamples, Examples, LazyExamples, check_condition, examples_of, moved, rows
 from proxflow.flows import Flow, as_real, draw_times
+from proxflow.paths import check_path
 from proxflow.random import BatchRows, mix
 from proxflow.runtime.machine import out_of_memory, usable_device
 from proxflow.runtime.processes import (
@@ -163,6 +164,7 @@ def fit(
     if held_out is not None:
         held_out = _checked(held_out, "held-out", config.workers)
     about = flow if isinstance(flow, Flow) else getattr(flow, "flow", None)
+    check_path(predictor, about)
     if encode is None:
         encode = about.encode if isinstance(about, Flow) else as_real
     for examples in (data, held_out):
