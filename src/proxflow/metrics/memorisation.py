@@ -19,8 +19,7 @@ RARE = 0.05
 
 @dataclass(frozen=True)
 class Memorisation:
-    """The criterion of memorisation: nearer to the training set than all but a few held-out samples; made by
-    :meth:`of`.
+    """Criterion of memorisation: nearer to the training set than all but a few held-out samples; made by :meth:`of`.
 
     The bound is a low quantile, not the median: samples in the nearest half may be near only because they are simple,
     and a model of simple samples would seem to copy. A copy is nearer than nearly all held-out samples. Two limitations

@@ -136,7 +136,7 @@ def _shares(x: Rows, classes: int) -> Rows:
 
 
 def correlations(made: Rows, real: Rows, classes: Sequence[int]) -> float:
-    """Return the mean difference of dependence over all pairs of columns; 0 for a single column. See :class:`TableScores`."""
+    """Return the mean difference over all pairs of columns; 0 for a single column. See :class:`TableScores`."""
     pairs = [(i, j) for i in range(len(classes)) for j in range(i)]
     if not pairs:
         return 0.0

@@ -179,5 +179,5 @@ class ExactDraw:
 def _noisy_path(flow: Flow[Any], t: Tensor) -> tuple[Tensor, Tensor]:
     """Return the coefficients (a, b) of the beliefs' means at times (batch,), float64."""
     a, b = flow.path.coefficients(t.double())  # type: ignore[union-attr]
-    nothing = (a + b) == 0  # a Bayesian flow's belief at t = 0: with b = 1 it holds no information on x, whatever its mean
+    nothing = (a + b) == 0  # a Bayesian flow's belief at t = 0: with b = 1 it holds no information, whatever its mean
     return a, torch.where(nothing, torch.ones_like(b), b)
