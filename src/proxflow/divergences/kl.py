@@ -30,8 +30,7 @@ class KL(Divergence):
     composes = True
 
     def schedule(self, endpoints: object) -> Schedule:
-        """Return the schedule of uniformly moving means for a target of precision ρ, ln τ/(1 − τ) = ln t/(1 − t) − ln
-        ρ.
+        """Return the schedule of uniformly moving means, ln τ/(1 − τ) = ln t/(1 − t) − ln ρ, ρ the target's precision.
 
         On the linear one all but 1/ρ of the path is done by t = 1/2, with ρ = 2500 by default, so that a sampler's
         first step would end at the first prediction, the mean of all data.

@@ -62,7 +62,7 @@ class Rows:
         return type(self)(*(fn(getattr(self, f.name)) for f in fields(self)))  # type: ignore[arg-type]
 
     def take(self, keep: Tensor) -> Self:
-        """Take some of the examples."""
+        """Select some of the examples."""
         return self.map(lambda a: a[keep])
 
 
@@ -144,7 +144,7 @@ class Problem:
         return 2 + way.abs().nan_to_num(0, 0)
 
     def take(self, keep: Tensor | slice) -> Problem:
-        """Take some of the examples."""
+        """Select some of the examples."""
         if self.rows is not None:
             return replace(self, rows=self.rows[keep])
         return self.map(lambda a: a[keep])
