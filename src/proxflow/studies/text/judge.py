@@ -1,4 +1,4 @@
-"""A character model that is independent of all networks, and what is counted in texts."""
+"""A character model that is independent of all networks, and statistics of texts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 class NGrams:
     """An n-gram model of tokens with interpolated Witten–Bell smoothing.
 
-    P(c | h) = (count(hc) + T(h) P(c | h')) / (count(h) + T(h)), with T(h) the number of different tokens seen after h, and
-    h' the context without its first token; at last the uniform law. "The Zero-Frequency Problem" (Witten & Bell, 1991).
+    P(c | h) = (count(hc) + T(h) P(c | h')) / (count(h) + T(h)), with T(h) the number of different tokens seen after h,
+    and h' the context without its first token; and finally the uniform distribution. "The Zero-Frequency Problem"
+    (Witten & Bell, 1991).
 
     Args:
         rows: Texts to count in, integers (number, context) or one text (tokens,).
