@@ -273,7 +273,7 @@ class LazyExamples:
         return str(said) if self.index is None else _of_some(str(said), self.index, len(self.dataset))
 
     def told(self) -> list[tuple[str, Condition | Tensor]]:
-        """List by name what a loss is told beside the data, if they are known without reading."""
+        """Return by name the further arguments of a loss, if they are known without reading."""
         return [] if self.condition is None else [("condition", self.condition)]
 
     def some(self, number: int) -> Tensor:

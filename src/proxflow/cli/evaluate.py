@@ -66,10 +66,10 @@ class Evaluate:
 
     Prints the Fréchet distance, KID, precision, recall, density, coverage, diversity, the Vendi score, the sliced
     Wasserstein distance, the distance to the nearest training image and, for images with labels, a classifier's
-    accuracy on them. Each has a standard error and a 95 % interval. Beside it stands the score of the same number of
-    real training images, the floor that no model is expected to beat. A model is compared with its own data, with
-    held-out images if there are enough. Features come from a classifier in the package for MNIST, Fashion-MNIST, IDX
-    files of that shape and emoji, and are the pixels themselves for other pictures, unless you choose others.
+    accuracy on them. Each has a standard error and a 95 % interval. The same number of real training images is scored
+    as well: the floor, which no model is expected to beat. A model is compared with its own data, with held-out images
+    if there are enough. Features come from a classifier in the package for MNIST, Fashion-MNIST, IDX files of that
+    shape and emoji, and are the pixels themselves for other pictures, unless you choose others.
 
     A conditional model draws the classes in the proportions of the reference images. Images with classes are also
     compared within their classes: the means over classes of Fréchet distance, precision and recall are printed.
@@ -96,8 +96,8 @@ class Evaluate:
     Args:
         sources: What to evaluate, one or several: the name of a model that comes with the package, or a model folder as
             train and reproduce write it; images, in an .npz file with key "images", uint8, N x H x W x C, and
-            optionally "labels", N classes, or in a folder of pictures; or results that evaluate or reproduce wrote, a
-            .json file.
+            optionally "labels", N classes, or in a folder of pictures; or a .json file of results that evaluate or
+            reproduce wrote.
         n: Images drawn from a model, or taken at equal distances from images made elsewhere; rows of a table.
         steps: Predictions per image. Each is one network evaluation (NFE), or two with guidance.
         classes: Evaluate conditional models on these classes only, by name or number, against the real images of these.
@@ -550,7 +550,7 @@ def _compared_within(
 
 
 def _holds_images(name: str, options: Evaluate) -> bool:
-    """Tell whether a source is images, not a model."""
+    """Return whether a source is images, not a model."""
     from proxflow.data.pictures import holds_pictures
 
     path = Path(name)

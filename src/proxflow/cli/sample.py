@@ -65,7 +65,7 @@ class Sample:
         steps: Predictions per sample: fewer is faster, more is better. Each is one network evaluation (NFE), or two
             with guidance.
         classes: Classes for a conditional model to draw, by name or number, or all. Without it, classes are drawn in
-            the proportions of the data. With several, a picture has a labelled row for each, and an .npz file the key
+            the proportions of the data. With several, a picture has a labelled row for each, an .npz file the key
             "labels".
         guidance: How predictions are guided.
         sampler: How to sample; "proxflow list samplers" shows the choices, among them deterministic: the proximal step

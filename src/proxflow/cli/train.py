@@ -144,9 +144,9 @@ class Train:
         init: A trained model, by name or folder, whose weights training starts from. Its flow, network and predictor
             are used unless others are given, and so are its units of the data, which must have its shape.
         grid: Samples drawn at each checkpoint, into the folder "samples"; 0 for none.
-        teacher: A trained model, by name or folder, to distil into a student that draws good images with one evaluation
-            (distribution matching, with a discriminator of drawn and real images). The student has the teacher's flow
-            and network, whose options are not given again.
+        teacher: A trained model, by name or folder, to distil into a student that draws good images with one
+            evaluation, by distribution matching with a discriminator of drawn and real images. The student has the
+            teacher's flow and network, whose options are not given again.
         weak: With a teacher: a weaker model of the same flow and data, trained a tenth to a third as long. The student
             then learns the teacher's predictions guided away from those of the weak model (autoguidance). From a
             well-trained teacher, it draws better at the same number of evaluations.

@@ -194,7 +194,7 @@ def _missing(folder: Path, number: int, say: Callable[[str], None]) -> list[int]
             held: Any = read_json(told)
             if held["sha256"] == _sha256(told.with_suffix(".bin")):
                 continue
-        told.unlink()  # it says that the part is whole
+        told.unlink()  # it marks the part as complete
         missing.append(k)
         say(f"{told.with_suffix('.bin')}: is damaged or missing, and is made anew")
     return missing

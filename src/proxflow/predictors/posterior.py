@@ -138,8 +138,8 @@ class Posterior(nn.Module):
         noise: Standard deviation of n, a tensor of them, or a noise of :mod:`proxflow.inverse`; 0 for none.
         method: A name of :data:`METHODS`; ``None`` takes that of ``covariance``, or else the flow's: flower for
             Wasserstein-2, mmps for KL and Bayesian flows, bayes for classes and mixed data.
-        covariance: ``"path"``, ``"tweedie"``, ``"tweedie-diagonal"``, or the covariance of the data: of an event's shape for
-            independent numbers, or (d, d). A method's name stands for one of these.
+        covariance: ``"path"``, ``"tweedie"``, ``"tweedie-diagonal"``, or the covariance of the data: of an event's
+            shape for independent numbers, or (d, d). A method's name selects the covariance of that method.
         draw: Whether targets are draws from the refined belief instead of its mean; ``None`` for the method's default.
         flow: The flow it was trained for; ``None`` takes the predictor's own.
         iterations: Iterations of the solver: for mmps 5 by default, each with one product with the predictor's

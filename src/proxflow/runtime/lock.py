@@ -43,7 +43,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 
     Args:
         folder: An existing folder.
-        what: What is done there, in a word, for the message.
+        what: What is done there, for the message.
 
     Raises:
         OutputError: Another process has it; the message says which.

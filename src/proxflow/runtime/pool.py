@@ -35,7 +35,7 @@ class Piece:
     Args:
         name: Unique name, for messages.
         do: A module-level function.
-        words: What it is called with, which can be pickled.
+        words: Its arguments, which can be pickled.
         work: Amount of work, in the common unit of all pieces.
         after: Names of the pieces that must be finished before.
     """
@@ -90,7 +90,7 @@ def work_through(
         pieces: What to do.
         processes: Number of processes.
         begin: Called in each process before its first piece; a module-level function. It sets the number of threads.
-        given: What it is called with, which can be pickled.
+        given: Its arguments, which can be pickled.
         say: Called with a line when a piece is repeated.
 
     Raises:

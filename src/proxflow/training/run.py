@@ -42,7 +42,7 @@ class RunFolder:
 
     Args:
         path: The folder.
-        what: What is made there, in a word.
+        what: What is made there, for messages.
         file: Name of the file with the settings.
     """
 

@@ -87,11 +87,12 @@ class DistributionMatching(BeliefObjective):
     with q̂ the teacher, ĉ the critic, sg the stop-gradient, and the normalisation of Yin et al., 2023, eq. 8. The
     critic's loss is the flow's own (denoising score matching) on the student's draws, with the same beliefs.
 
-    The student inherits the errors of teacher and critic. So a discriminator compares beliefs about its draws with beliefs
-    about real data at the same times (Yin et al., 2024), by the loss of "The relativistic discriminator: a key element
-    missing from standard GAN" (Jolicoeur-Martineau, 2018), arXiv 1807.00734. With logits D of a real and of a drawn example
-    its loss is softplus(D_drawn − D_real), and the student's, with the weight ``adversarial``, softplus(D_real − D_drawn).
-    A logit is the scaled mean over coordinates of the discriminator's prediction, so that any predictor can serve.
+    The student inherits the errors of teacher and critic. So a discriminator compares beliefs about its draws with
+    beliefs about real data at the same times (Yin et al., 2024), by the loss of "The relativistic discriminator: a key
+    element missing from standard GAN" (Jolicoeur-Martineau, 2018), arXiv 1807.00734. With logits D of a real and of a
+    drawn example its loss is softplus(D_drawn − D_real), and the student's, with the weight ``adversarial``,
+    softplus(D_real − D_drawn). A logit is the scaled mean over coordinates of the discriminator's prediction, so that
+    any predictor can be used.
 
     Args:
         flow: The flow of teacher and student, with Gaussian beliefs.
