@@ -65,8 +65,8 @@ class Sample:
         steps: Predictions per sample: fewer is faster, more is better. Each is one network evaluation (NFE), or two
             with guidance.
         classes: Classes for a conditional model to draw, by name or number, or all. Without it, classes are drawn in
-            the proportions of the data. With several, a picture has a labelled row for each, an .npz file the key
-            "labels".
+            the proportions of the data. With several, a picture has a labelled row for each, and the key "labels" of an
+            .npz file has the class of each image.
         guidance: How predictions are guided.
         sampler: How to sample; "proxflow list samplers" shows the choices, among them deterministic: the proximal step
             toward the prediction; stochastic: toward a noisy draw around it; multistep2: second order, the best with
