@@ -57,7 +57,7 @@ class ToldGuidance(nn.Module):
         interval: First and last time.
 
     Raises:
-        ArgumentError: The network reads no guidance, or the weight exceeds the largest it was trained with.
+        ArgumentError: The network reads no guidance, or weight or interval are outside what it was trained for.
     """
 
     def __init__(self, predictor: nn.Module, weight: float, interval: tuple[float, float] = (0.0, 1.0)) -> None:

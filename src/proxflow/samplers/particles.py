@@ -7,8 +7,8 @@ that:
     w ← w · p(z' | z, x̂) ψ(z') / (p(z' | z, x*) ψ(z)),   ψ(z) = N(y; A x̂, σ² + r² A Aᵀ).
 
 The refined targets x* are those of any :class:`~proxflow.Posterior`; the weights correct its bias. The twist ψ is the
-likelihood of the observation for x ~ N(x̂, r²); r² is also added to the kernel's variance, and the last step is drawn
-as well. With a method by Tweedie's formula (mmps, tmpd, pigdm, dps) r² is estimated for each particle by one further
+likelihood of the observation for x ~ N(x̂, r²); r² also increases the kernel's variance, and the last step is drawn as
+well. With a method by Tweedie's formula (mmps, tmpd, pigdm, dps) r² is estimated for each particle by one further
 product; with the others it is the path's b²/(a² + b²), exact for data N(0, I), and too large for data of lower
 dimension than their space.
 """
