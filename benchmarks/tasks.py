@@ -136,8 +136,7 @@ class Perceptron(nn.Module):
 
 
 class EightGaussians(Task):
-    """Eight isotropic Gaussians of standard deviation 0.1 on a circle of radius √2, so that each coordinate has
-    variance ≈ 1.
+    """Eight isotropic Gaussians of standard deviation 0.1 on a circle of radius √2: variance ≈ 1 per coordinate.
 
     The score is the sliced Wasserstein-2 distance over 256 directions to as many new points.
     """

@@ -88,6 +88,7 @@ def _cost(divergence: SinkhornDivergence, belief: Categorical) -> Tensor:
 
 def _entropic(log_p: Tensor, log_q: Tensor, cost: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Compute OT_ε of log-probabilities (…, classes) → (…), by the dual ⟨f, p⟩ + ⟨g, q⟩ with g the best response to f.
+
     The potential f is the fixed point of f = T(f), the best response to the best response to f. It is found without
     gradients; one Newton step on f − T(f) = 0, with its matrix held constant, then has f's exact first derivatives.
     Since the dual is flat at its maximum this gives its first two.
