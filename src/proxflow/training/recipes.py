@@ -60,12 +60,12 @@ def recipe(
 
     Args:
         method: flow: the flow's own loss; :class:`proxflow.LongStep` for a model that predicts long steps,
-            :class:`proxflow.EnergyScore` for one that draws. distribution-matching:
-            :class:`proxflow.DistributionMatching` from a teacher. autoguidance: :class:`proxflow.Autoguidance` from a
+            :class:`proxflow.EnergyScore` for one that draws; distribution-matching:
+            :class:`proxflow.DistributionMatching` from a teacher; autoguidance: :class:`proxflow.Autoguidance` from a
             teacher, away from a weak model. Students start from the teacher's weights.
         model: The model to train, untrained. If its network reads guidance and its teacher's does not, it learns by
             distribution matching the teacher's samples for all weights and intervals, see :class:`GuidanceInput`; then
-            ``guidance``, ``interval`` and ``rule`` keep their defaults.
+            ``guidance``, ``interval`` and ``rule`` are not used.
         teacher: A trained model of the same configuration, for methods that need one.
         weak: A trained model of the same flow, for autoguidance; its network may differ.
         guidance: Weight of autoguidance, ≥ 1; ``None`` takes 2. For distribution matching, guidance weight of a
