@@ -1,1 +1,1 @@
-"""Measurements beside the package: against other libraries (``benchmarks.peers``), and of the sampling loop alone."""
+"""Benchmarks: comparison with other libraries (``benchmarks.peers``), and overheads of the library's own loops."""

@@ -1,14 +1,14 @@
 """Time and memory of the metrics.
 
-``python benchmarks/metrics.py time [threads]``: all metrics of 10,000 images of 28 × 28 against the 10,000 test images of
-MNIST, from bytes to scores with intervals, with the floor of 10,000 real images and the nearest of the 60,000 training
-images. The images stand for samples: MNIST training images with some noise. Processor seconds are those of all threads;
-wall seconds are longer where the machine has other work.
+``python benchmarks/metrics.py time [threads]``: all metrics of 10,000 images of 28 × 28 against the 10,000 test images
+of MNIST, from bytes to scores with intervals, with the floor of 10,000 real images and the nearest of the 60,000
+training images. The images represent samples: MNIST training images with some noise. CPU seconds are those of all
+threads; wall seconds are longer if the machine has other work.
 
 ``python benchmarks/metrics.py memory [samples] [dimension] [rows] [threads]``: all metrics of two sets of features,
 50,000 × 2,048 by default, in float32. Peak memory is that of the whole process so far, PyTorch and both sets included
-(ru_maxrss). Metrics of pairs take long at that size, and no more memory for more pairs than for a tile of 2,048 × 4,096:
-``rows`` above 0 takes them of so many samples only.
+(ru_maxrss). Pairwise metrics take long at that size, but no more memory than for a tile of 2,048 × 4,096: ``rows``
+above 0 restricts them to so many samples.
 """
 
 import resource

@@ -1,10 +1,10 @@
-"""Speed of the U-Net beside those of other libraries: ``python -m benchmarks.networks [--device cuda] [--compile]``.
+"""Speed of U-Nets, ours and other libraries': ``python -m benchmarks.networks [--device cuda] [--compile]``.
 
-Equal levels, blocks a level and images (4 × 14 × 14, what 28 × 28 grey ones become by a patch of two), channels chosen for
-the nearest number of parameters to ours. Each network draws (calls without gradients) and trains (calls, backward and an
-AdamW step) in turns with the others, neither always first; a turn's time is that of this process on a processor, which
-other programs change little, and the device's on a GPU. Printed are images a second, and ours over theirs in the same
-round: median (quartiles) of the rounds. Ours is in both memory layouts, as the library does not choose by the device.
+Equal levels, blocks per level and images (4 × 14 × 14, from 28 × 28 grey ones with a patch of two), with channels
+chosen for the nearest number of parameters to ours. The networks take turns to draw (calls without gradients) and train
+(calls, backward and an AdamW step), in alternating order; a turn's time is this process's CPU time, which other
+programs change little, or the device's time on a GPU. Printed are images per second, and ours over theirs in the same
+round: median (quartiles) of the rounds. Ours is in both memory formats, as the library does not choose by the device.
 
 ``--compile`` adds each network under ``torch.compile``, a minute or so apart.
 """
@@ -27,7 +27,7 @@ Sizes = tuple[int, int]
 
 
 class Azula(nn.Module):
-    """azula's U-Net, given an embedding of the time of the width that ours has."""
+    """azula's U-Net, with a time embedding as wide as ours."""
 
     def __init__(self, channels: int, blocks: int) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Runner:
 
     def __init__(self, network: nn.Module, batch: int, device: torch.device, compiled: bool) -> None:
         self.network, self.device = network.to(device), device
-        for parameter in self.network.parameters():  # fresh last layers are zero
+        for parameter in self.network.parameters():  # new last layers are zero
             nn.init.normal_(parameter, std=0.02)
         self.called = torch.compile(self.network) if compiled else self.network
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=1e-4)
@@ -110,7 +110,7 @@ class Runner:
         self.optimiser.zero_grad()
 
     def rate(self, work: Callable[[], None], calls: int) -> float:
-        """Return images a second."""
+        """Return images per second."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         clock = time.perf_counter if self.device.type == "cuda" else time.process_time

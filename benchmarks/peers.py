@@ -1,9 +1,9 @@
-"""This library beside its peers, on the same network, data order, optimiser, budget and metric code.
+"""Comparison of this library with its peers, with the same network, data order, optimiser, budget and metric code.
 
-``python -m benchmarks.peers --out FILE.json [--preset quick] [--task emoji]``. Every system runs in processes of its own,
-beside this library where the two are timed in turns, and with its own interpreter if ``--python SYSTEM=PATH`` says so. One
-that is not installed is left out, which is said. Pieces are kept in a folder; given again, the command does what is missing.
-docs/peers.md says what was given to each system and what the numbers mean.
+``python -m benchmarks.peers --out FILE.json [--preset quick] [--task emoji]``. Every system runs in its own processes,
+together with this library if the two are timed in turns, and with its own interpreter if ``--python SYSTEM=PATH`` is
+given. Systems that are not installed are left out, with a message. Pieces are saved in a folder; the same command
+resumes with what is missing. docs/peers.md describes the settings of each system and what the numbers mean.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class Preset:
 
     Args:
         steps: Training steps on each task.
-        samples: Samples a cell on each task.
+        samples: Samples per cell on each task.
         seeds: Seeds on each task.
-        far: Evaluations from which on a system spends them with its best sampler at 20 alone.
-        most: Evaluations beyond which none is run.
-        screen: Samples on each task, of the first seed, by which the one sampler of each system and number of evaluations
-            is chosen that is run at all; on other tasks all are run.
+        far: Evaluations from which a system is only run with its best sampler at 20.
+        most: Largest number of evaluations.
+        screen: Samples on each task, of the first seed, to select one sampler for each system and number of
+            evaluations; on other tasks all are run.
         processes: Processes in which training is timed, this library's and the other's in turns.
         turns: Turns of each within a process.
-        chunk: Training steps a turn.
+        chunk: Training steps per turn.
     """
 
     steps: dict[str, int]
@@ -88,7 +88,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Run:
-    """Where the pieces lie, which interpreter each system has, and which systems there are."""
+    """Folder of the pieces, interpreters of the systems, and the systems themselves."""
 
     folder: Path
     preset: Preset
@@ -105,7 +105,7 @@ class Run:
         return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
 
     def work(self, **job: Any) -> dict[str, Any]:
-        """Run a job in a process of its own, and give its answer."""
+        """Run a job in its own process, and return its answer."""
         done = subprocess.run(
             self.command(job), cwd=ROOT, env=self.environment(), capture_output=True, text=True, check=False
         )
@@ -115,7 +115,7 @@ class Run:
         return answer
 
     def piece(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """A piece from its file, made first if it is not there."""
+        """Return a piece from its file, made first if missing."""
         path = self.folder / f"{name.replace(' ', '_')}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ class Run:
 
 
 def weights(run: Run, task: str, seed: int, system: str) -> Path:
-    """The trained weights of a system's objective, trained by the first system that has it."""
+    """Return the trained weights of a system's objective, trained by the first system that has it."""
     objective = SYSTEMS[system].objective
     folder = run.folder / "models" / f"{task}-{objective.replace(' ', '_')}-seed{seed}"
 
@@ -144,16 +144,16 @@ def weights(run: Run, task: str, seed: int, system: str) -> Path:
 
 
 def samplers(run: Run, task: str, system: str) -> list[str]:
-    """Names of a system's samplers."""
+    """Return the names of a system's samplers."""
     found = run.piece(f"samplers/{system}", lambda: run.work(job="samplers", system=system, task=task, seed=0))
     names: list[str] = found["names"]
     return names
 
 
 def cells(run: Run, task: str, seed: int, system: str) -> list[dict[str, Any]]:
-    """All cells of one trained system: what its samplers draw at few evaluations, the best of these also at many.
+    """Return all cells of one trained system: its samplers at few evaluations, and the best of these also at many.
 
-    With a screening only the sampler that was best in it at a number of evaluations is run there, with all samples.
+    After a screening only its best sampler at a number of evaluations is run there, with all samples.
     """
     names, metric = samplers(run, task, system), TASKS[task].metric
     nfes = [nfe for nfe in TASKS[task].nfes if nfe <= run.preset.most]
@@ -177,10 +177,10 @@ def cells(run: Run, task: str, seed: int, system: str) -> list[dict[str, Any]]:
 def drawn(
     run: Run, task: str, seed: int, system: str, names: list[str], nfes: list[int], screening: bool = False
 ) -> list[dict[str, Any]]:
-    """Cells of some samplers of a system; one with a twin among the systems takes what the twin draws."""
+    """Return cells of some samplers of a system; one with a twin among the systems uses the twin's samples."""
     by = twin if (twin := SYSTEMS[system].twin) in run.systems and twin is not None else system
     trained, folder = weights(run, task, seed, by), run.folder / ("screening" if screening else "cells")
-    # Screened with other noise than what is scored, so that nobody is chosen by the draws that are shown.
+    # Screened with other noise than the scores, so that no sampler is selected by the reported draws.
     how = (
         {"samples": run.preset.screen[task], "noise": 1000 + seed}
         if screening
@@ -203,9 +203,9 @@ def drawn(
 
 
 def side_by_side(run: Run, task: str, processes: int) -> None:
-    """Do what is missing of trainings, screenings and samplings, each kind in as many processes as are free.
+    """Do the missing trainings, screenings and samplings, each kind in as many processes as are free.
 
-    All of a kind are independent of each other; what follows finds them done. Costs are measured afterwards, alone.
+    All of a kind are independent of each other; later steps find them done. Costs are measured afterwards, alone.
     """
     own = [system for system in run.systems if SYSTEMS[system].twin not in run.systems]
     first = {SYSTEMS[system].objective: system for system in reversed(own)}.values()
@@ -220,14 +220,14 @@ def side_by_side(run: Run, task: str, processes: int) -> None:
 
 
 def cost(run: Run, task: str, system: str) -> dict[str, Any]:
-    """Paired timings of a system and ours, in turns, and its sampling loops over bare network calls."""
+    """Return paired timings of a system and ours, in turns, and its sampling loops over bare network calls."""
 
     def measure() -> dict[str, Any]:
         run.say(f"time: {system} on {task}")
         ratios, chunk = [], run.preset.chunk[task]
         for number in range(run.preset.processes):
-            # Two of ours where the system is ours, so that its ratio shows how far such timings scatter.
-            systems = (OURS, system) if number % 2 == 0 else (system, OURS)  # neither is always made first
+            # Two of ours if the system is ours, so that its ratio shows the scatter of such timings.
+            systems = (OURS, system) if number % 2 == 0 else (system, OURS)  # in alternating order
             seconds = run.work(
                 job="race", system=system, systems=systems, task=task, seed=0, chunk=chunk, turns=run.preset.turns
             )["seconds"]
@@ -247,7 +247,7 @@ def cost(run: Run, task: str, system: str) -> dict[str, Any]:
 
 
 def rows(run: Run, task: str) -> list[dict[str, Any]]:
-    """Every cell with its conditions and costs; the mean over seeds where there are several."""
+    """Return every cell with its conditions and costs; the mean over seeds if there are several."""
     metric, preset = TASKS[task].metric, run.preset
     side_by_side(run, task, working_processes())
     found = {system: [cells(run, task, seed, system) for seed in preset.seeds[task]] for system in run.systems}
@@ -285,7 +285,7 @@ def rows(run: Run, task: str) -> list[dict[str, Any]]:
 
 
 def results(run: Run, name: str, task: str = "mnist") -> dict[str, Any]:
-    """The whole comparison on a task of pictures, as it is written to the results file; mnist comes with the plane."""
+    """Return the whole comparison on a task of pictures, as written to the results file; mnist includes the plane."""
     parts = {"rows": rows(run, task), **({"toy_rows": rows(run, "toy")} if task == "mnist" else {})}
     pictures = TASKS[task]
     if not isinstance(pictures, Pictures):
@@ -307,7 +307,7 @@ def results(run: Run, name: str, task: str = "mnist") -> dict[str, Any]:
 
 
 def installed(pythons: dict[str, str]) -> tuple[str, ...]:
-    """Names of the systems whose package is there, or that are given an interpreter of their own."""
+    """Return the names of the systems that are installed, or have their own interpreter."""
     return tuple(
         name for name, kind in SYSTEMS.items() if not kind.package or name in pythons or find_spec(kind.package)
     )

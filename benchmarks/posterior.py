@@ -1,9 +1,9 @@
-"""What an observation costs a sampling step beside the network: ``python -m benchmarks.posterior``.
+"""The cost of an observation in a sampling step, relative to the network: ``python -m benchmarks.posterior``.
 
-Runs of the renewing sampler with and without an observation, in turns, on the U-Net of the shipped digits and a mask of
-their lower half, for flower a blur as well: seconds of the process (one thread) a step, and their ratio. A proximal step in
-closed form, flower, should cost at most 1.05 of an unconditional one. Calls of the network are counted; mmps adds products
-by its Jacobian.
+Runs of the renewing sampler with and without an observation, in turns, on the U-Net of the shipped digits with a mask
+of their lower half, for flower also a blur: CPU seconds (one thread) per step, and their ratio. A step with a
+closed-form proximal map, flower, should cost at most 1.05 of an unconditional one. Calls of the network are counted;
+mmps adds products with its Jacobian.
 """
 
 from __future__ import annotations

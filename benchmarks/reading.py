@@ -1,10 +1,11 @@
-"""Training from disk beside training from memory: ``python -m benchmarks.reading``.
+"""Training from disk compared with training from memory: ``python -m benchmarks.reading``.
 
-The default network learns pictures of 64 × 64 in colour, held in memory, read from a folder of JPEG files, and from
-prepared bytes, with each number of reading processes. Runs take turns, neither always first; of each the steps after the
-first few count, by the clock. Printed is the throughput over that of memory in the same round: median (quartiles).
+The default network learns colour pictures of 64 × 64, held in memory, read from a folder of JPEG files, and from
+prepared bytes, with different numbers of workers. Runs take turns in alternating order; the first few steps of each are
+ignored, and wall time is measured. Printed is the throughput relative to that from memory in the same round: median
+(quartiles).
 
-What reads needs a core of its own to cost nothing: on a busy machine the clock measures that machine.
+Workers need free cores to cost nothing: on a busy machine the clock measures that machine.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SIDE, WARM = 64, 3
 
 
 class Timed(proxflow.GPFN):
-    """Notes when each step begins."""
+    """Records when each step begins."""
 
     def loss(self, *given: Any, **told: Any) -> Tensor:
         MOMENTS.append(time.perf_counter())
@@ -43,7 +44,7 @@ MOMENTS: list[float] = []
 
 
 def photographs(folder: Path, number: int) -> None:
-    """Write JPEG files of smooth noise, which is as large as photographs are."""
+    """Write JPEG files of smooth noise, about as large as photographs."""
     generator = torch.Generator().manual_seed(0)
     for k in range(number):
         coarse = torch.rand(1, 3, 9, 9, generator=generator)

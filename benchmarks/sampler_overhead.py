@@ -1,7 +1,7 @@
-"""What the sampling loop costs beside its network calls: ``python -m benchmarks.sampler_overhead [--device cuda]``.
+"""Overhead of the sampling loop over its network calls: ``python -m benchmarks.sampler_overhead [--device cuda]``.
 
-A run of N steps should cost at most 2 % more than N bare calls of its network. Two numbers say so, for the U-Net of the
-preset quick at batch 64 (``--preset``, ``--batch``):
+A run of N steps should cost at most 2 % more than N bare calls of its network. Two numbers measure this, for the U-Net
+of the preset quick at batch 64 (``--preset``, ``--batch``):
 
 * **loop**: of each run, the time outside the network over the time inside, both of the very same run, less what bare calls
   spend outside. It scatters by a tenth of itself. Once with torch's generator, as other libraries draw their noise, and once
@@ -39,14 +39,14 @@ from proxflow.studies.presets import PRESETS
 
 
 class Scale(nn.Module):
-    """The least network there is."""
+    """A minimal network."""
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return 0.5 * x
 
 
 class Clock:
-    """Notes moments, and gives the seconds from each to the next."""
+    """Records times, and returns the seconds between them."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.noted = device, list[torch.cuda.Event | float]()
@@ -74,12 +74,12 @@ class Comparison:
     """Runs of one sampler with one network, and bare calls of it.
 
     Args:
-        sampler: What is measured.
-        predictor: Has the network.
+        sampler: The sampler to measure.
+        predictor: The predictor with the network.
         flow: The flow to sample.
         shape: (batch, *event).
-        nfe: Network calls a run.
-        streams: Draw the noise of each sample from a stream of its own.
+        nfe: Network calls per run.
+        streams: Whether to draw the noise of each sample from its own stream.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Comparison:
 
     def run(self) -> None:
         generator: Generator = self.generator
-        if self.streams:  # as new as those of each batch of proxflow.sample
+        if self.streams:  # new, like those of each batch of proxflow.sample
             generator = SampleStreams(0, torch.arange(self.shape[0], device=self.device), self.nfe)
         self.sampler(self.predictor, self.flow, self.shape, self.nfe, generator, device=self.device)
 
@@ -109,7 +109,7 @@ class Comparison:
             self.predictor.network(*self.inputs)
 
     def loop(self, repeats: int) -> tuple[float, list[float]]:
-        """Median seconds a step spends beside its call, and of each run those over the time of its calls."""
+        """Return the median seconds of a step outside its call, and for each run their ratio to the time of its calls."""
         clock, steps, shares = Clock(self.device), list[float](), list[float]()
         hooks = [
             self.predictor.network.register_forward_pre_hook(clock.note),
@@ -133,7 +133,7 @@ class Comparison:
         return statistics.median(steps), shares
 
     def runs(self, repeats: int) -> list[float]:
-        """Ratios of whole runs to as many bare calls, in turns, neither always first."""
+        """Return ratios of whole runs to as many bare calls, in turns of alternating order."""
         clock, ratios = Clock(self.device), []
 
         def seconds(work: Callable[[], None]) -> float:
@@ -148,7 +148,7 @@ class Comparison:
         return ratios
 
     def graphs(self, repeats: int) -> tuple[list[float], list[float]]:
-        """Ratios of whole runs, replayed as one CUDA graph, to as many bare calls, launched and replayed."""
+        """Return ratios of whole runs, replayed as one CUDA graph, to as many bare calls, launched and replayed."""
 
         def run(indices: Tensor) -> Tensor:
             streams = SampleStreams(0, indices, self.nfe)
@@ -199,7 +199,7 @@ def main() -> None:
                 images, streams = (Comparison(sampler, network, flow, shape, options.nfe, s) for s in (False, True))
                 points = Comparison(sampler, least, flow, (64, 2), 100)
             except ArgumentError:
-                continue  # a sampler that this flow has no use for
+                continue  # a sampler that this flow does not support
             (step, shares), (longer, more), (alone, _) = (
                 images.loop(repeats),
                 streams.loop(repeats),

@@ -1,9 +1,9 @@
 """Speed and accuracy of the Newton solver: many one-dimensional Gaussian problems at once, against their closed forms.
 
-``python benchmarks/solver.py [problems] [threads]``; 100,000 problems on one thread by default (more do not help: the pieces
-are small). Means are uniform on [−5, 5], standard deviations log-uniform on [0.1, 10], fractions uniform on [0, 1]; float64.
-Of each divergence it prints the seconds, the largest error of a mean or standard deviation, and how many problems did not
-converge.
+``python benchmarks/solver.py [problems] [threads]``; 100,000 problems on one thread by default (more do not help: the
+pieces are small). Means are uniform on [−5, 5], standard deviations log-uniform on [0.1, 10], fractions uniform on [0,
+1]; float64. For each divergence it prints the seconds, the largest error of a mean or standard deviation, and how many
+problems did not converge.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""The systems that are compared: this library and its peers, each with its own loss and its own samplers.
+"""The systems compared: this library and its peers, each with its own loss and samplers.
 
 A system is given a network (x, t) → tensor, t in [0, 1] from noise to data. It wraps it as its documentation shows, and
-translates its own times to that range, so that the network is asked in the terms it was built for. Peers are imported when
-a system is made, so that each may live in an environment of its own.
+converts its own times to that range, as the network expects them. Peers are imported when a system is made, so that
+each may be in its own environment.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ Draw = Callable[[nn.Module, tuple[int, ...], int, torch.Generator], Tensor]
 
 
 class System(ABC):
-    """One way to train and to sample.
+    """A way to train and to sample.
 
-    ``objective`` names the trained weights: systems with the same objective minimise the same function of the network (a
-    test holds their losses together), so it is trained once for all of them. A system with a ``twin`` also draws with the
-    same solver of the same library (a test holds their samples together), so it takes the twin's scores.
+    ``objective`` names the trained weights: systems with the same objective minimise the same function of the network
+    (a test compares their losses), so it is trained once for all of them. A system with a ``twin`` also draws with the
+    same solver of the same library (a test compares their samples), so it takes the twin's scores.
     """
 
     name: str
     objective: str
     twin: str | None = None
     package = ""
-    """The module that it needs; none for this library."""
+    """The module that it needs; empty for this library."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
 
     def model(self, network: nn.Module) -> nn.Module:
-        """What is trained, around the network."""
+        """Return the module to train, around the network."""
         return network
 
     loss: Callable[[Any, Tensor, Generator, Tensor], Tensor]
-    """(model, x, generator, t) → training loss of each example, (batch,), as :func:`proxflow.fit` asks for it.
+    """(model, x, generator, t) → training loss of each example, (batch,), as for :func:`proxflow.fit`.
 
     This library takes its noise and its times from the trainer; peers draw theirs from torch's global generator, which the
     trainer seeds for each step, as their documentation does.
@@ -63,7 +63,7 @@ class System(ABC):
 class _Ours(System):
     def __init__(self, task: Task, flow: Any) -> None:
         super().__init__(task)
-        self.flow, self.loss = flow, flow.loss  # no call between, as where the flow itself is given to fit
+        self.flow, self.loss = flow, flow.loss  # no call in between, as when fit gets the flow itself
 
     def model(self, network: nn.Module) -> nn.Module:
         return PointPredictor(network, self.flow, clip=self.task.clip, parameterisation="x")
@@ -78,7 +78,7 @@ class _Ours(System):
 
         found = {}
         for name, sampler in SAMPLERS.items():
-            try:  # samplers refuse flows that they do not fit, before any work
+            try:  # samplers refuse unsuitable flows before any work
                 sampler(lambda belief, t: belief, self.flow, (1, *self.task.shape), 2, torch.Generator())
             except ArgumentError:
                 continue
@@ -87,7 +87,7 @@ class _Ours(System):
 
 
 class Proxflow(_Ours):
-    """GPFN with Wasserstein-2, all settings as they come."""
+    """GPFN with Wasserstein-2, with default settings."""
 
     name = objective = "proxflow gpfn-w2"
 
@@ -106,7 +106,7 @@ class ProxflowOT(_Ours):
 
 
 class ProxflowBFN(_Ours):
-    """Bayesian Flow Network with the σ₁ that serves the data best, and the best of its samplers."""
+    """Bayesian Flow Network with the best σ₁ for the data, and the best of its samplers."""
 
     name = objective = "proxflow bfn-tuned"
 
@@ -118,7 +118,7 @@ class ProxflowBFN(_Ours):
 
 
 def _fixed(start: Callable[[nn.Module, Tensor, int], Tensor], cost: int = 1, less: int = 0) -> Draw:
-    """A sampler of steps that cost ``cost`` evaluations each, ``less`` fewer in all: as many steps as fit."""
+    """Return a sampler with as many steps as fit, each of ``cost`` evaluations, ``less`` fewer in total."""
 
     def draw(model: nn.Module, shape: tuple[int, ...], nfe: int, generator: torch.Generator) -> Tensor:
         steps = (nfe + less) // cost
@@ -130,7 +130,7 @@ def _fixed(start: Callable[[nn.Module, Tensor, int], Tensor], cost: int = 1, les
 
 
 class FlowMatching(System):
-    """facebookresearch/flow_matching: straight path, velocity loss, ODESolver with one interval a step."""
+    """facebookresearch/flow_matching: straight path, velocity loss, ODESolver with one interval per step."""
 
     name, objective = "flow_matching", "velocity"
     package = "flow_matching"
@@ -200,7 +200,7 @@ class TorchCFMOT(TorchCFM):
     def loss(self, model: nn.Module, x: Tensor, generator: Generator, t: Tensor) -> Tensor:
         import numpy as np
 
-        # The plan's pairs are drawn by numpy's global generator, which training must not leave to chance.
+        # The plan's pairs are drawn by numpy's global generator, which training must seed.
         np.random.seed(torch.initial_seed() % 2**32)  # noqa: NPY002
         return super().loss(model, x, generator, t)
 
@@ -214,7 +214,7 @@ class RectifiedFlowPytorch(System):
         super().__init__(task)
         from rectified_flow_pytorch import RectifiedFlow  # type: ignore[import-not-found,unused-ignore]
 
-        # Data come as [-1, 1] already; its networks are told the time by a keyword, which ours calls t.
+        # Data are in [-1, 1] already; its networks get the time as a keyword argument, which ours calls t.
         self.around = lambda model, **settings: RectifiedFlow(
             model, time_cond_kwarg="t", data_normalize_fn=None, data_unnormalize_fn=None, **settings
         )
@@ -236,7 +236,7 @@ class RectifiedFlowPytorch(System):
 
 
 class _ByRatio(nn.Module):
-    """The network behind azula's interface, whose time is ln(σ/α): given back in [0, 1] as α/(α + σ)."""
+    """The network behind azula's interface, whose time is ln(σ/α): converted to [0, 1] as α/(α + σ)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -302,7 +302,7 @@ class _Diffusers(System):
 
 
 class DiffusersFlow(_Diffusers):
-    """diffusers' flow-matching schedulers: velocity loss as in its training scripts, and all solvers that take it."""
+    """diffusers' flow-matching schedulers: velocity loss as in its training scripts, and all solvers that support it."""
 
     name, objective = "diffusers flow", "velocity"
 
@@ -375,7 +375,7 @@ class DiffusersNoise(_Diffusers):
             return start
 
         trailing, clipped = {"timestep_spacing": "trailing"}, self.task.clip is not None
-        # The multistep solvers clip predictions by thresholds; without, they fail on noise predicted near t = 0.
+        # The multistep solvers clip predictions; without clipping they fail on noise predicted near t = 0.
         bounds = {"thresholding": clipped, "sample_max_value": 1.0}
         return {
             "ddim": _fixed(by("DDIMScheduler", {**trailing, "clip_sample": clipped})),

@@ -1,4 +1,4 @@
-"""What every system is given: data, network, training, and the score of its samples."""
+"""The tasks of all systems: data, network, training, and the score of samples."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from proxflow.studies.presets import NFES
 class Task(ABC):
     """Data, a network and a score.
 
-    ``clip`` is the range of the data (lowest, highest), for systems that make use of it; ``sigma1`` the σ₁ of Bayesian
-    flows that serves the data best; ``nfes`` the numbers of evaluations.
+    ``clip`` is the range of the data (lowest, highest), for systems that use it; ``sigma1`` the best σ₁ of Bayesian
+    flows for the data; ``nfes`` the numbers of evaluations.
     """
 
     nfes: tuple[int, ...] = NFES
@@ -32,22 +32,22 @@ class Task(ABC):
 
     @abstractmethod
     def data(self) -> Tensor:
-        """Training data as :func:`proxflow.fit` takes them."""
+        """Return the training data, as for :func:`proxflow.fit`."""
 
     @abstractmethod
     def network(self) -> nn.Module:
-        """An untrained network (x, t) → tensor like x, t (batch,) in [0, 1]; initial weights by the global generator."""
+        """Return an untrained network (x, t) → tensor like x, t (batch,) in [0, 1], initialised by the global generator."""
 
     @abstractmethod
     def training(self, steps: int, seed: int) -> TrainingConfig: ...
 
     @abstractmethod
     def score(self, samples: Tensor) -> float:
-        """Distance of samples to held-out data; lower is better."""
+        """Return the distance of samples to held-out data; lower is better."""
 
     @abstractmethod
     def floor(self, count: int) -> float:
-        """The score of as many real training examples."""
+        """Return the score of as many real training examples."""
 
 
 class Pictures(Task):
@@ -104,7 +104,7 @@ class Mnist(Pictures):
 class Emoji(Pictures):
     """The embedded emoji at 32 × 32 in colour, a tenth of which are test images, by their code points.
 
-    No σ₁ was searched for: 0.1 leaves as much noise at the end as the flow of the study of emoji.
+    σ₁ was not tuned: 0.1 leaves as much noise at the end as the flow of the emoji study.
     """
 
     name = dataset = "emoji"
@@ -113,9 +113,9 @@ class Emoji(Pictures):
 
 
 class Perceptron(nn.Module):
-    """Three hidden layers of 128 features, for points, on Fourier features of point and time.
+    """Three hidden layers of 128 features, for points, with Fourier features of point and time.
 
-    Without those of the point a loss whose straight part is taken out beforehand (azula's preconditioning) leaves such a
+    Without those of the point, a loss from which the linear part is removed (azula's preconditioning) leaves such a
     network at zero for thousands of steps.
     """
 
@@ -136,9 +136,9 @@ class Perceptron(nn.Module):
 
 
 class EightGaussians(Task):
-    """Eight round Gaussians of standard deviation 0.1 on a circle of radius √2, so that each coordinate has variance ≈ 1.
+    """Eight isotropic Gaussians of standard deviation 0.1 on a circle of radius √2: variance ≈ 1 per coordinate.
 
-    The score is the sliced Wasserstein-2 distance over 256 directions to as many fresh points.
+    The score is the sliced Wasserstein-2 distance over 256 directions to as many new points.
     """
 
     name, metric = "toy", "sliced_wasserstein"

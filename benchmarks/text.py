@@ -1,10 +1,10 @@
-"""What tokens cost: a training step of a large vocabulary, and the library's loops beside plain ones.
+"""The cost of tokens: a training step with a large vocabulary, and the library's loops compared with plain ones.
 
     python -m benchmarks.text large      one step of 32 x 128 tokens of 50,257 classes: seconds, and peak memory
     python -m benchmarks.text overhead   a training step and a sampling run beside plain loops on the same transformer
 
-Memory is the peak of a process (VmHWM), so each flow runs in one of its own. Overhead is of the processor time that the
-process spends, in pairs of runs one after the other, with their median and its spread.
+Memory is the peak of a process (VmHWM), so each flow runs in its own. Overhead is in CPU time of the process, in
+consecutive pairs of runs, with median and spread.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def peak() -> float:
 
 
 def large(name: str, steps: int = 2) -> None:
-    """Train a transformer of width 128 for some steps, and print seconds a step and peak memory."""
+    """Train a transformer of width 128 for some steps, and print seconds per step and peak memory."""
     flow = FLOWS[name]
     predictor = ClassPredictor(TokenTransformer((CONTEXT, CLASSES), width=128, depth=2), flow)
     optimiser = torch.optim.AdamW(predictor.parameters(), fused=True)
@@ -74,14 +74,14 @@ def large(name: str, steps: int = 2) -> None:
 
 
 def spent(work: Callable[[], object]) -> float:
-    """Return the processor time of some work in seconds."""
+    """Return the CPU time of some work in seconds."""
     begun = time.process_time()
     work()
     return time.process_time() - begun
 
 
 def plain_training(model: Model, x: torch.Tensor, steps: int, batch: int) -> None:
-    """Train by a plain loop what the flow masked trains: no library within."""
+    """Train the same as the flow masked by a plain loop without the library."""
     network = model.predictor.network
     averaged = copy.deepcopy(network).requires_grad_(False)
     optimiser = torch.optim.AdamW(network.parameters(), 1e-3, fused=True)
@@ -103,7 +103,7 @@ def plain_training(model: Model, x: torch.Tensor, steps: int, batch: int) -> Non
 
 @torch.no_grad()
 def plain_sampling(model: Model, number: int, steps: int) -> None:
-    """Draw by a plain loop what the flow masked draws."""
+    """Draw the same as the flow masked by a plain loop."""
     network, generator = model.predictor.network.eval(), torch.Generator().manual_seed(0)
     tokens = torch.full((number, *model.shape), -1)
     for k in range(steps):
@@ -116,7 +116,7 @@ def plain_sampling(model: Model, number: int, steps: int) -> None:
 
 
 def overhead(pairs: int = 8) -> None:
-    """Print the overhead of training and of sampling over plain loops, in percent of processor time."""
+    """Print the overhead of training and of sampling over plain loops, in percent of CPU time."""
     kind = Text((CONTEXT,), "letters", tuple(LETTERS))
     model = build(kind, flow="masked", network="transformer:width=128,depth=3", seed=0)
     x = torch.randint(27, (4096, CONTEXT), generator=torch.Generator().manual_seed(0)).byte()

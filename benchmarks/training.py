@@ -2,12 +2,12 @@
 
     python benchmarks/training.py [--channels 32] [--batch-size 64] [--steps 100]
 
-Both train the same network on the same images by the same flow. The bare loop draws a batch and its noise, and does what
-must be done: forward, backward, clipping, fused AdamW, averaged weights. The engine besides derives each example's noise
-from (seed, step, index), skips steps that are not finite, schedules the learning rate, listens to signals, and logs.
-A step of one and a step of the other take turns, so that whatever else the machine does meets both alike; what is compared
-is their processor time. Last, what the short way to a training belief of Wasserstein-2 saves (``GPFN._straight_belief``)
-beside the proximal step that it stands for, on points and on images.
+Both train the same network on the same images with the same flow. The bare loop draws a batch and its noise, and only
+does what is necessary: forward, backward, clipping, fused AdamW, averaged weights. The engine also derives each
+example's noise from (seed, step, index), skips steps that are not finite, schedules the learning rate, handles signals,
+and logs. Steps of both alternate, so that other load affects both equally; their CPU times are compared. Finally, the
+time saved by the fast path to a Wasserstein-2 training belief (``GPFN._straight_belief``) is compared with the proximal
+step that it replaces, on points and on images.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def network() -> torch.nn.Module:
 
 
 class Bare:
-    """A training loop with nothing to spare, a step at a call."""
+    """A minimal training loop, one step per call."""
 
     def __init__(self) -> None:
         self.flow, self.predictor = proxflow.GPFN(), network().train()
@@ -56,7 +56,7 @@ class Bare:
 
 
 class Paired(proxflow.GPFN):
-    """Between two steps of the engine, takes one of the bare loop, and notes the processor time of both."""
+    """Between two steps of the engine, takes one of the bare loop, and records the CPU time of both."""
 
     def loss(self, predict, x, generator, t=None):
         arrived = time.process_time()
@@ -69,7 +69,7 @@ class Paired(proxflow.GPFN):
 
 BARE, NOTES = Bare(), []
 proxflow.fit(network(), Paired(), IMAGES, proxflow.TrainingConfig(steps=options.steps, batch_size=options.batch_size))
-notes = NOTES[3:]  # the first steps find memory
+notes = NOTES[3:]  # the first steps allocate memory
 engine = [after[0] - before[1] for before, after in itertools.pairwise(notes)]
 bare = [left - arrived for arrived, left in notes[1:]]
 overhead = statistics.median(ours - theirs for ours, theirs in zip(engine, bare, strict=True))
@@ -79,7 +79,7 @@ print(f"engine    {1e3 * overhead:+.2f} ms a step, median of the pairs' differen
 
 
 def belief_seconds(shape: tuple[int, ...]) -> tuple[float, float]:
-    """Return the processor time of a training belief, the short way and by the proximal step: medians of turns."""
+    """Return the CPU time of a training belief, by the fast path and by the proximal step: medians of turns."""
     flow, generator = proxflow.GPFN(), torch.Generator().manual_seed(0)
     x, t = torch.randn(shape, generator=generator), torch.rand(shape[0], generator=generator)
 

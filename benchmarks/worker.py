@@ -1,7 +1,7 @@
-"""One job in a process of its own: ``python -m benchmarks.worker JOB``, JOB a JSON object; called by benchmarks.peers.
+"""One job in its own process: ``python -m benchmarks.worker JOB``, JOB a JSON object; called by benchmarks.peers.
 
-The answer is one line of JSON. Times are the processor's for this process, which has one thread: other programs on the
-machine hardly change them.
+The answer is one line of JSON. Times are CPU times of this process, which has one thread: other programs on the machine
+hardly change them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def make(job: dict[str, Any]) -> tuple[System, nn.Module]:
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
-    """Train with the library's own loop, whose order of data, optimiser, averaging and budget are then the same."""
+    """Train with the library's own loop, so that data order, optimiser, averaging and budget are the same."""
     system, model = make(job)
     folder = Path(job["folder"])
     config = system.task.training(job["steps"], job["seed"])
@@ -51,7 +51,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def sample(job: dict[str, Any]) -> dict[str, Any]:
-    """Sample and score each cell that is not yet there."""
+    """Sample and score each missing cell."""
     system, model = make(job)
     model.load_state_dict(load_file(job["weights"]))
     model.eval()
@@ -88,7 +88,7 @@ def sample(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def memory(job: dict[str, Any]) -> dict[str, Any]:
-    """Largest resident set of the process after a few training steps and a sampling run, in bytes."""
+    """Return the largest resident set of the process after a few training steps and a sampling run, in bytes."""
     system, model = make(job)
     fit(model, system, system.task.data(), system.task.training(10, 0))  # type: ignore[arg-type]
     with torch.no_grad():
@@ -98,20 +98,20 @@ def memory(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def samplers(job: dict[str, Any]) -> dict[str, Any]:
-    """Names of a system's samplers."""
+    """Return the names of a system's samplers."""
     return {"names": list(make(job)[0].samplers())}
 
 
 def race(job: dict[str, Any]) -> dict[str, Any]:
-    """Train two systems in turns within this one process: the seconds of each turn, of the one and of the other.
+    """Train two systems in turns within this one process: the seconds of each turn of both.
 
-    Each turn trains a fresh copy, so that all do the same work, and no one place in memory decides.
+    Each turn trains a new copy, so that all do the same work, independent of memory placement.
     """
     runners = [make({**job, "system": name}) for name in job["systems"]]
     data, config = TASKS[job["task"]].data(), TASKS[job["task"]].training(job["chunk"], job["seed"])
     seconds: list[list[float]] = [[], []]
-    for turn in range(1 + job["turns"]):  # the first finds memory, and does not count
-        for side in (0, 1) if turn % 2 else (1, 0):  # neither always goes first
+    for turn in range(1 + job["turns"]):  # the first allocates memory, and does not count
+        for side in (0, 1) if turn % 2 else (1, 0):  # in alternating order
             system, model = runners[side]
             fresh, started = copy.deepcopy(model), time.process_time()
             fit(fresh, system, data, config)  # type: ignore[arg-type]
@@ -121,14 +121,14 @@ def race(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def overheads(job: dict[str, Any]) -> dict[str, Any]:
-    """Time of every sampler over as many bare calls of the network."""
+    """Return the time of every sampler relative to as many bare calls of the network."""
     system, model = make(job)
     return {name: overhead(system, model.eval(), name, job["nfe"]) for name in system.samplers()}
 
 
 @torch.no_grad()
 def overhead(system: System, model: nn.Module, sampler: str, nfe: int, repeats: int = 5) -> dict[str, Any]:
-    """Time of a sampler over as many bare calls of the network, interleaved: the median ratio and all of them."""
+    """Return the time of a sampler relative to as many bare calls, interleaved: the median ratio and all of them."""
     network = next(m for m in model.modules() if type(m) is type(system.task.network()))
     draw, shape = system.samplers()[sampler], (BATCH, *system.task.shape)
     x, t, generator = torch.randn(shape), torch.full((BATCH,), 0.5), torch.Generator().manual_seed(0)

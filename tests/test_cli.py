@@ -112,14 +112,14 @@ assert not heavy, heavy
     commands = ("sample", "prepare", "train", "reflow", "times", "evaluate", "reproduce", "list")
     assert all(name in top for name in (*commands, "--version", "Exit status"))
     assert all(word in sample for word in ("--n", "--steps", "--sampler", "--seed", "--out", "multistep2", ".npz"))
-    assert all(word in train for word in ("--data", "--flow", "--learning-rate", "--batch-size", "gpfn-w2", "goes on"))
+    assert all(word in train for word in ("--data", "--flow", "--learning-rate", "--batch-size", "gpfn-w2", "resumes"))
     assert all(
         f"--{word} WORD" in train for word in ("flow", "divergence", "schedule", "coupling", "network", "predictor")
     )
-    assert all(word in prepare for word in ("--size", "--out", "--workers", "goes on"))
+    assert all(word in prepare for word in ("--size", "--out", "--workers", "resumes"))
     assert all(word in evaluate for word in ("--images", "Fréchet", "1000; of images,"))
-    assert all(word in reproduce for word in ("quick", "standard", "paper", "2 processor", "goes on", "geometry"))
-    assert all(word in reflow for word in ("--rounds", "--pairs", "--pair-steps", "--learning-rate", "goes on"))
+    assert all(word in reproduce for word in ("quick", "standard", "paper", "2 processor", "resumes", "geometry"))
+    assert all(word in reflow for word in ("--rounds", "--pairs", "--pair-steps", "--learning-rate", "resumes"))
     assert all(word in times for word in ("--steps", "--sampler", "--out", "needs no data"))
     for page in (sample, prepare, train, reflow, times, evaluate, reproduce, listing):
         assert "For example:\n    proxflow " in page

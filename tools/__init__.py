@@ -1,1 +1,1 @@
-"""Upkeep of the repository, outside the package: generated documentation, the shipped classifiers, searches."""
+"""Maintenance of the repository, outside the package: generated documentation, shipped classifiers, searches."""

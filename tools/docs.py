@@ -1,7 +1,7 @@
-"""Rewrite what the documentation takes from elsewhere: results, the table of closed forms, lines of the source.
+"""Rewrite the generated parts of the documentation: results, the table of closed forms, quoted source.
 
-``python -m tools.docs``, in the root of the repository, after a run was put under ``results/``, a rule was
-registered or what is quoted was changed. A test fails while a page is behind.
+``python -m tools.docs``, in the root of the repository, after adding a run to ``results/``, registering a rule or
+changing quoted source. A test fails while a page is out of date.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def results_block(runs: list[dict[str, Any]]) -> str:
 
 def closed_forms_block() -> str:
     """Return the registry as Markdown: which divergence has a value and a closed-form step on which belief family."""
-    # Rules that a user's own divergences registered are no part of this documentation.
+    # Rules registered by a user's divergences are not part of this documentation.
     rules = [rule for rule in table_of_closed_forms() if hasattr(divergences, rule[0])]
     families = sorted({family for _, family, _ in rules})
     known = {(divergence, family): how for divergence, family, how in rules}
@@ -82,7 +82,7 @@ def closed_forms_block() -> str:
 
 
 def errors_block() -> str:
-    """Return a table of the errors that are raised on purpose: name, when, and what else each is."""
+    """Return a table of the intended errors: name, cause, and further base classes."""
     rows = ["| Error | When | Also |", "| :--- | :--- | :--- |"]
     for name, kind in vars(errors).items():
         if isinstance(kind, type) and issubclass(kind, ProxflowError) and kind is not ProxflowError:
@@ -109,9 +109,9 @@ def definition(root: Path, path: str, name: str) -> list[str]:
     """Return the source of a function or class of the package, without its docstring.
 
     Args:
-        root: Of the repository.
+        root: Root of the repository.
         path: File below the package.
-        name: Qualified name; functions within functions count, too.
+        name: Qualified name; nested functions are included.
 
     Raises:
         DataError: The file or the name does not exist.
@@ -139,7 +139,7 @@ def _lines(node: Any) -> range:
 
 
 def quoted(root: Path, text: str) -> str:
-    """Bring the lines of the source that a page quotes up to date.
+    """Update the source lines that a page quotes.
 
     They are a block of code behind ``<!-- quote FILE NAME -->``: a function or class without its docstring; or behind
     ``<!-- quote FILE NAME from TEXT -->``, from the first line that begins with the text on.
@@ -200,15 +200,15 @@ FRONT = "docs/figures/beliefs.png"
 
 
 def front_picture(root: Path) -> Image.Image:
-    """Return of the long run's picture of beliefs the parts of gpfn-w2 and of bfn, one below the other.
+    """Return the parts of gpfn-w2 and bfn of the long run's figure of beliefs, one below the other.
 
     Raises:
-        DataError: The run is not kept.
+        DataError: The run does not exist.
     """
     path = root / "results" / "mnist-long" / "beliefs.png"
     try:
         with Image.open(path) as whole:
-            part = round(0.248 * whole.height)  # of four equal ones, below a margin
+            part = round(0.248 * whole.height)  # of four equal parts, below a margin
             parts = [whole.crop((0, k * part + 8, whole.width, (k + 1) * part + 8)) for k in (0, 2)]
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error

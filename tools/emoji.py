@@ -1,9 +1,9 @@
 """Pack the emoji of Debian's packages ``fonts-noto-color-emoji`` and ``unicode-data`` into the package, 32 × 32 in colour.
 
-Each bitmap of the font's CBDT table is set on white, made square with white, and scaled down. Its code points come from the
-font's table of characters and its ligatures, some of which have them in another order; its group from ``emoji-test.txt``, of
-sequences that are not listed that of their parts, or "Symbols". Of ten bases, without skin tones and genders, about one is
-held out with all that is made of it.
+Each bitmap of the font's CBDT table is drawn on white, padded to a square and scaled down. Its code points come from
+the font's character table and its ligatures, some of which have them in another order; its group from
+``emoji-test.txt``, or for unlisted sequences that of their parts, or "Symbols". About one in ten bases, without skin
+tones and genders, is held out with all its variants.
 
 Needs fontTools, which comes with matplotlib. Run ``python -m tools.emoji``; it writes the files that
 :mod:`proxflow.data.emoji` reads, and prints their checksums.
@@ -73,13 +73,13 @@ def unordered(codes: Sequence) -> Sequence:
 
 
 def base(codes: Sequence) -> Sequence:
-    """Return a sequence without what only varies it: skin tones, genders, the order."""
+    """Return a sequence without its variations: skin tones, genders, the order."""
     kept = (PEOPLE.get(code, code) for code in unordered(codes) if code not in TONES and code not in GENDERS)
     return tuple(sorted(kept)) or codes
 
 
 def of_parts(codes: Sequence, listed: dict[Sequence, str]) -> str:
-    """Return the group of a sequence that is not listed: flags have tags, and of people there are further views."""
+    """Return the group of an unlisted sequence: flags have tags, and there are further views of people."""
     if any(0xE0000 <= code < 0xE0080 for code in codes):
         return "Flags"
     found = {listed.get((code,), "Symbols") for code in codes} - {"Component"}
@@ -107,14 +107,14 @@ def main() -> None:
         unnamed += codes not in listed
         entries.append((codes, "Symbols" if group == "Component" else group, picture(bitmap.imageData)))
     entries.sort(key=lambda entry: (entry[0], entry[2].tobytes()))
-    # What looks the same stays on one side, too.
+    # Identical pictures are in the same split, too.
     bases = [str(base(codes)) for codes, _, _ in entries]
     of_picture = {image.tobytes(): name for name, (_, _, image) in reversed(list(zip(bases, entries, strict=True)))}
     names = [of_picture[image.tobytes()] for _, _, image in entries]
     held_out = [hashlib.sha256(name.encode()).digest()[0] % LEAST_HELD_OUT == 0 for name in names]
     images = np.stack([image for _, _, image in entries])
     order = sorted({group for _, group, _ in entries}, key=list(dict.fromkeys(listed.values())).index)
-    # Differences along each row pack tighter than the colours.
+    # Differences along each row compress better than the colours.
     filters = [
         {"id": lzma.FILTER_DELTA, "dist": 3},
         {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0, "pb": 0},

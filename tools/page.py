@@ -1,6 +1,7 @@
-"""Rewrite what ``proxflow page`` holds of the shipped models: a graph of each, and what the page needs to know of it.
+"""Rewrite the files of ``proxflow page`` for the shipped models: a graph of each, and its description.
 
-``python -m tools.page``, in the root of the repository, after a model was shipped anew. A test fails while one is behind.
+``python -m tools.page``, in the root of the repository, after a model was shipped again. A test fails while one is out
+of date.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from proxflow.runtime.files import write_json
 def main(into: Path = page.FILES / "models") -> None:
     """Write the graphs, compressed, and ``models.json``.
 
-    Constants are folded here: the browser, which would do it at each opening, then draws half a second sooner.
+    Constants are folded here: the browser would do it at each start, and now draws half a second sooner.
     """
     into.mkdir(exist_ok=True)
     told = {}

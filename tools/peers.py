@@ -11,7 +11,7 @@ from proxflow.studies.scoreboard import distance
 
 OURS = "proxflow"
 JUDGED = (1, 2, 4, 10, 20)
-"""Evaluations at which the comparison is judged, where it has them."""
+"""Evaluations at which the comparison is judged, if it has them."""
 
 
 def best(rows: list[dict[str, Any]], metric: str) -> dict[tuple[str, int], dict[str, Any]]:
@@ -25,7 +25,7 @@ def best(rows: list[dict[str, Any]], metric: str) -> dict[tuple[str, int], dict[
 
 
 def quality(rows: list[dict[str, Any]], metric: str) -> Table:
-    """Set each system's best score at each number of evaluations, with the sampler it came from."""
+    """Return a table of each system's best score at each number of evaluations, with the sampler."""
     found = best(rows, metric)
     systems = list(dict.fromkeys(row["system"] for row in rows))
     nfes = sorted({row["nfe"] for row in rows})
@@ -44,7 +44,7 @@ def quality(rows: list[dict[str, Any]], metric: str) -> Table:
 
 
 def cost(rows: list[dict[str, Any]]) -> Table:
-    """Set each system's costs: ours over theirs for training and memory, the sampling loop over its network calls."""
+    """Return a table of each system's costs: training and memory as ours over theirs, loop over network calls."""
     body = []
     for system, row in {row["system"]: row for row in rows}.items():
         loops = [r["sampler_overhead"] for r in rows if r["system"] == system]
@@ -59,7 +59,7 @@ def cost(rows: list[dict[str, Any]]) -> Table:
 
 
 def verdicts(results: dict[str, Any]) -> list[str]:
-    """Say what the numbers tell of this library, losses included."""
+    """Return the conclusions on this library, losses included."""
     rows, sentences = results["rows"], []
     found = best(rows, "frechet")
     for nfe in (nfe for nfe in JUDGED if any(n == nfe for _, n in found)):
@@ -82,24 +82,24 @@ def verdicts(results: dict[str, Any]) -> list[str]:
 
 
 def _by_seed(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """Say the least and the largest ratio of two rows over the seeds, where there are several."""
+    """Return the least and the largest ratio of two rows over the seeds, if there are several."""
     ratios = [a / b for a, b in zip(ours["runs"]["frechet"], theirs["runs"]["frechet"], strict=True)]
     return f", {min(ratios):.2f} to {max(ratios):.2f} times its distance over {len(ratios)} seeds" if ratios[1:] else ""
 
 
 CHANCE = 0.05
-"""How probable it may be that as many processes show one side slower when neither is."""
+"""Significance level of the sign test of which side is slower."""
 
 
 def _rate(row: dict[str, Any]) -> str:
-    """Put training steps per second into digits, ours over theirs: the median of the processes, and their quartiles."""
+    """Format training steps per second, ours over theirs: the median of the processes, and their quartiles."""
     ratios = row["runs"]["train_steps_ratio"]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return f"{middle:.3f} ({low:.3f}–{high:.3f})"
 
 
 def _slower(row: dict[str, Any]) -> bool:
-    """Tell whether ours is the slower one in more processes than chance would have it (a sign test)."""
+    """Return whether ours is slower in significantly more processes (a sign test)."""
     ratios: list[float] = row["runs"]["train_steps_ratio"]
     number, below = len(ratios), sum(ratio < 1 for ratio in ratios)
     tail = sum(math.comb(number, k) for k in range(below, number + 1))
@@ -107,7 +107,7 @@ def _slower(row: dict[str, Any]) -> bool:
 
 
 def _speed(rows: list[dict[str, Any]]) -> str:
-    """Say whom training is slower than, and how it compares with itself."""
+    """Return which systems train faster, and how ours compares with itself."""
     by_system = {row["system"]: row for row in rows}
     peers = [row for system, row in by_system.items() if not system.startswith(OURS)]
     slower = [f"{row['system']}, {_rate(row)}" for row in peers if _slower(row)]
@@ -119,7 +119,7 @@ def _speed(rows: list[dict[str, Any]]) -> str:
 
 
 def conditions(results: dict[str, Any]) -> str:
-    """Say how the numbers came about, in one paragraph."""
+    """Return the conditions of the measurement as a paragraph."""
     config, hardware, extractor = results["config"], results["hardware"], results["extractor"]
     task = config.get("task", "mnist")
     libraries = ", ".join(
@@ -152,7 +152,7 @@ def summary_block(results: dict[str, Any]) -> str:
 
 
 def emoji_block(runs: list[dict[str, Any]]) -> str:
-    """Return Markdown for docs/peers.md of the kept run on emoji, if there is one: everything."""
+    """Return Markdown for docs/peers.md of the run on emoji, if there is one: everything."""
     if not runs:
         return "No run is kept under `results/` yet.\n"
     (results,) = runs

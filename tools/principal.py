@@ -1,4 +1,4 @@
-"""Compute the principal components of the emoji's pixels that serve as their second features, and write them."""
+"""Compute the principal components of the emoji's pixels used as their second features, and write them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from proxflow.metrics.principal import SQUARE, Principal
 
 
 def main(folder: Path = WEIGHTS) -> None:
-    """Write ``emoji-principal`` into a folder with a description: the training images' share of variance, the checksum."""
+    """Write ``emoji-principal`` into a folder with a description: explained variance of training images, checksum."""
     training, test = load("emoji", "train").images, load("emoji", "test").images
     found = Principal.of(training)
     content = save(dict(found.state_dict()))
@@ -36,7 +36,7 @@ def main(folder: Path = WEIGHTS) -> None:
 
 
 def _explained(found: Principal, images: torch.Tensor) -> float:
-    """Return the share of the variance of images, uint8 (N, C, H, W), in means over squares, that the components explain."""
+    """Return the explained fraction of the variance of images, uint8 (N, C, H, W), averaged over squares."""
     centred = (functional.avg_pool2d(images / 127.5 - 1.0, SQUARE) - found.mean).flatten(1)
     unit = functional.normalize(found.directions)
     return float((centred @ unit.T).square().sum() / centred.square().sum())

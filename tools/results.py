@@ -1,12 +1,12 @@
-"""Tell which kept results are older than the code that they depend on.
+"""Find kept results that are older than the code they depend on.
 
     python -m tools.results          prints it
     python -m tools.results --write  also puts it into docs/results.md
 
-A result depends on what its study imports, directly or not, and on what the words in its settings name; what only shows
-results, reports and the command line, does not count. It is stale where one of these files has changed since the commit
-that made it, other than in comments and docstrings. A result that names no commit, nor code that a commit has, is taken to
-be as new as the commit that keeps it: it is at least so stale.
+A result depends on what its study imports, directly or indirectly, and on the names in its settings, but not on reports
+and the command line. It is stale if one of these files has changed since the commit that made it, other than in
+comments and docstrings. A result without a commit, or code that a commit has, is taken to be as new as the commit that
+added it: it is at least that stale.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from proxflow.names import BUILT_IN
 from proxflow.runtime.machine import code_of
 
 _OTHERS = {"peers": ("benchmarks/peers.py", "benchmarks/worker.py"), "tuned": ("tools/tuned.py",)}
-"""What makes results that no study makes."""
+"""The sources of results that are not from studies."""
 
 _SHOWS = re.compile(r"src/proxflow/(cli/.*|studies/(.*/report|charts|pages)|runtime/(progress|escape))\.py")
 
@@ -36,9 +36,9 @@ class Kept:
 
     Args:
         path: Its ``results.json``, from the root of the repository.
-        commit: The commit that made it, or that keeps it.
-        made: Whether that made it.
-        changed: The files that it depends on and that have changed since.
+        commit: The commit that made it, or that added it.
+        made: Whether that commit made it.
+        changed: The files it depends on that have changed since.
     """
 
     path: str
@@ -63,7 +63,7 @@ def kept(root: Path) -> list[Kept]:
 
 
 def _made_by(root: Path, versions: dict[str, str], keeps: str) -> str | None:
-    """Return the commit that made a result; ``None`` where nothing tells it."""
+    """Return the commit that made a result; ``None`` if unknown."""
     commit = versions.get("commit")
     if commit is not None and _git(root, "cat-file", "-t", commit, missing="").strip() == "commit":
         return commit
@@ -76,7 +76,7 @@ def _made_by(root: Path, versions: dict[str, str], keeps: str) -> str | None:
 
 @cache
 def _code(root: Path, commit: str) -> str:
-    """Return what :func:`code_of` says of the package in a commit."""
+    """Return :func:`code_of` of the package in a commit."""
     lines = (line.split(None, 3) for line in _git(root, "ls-tree", "-r", commit, "src/proxflow").splitlines())
     return code_of({name.removeprefix("src/proxflow/"): blob for _, _, blob, name in lines if name.endswith(".py")})
 
@@ -99,7 +99,7 @@ def depends_on(root: Path, record: dict[str, object]) -> set[str]:
 
 
 def _paths(module: str) -> list[str]:
-    """Return where a module may be, and the packages that it is in."""
+    """Return the possible paths of a module and of its packages."""
     parts = module.split(".")
     base = "/".join((["src"] if parts[0] == "proxflow" else []) + parts)
     above = ["/".join((["src"] if parts[0] == "proxflow" else []) + parts[:k]) for k in range(1, len(parts))]
@@ -156,7 +156,7 @@ def main(root: Path) -> list[str]:
 
 
 def block(root: Path) -> str:
-    """Return a table of the kept results in Markdown: which commit made each, and whether its code still stands."""
+    """Return a table of the kept results in Markdown: the commit of each, and whether its code is unchanged."""
     rows = ["| Kept run | Made by | Its code |", "| :--- | :--- | :--- |"]
     for each in kept(root):
         day = _git(root, "log", "-1", "--format=%cs", each.commit).strip()

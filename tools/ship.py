@@ -1,8 +1,9 @@
-"""Put a trained model into the package, with its weights in half precision: half the size, and samples as good.
+"""Put a trained model into the package, with its weights in half precision: half the size, with equally good samples.
 
     python -m tools.ship runs/digits mnist-classes --command "proxflow train --conditional …"
 
-Models whose training has not ended are refused. Samples are those of the rounded weights, which loading widens again.
+Models whose training has not ended are refused. Samples are those of the rounded weights, which are converted to single
+precision when loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from proxflow.errors import ArgumentError
 
 
 def ship(folder: Path, name: str, command: str, into: Path = models.SHIPPED) -> Path:
-    """Write the model of a folder as the shipped one of a name, and return where.
+    """Write the model of a folder as the shipped one of a name, and return its folder.
 
     Raises:
         ArgumentError: Its training has not ended, or a weight is too large for half precision.

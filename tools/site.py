@@ -1,8 +1,8 @@
 """Build the site into ``site/``: ``python -m tools.site``, in the root of the repository, without a network.
 
-Pages of ``docs/`` are gathered with what is generated: the reference of Python from the docstrings of the public names,
-that of the command line from its own help, and the reports of the kept studies. Tutorials run while the site is built;
-outputs of long ones are kept, see :mod:`tools.tutorials`; ``--keep`` runs all and keeps them anew. A warning is an error.
+The pages of ``docs/`` are combined with generated ones: the Python reference from the docstrings of the public names,
+the command reference from its help, and the reports of the kept studies. Tutorials run while the site is built; outputs
+of long ones are kept, see :mod:`tools.tutorials`; ``--keep`` runs all and saves them again. A warning is an error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROOMS = {
     "Training": ("training",),
     "Likelihood": ("likelihood",),
 }
-"""Headings of the Python reference, and the modules whose public names stand below them."""
+"""Headings of the Python reference, and the modules whose public names are below them."""
 
 MODULES = {
     "Inverse problems": "proxflow.inverse",
@@ -58,10 +58,10 @@ def public(root: Path) -> list[tuple[str, str]]:
 
 
 def python_reference(root: Path) -> str:
-    """Return the page of the Python reference: a part for each room, each public name once.
+    """Return the page of the Python reference: a section for each heading, each public name once.
 
     Raises:
-        DataError: A public name belongs to no part.
+        DataError: A public name belongs to no section.
     """
     names, seen = public(root), set[str]()
     parts = ["# Python\n"]
@@ -87,7 +87,7 @@ def _rst(text: str) -> str:
 
 
 def command_reference() -> str:
-    """Return the page of the command line, from its own help.
+    """Return the page of the command line, from its help.
 
     Raises:
         DataError: A command has no help.
@@ -104,10 +104,10 @@ def command_reference() -> str:
 
 
 def gather(root: Path, out: Path) -> None:
-    """Write the pages of the site into a folder: those of ``docs/``, and what is generated.
+    """Write the pages of the site into a folder: those of ``docs/``, and generated ones.
 
     Raises:
-        DataError: A link leads nowhere, or a generated part cannot be made.
+        DataError: A link is broken, or a generated part cannot be made.
     """
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(root / "docs", out, ignore=shutil.ignore_patterns("__pycache__"))
@@ -139,7 +139,7 @@ def _page(report: Path) -> str:
 
 
 def _linked(text: str, page: Path, root: Path, out: Path) -> str:
-    """Point links out of ``docs/`` to their pages of the site; leave the words of those that have none."""
+    """Point links out of ``docs/`` to their pages of the site; keep the text of those without one."""
     moved = {
         "CONTRIBUTING.md": out / "contributing.md",
         "CHANGELOG.md": out / "changes.md",
@@ -149,7 +149,7 @@ def _linked(text: str, page: Path, root: Path, out: Path) -> str:
     def at(words: str, place: Path, anchor: str | None) -> str:
         return f"[{words}]({os.path.relpath(place, page.parent)}{anchor or ''})"
 
-    def notebook(place: Path) -> Path:  # what a tutorial is in the end
+    def notebook(place: Path) -> Path:  # the final form of a tutorial
         is_one = place.parent == out / "tutorials" and tutorials.checksum(place.read_text(encoding="utf-8"))
         return place.with_suffix(".ipynb") if is_one else place
 

@@ -42,13 +42,13 @@ class Configuration:
     mirror: bool = False
     """Whether half of the images are mirrored, left to right."""
     background: float = -1.0
-    """What enters at the border."""
+    """Value that enters at the border."""
     balance: float = 0.0
-    """Power of the inverse number of a class's images that weighs its losses; 0 weighs all images alike."""
+    """Exponent of the inverse class size as the weight of losses; 0 weights all images equally."""
     threads: int = 2
 
 
-# Clothes lie straight and fill the picture, so they are distorted less than digits, and their mirror images are clothes.
+# Clothes are upright and fill the picture, so they are distorted less than digits, and their mirror images are clothes.
 # With 14 epochs and smaller distortions the test accuracy is 0.928.
 FASHION = Configuration(
     epochs=26,
@@ -111,7 +111,7 @@ def distort(images: Tensor, config: Configuration, generator: torch.Generator) -
     Args:
         images: Values in [-1, 1], (N, C, H, W).
         config: Sizes of the distortions, each drawn uniformly between plus and minus that size.
-        generator: Source of the randomness.
+        generator: Random generator.
     """
     count, _, height, width = images.shape
     angle, scale, shear, across, down = (2.0 * torch.rand(5, count, generator=generator) - 1.0).unbind()
@@ -136,7 +136,7 @@ def distort(images: Tensor, config: Configuration, generator: torch.Generator) -
 
 
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw all weights afresh from the generator."""
+    """Draw all weights from the generator."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
@@ -145,7 +145,7 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def train(classifier: nn.Module, data: ImageData, config: Configuration) -> nn.Module:
-    """Train a classifier on labelled images of its shape, from fresh weights; return it in evaluation mode."""
+    """Train a classifier on labelled images of its shape, from new weights; return it in evaluation mode."""
     if data.labels is None:
         raise DataError(f"{data.name}: the classifier needs labels")
     generator = torch.Generator().manual_seed(config.seed)

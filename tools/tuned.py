@@ -1,15 +1,15 @@
-"""Search for the settings that serve MNIST best, so that each family meets the others at its best: the flows ``*-tuned``.
+"""Search for the best settings for MNIST, so that families of flows are compared at their best: the flows ``*-tuned``.
 
     python -m tools.tuned --out runs/tuned
 
-Trains a small network on 50,000 training images with each flow and scores its samples by the other 10,000: no test image
-is seen, and of the two extractors only the first. Where beliefs end decides most, and for both families the flows tried
-leave between a tenth and a half of the noise and more. For ``gpfn-w2`` two other schedules are tried, and weights of times
-at the best end. The best of a family has the lowest geometric mean of Fréchet distances over seeds and numbers of
-evaluations, each with its best sampler. ``proxflow.names.TUNED`` holds what was chosen.
+Trains a small network on 50,000 training images with each flow and scores its samples by the other 10,000: no test
+image is used, and only the first of the two extractors. The end of the beliefs matters most; for both families the
+flows tried leave between a tenth and half of the noise or more. For ``gpfn-w2`` two other schedules are tried, and
+weights of times at the best end. The best of a family has the lowest geometric mean of Fréchet distances over seeds and
+numbers of evaluations, each with its best sampler. ``proxflow.names.TUNED`` holds the result.
 
-Flows with their seeds are pieces, done side by side; given again, the command does what is missing. ``--flows`` tries more:
-where the best is at an end of its range, go beyond. About 2.5 core-hours for three seeds.
+Flows with their seeds are pieces, done in parallel; the same command resumes with what is missing. ``--flows`` tries
+more: if the best is at an end of its range, go beyond. About 2.5 core-hours for three seeds.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ _TRAINING = TrainingConfig(steps=1000, batch_size=64, ema=0.995, precision="floa
 
 @dataclass(frozen=True)
 class Search:
-    """What fixes the score of a flow.
+    """The settings of a flow's score.
 
     Args:
-        network: The network of all flows, in a word.
+        network: The network of all flows, as a string.
         training: Settings of training; the seed is that of a piece.
-        samples: Samples a score.
-        held_out: Training images that are not trained on, the last of the data set.
+        samples: Samples per score.
+        held_out: Held-out training images, the last of the data set.
         samplers: Samplers, of which the best counts.
         nfes: Numbers of network evaluations.
     """
@@ -72,10 +72,10 @@ FLOWS = {
     ),
     "bfn": tuple(f"bfn:sigma1={sigma1}" for sigma1 in (0.1, 0.25, 0.4, 0.55, 0.7, 0.85)),
 }
-"""The flows that are tried of each family, in words."""
+"""The flows tried of each family, as strings."""
 
 WEIGHTS = {"gpfn-w2": ("weight_floor=0.1", "weight_floor=1.0")}
-"""Settings that are tried with the best of them."""
+"""Settings tried with the best of them."""
 
 
 def run(
@@ -93,10 +93,10 @@ def run(
         out: Folder of pieces and results.
         seeds: Seeds of weights, order of data and samples.
         say: Called with a line at each stage.
-        processes: Processes that work side by side.
-        search: What fixes the score of a flow.
-        flows: What to try of each family, in words; what the folder holds of earlier calls counts as well.
-        weights: Further settings, which are tried with the best flow of a family.
+        processes: Number of parallel processes.
+        search: The settings of a flow's score.
+        flows: Flows of each family to try, as strings; results of earlier calls in the folder are included.
+        weights: Further settings to try with the best flow of a family.
 
     Returns:
         The content of ``results.json``: a record for each flow, seed, sampler and number of evaluations, the means and the
@@ -146,7 +146,7 @@ def run(
 
 
 def piece(search: Search, out: Path, flow: str, seed: int) -> None:
-    """Train with a flow and score its samples, unless it is done. The network is not kept."""
+    """Train with a flow and score its samples, unless it is done. The network is not saved."""
     file = _file(out, flow, seed)
     if file.exists():
         return
@@ -181,7 +181,7 @@ def means(records: Sequence[Record], seeds: Sequence[int]) -> dict[str, float]:
 
 
 def _best(found: dict[str, float]) -> dict[str, str]:
-    """Return the flow of the lowest mean of each family; of equal ones, which a setting told apart in vain, the shortest."""
+    """Return the flow of the lowest mean of each family; of equal ones, the shortest."""
     best: dict[str, str] = {}
     for flow in sorted(found, key=lambda flow: (found[flow], len(flow))):
         best.setdefault(_family(flow), flow)
@@ -201,14 +201,14 @@ def _file(out: Path, flow: str, seed: int) -> Path:
 
 
 def _records(out: Path, seeds: Sequence[int]) -> list[Record]:
-    """Read what the folder holds of the seeds, in the order of the files' names."""
+    """Read the records of the seeds in the folder, in the order of file names."""
     records: list[Record] = [record for path in sorted((out / "pieces").glob("*.json")) for record in read_json(path)]
     return [record for record in records if record["seed"] in seeds]
 
 
 @cache
 def _images(held_out: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the images that are trained on, and those that are not."""
+    """Return the training images and the held-out ones."""
     images = data.load("mnist", "train").images
     return images[:-held_out], images[-held_out:]
 

@@ -1,8 +1,8 @@
-"""Tutorials as notebooks with outputs: run, or taken from outputs that were kept for the same code.
+"""Tutorials as notebooks with outputs: run, or with outputs kept for the same code.
 
-A tutorial is a text file in ``docs/tutorials`` in the form of MyST notebooks. Outputs of those that take long are kept in
-the repository, ``docs/tutorials/kept/NAME.ipynb``; those of the others in a cache. Both belong to a checksum of the code:
-other words around the same code take the same outputs.
+A tutorial is a text file in ``docs/tutorials`` in the form of MyST notebooks. Outputs of slow ones are kept in the
+repository, ``docs/tutorials/kept/NAME.ipynb``; those of the others in a cache. Both are identified by a checksum of the
+code, so that changes of the text keep the outputs.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTIL
 
 
 def checksum(text: str) -> str:
-    """Return the checksum of a tutorial's code; empty where it has none."""
+    """Return the checksum of a tutorial's code; empty if it has none."""
     cells = [cell.strip() for cell in _CELL.findall(text)]
     return hashlib.sha256("\n\n".join(cells).encode()).hexdigest() if cells else ""
 
 
 def stale(folder: Path) -> list[str]:
-    """Return the names of kept outputs whose tutorial has other code, or is gone."""
+    """Return the names of kept outputs whose tutorial has other code, or does not exist."""
     names = []
     for kept in sorted((folder / "kept").glob("*.ipynb")):
         page = folder / f"{kept.stem}.md"
@@ -41,12 +41,12 @@ def stale(folder: Path) -> list[str]:
 
 
 def notebooks(folder: Path, cache: Path, *, keep: Path | None = None) -> None:
-    """Turn the tutorials in a folder into notebooks with outputs, each in the place of its text.
+    """Turn the tutorials in a folder into notebooks with outputs, each replacing its text.
 
     Args:
         folder: Their texts, and ``kept`` within.
         cache: Folder of outputs of earlier builds.
-        keep: Run all, and keep the outputs of long ones in this folder; ``None`` runs those that have no outputs yet.
+        keep: Run all, and save the outputs of slow ones in this folder; ``None`` runs those without outputs.
 
     Raises:
         DataError: A tutorial's code fails.
@@ -85,7 +85,7 @@ def _read(text: str) -> Any:
 
 
 def _run(book: Any, name: str) -> None:
-    client = import_module("nbclient")  # of the extra docs, which checks of types do without
+    client = import_module("nbclient")  # of the extra docs, which type checks do not need
     with tempfile.TemporaryDirectory() as place:
         try:
             resources = {"metadata": {"path": place}}

@@ -1,7 +1,7 @@
 """Proximal flow networks: generative models that improve a belief step by step, with any divergence.
 
-Names are loaded when first used, so that ``import proxflow`` and ``proxflow --help`` start at once. Which there are, and
-where, stands in ``__init__.pyi`` alone.
+Names are imported at first use, so that ``import proxflow`` and ``proxflow --help`` start at once. They are listed,
+with their modules, only in ``__init__.pyi``.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The public names and where they are: type checkers read this list, and the package looks names up in it."""
+"""The public names and their modules: read by type checkers, and by the package to import names on demand."""
 
 from proxflow import data as data
 from proxflow import inverse as inverse

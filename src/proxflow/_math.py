@@ -13,21 +13,21 @@ from proxflow.errors import ArgumentError
 
 
 def on_device(values: Sequence[float], device: torch.device) -> Tensor:
-    """Return numbers of the host as a float64 tensor, without the wait for the device that a copy is."""
+    """Return numbers of the host as a float64 tensor, without the synchronisation of a copy."""
     if device.type == "cpu":
         return torch.tensor(values, dtype=torch.float64, device=device)
     tensor = torch.zeros(len(values), dtype=torch.float64, device=device)
-    torch._foreach_add_(list(tensor.unbind()), list(values))  # arguments of the kernel, and so also part of a graph
+    torch._foreach_add_(list(tensor.unbind()), list(values))  # kernel arguments, and so also part of a CUDA graph
     return tensor
 
 
 def one_hot(classes: Tensor, number: int, dtype: torch.dtype) -> Tensor:
-    """Return e_x for class indices (…) → (…, number), unchecked: a check of the values would wait for the device."""
+    """Return e_x for class indices (…) → (…, number), unchecked: a check of the values would synchronise with the device."""
     return (classes[..., None] == torch.arange(number, device=classes.device)).to(dtype)
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """−log softmax(logits)_x, with one array of the size of the logits kept, in which the gradient is worked out."""
+    """−log softmax(logits)_x, which keeps one array of the size of the logits, in which the gradient is computed."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
@@ -71,7 +71,8 @@ class _SquaredGap(torch.autograd.Function):
 def class_cross_entropy(logits: Tensor, x: Tensor) -> Tensor:
     """Return −log softmax(logits)_x in nats for class indices (…), 0 where x < 0: logits (…, classes) → (…).
 
-    Of large vocabularies nothing of the size of the logits is kept twice; derivatives are of first order alone.
+    To save memory with large vocabularies, nothing of the size of the logits is kept twice; only first derivatives
+    exist.
     """
     found: Tensor = _CrossEntropy.apply(logits, x)  # type: ignore[no-untyped-call]
     return found
@@ -84,10 +85,10 @@ def squared_gap(logits: Tensor, x: Tensor) -> Tensor:
 
 
 def over_events(t: Tensor | float, like: Tensor) -> Tensor:
-    """Shape times or fractions, (batch,) or a scalar, so that they broadcast against ``like`` of shape (batch, …).
+    """Reshape times or fractions, (batch,) or a scalar, to broadcast against ``like`` of shape (batch, …).
 
     Raises:
-        ArgumentError: Neither a scalar nor one number for each example.
+        ArgumentError: The shape is neither () nor (batch,).
     """
     if not isinstance(t, Tensor) or t.dtype != like.dtype or t.device != like.device:
         t = torch.as_tensor(t, dtype=like.dtype, device=like.device)
@@ -115,8 +116,8 @@ Function = Callable[[Tensor], Tensor]
 def _piecewise(near_zero: Tensor, x: Tensor, series: Function, elsewhere: Function) -> Tensor:
     """Return ``series(x)`` where ``near_zero``, else ``elsewhere(x)``.
 
-    Each function sees only its own part (0 and 1/4 stand in for the rest), so no overflow or 0/0 of the branch that is
-    not taken enters a gradient.
+    Each function is only evaluated on its part (0 and 1/4 replace the rest), so that no overflow or 0/0 of the other
+    branch enters a gradient.
     """
     return torch.where(
         near_zero,
@@ -126,7 +127,7 @@ def _piecewise(near_zero: Tensor, x: Tensor, series: Function, elsewhere: Functi
 
 
 def bisect(rise: Function, wanted: Tensor, low: float, high: float) -> Tensor:
-    """Solve rise(u) = wanted for each entry, for a function that rises from ``low`` to ``high``, to about the last bit."""
+    """Solve rise(u) = wanted for each entry, for a function increasing from ``low`` to ``high``, to about the last bit."""
     below, above = torch.full_like(wanted, low), torch.full_like(wanted, high)
     for _ in range(80):
         middle = (below + above) / 2
@@ -151,7 +152,7 @@ def exp_excess(x: Tensor) -> Tensor:
             tail = 1 + u / n * tail
         return u * u / 2 * tail
 
-    # The clamp changes no finite value (eˣ has overflowed by then) and makes the value at +∞ infinite, not NaN.
+    # The clamp changes no finite value (eˣ overflows before) and makes the value at +∞ infinite, not NaN.
     return _piecewise(x.abs() < 0.1, x, series, lambda u: torch.expm1(u) - u.clamp(max=1e3))
 
 
@@ -198,7 +199,7 @@ def sin_ratio(fraction: Tensor, squared: Tensor) -> Tensor:
 def log_weighted_sum(log_a: Tensor, log_b: Tensor, weight_a: Tensor, weight_b: Tensor) -> Tensor:
     """Compute log(w_a eᵃ + w_b eᵇ) for weights ≥ 0, not both 0; either may be 0 and either logarithm −∞.
 
-    Unlike ``logaddexp(a + log w_a, b + log w_b)`` it has finite gradients in the weights where one is 0.
+    Unlike ``logaddexp(a + log w_a, b + log w_b)`` it has finite gradients in weights of 0.
     """
     nothing = torch.full_like(log_a, -torch.inf)
     anchor = torch.maximum(
@@ -214,7 +215,7 @@ def log_weighted_sum(log_a: Tensor, log_b: Tensor, weight_a: Tensor, weight_b: T
 def log_difference(log_a: Tensor, log_b: Tensor) -> Tensor:
     """Compute log(eᵃ − eᵇ) for a > b; b may be −∞."""
     gap = log_b - log_a
-    # log1p where e^gap is small, log(−expm1) where it is near 1: either alone loses half of the digits somewhere.
+    # log1p for small e^gap, log(−expm1) near 1: either alone loses half of the digits somewhere.
     near = gap > -0.69
     return log_a + torch.where(
         near,

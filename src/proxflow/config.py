@@ -20,33 +20,35 @@ Parallel = Literal["ddp", "fsdp"]
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a model is trained: AdamW with warm-up and cosine decay, clipped gradients, averaged weights.
+    """Training: AdamW with warm-up and cosine decay, gradient clipping, exponential moving average (EMA) of weights.
 
     Args:
         steps: Optimiser steps.
-        batch_size: Examples a step.
-        learning_rate: Peak of AdamW's rate.
-        warmup_steps: Steps over which the rate rises to its peak; it then falls to zero as a cosine.
-        weight_decay: AdamW's decay.
+        batch_size: Examples per step.
+        learning_rate: Peak learning rate of AdamW.
+        warmup_steps: Steps of linear warm-up to the peak; cosine decay to zero follows.
+        weight_decay: Weight decay of AdamW.
         clip: Largest norm of the gradient.
-        ema: Decay of the averaged weights, which are the ones kept; it warms up with the steps.
+        ema: Decay of the exponential moving average of the weights, which are the ones kept; it warms up with the
+            steps.
         seed: Seed of the initial weights, the order of the data, the times and the noise.
         checkpoint_every: Steps between checkpoints.
-        keep: How many of the newest checkpoints are kept; the best is kept besides.
-        skip_limit: How many of 50 steps may be skipped, because their loss or gradient was not finite, before training
-            stops.
-        precision: bf16 runs the network in bfloat16 autocast, float32 does not; auto is bf16 on CUDA, float32 elsewhere.
-        accumulate: Parts that the batch of a step is worked through in, one after the other: less memory, same result.
-        compile: Compile the network with torch.compile: slow to begin, then faster on accelerators.
+        keep: Number of newest checkpoints kept; the best is kept as well.
+        skip_limit: Training stops when more than this many of 50 steps are skipped because loss or gradient was not
+            finite.
+        precision: bf16 runs the network in bfloat16 autocast, float32 does not; auto is bf16 on CUDA, float32
+            elsewhere.
+        accumulate: Gradient accumulation: parts that a step's batch is split into; less memory, same result.
+        compile: Compile the network with torch.compile: slow to start, then faster on accelerators.
         parallel: With several processes, ddp keeps the whole network in each, fsdp a share of it.
-        augment: How images are changed at each step, by words between commas: flip mirrors half of them, flip! also digits
-            and letters; crop moves them by up to an eighth of their sides, with what lies at the edges mirrored; zoom takes
-            a part of half to all of them; binarise draws each pixel black or white, its brightness being the probability.
-            crop:64 takes windows of 64 x 64 pixels of larger images, and zoom:64 scales parts of them to 64 x 64, which the
-            model then learns; of images that are not trained on the middle is taken, or the whole scaled.
-        workers: Processes that read data which are not held in memory; 0 reads them in the training process itself. The
-            result is the same. By default data are held in memory if they take at most a quarter of what is free, and are
-            else read by a process for each further core.
+        augment: Augmentation of images at each step, a comma-separated list: flip mirrors half of them, flip! also
+            digits and letters; crop shifts them by up to an eighth of their sides, with reflected edges; zoom takes a
+            part of half to all of them; binarise draws each pixel black or white, with its brightness as the
+            probability. crop:64 takes windows of 64 x 64 pixels of larger images, and zoom:64 scales parts of them to
+            64 x 64, which the model then learns; held-out images are centre-cropped or scaled instead.
+        workers: Processes that read data not held in memory; 0 reads in the training process. The result is the same.
+            By default data are held in memory if they take at most a quarter of what is free, and are else read by a
+            process for each further core.
     """
 
     steps: int = 10_000
@@ -91,7 +93,7 @@ class TrainingConfig:
             raise ArgumentError(f"a batch of {self.batch_size} cannot be worked through in {self.accumulate} parts")
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that decide what comes out, without those that only decide how it is worked out and kept."""
+        """The settings that affect the result, without those that only affect how it is computed and saved."""
         mechanics = {"checkpoint_every", "keep", "skip_limit", "accumulate", "compile", "parallel", "workers"}
         return {name: value for name, value in to_dict(self).items() if name not in mechanics}
 

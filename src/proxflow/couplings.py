@@ -1,4 +1,4 @@
-"""Couplings: which prior draw a data point is paired with in training."""
+"""Couplings: how prior draws and data points are paired in training."""
 
 from __future__ import annotations
 
@@ -19,37 +19,39 @@ class Coupling(Protocol):
     """A rule that pairs prior draws with data, within a batch."""
 
     def pair(self, prior_mean: Tensor, x: Tensor, condition: Condition | None = None) -> Tensor:
-        """Return a permutation (batch,), int64: data point i goes with prior draw ``permutation[i]``."""
+        """Return a permutation (batch,), int64: data point i is paired with prior draw ``permutation[i]``."""
 
 
 @dataclass(frozen=True)
 class MinibatchOT:
-    """Minibatch optimal transport: the pairs of least total squared distance within a batch.
+    """Minibatch optimal transport: the pairing of least total squared distance within a batch.
 
     "Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport" (Tong et al., 2023),
     arXiv 2302.00482, and "Multisample Flow Matching: Straightening Flows with Minibatch Couplings" (Pooladian et al., 2023),
     arXiv 2304.14772. Known elsewhere as OT-CFM.
 
-    The assignment is exact, by POT's network simplex (extra ``transport``), and a function of the batch alone. It only
-    permutes the prior draws of a batch, so prior and data keep their laws, and the paths between them get straighter: fewer
-    evaluations do. The network then learns the mean of the data under this coupling. What follows the mean needs no more:
-    the samplers without noise, and the density along the deterministic flow. What adds noise that must not depend on the
-    data is refused.
+    The assignment is exact, by POT's network simplex (extra ``transport``), and only depends on the batch. It only
+    permutes the prior draws of a batch, so prior and data keep their distributions, and the paths between them become
+    straighter: fewer evaluations are enough. The network then learns the mean of the data under this coupling. This is
+    enough for deterministic samplers and for the density along the deterministic flow. Methods that add noise which
+    must be independent of the data are refused.
 
-    The assignment is found on the host, in double precision, in training only; 128 pairs take some milliseconds, 1024 some
-    tenths of a second. It pairs within what one process works through at a time: its share of the batch, or a part of that
-    where a batch is accumulated in parts. So unlike all else in training it depends on the number of processes and parts.
+    The assignment is computed on the host, in double precision, only in training; 128 pairs take some milliseconds,
+    1024 some tenths of a second. It pairs within what one process computes at a time: its share of the batch, or a part
+    of that with gradient accumulation. So, unlike the rest of training, it depends on the number of processes and
+    parts.
 
     Args:
-        condition_weight: How conditions keep a prior that does not depend on them. ``None``: only data with equal ones are
-            exchanged, which is exact, and right for labels. A weight w > 0 is for continuous ones: w times their squared
-            distance is added to the cost (in the manner of "The Curse of Conditions: Analyzing and Improving Optimal
-            Transport for Conditional Flow-Based Generation", Cheng & Schwing, 2025, arXiv 2503.10636). Then the prior given
-            a condition c still leans toward its data, by less the larger w is: with c ~ N(0, 1) and data of mean kc its mean
-            is about kc/w, for w ≫ k. Toward w = ∞ nothing is exchanged. Conditions are best scaled to variance 1.
+        condition_weight: How the prior stays independent of conditions. ``None``: only data with equal conditions are
+            exchanged, which is exact, and right for labels. A weight w > 0 is for continuous ones: w times their
+            squared distance is added to the cost (in the manner of "The Curse of Conditions: Analyzing and Improving
+            Optimal Transport for Conditional Flow-Based Generation", Cheng & Schwing, 2025, arXiv 2503.10636). Then the
+            prior given a condition c is still shifted toward its data, less for larger w: with c ~ N(0, 1) and data of
+            mean kc its mean is about kc/w, for w ≫ k. Toward w = ∞ nothing is exchanged. Conditions are best scaled to
+            variance 1.
 
     Raises:
-        ArgumentError: A weight that is not positive and finite.
+        ArgumentError: The weight is not positive and finite.
     """
 
     condition_weight: float | None = None
@@ -59,7 +61,7 @@ class MinibatchOT:
             raise ArgumentError(f"condition_weight must be positive and finite, or None, got {self.condition_weight}")
 
     def check(self) -> None:
-        """Refuse to begin without the solver.
+        """Check that the solver is installed.
 
         Raises:
             MissingPackageError: POT is not installed.
@@ -69,23 +71,22 @@ class MinibatchOT:
     def pair(self, prior_mean: Tensor, x: Tensor, condition: Condition | None = None) -> Tensor:
         """Return the assignment of least total squared distance.
 
-        With conditions draw i is given the condition of data point i, which it does not depend on, and goes to data with
-        that condition, or with a weight one near it. So the prior given a condition stays what it is, or nearly, and what is
-        learned for a condition starts where sampling will. Pairing without regard to conditions would shift the prior of
-        each toward its data (Cheng & Schwing, 2025). Without a weight, conditions that are all different leave the batch as
-        it is.
+        With conditions, draw i gets the condition of data point i, of which it is independent, and is paired with data
+        of that condition or, with a weight, a similar one. So the prior given a condition is unchanged, or nearly, and
+        training starts from the same draws as sampling. Pairing without conditions would shift the prior of each toward
+        its data (Cheng & Schwing, 2025). Without a weight, a batch in which all conditions differ is left unchanged.
 
         Args:
             prior_mean: Means of the prior draws, (batch, *event).
             x: Data, real numbers of the same shape.
-            condition: What the data are conditioned on, (batch, …): class labels, or with a weight real numbers.
+            condition: Condition of the data, (batch, …): class labels, or with a weight real numbers.
 
         Returns:
-            Permutation (batch,), int64, on the device of ``x``: ``prior_mean[permutation]`` goes with ``x``.
+            Permutation (batch,), int64, on the device of ``x``: ``prior_mean[permutation]`` is paired with ``x``.
 
         Raises:
-            ArgumentError: The shapes do not fit, or what is to be paired is not finite real numbers,
-                or there is a weight and the conditions are not real numbers.
+            ArgumentError: The shapes do not fit, prior draws or data are not finite real numbers, or there is a weight
+                and the conditions are not real numbers.
             MissingPackageError: POT is not installed.
             ConvergenceError: No assignment was found.
         """
@@ -105,9 +106,9 @@ class MinibatchOT:
                     f"conditions weighed by their distance must be real numbers, got {condition.dtype}: for labels leave "
                     "condition_weight at None"
                 )
-            # Coordinates of its own for the condition: their squared distance is added to that of prior and data.
+            # Extra coordinates for the condition: their squared distance is added to that of prior and data.
             near = self.condition_weight**0.5 * condition.detach().double().cpu().reshape(len(condition), -1)
-            # Those that lack a condition are exchanged among themselves, as for a label of their own.
+            # Those without a condition are exchanged among themselves, as if they had a label.
             lacks = near.isnan().any(1)
             start, end = (torch.cat([z, near.masked_fill(lacks[:, None], 0)], 1) for z in (start, end))
             condition = lacks if bool(lacks.any()) else None
@@ -119,9 +120,9 @@ class MinibatchOT:
 
 @dataclass(frozen=True)
 class Reflowed:
-    """The pairs of prior draw and sample that an earlier model's flow makes: what ``proxflow reflow`` trains on.
+    """The coupling of reflow: pairs of prior draw and sample from an earlier model, see ``proxflow reflow``.
 
-    It says of a flow how its network was trained. The pairs are data of their own, so it pairs no others.
+    It records how a flow's network was trained. The pairs are part of the data, so it cannot pair others.
     """
 
     def pair(self, prior_mean: Tensor, x: Tensor, condition: Condition | None = None) -> Tensor:

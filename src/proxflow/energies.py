@@ -1,7 +1,7 @@
-"""Energies: how badly a belief agrees with a message, and sums of such terms.
+"""Energies: how much a belief disagrees with a message, and sums of such terms.
 
-A proximal step minimises E(p; m) + D(p, belief)/η. Energies are small frozen objects, functions of a belief and a message to
-(batch,), that add and scale: ``TargetEnergy(Wasserstein2()) + 0.5 * Potential(fn)``.
+A proximal step minimises E(p; m) + D(p, belief)/η. Energies are small frozen objects, functions of a belief and a
+message to (batch,), that can be added and scaled: ``TargetEnergy(Wasserstein2()) + 0.5 * Potential(fn)``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Energy(ABC):
         """Return the energy of ``belief`` given the step's ``message``, (batch,)."""
 
     def rows(self, index: Tensor) -> Energy:
-        """Return the energy of some examples of a batch alone: their own rows of what it holds for each."""
+        """Return the energy for some examples of a batch, with the rows of what it holds per example."""
         return self
 
     def __add__(self, other: Energy) -> Sum:
@@ -64,18 +64,18 @@ class TargetEnergy(Energy):
 
 @dataclass(frozen=True, eq=False)
 class Potential(Energy):
-    """A differentiable function of the belief, whatever the message: a guide, an observation, a constraint.
+    """A differentiable function of the belief, independent of the message: guidance, an observation, a constraint.
 
     Args:
-        function: Of the mean (batch, *event), or of the belief itself, to (batch,); with ``data`` of these and the data.
-            Twice differentiable for a Newton solver, once for a quasi-Newton one. In a solver it gets float64. Examples must
-            not depend on each other.
+        function: Function of the mean (batch, *event), or of the belief itself, and of ``data`` if given, to (batch,).
+            Twice differentiable for a Newton solver, once for a quasi-Newton one. In a solver it gets float64. Examples
+            must be independent of each other.
         of: What the function reads, ``"mean"`` or ``"belief"``.
-        data: What the function needs for each example, one row an example: an observation, say. However sampling divides
-            its samples into batches, each gets its own row.
+        data: Data of the function, one row per example, such as observations. Each sample gets its own row, however
+            sampling divides them into batches.
 
     Raises:
-        ArgumentError: The function returns something else than a tensor (batch,).
+        ArgumentError: The function does not return a tensor (batch,).
     """
 
     function: Callable[..., Tensor]

@@ -1,7 +1,7 @@
 """Errors with a message for the user: what was wrong, what was expected, how to mend it.
 
 Every error that the library raises on purpose derives from :class:`ProxflowError`; the command line prints its message
-without a traceback. Wrong arguments are also :class:`ValueError`, so that callers need not know this module.
+without a traceback. Wrong arguments are also a :class:`ValueError`, so that callers need not import this module.
 """
 
 from operator import index
@@ -40,7 +40,7 @@ class DivergedError(ProxflowError, RuntimeError):
 
 
 class MemoryLimitError(ProxflowError, MemoryError):
-    """Memory ran out; the message names sizes to try."""
+    """Memory ran out; the message suggests sizes to try."""
 
 
 class OutputError(ProxflowError, OSError):
@@ -48,10 +48,10 @@ class OutputError(ProxflowError, OSError):
 
 
 def whole_number(value: object, what: str, least: int | None = None) -> int:
-    """Return a whole number of any integer type as an int.
+    """Return an integer of any type as an int.
 
     Raises:
-        ArgumentError: It is none, or lower than ``least``; the message begins with ``what``.
+        ArgumentError: It is not an integer, or lower than ``least``; the message begins with ``what``.
     """
     try:
         found = index(value)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Examples: data with what they are conditioned on, and predictors with their condition filled in."""
+"""Examples: data with their conditions, and predictors with a fixed condition."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from proxflow.errors import ArgumentError, DataError, ProxflowError
 from proxflow.runtime.machine import fits_in_memory
 
 Condition = Union[Tensor, Mapping[str, Tensor]]  # noqa: UP007 - read by typing.get_type_hints
-"""What a prediction is conditioned on, one row an example: labels, vectors, images, or a dictionary of them."""
+"""The condition of a prediction, one row per example: labels, vectors, images, or a dictionary of them."""
 
 Predict = Callable[..., Any]
 """A belief of a flow's family and times (batch,) → the predicted target, a belief of the same family."""
 
 GUIDANCE = "guidance"
-"""Name of the part of a condition that says how predictions are guided, (batch, 3): weight, first and last time."""
+"""Key of a condition with the guidance of predictions, (batch, 3): weight, first and last time."""
 
 C = TypeVar("C", bound=Union[Condition, None])  # noqa: UP007
 
 
 def _each(value: C, change: Callable[[Tensor], Tensor]) -> C:
-    """Change every tensor of a condition."""
+    """Apply a function to every tensor of a condition."""
     if value is None:
         return value
     if isinstance(value, Tensor):
@@ -45,15 +45,15 @@ def rows(value: C, index: Any) -> C:
 
 
 def moved(value: C, device: torch.device | str) -> C:
-    """Bring a condition to a device."""
+    """Move a condition to a device."""
     return _each(value, lambda tensor: tensor.to(device))
 
 
 def check_rows(value: Condition | None, number: int, name: str) -> None:
-    """Refuse what has not one row an example.
+    """Refuse a condition without one row per example.
 
     Raises:
-        ArgumentError: It is no tensor or dictionary of tensors, or has another number of rows.
+        ArgumentError: It is not a tensor or dictionary of tensors, or has another number of rows.
     """
     if value is None:
         return
@@ -67,9 +67,9 @@ def check_rows(value: Condition | None, number: int, name: str) -> None:
 
 
 def check_condition(predict: Predict, condition: Condition | None, number: int) -> None:
-    """Refuse a condition before any work: without one row an example, or with values that a network does not know.
+    """Refuse a condition before work starts: without one row per example, or with values that a network refuses.
 
-    Networks that know check it by a method ``check_condition`` of theirs or of a module in them. This waits for the device.
+    Networks check it in a method ``check_condition``, their own or of a submodule. This synchronises with the device.
 
     Raises:
         ArgumentError: As :func:`check_rows`, and as these methods.
@@ -82,11 +82,11 @@ def check_condition(predict: Predict, condition: Condition | None, number: int) 
 
 
 def without(condition: C, dropped: Tensor) -> C:
-    """Take the condition from some examples: labels become −1, real numbers NaN, which networks read as none.
+    """Withhold the condition of some examples: labels become −1, real numbers NaN, which networks read as missing.
 
     Args:
-        condition: One row an example.
-        dropped: Whether an example loses its condition, bool (batch,).
+        condition: One row per example.
+        dropped: Whether to withhold an example's condition, bool (batch,).
     """
 
     def change(tensor: Tensor) -> Tensor:
@@ -97,20 +97,20 @@ def without(condition: C, dropped: Tensor) -> C:
 
 
 def lacking(condition: Condition) -> Tensor:
-    """Tell which examples have no condition at all, as :func:`without` leaves them, bool (batch,)."""
+    """Return which examples have no condition at all, as after :func:`without`, bool (batch,)."""
     lacks = [a.flatten(1).isnan().all(1) if a.is_floating_point() else a < 0 for a in named(condition).values()]
     return torch.stack(lacks).all(0)
 
 
 def named(condition: Condition) -> dict[str, Tensor]:
-    """Return the parts of a condition by name; one that is a tensor is of labels, vectors or images, by its form."""
+    """Return the parts of a condition by name; a tensor is one of labels, vectors or images, depending on its form."""
     if isinstance(condition, Tensor):
         return {{1: "label", 2: "vector"}.get(condition.ndim, "image"): condition}
     return dict(condition)
 
 
 def joined(first: C, second: C) -> C:
-    """Put the rows of a second condition of the same form after those of a first."""
+    """Concatenate the rows of two conditions of the same form."""
     if isinstance(first, Mapping):
         return {name: torch.cat([part, second[name]]) for name, part in first.items()}  # type: ignore[return-value, index]
     return torch.cat([first, second])  # type: ignore[return-value, list-item]
@@ -118,17 +118,17 @@ def joined(first: C, second: C) -> C:
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Data, and what each of them comes with.
+    """Data with conditions and prior draws.
 
     Args:
-        x: Data (number, *event), a tensor or an array, as the others.
-        condition: What each is conditioned on, (number, …), or a dictionary of such; ``None`` for nothing.
-        start: The prior draw that each is paired with, (number, *event), as :func:`proxflow.make_pairs` makes them; ``None``
-            draws it anew at every step.
-        content: What tells these examples from others, where that is known without reading them; empty for a checksum.
+        x: Data (number, *event), a tensor or an array, like the others.
+        condition: Condition of each, (number, …), or a dictionary of such; ``None`` for no conditions.
+        start: The prior draw of each, (number, *event), as from :func:`proxflow.make_pairs`; ``None`` draws them anew
+            at every step.
+        content: Identity of these examples, if known without reading them; empty for a checksum.
 
     Raises:
-        ArgumentError: The numbers of rows differ, or it is no tensor or array of numbers.
+        ArgumentError: The numbers of rows differ, or a value is not a tensor or array of numbers.
     """
 
     x: Tensor
@@ -149,12 +149,12 @@ class Examples:
         return len(self.x)
 
     def __getitem__(self, index: Any) -> Examples:
-        """Take some of the examples: a slice, or indices (number,)."""
+        """Select some of the examples: a slice, or indices (number,)."""
         content = _of_some(self.content, index, len(self))
         return Examples(self.x[index], rows(self.condition, index), rows(self.start, index), content)
 
     def some(self, number: int) -> Tensor:
-        """Return the first events, from which their shape and type are seen."""
+        """Return the first events, to see their shape and type."""
         return self.x[:number]
 
     def alone(self) -> Examples:
@@ -162,28 +162,29 @@ class Examples:
         return Examples(self.x, content=self.content)
 
     def told(self) -> list[tuple[str, Condition | Tensor]]:
-        """List by name what a loss is told beside the data."""
+        """Return by name the further arguments of a loss."""
         parts = (("condition", self.condition), ("start", self.start))
         return [(name, value) for name, value in parts if value is not None]
 
     def to(self, device: torch.device | str) -> Examples:
-        """Bring all tensors to a device."""
+        """Move all tensors to a device."""
         return Examples(self.x.to(device), moved(self.condition, device), moved(self.start, device), self.content)
 
 
 @dataclass(frozen=True, eq=False)
 class LazyExamples:
-    """Examples that are read when they are needed: those of a map-style data set, or some of them.
+    """Examples that are read as needed: those of a map-style data set, or some of them.
 
     Args:
-        dataset: For an index it gives an event, or an event and its condition. What it draws at random, by the global
-            generators of torch, numpy and Python, follows from the seed of the step and the example's place in the batch. It
-            may have ``labels``, those of all, (number,), which are then known without reading; ``content``, a text that
-            tells it from others; and ``read``, from indices (batch,) to events and labels of all at once. An example that it
-            cannot read, which a :class:`proxflow.errors.DataError` says, is left out: the next one takes its place.
-        index: Which of them, int64 (number,); ``None`` for all.
-        conditional: Whether their conditions are wanted.
-        what: What they are, for messages, as "training".
+        dataset: For an index it returns an event, or an event and its condition. Random numbers from the global
+            generators of torch, numpy and Python are determined by the seed of the step and the example's position in
+            the batch. It may have ``labels`` of all examples, (number,), which are then known without reading;
+            ``content``, a text that identifies it; and ``read``, a function from indices (batch,) to events and labels.
+            An example for which it raises a :class:`proxflow.errors.DataError` is left out: the next one takes its
+            place.
+        index: Indices of the examples, int64 (number,); ``None`` for all.
+        conditional: Whether to use their conditions.
+        what: Name of the data in messages, as "training".
     """
 
     dataset: Any
@@ -198,13 +199,13 @@ class LazyExamples:
         return len(self.dataset) if self.index is None else len(self.index)
 
     def __getitem__(self, index: Any) -> LazyExamples:
-        """Take some of the examples, without reading them: a slice, or indices (number,)."""
+        """Select some of the examples, without reading them: a slice, or indices (number,)."""
         own = torch.arange(len(self)) if self.index is None else self.index
         return LazyExamples(self.dataset, own[index], self.conditional, self.what)
 
     @property
     def condition(self) -> Condition | None:
-        """Return the conditions of all, where they are wanted and known without reading."""
+        """Return the conditions of all, if they are used and known without reading."""
         labels: Tensor | None = getattr(self.dataset, "labels", None) if self.conditional else None
         return labels if labels is None or self.index is None else labels[self.index]
 
@@ -213,7 +214,7 @@ class LazyExamples:
         """Return the events of all, in memory.
 
         Raises:
-            DataError: There is no memory for them, or one cannot be read.
+            DataError: They do not fit into memory, or one cannot be read.
         """
         return self.held().x
 
@@ -224,11 +225,11 @@ class LazyExamples:
         return len(self) * first.numel() * first.element_size()
 
     def _item(self, place: int) -> Any:
-        """Return what the data set gives at a place.
+        """Return the data set's item at an index.
 
         Raises:
-            DataError: It cannot be read, as the data set itself says.
-            ArgumentError: Another error was raised; the message names the place.
+            DataError: The data set cannot read it.
+            ArgumentError: Another error was raised; the message names the index.
         """
         try:
             return self.dataset[place]
@@ -250,7 +251,7 @@ class LazyExamples:
 
     @cached_property
     def random(self) -> bool:
-        """Tell whether the data set draws from the global generators of torch, numpy and Python, as some examples show."""
+        """Return whether the data set uses the global generators of torch, numpy and Python, tested on some examples."""
         if hasattr(self.dataset, "content"):
             return False
         with _global_seed(0):
@@ -262,7 +263,7 @@ class LazyExamples:
 
     @cached_property
     def content(self) -> str:
-        """Tell these examples from others: by what the data set says of itself, or by some of them."""
+        """Return the identity of these examples: the data set's own ``content``, or a checksum of some of them."""
         said = getattr(self.dataset, "content", None)
         if said is None:
             number = len(self.dataset)
@@ -272,11 +273,11 @@ class LazyExamples:
         return str(said) if self.index is None else _of_some(str(said), self.index, len(self.dataset))
 
     def told(self) -> list[tuple[str, Condition | Tensor]]:
-        """List by name what a loss is told beside the data, where it is known without reading."""
+        """Return by name the further arguments of a loss, if they are known without reading."""
         return [] if self.condition is None else [("condition", self.condition)]
 
     def some(self, number: int) -> Tensor:
-        """Return the first events that can be read, from which their shape and type are seen."""
+        """Return the first events that can be read, to see their shape and type."""
         return self.take(torch.arange(min(number, len(self))))[0].x
 
     def alone(self) -> LazyExamples:
@@ -287,7 +288,7 @@ class LazyExamples:
         """Read all examples into memory.
 
         Raises:
-            DataError: There is no memory for them, or one cannot be read.
+            DataError: They do not fit into memory, or one cannot be read.
         """
         if not fits_in_memory(self.size, 0.8):
             raise DataError(
@@ -303,16 +304,17 @@ class LazyExamples:
         """Read examples.
 
         Args:
-            index: Which, int64 (number,).
-            key: Seed of what the data set draws at random.
-            first: The place in the batch of the first of them.
+            index: Indices, int64 (number,).
+            key: Seed of the data set's random numbers.
+            first: Position of the first in the batch.
 
         Returns:
-            The examples, and why those that could not be read were left out, by their indices in the data set.
+            The examples, and the reasons why others could not be read, by their indices in the data set.
 
         Raises:
-            ArgumentError: The data set gives neither an event nor a pair, or events of several shapes, or raises an error.
-            DataError: None of a hundred in a row can be read.
+            ArgumentError: The data set returns neither an event nor a pair, or events of several shapes, or raises an
+                error.
+            DataError: A hundred examples in a row cannot be read.
         """
         left_out: dict[int, str] = {}
         read = getattr(self.dataset, "read", None)
@@ -327,7 +329,7 @@ class LazyExamples:
         return found if self.conditional else found.alone(), left_out
 
     def _one(self, at: int, left_out: dict[int, str]) -> Any:
-        """Read the first that can be read of those from an index on."""
+        """Read the first readable example from an index on."""
         said = ""
         for ahead in range(min(100, len(self))):
             place = (at + ahead) % len(self)
@@ -340,11 +342,11 @@ class LazyExamples:
 
 
 AnyExamples = Examples | LazyExamples
-"""Examples in memory, or read when they are needed."""
+"""Examples in memory, or read as needed."""
 
 
 def _of_some(content: str, index: Any, number: int) -> str:
-    """Return what tells some of the examples of a content from others."""
+    """Return the identity of some examples of a data set with a known one."""
     if not content:
         return ""
     taken = torch.arange(number)[index if not isinstance(index, Tensor) else index.cpu()]
@@ -373,19 +375,19 @@ def _global_state() -> tuple[Any, ...]:
 
 
 def examples_of(data: Any, what: str, workers: int | None = None) -> AnyExamples:
-    """Return data as examples, however they come.
+    """Return data of any supported form as examples.
 
-    A data set whose events take at most a quarter of the free memory is read into it, unless it draws at random.
+    A data set whose events fit into a quarter of the free memory is read into memory, unless it is random.
 
     Args:
         data: A tensor or array (number, *event); examples; a pair (data, conditions) of these; a map-style
-            ``torch.utils.data.Dataset`` of events or of pairs (event, label), −1 for no label, or a ``DataLoader``, of which
-            the data set is taken: the order is training's own. Events may be pictures of Pillow.
-        what: What they are, for messages, as "training".
-        workers: Processes that will read; where it is given a data set is not read into memory.
+            ``torch.utils.data.Dataset`` of events or of pairs (event, label), −1 for no label, or a ``DataLoader``, of
+            which only the data set is used: training has its own order. Events may be Pillow images.
+        what: Name of the data in messages, as "training".
+        workers: Processes that will read; if given, a data set is not read into memory.
 
     Raises:
-        ArgumentError: They are none of these, or a data set has no length or examples of several shapes.
+        ArgumentError: The data are none of these, or a data set has no length or examples of several shapes.
     """
     if isinstance(data, Examples | LazyExamples):
         return data
@@ -412,7 +414,7 @@ def examples_of(data: Any, what: str, workers: int | None = None) -> AnyExamples
 
 
 def as_tensor(value: Any) -> Any:
-    """Return an array of numbers as a tensor, and everything else as it is; a dictionary likewise, part by part."""
+    """Return an array of numbers as a tensor, a dictionary likewise, and everything else unchanged."""
     if isinstance(value, Mapping):
         return {name: as_tensor(part) for name, part in value.items()}
     found = _tensor(value)
@@ -435,7 +437,7 @@ def _tensor(value: Any) -> Tensor | None:
     array = np.asarray(value)
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         return None
-    # Torch shares memory with arrays of the machine's byte order that go forward, and has few types without a sign.
+    # Torch shares memory with arrays of native byte order and positive strides, and has few unsigned types.
     array = np.require(array.astype(array.dtype.newbyteorder("="), copy=False), requirements="C")
     if array.dtype in (np.uint16, np.uint32, np.uint64):
         array = array.astype(np.int64)
@@ -443,7 +445,7 @@ def _tensor(value: Any) -> Tensor | None:
 
 
 def _stacked(drawn: Sequence[Any], what: str) -> Examples:
-    """Return what a data set gave, one after the other, as examples; pictures of Pillow become uint8 with channels first."""
+    """Return items of a data set as examples; Pillow images become uint8 with channels first."""
     if isinstance(drawn[0], Mapping):
         raise ArgumentError(
             f"{what} data sets give (x, label), or x alone; this one gives a dictionary of {', '.join(map(str, drawn[0]))}: "
@@ -471,7 +473,7 @@ def _stacked(drawn: Sequence[Any], what: str) -> Examples:
 
 
 def _unpacked(event: Any) -> Any:
-    """Return a picture of Pillow as bytes (channels, height, width), and everything else as it is."""
+    """Return a Pillow image as bytes (channels, height, width), and everything else unchanged."""
     if not type(event).__module__.startswith("PIL."):
         return event
     if event.mode not in ("L", "RGB"):
@@ -494,18 +496,18 @@ def _stack(column: Sequence[Any], what: str) -> Tensor:
 
 
 def reads(predict: Predict) -> frozenset[str]:
-    """Tell what a predictor is to be called with beside belief and time, of "end", "noise" and "condition"."""
+    """Return which of "end", "noise" and "condition" a predictor takes beside belief and time."""
     # Wrappers such as DistributedDataParallel hold the predictor as ``module``.
     asks = getattr(predict, "reads", None) or getattr(getattr(predict, "module", None), "reads", None)
     return frozenset(asks or ())
 
 
 class Given:
-    """A predictor whose condition is filled in.
+    """A predictor with a fixed condition.
 
     Args:
         predict: The predictor.
-        condition: Its condition, one row an example of the batch that it will be called with.
+        condition: Its condition, one row per example of the batch that it will be called with.
     """
 
     def __init__(self, predict: Predict, condition: Condition) -> None:
@@ -521,31 +523,31 @@ class Given:
         return evaluations(self.predict)
 
     def planned(self, times: Sequence[float]) -> list[Predict]:
-        """Return what predicts at each of the times, with the condition filled in."""
+        """Return the predictor for each of the times, with the condition."""
         return [Given(predict, self.condition) for predict in planned(self.predict, times)]
 
 
 def planned(predict: Predict, times: Sequence[float]) -> list[Predict]:
-    """Return what predicts at each of the times of one run of samples, all known beforehand.
+    """Return the predictor for each of the times of a sampling run, all known beforehand.
 
-    It is the predictor itself, unless that has a method ``planned`` which says otherwise, as one does that does more at some
-    times than at others.
+    It is the predictor itself, unless that has a method ``planned``, as a predictor has that costs more at some times
+    than at others.
     """
     plan = getattr(predict, "planned", None)
     return [predict] * len(times) if plan is None else list(plan(times))
 
 
 def evaluations(predict: Predict) -> int:
-    """Return the network evaluations of a call of a predictor, 1 unless it says otherwise."""
+    """Return the network evaluations of a call of a predictor, its ``evaluations`` or 1."""
     return int(getattr(predict, "evaluations", 1))
 
 
 def given(predict: Predict, condition: Condition | None) -> Predict:
-    """Fill in a predictor's condition: what comes out is called like a predictor without one.
+    """Return a predictor with a fixed condition, which is called like one without.
 
     Args:
         predict: Function of a belief and times (batch,) that returns the predicted target.
-        condition: One row an example; ``None`` gives the predictor back.
+        condition: One row per example; ``None`` returns the predictor.
 
     Raises:
         ArgumentError: The predictor reads no condition.
@@ -561,7 +563,7 @@ def given(predict: Predict, condition: Condition | None) -> Predict:
 
 
 def of_rows(predict: Predict, index: Tensor) -> Predict:
-    """Return a predictor for some examples of a batch: of what it holds for each example, as an observation, their rows."""
+    """Return a predictor for some examples of a batch, with the rows of what it holds per example, as observations."""
     own = getattr(predict, "rows", None)
     return predict if own is None else own(index)
 

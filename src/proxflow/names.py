@@ -1,9 +1,9 @@
-"""Names: what the command line and files call things, and where these things are. Imports no torch.
+"""Names: what flows, networks and the like are called on the command line and in files. Imports no torch.
 
-Everything that can be named stands here once: help, building, loading and the titles of reports follow from it. An
-installed package adds names through an entry point of the group ``proxflow.divergences``, ``proxflow.samplers``,
-``proxflow.networks``, ``proxflow.kinds`` or ``proxflow.autoencoders``, whose value is ``module:Class``. A file may hold
-names alone, never an import path.
+Each name is defined once, here: help, building, loading and the titles of reports use it. Another package adds names
+through an entry point of the group ``proxflow.divergences``, ``proxflow.samplers``, ``proxflow.networks``,
+``proxflow.kinds`` or ``proxflow.autoencoders``, whose value is ``module:Class``. Files only hold names, never import
+paths.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from proxflow.errors import ArgumentError
 
 OPEN = ("divergences", "samplers", "networks", "kinds", "autoencoders")
-"""Groups that installed packages may add names to, by entry points of the group ``proxflow.GROUP``."""
+"""Groups to which other packages may add names, by entry points of the group ``proxflow.GROUP``."""
 
 _BROKEN = (
     ImportError,
@@ -33,23 +33,23 @@ _BROKEN = (
     OSError,
     NameError,
 )
-"""What importing another package's module may raise."""
+"""Errors that importing another package's module may raise."""
 
 
 @dataclass(frozen=True)
 class Name:
-    """One name: what it stands for.
+    """A name and its meaning.
 
     Args:
-        target: ``module:Class`` in this package, or of an entry point.
-        line: What it is, in one line; empty for an entry point, whose class says it (:meth:`says`).
-        settings: Fields of the class that the name fixes to other values than their defaults: a preset. Parts are nested,
-            ``{"kind": name, …}``, as in a model file.
-        predictor: Of a flow, the predictor that a model gets with it if none is named, in the same form.
-        package: The package that added it; this one where empty.
-        chosen: Whether a search chose the settings, so that another version may have others: what is written down names
-            the settings instead.
-        refusal: Why it cannot be used, where two packages add it or no word could hold it; empty where it can.
+        target: ``module:Class``, in this package or from an entry point.
+        line: Description in one line; empty for an entry point, whose class has one (:meth:`says`).
+        settings: Fields of the class that the name sets to other values than their defaults: a preset. Parts are
+            nested, ``{"kind": name, …}``, as in a model file.
+        predictor: For a flow, the default predictor of its models, in the same form.
+        package: The package that added it; empty for this one.
+        chosen: Whether the settings were chosen by a search, and so may change between versions: files then record the
+            settings instead of the name.
+        refusal: Why it cannot be used, if two packages add it or it is no valid name; empty if it can.
     """
 
     target: str
@@ -64,8 +64,8 @@ class Name:
         """Import the class.
 
         Raises:
-            ArgumentError: It is another package's and cannot be used or imported, or is no class; the message names the
-                package.
+            ArgumentError: It is from another package and cannot be used or imported, or is not a class; the message
+                names the package.
         """
         if self.refusal:
             raise ArgumentError(self.refusal)
@@ -87,7 +87,7 @@ class Name:
         return found
 
     def says(self) -> str:
-        """Return what it is in one line: of an entry point that of its class's docstring, or why it cannot be imported."""
+        """Return its description in one line: for an entry point its class's docstring, or why it cannot be imported."""
         if self.line or self.refusal or not self.package:
             return self.line or self.refusal
         try:
@@ -105,7 +105,7 @@ TUNED: dict[str, dict[str, Any]] = {
     "gpfn-w2": {"schedule": {"kind": "linear", "final": 0.7}},
     "bfn": {"sigma1": 0.7},
 }
-"""What suits MNIST, as ``python -m tools.tuned`` chose it: the settings of ``gpfn-w2-tuned`` and ``bfn-tuned``."""
+"""Settings tuned for MNIST by ``python -m tools.tuned``: the settings of ``gpfn-w2-tuned`` and ``bfn-tuned``."""
 
 _SCHEDULES = {
     "linear": Name("proxflow.paths:Linear", "τ(t) = final · t"),
@@ -296,14 +296,14 @@ BUILT_IN: dict[str, dict[str, Name]] = {
 
 @cache
 def _scan(group: str) -> tuple[dict[str, Name], dict[str, str]]:
-    """Return the names that installed packages add to a group, and the packages whose name is the library's own."""
+    """Return the names that other packages add to a group, and the packages that claim a name of the library."""
     from importlib.metadata import entry_points
 
     claims: dict[str, list[Name]] = {}
     for point in entry_points(group=f"proxflow.{group}"):
         added_by = point.dist.name if point.dist is not None else "an installed package"
         claim = Name(point.value, package=added_by)
-        if claim not in (entries := claims.setdefault(point.name, [])):  # a package may be found by two ways
+        if claim not in (entries := claims.setdefault(point.name, [])):  # a package may be found twice
             entries.append(claim)
     found: dict[str, Name] = {}
     shadowed: dict[str, str] = {}
@@ -326,12 +326,12 @@ def _scan(group: str) -> tuple[dict[str, Name], dict[str, str]]:
 
 
 def added(group: str) -> dict[str, Name]:
-    """Return the names that installed packages add to a group, also those that cannot be used; not the library's own."""
+    """Return the names that other packages add to a group, including those that cannot be used."""
     return _scan(group)[0] if group in OPEN else {}
 
 
 def known(group: str) -> dict[str, Name]:
-    """Return all names of a group, the library's own first; of those that a package claims too the line says so."""
+    """Return all names of a group, the library's own first, with a note if a package claims one of these."""
     own = dict(BUILT_IN[group])
     for name, package in _scan(group)[1].items() if group in OPEN else ():
         own[name] = replace(own[name], line=f"{own[name].line} (not that of the package {package}, which is not taken)")
@@ -342,7 +342,7 @@ def find(group: str, name: str) -> Name:
     """Return the entry of a name.
 
     Raises:
-        ArgumentError: There is none; the message lists near names and says where names come from. Or it cannot be used.
+        ArgumentError: There is none, with similar names and their origin in the message; or it cannot be used.
     """
     names = known(group)
     if name in names:
@@ -358,7 +358,7 @@ def find(group: str, name: str) -> Name:
 
 
 def names_of(found: type[Any]) -> list[tuple[str, str, Name]]:
-    """Return every (group, name, entry) that stands for a class; none for a class without a name."""
+    """Return every (group, name, entry) of a class; empty for a class without a name."""
     own = [
         (group, name, entry)
         for group, names in BUILT_IN.items()
@@ -369,7 +369,7 @@ def names_of(found: type[Any]) -> list[tuple[str, str, Name]]:
 
 
 def _is(entry: Name, found: type[Any]) -> bool:
-    """Return whether an entry stands for a class; ``False`` where it cannot be imported."""
+    """Return whether an entry is of a class; ``False`` if it cannot be imported."""
     try:
         return entry.load() is found
     except ArgumentError:

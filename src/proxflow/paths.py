@@ -1,8 +1,8 @@
-"""Schedules: how far along its way a belief is at a time in [0, 1].
+"""Schedules: how far along its path a belief is at a time in [0, 1].
 
-A schedule gives its value, its derivative and the size of a step between two times. For Gaussian beliefs it also gives the
-coefficients (a, b) of the training beliefs μ_t = a(t) x + b(t) ε, which parameterisations of networks, marginal-preserving
-noise and multistep integration use.
+A schedule gives its value, its derivative and the size of a step between two times. For Gaussian beliefs it also gives
+the coefficients (a, b) of the training beliefs μ_t = a(t) x + b(t) ε, which are used by parameterisations of networks,
+marginal-preserving noise and multistep integration.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class GaussianPath(ABC):
     def straight(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return τ = a/(a + b), 1 − τ and a + b at times ``t``.
 
-        In y = μ/(a + b) every Gaussian path is the straight line y = τ x + (1 − τ) ε. Where a and b both vanish, as for
-        BFN at t = 0, y is all noise.
+        In y = μ/(a + b) every Gaussian path is the straight line y = τ x + (1 − τ) ε. If a and b both vanish, as for
+        BFN at t = 0, y is pure noise.
         """
         a, b = self.coefficients(t)
         total = (a + b).clamp_min(torch.finfo(a.dtype).tiny)
@@ -77,7 +77,7 @@ def renewal(now: tuple[Scalar, Scalar], new: tuple[Scalar, Scalar], kappa: float
     Args:
         now: (a, b).
         new: (a', b'), later on the path.
-        kappa: Share of the noise replaced, in [0, 1].
+        kappa: Fraction of the noise replaced, in [0, 1].
     """
     (a, b), (new_a, new_b) = now, new
     ratio = a * new_b / (new_a * b)
@@ -87,19 +87,19 @@ def renewal(now: tuple[Scalar, Scalar], new: tuple[Scalar, Scalar], kappa: float
 
 
 def _root(x: Scalar) -> Scalar:
-    """Return the square root of a number, 0 where rounding brought it below 0."""
+    """Return the square root of a number, 0 if rounding made it negative."""
     return x.clamp_min(0).sqrt() if isinstance(x, Tensor) else math.sqrt(max(x, 0.0))
 
 
 class Schedule(GaussianPath):
-    """Barycentric schedule: the belief at time t is the fraction τ(t) of the way from the prior to the target.
+    """Barycentric schedule: the belief at time t is at the fraction τ(t) of the path from prior to target.
 
     As a Gaussian path (means on straight lines) it has a = τ and b = 1 − τ.
     """
 
     @abstractmethod
     def remaining(self, t: Tensor) -> Tensor:
-        """Return 1 − τ(t), accurate near t = 1: it falls from 1 to 0, or less far if the way ends before the target."""
+        """Return 1 − τ(t), accurate near t = 1: it falls from 1 to 0, or less far if the path ends before the target."""
 
     def fraction(self, t: Tensor) -> Tensor:
         """Return τ(t)."""
@@ -130,8 +130,8 @@ class Linear(Schedule):
     2209.03003.
 
     Args:
-        final: In (0, 1]. Below 1 a belief stops before the target, as in a Bayesian Flow Network at σ₁, and the last
-            prediction is the sample: training and sampling spend nothing on beliefs that already know the data.
+        final: In (0, 1]. Below 1 beliefs end before the target, as in a Bayesian Flow Network at σ₁, and the last
+            prediction is the sample: training and sampling spend nothing on beliefs that already determine the data.
 
     Raises:
         ArgumentError: ``final`` is out of range.
@@ -153,7 +153,7 @@ class Linear(Schedule):
         return torch.full_like(t, self.final)
 
     def velocity_weight(self, t: Tensor, floor: float) -> Tensor:
-        # In half the operations, which matters in the training of small networks.
+        # With half the operations, which matters in the training of small networks.
         return torch.rsub(t.clamp(max=(1 - floor) / self.final), 1 / self.final).pow_(-2)
 
 
@@ -171,10 +171,10 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class QuarterCosine(Schedule):
-    """τ(t) = 1 − cos(πt/2): slow at first, so that of masked classes few become known while little is.
+    """τ(t) = 1 − cos(πt/2): slow at first, so that few masked classes are revealed while little is known.
 
     The cosine schedule of "Simplified and Generalized Masked Diffusion for Discrete Data" (Shi et al., 2024), arXiv
-    2406.04329, table 1, whose time runs the other way.
+    2406.04329, table 1, with reversed time.
     """
 
     def remaining(self, t: Tensor) -> Tensor:
@@ -188,9 +188,9 @@ class QuarterCosine(Schedule):
 class VariancePreserving(GaussianPath):
     """Path of diffusion models, a² + b² = 1, with a(t) = sin(πt/2) and b(t) = cos(πt/2).
 
-    Known elsewhere as the cosine noise schedule: "Improved Denoising Diffusion Probabilistic Models" (Nichol & Dhariwal,
-    2021), arXiv 2102.09672, eq. 17, here without offset. Time runs from noise (0) to data (1), in diffusion models the other
-    way.
+    Known elsewhere as the cosine noise schedule: "Improved Denoising Diffusion Probabilistic Models" (Nichol &
+    Dhariwal, 2021), arXiv 2102.09672, eq. 17, here without offset. Time runs from noise (0) to data (1), in diffusion
+    models in reverse.
     """
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,10 +207,10 @@ class Shifted(Schedule):
     so that a short table holds it accurately.
 
     Args:
-        log_odds: ℓ at equally spaced times from 0 to 1, linear in between; one number for a constant.
+        log_odds: ℓ at equally spaced times from 0 to 1, linear in between; a single number for a constant.
 
     Raises:
-        ArgumentError: The table is empty or not finite, or falls so steeply that τ would decrease.
+        ArgumentError: The table is empty or not finite, or decreases so steeply that τ would decrease.
     """
 
     log_odds: tuple[float, ...]
@@ -251,7 +251,7 @@ class Shifted(Schedule):
         return factor * (1 + slope * t * (1 - t)) / (1 - t + factor * t).square()
 
     def step(self, t: Tensor, s: Tensor) -> Tensor:
-        # Not 1 minus a ratio: while τ is tiny, as for KL, rounding would leave no digit of the step.
+        # Not 1 minus a ratio: for tiny τ, as for KL, rounding would leave no digit of the step.
         before, after = self._shift(t)[0], self._shift(s)[0]
         return (after * s * (1 - t) - before * t * (1 - s)) / ((1 - s + after * s) * (1 - t))
 

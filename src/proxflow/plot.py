@@ -1,6 +1,7 @@
-"""Figures people want of beliefs, samples and scores: each function returns a figure that shows itself in a notebook.
+"""Figures of beliefs, samples and scores: each function returns a figure that is displayed in a notebook.
 
-A figure is matplotlib's, drawn without pyplot, so that nothing opens a window or is shown twice; ``savefig`` writes it.
+Figures are matplotlib's, drawn without pyplot, so that no window opens and nothing is shown twice; ``savefig`` saves
+them.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ if TYPE_CHECKING:
 __all__ = ["belief", "calibration", "coverage", "grid", "quality", "trajectory"]
 
 _MOST_BARS = 128
-"""Coordinates or classes of one example that are drawn as single bars; more become a line or a heat map."""
+"""Most coordinates or classes of one example drawn as bars; more are drawn as a line or a heat map."""
 
 
 def grid(samples: Any, *, columns: int | None = None, titles: Sequence[str] = ()) -> Figure:
-    """Draw pictures side by side, row by row.
+    """Draw a grid of pictures.
 
     Args:
         samples: Pictures (number, channels, height, width) or (number, height, width), of 1 or 3 channels: bytes, as
             :meth:`proxflow.Model.sample` returns them, or real levels in [−1, 1], as networks read them.
-        columns: Pictures a row; ``None`` makes the whole nearly square.
-        titles: Titles of the pictures, or of the columns where there are as many.
+        columns: Pictures per row; ``None`` makes the grid nearly square.
+        titles: Titles of the pictures, or of the columns if there are as many.
 
     Raises:
-        ArgumentError: Another shape, no picture, or another number of titles.
+        ArgumentError: The shape or the number of titles is wrong, or there is no picture.
     """
     images = _images(samples)
     number = len(images)
@@ -74,19 +75,19 @@ def trajectory(
     condition: Any = None,
     **settings: Any,
 ) -> Figure:
-    """Draw samples and show, at some of the evaluations, the belief's mean and the target that was predicted from it.
+    """Draw samples and show, at some of the evaluations, the belief's mean and the predicted target.
 
-    Pictures take two rows a sample; of vectors the first two columns are shown as points, all samples together.
+    Pictures take two rows per sample; of vectors the first two columns are shown as points, all samples together.
 
     Args:
         model: The model.
-        number: Samples; of vectors some hundreds are worth while.
-        nfe: Network evaluations a sample.
-        columns: Most moments to show, first and last among them.
-        sampler: As :meth:`proxflow.Model.sample` takes it, and so the next ones.
+        number: Number of samples; for vectors some hundreds are useful.
+        nfe: Predictions per sample.
+        columns: Most evaluations to show, including the first and the last.
+        sampler: As for :meth:`proxflow.Model.sample`.
         seed: Seed of the samples.
-        condition: What they are conditioned on, one row a sample.
-        **settings: Further settings of :meth:`proxflow.Model.sample`.
+        condition: Condition, one row per sample.
+        **settings: Keyword arguments of :meth:`proxflow.Model.sample`.
 
     Raises:
         ArgumentError: The data are neither pictures of 1 or 3 channels nor vectors of two columns or more; as
@@ -104,7 +105,7 @@ def trajectory(
     seen: list[tuple[float, Tensor, Tensor]] = []
 
     def watch(t: float, belief: Belief, target: Belief) -> None:
-        # A small batch is filled up with rows that are not asked for.
+        # A small batch is padded with further samples.
         seen.append((float(t), belief.mean[:number].cpu(), target.mean[:number].cpu()))
 
     model.sample(
@@ -139,11 +140,11 @@ def trajectory(
 
 
 def belief(belief: Belief, number: int = 4) -> Figure:
-    """Draw the first beliefs of a batch, each by what its family and event are.
+    """Draw the first beliefs of a batch, depending on family and event.
 
-    A single number is drawn as its density; two as ellipses of one and two standard deviations, or contours; pictures as
-    mean and standard deviation; longer vectors as their means with standard deviations; classes as bars of probability, or
-    as a map of sites and classes; parts of a product each in a panel of its own.
+    A single number is drawn as its density; two as ellipses of one and two standard deviations, or contours; pictures
+    as mean and standard deviation; longer vectors as their means with standard deviations; classes as bars of
+    probability, or as a map of sites and classes; each part of a product in its own panel.
 
     Args:
         belief: The batch.
@@ -173,13 +174,13 @@ def belief(belief: Belief, number: int = 4) -> Figure:
 
 
 def quality(records: str | Path | Sequence[Mapping[str, Any]], metric: str = "frechet", *, log: bool = True) -> Figure:
-    """Draw a score against network evaluations, a line for each flow and sampler, a band over seeds, and the floor.
+    """Draw a score against network evaluations: a line for each flow and sampler, a band over seeds, and the floor.
 
     Args:
         records: Records with ``nfe`` and the score, as ``proxflow evaluate --out`` and the studies write them: a list of
             them, or the path of a ``results.json`` or of one record.
-        metric: Name of the score in each.
-        log: Whether the score's axis is logarithmic; values of 0 and below are then left out.
+        metric: Name of the score.
+        log: Whether the score's axis is logarithmic; values ≤ 0 are then left out.
 
     Raises:
         ArgumentError: No record has the score.
@@ -226,14 +227,14 @@ def quality(records: str | Path | Sequence[Mapping[str, Any]], metric: str = "fr
 
 
 def calibration(draws: Tensor, truth: Tensor, *, levels: int = 19) -> Figure:
-    """Draw how often central intervals of posterior draws hold the truth, against how often they should.
+    """Draw the coverage of central intervals of posterior draws against their nominal level.
 
-    A sampler of the right posterior lies on the diagonal: below it, its draws are too sure.
+    An exact posterior sampler is on the diagonal; below it, draws are overconfident.
 
     Args:
-        draws: (draws, problems, …), at least three a problem.
-        truth: (problems, …) what each problem's data came from.
-        levels: Number of levels, evenly between 0 and 1.
+        draws: (draws, problems, …), at least three per problem.
+        truth: (problems, …), the true value of each problem.
+        levels: Number of levels, evenly spaced between 0 and 1.
 
     Raises:
         ArgumentError: The shapes do not fit, or there are fewer than three draws.
@@ -255,11 +256,11 @@ def calibration(draws: Tensor, truth: Tensor, *, levels: int = 19) -> Figure:
 
 
 def coverage(draws: Tensor, truth: Tensor, levels: int = 19) -> tuple[list[float], list[float]]:
-    """Return levels and the share of truths that central intervals of these levels hold, see :func:`calibration`.
+    """Return levels and the fraction of truths within central intervals of these levels, see :func:`calibration`.
 
-    By ranks: with S draws and u uniform, (rank + u) / (S + 1) of a truth among draws of its own law is uniform, so that no
-    level is biased by a small number of draws; u is spread evenly over the truths, which draws nothing at random. Ties count
-    half. "Validating Bayesian inference algorithms with simulation-based calibration" (Talts et al., 2018), arXiv
+    By ranks: with S draws and u uniform, (rank + u) / (S + 1) of a truth among draws from its own distribution is
+    uniform, so that a small number of draws causes no bias; u is evenly spaced over the truths instead of random. Ties
+    count half. "Validating Bayesian inference algorithms with simulation-based calibration" (Talts et al., 2018), arXiv
     1804.06788.
     """
     rank = (draws < truth).double().sum(0) + 0.5 * (draws == truth).double().sum(0)
@@ -271,7 +272,7 @@ def coverage(draws: Tensor, truth: Tensor, levels: int = 19) -> tuple[list[float
 
 
 class _Drawn:
-    """Makes a figure show itself in notebooks, whether or not pyplot was imported."""
+    """Displays a figure in notebooks, whether or not pyplot was imported."""
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
@@ -297,7 +298,7 @@ def _tidy(axes: Axes) -> None:
 
 
 def _spread(number: int, most: int) -> list[int]:
-    """Return at most so many places among ``number``, evenly, first and last among them."""
+    """Return at most so many indices below ``number``, evenly spaced, including the first and the last."""
     return sorted({round(k) for k in np.linspace(0, number - 1, min(number, max(1, most)))})
 
 
@@ -340,7 +341,7 @@ def _records(path: str | Path) -> list[Mapping[str, Any]]:
 
 
 def _panels(part: Belief) -> list[Any]:
-    """Return what draws a belief: functions of axes and of the example's index, one a row of panels."""
+    """Return drawing functions of axes and an example's index, one per row of panels."""
     if isinstance(part, (Categorical, Binned, Revealed)):
         return [_Classes(part)]
     event = part.mean.shape[1:]
@@ -365,12 +366,12 @@ def _std(part: Belief) -> Tensor:
 
 
 def _one(part: Belief, k: int) -> Belief:
-    """Return the belief about one example alone, in double precision."""
+    """Return the belief about one example, in double precision."""
     return part.map(lambda tensor: tensor[k : k + 1].double() if tensor.is_floating_point() else tensor[k : k + 1])
 
 
 class _Classes:
-    """Probabilities of classes: bars of one site, or a map of sites × classes."""
+    """Probabilities of classes: bars for one site, or a map of sites × classes."""
 
     def __init__(self, part: Categorical | Binned | Revealed) -> None:
         if isinstance(part, Revealed):

@@ -1,4 +1,4 @@
-"""The proximal step, which moves a belief.
+"""The proximal step of a belief.
 
     p' = argmin_p  E(p; message) + D(p, belief)/η = argmin_p  (1 − f) D(p, belief) + f E(p; message),   η = f/(1 − f)
 
@@ -28,10 +28,10 @@ class Proximal:
     """The proximal operator of a divergence and an energy.
 
     Args:
-        divergence: Keeps the new belief near the old one.
-        solver: ``None`` takes the closed form and refuses pairs without one; a solver minimises numerically. It is never
-            chosen silently, since it makes sampling slower.
-        energy: Pulls the belief; ``None`` is the divergence's own, D(·, message), which has most closed forms.
+        divergence: D, which keeps the new belief near the old one.
+        solver: ``None`` takes the closed form and refuses pairs without one; a solver minimises numerically. Solvers
+            are never chosen silently, since they make sampling slower.
+        energy: E, which pulls the belief; ``None`` is D(·, message), for which most closed forms are known.
     """
 
     divergence: Divergence
@@ -39,12 +39,12 @@ class Proximal:
     energy: Energy | None = None
 
     def __call__(self, belief: B, message: Any, fraction: Tensor | float) -> B:
-        """Move ``belief`` by ``fraction`` f (a scalar or (batch,), in [0, 1]), which is the step size f/(1 − f).
+        """Move ``belief`` by ``fraction`` f, a scalar or (batch,) in [0, 1]; the step size is f/(1 − f).
 
         Args:
             belief: Where the step starts.
             message: The energy's argument: for barycentric energies the target belief.
-            fraction: f, the step size η = f/(1 − f). With f = 1 the energy alone is minimised.
+            fraction: f, the step size η = f/(1 − f). With f = 1 only the energy is minimised.
 
         Raises:
             ArgumentError: A number outside [0, 1] as the fraction.

@@ -1,4 +1,4 @@
-"""Randomness: streams and draws that do not depend on the batch they are made in."""
+"""Randomness: streams and draws that do not depend on the batch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 from proxflow.errors import ArgumentError
 
 _AT_ONCE, _AT_ONCE_ON_CPU = 2**22, 2**18
-"""Numbers that streams make at once at most. A draw is some 30 operations, and to begin each of them after a network, with
-cold caches or a launch, costs more than few numbers do; on a processor many more numbers would not fit the caches, and would
-lie in memory that is fresh from the system each time."""
+"""Most numbers that streams generate at once. A draw is some 30 operations, whose overhead, by cold caches or kernel
+launches, exceeds the cost of few numbers; on a CPU many more numbers would not fit the caches, and would be in newly
+allocated memory each time."""
 
 
 def _signed(word: int) -> int:
-    """Return the 64-bit word as int64 has it."""
+    """Return a 64-bit word as a signed integer."""
     return (word + 2**63) % 2**64 - 2**63
 
 
@@ -29,22 +29,22 @@ def _mixed(word: Tensor) -> Tensor:
 
     "Fast Splittable Pseudorandom Number Generators" (Steele, Lea & Flood, 2014).
     """
-    scratch = torch.empty_like(word)  # once: pages of new memory are a good part of what the draws cost
+    scratch = torch.empty_like(word)  # allocated once: new memory pages are a large part of the cost of draws
 
     def fold(shift: int) -> Tensor:
-        # Shifts of int64 carry the sign along, which the mask takes off.
+        # Shifts of int64 extend the sign, which the mask removes.
         shifted = torch.bitwise_right_shift(word, shift, out=scratch).bitwise_and_(2 ** (64 - shift) - 1)
         return word.bitwise_xor_(shifted)
 
-    fold(30).mul_(_FIRST)  # products wrap around modulo 2^64, as they should
+    fold(30).mul_(_FIRST)  # products wrap around modulo 2^64, as intended
     fold(27).mul_(_SECOND)
     return fold(31)
 
 
 class Streams(ABC):
-    """Draws for each row of a batch that do not depend on the other rows it is drawn with.
+    """Random streams for the rows of a batch: draws for a row do not depend on the other rows.
 
-    Drop-in for a :class:`torch.Generator` wherever this library takes one.
+    A replacement for a :class:`torch.Generator` wherever this library takes one.
     """
 
     @abstractmethod
@@ -61,16 +61,17 @@ class Streams(ABC):
 
 
 class SampleStreams(Streams):
-    """One random stream for each sample, a function of (seed, sample index) alone.
+    """One random stream for each sample, a function of (seed, sample index) only.
 
-    The n-th draw for sample i is the same whatever other samples share its batch, on any device and in any precision, up to
-    rounding. Word j of draw d of a sample is SplitMix64's of its start + j · its step + d · the golden ratio; start and step
-    come from the seed and the index, as in "Fast Splittable Pseudorandom Number Generators" (Steele, Lea & Flood, 2014).
+    The n-th draw for sample i is the same whatever other samples share its batch, on any device and in any precision,
+    up to rounding. Word j of draw d of a sample is SplitMix64's mix of start + j · step + d · golden ratio, with the
+    sample's start and step from the seed and the index, as in "Fast Splittable Pseudorandom Number Generators" (Steele,
+    Lea & Flood, 2014).
 
     Args:
         seed: Any integer; taken modulo 2^64.
         indices: Index of each sample in the batch, integers (batch,), on the device of the draws.
-        expected: About how many draws will be asked for. It changes none, only how many are made ahead.
+        expected: Approximate number of draws. It does not change them, only how many are made in advance.
     """
 
     def __init__(self, seed: int, indices: Tensor, expected: int = 0) -> None:
@@ -88,12 +89,12 @@ class SampleStreams(Streams):
         self._ahead: list[Tensor] = []
 
     def draw(self, normal: bool, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Return the next draw. Where it is like the last one, some that may follow are made with it."""
+        """Return the next draw. If it is like the last one, some further ones are made in advance."""
         if shape[0] != len(self.indices):
             raise ArgumentError(f"streams for {len(self.indices)} samples cannot fill a batch of {shape[0]}")
         again, self._asked = self._asked == (normal, shape, dtype), (normal, shape, dtype)
         if not again or not self._ahead:
-            # Where nothing is known of those to come, as many as there were: at most half are made in vain.
+            # If the number to come is unknown, as many as there were: at most half are wasted.
             most = self.expected - self._draws if self.expected > self._draws else self._draws
             number = max(1, min(most, self.at_once // max(1, math.prod(shape)))) if again else 1
             event = math.prod(shape[1:])
@@ -104,7 +105,7 @@ class SampleStreams(Streams):
         return self._ahead.pop()
 
     def _words(self, draws: Tensor, numbers: int) -> Tensor:
-        """Make 32-bit words with their sign, int32 (draws, batch, numbers), one more where ``numbers`` is odd."""
+        """Make signed 32-bit words, int32 (draws, batch, numbers), one more if ``numbers`` is odd."""
         counts = torch.arange(-(-numbers // 2), device=self.indices.device)
         return _mixed((self._start + self._step * counts) + draws * _GOLDEN).view(torch.int32)
 
@@ -124,15 +125,15 @@ class SampleStreams(Streams):
 
 
 class BatchRows(Streams):
-    """The draws for some rows of a batch, out of draws for all of it from one torch generator.
+    """The draws for some rows of a batch, selected from draws for the whole batch from one torch generator.
 
-    However a batch is shared out over parts and processes, each row gets the same numbers. The numbers of the other rows are
-    drawn and dropped.
+    However a batch is divided into parts and processes, each row gets the same numbers. Those of other rows are drawn
+    and discarded.
 
     Args:
-        generator: Seeded alike for every part of the batch, and used for nothing else meanwhile.
+        generator: Generator with the same seed for every part of the batch, not used elsewhere meanwhile.
         batch: Rows of the whole batch.
-        rows: The rows wanted.
+        rows: The selected rows.
     """
 
     def __init__(self, generator: torch.Generator, batch: int, rows: range) -> None:
@@ -147,7 +148,7 @@ class BatchRows(Streams):
 
 
 Generator = torch.Generator | Streams
-"""A source of randomness: torch's own, or streams that do not depend on the batch."""
+"""A random generator: torch's own, or streams that do not depend on the batch."""
 
 
 def mix(seed: int, step: int) -> int:
@@ -163,7 +164,7 @@ def randn(shape: torch.Size, generator: Generator, dtype: torch.dtype, device: t
 
 
 def randn_like(x: Tensor, generator: Generator) -> Tensor:
-    """Draw standard normal numbers of the shape, type and device of ``x``: those of :func:`randn`, in whatever layout."""
+    """Draw standard normal numbers like ``x``: those of :func:`randn`, whatever the memory layout of ``x``."""
     if not isinstance(generator, torch.Generator):
         return generator.normal(x.shape, x.dtype)
     return torch.randn_like(x, generator=generator, memory_format=torch.contiguous_format)
@@ -183,6 +184,6 @@ def gumbel_max(log_probs: Tensor, generator: Generator) -> Tensor:
     Diffusion Models are Secretly Time-Agnostic Masked Models" (Zheng et al., 2024), arXiv 2409.02908, § 4.
     """
     uniform = rand(log_probs.shape, generator, torch.float64, log_probs.device)
-    # Exponential draws, none exactly 0: a uniform draw may round to 1, and would then win always.
+    # Exponential draws, none exactly 0: a uniform draw may round to 1, and would then always win.
     exponential = uniform.log().neg_().clamp_min_(torch.finfo(torch.float64).tiny)
     return (log_probs - exponential.log_()).argmax(-1)

@@ -1,11 +1,11 @@
-"""Contracts of the parts that others can add: call them from any test suite.
+"""Contract tests of parts that other packages can add, to call from any test suite.
 
     from proxflow.testing import check_divergence
 
     def test_my_divergence():
         check_divergence(MyDivergence())
 
-Each raises ``AssertionError`` with a sentence that names what failed. The library's own members are held to the same.
+Each raises ``AssertionError`` with a sentence that says what failed. The library's own parts pass the same tests.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _require(holds: bool | Tensor, sentence: str) -> None:
 
 
 def _instance(thing: Any, base: type[Any] = object) -> None:
-    """Require an instance, of a base class, where a class or anything else may be given by mistake."""
+    """Require an instance of a base class, as a class or anything else may be given by mistake."""
     expected = "an instance" if base is object else f"an instance of a {base.__name__}"
     got = f"the class {thing.__name__}: call it" if isinstance(thing, type) else f"{thing!r:.80}"
     _require(not isinstance(thing, type) and isinstance(thing, base), f"expected {expected}, got {got}")
@@ -64,7 +64,7 @@ def _instance(thing: Any, base: type[Any] = object) -> None:
 
 @dataclass(frozen=True)
 class _Contract:
-    """What is required of a part; every sentence begins with its name."""
+    """Requirements on a part; every sentence begins with its name."""
 
     name: str
 
@@ -90,9 +90,9 @@ class _Contract:
             self.require(False, f"{sentence}: they differ by up to {worst:.1e}, {allowed}")
 
     def derivatives(self, function: Callable[[Tensor], Tensor], x: Tensor, sentence: str, atol: float) -> None:
-        """Require every derivative of a function of rows, each for itself, to match central differences.
+        """Require every derivative of a row-wise function to match central differences.
 
-        All of these are taken in one batch: where a value is a numerical solution, one by one would take minutes.
+        All of these are computed in one batch: one by one, values that are numerical solutions would take minutes.
         """
         x, size = x.detach().requires_grad_(), 1e-6
         found = function(x)[0]
@@ -150,13 +150,13 @@ BELIEFS: dict[type[Belief], Draw] = {
     GaussianMixture: _gaussian_mixture,
     Product: _product,
 }
-"""How to draw beliefs of each family of the library: events of two coordinates, mixed data of two numbers and a category."""
+"""Functions that draw beliefs of each family: events of two coordinates, mixed data of two numbers and a category."""
 
 
 def difference(a: Belief, b: Belief) -> float:
-    """Return the largest difference of a parameter, where parameters are compared in a form that distributions share.
+    """Return the largest difference of parameters, in a form that is unique for a distribution.
 
-    Probabilities instead of logits; components of a mixture in the order of their means, or densities at some points where
+    Probabilities instead of logits; components of a mixture in the order of their means, or densities at some points if
     the numbers of components differ.
     """
     if isinstance(a, GaussianMixture) and isinstance(b, GaussianMixture) and a.components != b.components:
@@ -188,19 +188,19 @@ def check_divergence(
     smooth: bool = True,
     tolerance: float = 1e-12,
 ) -> None:
-    """Check a divergence on every family that it has values on.
+    """Check a divergence on every family for which it has values.
 
-    Values are 0 at equal beliefs and positive elsewhere, sums where ``additive`` says so, independent of the rest of the
-    batch, nearly the same in single precision, and have finite derivatives. Steps end at belief and target, minimise the
-    objective of :meth:`~proxflow.Divergence.objective`, agree with the solver where they have a closed form, and compose
-    where ``composes`` says so.
+    Values are 0 at equal beliefs and positive elsewhere, sums if ``additive``, independent of the rest of the batch,
+    nearly the same in single precision, and have finite derivatives. Steps end at belief and target, minimise
+    :meth:`~proxflow.Divergence.objective`, agree with the solver if they have a closed form, and compose if
+    ``composes``.
 
     Args:
-        divergence: The member.
-        families: How to draw beliefs of each family, ``draw(seed, batch)``; ``None`` for :data:`BELIEFS`. Families without
-            a value are passed over.
-        solver: What takes the steps that have no closed form; ``None`` leaves these out. Closed forms are compared with
-            it, or with :class:`~proxflow.NewtonSolver`.
+        divergence: The divergence.
+        families: Functions that draw beliefs of each family, ``draw(seed, batch)``; ``None`` for :data:`BELIEFS`.
+            Families without a value are skipped.
+        solver: Solver of steps without a closed form; ``None`` skips these. Closed forms are compared with it, or with
+            :class:`~proxflow.NewtonSolver`.
         smooth: Whether the value is twice differentiable, also at equal beliefs.
         tolerance: Largest difference allowed between beliefs that should be equal, in double precision; a hundredth of it
             for values at equal beliefs, a hundred times as much between closed form and solver.
@@ -329,24 +329,24 @@ class _Pair(_Contract):
                 if self.closed or other is q:
                     self.derivatives(self._ends, inputs, sentence, 1e-6)
                     continue
-                # Of many beliefs that are nearly equal a solver can give some up, whose values rounding decides.
+                # Among many nearly equal beliefs a solver can fail for some, whose values are dominated by rounding.
                 free = inputs.requires_grad_()
                 matches = torch.autograd.gradcheck(self._ends, free, atol=1e-6, fast_mode=True, raise_exception=False)
                 self.require(matches, sentence)
 
     def _values(self, both: Tensor) -> Tensor:
-        """Return values by the coordinates of two beliefs side by side, a column."""
+        """Return values as a function of the concatenated coordinates of two beliefs, one column."""
         p, (x, y) = self.draw(1, 1), both.chunk(2, 1)
         return self.divergence(p.at(x), p.at(y))[:, None]
 
     def _slopes(self, both: Tensor) -> Tensor:
-        """Return the derivatives of :meth:`_values`, a row for each pair."""
+        """Return the derivatives of :meth:`_values`, one row per pair."""
         both = both if both.requires_grad else both.clone().requires_grad_()
         (slopes,) = torch.autograd.grad(self._values(both).sum(), both, create_graph=True)
         return slopes
 
     def _ends(self, inputs: Tensor) -> Tensor:
-        """Return the coordinates of steps' ends by those of two beliefs and the fraction, side by side."""
+        """Return the coordinates after steps as a function of concatenated coordinates of two beliefs and the fraction."""
         p, size = self.draw(1, 1), inputs.shape[1] // 2
         x, y, f = torch.split(inputs, [size, size, 1], 1)
         ends: Tensor = self.step(p.at(x), p.at(y), f[:, 0]).coordinates()
@@ -375,8 +375,8 @@ class _Pair(_Contract):
 def check_belief(draw: Draw) -> None:
     """Check a family of beliefs.
 
-    Coordinates lead there and back, events have one shape, samples depend on the generator alone and follow the density,
-    examples are independent of each other, and what does not fit is refused.
+    Coordinates are invertible, events have one shape, samples depend only on the generator and follow the density,
+    examples are independent of each other, and invalid arguments are refused.
 
     Args:
         draw: ``draw(seed, batch)``, beliefs in double precision with events (batch, number).
@@ -440,7 +440,7 @@ def _check_events(belief: Any, the: _Contract) -> None:
 
 
 def _check_law(one: Any, the: _Contract) -> None:
-    """Samples and density belong together: E ∂ log p/∂θ = 0, to five standard errors of the mean over many samples."""
+    """Check that samples follow the density: E ∂ log p/∂θ = 0, to five standard errors of the mean over many samples."""
     n = 40_000
     x = one.coordinates().expand(n, -1).clone().requires_grad_()
     many = one.at(x)
@@ -485,7 +485,7 @@ class _Counted:
 
 
 def _exact() -> list[tuple[Any, Any, Callable[[Tensor], bool]]]:
-    """Flows of every kind, each with the exact predictor of some data and whether samples may be such data."""
+    """Return flows of every kind, each with the exact predictor of some data and a test whether samples may be such data."""
     one = torch.ones(1, dtype=torch.float64)
     law = GaussianMixtureLaw(one, 0.2 * one.expand(1, 3), 0.15**2 * one.expand(3).diag()[None])
     rows, shares = torch.tensor([[0, 2, 0], [1, 1, 1], [2, 2, 2]]), one.new_tensor([0.5, 0.25, 0.25])
@@ -497,7 +497,7 @@ def _exact() -> list[tuple[Any, Any, Callable[[Tensor], bool]]]:
         return bool((events >= 0).all()) and bool((events < 3).all())
 
     def possible(events: Tensor) -> bool:
-        # One sample for all is that of a sampler without noise, where the coordinates need not agree yet.
+        # One sample for all is that of a deterministic sampler, for which the coordinates need not agree yet.
         distinct = set(map(tuple, events.tolist()))
         return classes(events) and (len(distinct) == 1 or distinct <= set(map(tuple, rows.tolist())))
 
@@ -511,16 +511,17 @@ def _exact() -> list[tuple[Any, Any, Callable[[Tensor], bool]]]:
 def check_sampler(
     sampler: Sampler, flow: Any = None, predict: Any = None, possible: Callable[[Tensor], bool] = lambda events: True
 ) -> None:
-    """Check a sampler on a flow of every kind that it takes, or on the given one.
+    """Check a sampler on a flow of every kind that it supports, or on the given one.
 
-    It spends the evaluations that it was given, a sample depends on its seed and index alone, single precision gives the
-    same samples, and those of an exact predictor lie where the data do.
+    It uses exactly the given number of evaluations, a sample depends only on its seed and index, single precision gives
+    the same samples, and those of an exact predictor lie where the data do.
 
     Args:
-        sampler: The member.
-        flow: A flow for events (3,); ``None`` for those of the library, of which it may refuse some by ``ArgumentError``.
+        sampler: The sampler.
+        flow: A flow for events (3,); ``None`` for those of the library, of which it may refuse some with
+            ``ArgumentError``.
         predict: An exact predictor of some data, for ``flow``.
-        possible: Whether samples (batch, 3) by 60 evaluations of ``predict`` may be such data.
+        possible: Function that returns whether samples (batch, 3) with 60 evaluations of ``predict`` may be such data.
 
     Raises:
         AssertionError: A part of the contract does not hold.
@@ -592,14 +593,14 @@ def check_network(
 ) -> None:
     """Check a network: built by ``network_class(shape, **fields)``, called as ``network(x, t, end=…, condition=…)``.
 
-    It keeps the shape of events in single and double precision, reads event and time, examples do not depend on each other
-    in evaluation or training, its state makes another one the same, and finite gradients reach every parameter.
+    It keeps the shape of events in single and double precision, depends on event and time, examples are independent of
+    each other in evaluation and training, loading its state reproduces it, and finite gradients reach every parameter.
 
     Args:
-        network_class: The member; its ``forward`` may lack ``end`` and ``condition``.
+        network_class: The class; its ``forward`` may lack ``end`` and ``condition``.
         shape: Shape of an event, without the batch.
-        condition: What it is conditioned on, one row each of 4 examples, of a network that reads it.
-        **fields: Its settings. With ``reads_end=True`` it is given the ends of steps.
+        condition: Condition of 4 examples, one row each, for a network that reads one.
+        **fields: Its settings. With ``reads_end=True`` it gets the end times of steps.
 
     Raises:
         AssertionError: A part of the contract does not hold.
@@ -614,7 +615,7 @@ def check_network(
     the.require(condition is None or "condition" in parameters, "its forward has no parameter condition")
     the.require(not fields.get("reads_end") or "end" in parameters, "its forward has no parameter end")
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():  # layers that begin at zero would hide what comes before them
+    with torch.no_grad():  # layers initialised to zero would hide those before them
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     x, t = normal(1, 4, *shape), torch.tensor([0.0, 0.3, 0.8, 0.9], dtype=torch.float64)
@@ -669,15 +670,15 @@ def check_network(
 def check_kind(kind_class: type[Any], source: str, ending: str = ".npz", **settings: Any) -> None:
     """Check a kind of data on a source of at least two examples.
 
-    The kind says that it takes the source and no other file, reads it and keeps a share from training, encoded examples
-    decode to what is stored, the kind is the same after a way through a model's file, and examples can be written and drawn,
-    and read again where it takes what it writes.
+    The kind accepts the source and no other file, reads it and holds out a fraction, encoded examples decode to the
+    stored ones, the kind is the same after being saved and loaded, examples can be written and drawn, and written files
+    can be read again if the kind accepts them.
 
     Args:
-        kind_class: The member.
+        kind_class: The class.
         source: Name, file or folder.
-        ending: Of a file that it can write.
-        **settings: Of :meth:`read`.
+        ending: Suffix of a file that it can write.
+        **settings: Settings of :meth:`read`.
 
     Raises:
         AssertionError: A part of the contract does not hold.

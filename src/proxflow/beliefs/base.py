@@ -1,4 +1,4 @@
-"""What a belief is: a distribution over data, held by its parameters, one for each example of a batch."""
+"""The interface of beliefs: distributions over data given by their parameters, one per example of a batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from proxflow.random import Generator
 class Belief(ABC):
     """A batch of distributions over events.
 
-    Members are frozen dataclasses of tensors, batch first; a member is final, not to be derived from. Example i of every
+    Subclasses are frozen dataclasses of tensors, batch first, and final: do not derive from them. Example i of every
     tensor belongs to example i of the batch.
     """
 
@@ -28,7 +28,7 @@ class Belief(ABC):
     def batch_size(self) -> int:
         """Number of examples."""
 
-    if TYPE_CHECKING:  # a property in some members, a field in others, which ABC cannot express
+    if TYPE_CHECKING:  # a property in some subclasses, a field in others, which ABC cannot express
 
         @property
         def mean(self) -> Tensor:
@@ -41,7 +41,7 @@ class Belief(ABC):
 
     @abstractmethod
     def sample(self, generator: Generator) -> Tensor:
-        """Draw one event for each example, (batch, *event)."""
+        """Draw one event per example, (batch, *event)."""
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
@@ -60,14 +60,14 @@ class Belief(ABC):
         """Make the belief of this family and shape with the given coordinates; inverse of :meth:`coordinates`."""
 
     def features(self) -> Tensor:
-        """Return what a network reads of the belief, (batch, …): the mean, unless a family has more to say.
+        """Return the network's input for the belief, (batch, …): the mean, unless a family has more.
 
-        Along the flows' paths the standard deviation of Gaussian beliefs is a function of time alone.
+        Along the flows' paths the standard deviation of Gaussian beliefs is a function of time only.
         """
         return self.mean
 
     def sites(self) -> Self:
-        """Make each coordinate of each event an example of its own, (batch · sites, 1); only where ``factorised``."""
+        """Return each coordinate of each event as a separate example, (batch · sites, 1); only if ``factorised``."""
         raise ArgumentError(f"{type(self).__name__} does not factorise over the coordinates of an event")
 
     def unsites(self, sites: Self) -> Self:

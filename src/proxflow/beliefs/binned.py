@@ -15,7 +15,7 @@ from proxflow.errors import ArgumentError
 
 
 def bin_of(x: Tensor, bins: int) -> Tensor:
-    """Return the index of the bin of [−1, 1] that holds ``x``, int64 of its shape; end bins hold all that lies beyond.
+    """Return the index of the bin of [−1, 1] that holds ``x``, int64 of its shape; values beyond are in the end bins.
 
     Bin k reaches from −1 + 2k/K to −1 + 2(k+1)/K.
     """
@@ -29,7 +29,7 @@ def bin_centre(index: Tensor, bins: int, dtype: torch.dtype) -> Tensor:
 
 def _log_mass(low: Tensor, high: Tensor) -> Tensor:
     """Compute log(Φ(high) − Φ(low)) for low < high, either possibly infinite, to full accuracy in both tails."""
-    # Of an interval above 0 take the mirror image: there Φ is small, and its logarithm says all.
+    # Intervals above 0 are mirrored: there Φ is small, and its logarithm is accurate.
     mirror = low + high > 0
     low, high = torch.where(mirror, -high, low), torch.where(mirror, -low, high)
     return log_difference(torch.special.log_ndtr(high), torch.special.log_ndtr(low))
@@ -38,20 +38,20 @@ def _log_mass(low: Tensor, high: Tensor) -> Tensor:
 def gaussian_bin_log_prob(x: Tensor, mean: Tensor, std: Tensor, bins: int, density_below: float = 0.0) -> Tensor:
     """Return the log-probability (nats) of the bin that holds ``x`` under N(mean, std²), of their broadcast shape.
 
-    The end bins take the tails' mass. Computed in double precision and in log space: exact however small it is.
+    The end bins include the tails. Computed in double precision and in log space: accurate for any magnitude.
 
     Args:
         x: Data in [−1, 1].
         mean: Mean of the Gaussian.
         std: Its standard deviation, > 0.
         bins: Number of bins K.
-        density_below: Where the probability is smaller than this, take the density at the bin's centre times its width
-            instead, which is not normalised. The public code of Bayesian Flow Networks (Graves et al., 2023),
-            arXiv 2308.07037, does so below 1e-5.
+        density_below: Below this probability use the density at the bin's centre times its width instead, which is not
+            normalised. The public code of Bayesian Flow Networks (Graves et al., 2023), arXiv 2308.07037, does so below
+            1e-5.
     """
     index, mean64, std64 = bin_of(x, bins), mean.double(), std.double()
     low, high = (((index + side).double() * (2 / bins) - 1 - mean64) / std64 for side in (0, 1))
-    # Finite, yet so far out that no mass lies beyond: the gradients stay finite, which at ±∞ they are not.
+    # Finite, but so far out that no mass is beyond: gradients stay finite, unlike at ±∞.
     far = torch.full_like(low, 1e100)
     exact = _log_mass(torch.where(index == 0, -far, low), torch.where(index == bins - 1, far, high))
     if density_below > 0:
@@ -77,7 +77,7 @@ def _gaussian_logits(mean: Tensor, std: Tensor, bins: int) -> Tensor:
     """Return the logarithm of the mass of N(mean, std²) in each bin, (*mean.shape, bins)."""
     z = _inner_edges(mean.double(), std.double(), bins)
     below, above = torch.special.log_ndtr(z), torch.special.log_ndtr(-z)
-    left = z[..., :-1] + z[..., 1:] <= 0  # there the lower tail is the small one
+    left = z[..., :-1] + z[..., 1:] <= 0  # there the lower tail is the smaller one
     middle = log_difference(
         torch.where(left, below[..., 1:], above[..., :-1]), torch.where(left, below[..., :-1], above[..., 1:])
     )
@@ -104,8 +104,8 @@ class Binned(Discrete):
     def of_gaussian(cls, mean: Tensor, std: Tensor, bins: int) -> Self:
         """Return the mass of N(mean, std²) in each bin, its tails in the end bins.
 
-        The logits are worked out when they are first asked for, in double precision (what is left of a difference of
-        distribution functions in single is too little), then rounded; the :attr:`mean` needs none of them.
+        The logits are computed at first use, in double precision (in single, differences of distribution functions lose
+        too many digits), then rounded; the :attr:`mean` does not need them.
 
         Args:
             mean: (batch, *event).

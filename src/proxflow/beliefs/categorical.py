@@ -17,15 +17,15 @@ from proxflow.random import Generator, gumbel_max
 
 @dataclass(frozen=True, eq=False)
 class Discrete(Belief):
-    """Independent distributions over K values of each coordinate, held in log space so that no update overflows.
+    """Independent distributions over K values of each coordinate, stored in log space so that no update overflows.
 
-    A member says which event belongs to which index (:meth:`events_of`, :meth:`indices_of`); all else is shared.
+    Subclasses map events to indices and back (:meth:`events_of`, :meth:`indices_of`); the rest is shared.
     """
 
     logits: Tensor
     factorised = True
     _words: ClassVar[tuple[str, str]]
-    """What errors call the family and its values."""
+    """Names of the family and its values in errors."""
 
     def __post_init__(self) -> None:
         if not self.logits.is_floating_point() or self.logits.ndim < 2 or self.logits.shape[-1] < 2:
@@ -73,7 +73,7 @@ class Discrete(Belief):
         return sum_events(self.log_probs.gather(-1, self.indices_of(x)[..., None]).squeeze(-1))
 
     def coordinates(self) -> Tensor:
-        """Return log-odds against the last value, (batch, sites · (K − 1)); infinite where one is ruled out."""
+        """Return log-odds against the last value, (batch, sites · (K − 1)); infinite for values of probability 0."""
         return (self.logits[..., :-1] - self.logits[..., -1:]).reshape(self.batch_size, -1)
 
     def at(self, coordinates: Tensor) -> Self:
@@ -92,7 +92,7 @@ class Categorical(Discrete):
     """Independent categorical distributions; events are class indices, int64.
 
     Args:
-        logits: Log-probabilities up to a constant, (batch, *event, classes), classes ≥ 2. −∞ is a class ruled out.
+        logits: Log-probabilities up to a constant, (batch, *event, classes), classes ≥ 2. −∞ excludes a class.
 
     Raises:
         ArgumentError: Wrong number of dimensions or classes, or not floating point.
@@ -128,6 +128,6 @@ class Categorical(Discrete):
         So does the public code of Bayesian Flow Networks (Graves et al., 2023), arXiv 2308.07037.
         """
         probs = self.probs
-        # In place, where no gradient forbids it: of many classes each copy counts.
+        # In place if no gradient is needed: with many classes each copy counts.
         scaled = 2 * probs - 1 if probs.requires_grad else probs.mul_(2).sub_(1)
         return scaled[..., 0] if self.classes == 2 else scaled

@@ -16,7 +16,7 @@ from proxflow.random import Generator, randn_like
 
 @dataclass(frozen=True, eq=False)
 class FullGaussian(Belief):
-    """N(mean, L Lᵀ), held by the Cholesky factor: its condition number is the square root of the covariance's.
+    """N(mean, L Lᵀ), given by the Cholesky factor, whose condition number is the square root of the covariance's.
 
     Known elsewhere as a multivariate normal distribution.
 
@@ -83,7 +83,7 @@ class FullGaussian(Belief):
         return (densities - 0.5 * math.log(2 * math.pi)).sum(1)
 
     def coordinates(self) -> Tensor:
-        """Return the log-Cholesky coordinates: the mean, the logarithms of L's diagonal, and what is below it row by row."""
+        """Return the log-Cholesky coordinates: the mean, the logarithms of L's diagonal, and the entries below by rows."""
         rows, columns = self._below()
         diagonal = self.scale_tril.diagonal(dim1=1, dim2=2).log()
         return torch.cat([self.mean, diagonal, self.scale_tril[:, rows, columns]], dim=1)

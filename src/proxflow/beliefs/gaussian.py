@@ -20,13 +20,13 @@ from proxflow.random import Generator, randn_like
 class DiagonalGaussian(Belief):
     """N(mean, diag(std²)). Known elsewhere as a factorised or mean-field Gaussian.
 
-    A standard deviation of 0 is a point mass: a valid target for Wasserstein-2, and infinitely far away for KL.
+    A standard deviation of 0 is a point mass: a valid target for Wasserstein-2, but at infinite distance for KL.
 
     Args:
         mean: (batch, *event), floating point.
-        std: Standard deviation ≥ 0 in the units of the data: a number, a tensor broadcastable to the shape of ``mean``, or a
-            function that returns such a tensor, called when it is read. Read expanded to that shape (a view, at no cost in
-            memory).
+        std: Standard deviation ≥ 0 in the units of the data: a number, a tensor broadcastable to the shape of ``mean``,
+            or a function that returns such a tensor, called at first use. Reading it gives a view expanded to that
+            shape.
 
     Raises:
         ArgumentError: The shapes do not fit, a tensor is not floating point, or a number is negative.
@@ -57,7 +57,7 @@ class DiagonalGaussian(Belief):
 
     @property
     def given_std(self) -> Tensor:
-        """The standard deviation as it was given, not expanded: arithmetic on it is not repeated over a batch."""
+        """The standard deviation as given, not expanded, so that arithmetic on it is not repeated over a batch."""
         std = self._std
         if isinstance(std, Tensor):
             return std
@@ -106,7 +106,7 @@ class DiagonalGaussian(Belief):
 
 
 def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
-    """Tell whether a tensor of this shape expands to the other."""
+    """Return whether a tensor of this shape expands to the other."""
     if len(shape) > len(to):
         return False
     for n, m in zip(reversed(shape), reversed(to), strict=False):  # noqa: SIM110  # all() takes twice as long

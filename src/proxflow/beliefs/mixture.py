@@ -16,17 +16,16 @@ from proxflow.random import Generator, gumbel_max, randn_like
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixture(Belief):
-    """Σ_k w_k N(means_k, diag(stds_k²)), a mixture over **whole events**: its coordinates depend on each other.
+    """Σ_k w_k N(means_k, diag(stds_k²)), a mixture over **whole events**, whose coordinates are dependent.
 
-    Components carry no order: a permutation of them is the same distribution with other parameters and coordinates. Nor is
-    every difference of parameters one of distributions (of two equal components the weights may be shared out anyhow), so
-    that what is fixed for a mixture is its density, not its parameters.
+    Parameters are not unique: a permutation of the components, or another division of weight between two equal ones,
+    gives the same distribution. So only the density of a mixture is well defined, not its parameters.
 
     Args:
-        logits: Log-weights up to a constant, (batch, components), components ≥ 1. −∞ is a component left out.
+        logits: Log-weights up to a constant, (batch, components), components ≥ 1. −∞ excludes a component.
         means: (batch, components, *event), floating point.
-        stds: Standard deviations ≥ 0 in the units of the data, broadcastable to the shape of ``means``; held expanded to
-            it. A standard deviation of 0 makes a component a point mass, which has no density.
+        stds: Standard deviations ≥ 0 in the units of the data, broadcastable to the shape of ``means``, and stored
+            expanded to it. A standard deviation of 0 makes a component a point mass, which has no density.
 
     Raises:
         ArgumentError: The shapes do not fit, or a tensor is not floating point.
@@ -78,12 +77,12 @@ class GaussianMixture(Belief):
 
     @property
     def mode(self) -> Tensor:
-        """The component mean of highest density under the whole mixture, (batch, *event).
+        """The component mean with the highest density under the whole mixture, (batch, *event).
 
-        The highest point itself has no formula. It is at this component mean where the components are well apart or all
-        alike, and where they overlap this is the best point to start climbing from.
+        The exact mode has no closed form. It is at this component mean if components are well separated or all equal;
+        if they overlap, this is the best starting point for an ascent.
         """
-        # Point masses get a density as well, a huge one, so that the heaviest of them wins.
+        # Point masses get a huge density as well, so that the heaviest of them wins.
         narrow = self.stds.clamp_min(torch.finfo(self.stds.dtype).tiny)
         solid = GaussianMixture(self.logits, self.means, narrow)
         best = solid._log_density(self.means.unsqueeze(1)).argmax(1)
@@ -101,7 +100,7 @@ class GaussianMixture(Belief):
     def coordinates(self) -> Tensor:
         """Return log-odds of the weights against the last, the means, and logarithms of the standard deviations.
 
-        (batch, components − 1 + 2 · components · sites). Each order of the components has coordinates of its own.
+        (batch, components − 1 + 2 · components · sites). Each order of the components has its own coordinates.
         """
         odds = self.logits[:, :-1] - self.logits[:, -1:]
         return torch.cat([odds, self.means.flatten(1), self.stds.log().flatten(1)], dim=1)
@@ -125,10 +124,10 @@ class GaussianMixture(Belief):
         return torch.logsumexp(self.log_weights[..., None] + whole, dim=1)
 
     def _of(self, chosen: Tensor, values: Tensor) -> Tensor:
-        """Pick the values of the chosen component (batch,): (batch, components, *event) → (batch, *event)."""
+        """Select the values of the chosen component (batch,): (batch, components, *event) → (batch, *event)."""
         index = self._shaped(chosen[:, None]).expand(-1, 1, *values.shape[2:])
         return values.gather(1, index).squeeze(1)
 
     def _shaped(self, values: Tensor) -> Tensor:
-        """Shape (batch, components) so that it broadcasts against the means."""
+        """Reshape (batch, components) to broadcast against the means."""
         return values.reshape(*values.shape, *[1] * (self.means.ndim - 2))

@@ -1,4 +1,4 @@
-"""Products of independent beliefs, for mixed data such as numbers beside categories."""
+"""Products of independent beliefs, for mixed data such as numbers and categories."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from proxflow.random import Generator
 class Product(Belief):
     """Independent beliefs of several families over the columns of one table.
 
-    An event is a row, (batch, columns): each part's event flattened, side by side in the order of the parts, with classes
-    as their indices. Rows are floating point, as the parameters are: float32 holds every class index up to 2²⁴.
+    An event is a row, (batch, columns): the parts' flattened events concatenated in order, with classes as their
+    indices. Rows are floating point, as the parameters: float32 holds every class index up to 2²⁴.
 
     Args:
         parts: Beliefs of one batch size, at least one.
@@ -41,7 +41,7 @@ class Product(Belief):
 
     @property
     def mean(self) -> Tensor:
-        """Expected rows, with a column for each class of a category in place of one: its probability."""
+        """Expected rows, in which a category has a column for each class, with its probability."""
         return torch.cat([_flat(part.mean) for part in self.parts], dim=1)
 
     @property
@@ -66,7 +66,7 @@ class Product(Belief):
         return tuple(a.reshape(m.shape).to(m.dtype) for a, m in zip(torch.split(x, widths, dim=1), modes, strict=True))
 
     def coordinates(self) -> Tensor:
-        """Return those of the parts, side by side."""
+        """Return those of the parts, concatenated."""
         return torch.cat([part.coordinates() for part in self.parts], dim=1)
 
     def at(self, coordinates: Tensor) -> Self:
@@ -76,7 +76,7 @@ class Product(Belief):
         )
 
     def features(self) -> Tensor:
-        """Return those of the parts, flattened and side by side, (batch, …)."""
+        """Return those of the parts, flattened and concatenated, (batch, …)."""
         return torch.cat([_flat(part.features()) for part in self.parts], dim=1)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Beliefs of masked diffusion: some coordinates of an event are known, and of the others nothing is."""
+"""Beliefs of masked diffusion: some coordinates of an event are known, the others unknown."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from proxflow.random import Generator, rand
 
 @dataclass(frozen=True, eq=False)
 class Revealed(Belief):
-    """Certainty of some coordinates of an event of classes; the others are hidden, which is the mask class.
+    """Certainty about some coordinates of an event of classes; the others are hidden, in the mask class.
 
-    It is a vertex of the simplex of K + 1 classes at each coordinate, held by its index. As a distribution over events it
-    is uniform over the K classes of a hidden coordinate.
+    It is a vertex of the simplex of K + 1 classes at each coordinate, given by its index. As a distribution over events
+    it is uniform over the K classes of a hidden coordinate.
 
     Args:
         tokens: Class indices int64 (batch, *event), −1 where hidden.
@@ -83,7 +83,7 @@ class Revealed(Belief):
         )
 
     def features(self) -> Tensor:
-        """Return 2e_x − 1, and 0 where hidden; for two classes the first alone, as :meth:`Categorical.features`."""
+        """Return 2e_x − 1, and 0 where hidden; for two classes only the first, as :meth:`Categorical.features`."""
         scaled = torch.where(self.hidden[..., None], 0, 2 * self.probs - 1)
         return scaled[..., 0] if self.classes == 2 else scaled
 

@@ -1,4 +1,4 @@
-"""How a belief shows itself in a notebook: its parameters in a table, and a small picture of its first examples."""
+"""Display of beliefs in notebooks: a table of parameters, and small pictures of the first examples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from proxflow.beliefs.base import Belief
 
 _EXAMPLES, _POINTS = 6, 64
-"""Examples, and coordinates of one, that are drawn at most."""
+"""Most examples to draw, and most coordinates of one."""
 
 
 def as_html(belief: Belief) -> str:
@@ -41,7 +41,7 @@ def _pictures(belief: Belief) -> str:
 
 
 def _picture(levels: Tensor) -> str:
-    """Return an image of levels in [−1, 1], (1 or 3, height, width), twice as large as it is."""
+    """Return an image of levels in [−1, 1], (1 or 3, height, width), at twice its size."""
     pixels = ((levels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(3, -1, -1).permute(1, 2, 0)
     height, width, _ = pixels.shape
     rows = b"".join(b"\0" + bytes(row.flatten().tolist()) for row in pixels)
@@ -57,7 +57,7 @@ def _picture(levels: Tensor) -> str:
 
 
 def _line(values: Tensor) -> str:
-    """Return bars of numbers, up from a line at 0 or down from it, in the colour of the text."""
+    """Return a bar chart of numbers, up or down from a line at 0, in the colour of the text."""
     most = float(values.abs().max()) or 1.0
     width = max(2, math.floor(160 / len(values)))
     up, down = (40.0 if bool((side > 0).any()) else 0.0 for side in (values, -values))

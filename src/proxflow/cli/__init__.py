@@ -1,4 +1,4 @@
-"""The command line: one file a command, which holds its options and its work."""
+"""The command line: one file for each command, with its options and its work."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status.
 
     Args:
-        arguments: The words after the program's name; ``None`` takes those of the process.
+        arguments: Arguments after the program's name; ``None`` takes those of the process.
 
     Raises:
-        SystemExit: Of status 2 for words that do not parse, of status 0 after ``--help``.
+        SystemExit: Status 2 for arguments that do not parse, status 0 after ``--help``.
     """
     try:
         from proxflow.cli.run import run

@@ -1,4 +1,4 @@
-"""What the commands share. Importable without torch, which each function imports in its work."""
+"""What the commands share. Importable without torch: each function imports it when called."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from proxflow.likelihood import Nats
     from proxflow.models import Model
 
-# Of "str | None" tyro imports a checker of types, which takes as long as all the rest of it.
+# For "str | None" tyro imports a type checker, which takes as long as all the rest of it.
 Text = Union[str, None]  # noqa: UP007
 Number = Union[int, None]  # noqa: UP007
 File = Union[Path, None]  # noqa: UP007
@@ -42,23 +42,23 @@ SamplerChoice = Annotated[
 
 
 def word(default: str) -> Any:
-    """Annotate an option that takes a word and may be left out; ``default`` says what is taken then."""
+    """Annotate an optional string option; ``default`` says what is used without it."""
     return tyro.conf.arg(metavar="WORD", help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True)
 class TrainingOptions(TrainingConfig):
-    """How to train."""
+    """Training settings."""
 
     workers: Annotated[
         Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: as many as there are further cores)")
     ] = None
 
     def __post_init__(self) -> None:
-        """Check nothing: ranges are checked after parsing, because the parser's messages would name its own internals."""
+        """Check nothing: ranges are checked after parsing, as the parser's messages would name its own internals."""
 
     def checked(self) -> TrainingConfig:
-        """Return them as the library takes them.
+        """Return them as the library's configuration.
 
         Raises:
             ArgumentError: A number is out of range or not finite.
@@ -70,21 +70,22 @@ class TrainingOptions(TrainingConfig):
 
 
 FEW = 2
-"""Network evaluations up to which a student of one draws better than its teacher."""
+"""Network evaluations up to which a one-step student draws better than its teacher."""
 
 
 @dataclass(frozen=True)
 class GuidanceOptions:
-    """How predictions are led.
+    """How predictions are guided.
 
     Args:
-        guidance: How far predictions are led toward the class: 1 not at all; at 2 samples are clearer and less varied.
-        guidance_interval: First and last time at which they are, in [0, 1]; 0 is all noise. In the middle alone it costs
-            less and keeps more variety.
-        guidance_rule: How they are led: linear, zero-star or projected; "proxflow list guidance" says what each does. With
+        guidance: Guidance weight toward the class: 1 is none; at 2 samples are clearer and less varied.
+        guidance_interval: First and last time with guidance, in [0, 1]; 0 is all noise. Guidance only in the middle
+            costs less and keeps more variety.
+        guidance_rule: Guidance rule: linear, zero-star or projected; "proxflow list guidance" says what each does. With
             settings: projected:eta=0,cap=15.
-        weak: A worse model of the same flow, by name or folder, to be led away from, in place of the prediction without a
-            class; with it, --guidance also serves models without classes.
+        weak: A weaker model of the same flow, by name or folder. Guidance then leads away from its prediction instead
+            of from the prediction without a class (autoguidance), and --guidance also works with models without
+            classes.
     """
 
     guidance: float = 1.0
@@ -93,7 +94,7 @@ class GuidanceOptions:
     weak: Annotated[Text, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: none)")] = None
 
     def check(self) -> None:
-        """Refuse a word that names no rule, and words that say how to guide without a weight.
+        """Refuse an unknown rule, and settings of guidance without a weight.
 
         Raises:
             ArgumentError: The message names the option.
@@ -108,10 +109,10 @@ class GuidanceOptions:
             )
 
     def loaded(self, device: torch.device) -> dict[str, Any]:
-        """Return them as :meth:`proxflow.Model.sample` takes them, with the weak model loaded; nothing at weight 1.
+        """Return the arguments for :meth:`proxflow.Model.sample`, with the weak model loaded; none at weight 1.
 
         Raises:
-            CheckpointError: No such weak model, or its files are corrupt.
+            CheckpointError: There is no such weak model, or its files are corrupt.
         """
         from proxflow import models
 
@@ -123,7 +124,7 @@ class GuidanceOptions:
 
     @property
     def told(self) -> dict[str, Any]:
-        """Return what a report says of it; nothing at weight 1."""
+        """Return the settings to report; none at weight 1."""
         if self.guidance == 1:
             return {}
         rule, weak = self.guidance_rule or "linear", {} if self.weak is None else {"weak": self.weak}
@@ -131,10 +132,10 @@ class GuidanceOptions:
 
 
 def guided(model: Model, guidance: dict[str, Any], labels: Tensor | None) -> nn.Module:
-    """Return what predicts, led as :meth:`GuidanceOptions.loaded` says.
+    """Return the predictor, guided as :meth:`GuidanceOptions.loaded` says.
 
     Raises:
-        ArgumentError: The model cannot be, or there is neither a class to lead toward nor a model to lead away from.
+        ArgumentError: The model cannot be guided, or neither a class nor a weak model is given.
     """
     if not guidance:
         return model.predictor
@@ -144,14 +145,14 @@ def guided(model: Model, guidance: dict[str, Any], labels: Tensor | None) -> nn.
 
 
 def steps_of(model: Model, name: str, steps: int | None) -> int:
-    """Return the predictions of a sample: as asked for, or as usual for the model; say where they are too many."""
+    """Return the predictions per sample, as given or as usual for the model; warn where they are too many."""
     if model.of_one_evaluation and steps is not None and steps > FEW:
         say(f"{name} was taught to draw with one network evaluation, and draws worse with {steps}")
     return model.usual_nfe if steps is None else steps
 
 
 def spent(model: Model, predictor: nn.Module, sampler: str | None, steps: int) -> int:
-    """Count the network evaluations of a sample that a predictor of a model makes ``steps`` predictions for."""
+    """Count the network evaluations (NFE) of a sample drawn with ``steps`` predictions."""
     from proxflow.examples import evaluations, planned
 
     return sum(map(evaluations, planned(predictor, model.times_used(sampler, steps))))
@@ -163,21 +164,21 @@ def less_memory_to_train(batch_size: int) -> str:
 
 
 ALL = "all"
-"""What stands for every class."""
+"""The name that means every class."""
 
 
 def classes_asked(asked: Sequence[str], known: Sequence[str], *, once: bool = True) -> list[int]:
-    """Return the places of classes, named or numbered, or all, among the known ones; ``once`` refuses one named twice.
+    """Return the indices of classes given by name or number, or all; ``once`` refuses a class named twice.
 
     Raises:
-        ArgumentError: There are none, or not these; the message names them.
+        ArgumentError: The model has no classes, or not these; the message names them.
     """
     if not known:
         raise ArgumentError("--class is for models that were trained with --conditional, and this one has no classes")
     if tuple(asked) == (ALL,):
         return list(range(len(known)))
     chosen = []
-    numbered = any(name.isdecimal() for name in known)  # then a number is a name, not a place
+    numbered = any(name.isdecimal() for name in known)  # then a number is a name, not an index
     for name in map(escape.name, asked):
         if name in known:
             chosen.append(known.index(name))
@@ -194,9 +195,9 @@ def classes_asked(asked: Sequence[str], known: Sequence[str], *, once: bool = Tr
 
 
 def say(line: str) -> None:
-    """Print a line at once, also into a file or pipe; of several processes, the first one does.
+    """Print a line at once, also into a file or pipe; with several processes, only in the first.
 
-    What a terminal would obey is escaped, see :func:`proxflow.runtime.escape.terminal`.
+    Control characters are escaped, see :func:`proxflow.runtime.escape.terminal`.
     """
     from proxflow.runtime.processes import Processes
 
@@ -207,7 +208,7 @@ def say(line: str) -> None:
 
 @contextmanager
 def first_alone() -> Iterator[bool]:
-    """Tell in a block whether this process is the first, which alone is to write; all of them fail where it does."""
+    """Yield whether this process is the first, which alone writes; if the block fails there, it fails in all."""
     from proxflow.runtime.processes import Processes
 
     processes = Processes.current()
@@ -216,7 +217,7 @@ def first_alone() -> Iterator[bool]:
 
 
 def device_of(name: DeviceName) -> torch.device:
-    """Return the device of a name; ``auto`` is CUDA where there is one."""
+    """Return the device of a name; ``auto`` is CUDA if there is one."""
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
@@ -229,7 +230,7 @@ def device_of(name: DeviceName) -> torch.device:
 
 
 def autoencoder_of(word: str) -> Autoencoder:
-    """Return what an autoencoder is loaded from: a word, or a folder, which means that of diffusers.
+    """Return the autoencoder of a string, or of a folder, which is read as one of diffusers.
 
     Raises:
         ArgumentError: An unknown name or setting.
@@ -245,13 +246,13 @@ def autoencoder_of(word: str) -> Autoencoder:
 
 
 MOST_STEPS = 10**6
-"""Evaluations for a sample; more is a slip of the hand, and their times alone would take the memory."""
+"""Most evaluations per sample; more is a typing error, and their times alone would fill the memory."""
 
 
 def check_counts(
     n: int, steps: int, batch_size: int, least: int = 1, named: tuple[str, str] = ("--n", "--steps")
 ) -> None:
-    """Refuse numbers to draw by that are out of range.
+    """Refuse numbers of samples, steps and batch size that are out of range.
 
     Raises:
         ArgumentError: The message names the option.
@@ -267,13 +268,13 @@ def check_counts(
 
 
 def check_graph(graph: bool, device: torch.device) -> None:
-    """Refuse to record a graph where there is no CUDA device."""
+    """Refuse a CUDA graph on another device."""
     if graph and device.type != "cuda":
         raise ArgumentError(f"--graph records work on a CUDA device, and this is {device.type}: leave it out")
 
 
 def less_memory(batch_size: int, n: int | None) -> str:
-    """Say what to lower where memory ran out while drawing ``n`` examples."""
+    """Say what to lower when memory ran out while drawing ``n`` examples."""
     at_once = batch_size if n is None else min(batch_size, max(n, 16))
     if at_once == 1:
         return "one at a time is too much: take a smaller network, or a machine with more memory"
@@ -282,7 +283,7 @@ def less_memory(batch_size: int, n: int | None) -> str:
 
 
 def check_sampler(sampler: str | None) -> None:
-    """Refuse a word that names no sampler, before any work is done for it."""
+    """Refuse an unknown sampler before work starts."""
     from proxflow.models import parse
 
     if sampler is not None:
@@ -300,9 +301,9 @@ def draw(
     condition: Condition | None = None,
     **guidance: Any,
 ) -> Tensor:
-    """Sample with a progress bar: (n, …) in stored form, in every process; each of them draws its share.
+    """Sample with a progress bar: (n, …) in stored form, in every process; each draws its share.
 
-    ``guidance`` is what :meth:`proxflow.Model.sample` takes to guide.
+    ``guidance`` are the guidance arguments of :meth:`proxflow.Model.sample`.
     """
     import torch
 
@@ -337,7 +338,7 @@ def say_how_to_sample(folder: Path) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] = ()) -> None:
-    """Print a table on standard output; columns named in ``left`` are set to the left."""
+    """Print a table on standard output; columns named in ``left`` are left-aligned."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -352,7 +353,7 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Se
 
 
 def content_of(examples: AnyExamples) -> str:
-    """Return what tells these examples from others: what their source says of them, or a checksum and the shape."""
+    """Return what identifies these examples: what their source says of them, or a checksum and the shape."""
     import hashlib
 
     if examples.content:
@@ -362,7 +363,7 @@ def content_of(examples: AnyExamples) -> str:
 
 
 def bound_text(kind: Kind, nats: Nats) -> str:
-    """Say a bound of the likelihood of data in the unit that is usual for their kind."""
+    """Format a likelihood bound in the usual unit for this kind of data."""
     from proxflow.data.kinds.image import Binary
     from proxflow.data.kinds.table import Table
 
@@ -376,7 +377,7 @@ def bound_text(kind: Kind, nats: Nats) -> str:
 
 
 def bound_record(nats: Nats) -> dict[str, float | int]:
-    """Return a bound of the likelihood as it is written beside a model."""
+    """Return a likelihood bound as it is saved with a model."""
     return {
         "nats": nats.mean,
         "standard_error": nats.standard_error,

@@ -57,7 +57,7 @@ Extractor = Literal[
 ]
 
 LEAST, LEAST_REAL = 4, 6
-"""Images that scores need, drawn and real: more than the neighbours of their manifolds, three and, for coverage, five."""
+"""Least images for scores, drawn and real: more than the nearest neighbours used, three and, for coverage, five."""
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,22 @@ class Evaluate:
     """Measure how good the images or rows of a model are, or images made elsewhere.
 
     Prints the Fréchet distance, KID, precision, recall, density, coverage, diversity, the Vendi score, the sliced
-    Wasserstein distance, the distance to the nearest training image and, where images have labels, a classifier's accuracy
-    on them. Each has a standard error and a 95 % interval, and beside it the same number of as many real training images:
-    no model can be expected to do better. A model is compared with the data that it was trained on, first with what was
-    kept from training. Features come from a classifier in the package for MNIST, Fashion-MNIST, IDX files of that shape and
-    emoji, and are the pixels themselves for other pictures, unless you choose others.
+    Wasserstein distance, the distance to the nearest training image and, for images with labels, a classifier's
+    accuracy on them. Each has a standard error and a 95 % interval. The same number of real training images is scored
+    as well: the floor, which no model is expected to beat. A model is compared with its own data, with held-out images
+    if there are enough. Features come from a classifier in the package for MNIST, Fashion-MNIST, IDX files of that
+    shape and emoji, and are the pixels themselves for other pictures, unless you choose others.
 
-    A model that was trained with --conditional draws the classes in the proportions of the images that it is compared with.
-    Where images have classes, they are also compared with those of their own class alone: Fréchet distance, precision and
-    recall, of which the means over the classes are shown.
+    A conditional model draws the classes in the proportions of the reference images. Images with classes are also
+    compared within their classes: the means over classes of Fréchet distance, precision and recall are printed.
 
-    Rows of a table are held against those kept from training (train with --held-out 0.5 for many): the laws of columns, how
-    columns depend on each other, whether a forest tells made rows from real ones, how well one that learnt from made rows
-    predicts the target of real ones, and the distance to the nearest training row. It needs the extra "tables".
+    Rows of a table are compared with held-out rows (train with --held-out 0.5 for many): the distributions of columns,
+    the dependence between columns, how well a random forest tells synthetic rows from real ones, how well one trained
+    on synthetic rows predicts the target of real ones, and the distance to the nearest training row. This needs the
+    extra "tables".
 
-    Several models, sets of images or files of earlier results make one table. What was not measured alike, on the same
-    features, with the same reference and equally many images, is refused: such numbers do not compare.
+    Several models, sets of images or files of earlier results make one table. Sources measured with different features,
+    references or numbers of images are refused, because their numbers are not comparable.
 
     For example:
         proxflow evaluate --n 1000 --steps 20
@@ -94,31 +94,32 @@ class Evaluate:
         proxflow evaluate drawn-elsewhere --data pictures --size 32
 
     Args:
-        sources: What to evaluate, one or several: the name of a model that comes with the package, or a model folder, as
-            train and reproduce write them; images, in an .npz file with key "images", uint8, N x H x W x C, and perhaps
-            "labels", N classes, or in a folder of pictures; or results that evaluate or reproduce wrote, ending in .json.
-        n: Images drawn from a model, or taken of those made elsewhere, at equal distances; rows of a table.
-        steps: Network evaluations spent on each image (NFE). Guided predictions take two.
-        classes: Have conditional models draw these classes alone, by name or number, and compare them with the images of
-            these.
-        guidance: How predictions are led.
+        sources: What to evaluate, one or several: the name of a model that comes with the package, or a model folder as
+            train and reproduce write it; images, in an .npz file with key "images", uint8, N x H x W x C, and
+            optionally "labels", N classes, or in a folder of pictures; or a .json file of results that evaluate or
+            reproduce wrote.
+        n: Images drawn from a model, or taken at equal distances from images made elsewhere; rows of a table.
+        steps: Predictions per image. Each is one network evaluation (NFE), or two with guidance.
+        classes: Evaluate conditional models on these classes only, by name or number, against the real images of these.
+        guidance: How predictions are guided.
         sampler: How to sample; "proxflow list samplers" shows the choices.
-        seed: Number that fixes the images drawn, and which real training images are scored beside them.
-        images: Evaluate these: the same as to name them first.
-        data: What to compare with: all images that train takes. Of sets without test images, what the first model kept from
-            training is the reference, if they are its data, else half of them.
-        size: Side of the squares that the pictures of a folder are brought to.
-        extractor: mnist, fashion-mnist: the penultimate layer of a classifier of digits or of clothes, for 28 x 28 grey
-            images; with -mixer that of a second one, of another architecture, to see that nothing hangs on one. emoji: that
-            of a classifier of emoji; emoji-principal: 64 principal components of their pixels. pixels: the images
-            themselves. efficientnet-lite0: a network for natural images from a package of that name, whose numbers are no
-            FID. inception: the network of standard FID, whose weights are not in the package.
-        inception_weights: File of those weights, ending in .safetensors.
-        out: File, ending in .json, for the numbers and their conditions.
+        seed: Seed of the images drawn, and of the choice of real training images scored beside them.
+        images: Images to evaluate, as if named first.
+        data: Reference data: any images that train takes. If the set has no test images, the reference are the held-out
+            images of the first model that was trained on it, or else half of the set.
+        size: Side length of the squares that the pictures of a folder are scaled and centre-cropped to.
+        extractor: Features. mnist, fashion-mnist: the penultimate layer of a classifier of digits or of clothes, for 28
+            x 28 grey images; with -mixer that of a second classifier, of another architecture, to check that no
+            conclusion depends on one. emoji: that of a classifier of emoji; emoji-principal: 64 principal components of
+            their pixels. pixels: the images themselves. efficientnet-lite0: a network for natural images from the
+            package of that name; its distances are not FID. inception: the network of standard FID, whose weights are
+            not in the package.
+        inception_weights: The .safetensors file of those weights.
+        out: A .json file for the scores and how they were measured.
         batch_size: Images drawn at a time; lower it when memory runs out.
-        device: Where to compute; auto takes CUDA when there is one.
-        graph: Record a batch's work as one CUDA graph and replay it for all: with many batches small networks draw several
-            times as many images a second.
+        device: Where to compute; auto takes CUDA if there is one.
+        graph: Capture the work of a batch as a CUDA graph and replay it for all: with many batches, small networks draw
+            several times as many images per second.
     """
 
     sources: Annotated[
@@ -176,7 +177,7 @@ class Evaluate:
 
 
 def run(options: Evaluate, device: torch.device) -> None:
-    """Score images against the test images, print and write the numbers."""
+    """Score images against the test images, print and save the scores."""
     n = options.n if options.n is not None else 1000
     check_counts(n, 1 if options.steps is None else options.steps, options.batch_size, LEAST)
     check_graph(options.graph, device)
@@ -263,7 +264,7 @@ def run(options: Evaluate, device: torch.device) -> None:
     floor = evaluator.floor(count, options.seed)
     records = {source.title: evaluator.record(source, floor, options.seed) for source in sources}
     if not Processes.current().first:
-        return  # it has done its share of the images and of their features
+        return  # its share of images and features is done
     if len(records) + len(earlier) == 1:
         ((title, record),) = records.items()
         say(title)
@@ -285,10 +286,10 @@ def run(options: Evaluate, device: torch.device) -> None:
 def _evaluate_tables(
     options: Evaluate, loaded: Mapping[str, Model], fresh: Sequence[str], device: torch.device
 ) -> None:
-    """Score the rows of models of tables, print and write the numbers.
+    """Score the rows of models of tables, print and save the scores.
 
     Raises:
-        ArgumentError: A source is no model of tables, an option is for images, or too few rows are left to compare with.
+        ArgumentError: A source is no model of tables, an option is for images, or too few reference rows are left.
     """
     from dataclasses import asdict
 
@@ -407,7 +408,7 @@ def _sources_of_tables(options: Evaluate, loaded: Mapping[str, Model], fresh: Se
 
 
 def _scored_target(kind: Table) -> int:
-    """Return the place of the column that a forest learns to predict: the target, or the last category, or the last."""
+    """Return the index of the column that a forest learns to predict: target, last category or last."""
     categories = [k for k, column in enumerate(kind.columns) if column.classes]
     named = [k for k in categories if kind.columns[k].name == kind.target]
     return [*named, *categories[::-1], len(kind.columns) - 1][0]
@@ -418,13 +419,13 @@ class _Reference:
     """What images are compared with.
 
     Args:
-        training: Images for the floor and the nearest ones, uint8 (number, channels, height, width).
-        test: The others.
+        training: Images for the floor and the nearest neighbours, uint8 (number, channels, height, width).
+        test: The reference images.
         called: Name of the set.
-        kept: What the others are, in words.
+        kept: Description of the reference images.
         recognised: The named set that these are, wherever they were read from.
-        classified: Whether there is a classifier of them: of a named set, or for IDX files of the shape of digits.
-        labels: Classes of training images and of the others, int64 (number,) each; ``None`` where they have none.
+        classified: Whether there is a classifier for them: for a named set, or IDX files of the shape of digits.
+        labels: Classes of training and reference images, int64 (number,) each; ``None`` if they have none.
         classes: Names of the classes by their labels.
     """
 
@@ -438,7 +439,7 @@ class _Reference:
     classes: Mapping[int, str] = field(default_factory=dict)
 
     def numbers_for(self, model: Model) -> torch.Tensor | None:
-        """Return a model's label of each class by the label here, the last for −1; ``None`` where it lacks some."""
+        """Return a model's label of each class by the label here, the last for −1; ``None`` if it lacks some."""
         import torch
 
         if self.labels is None or not set(self.classes.values()) <= set(model.classes):
@@ -450,10 +451,10 @@ class _Reference:
 
 
 def _of_parts(reference: _Reference, loaded: dict[str, Model]) -> _Reference:
-    """Return the reference as what is not trained on is shown to models that learnt parts of larger images.
+    """Return the reference cropped or scaled as models that learnt parts of larger images need it.
 
     Raises:
-        ArgumentError: They learnt other parts than each other.
+        ArgumentError: They learnt different parts.
     """
     from proxflow.data.augment import Augmentation
 
@@ -476,10 +477,10 @@ def _of_parts(reference: _Reference, loaded: dict[str, Model]) -> _Reference:
 
 
 def _binary(reference: _Reference, loaded: Mapping[str, Model]) -> _Reference:
-    """Return what models of binary images are compared with: the same images, their pixels drawn black or white.
+    """Return the reference for models of binary images: the same images, with pixels drawn black or white.
 
     Raises:
-        ArgumentError: Some models are of binary images, and others are not.
+        ArgumentError: Only some of the models are of binary images.
     """
     from proxflow.data.kinds.image import Binary, drawn_once
 
@@ -494,7 +495,7 @@ def _binary(reference: _Reference, loaded: Mapping[str, Model]) -> _Reference:
 
 
 def _bound(model: Model, reference: _Reference, options: Evaluate) -> Nats | None:
-    """Bound the likelihood of the reference under a model; ``None`` where there is no bound, or classes are drawn."""
+    """Bound the likelihood of the reference under a model; ``None`` if there is no bound, or the model has classes."""
     if not model.has_bound or model.classes:
         return None
     chosen = reference.test[: 1000 if options.n is None else options.n]
@@ -502,7 +503,7 @@ def _bound(model: Model, reference: _Reference, options: Evaluate) -> Nats | Non
 
 
 def _of_classes(reference: _Reference, options: Evaluate, loaded: dict[str, Model]) -> _Reference:
-    """Return what some classes are compared with.
+    """Return the reference restricted to some classes.
 
     Raises:
         ArgumentError: A model, or the reference, does not have them.
@@ -530,7 +531,7 @@ def _of_classes(reference: _Reference, options: Evaluate, loaded: dict[str, Mode
 def _compared_within(
     reference: _Reference, sources: list[scoreboard.Source]
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return the labels of training and test images, to compare images within classes; ``None`` for not at all."""
+    """Return labels of training and test images for comparison within classes; ``None`` for no such comparison."""
     import torch
 
     drawn = [source.labels for source in sources if source.labels is not None]
@@ -549,7 +550,7 @@ def _compared_within(
 
 
 def _holds_images(name: str, options: Evaluate) -> bool:
-    """Tell whether a source is images, not a model."""
+    """Return whether a source is images, not a model."""
     from proxflow.data.pictures import holds_pictures
 
     path = Path(name)
@@ -560,7 +561,7 @@ def _holds_images(name: str, options: Evaluate) -> bool:
 
 
 def _source_of(name: str, model: Model) -> tuple[str, dict[str, Any]]:
-    """Return the data that a model was trained on, and how they were read, as far as it is known."""
+    """Return the data that a model was trained on, and how they were read, as far as known."""
     from proxflow import data, models
 
     match model.provenance:
@@ -626,7 +627,7 @@ def _reference(options: Evaluate, loaded: dict[str, Model], fresh: list[str]) ->
         sets = data.load(chosen, "train"), data.load(chosen, "test")
         training, test = (part.images for part in sets)
         recognised = data.recognise(test)
-        # A known set has one name wherever it was read from, so that its results stand in one table.
+        # A known set has one name wherever it was read from, so that its results can share a table.
         called = recognised if recognised is not None and recognised == data.recognise(training) else chosen
         classified = recognised is not None or tuple(test.shape[1:]) == (1, 28, 28)
         labels = [part.labels for part in sets if part.labels is not None]
@@ -684,9 +685,9 @@ def _extractor(options: Evaluate, reference: _Reference, device: torch.device) -
 
 
 def _classifier(options: Evaluate, reference: _Reference) -> str | None:
-    """Name the data set whose classifier sorts images: that of the images, whatever features are compared.
+    """Name the data set whose classifier is used: that of the images, whatever features are compared.
 
-    ``None`` where there is none of such images or of their classes.
+    ``None`` if there is no classifier for such images or classes.
     """
     from proxflow import metrics
 
@@ -707,10 +708,10 @@ def _images_source(
     from proxflow.studies import scoreboard
 
     found = image_files.read_images(path)
-    # Of one channel the order of dimensions in memory is uncertain, and kernels with another rounding would be chosen by it.
+    # With one channel the memory format is ambiguous, and would select kernels that round differently.
     whole, labels = found.images.clone(memory_format=torch.contiguous_format), found.labels
     number = min(len(whole), options.n or len(reference.training))
-    # In steps of equal length: images may lie in the order of their classes.
+    # At equal distances: images may be sorted by class.
     order = torch.arange(number) * len(whole) // number
     images, labels = whole[order], None if labels is None else labels[order]
     if number < len(whole):

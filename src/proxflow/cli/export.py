@@ -16,8 +16,8 @@ class Export:
     """Write a model as an ONNX graph, for programs without Python.
 
     The graph is the network as its predictor uses it: from belief, time and condition to the predicted target, for a batch
-    of any size. It is run by onnxruntime and compared with torch before it is put in its place, and its metadata say of the
-    model what a program needs to draw from it. This needs the packages of the extra "onnx".
+    of any size. Before it is saved, it is run by onnxruntime and compared with torch. Its metadata hold what a program needs
+    to sample from the model. This needs the packages of the extra "onnx".
 
     For example:
         proxflow export mnist --onnx mnist.onnx
@@ -25,7 +25,7 @@ class Export:
 
     Args:
         model: A model folder, or the name of a model that comes with the package.
-        onnx: The file to write, ending .onnx.
+        onnx: The .onnx file to write.
     """
 
     model: ModelSource
@@ -33,7 +33,7 @@ class Export:
 
 
 def run(options: Export) -> None:
-    """Write the graph and say how near to torch it is."""
+    """Write the graph and print its largest difference from torch."""
     from proxflow import models
     from proxflow.models.onnx import export_onnx
 

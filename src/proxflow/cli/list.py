@@ -27,26 +27,26 @@ DATA = {
     "emoji": "emoji in nine groups, 3,926 colour images of 32 x 32; they come with the package",
     "bible": "text, the King James Version of the Bible, 4,139,037 characters; it comes with the package",
 }
-"""The data sets that have a name; anything else is a file or folder."""
+"""Data sets with a name; anything else is a file or folder."""
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 
 
 @dataclass(frozen=True)
 class List:
-    """List the names that options take, of this package and of those that add to it.
+    """List the names that options take, of this package and of those that extend it.
 
-    A package adds divergences, samplers, networks and kinds of data through entry points; such names have the package's
-    beside them. Settings follow a name: "unet:channels=64,multipliers=1,2,2", "alpha:a=0.5".
+    Packages add divergences, samplers, networks and kinds of data through entry points; the package is shown beside such
+    names. Settings follow a name: "unet:channels=64,multipliers=1,2,2", "alpha:a=0.5".
 
     For example:
         proxflow list
         proxflow list samplers
-        proxflow list networks unet                         its settings, each with what it is without being named
+        proxflow list networks unet                         its settings and their defaults
 
     Args:
-        group: Which names; without it, all of them.
-        name: One of them, for its settings.
+        group: Group of names; by default, all.
+        name: One name of the group, to list its settings.
     """
 
     group: Annotated[
@@ -58,7 +58,7 @@ class List:
 
 
 def run(options: List) -> None:
-    """Print one name a line, with what it is."""
+    """Print one name per line, with what it is."""
     if options.group is not None and options.group not in GROUPS:
         raise ArgumentError(f"there are no {options.group!r:.80} to list: choose one of {', '.join(GROUPS)}")
     if options.group in NAMED and options.name is not None:
@@ -83,7 +83,7 @@ def run(options: List) -> None:
 
 
 def lines(group: str) -> Mapping[str, tuple[str, str]]:
-    """Return what each name of a group is, in a line, and the package that added it; empty where it is this one."""
+    """Return for each name of a group what it is and the package that added it, empty for this one."""
     if group == "data":
         return {name: (line, "") for name, line in DATA.items()}
     if group == "models":
@@ -92,7 +92,7 @@ def lines(group: str) -> Mapping[str, tuple[str, str]]:
 
 
 def _model(content: Any) -> str:
-    """Describe a model that comes with the package, by its configuration."""
+    """Describe a model that comes with the package from its configuration."""
     student = content["provenance"].get("method") == "distribution-matching"
     shape = " x ".join(map(str, content["data"]["shape"]))
     classes = f", of {read} classes" if (read := content["network"].get("classes")) else ""

@@ -1,4 +1,4 @@
-"""``proxflow page``: a page to play with, in the browser."""
+"""``proxflow page``: an interactive page for the browser."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from proxflow.errors import ArgumentError
 
 @dataclass(frozen=True)
 class Page:
-    """Serve a page to play with, in the browser of this machine.
+    """Serve an interactive page in the browser of this machine.
 
-    On it one draws digits and watches beliefs, targets and steps, sets a Bayesian Flow Network beside them, chooses classes
-    and guidance, completes half a digit, and bends paths of beliefs. Networks run in the browser, and nothing leaves the
+    On it you draw digits and watch beliefs, targets and steps, compare with a Bayesian Flow Network, choose classes and
+    guidance, complete half a digit, and bend paths of beliefs. The networks run in the browser, and nothing leaves the
     machine.
 
     For example:
         proxflow page                       prints the address; Ctrl-C ends it
-        proxflow page --export site/play    writes the page as files that any host serves
+        proxflow page --export site/play    writes the page as files that any web server can serve
 
     Args:
         port: Port on the loopback interface.
-        export: Folder to write the page into, index.html and what belongs to it, in place of serving it.
+        export: Folder to write the page into, index.html and its files, instead of serving it.
     """
 
     port: Annotated[int, tyro.conf.arg(help_behavior_hint="(default: a free one)")] = 0
@@ -48,5 +48,5 @@ def run(options: Page) -> None:
     with page.server(options.port) as server:
         sys.stdout.write(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)\n")
         sys.stdout.flush()
-        with suppress(KeyboardInterrupt):  # the way to end it
+        with suppress(KeyboardInterrupt):  # Ctrl-C is how to end it
             server.serve_forever()

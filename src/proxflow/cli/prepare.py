@@ -1,4 +1,4 @@
-"""``proxflow prepare``: bring pictures to one size, once, as bytes or latents that training maps into memory."""
+"""``proxflow prepare``: resize pictures once, to bytes or latents that training memory-maps."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepare:
-    """Bring pictures to one size, once, as bytes that training maps into memory.
+    """Resize pictures once, to bytes that training maps into memory.
 
-    "proxflow train --data OUT" then reads them as fast as memory, however many there are. Pictures that cannot be read are
-    left out and counted. Stopped at any moment, the same command goes on. With an autoencoder their latents are kept in
-    place of the pictures, in half precision.
+    "proxflow train --data OUT" then reads them as fast as memory, however many there are. Pictures that cannot be read
+    are left out and counted. The same command resumes after it was stopped at any moment. With an autoencoder the
+    latents are kept instead of the pictures, in half precision.
 
     For example:
         proxflow prepare pictures --size 64 --out prepared
@@ -33,14 +33,14 @@ class Prepare:
         proxflow train --out runs/latents --data latents
 
     Args:
-        source: A folder of pictures (PNG, JPEG, WebP, BMP, TIFF), with folders in it as classes or not;
+        source: A folder of pictures (PNG, JPEG, WebP, BMP, TIFF), with or without subfolders as classes;
             'shards:NAME-{000..127}.tar', of WebDataset; arrow:PATH or hub:OWNER/NAME, Hugging Face data sets.
         out: Folder for the bytes, a few files of thousands of pictures each.
-        size: Side of the squares that they are brought to, by scaling and cutting out the middle.
-        workers: Processes that read; 0 reads in this one.
-        encoder: An autoencoder: a folder of config.json and weights in the form safetensors, as diffusers saves an
-            AutoencoderKL, which needs the extra "latents"; or a word, "proxflow list autoencoders".
-        device: Where the autoencoder works; auto takes CUDA when there is one.
+        size: Side length of the squares that pictures are scaled and centre-cropped to.
+        workers: Processes that read; 0 reads in the main process.
+        encoder: An autoencoder: a folder with config.json and safetensors weights, as diffusers saves an AutoencoderKL,
+            which needs the extra "latents"; or a name, see "proxflow list autoencoders".
+        device: Where the autoencoder runs; auto takes CUDA if there is one.
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
@@ -59,7 +59,7 @@ class Prepare:
 
 
 def run(options: Prepare, device: torch.device) -> None:
-    """Prepare pictures, or go on with it, and say what came out."""
+    """Prepare pictures, or resume it, and print a summary."""
     from proxflow.data import NAMED as SETS
     from proxflow.data.pictures import holds_pictures
     from proxflow.data.prepared import Latents, Prepared, is_prepared, prepare

@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 class Reflow:
     """Straighten a model's paths, for fewer evaluations: train it on its own pairs of noise and image.
 
-    Each round draws pairs from the model, by a sampler without noise, and trains the model on straight lines between them,
-    from the weights it has (rectified flow, Liu et al., 2022). The new model's folder is used like any other; the model of
-    each round is in the folders round-1 and so on. An interrupted run goes on where it stopped when the same command is
-    given again, and with more --rounds it adds them.
+    Each round draws pairs from the model with a deterministic sampler, and trains the model on straight lines between
+    them, starting from its weights (rectified flow, Liu et al., 2022). The new model's folder is used like any other;
+    the model of each round is in the folders round-1 and so on. An interrupted run resumes when the same command is
+    given again, and more --rounds are added to those done.
 
     For example:
         proxflow reflow runs/mine --out runs/straight --steps 2000 --learning-rate 5e-4
         proxflow reflow runs/mine --out runs/straight --rounds 2 --pairs 50000 --pair-steps 20
 
     Args:
-        model: Name of a model that comes with the package, or a model folder; of a gpfn flow with Gaussian paths, as gpfn-w2
-            or gpfn-kl.
-        out: Folder for the straightened model, and for pairs and checkpoints on the way.
-        rounds: Number of rounds. One does most; errors of the sampler and of training add up with each.
-        pairs: Pairs of noise and image that a round is trained on.
-        pair_steps: Network evaluations spent on each image of a pair (NFE).
-        pair_sampler: How these are drawn; "proxflow list samplers" says what they are.
-        training: How to train in each round.
-        device: Where to compute; auto takes CUDA when there is one.
+        model: Name of a model that comes with the package, or a model folder; its flow is a gpfn flow with Gaussian
+            paths, as gpfn-w2 or gpfn-kl.
+        out: Folder for the straightened model, and for pairs and checkpoints.
+        rounds: Number of rounds. The first does most; errors of the sampler and of training add up with each.
+        pairs: Pairs of noise and image to train a round on.
+        pair_steps: Network evaluations per image of a pair (NFE).
+        pair_sampler: Sampler of the pairs; "proxflow list samplers" describes them.
+        training: Training settings of each round.
+        device: Where to compute; auto takes CUDA if there is one.
     """
 
     model: ModelSource
@@ -56,7 +56,7 @@ class Reflow:
 
 
 def run(options: Reflow, device: torch.device) -> None:
-    """Straighten a model's paths, or go on with it."""
+    """Straighten a model's paths, or resume it."""
     training = options.training.checked()
     from proxflow import models
     from proxflow.training.reflow import reflow

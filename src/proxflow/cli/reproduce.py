@@ -23,7 +23,7 @@ _MINUTES = "\n".join(
 )
 
 _DATA = {"emoji": "emoji", "text": "bible", "tables": "scikit-learn"}
-"""What studies learn that do not learn MNIST."""
+"""Data of the studies that do not use MNIST."""
 
 
 @dataclass(frozen=True)
@@ -31,36 +31,37 @@ class Reproduce:
     """Repeat an experiment of the paper: train, sample, evaluate, report.
 
     mnist trains a proximal flow with Wasserstein-2 steps (gpfn-w2) and two Bayesian Flow Networks (bfn with the
-    reference's settings, bfn-tuned with the best found for MNIST) on one U-Net, with equal data, steps and seed. It
+    reference's settings, bfn-tuned with the best found for MNIST) with the same U-Net, data, steps and seed. It
     evaluates each with each of its samplers at 1 to 100 network evaluations (quick: 20) and writes results.json, a
-    Markdown and an HTML report with pictures. Its preset long trains both families ten times as long, as they come and
-    with the best settings found for MNIST (gpfn-w2-tuned), and says which is ahead at how many evaluations.
+    Markdown and an HTML report with pictures. Its preset long trains both families ten times as long, with default
+    settings and with the best found for MNIST (gpfn-w2-tuned), and says which is ahead at how many evaluations.
 
     few-step trains that U-Net in several ways that aim at good images in one to twenty evaluations, counts what each
-    costs in training, and draws quality against evaluations and against cost. Its preset quick runs the best of
-    them with one seed; long trains guidance and what it needs thirteen times as long.
+    costs in training, and plots quality against evaluations and against cost. Its preset quick runs the best of them
+    with one seed; long trains autoguidance and what it needs thirteen times as long.
 
-    geometry trains that U-Net under six divergences, and on binary images under three, each beside a control that has its
-    schedule but not its geometry, and says which differences are the geometry's.
+    geometry trains that U-Net with six divergences, and on binary images with three, each beside a control with the
+    same schedule but not the same geometry, and says which differences are due to the geometry.
 
     guidance trains that U-Net with classes and without, draws with every weight, interval and rule of guidance at 4, 10
     and 20 network evaluations, and weighs Fréchet distance, precision and class accuracy against recall.
 
-    emoji trains a U-Net on colour pictures of emoji with their groups, and a student of it that draws with one evaluation,
-    and says beside all scores which share of the samples is copied from training pictures.
+    emoji trains a U-Net on colour pictures of emoji with their groups, and a student of it that draws with one
+    evaluation, and reports with all scores which share of the samples is copied from training pictures.
 
-    text trains Bayesian, masked, linear and Fisher–Rao flows of classes and an autoregressive model on one transformer, some
-    on matched schedules, bounds the likelihood of held-out text and judges samples at 1 to 256 network evaluations.
+    text trains Bayesian, masked, linear and Fisher–Rao flows of classes and an autoregressive model with the same
+    transformer, some on matched schedules, bounds the likelihood of held-out text and evaluates samples at 1 to 256
+    network evaluations.
 
-    tables trains flows of mixed data on the tables inside scikit-learn, a half of each, and holds made rows against the
-    other half: columns, pairs of columns, a forest that tells them apart, one that learns from them, and the nearest
-    training row, beside a Gaussian copula, the real half, and peers where they are installed.
+    tables trains flows of mixed data on the tables inside scikit-learn, half of each, and compares synthetic rows with
+    the held-out half: columns, pairs of columns, a random forest that tells them apart, one that learns from them, and
+    the nearest training row, beside a Gaussian copula, the real half, and peers if they are installed.
 
-    posterior trains nothing: it draws from posteriors that are known, of Gaussian data, of the mixture that this field
-    compares on and of signals, and restores digits, with every method here and with those of azula where it is
-    installed (tests/requirements-peers.txt), given the same denoisers.
+    posterior trains nothing: it samples known posteriors, of Gaussian data, of the Gaussian mixture used as a benchmark
+    in this field and of signals, and restores digits, with every method here and with those of azula if it is installed
+    (tests/requirements-peers.txt), with the same denoisers.
 
-    An interrupted run goes on where it stopped when the same command is given again. Presets, and what they take:
+    The same command resumes an interrupted run. Presets, and what they take:
 
     For example:
         proxflow reproduce --preset quick
@@ -76,13 +77,13 @@ class Reproduce:
     Args:
         experiment: Which experiment.
         preset: How much to train and to sample, see above.
-        data: What to learn or to restore: mnist, fashion-mnist, or a folder of IDX files of 28 x 28 grey images, with
-            labels for guidance; for text bible, a text file or a folder of them; emoji and tables learn their own alone.
-        model: For posterior: name or folder of the model that restores images of --data; without it one of the package.
+        data: Data to learn or to restore: mnist, fashion-mnist, or a folder of IDX files of 28 x 28 grey images, with
+            labels for guidance; for text bible, a text file or a folder of them; emoji and tables only use their own.
+        model: For posterior: name or folder of the model that restores images of --data; by default one of the package.
         out: Folder for models, results and report.
-        seed: Number that fixes initial weights, order of data and noise; a preset of several seeds counts up from it.
-        seeds: How many seeds, in place of as many as the preset has; with more of them the same folder goes on.
-        device: Where to compute; auto takes CUDA when there is one.
+        seed: Seed of initial weights, order of data and noise; a preset with several seeds counts up from it.
+        seeds: Number of seeds, instead of the preset's; with more of them the same folder is continued.
+        device: Where to compute; auto takes CUDA if there is one.
     """
 
     experiment: Annotated[
@@ -112,7 +113,7 @@ class Reproduce:
 
     @property
     def with_less_memory(self) -> str:
-        """Say how to go on with less memory."""
+        """Say how to resume with less memory."""
         return "free some on the device, or choose another --device; the same command then goes on"
 
 
@@ -120,7 +121,7 @@ Reproduce.__doc__ = str(Reproduce.__doc__).replace("what they take:\n", f"what t
 
 
 def run(options: Reproduce, device: torch.device) -> None:
-    """Run an experiment, or what is missing of it, and write the report."""
+    """Run an experiment, or the rest of it, and write the report."""
     import multiprocessing
 
     import torch

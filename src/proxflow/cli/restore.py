@@ -1,4 +1,4 @@
-"""``proxflow restore``: draw what the whole of a damaged picture, or of a table with gaps, may have been."""
+"""``proxflow restore``: restore damaged pictures and fill missing cells of tables, by posterior sampling."""
 
 from __future__ import annotations
 
@@ -34,68 +34,70 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FILES = ("draws.png", "draws.npz", "mean.png", "spread.png", "strip.png", "observed.png", "report.json")
-"""What is written of pictures."""
+"""Files written for pictures."""
 
 _SHARPENED = 50.0
-"""How many times larger the rounding of bytes may become by undoing a blur."""
+"""Largest factor by which undoing a blur may amplify the rounding to bytes."""
 
 _KNOWN = 128
-"""Level of a mask, of 255, from which on pixels are known."""
+"""Level of a mask, of 255, from which pixels are known."""
 
 _PARTICLES = 64
-"""Particles of each row of a table."""
+"""Particles for each row of a table."""
 
 Box = Union[tuple[int, int, int, int], None]  # noqa: UP007 - of "tuple | None" tyro imports a checker of types
 
 
 @dataclass(frozen=True)
 class Restore:
-    """Draw what the whole of a damaged picture, or of a table with gaps, may have been.
+    """Restore damaged pictures, or fill the missing cells of a table, by posterior sampling.
 
-    Writes into the folder --out: draws.png (of several pictures a row for each), mean.png, spread.png (the standard
-    deviation of each pixel, white for half of the range; of two draws or more), strip.png (a row for each picture: what was
-    seen, then the draws), draws.npz (key "images"), and report.json. Files of a former restore there are replaced.
+    For pictures, the folder --out receives draws.png (a row for each picture), mean.png, spread.png (the standard
+    deviation of each pixel, white for half of the range; with two draws or more), strip.png (a row for each picture:
+    what was observed, then the draws), draws.npz (key "images") and report.json. Files of an earlier restore there are
+    replaced.
 
-    Of a table, each missing cell is drawn given the others of its row, and what is known stays as it is. With several draws
-    there is a file for each.
+    For a table, each missing cell is drawn given the others of its row, and known cells stay unchanged. Several draws
+    make one file each.
 
     For example:
-        proxflow restore digit.png --task inpaint --box 0 14 28 14      the lower half is gone
-        proxflow restore digits --task inpaint --mask known.png         white where the mask is known
+        proxflow restore digit.png --task inpaint --box 0 14 28 14      the lower half is missing
+        proxflow restore digits --task inpaint --mask known.png         the mask is white where pixels are known
         proxflow restore small.png --task superres --factor 4           7 x 7 to 28 x 28
         proxflow restore digits --task deblur --sigma 2 --degrade       blur whole pictures first, to try it out
         proxflow restore seven.png --box 0 14 28 14 --model mnist-classes --class 7 --guidance 2
         proxflow restore people.csv --model runs/people --out filled.csv
         proxflow restore people.csv --model runs/people --out filled.csv --draws 5      filled-1.csv to filled-5.csv
-        proxflow restore people.parquet --model runs/people --out filled.parquet        the types of columns stay
+        proxflow restore people.parquet --model runs/people --out filled.parquet        columns keep their types
 
     Args:
-        source: A picture, or a folder of pictures of one size; or a table, a file .csv or .parquet with the columns of
-            the model's.
+        source: A picture, or a folder of pictures of one size; or a table, a .csv or .parquet file with the columns of
+            the model.
         model: Name of a model that comes with the package, or a model folder, of images or of tables.
-        task: What happened to the picture.
-        mask: Picture of the model's size for inpaint: white where the picture is known, black where it is gone; of greys,
-            levels of 128 of 255 and more are known.
-        box: Rectangle that is gone, for inpaint: left, top, width, height.
-        factor: For superres: how many times fewer rows and columns the picture has.
+        task: Kind of damage to the picture.
+        mask: For inpaint: picture of the model's size, white where pixels are known, black where they are missing; grey
+            levels from 128 of 255 count as known.
+        box: For inpaint: the missing rectangle as left, top, width, height.
+        factor: For superres: ratio of the rows and columns to restore to those of the picture.
         sigma: For deblur: standard deviation of the Gaussian blur, in pixels.
         noise: Standard deviation of the noise, with pixels from -1 to 1; 0 for none.
         draws: Draws of each picture, or of each missing cell.
-        classes: What the pictures are of, for a conditional model: a class for all, or one for each in the order of names.
-        guidance: How predictions are led, before the observation pulls them.
-        nfe: Predictions for each draw: each is one network evaluation, and two where it is guided.
-        method: How the observation pulls: flower, flower-draw, diffpir, mmps, tmpd, pigdm, dps or repaint; with
-            a model of black and white pixels, bayes or repaint. Without it the flow of the model chooses, for denoise
-            mmps.
-        sampler: How to sample; without it the method chooses: renewed for flower, marginal for mmps and the like. Rows of a
-            table are particles, 64 of each, where the flow has a Gaussian path of numbers, as gpfn; a sampler only draws
-            them toward what is known.
-        degrade: Take the pictures as whole ones and damage them first; what was seen is written too, as observed.png.
-        out: Folder to write into, other than that of the pictures; of a table, a file .csv, or .parquet where the table is
-            one.
-        seed: Number that fixes the draws.
+        classes: Classes of the pictures, for a conditional model: one for all, or one for each in the order of file
+            names.
+        guidance: How predictions are guided; the observation then refines the guided prediction.
+        nfe: Predictions per draw. Each is one network evaluation, or two with guidance.
+        method: How a prediction is fitted to the observation: flower, flower-draw, diffpir, mmps, tmpd, pigdm, dps or
+            repaint; with a model of black and white pixels, bayes or repaint. By default it depends on the model's
+            flow; for denoise it is mmps.
+        sampler: How to sample; by default it depends on the method: renewed for flower, marginal for mmps and the like.
+            Rows of a table are drawn with 64 particles each if the flow has a Gaussian path of numbers, as gpfn; with a
+            sampler instead, predictions are only pulled toward the known cells.
+        degrade: Damage the pictures, which are whole, first; the damaged ones are written too, as observed.png.
+        out: Folder to write into, other than that of the pictures; for a table, a .csv file, or .parquet if the table
+            is one.
+        seed: Random seed of the draws.
         batch_size: Draws made at a time; lower it when memory runs out.
-        device: Where to compute; auto takes CUDA when there is one.
+        device: Where to compute; auto takes CUDA if there is one.
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE|FOLDER|TABLE")]
@@ -129,7 +131,7 @@ class Restore:
 
 
 def run(options: Restore, device: torch.device) -> None:
-    """Read what is left of pictures, draw what they may have been, and write it."""
+    """Read damaged pictures or a table, draw from the posterior, and write the draws."""
     table = options.source.suffix.lower() in (".csv", ".parquet")
     usual = (1, Path("filled").with_suffix(options.source.suffix.lower())) if table else (8, Path("restored"))
     draws = options.draws if options.draws is not None else usual[0]
@@ -197,9 +199,9 @@ def run(options: Restore, device: torch.device) -> None:
         )
     each = torch.arange(number).repeat_interleave(draws)
     labels = torch.tensor(chosen).expand(number)[each] if chosen else None
-    # The observation comes last: guidance would lead away from it again.
+    # The observation comes last: guidance after it would leave it again.
     predictor = guided(model, options.guidance.loaded(device), labels)
-    # Where all is seen in noise, the covariance of the data decides what of it is noise: flower leaves some standing.
+    # With noise on every pixel, the covariance of the data separates it; flower would leave some of it.
     method = options.method or ("mmps" if options.task == "denoise" else None)
     posterior = Posterior(predictor, operator, y[each], noise=noise, method=method, flow=model.flow)
     if left_out.found:
@@ -232,7 +234,7 @@ def run(options: Restore, device: torch.device) -> None:
 
 
 def _check(options: Restore) -> None:
-    """Refuse options for pictures that do not go together or are out of range.
+    """Refuse options for pictures that exclude each other or are out of range.
 
     Raises:
         ArgumentError: The message names the option.
@@ -251,10 +253,10 @@ def _check(options: Restore) -> None:
 
 
 def _check_method(options: Restore, binary: bool) -> None:
-    """Refuse a method that is unknown, not for such pictures, or needs what no option gives.
+    """Refuse a method that is unknown, not for such pictures, or needs an argument that no option gives.
 
     Raises:
-        ArgumentError: The message names those that are.
+        ArgumentError: The message names the methods that can be used.
     """
     from proxflow.predictors.posterior import METHODS
 
@@ -271,16 +273,16 @@ def _check_method(options: Restore, binary: bool) -> None:
 
 
 def _spare(out: Path, source: Path, read: Sequence[Path]) -> None:
-    """Refuse a folder for the results where they would lie among the pictures, or in the place of what is not theirs.
+    """Refuse a results folder that is the folder of the pictures, or where other files would be overwritten.
 
     Args:
         out: The folder; it need not exist.
-        source: The picture or folder that is restored.
-        read: All pictures that are read.
+        source: The picture or folder to restore.
+        read: All picture files read.
 
     Raises:
         ArgumentError: It is the folder of the pictures, or a result would overwrite one of them.
-        OutputError: It holds a file that would be overwritten, and no report of a former restore.
+        OutputError: It holds a file that would be overwritten, and no report of an earlier restore.
     """
     from proxflow.runtime.files import read_json
 
@@ -306,7 +308,7 @@ def _spare(out: Path, source: Path, read: Sequence[Path]) -> None:
 
 
 def _fill(options: Restore, draws: int, out: Path, device: torch.device) -> None:
-    """Draw the missing cells of a table given the others, and write the table with them.
+    """Draw the missing cells of a table given the others, and write the filled table.
 
     Raises:
         ArgumentError: The model is not of tables, the target is missing, or an option is for pictures.
@@ -349,7 +351,7 @@ def _fill(options: Restore, draws: int, out: Path, device: torch.device) -> None
         )
     stored, cells = kind.rows(str(options.source))
     if out.suffix.lower() == ".csv":
-        cells.check()  # what is beside the model's columns goes along as text
+        cells.check()  # columns that the model does not have are copied as text
         for name, word in zip(cells.names, cells.types, strict=bool(cells.types)):
             if "tz=" in word:
                 raise ArgumentError(
@@ -476,7 +478,7 @@ def _told_of(options: Restore) -> dict[str, Any]:
 
 
 def _write(out: Path, degrade: bool, operator: Any, y: Tensor, samples: Tensor, told: dict[str, Any]) -> None:
-    """Write draws, their mean and spread, and a strip of all, in the place of what a former restore wrote."""
+    """Write draws, their mean and spread, and a strip of all, replacing those of an earlier restore."""
     import torch
 
     from proxflow.data import image_files
@@ -494,7 +496,7 @@ def _write(out: Path, degrade: bool, operator: Any, y: Tensor, samples: Tensor, 
     spread = samples.std(1, correction=1) if draws > 1 else None
     if spread is not None:
         told = {**told, "mean_spread": float(spread.mean())}
-    # First: wherever this run stops, the report tells the next one whose the other files are.
+    # First: if this run stops, the report tells the next one that the other files are its own.
     write_json(out / "report.json", told)
     flat = array(samples.flatten(0, 1))
     if number > 1:

@@ -1,4 +1,4 @@
-"""Parse the words of a command, do it, and turn every error raised on purpose into one line and an exit status."""
+"""Parse a command's arguments, run it, and turn every intended error into one line and an exit status."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ COMMANDS = (
     "list",
 )
 _GO_ON = ("prepare", "train", "reflow", "reproduce")
-"""Each is a module beside this one, with a class of options, whose docstring is the help, and ``run(options, device)``.
-Those of ``_GO_ON`` keep what they have done when they are stopped."""
+"""Each command is a module beside this one, with a class of options whose docstring is the help, and
+``run(options, device)``. Those in ``_GO_ON`` resume when they are repeated."""
 
 _DESCRIPTION = """Proximal flow networks: generative models that improve a belief step by step.
 
@@ -55,7 +55,7 @@ Exit status: 0 done; 1 the work failed; 2 wrong arguments or files; 130 interrup
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, see :func:`proxflow.cli.main`."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal in ASCII shows what it lacks as \\u2026, and ends nothing
+        if isinstance(stream, io.TextIOWrapper):  # an ASCII terminal shows missing characters as \\u2026
             stream.reconfigure(errors="backslashreplace")
     begin_writing()
     words = sys.argv[1:] if arguments is None else list(arguments)
@@ -74,7 +74,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if stop.code != TERMINATED:
             raise
         return _fail(f"terminated; {_left(words)}", TERMINATED)
-    except BrokenPipeError:  # whoever read our output has gone; Python would complain again when it closes it
+    except BrokenPipeError:  # the reader has gone; Python would fail again when it closes the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
@@ -83,7 +83,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _left(words: list[str]) -> str:
-    """Say what a command that was stopped leaves."""
+    """Say what an interrupted command has left."""
     if words[:1] and words[0] in _GO_ON:
         return "give the same command again to go on"
     return (
@@ -97,7 +97,7 @@ def _parse(words: list[str]) -> Any:
     import tyro
 
     kinds = tuple(
-        # The list of commands shows the first line of each, the command's own help all of it.
+        # The list of commands shows the first line of each docstring, a command's own help all of it.
         Annotated[kind, tyro.conf.subcommand(name, description=None if name in words[:1] else _first_line(kind))]
         for name, kind in (
             (name, getattr(import_module(f"proxflow.cli.{name}"), name.capitalize())) for name in COMMANDS
@@ -112,7 +112,7 @@ def _parse(words: list[str]) -> Any:
         if stop.code != WRONG_INPUT or not told.getvalue():
             raise
         raise ArgumentError(_sentence(told.getvalue(), words)) from None
-    if words.count("--class") > 1:  # of other options the last counts, as everywhere
+    if words.count("--class") > 1:  # of other options the last one counts, as usual
         raise ArgumentError("--class is given twice: name all classes behind one, as --class 3 7")
     if "--class" in words and not options.classes:  # as an empty variable of a shell leaves it
         raise ArgumentError(
@@ -122,7 +122,7 @@ def _parse(words: list[str]) -> Any:
 
 
 def _sentence(page: str, words: list[str]) -> str:
-    """Return in one sentence what the parser's page says of words that do not parse; else how the page begins."""
+    """Return the parser's page of errors as one sentence, or its beginning if it is not recognised."""
     title, *lines = (line.strip("│|╭╰╮╯+ ") for line in page.splitlines())
     parts = "\n".join("" if set(line) <= {"─", "-"} else line for line in lines).strip()  # between rules
     begin, _, rest = parts.partition("\n\n")
@@ -158,10 +158,10 @@ def _first_line(kind: type[Any]) -> str:
 
 
 def _work(options: Any) -> None:
-    """Do what a command asks for.
+    """Run a command.
 
     Raises:
-        ProxflowError: Any error of the library; of this class itself when memory ran out.
+        ProxflowError: Any error of the library; this class itself when memory ran out.
     """
     module = sys.modules[type(options).__module__]
     seed = getattr(getattr(options, "training", options), "seed", 0)
@@ -183,7 +183,7 @@ def _work(options: Any) -> None:
             module.run(options, device)
     except MemoryLimitError:
         raise
-    except SafetensorError as error:  # from writing: whatever reads such files has an error of its own
+    except SafetensorError as error:  # from writing: reading such files has its own error
         raise OutputError(f"cannot write the weights: {error}") from error
     except (RuntimeError, MemoryError) as error:
         if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):

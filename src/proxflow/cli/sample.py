@@ -48,44 +48,45 @@ class Sample:
     For example:
         proxflow sample                                     64 digits in one picture, samples.png
         proxflow sample --n 1000 --steps 5 --out few.npz    an array of 1000 images, 5 evaluations each
-        proxflow sample runs/mine --out pictures            a folder of PNG files, from a model of your own
+        proxflow sample runs/mine --out pictures            a folder of PNG files, from your own model
         proxflow sample runs/rows --n 5000 --out rows.csv   rows of numbers, from a model of such data
-        proxflow sample runs/table --n 1000 --out made.csv  a table, with the columns of the one it was trained on
-        proxflow sample --class 7 --guidance 2              sevens, from the conditional model of digits in the package
+        proxflow sample runs/table --n 1000 --out made.csv  a table, with the columns of the training table
+        proxflow sample --class 7 --guidance 2              sevens, from the package's conditional model of digits
         proxflow sample runs/digits --class all --n 10      ten of each class, a row for each
         proxflow sample runs/latents --encoder sd-vae       pictures, from a model of latents whose autoencoder has moved
         proxflow sample runs/text --n 8 --out samples.txt   text, from a model of text
-        proxflow sample runs/text --prompt "And it came "   text that begins so
+        proxflow sample runs/text --prompt "And it came "   text that begins like this
         proxflow sample runs/text --infill "To be, or ___ to be"
 
     Args:
-        model: Name of a model that comes with the package, or a model folder, as train and reproduce write them. Without
-            it, mnist draws, or mnist-classes where --class is given; with one evaluation or two mnist-few or
+        model: Name of a model that comes with the package, or a model folder as train and reproduce write it. Without
+            it, mnist is used, or mnist-classes if --class is given; with one or two evaluations mnist-few or
             mnist-classes-few, which were trained for one.
-        n: Number of samples; of each class, where --class names several.
-        steps: Network evaluations spent on each sample (NFE): fewer is faster, more is better. Guided predictions take two.
-        classes: What a conditional model is to draw: classes by name or number, or all. Without it, it draws of every class,
-            as the data were. Of several, a picture has a row for each with its name, and an array (.npz) the key "labels".
-        guidance: How predictions are led.
+        n: Number of samples; if --class names several classes, of each.
+        steps: Predictions per sample: fewer is faster, more is better. Each is one network evaluation (NFE), or two
+            with guidance.
+        classes: Classes for a conditional model to draw, by name or number, or all. Without it, classes are drawn in
+            the proportions of the data. With several, a picture has a labelled row for each, and the key "labels" of an
+            .npz file has the class of each image.
+        guidance: How predictions are guided.
         sampler: How to sample; "proxflow list samplers" shows the choices, among them deterministic: the proximal step
-            toward the prediction; stochastic: toward a noisy draw around it; multistep2: second order, the best at few
-            evaluations. Most of the others need a flow with Gaussian paths: gpfn-w2, gpfn-kl, bfn or diffusion. A model
-            trained with --predictor long-step takes deterministic alone, one with --predictor draw those that keep no
-            memory. Settings follow the name: marginal:kappa=0.5.
-        seed: Number that fixes the samples: sample i depends on the seed and on i alone, whatever --n and --batch-size are.
-        out: Where to write. Of images, ending .png: one picture, a grid; .npz: key "images", uint8, N x H x W x C; no
-            ending: a folder of PNG files, 00000.png and so on. Of rows of numbers, ending .npy, .npz, .csv, or .png: a plot.
-            Of text, ending .txt: a sample a line, or with a blank line between them where they hold line breaks, and
-            bytes as they are; or .jsonl: a JSON string a line. Of tables, ending .csv, .parquet or .png.
-        prompt: Text that each sample of a model of text begins with, word for word.
-        infill: Text with gaps, each _ an unknown token; the samples are this text with the gaps filled. In it
-            \_ is a known underscore, and \\ a backslash.
-        encoder: Of models of latents, the autoencoder that decodes them, if it is no longer where it was when they were
-            made; none writes the latents themselves, ending .npz, key "latents".
+            toward the prediction; stochastic: toward a noisy draw around it; multistep2: second order, the best with
+            few evaluations. Most of the others need a flow with Gaussian paths: gpfn-w2, gpfn-kl, bfn or diffusion. A
+            model trained with --predictor long-step takes only deterministic, one with --predictor draw those that use
+            no earlier predictions. Settings follow the name: marginal:kappa=0.5.
+        seed: Random seed: sample i depends only on the seed and i, not on --n or --batch-size.
+        out: Where to write; the suffix chooses the format. Images: .png, a grid; .npz, key "images", uint8, N x H x W x
+            C; without a suffix, a folder of PNG files, 00000.png and so on. Rows of numbers: .npy, .npz, .csv, or .png
+            for a plot. Text: .txt, one sample per line, or separated by blank lines if they contain line breaks, and
+            bytes unchanged; .jsonl, one JSON string per line. Tables: .csv, .parquet or .png.
+        prompt: Text that each sample of a model of text begins with, verbatim.
+        infill: Text with gaps to fill, each _ an unknown token. In it \_ is a literal underscore, and \\ a backslash.
+        encoder: Autoencoder that decodes samples of a model of latents, if it is no longer where it was when they were
+            made; none writes the latents themselves, to an .npz file, key "latents".
         batch_size: Samples drawn at a time; lower it when memory runs out.
-        device: Where to compute; auto takes CUDA when there is one.
-        graph: Record a batch's work as one CUDA graph and replay it for all: with many batches small networks draw several
-            times as many samples a second.
+        device: Where to compute; auto takes CUDA if there is one.
+        graph: Capture the work of a batch as a CUDA graph and replay it for all: with many batches, small networks draw
+            several times as many samples per second.
     """
 
     model: Annotated[
@@ -118,7 +119,7 @@ class Sample:
 
     @property
     def named(self) -> str:
-        """The model that is named, or that of the package which fits what is asked for."""
+        """The model that is named, or else the package's model that fits the options."""
         if self.model is not None:
             return self.model
         few = self.steps is not None and self.steps <= FEW
@@ -200,17 +201,17 @@ def run(options: Sample, device: torch.device) -> None:
 
 
 def _spare_data(out: Path, model: Model) -> None:
-    """Refuse to write in the place of what a model was trained on.
+    """Refuse to overwrite the data that a model was trained on.
 
     Raises:
-        ArgumentError: The place is its data, or a file that lies in their folder.
+        ArgumentError: The path is its data, or a file in their folder.
     """
     match model.provenance:
         case {"read": {"source": str(source)}}:
             data = Path(source)
         case {"data": str(said)}:  # "300 rows of points.csv"
             _, names_it, place = said.partition(f" {model.data.examples_word} of ")
-            if not names_it:  # "60000 training images", whose empty place would be the folder that one is in
+            if not names_it:  # "60000 training images", whose empty path would be the working directory
                 return
             data = Path(place)
         case _:
@@ -226,7 +227,7 @@ def _spare_data(out: Path, model: Model) -> None:
 
 
 def _told(options: Sample, model: Model) -> tuple[Model, int | None]:
-    """Return the model given a prompt or a text with gaps, which its samples hold; and the length of such a text.
+    """Return the model conditioned on a prompt or a text with gaps; and the length of such a text.
 
     Raises:
         ArgumentError: The model is not of text, or the text does not fit it.
@@ -252,11 +253,12 @@ def _told(options: Sample, model: Model) -> tuple[Model, int | None]:
 
 
 def _codec(options: Sample, model: Model, device: torch.device) -> Codec | None:
-    """Return what decodes the samples of a model of latents; ``None`` for other models, and where none is wanted.
+    """Return the decoder of the samples of a model of latents; ``None`` for other models and for ``none``.
 
     Raises:
-        ArgumentError: One is named for other data, or it is nowhere, or cannot be loaded; the message says what to give.
-        DataError: It is another one.
+        ArgumentError: One is given for other data, or it is not found or cannot be loaded; the message says what to
+            give.
+        DataError: It is not the one that made the latents.
     """
     from proxflow.data.kinds.latents import Latents
 
@@ -283,7 +285,7 @@ def _codec(options: Sample, model: Model, device: torch.device) -> Codec | None:
 
 
 def _labels(options: Sample, model: Model) -> Tensor | None:
-    """Return the label of each sample, int64 (number,), the classes one after the other; ``None`` without a class.
+    """Return the label of each sample, int64 (number,), class after class; ``None`` without a class.
 
     Raises:
         ArgumentError: The model has no classes, or not these; the message names them.

@@ -1,4 +1,4 @@
-"""``proxflow times``: find the times of few evaluations that suit a trained model."""
+"""``proxflow times``: optimise the times of few evaluations for a trained model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Times:
-    """Find the times of few evaluations that suit a trained model, for better samples at the same cost.
+    """Optimise the times of few evaluations for a trained model: better samples at the same cost.
 
-    Few steps are brought nearest to where many steps lead from the same noise, which needs no data and trains nothing. The
-    times are kept in the model folder, and sample and evaluate take them by themselves wherever --sampler and --steps are
-    those they were found for.
+    The times are chosen so that few steps end nearest to where many steps end from the same noise. This needs no data
+    and trains nothing. They are kept in the model folder, and sample and evaluate use them whenever --sampler and
+    --steps are those they were found for.
 
     For example:
         proxflow times runs/mine --steps 2 3 4 5
@@ -30,12 +30,12 @@ class Times:
 
     Args:
         model: A model folder, or the name of a model that comes with the package, which needs --out.
-        steps: Numbers of network evaluations (NFE) to find times for, each by itself.
-        sampler: How samples will be drawn; "proxflow list samplers" shows the choices. It must draw no noise.
-        n: Samples that it compares few and many steps by, all at once; lower it when memory runs out.
+        steps: Numbers of network evaluations (NFE), each optimised by itself.
+        sampler: Sampler that will be used, a deterministic one; "proxflow list samplers" shows the choices.
+        n: Samples on which few and many steps are compared, all at once; lower it when memory runs out.
         seed: Seed of their noise.
         out: Folder for the model with the times, instead of its own.
-        device: Where to compute; auto takes CUDA when there is one.
+        device: Where to compute; auto takes CUDA if there is one.
     """
 
     model: ModelSource
@@ -53,7 +53,7 @@ class Times:
 
 
 def run(options: Times, device: torch.device) -> None:
-    """Find times of evaluations and keep them with the model."""
+    """Optimise the times of evaluations and save them with the model."""
     from proxflow import models, names
     from proxflow.runtime.files import writable_folder
     from proxflow.runtime.processes import Processes
@@ -67,7 +67,7 @@ def run(options: Times, device: torch.device) -> None:
     if options.n < 1:
         raise ArgumentError(f"--n must be at least 1, got {options.n}")
     if options.sampler is not None:
-        names.find("samplers", options.sampler)  # times are kept by name
+        names.find("samplers", options.sampler)  # times are saved by name
     model = models.load(options.model, device)
     if options.out is None and options.model in models.shipped_models():
         raise ArgumentError(
@@ -92,7 +92,7 @@ def run(options: Times, device: torch.device) -> None:
             f"{steps} evaluations: {best.error_before:.4f} from the reference before, {best.error:.4f} now; "
             f"{best.evaluations:,} network evaluations"
         )
-        # Each at once, so that an interruption loses one at most.
+        # Saved one by one, so that an interruption loses at most one.
         better = replace(model, times={**model.times, sampler: found})
         models.save(folder, better)
     say(f"written: {folder}; sample and evaluate take them with --sampler {sampler} and these --steps")

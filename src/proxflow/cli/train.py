@@ -1,4 +1,4 @@
-"""``proxflow train``: train a model, or go on with it."""
+"""``proxflow train``: train a model, or resume training."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _CHANGES = {"divergence": "divergences", "schedule": "schedules", "coupling": "c
 """Options that change a part of the flow, and where their names come from."""
 
 _UNREAD: Mapping[str, Any] = {"classes": 2, "bins": 2}
-"""What stands for the settings that data decide of a flow, before they are read."""
+"""Placeholders for the flow's settings that the data decide, before they are read."""
 
 _READING = {
     "size": "folders of pictures",
@@ -59,19 +59,18 @@ _READING = {
     "target": "tables",
     "numbers": "tables",
 }
-"""Options that say how data are read, and which data."""
+"""Options that say how data are read, and for which kind of data."""
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a model on MNIST, on images, rows of numbers, tables or text of your own.
+    """Train a model on MNIST, or on your own images, rows of numbers, tables or text.
 
-    Checkpoints are written on the way, and the model can be sampled from after the first. An interrupted training goes on
-    where it stopped when the same command is given again; with other --steps, --batch-size or --learning-rate it goes on
-    with these, also after it ended. 10,000 steps of the default network on MNIST take about 70
-    minutes on 2 processor cores.
+    Checkpoints are saved during training, and the model can be sampled from after the first. The same command resumes a
+    training that was interrupted; with another --steps, --batch-size or --learning-rate it resumes with these, also
+    after training has ended. 10,000 steps of the default network on MNIST take about 70 minutes on 2 processor cores.
 
-    Flow, network and the like are words, NAME or NAME:field=value,field=value; "proxflow list" shows all names.
+    Flow, network and the like are strings, NAME or NAME:field=value,field=value; "proxflow list" shows all names.
 
     For example:
         proxflow train --out runs/mine
@@ -99,68 +98,71 @@ class Train:
         torchrun --standalone --nproc-per-node 8 -m proxflow.cli train --out runs/many --batch-size 1024
 
     Args:
-        out: Folder for the model, its checkpoints, the log (log.jsonl) and pictures drawn on the way (samples).
-        data: What to learn. Images: mnist; emoji, in colour; fashion-mnist, which Debian's package dataset-fashion-mnist
-            installs; a folder of IDX files named as theirs; a folder of pictures (PNG, JPEG, WebP, BMP, TIFF) of any size,
-            grey or colour, with folders in it or not; a file .npz or .npy of images, N x H x W x C; a folder that "proxflow
-            prepare" wrote, also of latents; cifar10:FOLDER or cifar100:FOLDER, the binary form;
-            'shards:NAME-{000..127}.tar', of WebDataset; arrow:PATH or hub:OWNER/NAME, Hugging Face data sets. Rows of
-            numbers: a file .npy, .npz or .csv. Tables: a file .csv whose first line names the columns, with texts, gaps or
-            whole numbers among them, or .parquet. Text: bible, the King James Version, which comes with the package; a file
-            .txt; or a folder of such files, each a document.
-        kind: What kind of data they are, where that is not plain; binary takes images as black and white pixels, drawn anew
-            at each step.
-        size: Side of the squares that the pictures of a folder are brought to, by scaling and cutting out the middle.
-        context: Tokens of a text that are learnt, and later drawn, at a time.
-        tokens: What a token of text is: characters; letters, a to z and space alone; bytes; or the file .json of a
-            tokenizer, which needs the extra "text".
-        categories: Columns of a table that are categories, though they look like numbers.
-        ignore: Columns of a table that are left out.
-        target: Column of a table, taken as categories, that rows are drawn for: proxflow sample --class NAME.
-        numbers: How networks see the numbers of a table: standard, or by their quantiles; without it, columns with a long
-            tail by quantiles and the others standard.
-        held_out: Share of the data that is not trained on; the loss on them chooses the model kept in the folder "best".
-            IDX data sets have test images of their own, which are taken for it. Of text it is the end of each of 20 equal
-            parts.
-        flow: Which flow; gpfn-* is the General Proximal Flow Network with the named divergence, bfn the Bayesian Flow
-            Network with the reference's settings; gpfn-w2-tuned and bfn-tuned have those that suit MNIST. Text takes
+        out: Folder for the model, its checkpoints, the log (log.jsonl) and the samples drawn during training (samples).
+        data: Training data. Images: mnist; emoji, in colour; fashion-mnist, which Debian's package
+            dataset-fashion-mnist installs; a folder of IDX files with the names of MNIST's; a folder of pictures (PNG,
+            JPEG, WebP, BMP, TIFF) of any size, grey or colour, with or without subfolders; an .npz or .npy file of
+            images, N x H x W x C; a folder that "proxflow prepare" wrote, of images or latents; cifar10:FOLDER or
+            cifar100:FOLDER, the binary version; 'shards:NAME-{000..127}.tar', of WebDataset; arrow:PATH or
+            hub:OWNER/NAME, Hugging Face data sets. Rows of numbers: a .npy, .npz or .csv file. Tables: a .csv file with
+            column names in the first line and text, missing cells or whole numbers among its columns, or a .parquet
+            file. Text: bible, the King James Version, which comes with the package; a .txt file; or a folder of such
+            files, each a document.
+        kind: Kind of data, where it is ambiguous; binary takes images as black and white pixels, drawn anew at each
+            step.
+        size: Side length of the squares that the pictures of a folder are scaled and centre-cropped to.
+        context: Context length: tokens of text in a training example, and in a sample.
+        tokens: Tokens of text: characters; letters, a to z and space alone; bytes; or the .json file of a tokenizer,
+            which needs the extra "text".
+        categories: Columns of a table that are categorical although they look like numbers.
+        ignore: Columns of a table to leave out.
+        target: Column of a table to condition on, as categories: proxflow sample --class NAME.
+        numbers: How the network sees the numeric columns of a table: standard (standardised) or by quantiles; by
+            default, quantiles for columns with a long tail and standard for the others.
+        held_out: Fraction of the data held out; the loss on it chooses the model kept in the folder "best". IDX data
+            sets have test images of their own, which are used instead. Of text it is the end of each of 20 equal parts.
+        flow: The flow. gpfn-* is the General Proximal Flow Network with the named divergence, bfn the Bayesian Flow
+            Network with the reference's settings; gpfn-w2-tuned and bfn-tuned have settings tuned for MNIST. Text takes
             masked, bfn-discrete, gpfn-linear or gpfn-fisher-rao.
-        divergence: What distance a gpfn flow steps in, instead of its own.
-        schedule: How far a gpfn flow steps when, instead of its own. linear:final=0.6 suits images as simple as digits,
-            where beliefs of later times tell nothing new.
-        coupling: Which prior draw a gpfn flow pairs with which example in training. ot: those that are nearest together
-            within a batch (minibatch optimal transport), which straightens the paths; needs the extra "transport" to
-            train, not to sample.
-        network: The network, with its sizes: unet for images, mlp for rows of numbers, transformer for text.
-        predictor: point predicts the data from the belief; long-step reads the end of each step as well and learns where
-            many small steps would lead, for few evaluations. It needs gpfn-w2 with final 1, and the deterministic sampler.
-            draw reads noise as well and draws from what the data may be, for few evaluations; it is trained by the energy
-            score, at twice the cost a step, and takes the samplers that keep no memory of earlier predictions.
-        conditional: Learn the classes of data that have labels, so that they can be asked for: proxflow sample --class 7.
-        drop: Share of the examples whose class is withheld in training, so that the model also draws without one and can
-            be guided.
-        parameterisation: What the network of a point predictor gives: x, the data; epsilon, the noise; v, the velocity.
-        init: A trained model, by name or folder, to begin with the weights of. Its flow, network and predictor are taken
-            where no others are named, and its units of the data; the data are of its shape.
+        divergence: Divergence of the proximal steps of a gpfn flow, instead of its own.
+        schedule: Schedule of the step sizes of a gpfn flow, instead of its own. linear:final=0.6 suits images as simple
+            as digits, where beliefs at later times tell nothing new.
+        coupling: How a gpfn flow pairs prior draws with examples in training. ot: by minibatch optimal transport, the
+            nearest pairing within a batch, which straightens the paths; needs the extra "transport" in training, not in
+            sampling.
+        network: Network and its sizes: unet for images, mlp for rows of numbers, transformer for text.
+        predictor: point predicts the data from the belief. long-step also reads the end time of each step and learns
+            where many small steps would lead, for few evaluations; it needs gpfn-w2 with final 1, and the deterministic
+            sampler. draw also reads noise and draws from the distribution of the data given the belief, for few
+            evaluations; it is trained by the energy score, at twice the cost per step, and takes the samplers that use
+            no earlier predictions.
+        conditional: Condition on the labels of the data, so that classes can be asked for: proxflow sample --class 7.
+        drop: Fraction of the training examples whose class is withheld, so that the model also draws without a class
+            and can be guided.
+        parameterisation: What the network of a point predictor outputs: x, the data; epsilon, the noise; v, the
+            velocity.
+        init: A trained model, by name or folder, whose weights training starts from. Its flow, network and predictor
+            are used unless others are given, and so are its units of the data, which must have its shape.
         grid: Samples drawn at each checkpoint, into the folder "samples"; 0 for none.
-        teacher: A trained model, by name or folder, to make a student of, which draws good images with one
-            evaluation (distribution matching, and a discriminator of drawn and real images). It has the teacher's
-            flow and network, whose options are not given again.
+        teacher: A trained model, by name or folder, to distil into a student that draws good images with one
+            evaluation, by distribution matching with a discriminator of drawn and real images. The student has the
+            teacher's flow and network, whose options are not given again.
         weak: With a teacher: a weaker model of the same flow and data, trained a tenth to a third as long. The student
-            then learns what the teacher predicts, led away from what this one predicts (autoguidance). If the
-            teacher was trained well, it draws better with as many evaluations.
-        adversarial: Weight of the discriminator in distribution matching; 0 for none, which halves a step's cost.
-        guidance: How far it is led: 1 not at all, 2 as far again as the teacher is from the weak model. Without a weak
-            model: how far a conditional teacher is led toward the class, so that the student draws with one evaluation
-            what the teacher draws when it is guided.
-        guidance_interval: First and last time between which a conditional teacher is led, in [0, 1].
-        guidance_rule: How a conditional teacher is led: "proxflow list guidance" shows the rules.
-        guidance_input: Make weight and interval inputs of the student of a conditional teacher, so that they are chosen when
-            it is sampled from, at one evaluation: --guidance is then the largest weight that it learns.
-        dry_run: Say what a step takes, parameters, operations, memory and data read, and train nothing.
-        tensorboard: Write for TensorBoard, too, into the folder "tensorboard"; needs the extra of this name.
-        training: How to train: AdamW with warm-up and cosine decay, clipped gradients, averaged weights.
-        device: Where to compute; auto takes CUDA when there is one.
+            then learns the teacher's predictions guided away from those of the weak model (autoguidance). From a
+            well-trained teacher, it draws better at the same number of evaluations.
+        adversarial: Weight of the discriminator in distribution matching; 0 for none, which halves the cost of a step.
+        guidance: Guidance weight of the student's targets: 1 is none; 2 goes as far beyond the teacher as the teacher
+            is from the weak model. Without a weak model: weight of the classifier-free guidance of a conditional
+            teacher, whose guided samples the student then draws with one evaluation.
+        guidance_interval: First and last time at which a conditional teacher is guided, in [0, 1].
+        guidance_rule: Guidance rule of a conditional teacher; "proxflow list guidance" shows them.
+        guidance_input: Make weight and interval inputs of the student of a conditional teacher, to choose them when
+            sampling, at one evaluation; --guidance is then the largest weight that it learns.
+        dry_run: Print the parameters, operations, memory and data read of a step, and train nothing.
+        tensorboard: Also log to TensorBoard, in the folder "tensorboard"; needs the extra of this name.
+        training: Training: AdamW with warm-up and cosine decay, gradient clipping, exponential moving average (EMA) of
+            weights.
+        device: Where to compute; auto takes CUDA if there is one.
     """
 
     out: Path
@@ -221,7 +223,7 @@ class Train:
 
 
 def run(options: Train, device: torch.device) -> None:
-    """Train a model, or go on with one, and say where it is."""
+    """Train a model, or resume training, and say where it is saved."""
     training = options.training.checked()
     method = _method(options)
     if options.grid < 0:
@@ -245,12 +247,12 @@ def run(options: Train, device: torch.device) -> None:
     from proxflow.training.recipes import recipe
     from proxflow.training.run import CHANGEABLE, RunFolder, decisive, upgrade
 
-    Augmentation.of(training.augment)  # refuses what cannot be before data are read, as the flow below
+    Augmentation.of(training.augment)  # refuses invalid values before data are read, as the flow below
     teacher = None if options.teacher is None else models.load(options.teacher, device)
     weak = None if options.weak is None else models.load(options.weak, device)
     init = None if options.init is None else models.load(options.init, device)
     if teacher is None and init is None:
-        _flow(options, options.flow or "gpfn-w2")  # refuses what cannot be before data are read
+        _flow(options, options.flow or "gpfn-w2")  # refuses invalid values before data are read
     loaded = _loaded(options)
     if options.target is not None:
         options = replace(options, conditional=True)
@@ -289,7 +291,7 @@ def run(options: Train, device: torch.device) -> None:
         begun = f"--teacher {options.teacher}" if init is None else f"--init {options.init}"
         raise ArgumentError(f"--conditional: {begun} was trained without classes; leave one of the two out")
     theirs, ours = models.class_names(loaded.kind), models.class_names(kind)
-    if conditional and theirs and ours and theirs != ours:  # labels are places among the names
+    if conditional and theirs and ours and theirs != ours:  # labels are indices of the names
         raise ArgumentError(
             f"the model has the classes {', '.join(ours):.200}, and {options.data} has {', '.join(theirs):.200}: give "
             "data of the same classes"
@@ -368,13 +370,13 @@ def run(options: Train, device: torch.device) -> None:
         where = device.type if size == 1 else f"{device.type}, {size} processes"
         called = models.word(model.flow)
         if kind.defaults.predictor != "point":
-            called = called.partition(":")[0]  # what the data decide is long, and stands in the model's file
+            called = called.partition(":")[0]  # settings that the data decide are long, and saved in the model's file
         squares = "" if augmentation.taken is None else f", parts of {augmentation.taken[1]} x {augmentation.taken[1]}"
         say(
             f"train: {called}{source} on {loaded.description}{squares}, {training.steps} steps of "
             f"{training.batch_size}, on {where}; interrupt with Ctrl-C, the same command goes on"
         )
-        known = {"content": content} if isinstance(kind, Table) else {}  # by which evaluate knows what was trained on
+        known = {"content": content} if isinstance(kind, Table) else {}  # tells evaluate what was trained on
         provenance = {
             "data": f"{len(examples)} {kind.examples_word} of {options.data}",
             "held_out": 0 if held_out is None else len(held_out),
@@ -400,7 +402,7 @@ def run(options: Train, device: torch.device) -> None:
                 board.numbers(entry)
 
         def keep(averaged: nn.Module, step: int) -> None:
-            again, present = folder.steps_done == step, learning.kept(averaged)  # once more where training goes on
+            again, present = folder.steps_done == step, learning.kept(averaged)  # once more when training resumes
             folder.save(model, present, {**provenance, "steps": step}, latest)
             if options.grid:
                 painter = replace(model, predictor=cast(Predictor, present))
@@ -453,7 +455,7 @@ def run(options: Train, device: torch.device) -> None:
 
 
 _BOUNDED, _DRAWS = 128, 8
-"""Held-out examples whose likelihood is bounded after training, and times drawn for each."""
+"""Held-out examples whose likelihood is bounded after training, and draws of the time for each."""
 
 
 def _method(options: Train) -> MethodName:
@@ -486,7 +488,7 @@ def _method(options: Train) -> MethodName:
 
 
 def _guidance(options: Train, method: MethodName) -> float:
-    """Return how far a student is led; 1 for not at all."""
+    """Return the guidance weight of a student; 1 for none."""
     if options.guidance is not None:
         return options.guidance
     return 2.0 if method == "autoguidance" else 1.0
@@ -506,14 +508,14 @@ def _loaded(options: Train) -> Loaded:
             raise ArgumentError(f"--{name} is for {what}; {options.data} is read as {kind.examples_word}{table}")
         settings[name] = value
     if any(p.name == "exclude" for p in takes):
-        settings["exclude"] = options.out  # which may lie in the folder that is read
+        settings["exclude"] = options.out  # which may be in the folder that is read
     if any(p.name == "workers" for p in takes):
         settings["workers"] = options.training.workers
     return kind.read(options.data, held_out=options.held_out, seed=options.training.seed, **settings)
 
 
 def _recognised(examples: AnyExamples) -> str | None:
-    """Return the name of the data set that examples are all training images of."""
+    """Return the name of the data set whose training images these examples are, all of them."""
     from proxflow.data import recognise
     from proxflow.examples import Examples
 
@@ -548,7 +550,7 @@ def _begun(options: Train, kind: Kind, init: Model) -> Model:
     """Build the model that the options describe, with the weights of a trained one.
 
     Raises:
-        ArgumentError: The data have another shape, or its weights do not fit.
+        ArgumentError: The data have another shape, or the weights do not fit.
     """
     from proxflow import models
     from proxflow.models import spec
@@ -589,7 +591,7 @@ def _untrained(options: Train, kind: Kind) -> Model:
 
 
 def _predictor(options: Train, kind: Kind) -> str | None:
-    """Return the word for the predictor."""
+    """Return the predictor's string."""
     predictor = options.predictor
     if options.parameterisation is not None:
         predictor = predictor or kind.defaults.predictor
@@ -601,7 +603,7 @@ def _conditional(options: Train, kind: Kind) -> Part:
     """Return the network with the classes of the data.
 
     Raises:
-        ArgumentError: The data have none, or the network reads none, or another number.
+        ArgumentError: The data have no classes, or the network takes none, or another number.
     """
     from proxflow.data.arrays import shapes_in
     from proxflow.data.kinds.table import Table
@@ -631,10 +633,10 @@ def _conditional(options: Train, kind: Kind) -> Part:
 
 
 def _flow(options: Train, flow: str, decided: Mapping[str, Any] | None = None) -> str | Flow[Any]:
-    """Return a flow, or its word where no part of it is changed; ``decided`` is what the data, once read, decide of it.
+    """Return a flow, or its string if no part is changed; ``decided`` are the settings that the data decide.
 
     Raises:
-        ArgumentError: An unknown name, a value out of range, or a part that the flow has not.
+        ArgumentError: An unknown name, a value out of range, or a part that the flow does not have.
     """
     from proxflow import models
     from proxflow.models import spec
@@ -666,5 +668,5 @@ def _changed(options: Train, made: Flow[Any]) -> Flow[Any]:
     if options.coupling is not None and options.coupling.startswith("reflow"):
         raise ArgumentError("--coupling reflow: such a model is made of a trained one, by the command reflow")
     if coupling is not None and hasattr(coupling, "check"):
-        coupling.check()  # what it needs may not be installed
+        coupling.check()  # its dependency may not be installed
     return replace(cast(Any, made), **changes) if changes else made

@@ -1,4 +1,4 @@
-"""Data: the embedded MNIST and emoji, Fashion-MNIST, images from any folder of IDX files, and toy sets with a known law."""
+"""Data: embedded MNIST and emoji, Fashion-MNIST, folders of IDX files, and toy data with a known distribution."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def load(source: str | Path, split: Split) -> ImageData:
 
     Args:
         source: "mnist" or "emoji" for an embedded set, "fashion-mnist" for the one that Debian's package
-            ``dataset-fashion-mnist`` installs; anything else is a folder with IDX files named as theirs, plain or gzipped
-            (``./mnist`` is a folder, too).
+            ``dataset-fashion-mnist`` installs; anything else is a folder with IDX files of the same names, plain or
+            gzipped (``./mnist`` is a folder, too).
         split: "train" or "test".
 
     Returns:
@@ -76,9 +76,9 @@ def load(source: str | Path, split: Split) -> ImageData:
 
 
 def recognise(images: Tensor) -> str | None:
-    """Return the name of the data set that has a split of exactly these images (uint8, (N, C, H, W)), wherever read from.
+    """Return the name of the data set with a split of exactly these images (uint8, (N, C, H, W)), wherever read from.
 
-    Their content decides, not the name of a folder. ``None`` if no set of :data:`NAMED` has them.
+    It depends on their content, not on the name of a folder. ``None`` if they are from no set of :data:`NAMED`.
     """
     if images.shape[1:] == (3, 32, 32):
         return "emoji" if any(torch.equal(images, load_emoji(split).images) for split in get_args(Split)) else None

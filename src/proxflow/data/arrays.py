@@ -32,7 +32,7 @@ UNPACK_GIB = "PROXFLOW_UNPACK_GIB"
 """The environment variable that raises the limit of :func:`check_unpacked`."""
 
 _TIMES = 100
-"""What is packed may unpack to as many times its size, or to the limit if that is more: real pictures pack no tighter."""
+"""Compressed content may be larger by this factor, or up to the limit if that is more: pictures compress less."""
 
 
 def check_unpacked(path: Path, packed: int, unpacked: int) -> None:
@@ -41,11 +41,11 @@ def check_unpacked(path: Path, packed: int, unpacked: int) -> None:
     Args:
         path: The file.
         packed: Its size in bytes.
-        unpacked: Bytes that it says it unpacks to.
+        unpacked: Its declared unpacked size in bytes.
 
     Raises:
-        DataError: It is more; the message names the environment variable that raises the limit.
-        ArgumentError: That variable is no number above 0.
+        DataError: It would; the message names the environment variable that raises the limit.
+        ArgumentError: That variable is not a number above 0.
     """
     text = os.environ.get(UNPACK_GIB, "1")
     try:
@@ -76,12 +76,12 @@ def why(error: Exception, expected: str) -> str:
 
 @dataclass(frozen=True)
 class Header:
-    """What an array says of itself before its numbers.
+    """The header of an array.
 
     Args:
         shape: Its shape.
         dtype: Its type.
-        begins: Bytes before the numbers.
+        begins: Bytes before the data.
     """
 
     shape: tuple[int, ...]
@@ -90,7 +90,7 @@ class Header:
 
     @property
     def size(self) -> int:
-        """Bytes of header and numbers."""
+        """Bytes of header and data."""
         return self.begins + math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -98,10 +98,10 @@ _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 def _header(file: IO[bytes]) -> Header:
-    """Read the header of an array, as of numpy's formats 1 and 2.
+    """Read the header of an array in numpy's format 1 or 2.
 
     Raises:
-        ValueError: It is no such array, or one of Python objects.
+        ValueError: It is not such an array, or one of Python objects.
     """
     version = np.lib.format.read_magic(file)
     if version not in _READERS:
@@ -114,7 +114,7 @@ def _header(file: IO[bytes]) -> Header:
 
 @contextmanager
 def _archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, int]]:
-    """Open an ``.npz`` file; give its size in bytes as well."""
+    """Open an ``.npz`` file, and yield its size in bytes as well."""
     with open_plain(path) as file, zipfile.ZipFile(file) as archive:
         yield archive, os.fstat(file.fileno()).st_size
 
@@ -125,9 +125,9 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 
 
 def headers_in(path: Path) -> dict[str, Header]:
-    """Return the headers of the arrays of an ``.npz`` file by their keys; of an ``.npy`` file under "".
+    """Return the headers of the arrays in an ``.npz`` file by key; for an ``.npy`` file under "".
 
-    Members that are no arrays, or damaged ones, are left out; for other files there are none.
+    Members that are damaged or not arrays are left out; for other files the result is empty.
     """
     found: dict[str, Header] = {}
     try:
@@ -152,7 +152,7 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def holds_table(path: Path) -> bool:
-    """Tell whether a file has rows of numbers, not images: no key ``images``, and ``x`` or an array (rows, columns)."""
+    """Return whether a file has rows of numbers, not images: no key ``images``, and ``x`` or an array (rows, columns)."""
     shapes = shapes_in(path)
     if "images" in shapes or any(len(shape) in (3, 4) for shape in shapes.values()):
         return "x" in shapes and len(shapes["x"]) == 2 and "images" not in shapes
@@ -163,8 +163,8 @@ def read_npz(path: Path, keys: Sequence[str]) -> dict[str, Array]:
     """Read arrays of an ``.npz`` file: the first key is required, the others are optional.
 
     Raises:
-        DataError: The file is missing, damaged or a single array, holds Python objects, lacks the first key, would unpack
-            to too much, see :func:`check_unpacked`, or is no plain file.
+        DataError: The file is missing, damaged or a single array, holds Python objects, lacks the first key, would
+            unpack to too much, see :func:`check_unpacked`, or is not a regular file.
     """
     try:
         with open_plain(path) as file:
@@ -206,7 +206,7 @@ def read_npy(path: Path) -> Array:
     """Read the array of an ``.npy`` file.
 
     Raises:
-        DataError: The file is missing, damaged, no plain file or an ``.npz`` file, or holds Python objects.
+        DataError: The file is missing, damaged, not a regular file or an ``.npz`` file, or holds Python objects.
     """
     try:
         with open_plain(path) as file:

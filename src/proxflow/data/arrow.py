@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face library ``datasets``: Arrow files, mapped into memory, parquet files, and the Hub."""
+"""Data sets of the Hugging Face library ``datasets``: memory-mapped Arrow files, parquet files, and the Hub."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")
 _NO_NETWORK = {
     "ConnectError", "ConnectTimeout", "ConnectionError", "LocalEntryNotFoundError", "OfflineModeIsEnabled", "gaierror",
 }  # fmt: skip
-"""Errors of the libraries beneath, of which some are not installed everywhere, when the Hub is not reached."""
+"""Errors of underlying libraries, not all of them installed, when the Hub cannot be reached."""
 _OTHER_SPLITS = {"test", "testing", "eval", "evaluation", "validation", "valid", "dev", "val"}
-"""Words in names of files and folders by which the library itself knows what is not to train on."""
+"""Words in file and folder names by which the library recognises splits other than training."""
 _WORD = re.compile(r"[^-._ 0-9/\\]+")
 _ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -37,12 +37,12 @@ _ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 def load(source: str, left_out: LeftOut) -> Any:
     """Return the training split of ``arrow:PATH``, or of ``hub:OWNER/NAME``.
 
-    A path is a folder of save_to_disk, a folder of parquet files, whose names say as on the Hub which are for tests, or one
+    A path is a folder of save_to_disk, a folder of parquet files, whose names mark test splits as on the Hub, or one
     parquet file.
 
     Args:
-        source: The words.
-        left_out: Told of other splits.
+        source: The string.
+        left_out: Records other splits.
 
     Raises:
         ArgumentError: The library ``datasets`` is not installed.
@@ -92,7 +92,7 @@ def load(source: str, left_out: LeftOut) -> Any:
 
 
 def _unreachable(error: BaseException | None) -> bool:
-    """Tell whether an error comes from there being no network, by the names of the errors that led to it."""
+    """Return whether an error is due to a missing network, by the names of its causes."""
     while error is not None:
         if type(error).__name__ in _NO_NETWORK:
             return True
@@ -102,7 +102,7 @@ def _unreachable(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def _quiet_unless_watched(datasets: Any) -> Iterator[None]:
-    """Keep that library's progress bars out of logs: it draws them whether or not a terminal shows them."""
+    """Keep the library's progress bars out of logs: it draws them even without a terminal."""
     silenced = not sys.stderr.isatty() and not datasets.utils.are_progress_bars_disabled()
     if silenced:
         datasets.disable_progress_bars()
@@ -114,7 +114,7 @@ def _quiet_unless_watched(datasets: Any) -> Iterator[None]:
 
 
 def _training_files(path: Path, source: str, left_out: LeftOut) -> list[str]:
-    """Return the parquet files of a path that are to train on: a file itself, of a folder those of no other split.
+    """Return the training files of a path: a parquet file itself, or those of a folder that are not of another split.
 
     Raises:
         DataError: All of them are of other splits.
@@ -132,20 +132,21 @@ def _training_files(path: Path, source: str, left_out: LeftOut) -> list[str]:
 
 
 class Arrow(Pictures):
-    """The pictures of such a data set, or of anything with its ``features``, columns and rows.
+    """The pictures of such a data set, or of any object with its ``features``, columns and rows.
 
-    They are the first column of type Image, of files as bytes, or called as one. Classes are those of the first column that
-    is called as one, as "label", or of type ClassLabel.
+    They are the first column of type Image, of files as bytes, or with a name for images. Classes are the first column
+    with a name for labels, as "label", or of type ClassLabel.
 
     Args:
         dataset: The data set.
         called: Its name, for messages.
-        size: Side of the squares that pictures are scaled to and cut to; ``None`` for their medians, at most 64, of some.
+        size: Side of the squares that pictures are scaled and cropped to; ``None`` for their medians, at most 64, of
+            some.
         left_out: What was left out so far.
 
     Raises:
         ArgumentError: The size is out of range.
-        DataError: No column holds pictures, none of those looked at can be read, or a class is none of its column.
+        DataError: No column holds pictures, none of those tried can be read, or a class is invalid for its column.
     """
 
     def __init__(self, dataset: Any, called: str, size: int | None = None, left_out: LeftOut | None = None) -> None:
@@ -167,7 +168,7 @@ class Arrow(Pictures):
 
             dataset = dataset.cast_column(self.column, datasets.Image(decode=False))
         except (ImportError, AttributeError):
-            pass  # what is no data set of that library gives bytes already
+            pass  # other objects return bytes already
         except (ValueError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"{called}: the column {self.column} holds no pictures ({reason})") from error
@@ -181,7 +182,7 @@ class Arrow(Pictures):
         if not seen:
             raise DataError(f"{called}: no picture can be read; left out: {left_out.text}")
         height, width = common_sides([sides for sides, _ in seen], size)
-        # One in colour makes all of them so, wherever it is; others tell nothing more.
+        # One in colour makes all of them colour; the others need not be read.
         rest = (self._header(k) for k in range(number)) if number > len(looked_at) else ()
         grey = all(grey for _, grey in seen) and all(found[1] for found in rest if found is not None)
         alike = {sides for sides, _ in seen} == {(height, width)}
@@ -193,7 +194,7 @@ class Arrow(Pictures):
         )  # fmt: skip
 
     def _header(self, index: int, left_out: LeftOut | None = None) -> tuple[tuple[int, int], bool] | None:
-        """Return height and width of a picture, and whether it is grey; ``None`` where it cannot be read."""
+        """Return height and width of a picture, and whether it is grey; ``None`` if it cannot be read."""
         try:
             with opened(self.name(index), self._bytes(index)) as picture:
                 return header(picture)
@@ -225,7 +226,7 @@ class Arrow(Pictures):
 
 
 def _holds_files(feature: Any) -> bool:
-    """Tell whether a column is of pictures, or of files as parquet has them: bytes and the path that they are from."""
+    """Return whether a column is of pictures, or of files as in parquet: bytes and their path."""
     if type(feature).__name__ == "Image":
         return True
     return isinstance(feature, dict) and getattr(feature.get("bytes"), "dtype", "").endswith("binary")
@@ -234,7 +235,7 @@ def _holds_files(feature: Any) -> bool:
 def _labels(
     dataset: Any, called: str, features: dict[str, Any], left_out: LeftOut
 ) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Return the class of each picture, −1 where it has none, and the names; ``None`` and no names where none has one."""
+    """Return the class of each picture, −1 without one, and the names; ``None`` and no names if none has one."""
     coded = [name for name, feature in features.items() if hasattr(feature, "names")]
     column = ""
     for name in dict.fromkeys([*(name for name in _LABELS if name in features), *coded]):

@@ -1,4 +1,4 @@
-"""Augmentation: images changed at random at each step, as a function of the step's seed and their place in the batch."""
+"""Augmentation: random changes of images, a function of the step's seed and their index in the batch."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from proxflow.errors import ArgumentError
 from proxflow.random import SampleStreams, mix
 
 NAMES = ("flip", "crop", "zoom", "binarise")
-"""What may be done to images, in the order in which it is done."""
+"""The augmentations, in the order of application."""
 
 _TAKE = ("crop", "zoom")
-"""Those that also take squares of larger images."""
+"""Those that can also take squares of larger images."""
 
 _SHIFT = 8
-"""Images are moved by up to their sides over this."""
+"""Images are shifted by up to their sides divided by this."""
 
 _AREA, _ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)
-"""Share of an image that is taken, and ratio of its width to its height in units of the image's."""
+"""Range of the fraction of an image's area that is taken, and of its aspect ratio relative to the image's."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """Changes of images, uint8 (batch, channels, height, width).
 
-    They keep their shape, unless squares are taken of larger images, as for "Going Deeper with Convolutions" (Szegedy et
-    al., 2014), arXiv 1409.4842, § 6.
+    Shapes are kept, unless squares are taken of larger images, as in "Going Deeper with Convolutions" (Szegedy et al.,
+    2014), arXiv 1409.4842, § 6.
 
     Args:
-        names: Which, of :data:`NAMES`.
-        taken: The one of crop and zoom that takes squares of larger images, and their side: crop takes windows, zoom parts
-            that are scaled to it.
+        names: Some of :data:`NAMES`.
+        taken: The one of crop and zoom that takes squares of larger images, and their side: crop takes windows, zoom
+            scales parts to this size.
     """
 
     names: tuple[str, ...] = ()
@@ -43,12 +43,12 @@ class Augmentation:
 
     @classmethod
     def of(cls, text: str) -> Augmentation:
-        """Return what the words between commas say; ``flip!`` is flip, see :func:`refuse_mirrored`.
+        """Return the augmentation of a comma-separated list; ``flip!`` is flip, see :func:`refuse_mirrored`.
 
         ``crop:64`` and ``zoom:64`` take squares of this side of larger images.
 
         Raises:
-            ArgumentError: One is unknown, or they do not go together.
+            ArgumentError: One is unknown, or they exclude each other.
         """
         words = [word.strip() for word in text.split(",") if word.strip()]
         taken = []
@@ -76,14 +76,14 @@ class Augmentation:
         return cls(tuple(name for name in NAMES if name in words), taken[0] if taken else None)
 
     def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Return the shape that images (channels, height, width) have afterwards."""
+        """Return the shape of augmented images (channels, height, width)."""
         return tuple(shape) if self.taken is None else (shape[0], self.taken[1], self.taken[1])
 
     def check(self, x: Tensor) -> None:
-        """Refuse what is no images, if anything is to be done, and images that are too small to take squares of.
+        """Refuse data that are not images, if there is any augmentation, and images smaller than the squares.
 
         Raises:
-            ArgumentError: They are no images of bytes, or too small.
+            ArgumentError: They are not images of bytes, or too small.
         """
         if self.names and (x.dtype != torch.uint8 or x.ndim != 4):
             raise ArgumentError(
@@ -105,10 +105,10 @@ class Augmentation:
             )
 
     def whole(self, x: Tensor) -> Tensor:
-        """Return images that are not trained on in the shape of those that are: the middle, or all of each, scaled.
+        """Return held-out images in the shape of training ones: their centre crop, or each one scaled.
 
         Args:
-            x: The images (batch, channels, height, width); those that have the shape already stay as they are.
+            x: The images (batch, channels, height, width); those of the right shape stay unchanged.
 
         Raises:
             ArgumentError: As :meth:`check`.
@@ -128,7 +128,7 @@ class Augmentation:
         Args:
             x: The images.
             seed: Seed of the step.
-            places: Their places in the whole batch, on which, with the seed, it depends how each is changed.
+            places: Their indices in the whole batch, which with the seed determine the changes.
 
         Raises:
             ArgumentError: As :meth:`check`.
@@ -137,7 +137,7 @@ class Augmentation:
         if not self.names:
             return x
         streams = SampleStreams(seed, torch.arange(places.start, places.stop, device=x.device))
-        u = streams.uniform(torch.Size([len(x), 7]), torch.float64)  # of each change its own, whatever others there are
+        u = streams.uniform(torch.Size([len(x), 7]), torch.float64)  # separate ones for each change
         name, side = self.taken or ("", 0)
         if "flip" in self.names:
             x = torch.where(u[:, 0, None, None, None] < 0.5, x.flip(-1), x)
@@ -150,31 +150,31 @@ class Augmentation:
 
 
 def binarised(x: Tensor, seed: int, places: range) -> Tensor:
-    """Draw each value as 0 or 255, its share of 255 being the probability of the latter.
+    """Draw each value as 0 or 255, the latter with probability value/255.
 
     Known as dynamic binarisation: "Importance Weighted Autoencoders" (Burda et al., 2016), arXiv 1509.00519, § 5.
 
     Args:
         x: Bytes (batch, …).
         seed: Seed of the draws.
-        places: Places of the examples, on which, with the seed, their draws depend.
+        places: Indices of the examples, which with the seed determine their draws.
     """
     generator, drawn = torch.Generator(), torch.empty(x.shape)
-    # A generator for each example, as streams of single numbers take longer than training on what they draw.
+    # A generator for each example, as streams of single numbers would take longer than training.
     for row, place in zip(drawn, places, strict=True):
         row.uniform_(generator=generator.manual_seed(mix(seed, place)))
     return torch.where(255 * drawn.to(x.device) < x, 255, 0).to(torch.uint8)
 
 
 def refuse_mirrored(text: str, name: str | None) -> None:
-    """Refuse to mirror images of digits and letters, unless ``flip!`` says so.
+    """Refuse to mirror images of digits and letters, unless with ``flip!``.
 
     Args:
-        text: What is to be done to images.
+        text: The list of augmentations.
         name: The data set, if it has a name.
 
     Raises:
-        ArgumentError: They are to be mirrored.
+        ArgumentError: They would be mirrored.
     """
     if name in ("mnist", "emoji") and "flip" in (word.strip() for word in text.split(",")):
         raise ArgumentError(
@@ -184,7 +184,7 @@ def refuse_mirrored(text: str, name: str | None) -> None:
 
 
 def _moved(x: Tensor, u: Tensor, axis: int) -> Tensor:
-    """Move each image along an axis by up to an eighth of its side; what lies at the edge is mirrored."""
+    """Shift each image along an axis by up to an eighth of its side, with reflected edges."""
     side = x.shape[axis]
     most = min(max(1, side // _SHIFT), side - 1)
     shift = (u * (2 * most + 1)).floor().long() - most
@@ -193,17 +193,17 @@ def _moved(x: Tensor, u: Tensor, axis: int) -> Tensor:
 
 
 def _window(x: Tensor, u: Tensor, axis: int, side: int) -> Tensor:
-    """Take a window of each image along an axis, any with the same probability."""
+    """Take a uniformly random window of each image along an axis."""
     return _at(x, _first(u, x.shape[axis] - side)[:, None] + torch.arange(side, device=x.device), axis)
 
 
 def _first(u: Tensor, most: Tensor | int) -> Tensor:
-    """Return whole numbers from 0 to ``most``, each as likely, from uniform ones (batch,)."""
+    """Return uniform integers from 0 to ``most``, from uniform numbers (batch,)."""
     return (u * (most + 1)).floor().long().clamp_max(most)
 
 
 def _at(x: Tensor, place: Tensor, axis: int) -> Tensor:
-    """Take other rows or columns of each image, by their places (batch, side)."""
+    """Select rows or columns of each image by their indices (batch, side)."""
     place = place[:, None, :, None] if axis == 2 else place[:, None, None]
     shape = [len(x), *x.shape[1:]]
     shape[axis] = place.shape[axis]
@@ -221,20 +221,20 @@ def _parts(x: Tensor, u: Tensor, side: int) -> Tensor:
 
 def _scaled(x: Tensor, side: int) -> Tensor:
     """Scale an image (1, channels, height, width) to a square."""
-    # One by one, so that what an image becomes does not depend on those beside it.
+    # One by one, so that the result does not depend on other images.
     drawn = functional.interpolate(x.float(), (side, side), mode="bilinear", align_corners=False, antialias=True)
     return drawn.round().clamp(0, 255).to(torch.uint8)
 
 
 def _sides(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Return width and height of parts, as shares of the image's, from uniform numbers (batch, 2 or more)."""
+    """Return width and height of parts, as fractions of the image's, from uniform numbers (batch, 2 or more)."""
     area = _AREA[0] + (_AREA[1] - _AREA[0]) * u[:, 0]
     aspect = (_ASPECT[0] * (_ASPECT[1] / _ASPECT[0]) ** u[:, 1]).sqrt()
     return (area.sqrt() * aspect).clamp(max=1), (area.sqrt() / aspect).clamp(max=1)
 
 
 def _zoomed(x: Tensor, u: Tensor) -> Tensor:
-    """Scale a part of each image to its whole; u (batch, 4) says which."""
+    """Scale a part of each image to its full size; u (batch, 4) says which."""
     width, height = _sides(u)
     zero = torch.zeros_like(width)
     right, down = (1 - width) * (2 * u[:, 2] - 1), (1 - height) * (2 * u[:, 3] - 1)

@@ -1,4 +1,4 @@
-"""Autoencoders: modules that make latents of pictures and pictures of latents, and how they are found by their words."""
+"""Autoencoders: modules that encode pictures to latents and decode them, and how they are loaded."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from proxflow.runtime.files import read_json
 from proxflow.runtime.machine import out_of_memory
 
 BATCH, DECODED = 32, 8
-"""Pictures that are encoded at a time, and decoded: a last batch is filled up, so that rounding is that of others."""
+"""Pictures encoded, and decoded, at a time: a last batch is padded, so that rounding is the same."""
 
 _BROKEN = (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError)
-"""What another library may raise for files that are not as it expects."""
+"""Errors that another library may raise for unexpected files."""
 
 
 class Autoencoder(ABC):
-    """What an autoencoder is loaded from: a frozen dataclass of plain values, which manifests and models hold as a word."""
+    """The source of an autoencoder: a frozen dataclass of plain values, saved as a string in manifests and models."""
 
     @abstractmethod
     def load(self) -> nn.Module:
         """Return the autoencoder: a module with ``encode`` and ``decode``, see :class:`Codec`.
 
         Raises:
-            ArgumentError: What reads it is not installed.
-            DataError: It is not there, or not as expected.
+            ArgumentError: The package that reads it is not installed.
+            DataError: It is missing, or not as expected.
         """
 
 
 @dataclass(frozen=True)
 class KL(Autoencoder):
-    """diffusers' ``AutoencoderKL`` from a folder on this machine, as its ``save_pretrained`` writes it.
+    """The ``AutoencoderKL`` of diffusers from a local folder, as its ``save_pretrained`` writes it.
 
     Args:
-        path: The folder, of config.json and weights in the form safetensors.
+        path: The folder, with config.json and safetensors weights.
     """
 
     path: str
@@ -85,17 +85,17 @@ class KL(Autoencoder):
 
 
 class Codec:
-    """An autoencoder at work: bytes of pictures to latents and back, on a device, without randomness.
+    """A deterministic codec from an autoencoder: bytes of pictures to latents and back, on a device.
 
-    Of diffusers' encoders, which give a law of latents, it takes the most likely one.
+    From the encoders of diffusers, which return a distribution of latents, it takes the mode.
 
     Args:
-        module: Any module with ``encode``, pictures (batch, channels, height, width) in [−1, 1] to latents (batch, …), and
-            ``decode``, back. Latents may stand within a record, as diffusers returns them.
-        device: Where.
+        module: Any module with ``encode``, pictures (batch, channels, height, width) in [−1, 1] to latents (batch, …),
+            and ``decode``, back. Latents may be within a record, as diffusers returns them.
+        device: Where to compute.
 
     Raises:
-        ArgumentError: It has not both.
+        ArgumentError: It lacks one of them.
     """
 
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
@@ -109,7 +109,7 @@ class Codec:
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
-        """Return the latents of pictures, uint8 (number, channels, height, width): float32 (number, …) on the processor.
+        """Return the latents of pictures, uint8 (number, channels, height, width): float32 (number, …) on the CPU.
 
         Raises:
             DataError: They cannot be encoded.
@@ -135,7 +135,7 @@ class Codec:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Return the pictures of latents (number, …): uint8 (number, channels, height, width) on the processor."""
+        """Return the pictures of latents (number, …): uint8 (number, channels, height, width) on the CPU."""
         parts = []
         for batch in torch.split(latents, DECODED):
             full = torch.cat([batch, batch[-1:].expand(DECODED - len(batch), *batch.shape[1:])])
@@ -147,7 +147,7 @@ class Codec:
         """Return the shape of the latents of a picture of a shape (channels, height, width).
 
         Raises:
-            DataError: It is not (channels, height, width), or what is decoded has another shape than the picture.
+            DataError: It is not (channels, height, width), or decoding returns another shape than the picture's.
         """
         latents = self.encode(torch.zeros(1, *picture, dtype=torch.uint8))
         if latents.ndim != 4 or len(latents) != 1:

@@ -1,4 +1,4 @@
-"""Cells of a table: a text file of values between commas under a line of names, or a parquet file, as columns of texts."""
+"""Cells of a table, a comma-separated file with column names or a parquet file, as columns of strings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from proxflow.errors import DataError
 from proxflow.runtime.files import open_plain
 
 MISSING = frozenset({"", "na", "n/a", "#n/a", "nan", "<na>", "null", "?"})
-"""Cells that stand for no value, in small letters."""
+"""Cells that mean a missing value, in lower case."""
 
 T = TypeVar("T")
 
@@ -25,17 +25,17 @@ _WHOLE = re.compile(r"[+-]?\d+")
 
 @dataclass(frozen=True)
 class Cells:
-    """The cells of a table as texts without blanks around them.
+    """The cells of a table as stripped strings.
 
     Args:
-        path: Where they are from.
+        path: The file.
         names: Names of the columns.
         columns: The cells of each column.
-        lines: The line in which each row begins, or the number of the row in a parquet file, counted from 1.
-        newline: What ends the lines of the file.
-        types: Of a parquet file the types of the columns, see :mod:`proxflow.data.parquet`.
-        dictionaries: Of a parquet file the texts of each column's dictionary, where it has one.
-        pandas: What pandas keeps in such a file to read its columns by, see :func:`proxflow.data.parquet.write`.
+        lines: The line in which each row begins, or the row number in a parquet file, from 1.
+        newline: The file's line ending.
+        types: For a parquet file, the types of the columns, see :mod:`proxflow.data.parquet`.
+        dictionaries: For a parquet file, the strings of each column's dictionary, if it has one.
+        pandas: The metadata of pandas in such a file, see :func:`proxflow.data.parquet.write`.
     """
 
     path: Path
@@ -48,11 +48,11 @@ class Cells:
     pandas: str = ""
 
     def row(self, row: int) -> str:
-        """Say where a row is."""
+        """Return a description of the position of a row, for messages."""
         return f"{self.path}: {'row' if self.types else 'line'} {self.lines[row]}"
 
     def place(self, row: int, column: int) -> str:
-        """Say where a cell is."""
+        """Return a description of the position of a cell, for messages."""
         return f"{self.row(row)}, column {self.names[column]}"
 
     def some(self, columns: Sequence[int]) -> Cells:
@@ -70,7 +70,7 @@ class Cells:
         )
 
     def check(self) -> None:
-        """Refuse columns of a type that has no texts.
+        """Refuse columns of a type without a string form.
 
         Raises:
             DataError: There is one; the message names it.
@@ -85,12 +85,12 @@ class Cells:
 
 
 def is_missing(cell: str) -> bool:
-    """Tell whether a cell stands for no value."""
+    """Return whether a cell is missing."""
     return cell.lower() in MISSING
 
 
 def number_in(cell: str) -> float | None:
-    """Return the number that a cell holds, perhaps an infinite one; ``None`` where it holds none."""
+    """Return the number in a cell, possibly infinite; ``None`` if it is not a number."""
     try:
         return None if "_" in cell else float(cell)  # Python takes 1_000 for a number
     except ValueError:
@@ -98,14 +98,14 @@ def number_in(cell: str) -> float | None:
 
 
 def is_whole(cell: str) -> bool:
-    """Tell whether a cell is written as a whole number."""
+    """Return whether a cell is written as an integer."""
     return _WHOLE.fullmatch(cell) is not None
 
 
 def mixed(path: Path) -> bool:
-    """Tell whether a text file is a table of more than real numbers; raise nothing.
+    """Return whether a text file is a table of more than real numbers; raise nothing.
 
-    It is one if its first line holds names alone, and below it a cell holds no number, or a column whole numbers alone.
+    It is one if its first line only has names, and below it a cell is not a number, or a column only has integers.
     """
     try:
         lines = text_rows(path)
@@ -113,7 +113,7 @@ def mixed(path: Path) -> bool:
         if any(number_in(name) is not None for name in names):
             return False
         if _is_separator(names):
-            return True  # which reading refuses
+            return True  # which is refused when read
         whole, rows = [True] * len(names), 0
         for _, cells in lines:
             if len(cells) != len(names) or any(";" in cell for cell in cells):
@@ -131,8 +131,8 @@ def read_cells(path: Path) -> Cells:
     """Read a table.
 
     Raises:
-        DataError: It cannot be read, has no rows or no names, a name twice, or a row of another length; the message names
-            the line. Columns of a parquet file that have no texts are refused by :meth:`Cells.check`.
+        DataError: It cannot be read, has no rows or no names, a name twice, or a row of another length; the message
+            names the line. Columns of a parquet file without a string form are refused by :meth:`Cells.check`.
         ArgumentError: It is a parquet file, and pyarrow is not installed.
     """
     if path.suffix.lower() == ".parquet":
@@ -174,15 +174,15 @@ def _newline(path: Path) -> str:
 
 
 def _is_separator(names: Sequence[str]) -> bool:
-    """Tell whether a first line is none of names, but says to Excel what is between the columns."""
+    """Return whether a first line is not of names, but tells Excel the separator."""
     return names[0].lower().startswith("sep=")
 
 
 def check_commas(path: Path, line: int, cells: Sequence[str]) -> None:
-    """Refuse a line of a text file whose columns have other marks than commas between them.
+    """Refuse a line of a text file with another separator than commas.
 
     Raises:
-        DataError: There is such a mark in a cell.
+        DataError: There is such a separator in a cell.
     """
     for mark, word in ((";", "semicolons"), ("\t", "tabs")):
         if any(mark in cell for cell in cells):
@@ -196,10 +196,10 @@ def check_named(path: Path, names: Sequence[str]) -> None:
     """Refuse columns without a name.
 
     Raises:
-        DataError: There is one; the message says how such a column comes about.
+        DataError: There is one; the message says how this happens.
     """
     for k, name in enumerate(names):
-        if name and not name.startswith("__index_level_"):  # so pandas calls an index in parquet files
+        if name and not name.startswith("__index_level_"):  # the name that pandas gives an index in parquet files
             continue
         if name or not k:
             mend = "if these are numbers of rows, as pandas writes them, leave them out (index=False), or else name it"
@@ -211,7 +211,7 @@ def check_named(path: Path, names: Sequence[str]) -> None:
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
-    """Refuse columns without a name, or with that of another one."""
+    """Refuse columns without a name, or with the name of another."""
     check_named(path, names)
     for k, name in enumerate(names):
         if (before := names.index(name)) < k:
@@ -222,11 +222,11 @@ _TABLE = "a text file of a table, cells between commas"
 
 
 def text_rows(path: Path, expected: str = _TABLE) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a text file that are not empty, each with the line in which it begins, counted from 1.
+    """Yield the non-empty rows of a text file, each with its first line number, from 1.
 
     Args:
         path: The file.
-        expected: What it is, for messages.
+        expected: Description of the expected file, for messages.
 
     Raises:
         DataError: It cannot be read, or a quote is not closed; the message names the line.
@@ -239,13 +239,13 @@ def text_rows(path: Path, expected: str = _TABLE) -> Iterator[tuple[int, list[st
                 nonlocal ended
                 yield from file
                 ended = True
-                yield ""  # if a row reaches to here, its last cell has swallowed the end of the file
+                yield ""  # if a row extends to here, its last cell contains the end of the file
 
             lines = csv.reader(told())
             try:
                 for cells in lines:
                     if ended and cells:
-                        # Lines of the cell as the reader of the file counts them; str.splitlines knows other ends.
+                        # Lines of the cell as the file's reader counts them; str.splitlines has further line ends.
                         first, *more = _LINES.split(cells[-1].removesuffix("\n").removesuffix("\r"))
                         raise DataError(
                             f"{path}: line {lines.line_num - 1 - len(more)}: the quote before {first[:40]!r} is not closed: "

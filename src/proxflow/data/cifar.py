@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in their binary form: tiny photographs of things in classes.
+"""CIFAR-10 and CIFAR-100 in their binary version: tiny photographs in classes.
 
 "Learning Multiple Layers of Features from Tiny Images" (Krizhevsky, 2009). They are not in this package. A record is a byte
 for the class, or in CIFAR-100 one for the coarse and one for the fine class, and 3072 for the red, green and blue of 32 × 32
@@ -35,7 +35,7 @@ def split_source(source: str) -> tuple[str, Path] | None:
 
 
 def form_of(folder: Path) -> str | None:
-    """Return which set a folder itself holds in the binary form, by the names of its files; ``None`` for none."""
+    """Return which set a folder holds in the binary version, by the names of its files; ``None`` for none."""
     return next(
         (name for name in FILES if all((folder / f).is_file() for f in (FILES[name]["train"][0], _NAMES[name]))), None
     )
@@ -46,11 +46,11 @@ def read_cifar(name: str, folder: Path, split: Split) -> ImageData:
 
     Args:
         name: "cifar10" or "cifar100", of which the fine classes are read.
-        folder: Where its files lie, or the folder that its archive unpacks to.
+        folder: Folder of its files, or the folder that its archive unpacks to.
         split: "train" or "test".
 
     Raises:
-        DataError: A file is missing, cut short or damaged, or the folder has the pickled form.
+        DataError: A file is missing, truncated or damaged, or the folder has the pickled version.
     """
     place = _place(name, folder)
     size, images, labels = _PIXELS + (2 if name == "cifar100" else 1), [], []
@@ -74,7 +74,7 @@ def read_cifar(name: str, folder: Path, split: Split) -> ImageData:
 
 
 def class_names(name: str, folder: Path) -> tuple[str, ...]:
-    """Return the names of the classes as the set's own file has them; their numbers without it."""
+    """Return the names of the classes from the set's own file; their numbers without it."""
     try:
         with open_plain(_place(name, folder) / _NAMES[name]) as file:
             found = tuple(

@@ -1,9 +1,11 @@
 """Emoji: 3,926 colour pictures of Google's Noto font, 32 × 32 on white, with their groups, embedded in the package.
 
-Authors: Google Inc. and the authors of Noto Emoji; SIL Open Font License 1.1, see ``files/LICENSE-emoji`` beside the data.
-``tools/emoji.py`` makes them of Debian's packages ``fonts-noto-color-emoji`` and ``unicode-data``. 3,916 are distinct.
+Authors: Google Inc. and the authors of Noto Emoji; SIL Open Font License 1.1, see ``files/LICENSE-emoji`` beside the
+data. ``tools/emoji.py`` makes them from Debian's packages ``fonts-noto-color-emoji`` and ``unicode-data``. 3,916 are
+distinct.
 
-A tenth of the emoji are test images: skin tones and genders of one emoji, and what looks the same, are on the same side.
+A tenth of the emoji are test images: skin tones and genders of one emoji, and identical pictures, are in the same
+split.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ SHA256 = {
     "emoji-32.xz": "4669457f27e6011c32636dd37d3048d55411bfb6b83bb9fcb26fcb83718a7dcf",
     "emoji.json": "7276e59b1e66777472ff516cb5f35775f9ce65943b05a309361194175670a1f8",
 }
-"""Checksums of the bytes of the pictures, (number, 32, 32, 3), and of what is told of them."""
+"""Checksums of the bytes of the pictures, (number, 32, 32, 3), and of their metadata."""
 
 CLASSES = (
     *("Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink", "Travel & Places"),
@@ -41,7 +43,7 @@ def load_emoji(split: Split, folder: Path = _FILES) -> ImageData:
     """Read a split of the emoji: images (N, 3, 32, 32) and labels 0 to 8.
 
     Raises:
-        DataError: A file is missing, damaged or another than the package's.
+        DataError: A file is missing, damaged or not the package's.
     """
     images, told = _content(folder)
     held_out = torch.zeros(len(images), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: photographs of clothes in ten classes, in number and size as MNIST's digits.
+"""Fashion-MNIST: photographs of clothes in ten classes, with the number and size of MNIST's digits.
 
 "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms" (Xiao et al., 2017), arXiv 1708.07747.
 Authors: Han Xiao, Kashif Rasul and Roland Vollgraf, Zalando SE; licence MIT. It is not in this package, but in
@@ -19,7 +19,7 @@ CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
-"""Names of the classes 0 to 9, as the authors have them."""
+"""Names of the classes 0 to 9, as given by the authors."""
 
 # Of the uncompressed original files.
 SHA256 = {
@@ -35,7 +35,7 @@ def load_fashion_mnist(split: Split, folder: Path | None = None) -> ImageData:
 
     Args:
         split: "train" or "test".
-        folder: Where the four files lie, plain or gzipped; ``None`` for the folder of Debian's package.
+        folder: Folder of the four files, plain or gzipped; ``None`` for the folder of Debian's package.
 
     Raises:
         DataError: The folder or a file is missing, or a file's content has another sha256 than the original.

@@ -40,8 +40,8 @@ def file_names(split: Split) -> tuple[str, str]:
 def read_idx(path: Path, dimensions: int, sha256: str | None = None) -> Tensor:
     """Read one IDX file of unsigned bytes; the suffixes .gz and .xz are decompressed.
 
-    Memory grows with the actual content alone, not with the size in the header, which is held against
-    :func:`proxflow.data.arrays.check_unpacked` first; decompression stops one byte behind the declared end.
+    Memory grows only with the actual content, not with the size in the header, which is checked by
+    :func:`proxflow.data.arrays.check_unpacked` first; decompression stops one byte after the declared end.
 
     Args:
         path: The file.
@@ -90,14 +90,14 @@ def idx_sha256(array: Tensor) -> str:
 def read_folder(
     folder: Path, split: Split, name: str | None = None, sha256: Mapping[str, str] | None = None
 ) -> ImageData:
-    """Read a split from a folder of IDX files named as MNIST's and Fashion-MNIST's, plain or with suffix .gz.
+    """Read a split from a folder of IDX files with the names of MNIST's and Fashion-MNIST's, plain or with suffix .gz.
 
     Args:
-        folder: Where the files lie, for example /usr/share/datasets/fashion-mnist. A split without a label file is a
-            set without classes.
+        folder: Folder of the files, for example /usr/share/datasets/fashion-mnist. A split without a label file has no
+            classes.
         split: "train" or "test".
         name: Name of the data set; ``None`` for that of the folder.
-        sha256: Checksums of all uncompressed files by name, for a set of known content; its labels are then required.
+        sha256: Checksums of all uncompressed files by name, for a set of known content; labels are then required.
 
     Raises:
         DataError: The image file is missing, or a file is not as expected.
@@ -130,7 +130,7 @@ def _find(folder: Path, name: str) -> Path | None:
 
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Open what a file holds, decompressed; give its size in bytes as well."""
+    """Open the decompressed content of a file, and yield the file's size in bytes as well."""
     with open_plain(path) as file:
         size = os.fstat(file.fileno()).st_size
         if path.suffix == ".gz":

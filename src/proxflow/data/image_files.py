@@ -31,16 +31,16 @@ GAP = 2
 
 
 def check_output(path: Path, number: int, channels: int) -> None:
-    """Refuse an output that :func:`write` could not write, before any work for it.
+    """Refuse an output that :func:`write` could not write, before work starts.
 
     Args:
-        path: File or folder to write; its ending chooses the form.
+        path: File or folder to write; the suffix chooses the format.
         number: Number of images to come.
         channels: Number of their channels.
 
     Raises:
-        ArgumentError: The ending is unknown, or the form cannot hold such images.
-        OutputError: The place cannot be written, or holds other things.
+        ArgumentError: The suffix is unknown, or the format cannot hold such images.
+        OutputError: The path cannot be written, or holds something else.
     """
     ending = path.suffix.lower()
     if ending not in ("", ".png", ".npz"):
@@ -63,16 +63,16 @@ def check_output(path: Path, number: int, channels: int) -> None:
 
 
 def write(path: Path, images: Array) -> None:
-    """Write images in the form that the path's ending chooses, see :func:`check_output`.
+    """Write images in the format of the path's suffix, see :func:`check_output`.
 
     Raises:
-        OutputError: The place cannot be written.
+        OutputError: The path cannot be written.
     """
     ending = path.suffix.lower()
     if ending == ".npz":
         write_atomically(path, lambda temporary: _write_array(temporary, images))
     elif ending == ".png":
-        # A single picture is no grid, so that it can be read again.
+        # A single picture is not a grid, so that it can be read again.
         write_png(path, *((grid(images), GRID) if len(images) > 1 else (images[0], SAMPLE)))
     else:
         writable_folder(path)
@@ -81,16 +81,17 @@ def write(path: Path, images: Array) -> None:
 
 
 def write_png(path: Path, image: Array | Image.Image, mark: str = GRID, *, flush: bool = True) -> None:
-    """Write a picture of bytes (height, width, 1 or 3), or one of Pillow's, as PNG.
+    """Write a picture of bytes (height, width, 1 or 3), or a Pillow image, as PNG.
 
     Args:
         path: The file.
         image: The picture.
-        mark: As what it is known again, :data:`proxflow.data.pictures.GRID` or :data:`proxflow.data.pictures.SAMPLE`.
+        mark: Mark by which it is recognised, :data:`proxflow.data.pictures.GRID` or
+            :data:`proxflow.data.pictures.SAMPLE`.
         flush: As :func:`proxflow.runtime.files.write_atomically`.
 
     Raises:
-        OutputError: The place cannot be written.
+        OutputError: The path cannot be written.
     """
     told = PngInfo()
     told.add_text("Software", mark)
@@ -99,12 +100,12 @@ def write_png(path: Path, image: Array | Image.Image, mark: str = GRID, *, flush
 
 
 def _write_array(path: Path, images: Array) -> None:
-    with path.open("wb") as file:  # numpy would append an ending to a name in capitals
+    with path.open("wb") as file:  # numpy would append a suffix to an upper-case name
         np.savez_compressed(file, images=images)
 
 
 def grid(images: Array, columns: int | None = None) -> Array:
-    """Return all images in one, row by row, on a grey ground; nearly square unless the number of columns is given."""
+    """Return a grid of images on grey; nearly square unless the number of columns is given."""
     number, height, width, channels = images.shape
     columns = math.ceil(math.sqrt(number)) if columns is None else columns
     rows = math.ceil(number / columns)
@@ -122,14 +123,14 @@ def read(path: Path) -> Array:
 
 
 def read_images(path: Path) -> ImageData:
-    """Read images unchanged but for their levels: of a file of arrays, see :func:`read_array`, or of a folder of pictures.
+    """Read images without scaling: from a file of arrays, see :func:`read_array`, or a folder of pictures.
 
-    Pictures of a folder have one size, and the order of their names. Labels are whole numbers or texts of such; others are
-    numbered in their order.
+    Pictures of a folder must have one size, and are sorted by name. Labels are integers or strings of them; others are
+    numbered in sorted order.
 
     Raises:
         DataError: There is no such file or folder, it is damaged or of another form, or the order of its dimensions is
-            uncertain.
+            ambiguous.
     """
     if path.is_dir():
         return ImageData(path.name, read_pictures(path, resize=False), None)
@@ -153,7 +154,7 @@ class ArrayFile:
 
     Args:
         images: uint8 (number, channels, height, width).
-        labels: Whole numbers ≥ 0 or texts, (number,); ``None`` where there are none.
+        labels: Integers ≥ 0 or strings, (number,); ``None`` if there are none.
         levels: The rule by which levels became bytes.
         left_out: Other arrays of the file.
     """
@@ -170,14 +171,15 @@ WANTED = 'uint8 of shape (number, height, width, channels) under the key "images
 def read_array(path: Path) -> ArrayFile:
     """Read the images of an ``.npz`` or ``.npy`` file.
 
-    They are the array ``images``, or the only one of three or four dimensions, (number, height, width), (number, height,
-    width, channels) or (number, channels, height, width): the channels are that of the two dimensions which alone is 1 or 3,
-    or else the smaller one, if it is also smaller than the other sides and at most 16. Bytes are taken as they are, and
-    other levels by :mod:`proxflow.data.levels`. ``labels``, or ``arr_1`` beside ``arr_0``, are whole numbers or texts.
+    They are the array ``images``, or the only one of three or four dimensions, (number, height, width), (number,
+    height, width, channels) or (number, channels, height, width): the channels are the one of the two dimensions that
+    is 1 or 3, or else the smaller one, if it is also smaller than the other sides and at most 16. Bytes are unchanged,
+    and other levels are converted by :mod:`proxflow.data.levels`. ``labels``, or ``arr_1`` beside ``arr_0``, are
+    integers or strings.
 
     Raises:
-        DataError: The file is missing, damaged or of another form, the order of its dimensions is uncertain, there is no
-            rule for its levels, or the number of labels is another.
+        DataError: The file is missing, damaged or of another form, the order of its dimensions is ambiguous, there is
+            no rule for its levels, or the number of labels differs.
     """
     left_out = LeftOut()
     if path.suffix.lower() == ".npy":
@@ -209,7 +211,7 @@ def read_array(path: Path) -> ArrayFile:
         rule = Found.of(images).rule()
     except DataError as error:
         raise DataError(f"{named} {error}") from error
-    # A copy has the usual strides, also for one channel: from strides torch chooses a layout, which affects rounding.
+    # A copy has standard strides, also for one channel: torch derives a memory format from strides, which affects rounding.
     pixels = np.array(rule(images), order="C")
     return ArrayFile(torch.from_numpy(pixels), labels, rule, left_out)
 
@@ -231,7 +233,7 @@ _USUAL, _MOST_CHANNELS = (1, 3), 16
 
 
 def _channels_last(shape: tuple[int, ...], named: str) -> bool:
-    """Tell whether the channels are the last dimension of four, and not the second.
+    """Return whether the channels are the last of four dimensions, and not the second.
 
     If just one of the two has size 1 or 3, it is that one; else the smaller, if also smaller than the third dimension.
     """

@@ -99,7 +99,7 @@ def dequantise(images: Tensor, generator: Generator) -> Tensor:
 
     Args:
         images: uint8 (batch, …).
-        generator: Source of the noise, on the images' device.
+        generator: Random generator, on the images' device.
 
     Returns:
         float32, the same shape, in [−1 − 1/255, 1 + 1/255].

@@ -20,13 +20,13 @@ _GROUND, _INK, _LETTERS, _LONGEST = (96, 96, 96), (255, 255, 255), 12, 24
 
 
 def write(path: Path, images: Array, labels: Labels, names: Sequence[str]) -> None:
-    """Write images (number, height, width, channels) with their labels (number,) in the form that the path's ending chooses.
+    """Write images (number, height, width, channels) with their labels (number,) in the format of the path's suffix.
 
-    An array (.npz) has the key ``labels`` beside ``images``; a picture (.png) a row for each class with its name before it;
-    a folder has the images alone, in their order.
+    An array (.npz) has the key ``labels`` beside ``images``; a picture (.png) a row for each class, labelled with its
+    name; a folder only has the images, in order.
 
     Raises:
-        OutputError: The place cannot be written.
+        OutputError: The path cannot be written.
     """
     ending = path.suffix.lower()
     if ending == ".npz":
@@ -38,14 +38,14 @@ def write(path: Path, images: Array, labels: Labels, names: Sequence[str]) -> No
 
 
 def _write_array(path: Path, images: Array, labels: Labels) -> None:
-    with path.open("wb") as file:  # numpy would append an ending to a name in capitals
+    with path.open("wb") as file:  # numpy would append a suffix to an upper-case name
         np.savez_compressed(file, images=images, labels=labels)
 
 
 def rows(images: Array, labels: Labels, names: Sequence[str]) -> Image.Image:
-    """Draw a row for each class, in the order in which labels first occur, with the name of the class before it.
+    """Draw a row for each class, in the order of first occurrence, labelled with its name.
 
-    A name with a letter that no font at hand has is drawn as the number of its class.
+    A name with a character that no available font has is replaced by the number of its class.
     """
     found = list(dict.fromkeys(labels.tolist()))
     called = {label: lettered(names[label], label) for label in found}
@@ -67,7 +67,7 @@ def rows(images: Array, labels: Labels, names: Sequence[str]) -> Image.Image:
 
 
 def lettered(name: str, label: int) -> tuple[str, Any]:
-    """Return how a class is called in a picture, and the font that has all letters of it."""
+    """Return the label of a class in a picture, and a font that has all its characters."""
     text = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…"
     plain = ImageFont.load_default(_LETTERS)
     if _has(plain, text):
@@ -79,7 +79,7 @@ def lettered(name: str, label: int) -> tuple[str, Any]:
 
 
 def _has(font: Any, text: str) -> bool:
-    """Tell whether a font has all letters of a text: it draws the same box for each that it lacks."""
+    """Return whether a font has all characters of a text: it draws the same box for each that it lacks."""
 
     def drawn(letter: str) -> tuple[Any, bytes]:
         mask = font.getmask(letter)

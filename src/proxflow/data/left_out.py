@@ -1,4 +1,4 @@
-"""What a reader of data leaves out, counted by reason, with an example of each."""
+"""What a reader of data leaves out: counts by reason, with an example of each."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ class LeftOut:
     """What was left out, by reason.
 
     Args:
-        found: The number of things of each reason, and one of them.
+        found: By reason, the number of items and one of them.
     """
 
     found: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def add(self, reason: str, example: object, number: int = 1) -> None:
-        """Count what is left out for a reason, a noun in the plural such as "hidden files"."""
+        """Count items left out for a reason, a plural noun such as "hidden files"."""
         before, first = self.found.get(reason, (0, str(example)))
         self.found[reason] = (before + number, first)
 
     @property
     def text(self) -> str:
-        """Say in words what was left out."""
+        """Describe what was left out."""
         said = (f"{reason}: {number} (as {example})" for reason, (number, example) in self.found.items())
         return ", ".join(said) or "nothing"
 

@@ -1,4 +1,4 @@
-"""How the levels of pictures, of any depth, become bytes: by one rule for a whole data set, never picture by picture."""
+"""Conversion of the levels of pictures, of any bit depth, to bytes: one rule for a whole data set, not for each picture."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 DEEPEST = 2**16 - 1
-"""The largest whole level that is read."""
+"""The largest integer level."""
 
 _NEAR = 1e-5
-"""How far real levels may lie outside 0 to 1 or −1 to 1, as rounding takes them."""
+"""How far real levels may be outside 0 to 1 or −1 to 1, by rounding."""
 
 _BLOCK = 2**22
 
 
 @dataclass(frozen=True)
 class Found:
-    """What levels a data set has, before a rule is chosen for them.
+    """The range of levels of a data set, for choosing a rule.
 
     Args:
         kind: The type of the numbers.
         least: The smallest of all levels.
         most: The largest.
-        whole: Whether all of them are whole numbers.
+        whole: Whether all of them are integers.
     """
 
     kind: Literal["bool", "whole", "real"]
@@ -40,10 +40,10 @@ class Found:
 
     @classmethod
     def of(cls, levels: Array) -> Found:
-        """Look at levels, at least one.
+        """Return the range of levels, at least one.
 
         Raises:
-            DataError: They are no real numbers.
+            DataError: They are not real numbers.
         """
         if levels.dtype.kind == "b":
             return cls("bool", int(levels.min()), int(levels.max()))
@@ -59,7 +59,7 @@ class Found:
         )
 
     def __or__(self, other: Found) -> Found:
-        """Return what two parts of one data set have together; of NaN there is NaN."""
+        """Return the joint range of two parts of a data set; NaN if one has NaN."""
         least, most = np.minimum(self.least, other.least), np.maximum(self.most, other.most)
         return Found(self.kind, least.item(), most.item(), self.whole and other.whole)
 
@@ -97,12 +97,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Rule:
-    """How levels become bytes.
+    """A conversion of levels to bytes.
 
     Args:
         form: "scale" multiplies; "signed" adds 1 and multiplies; "shift" divides by a power of two.
         by: The factor, or the exponent of two.
-        text: The same in words, with the range of the levels.
+        text: Description, with the range of the levels.
     """
 
     form: Literal["scale", "signed", "shift"]

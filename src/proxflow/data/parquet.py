@@ -1,4 +1,4 @@
-"""Parquet files as columns of texts and back: each type as the text that a cell of a file ``.csv`` would be."""
+"""Parquet files as columns of strings and back: each type as the string of a ``.csv`` cell."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _TYPE = re.compile(
     r"|dictionary<values=(?P<values>string|large_string|string_view), indices=(?P<indices>u?int(?:8|16|32|64)), "
     r"ordered=(?P<ordered>[01])>)(?P<full> not null)?"
 )
-"""The types that can be read and written, as Arrow writes them; parquet files hold no other simple ones."""
+"""The types that can be read and written, as Arrow names them; parquet has no other simple ones."""
 
 _FLOATS = {"halffloat": np.float16, "float": np.float32, "double": np.float64}
 
 
 def is_known(word: str) -> bool:
-    """Tell whether a word is one for a type of columns that can be read and written."""
+    """Return whether a string is a type of columns that can be read and written."""
     return _TYPE.fullmatch(word) is not None
 
 
 def of_categories(word: str) -> bool:
-    """Tell whether columns of a type hold categories, whatever these look like."""
+    """Return whether columns of a type are always categorical."""
     return word.startswith(("dictionary", "bool"))
 
 
@@ -44,9 +44,9 @@ class ParquetColumn:
 
     Args:
         name: Its name.
-        type: The word for its type, see :func:`is_known`; others have no texts.
-        texts: Its cells: nulls are empty, NaN is "nan", times of a zone are those of UTC.
-        dictionary: The texts of its dictionary in their order, if it has one.
+        type: Its type, see :func:`is_known`; others have no strings.
+        texts: Its cells: nulls are empty, NaN is "nan", times with a zone are in UTC.
+        dictionary: The strings of its dictionary in order, if it has one.
     """
 
     name: str
@@ -56,7 +56,7 @@ class ParquetColumn:
 
 
 def read(path: Path) -> tuple[list[ParquetColumn], str]:
-    """Read the columns of a file, and what pandas keeps in it, JSON; empty where it keeps nothing.
+    """Read the columns of a file, and the metadata of pandas, JSON; empty if there are none.
 
     Raises:
         ArgumentError: pyarrow is not installed.
@@ -74,13 +74,13 @@ def read(path: Path) -> tuple[list[ParquetColumn], str]:
 
 
 def write(path: Path, columns: Sequence[ParquetColumn], missing: Sequence[str | None], pandas: str = "") -> None:
-    """Write columns to a file, each in its type.
+    """Write columns to a file, each with its type.
 
     Args:
         path: The file.
         columns: The columns.
-        missing: The text of each one's missing cells.
-        pandas: What pandas kept in the file that the types are from, so that it reads these columns as the same ones.
+        missing: The string of missing cells of each.
+        pandas: The metadata of pandas in the original file, so that it reads these columns in the same way.
 
     Raises:
         ArgumentError: pyarrow is not installed.
@@ -92,7 +92,7 @@ def write(path: Path, columns: Sequence[ParquetColumn], missing: Sequence[str | 
         kind = _TYPE.fullmatch(column.type)
         fields.append(pyarrow.field(column.name, _type(pyarrow, column.type), kind is None or kind["full"] is None))
         made = _array(pyarrow, values, column.type, column.dictionary)
-        if column.type in _FLOATS and gap is not None and gap.lower() == "nan":  # not a null, but a number that is none
+        if column.type in _FLOATS and gap is not None and gap.lower() == "nan":  # not a null, but the number NaN
             made = made.fill_null(pyarrow.scalar(np.nan, made.type))
         arrays.append(made)
     schema = pyarrow.schema(fields, _pandas(pandas, [column.name for column in columns]))
@@ -100,22 +100,22 @@ def write(path: Path, columns: Sequence[ParquetColumn], missing: Sequence[str | 
 
 
 def _pandas(text: str, names: Sequence[str]) -> dict[str, str] | None:
-    """Return as metadata of a schema what pandas keeps of some columns; without numbers of rows, which are others."""
+    """Return the metadata of pandas for some columns, for a schema; without numbers of rows, which differ."""
     try:
         held = json.loads(text)
         held["columns"] = [column for column in held["columns"] if column.get("field_name", column["name"]) in names]
         held["index_columns"] = [index for index in held["index_columns"] if index in names]
-    except (ValueError, TypeError, LookupError, AttributeError):  # none, or not that of pandas
+    except (ValueError, TypeError, LookupError, AttributeError):  # none, or not of pandas
         return None
     return {"pandas": json.dumps(held)}
 
 
 def write_filled(source: Path, path: Path, texts: Mapping[tuple[int, str], str]) -> None:
-    """Write a file again with other cells, by row and name of the column; all else, types included, stays as it is.
+    """Write a file again with replaced cells, by row and column name; the rest, including types, stays unchanged.
 
     Raises:
         ArgumentError: pyarrow is not installed.
-        DataError: The file cannot be read, or a cell is none of its column.
+        DataError: The file cannot be read, or a cell is invalid for its column.
     """
     pyarrow, table = _table(source)
     for k, field in enumerate(table.schema):
@@ -162,7 +162,7 @@ def _table(path: Path) -> tuple[Any, Any]:
     pyarrow = _pyarrow()
     try:
         with open_plain(path) as file:
-            # read_table takes no two columns of one name. Without threads: those of pyarrow abort processes that end soon.
+            # read_table refuses duplicate column names. Without threads: those of pyarrow abort processes that end soon.
             return pyarrow, pyarrow.parquet.ParquetFile(file, pre_buffer=False).read(use_threads=False)
     except FileNotFoundError as error:
         raise DataError(f"{path}: does not exist; expected a parquet file") from error
@@ -172,7 +172,7 @@ def _table(path: Path) -> tuple[Any, Any]:
 
 
 def _texts(pyarrow: Any, column: Any, word: str) -> tuple[list[str], tuple[str, ...]]:
-    """Return the cells of a column as texts, and those of its dictionary."""
+    """Return the cells of a column as strings, and those of its dictionary."""
     kind = _TYPE.fullmatch(word)
     if kind is None:
         return [], ()
@@ -183,13 +183,13 @@ def _texts(pyarrow: Any, column: Any, word: str) -> tuple[list[str], tuple[str, 
             order = tuple(dict.fromkeys(str(value).strip() for value in column.chunk(0).dictionary.to_pylist()))
         column = column.cast(pyarrow.string())
     if kind["unit"]:
-        # Python's times have microseconds, and a table seconds; of a zone, cast gives those of UTC.
+        # Python's times have microseconds, and a table seconds; with a zone, cast gives UTC.
         micro = column.cast(pyarrow.timestamp("us", column.type.tz), safe=False).cast(pyarrow.timestamp("us"))
         moments: list[datetime | None] = micro.to_pylist()
         dates = all(moment is None or moment.time() == time() for moment in moments)
         return ["" if moment is None else (moment.date() if dates else moment).isoformat() for moment in moments], order
     values = column.to_pylist()
-    if kind["word"] in _FLOATS:  # the shortest text that is the number in its own precision
+    if kind["word"] in _FLOATS:  # the shortest string of the number in its own precision
         exact = _FLOATS[kind["word"]]
         return ["" if value is None else str(exact(value)) for value in values], order
     if kind["bits"]:
@@ -214,10 +214,10 @@ def _type(pyarrow: Any, word: str) -> Any:
 def _array(
     pyarrow: Any, texts: Sequence[str | None], word: str, order: tuple[str, ...] = (), *, exact: bool = False
 ) -> Any:
-    """Return texts, ``None`` for nulls, as an array of a type; unless ``exact``, numbers are brought into its range.
+    """Return strings, ``None`` for nulls, as an array of a type; unless ``exact``, numbers are clipped to its range.
 
     Raises:
-        ValueError: A text is none of the type.
+        ValueError: A string is invalid for the type.
     """
     kind = _TYPE.fullmatch(word)
     if kind is None:
@@ -232,7 +232,7 @@ def _array(
         if values.count(None) > list(texts).count(None):
             raise ValueError(f"{next(text for text in texts if text not in known)!r:.40} is neither True nor False")
     elif "int" in name:
-        # Rows are kept in float64, in which the ends of the widest types are numbers just beyond them.
+        # Rows are float64, in which the limits of the widest types are rounded to just beyond them.
         bits, least = int(name.strip("uint")), 0 if name.startswith("u") else 1
         low, high = -least * 2 ** (bits - 1), 2 ** (bits - least) - 1
         values = [None if text is None else Decimal(text) for text in texts]

@@ -38,13 +38,13 @@ ENDINGS = {
 }
 
 FORMATS = sorted(set(ENDINGS.values()))
-"""The formats that are ever opened. Pillow goes by content, and of others it would start programs: Ghostscript for EPS."""
+"""The formats that are opened. Pillow goes by content, and for others would start programs: Ghostscript for EPS."""
 
 LARGEST = 64
-"""Shorter side that larger pictures are scaled to, unless another size is asked for."""
+"""Shorter side that larger pictures are scaled to by default."""
 
 SAMPLE, GRID = "sample by proxflow", "grid by proxflow"
-"""Texts under the key ``Software`` in PNG files that this library draws, by which it knows them again."""
+"""Values of the key ``Software`` in this library's PNG files, by which it recognises them."""
 
 _MOST_PIXELS, _MOST_BYTES = 2**26, 2**36
 """Limits for one picture before it is decoded, and for all together: no file may claim unbounded memory."""
@@ -57,7 +57,7 @@ _DAMAGED = (OSError, ValueError, TypeError, KeyError, SyntaxError, ArithmeticErr
 _LEAVES_OUT = '"proxflow prepare" leaves such files out and counts them'
 
 _RUN = (("run.json",), ("model.safetensors",), ("config.json", "cells"))
-"""Names in a folder that mark what a training run, a model or an experiment wrote: its pictures are samples, not data."""
+"""Files that mark a folder as written by a training run, a model or an experiment: its pictures are samples, not data."""
 
 _Sides = tuple[int, int]
 
@@ -70,9 +70,9 @@ class Survey:
         folder: The folder.
         paths: Its pictures, in the order of their names.
         shape: Shape after scaling: (channels, height, width).
-        sizes: Heights and widths of the pictures as they are, by how many have them.
-        deep: The rule by which whole levels beyond bytes become bytes; ``None`` where there are none.
-        real: The rule by which real levels do.
+        sizes: Heights and widths of the original pictures, with counts.
+        deep: The rule that converts integer levels beyond bytes to bytes; ``None`` if there are none.
+        real: The rule for real levels.
         left_out: What is not read, by reason.
     """
 
@@ -86,13 +86,13 @@ class Survey:
 
     @property
     def memory(self) -> str:
-        """Say how much memory the pictures take."""
+        """Describe the memory that the pictures take."""
         channels, height, width = self.shape
         return f"{len(self.paths) * channels * height * width / 1e6:.1f} MB in memory"
 
     @property
     def scaling(self) -> str:
-        """Say from which sizes the pictures are scaled, if they are."""
+        """Describe from which sizes the pictures are scaled, if they are."""
         height, width = self.shape[1:]
         if set(self.sizes) == {(height, width)}:
             return ""
@@ -104,13 +104,13 @@ class Survey:
 
     @property
     def levels(self) -> list[str]:
-        """Say by which rules levels beyond bytes become bytes."""
+        """Describe the rules that convert levels beyond bytes to bytes."""
         return [rule.text for rule in (self.deep, self.real) if rule is not None]
 
     def classes(self) -> tuple[list[int], tuple[str, ...]] | None:
-        """Return the class of each picture and the names of all, the folders side by side below the one that holds them.
+        """Return the class of each picture and the class names, those of sibling folders.
 
-        Pictures beside or above these folders have the class −1. ``None`` where no two folders lie side by side.
+        Pictures beside or above these folders have the class −1. ``None`` without two sibling folders.
         """
         parents = [path.relative_to(self.folder).parts[:-1] for path in self.paths]
         level = 0
@@ -126,7 +126,7 @@ class Survey:
         """Read the pictures: uint8, (number, channels, height, width).
 
         Raises:
-            DataError: One is damaged, or there is no memory for all.
+            DataError: One is damaged, or they do not fit into memory.
         """
         height, width = self.shape[1:]
         try:
@@ -155,14 +155,14 @@ class Survey:
 
 
 def fitted(picture: Image, shape: tuple[int, int, int], name: Any, deep: Rule | None, real: Rule | None) -> Tensor:
-    """Return a picture upright, on white where transparent, scaled and cut to a shape: uint8 (channels, height, width).
+    """Return a picture upright, on white where transparent, scaled and cropped: uint8 (channels, height, width).
 
     Args:
         picture: The picture.
         shape: The shape; 1 channel makes it grey.
         name: Its name, for messages.
-        deep: The rule by which whole levels beyond bytes become bytes.
-        real: The rule by which real levels do.
+        deep: The rule that converts integer levels beyond bytes to bytes.
+        real: The rule for real levels.
 
     Raises:
         DataError: It is damaged, or has levels for which there is no rule.
@@ -203,18 +203,19 @@ def _plain(picture: Image, channels: int, deep: Rule | None, real: Rule | None) 
 def read_exactly(source: Path, channels: int, sides: _Sides) -> tuple[Tensor, list[Path], LeftOut]:
     """Read a picture, or those of a folder by the rules of :func:`survey`, of one size and opaque.
 
-    What is transparent in a damaged picture or in a mask may as well be gone as white, so that none is guessed.
+    Transparent parts of a damaged picture or a mask may mean missing or white, so they are refused.
 
     Args:
         source: The picture or folder.
         channels: 1 makes pictures grey, 3 colour.
-        sides: The height and width that each has.
+        sides: The required height and width.
 
     Returns:
-        uint8 (number, channels, height, width), the pictures' places in that order, and what of a folder is not read.
+        uint8 (number, channels, height, width), the pictures' paths in that order, and what of a folder is not read.
 
     Raises:
-        DataError: There are none, or one is damaged, of another size, transparent in parts or without a rule for its levels.
+        DataError: There are none, or one is damaged, of another size, partly transparent or without a rule for its
+            levels.
     """
     seen, left_out = _seen_in(source) if source.is_dir() else ([_seen(source)], LeftOut())
     for one in seen:
@@ -239,7 +240,7 @@ def read_exactly(source: Path, channels: int, sides: _Sides) -> tuple[Tensor, li
 
 
 def _transparent(picture: Image) -> bool:
-    """Tell whether a picture whose pixels have been read is not opaque everywhere."""
+    """Return whether a picture whose pixels have been read is partly transparent."""
     if picture.mode[:1] in ("I", "F"):
         gone = picture.info.get("transparency")
         return gone is not None and bool((np.asarray(picture) == gone).any())
@@ -251,37 +252,37 @@ def _has_alpha(picture: Image) -> bool:
 
 
 def read_pictures(folder: Path, size: int | None = None, *, resize: bool = True) -> Tensor:
-    """Read every picture in a folder and the folders in it, see :func:`survey`: uint8, (number, 1 or 3, height, width)."""
+    """Read every picture in a folder and its subfolders, see :func:`survey`: uint8, (number, 1 or 3, height, width)."""
     return survey(folder, size, resize=resize).read()
 
 
 def survey(
     folder: Path, size: int | None = None, *, resize: bool = True, exclude: Path | None = None, damaged: bool = False
 ) -> Survey:
-    """Survey the pictures in a folder and the folders in it.
+    """Survey the pictures in a folder and its subfolders.
 
-    Pictures stay grey if all are, else all become colour; transparent parts become white; pictures are turned as their
-    camera recorded. All get the median height and the median width among them, the lower one of an even number, scaled down
-    until the shorter is at most 64, or the size asked for: each is scaled to cover that shape, and its middle is cut out.
+    Pictures stay grey if all are, else all become colour; transparent parts become white; pictures are rotated by their
+    Exif orientation. All get the median height and the median width, the lower one of an even number, scaled down until
+    the shorter is at most 64, or the given size: each is scaled to cover that shape and centre-cropped.
 
-    Grey levels beyond bytes become bytes by one rule for the folder, see :mod:`proxflow.data.levels`: whole ones are divided
-    by a power of four, so that the largest of all fits a byte; of 12-bit data in 16-bit files 256 levels are kept.
+    Grey levels beyond bytes become bytes by one rule for the folder, see :mod:`proxflow.data.levels`: integers are
+    divided by a power of four, so that the largest fits a byte; 12-bit data in 16-bit files keep 256 levels.
 
-    Links to pictures and folders are followed, and what they lead to a second time is left out. So are hidden files, files
-    of other kinds, further pictures within a file, folders that a training run or an experiment wrote, grids that this
-    library drew, and samples that it drew, unless there are no other pictures.
+    Links to pictures and folders are followed, and what is reached a second time is left out. So are hidden files,
+    files of other kinds, further pictures within a file, folders that a training run or an experiment wrote, grids that
+    this library drew, and samples that it drew, unless there are no other pictures.
 
     Args:
-        folder: Where the pictures lie: PNG, JPEG, WebP, BMP or TIFF.
+        folder: The folder, of PNG, JPEG, WebP, BMP or TIFF files.
         size: Side of the squares that pictures are scaled to; ``None`` for the shape above.
         resize: Whether pictures may be scaled; without it all must have one size.
-        exclude: A file or folder within that is not read, where output is to go.
-        damaged: Whether pictures whose headers cannot be read are left out, and not refused.
+        exclude: A file or folder within to skip, where output will go.
+        damaged: Whether to leave out pictures whose headers cannot be read, instead of refusing them.
 
     Raises:
         ArgumentError: ``size`` is not 1 to 4096.
-        DataError: There are none, a file is damaged, of another kind or no plain file, there is no rule for the levels of a
-            picture, sizes differ without ``resize``, or the pictures take too much memory.
+        DataError: There are none, a file is damaged, of another kind or not a regular file, there is no rule for the
+            levels of a picture, sizes differ without ``resize``, or the pictures take too much memory.
     """
     check_size(size)
     seen, left_out = _seen_in(folder, exclude, damaged)
@@ -314,7 +315,7 @@ def survey(
 
 
 def _seen_in(folder: Path, exclude: Path | None = None, damaged: bool = False) -> tuple[list[_Seen], LeftOut]:
-    """Return what the headers of a folder's pictures say, and what is not read; the rest is as in :func:`survey`."""
+    """Return the headers of a folder's pictures, and what is not read; arguments as in :func:`survey`."""
     walk = _Walk(folder, exclude)
     seen, unread = [], list[DataError]()
     for path in walk.pictures():
@@ -346,7 +347,7 @@ def _seen_in(folder: Path, exclude: Path | None = None, damaged: bool = False) -
 
 
 def common_sides(sides: Sequence[_Sides], size: int | None = None, largest: int | None = LARGEST) -> _Sides:
-    """Return the height and width that pictures of these sides are brought to: a size, or their medians, scaled down."""
+    """Return the common height and width for pictures of these sides: a given size, or their medians, scaled down."""
     if size is not None:
         return size, size
     height, width = (sorted(one[k] for one in sides)[(len(sides) - 1) // 2] for k in range(2))
@@ -366,10 +367,10 @@ def check_size(size: int | None) -> None:
 
 
 def _rule(seen: list[_Seen], kind: str) -> Rule | None:
-    """Return the one rule for the levels of this kind of all pictures; ``None`` where there are none.
+    """Return the common rule for the levels of this kind of all pictures; ``None`` if there are none.
 
     Raises:
-        DataError: There is none; the message names a picture with the fault.
+        DataError: There is no rule; the message names a picture that causes this.
     """
     found = [(one.path, one.levels) for one in seen if one.levels is not None and one.levels.kind == kind]
     if not found:
@@ -387,14 +388,14 @@ def _rule(seen: list[_Seen], kind: str) -> Rule | None:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the header of a picture says, and of levels beyond bytes its pixels.
+    """The header of a picture, and the range of its levels if they are not bytes.
 
     Args:
         path: The picture.
-        sides: Height and width after turning.
+        sides: Height and width after rotation.
         grey: Whether it is grey.
-        levels: Its levels where they are no bytes.
-        drawn: As what this library drew it, :data:`SAMPLE` or :data:`GRID`; ``None`` if it did not.
+        levels: Its levels if they are not bytes.
+        drawn: :data:`SAMPLE` or :data:`GRID` if this library drew it; else ``None``.
         further: Number of pictures in the file beside the first.
     """
 
@@ -425,7 +426,7 @@ def _levels(picture: Image, path: Path) -> Found:
 
 
 def _further(picture: Image) -> int:
-    """Return the number of pictures in a file beside the first, as pages; 0 where the metadata are damaged."""
+    """Return the number of pictures in a file beside the first, as pages; 0 if the metadata are damaged."""
     try:
         with warnings.catch_warnings(action="ignore"):
             return max(0, int(getattr(picture, "n_frames", 1)) - 1)
@@ -434,7 +435,7 @@ def _further(picture: Image) -> int:
 
 
 def holds_pictures(folder: Path) -> bool:
-    """Tell by the endings of names whether there is a picture in a folder or the folders in it."""
+    """Return whether a folder or its subfolders contain a picture, by file suffix."""
     try:
         return next(_Walk(folder).pictures(), None) is not None
     except DataError:
@@ -447,12 +448,12 @@ def _marked(folder: Path) -> bool:
 
 @dataclass
 class _Walk:
-    """A way through a folder and the folders in it.
+    """A walk through a folder and its subfolders.
 
     Args:
         folder: The folder.
-        exclude: A file or folder that is not read.
-        left_out: What is not read, so far.
+        exclude: A file or folder to skip.
+        left_out: What was left out so far.
     """
 
     folder: Path
@@ -460,7 +461,7 @@ class _Walk:
     left_out: LeftOut = field(default_factory=LeftOut)
 
     def pictures(self) -> Iterator[Path]:
-        """Yield the pictures of the folder by name, then those of the folders in it.
+        """Yield the pictures of the folder by name, then those of its subfolders.
 
         Raises:
             DataError: A folder cannot be read.
@@ -498,15 +499,15 @@ class _Walk:
                 self._been.add(where)
                 yield path
         for path, where in inner:
-            if where in self._been:  # a link in a folder before it led there
+            if where in self._been:  # an earlier link led there
                 self.left_out.add("links to what is read already", path.relative_to(self.folder))
             else:
                 yield from self._inside(path, where)
 
 
 def header(picture: Image) -> tuple[_Sides, bool]:
-    """Return height and width of a picture after turning, and whether it is grey."""
-    # For TIFF files Pillow gives the size after turning.
+    """Return height and width of a picture after rotation, and whether it is grey."""
+    # For TIFF files Pillow returns the size after rotation.
     turned = picture.format != "TIFF" and _orientation(picture) in (5, 6, 7, 8)
     return picture.size if turned else picture.size[::-1], picture.mode in _GREY
 
@@ -516,7 +517,7 @@ def opened(path: Path | str, content: bytes | None = None) -> Iterator[Image]:
     """Open a picture: its header has been read, not yet its pixels.
 
     Args:
-        path: The file, or what its content is called in messages.
+        path: The file, or the name of its content in messages.
         content: Its content; ``None`` reads the file.
 
     Raises:
@@ -552,7 +553,7 @@ def opened(path: Path | str, content: bytes | None = None) -> Iterator[Image]:
 
 
 def _without_damaged_metadata(file: IO[bytes]) -> IO[bytes] | None:
-    """Return a PNG file without the chunks that no pixel needs and whose checksum is wrong; ``None`` for other files."""
+    """Return a PNG file without non-pixel chunks of wrong checksum; ``None`` for other files."""
     file.seek(0)
     kept = [file.read(8)]
     if kept[0] != b"\x89PNG\r\n\x1a\n":
@@ -574,7 +575,7 @@ def _damaged(path: Path | str, error: BaseException) -> DataError:
 
 
 def _orientation(picture: Image) -> int:
-    """Return the Exif orientation, 1 to 8; 1 where the metadata are damaged or missing."""
+    """Return the Exif orientation, 1 to 8; 1 if the metadata are damaged or missing."""
     try:
         with warnings.catch_warnings(action="ignore"):
             found = picture.getexif().get(0x0112, 1)
@@ -584,7 +585,7 @@ def _orientation(picture: Image) -> int:
 
 
 def _upright(plain: Image, picture: Image) -> Image:
-    """Turn ``plain``, made of a picture, by the orientation of that picture."""
+    """Rotate ``plain``, made from a picture, by the orientation of that picture."""
     from PIL.Image import Transpose
 
     turns = {

@@ -1,10 +1,9 @@
-"""A cache of pictures of one shape as bytes, or of their latents, made once and mapped into memory.
+"""A cache of pictures of one shape as bytes, or of their latents, made once and memory-mapped.
 
-A folder of parts of 4096 pictures, ``part-00000.bin`` and on, each the bytes (number, channels, height, width) of those that
-could be read, with ``part-00000.json`` beside it; ``plan.json``, what they are made of; and at the end ``manifest.json``,
-and ``checked.json``, the sizes and times of the parts whose checksums were compared.
-Stopped at any moment, the same call makes the parts that are missing. Latents are of two bytes, float16, little end first,
-and their parts of 512.
+A folder of parts of 4096 pictures, ``part-00000.bin`` and so on, each with the bytes (number, channels, height, width)
+of those that could be read, and ``part-00000.json`` beside it; ``plan.json``, what they are made from; and at the end
+``manifest.json``, and ``checked.json``, the sizes and times of the parts whose checksums were compared. After a stop at
+any moment the same call makes the missing parts. Latents are little-endian float16, in parts of 512.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ PLAN, MANIFEST, CHECKED = "plan.json", "manifest.json", "checked.json"
 FORM = "proxflow prepared 1"
 LATENTS_FORM = "proxflow latents 1"
 PART, LATENTS_PART = 4096, 512
-"""Pictures of a part."""
+"""Pictures per part, and latents per part."""
 
 _TRIES = 3
 
@@ -51,28 +50,28 @@ def prepare(
     device: torch.device | str = "cpu",
     say: Callable[[str], None] = lambda said: None,
 ) -> dict[str, Any]:
-    """Make a cache of pictures, or of their latents, or go on with it; parts that are damaged are made anew.
+    """Make a cache of pictures or of their latents, or resume it; damaged parts are made again.
 
-    Pictures that cannot be read are left out, and stand in the manifest by name.
+    Pictures that cannot be read are left out and listed in the manifest.
 
     Args:
         pictures: The pictures.
-        folder: Where the cache goes.
-        workers: Processes that read; 0 for this one.
+        folder: Folder of the cache.
+        workers: Processes that read; 0 reads in this one.
         done: Called with the number of pictures done.
-        encoder: Any module with ``encode`` and ``decode``, see :class:`proxflow.data.autoencoders.Codec`, whose latents are
-            kept in place of the pictures; it works in this process.
-        word: Where the encoder is found again, for those who decode.
-        device: Where the encoder works.
+        encoder: Any module with ``encode`` and ``decode``, see :class:`proxflow.data.autoencoders.Codec`, whose latents
+            are saved instead of the pictures; it runs in this process.
+        word: String by which the encoder can be loaded again, for decoding.
+        device: Device of the encoder.
         say: Called with a sentence for each part that is damaged or missing.
 
     Returns:
         The manifest.
 
     Raises:
-        OutputError: The folder cannot be written, as where the disk is full, is in use, or is a cache of other pictures or
-            of another encoder; what is done stays.
-        DataError: No picture can be read, or processes that read died three times; the encoder does not fit the pictures.
+        OutputError: The folder cannot be written, as when the disk is full, is in use, or is a cache of other pictures
+            or of another encoder; finished parts are kept.
+        DataError: No picture can be read, or workers died three times; the encoder does not fit the pictures.
     """
     plan: dict[str, Any] = {"form": FORM, "shape": list(pictures.shape), "content": pictures.content}
     codec, size = None, PART
@@ -117,7 +116,7 @@ def prepare(
 
 
 def _difference(held: Any, plan: dict[str, Any], name: str) -> str:
-    """Say in what a plan differs from the one that a cache was made by; ``name`` is the first entry that does."""
+    """Describe how a plan differs from that of a cache; ``name`` is the first entry that does."""
     found = held.get(name) if isinstance(held, dict) else held
     if isinstance(held, dict) and name in ("content", "pictures"):
         if held.get("pictures") != plan["pictures"]:
@@ -127,28 +126,28 @@ def _difference(held: Any, plan: dict[str, Any], name: str) -> str:
 
 
 def _times(pictures: Pictures, places: range) -> str:
-    """Return a checksum of the times of the files that hold some pictures; empty where they say nothing, or not yet."""
+    """Return a checksum of the times of the files that hold some pictures; empty if these are not usable."""
     stamps = []
     for path in pictures.files(places):
         try:
             stamps.append(stamp(path))
-        except OSError:  # it cannot be read, and its contents say so
+        except OSError:  # it cannot be read, which shows in its contents
             return ""
     return hashlib.sha256(repr(stamps).encode()).hexdigest() if stamps and None not in stamps else ""
 
 
 def _source(times: str, checksums: Sequence[bytes]) -> dict[str, Any]:
-    """Return what tells whether the source of a part changed, to be kept with it."""
+    """Return what shows whether the source of a part changed, to be saved with it."""
     if not any(checksums):
         return {}
     return {"source": {"times": times, "sha256": hashlib.sha256(b"".join(c or b"none" for c in checksums)).hexdigest()}}
 
 
 def _refuse_changed(pictures: Pictures, folder: Path, number: int, size: int) -> None:
-    """Refuse to go on with a cache whose source changed: where the times of files differ, by their contents.
+    """Refuse to resume a cache whose source changed: if the times of files differ, by their contents.
 
     Raises:
-        OutputError: It did.
+        OutputError: The source changed.
     """
     for k in range(number):
         told, places = folder / f"part-{k:05d}.json", range(k * size, min(len(pictures), (k + 1) * size))
@@ -156,7 +155,7 @@ def _refuse_changed(pictures: Pictures, folder: Path, number: int, size: int) ->
             held: Any = read_json(told)
             source, kept = held["source"], str(held["source"]["sha256"])
         except (ProxflowError, KeyError, TypeError):
-            continue  # not made yet, damaged, or made before this was kept
+            continue  # not made yet, damaged, or made before this was recorded
         times = _times(pictures, places)
         if times and source.get("times") == times:
             continue
@@ -184,7 +183,7 @@ def _sha256(path: Path) -> str:
 
 
 def _missing(folder: Path, number: int, say: Callable[[str], None]) -> list[int]:
-    """Return which of a number of parts are to be made: those that are not there, or damaged."""
+    """Return which of a number of parts must be made: those that are missing or damaged."""
     missing = []
     for k in range(number):
         told = folder / f"part-{k:05d}.json"
@@ -195,14 +194,14 @@ def _missing(folder: Path, number: int, say: Callable[[str], None]) -> list[int]
             held: Any = read_json(told)
             if held["sha256"] == _sha256(told.with_suffix(".bin")):
                 continue
-        told.unlink()  # it says that the part is whole
+        told.unlink()  # it marks the part as complete
         missing.append(k)
         say(f"{told.with_suffix('.bin')}: is damaged or missing, and is made anew")
     return missing
 
 
 def _made(pictures: Pictures, folder: Path, parts: list[int], workers: int) -> Iterator[int]:
-    """Make parts, and yield the number of each when it is there."""
+    """Make parts, and yield the number of each when it is finished."""
     if not workers or len(parts) < 2:
         for part in parts:
             yield _make(pictures, folder, part)
@@ -220,7 +219,7 @@ def _made(pictures: Pictures, folder: Path, parts: list[int], workers: int) -> I
 
 
 _own: tuple[Pictures, Path] | None = None
-"""What a process of the pool makes parts of."""
+"""What a worker makes parts from."""
 
 
 def _begin(pictures: Pictures, folder: Path) -> None:
@@ -236,7 +235,7 @@ def _make_own(part: int) -> int:
 
 
 def _make(pictures: Pictures, folder: Path, part: int) -> int:
-    """Make a part: first the bytes, then what is told of them, which says that the part is whole."""
+    """Make a part: first the bytes, then its metadata, which mark the part as complete."""
     left_out: list[list[Any]] = []
     read: list[Tensor] = []
     places = range(part * PART, min(len(pictures), (part + 1) * PART))
@@ -261,7 +260,7 @@ def _write(folder: Path, part: int, data: bytes, told: dict[str, Any]) -> None:
 
 
 class _Readable(Dataset[tuple[Tensor | str, bytes]]):
-    """Pictures, or in place of one that cannot be read why, with the checksum of what is stored."""
+    """Pictures, or the reason why one cannot be read, with the checksum of the stored content."""
 
     def __init__(self, pictures: Pictures) -> None:
         self.pictures = pictures
@@ -275,7 +274,7 @@ class _Readable(Dataset[tuple[Tensor | str, bytes]]):
 
 
 def _encode(pictures: Pictures, folder: Path, part: int, workers: int, codec: Codec, shape: tuple[int, ...]) -> int:
-    """Make a part of latents, as :func:`_make` makes one of pictures: read by several processes, encoded by this one."""
+    """Make a part of latents, as :func:`_make` makes one of pictures: read by workers, encoded by this process."""
     places = range(part * LATENTS_PART, min(len(pictures), (part + 1) * LATENTS_PART))
     left_out: list[list[Any]] = []
     made: list[Tensor] = []
@@ -363,8 +362,8 @@ def _finished(pictures: Pictures, folder: Path, plan: dict[str, Any], number: in
 
 
 def _keep(folder: Path, sums: list[str]) -> None:
-    """Keep that the parts have these checksums, with their sizes and times, by which it shows whether they change."""
-    with suppress(OSError, OutputError):  # where it cannot be kept they are compared again
+    """Record the checksums of the parts, with their sizes and times, by which changes are found."""
+    with suppress(OSError, OutputError):  # otherwise they are compared again
         write_json(folder / CHECKED, [[sha256, stamp(folder / f"part-{k:05d}.bin")] for k, sha256 in enumerate(sums)])
 
 
@@ -372,7 +371,7 @@ def _compare(folder: Path, content: str, number: int) -> None:
     """Compare the checksums of the parts that changed since they were compared.
 
     Raises:
-        DataError: A part has another.
+        DataError: A checksum differs.
     """
     again = "give the same proxflow prepare command again"
     try:
@@ -401,12 +400,12 @@ def _compare(folder: Path, content: str, number: int) -> None:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Tell whether a folder is a cache, whole or not, of pictures or of latents."""
+    """Return whether a folder is a cache, finished or not, of pictures or of latents."""
     return os.path.isfile(folder / PLAN) and not os.path.exists(folder / "run.json")  # these raise nothing
 
 
 def holds_latents(folder: Path) -> bool:
-    """Tell whether a folder is a cache of latents, whole or not."""
+    """Return whether a folder is a cache of latents, finished or not."""
     if not is_prepared(folder):
         return False
     try:
@@ -417,15 +416,15 @@ def holds_latents(folder: Path) -> bool:
 
 
 class Prepared(Pictures):
-    """The pictures of a cache, mapped into memory.
+    """The memory-mapped pictures of a cache.
 
     Args:
         folder: The cache.
         size: Side of its pictures, if it is to be checked.
 
     Raises:
-        DataError: It is not finished, damaged, or of another size; checksums are compared of the parts that changed since
-            they were compared.
+        DataError: It is not finished, damaged, or of another size; checksums are compared for parts that changed since
+            the last time.
     """
 
     form: ClassVar[str] = FORM
@@ -510,7 +509,7 @@ class Prepared(Pictures):
 
 
 class Latents(Prepared):
-    """The latents of a cache, float16, mapped into memory.
+    """The memory-mapped latents of a cache, float16.
 
     Args:
         folder: The cache.

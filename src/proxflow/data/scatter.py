@@ -1,4 +1,4 @@
-"""Plots of numbers, drawn with Pillow alone: a scatter of two columns, a histogram of one."""
+"""Plots of numbers, drawn with Pillow: a scatter plot of two columns, a histogram of one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Numbers = np.ndarray[Any, np.dtype[np.float64]]
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
 
 _SIDE, _FINER = 640, 3
-"""Side of a plot in pixels; and the factor by which it is drawn larger, then scaled down for smooth edges."""
+"""Side of a plot in pixels, and its supersampling factor for smooth edges."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 20, 20, 68
 _INK, _GRID, _POINT = (60, 60, 60), (228, 228, 228), (31, 94, 168)
 
@@ -25,7 +25,7 @@ def scatter(points: Numbers, titles: Sequence[str]) -> Picture:
     """
     points = points[np.isfinite(points).all(1)]
     plot = _Plot(points[:, 0], points[:, 1], titles)
-    # Few points are large and dark, many small and faint, so that dense places are visible.
+    # Few points are large and dark, many small and faint, so that dense regions are visible.
     number = max(1, len(points))
     radius = min(4.5, max(1.4, 40 / math.sqrt(number))) * _FINER
     colour = (*_POINT, round(255 * min(0.9, max(0.25, 30 / math.sqrt(number)))))
@@ -35,7 +35,7 @@ def scatter(points: Numbers, titles: Sequence[str]) -> Picture:
 
 
 def histogram(values: Numbers, title: str) -> Picture:
-    """Draw how often values (number,) occur, with their title: uint8 (height, width, 3).
+    """Draw a histogram of values (number,) with their title: uint8 (height, width, 3).
 
     Values that are not finite are left out.
     """
@@ -52,7 +52,7 @@ def histogram(values: Numbers, title: str) -> Picture:
 
 
 def _limits(values: Numbers) -> tuple[float, float]:
-    """Return the range of values, or one around a single value."""
+    """Return the range of values, or a range around a single value."""
     least, most = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     if least == most:
         room = abs(least) / 2 or 1.0
@@ -61,7 +61,7 @@ def _limits(values: Numbers) -> tuple[float, float]:
 
 
 def _ticks(least: float, most: float) -> list[float]:
-    """Return some five round numbers from least to most: multiples of 1, 2 or 5 times a power of ten."""
+    """Return about five round numbers from least to most: multiples of 1, 2 or 5 times a power of ten."""
     rough = (most - least) / 6
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * k for k in (1, 2, 5, 10) if power * k >= rough * (1 - 1e-9))
@@ -91,12 +91,12 @@ class _Plot:
         self.draw.line((left, top, left, bottom, right, bottom), _INK, 2 * _FINER)
 
     def across(self, x: Numbers) -> Numbers:
-        """Return the horizontal places of numbers, in pixels."""
+        """Return the horizontal positions of numbers, in pixels."""
         width = (_SIDE - _LEFT - _RIGHT) * _FINER
         return _LEFT * _FINER + (x - self.x[0]) / (self.x[1] - self.x[0]) * width
 
     def up(self, y: Numbers) -> Numbers:
-        """Return the vertical places of numbers, in pixels from the top."""
+        """Return the vertical positions of numbers, in pixels from the top."""
         height = (_SIDE - _TOP - _BOTTOM) * _FINER
         return (_SIDE - _BOTTOM) * _FINER - (y - self.y[0]) / (self.y[1] - self.y[0]) * height
 
@@ -118,7 +118,7 @@ class _Plot:
 
 
 def _labels(ticks: Sequence[float]) -> list[str]:
-    """Write numbers with as many digits as tell them apart: plain, or with a power of ten where that is shorter."""
+    """Format numbers with enough digits to distinguish them: plain, or with a power of ten if that is shorter."""
     step, most = (ticks[1] - ticks[0], max(map(abs, ticks))) if len(ticks) > 1 else (1.0, 1.0)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     if most < 1e6 and decimals <= 6:

@@ -1,6 +1,6 @@
-"""Tar files of the WebDataset form: of each example a picture and its class under one name.
+"""Tar files of WebDataset: a picture and its class for each example, under one name.
 
-They are read from header to header once, and what was found is kept beside them, so any example can be read by itself.
+They are scanned once, header by header, and an index is saved beside them, so that any example can be read by itself.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from proxflow.runtime.files import open_plain, stamp, write_json
 PREFIX = "shards:"
 
 _LOOKED_AT = 256
-"""Pictures whose headers decide the shape of all."""
+"""Number of pictures whose headers determine the shape of all."""
 
 _LONGEST = 2**26
 """Largest picture, in bytes."""
 
 Member = tuple[str, int, int, str | None]
-"""Name, place of the picture in the file, its size, and its class."""
+"""Name, offset of the picture in the file, its size, and its class."""
 
 
 def shard_files(pattern: str) -> list[Path]:
     """Return the files of a pattern with ranges as ``{000..127}`` and wildcards.
 
     Raises:
-        DataError: One of a range does not exist, or there are none; a range is wrong; it is an address.
+        DataError: A file of a range does not exist, or there are none; a range is invalid; the pattern is a URL.
     """
     if "://" in pattern:
         raise DataError(f"{PREFIX}{pattern}: addresses are not read: download the files, and give their names")
@@ -75,8 +75,8 @@ class Shards(Pictures):
 
     Args:
         pattern: Their names, see :func:`shard_files`.
-        size: Side of the squares that pictures are scaled to and cut to; ``None`` for the medians of some, scaled down to a
-            shorter side of at most 64.
+        size: Side of the squares that pictures are scaled and cropped to; ``None`` for the medians of some, scaled down
+            to a shorter side of at most 64.
 
     Raises:
         ArgumentError: The size is out of range.
@@ -148,9 +148,9 @@ class Shards(Pictures):
 
 
 def _indexed(path: Path, left_out: LeftOut) -> list[Member]:
-    """Return the pictures of a tar file, by what was kept beside it or by reading it.
+    """Return the pictures of a tar file, from the index beside it or by scanning it.
 
-    What was kept counts where the file has the size and time of last change that it had then.
+    The index is valid if the file has the same size and modification time.
     """
     kept = path.with_name(f".{path.name}.index.json")
     own, now = LeftOut(), None
@@ -169,13 +169,13 @@ def _indexed(path: Path, left_out: LeftOut) -> list[Member]:
         left_out.add(reason, example, number)
     told = [[reason, number, example] for reason, (number, example) in own.found.items()]
     if now is not None:
-        with suppress(OutputError):  # where it cannot be kept it is read again the next time
+        with suppress(OutputError):  # otherwise it is scanned again the next time
             write_json(kept, {"form": 2, "file": now, "left_out": told, "members": members})
     return members
 
 
 def _members(path: Path, left_out: LeftOut) -> Iterator[Member]:
-    """Read a tar file from header to header; give each picture with its class, which stands after or before it."""
+    """Scan a tar file; yield each picture with its class, which is after or before it."""
     size = path.stat().st_size
     pictures: dict[str, tuple[int, int]] = {}
     classes: dict[str, str] = {}
@@ -199,7 +199,7 @@ def _members(path: Path, left_out: LeftOut) -> Iterator[Member]:
                 else:
                     left_out.add("files of other kinds in shards", f"{path.name}/{member.name}")
             file.seek(tar.offset)
-            if "shards cut short" not in left_out.found and len(file.read(512)) < 512:  # an end has its own blocks
+            if "shards cut short" not in left_out.found and len(file.read(512)) < 512:  # a complete file has end blocks
                 left_out.add("shards cut short", path.name)
     except (tarfile.TarError, OSError, EOFError) as error:
         if not pictures:
@@ -227,7 +227,7 @@ def _class(ending: str, data: bytes) -> str | None:
 
 
 def _classes(told: list[str | None], left_out: LeftOut) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Return the places of classes among their names, in the order of their numbers or else of their names."""
+    """Return the indices of classes among their names, in the order of their numbers or else of their names."""
     names = {name for name in told if name is not None}
     if not names:
         return None, ()

@@ -1,4 +1,4 @@
-"""Sources of pictures that are read when they are needed, by their words."""
+"""Sources of pictures that are read as needed, by their strings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from proxflow.data.prepared import Latents, Prepared, holds_latents, is_prepared
 from proxflow.data.stored import Folder, Pictures
 
 PREFIXES = (shards.PREFIX, *arrow.PREFIXES)
-"""What words for sources begin with that are neither names nor paths."""
+"""Prefixes of sources that are neither names nor paths."""
 
 
 def pictures_of(
@@ -22,15 +22,15 @@ def pictures_of(
 
     Args:
         source: The source.
-        size: Side of the squares that they are brought to; ``None`` for what suits them.
-        exclude: A file or folder that is not read, where output is to go.
-        damaged: Whether pictures of folders whose headers cannot be read are left out, and not refused.
+        size: Side of the squares that they are scaled and cropped to; ``None`` for the source's default.
+        exclude: A file or folder to skip, where output will go.
+        damaged: Whether to leave out pictures of folders whose headers cannot be read, instead of refusing them.
 
     Returns:
-        The pictures; ``None`` for what is none of these.
+        The pictures; ``None`` for other sources.
 
     Raises:
-        ArgumentError: The size is out of range, or what reads the source is not installed.
+        ArgumentError: The size is out of range, or the package that reads the source is not installed.
         DataError: There is no such source, or it is damaged.
     """
     if source.startswith(shards.PREFIX):

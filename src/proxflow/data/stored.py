@@ -1,4 +1,4 @@
-"""Pictures that are read when they are needed: of folders, prepared caches, tar files and Hugging Face data sets."""
+"""Pictures that are read as needed: from folders, prepared caches, tar files and Hugging Face data sets."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from proxflow.runtime.files import open_plain
 
 
 class Pictures(Dataset[Tensor | tuple[Tensor, int]], ABC):
-    """Pictures of one shape with their classes, a map-style data set: (picture, class), or the picture where it has none.
+    """Pictures of one shape, a map-style data set of (picture, class), or of pictures if there are no classes.
 
     Args:
         shape: (channels, height, width).
-        number: How many there are.
-        labels: The class of each, −1 where it lacks one, int64 (number,); ``None`` where none has one.
+        number: Number of pictures.
+        labels: The class of each, −1 without one, int64 (number,); ``None`` if none has one.
         classes: Names of the classes.
-        content: What tells them from others.
-        levels: By which rules levels became bytes.
-        scaling: From what they were scaled, in words.
+        content: Identity of the data.
+        levels: Rules that converted levels to bytes.
+        scaling: Description of the scaling.
         left_out: What was not read.
     """
 
@@ -58,11 +58,11 @@ class Pictures(Dataset[Tensor | tuple[Tensor, int]], ABC):
         """
 
     def files(self, places: range) -> list[Path]:
-        """Return the files that hold some of the pictures, whose times show a change; none where ``content`` shows it."""
+        """Return the files that hold some of the pictures, whose times show changes; empty if ``content`` shows them."""
         return []
 
     def checksum(self, index: int) -> bytes:
-        """Return the SHA-256 of what is stored of a picture of :meth:`files`; empty where it cannot be read."""
+        """Return the SHA-256 of a picture's stored content in :meth:`files`; empty if it cannot be read."""
         return b""
 
     def __getitem__(self, index: int) -> Tensor | tuple[Tensor, int]:
@@ -71,7 +71,7 @@ class Pictures(Dataset[Tensor | tuple[Tensor, int]], ABC):
 
 
 class Folder(Pictures):
-    """The pictures of a folder and the folders in it, see :func:`proxflow.data.pictures.survey`."""
+    """The pictures of a folder and its subfolders, see :func:`proxflow.data.pictures.survey`."""
 
     def __init__(self, survey: Survey) -> None:
         told = survey.classes()

@@ -1,7 +1,7 @@
-"""Text: the embedded corpus, text files and folders of them, and text brought to letters.
+"""Text: the embedded corpus, text files and folders of them, and text reduced to letters.
 
-The corpus is the King James Version of the Bible, in the public domain; its origin stands in ``files/LICENSE``. A verse is a
-line, and a blank line stands between chapters.
+The corpus is the King James Version of the Bible, in the public domain; see ``files/LICENSE`` for its origin. Each
+verse is a line, and chapters are separated by blank lines.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LETTERS = " abcdefghijklmnopqrstuvwxyz"
 """The 27 symbols of text8."""
 
 LARGEST = 2**31
-"""Most bytes of text that are read."""
+"""Largest size of text in bytes."""
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -46,17 +46,17 @@ def load_bible(path: Path = BIBLE) -> str:
 
 
 def letters(text: str) -> str:
-    """Bring text to :data:`LETTERS` as the data set text8 has it: lower case, digits spelt, a space for all else."""
+    """Reduce text to :data:`LETTERS` as in the data set text8: lower case, digits spelt out, a space for all else."""
     spelt = re.sub("[0-9]", lambda found: f" {_DIGITS[int(found[0])]} ", text.lower())
     return re.sub("[^a-z]+", " ", spelt).strip()
 
 
 def text_files(source: Path, exclude: Path | None = None) -> list[Path]:
-    """List the documents of a source: the file, or all files .txt of a folder and of those in it, by name.
+    """Return the documents of a source: the file, or all .txt files of a folder and its subfolders, by name.
 
     Args:
         source: File or folder.
-        exclude: A folder whose files are no data.
+        exclude: A folder whose files are skipped.
 
     Raises:
         DataError: There is no such source, or a folder without text.
@@ -70,7 +70,7 @@ def text_files(source: Path, exclude: Path | None = None) -> list[Path]:
 
 
 def holds_text(folder: Path) -> bool:
-    """Tell whether there is a file .txt in a folder or in those in it."""
+    """Return whether a folder or its subfolders contain a .txt file."""
     return next(_below(folder), None) is not None
 
 
@@ -82,7 +82,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a text file as it is.
+    """Read a text file unchanged.
 
     Raises:
         DataError: It does not exist, cannot be read, is empty or larger than :data:`LARGEST`.
@@ -105,7 +105,7 @@ def read_text(path: Path) -> str:
     r"""Read a text file in UTF-8; ``\r\n`` becomes ``\n``, and a byte order mark is left out.
 
     Raises:
-        DataError: As :func:`read_bytes`, and if it is no UTF-8, with the place.
+        DataError: As :func:`read_bytes`, or it is not UTF-8; the message has the position.
     """
     content = read_bytes(path)
     try:

@@ -1,9 +1,9 @@
-"""Toy data with a known law: draws, the exact density, and the exact posterior mean.
+"""Toy data with a known distribution: draws, the exact density, and the exact posterior mean.
 
-A flow with Gaussian beliefs shows a network y = a x + b ε, from which it predicts E[x | y]. For mixtures of Gaussians this
-is Gaussian conditioning in each component; for a curve with Gaussian noise a one-dimensional integral along it; for the
-checkerboard the mean of truncated Gaussians. Computations are in float64, results in the precision of the argument. The 2-D
-sets lie within about [−1, 1]².
+With a flow of Gaussian beliefs, a network reads y = a x + b ε and predicts E[x | y]. For mixtures of Gaussians this is
+Gaussian conditioning in each component; for a curve with Gaussian noise a one-dimensional integral along it; for the
+checkerboard the mean of truncated Gaussians. Computations are in float64, results in the precision of the argument. The
+2-D sets are within about [−1, 1]².
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from proxflow.random import Generator, gumbel_max, rand, randn
 
 
 class Law(ABC):
-    """A distribution over vectors, (dimension,), that is known in closed form or by quadrature of negligible error."""
+    """A distribution over vectors, (dimension,), known in closed form or by quadrature of negligible error."""
 
     @property
     @abstractmethod
@@ -45,7 +45,7 @@ class Law(ABC):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Draw events (number, dimension), for one generator the same in every precision.
+        """Draw events (number, dimension); a generator gives the same in every precision.
 
         Raises:
             ArgumentError: ``number`` < 1.
@@ -65,7 +65,7 @@ class Law(ABC):
             (batch,); −∞ outside the support.
 
         Raises:
-            ArgumentError: Another shape, or a negative ``noise``.
+            ArgumentError: The shape is wrong, or ``noise`` negative.
         """
         self._check(x)
         if not noise >= 0:
@@ -85,7 +85,7 @@ class Law(ABC):
             (batch, dimension), in the precision of ``y``.
 
         Raises:
-            ArgumentError: Another shape.
+            ArgumentError: The shape is wrong.
         """
         return self._condition(*self._noisy(y, a, b))[1].to(y.dtype)
 
@@ -157,7 +157,7 @@ class GaussianMixtureLaw(Law):
         """Draw from p(x | y), itself a mixture of Gaussians, for y = a x + b ε; shapes as in :meth:`posterior_mean`.
 
         Raises:
-            ArgumentError: Another shape.
+            ArgumentError: The shape is wrong.
         """
         log_joint, means, variances = self._components(*self._noisy(y, a, b))
         which = gumbel_max(log_joint.log_softmax(1), generator)
@@ -182,7 +182,7 @@ class GaussianMixtureLaw(Law):
 
 
 def eight_gaussians(radius: float = 0.8, std: float = 0.08) -> GaussianMixtureLaw:
-    """Return a mixture of eight equal round Gaussians on a circle."""
+    """Return a mixture of eight equal isotropic Gaussians on a circle."""
     angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
     means = radius * torch.stack([angle.cos(), angle.sin()], dim=1)
     return GaussianMixtureLaw(means.new_full((8,), 1 / 8), means, (std**2 * torch.eye(2).double()).expand(8, 2, 2))
@@ -227,7 +227,7 @@ class NoisyCurves(Law):
 
     def _condition(self, y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         nodes, weights = (c.to(y) for c in _gauss_legendre(_NODES))
-        points = self._arms(nodes).flatten(0, 1)  # an even mixture of as many round Gaussians
+        points = self._arms(nodes).flatten(0, 1)  # a uniform mixture of as many isotropic Gaussians
         total = (a * self.noise).square() + b.square()
         squared = y.square().sum(1, keepdim=True) - 2 * a * (y @ points.mT) + a.square() * points.square().sum(1)
         log_joint = (weights / 2).log().repeat(2) - 0.5 * squared / total - (2 * math.pi * total).log()
@@ -307,7 +307,7 @@ def _truncated(centre: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Checkerboard(Law):
-    """The uniform law on the eight like-coloured squares of a 4 × 4 board on [−1, 1]²."""
+    """The uniform distribution on the eight squares of one colour of a 4 × 4 board on [−1, 1]²."""
 
     @property
     def dimension(self) -> int:

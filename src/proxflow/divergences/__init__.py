@@ -1,4 +1,4 @@
-"""Divergences: what keeps a new belief near the old one."""
+"""Divergences: they keep a new belief near the old one."""
 
 from proxflow.divergences.affinity import Alpha as Alpha
 from proxflow.divergences.affinity import ChiSquared as ChiSquared

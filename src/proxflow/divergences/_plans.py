@@ -1,4 +1,4 @@
-"""Optimal transport plans between weighted points, by the network simplex of the library POT."""
+"""Optimal transport plans between weighted points, by POT's network simplex."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pot() -> Any:
         MissingPackageError: It is not installed.
     """
     try:
-        return import_module("ot")  # takes seconds, so only who needs it waits
+        return import_module("ot")  # takes seconds, so it is imported only if needed
     except ImportError as error:
         raise MissingPackageError(
             "optimal transport between discrete sets needs the library POT: pip install 'proxflow[transport]'"
@@ -32,7 +32,7 @@ def pot() -> Any:
 def optimal_plans(costs: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Find plans of least cost, and the dual potentials: the derivatives of the least cost in the weights.
 
-    A plan is a vertex of the transport polytope, so no more than n + m − 1 of its entries are not 0. It is found on the
+    A plan is a vertex of the transport polytope, so at most n + m − 1 of its entries are nonzero. It is found on the
     host, in double precision, and without gradients.
 
     Args:

@@ -1,10 +1,11 @@
-"""Divergences made of skewed affinities ∫ p^{1−s} q^s: alpha divergences, Rényi's, and multiples with names of their own.
+"""Divergences from skewed affinities ∫ p^{1−s} q^s: alpha divergences, Rényi's, and named multiples of these.
 
 Affinities are per coordinate of an event; s may lie outside [0, 1], where the affinity can be infinite. Near p = q an
 affinity is 1 − O(|p − q|²), so its logarithm and its distance from 1 are computed directly, as sums of terms eˣ − 1 − x.
 
-An alpha divergence of whole events is one minus a product over the coordinates, saturated as soon as one is far away. Here
-it is summed over the coordinates instead: a step moves each coordinate by itself, as in every other geometry.
+An alpha divergence of whole events is one minus a product over the coordinates, which saturates as soon as one is far
+away. Here it is summed over the coordinates instead: a step moves each coordinate independently, as in every other
+geometry.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class ChiSquared(Divergence):
     """χ²(p ‖ q) = ∫ (p − q)²/q = ∫ p²/q − 1, **summed over the coordinates** of an event.
 
     Known elsewhere as Pearson's χ². Twice :class:`~proxflow.Alpha` (−3). On categories its barycentric step is the
-    normalised harmonic mean 1/((1 − f)/p + f/q). Between Gaussians it grows like the exponential of a squared distance, and
-    is +∞ where σ_p² ≥ 2 σ_q².
+    normalised harmonic mean 1/((1 − f)/p + f/q). Between Gaussians it grows like the exponential of a squared distance,
+    and is +∞ for σ_p² ≥ 2 σ_q².
     """
 
     additive = True
@@ -59,9 +60,9 @@ class ChiSquared(Divergence):
 class ReverseChiSquared(Divergence):
     """χ²(q ‖ p) = ∫ (p − q)²/p, **summed over the coordinates** of an event.
 
-    Known elsewhere as Neyman's χ². Twice :class:`~proxflow.Alpha` (3). On categories its barycentric step is the normalised
-    quadratic mean √((1 − f) p² + f q²). Between Gaussians it grows as that of :class:`ChiSquared`, and is +∞ where
-    σ_q² ≥ 2 σ_p².
+    Known elsewhere as Neyman's χ². Twice :class:`~proxflow.Alpha` (3). On categories its barycentric step is the
+    normalised quadratic mean √((1 − f) p² + f q²). Between Gaussians it grows as that of :class:`ChiSquared`, and is +∞
+    for σ_q² ≥ 2 σ_p².
     """
 
     additive = True
@@ -82,8 +83,9 @@ class HellingerSquared(Divergence):
 class Renyi(Divergence):
     """Rényi divergence log ∫ p^α q^{1−α} / (α − 1), in nats.
 
-    "Rényi Divergence and Kullback–Leibler Divergence" (van Erven & Harremoës, 2014), arXiv 1206.2459. It adds up over
-    independent coordinates. Its step needs a solver. For α > 1 it is infinite between Gaussians where (α − 1) σ_p² ≥ α σ_q².
+    "Rényi Divergence and Kullback–Leibler Divergence" (van Erven & Harremoës, 2014), arXiv 1206.2459. It is additive
+    over independent coordinates. Its step needs a solver. For α > 1 it is infinite between Gaussians with (α − 1) σ_p²
+    ≥ α σ_q².
 
     Args:
         order: α > 0, not 1 (there it is :class:`KL`).
@@ -140,14 +142,14 @@ def categorical_log_affinity(p: Categorical, q: Categorical, s: float) -> Tensor
 
 
 def _log_power(log_p: Tensor, log_q: Tensor, s: float) -> Tensor:
-    """Compute log p^{1−s} q^s, −∞ for a class that both rule out."""
+    """Compute log p^{1−s} q^s, −∞ for a class that both exclude."""
     neither = log_p.isneginf() & log_q.isneginf()
     power = (1 - s) * log_p.masked_fill(neither, 0) + s * log_q.masked_fill(neither, 0)
     return power.masked_fill(neither, -torch.inf)
 
 
 def _register(member: type[Divergence], times: float, exponent: Callable[[Any], float]) -> None:
-    """Give a member the values of an alpha divergence, times a factor, and its step; e = (1 + a)/2 is the power of q."""
+    """Register values, an alpha divergence times a factor, and step for a class; e = (1 + a)/2 is the power of q."""
 
     @value(member, DiagonalGaussian)
     def _(divergence: Any, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
@@ -164,7 +166,7 @@ def _register(member: type[Divergence], times: float, exponent: Callable[[Any], 
         e, f, log_p, log_q = exponent(divergence), over(belief.logits), belief.log_probs, target.log_probs
         if e > 0:
             return Categorical((log_mix(e * log_p, e * log_q, f) / e).log_softmax(-1))
-        # A class that either rules out stays ruled out, unless the other has all the weight.
+        # A class that either excludes stays excluded, unless the other has all the weight.
         no_p, no_q = log_p.isneginf(), log_q.isneginf()
         mixed = log_mix(e * log_p.masked_fill(no_p, 0), e * log_q.masked_fill(no_q, 0), f) / e
         return Categorical(mixed.masked_fill((no_p & (f < 1)) | (no_q & (f > 0)), -torch.inf).log_softmax(-1))

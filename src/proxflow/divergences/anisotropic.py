@@ -1,4 +1,4 @@
-"""Wasserstein-2 flows whose steps are measured in an anisotropic metric: cheap directions move first."""
+"""Wasserstein-2 flows with steps measured in an anisotropic metric: cheap directions move first."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class AnisotropicWasserstein2(Divergence):
 
         Uμ'_ω = (1 − f)^{1/m_ω} Uμ_ω + (1 − (1 − f)^{1/m_ω}) Uμ̂_ω:
 
-    of cheap modes (m_ω < 1) it goes farther than the fraction f, of dear ones less far. This is also the proximal step
-    argmin_r W₂²(r, q) + Σ_ω W₂²(r, p)_ω/η_ω with η_ω = (1 − f)^{−1/m_ω} − 1. A standard deviation that is one for the
-    whole event stays so and moves likewise with m = tr M/d, by the flow among such Gaussians; under a
+    cheap modes (m_ω < 1) move farther than the fraction f, expensive ones less far. This is also the proximal step
+    argmin_r W₂²(r, q) + Σ_ω W₂²(r, p)_ω/η_ω with η_ω = (1 − f)^{−1/m_ω} − 1. A standard deviation common to the whole
+    event stays so and moves likewise with m = tr M/d, by the flow among such Gaussians; with a
     :class:`CoordinateMetric` each coordinate's moves with its own weight. Derivation: docs/mathematics.md.
 
     Args:
-        metric: M. What :class:`Wasserstein2` says about standard deviations under it holds here as well.
+        metric: M. The restrictions of :class:`Wasserstein2` on standard deviations apply here as well.
     """
 
     metric: GroundMetric
@@ -56,7 +56,7 @@ class AnisotropicWasserstein2(Divergence):
         return self.metric.modes(belief.mean), belief.std if self.metric.coordinatewise else one_std(belief)
 
     def _kept(self, belief: DiagonalGaussian, fraction: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the share that is kept of each mode of the mean, and of the standard deviations."""
+        """Return the fraction that is kept of each mode of the mean, and of the standard deviations."""
         weights = self.metric.weights(belief.mean)
         spread = weights if self.metric.coordinatewise else self.metric.mean_weight(belief.mean)
         return (1 - fraction).pow(1 / weights), (1 - fraction).pow(1 / spread)

@@ -1,6 +1,6 @@
-"""What a divergence is, and the table of rules: one value and one closed-form step for each (divergence, family) pair.
+"""The interface of divergences, and the table of rules: value and closed-form step of each (divergence, family) pair.
 
-A member gives values and steps by registering rules, in its own file::
+A divergence defines values and steps by registering rules, in its own file::
 
     @dataclass(frozen=True)
     class Aitchison(Divergence): ...
@@ -53,8 +53,8 @@ def value(
 ) -> Callable[[Rule], Rule]:
     """Register ``rule(divergence, p, q) -> (batch,)``, the divergence of two beliefs of one family.
 
-    With ``reverse`` the rule also gives the values of that divergence, with its arguments swapped; the rule's first argument
-    is then the reverse divergence, which must have the parameters that the rule reads.
+    With ``reverse`` the rule also gives the values of that divergence, with swapped arguments; the rule's first
+    argument is then the reverse divergence, which must have the parameters that the rule reads.
     """
 
     def add(rule: Rule) -> Rule:
@@ -70,8 +70,8 @@ def closed_form(
 ) -> Callable[[Rule], Rule]:
     """Register ``rule(divergence, belief, target, over) -> belief``, the minimiser of the barycentric step.
 
-    ``over`` is the step's fraction, an :data:`Over`. Where only some members of a class have a closed form,
-    ``when(divergence)`` says which.
+    ``over`` is the step's fraction, an :data:`Over`. If only some instances of a class have a closed form,
+    ``when(divergence)`` tells which.
     """
     register = _register(CLOSED_FORMS, divergence, family)
     if when is not None:
@@ -82,7 +82,7 @@ def closed_form(
 def mixed_form(divergence: type[Divergence], energy: type[Divergence], family: type[Belief]) -> Callable[[Rule], Rule]:
     """Register ``rule(divergence, energy, belief, target, over) -> belief | None``, a step with another energy.
 
-    It is argmin_r (1 − f) D(r, belief) + f E(r, target); ``None`` where these two members have no closed form.
+    It is argmin_r (1 − f) D(r, belief) + f E(r, target); ``None`` if these two have no closed form.
     """
     return _register(MIXED, divergence, energy, family)
 
@@ -108,28 +108,28 @@ def mixed_step(divergence: Divergence, energy: Divergence, belief: B, target: B,
 
 
 class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered per family)
-    """How far one belief is from another: ≥ 0, and 0 only where they are equal.
+    """A divergence between beliefs: ≥ 0, and 0 only if they are equal.
 
-    Members are frozen dataclasses of their parameters. Two operations, both per example:
+    Subclasses are frozen dataclasses of their parameters. There are two operations, both per example:
 
     - ``divergence(p, q)``: the value, (batch,).
     - ``divergence.interpolate(p, q, f)``: the barycentric proximal step argmin_r (1 − f) D(r, p) + f D(r, q), where a
-      closed form is known; :class:`proxflow.Proximal` with a solver does the others.
+      closed form is known; for others use :class:`proxflow.Proximal` with a solver.
     """
 
     additive: bool = False
     """Whether the value of a belief with independent coordinates is the sum of the values of its coordinates, so that a
-    solver may take each coordinate as a small problem of its own."""
+    solver may treat each coordinate as a separate small problem."""
 
     composes: bool | tuple[type[Belief], ...] = False
     """Whether steps toward a fixed target compose, 1 − f₁₂ = (1 − f₁)(1 − f₂) (semigroup), so that a training belief is
-    one step from the prior; flows simulate several steps where they do not. Or the families on which they do."""
+    one step from the prior; otherwise flows simulate several steps. Or the families on which they do."""
 
     barycentric: bool = True
-    """Whether the step toward a target has the divergence from it as its energy; :meth:`objective` says what else."""
+    """Whether the step toward a target has the divergence from it as its energy; if not, see :meth:`objective`."""
 
     same_sizes: bool = True
-    """Whether two beliefs must have the same shapes; if not, the batch and the family are all they must share."""
+    """Whether two beliefs must have the same shapes; if not, only the same family and batch size."""
 
     def __call__(self, p: B, q: B) -> Tensor:
         """Return D(p, q) for each example, (batch,).
@@ -145,7 +145,7 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
         return result
 
     def interpolate(self, p: B, q: B, fraction: Tensor | float) -> B:
-        """Return the belief at ``fraction`` (a scalar or (batch,), in [0, 1]) on the way from ``p`` to ``q``.
+        """Return the belief at ``fraction`` (a scalar or (batch,), in [0, 1]) on the path from ``p`` to ``q``.
 
         Raises:
             UnsupportedPairError: No closed form is known for this divergence and family.
@@ -159,11 +159,11 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
         return result
 
     def over_parts(self, number: int) -> list[Divergence]:
-        """Return the divergence of each part of a product, over which this one adds up; empty where it does not."""
+        """Return the divergence of each part of a product, if this one is their sum; empty if it is not."""
         return [self] * number if self.additive else []
 
     def objective(self, r: Any, p: Any, q: Any, fraction: Tensor) -> Tensor:
-        """Return what :meth:`interpolate` minimises over r, (1 − f) D(r, p) + f D(r, q), (batch,); f is (batch,).
+        """Return the objective of :meth:`interpolate`, (1 − f) D(r, p) + f D(r, q), (batch,); f is (batch,).
 
         A divergence whose own step has another energy says so here, and the solver follows.
 
@@ -180,30 +180,31 @@ class Divergence(ABC):  # noqa: B024 (what is abstract are the rules, registered
         return objective
 
     def schedule(self, endpoints: object) -> Schedule:
-        """Return the schedule of flows between such endpoints that name none: linear.
+        """Return the default schedule of flows between such endpoints: linear.
 
-        A divergence whose beliefs would then know the data after a small part of the time says another.
+        A divergence whose beliefs would then know the data after a small part of the time returns another.
         """
         return Linear()
 
     def path(self, schedule: Schedule, endpoints: object) -> GaussianPath | None:
         """Return the path of the means of training beliefs about real data x, if it is Gaussian: a(t) x + b(t) ε.
 
-        A divergence with such a path gets the path samplers, the network parameterisations and a likelihood. The default is
-        ``None``: means that move otherwise, or an ``endpoints`` whose beliefs are not Gaussian.
+        A divergence with such a path supports the path samplers, the network parameterisations and a likelihood. The
+        default is ``None``: other paths of means, or ``endpoints`` whose beliefs are not Gaussian.
 
         Args:
-            schedule: Fraction τ(t) of the way from the prior N(ε, 1), ε standard normal, to the target.
-            endpoints: Of the flow; those that go to Gaussian targets N(x, σ²) give σ as the attribute ``target_std``.
+            schedule: Fraction τ(t) of the path from the prior N(ε, 1), ε standard normal, to the target.
+            endpoints: Endpoints of the flow; those with Gaussian targets N(x, σ²) have σ as the attribute
+                ``target_std``.
         """
         return None
 
 
 def independent_parts(divergence: Divergence, p: Belief, q: Belief) -> list[tuple[Divergence, Belief, Belief]]:
-    """List what the divergence of two products adds up over, a divergence and a pair for each part; else nothing.
+    """Return the terms of the divergence of two products, a divergence and a pair for each part; empty if it is no sum.
 
-    A product needs no rules: values and steps are those of the parts. A rule of its own for :class:`proxflow.Product`
-    comes first.
+    Products need no rules: values and steps are those of the parts. A rule for :class:`proxflow.Product` takes
+    precedence.
     """
     if not (isinstance(p, Product) and isinstance(q, Product)) or (type(divergence), Product) in VALUES:
         return []
@@ -212,14 +213,14 @@ def independent_parts(divergence: Divergence, p: Belief, q: Belief) -> list[tupl
 
 
 def has_value(divergence: Divergence, belief: Belief) -> bool:
-    """Tell whether the divergence's value is known on this belief's family."""
+    """Return whether the divergence's value is known on this belief's family."""
     if parts := independent_parts(divergence, belief, belief):
         return all(has_value(d, part) for d, part, _ in parts)
     return (type(divergence), type(belief)) in VALUES
 
 
 def has_closed_form(divergence: Divergence, belief: Belief) -> bool:
-    """Tell whether :meth:`Divergence.interpolate` knows this pair."""
+    """Return whether :meth:`Divergence.interpolate` supports this pair."""
     if parts := independent_parts(divergence, belief, belief):
         return all(has_closed_form(d, part) for d, part, _ in parts)
     pair = (type(divergence), type(belief))
@@ -227,7 +228,7 @@ def has_closed_form(divergence: Divergence, belief: Belief) -> bool:
 
 
 def steps_compose(divergence: Divergence, belief: Belief) -> bool:
-    """Tell whether steps toward a fixed target compose on this belief's family, as :attr:`Divergence.composes` claims."""
+    """Return whether steps toward a fixed target compose on this belief's family (:attr:`Divergence.composes`)."""
     if parts := independent_parts(divergence, belief, belief):
         return all(steps_compose(d, part) for d, part, _ in parts)
     claim = divergence.composes
@@ -235,7 +236,7 @@ def steps_compose(divergence: Divergence, belief: Belief) -> bool:
 
 
 def check_pair(p: Belief, q: Belief, *, same_sizes: bool = True) -> None:
-    """Refuse two beliefs of different families or shapes; or of different families or batch sizes alone."""
+    """Refuse two beliefs of different families or shapes; without ``same_sizes``, of different families or batch sizes."""
     if type(p) is not type(q):
         raise UnsupportedPairError(f"both beliefs must be of one family, got {type(p).__name__} and {type(q).__name__}")
     if isinstance(p, Product) and isinstance(q, Product):
@@ -270,7 +271,7 @@ def _find(table: dict[Pair, Any], divergence: Divergence, belief: Belief, what: 
 
 
 def table_of_closed_forms() -> list[tuple[str, str, str]]:
-    """List every supported (divergence, family, how its step is taken), sorted, for the documentation."""
+    """Return every supported (divergence, family, kind of step), sorted, for the documentation."""
 
     def how(pair: Pair) -> str:
         if pair in CONDITIONS:

@@ -5,9 +5,9 @@ deviation (μ, σ) of a Gaussian, (…, 2). There the divergence is
 
     B(x, y) = φ(x) − φ(y) − ⟨∇φ(y), x − y⟩,
 
-summed over the coordinates of an event, with ∇φ by automatic differentiation. With φ = |x|² it is W₂² between Gaussians,
-with φ = Σ θ ln θ the KL divergence of categories. It is a difference of φ's values, computed in double precision: where x
-and y nearly agree its accuracy is absolute, that of φ.
+summed over the coordinates of an event, with ∇φ by automatic differentiation. With φ = |x|² it is W₂² between
+Gaussians, with φ = Σ θ ln θ the KL divergence of categories. It is a difference of φ's values, computed in double
+precision: for nearly equal x and y its absolute accuracy is that of φ.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Bregman(Divergence):
     "The Relaxation Method of Finding the Common Point of Convex Sets" (Bregman, 1967) and "Clustering with Bregman
     Divergences" (Banerjee et al., 2005).
 
-    Its barycentric step mixes gradients, ∇φ(r) = (1 − f) ∇φ(p) + f ∇φ(q) (mirror descent; on categories up to a constant).
-    It is a closed form where ∇φ can be inverted, else it needs a solver.
+    Its barycentric step mixes gradients, ∇φ(r) = (1 − f) ∇φ(p) + f ∇φ(q) (mirror descent; on categories up to a
+    constant). It is a closed form if ∇φ can be inverted; else it needs a solver.
 
     Args:
-        potential: φ, strictly convex and twice differentiable: parameters (…, n) → (…), on the parameters that the head of
-            this module names. For beliefs at the edge of the family φ must be finite there.
-        inverse_gradient: The x with ∇φ(x) = y, (…, n) → (…, n); on categories the probabilities whose gradient is y up to
-            a constant, for φ = Σ θ ln θ the softmax. ``None`` where none is known.
+        potential: φ, strictly convex and twice differentiable: parameters (…, n) → (…), on the parameters given in this
+            module's docstring. For beliefs at the edge of the family φ must be finite there.
+        inverse_gradient: The x with ∇φ(x) = y, (…, n) → (…, n); on categories the probabilities whose gradient is y up
+            to a constant, for φ = Σ θ ln θ the softmax. ``None`` if unknown.
     """
 
     potential: Potential
@@ -55,8 +55,8 @@ class Bregman(Divergence):
 class ReverseBregman(Divergence):
     """Bregman divergence B_φ(q, p): the free belief of a proximal step is the second argument.
 
-    Whatever φ is, its barycentric step is the plain mean of the parameters ("Clustering with Bregman Divergences", Banerjee
-    et al., 2005, Proposition 1).
+    For every φ its barycentric step is the arithmetic mean of the parameters ("Clustering with Bregman Divergences",
+    Banerjee et al., 2005, Proposition 1).
 
     Args:
         potential: φ, as for :class:`Bregman`.
@@ -83,7 +83,7 @@ def _gradient(potential: Potential, x: Tensor) -> Tensor:
 def _bregman(potential: Potential, x: Tensor, y: Tensor) -> Tensor:
     dtype, x, y = x.dtype, x.double(), y.double()
     gap, gradient = x - y, _gradient(potential, y)
-    # An infinite slope at the edge of the family counts for nothing where both are there: 0 · ∞ is 0 here.
+    # An infinite slope at the edge of the family is ignored if both are there: 0 · ∞ is 0 here.
     gradient = gradient.masked_fill(gradient.isinf() & (gap == 0), 0)
     return sum_events(potential(x) - potential(y) - (gradient * gap).sum(-1)).to(dtype)
 

@@ -1,4 +1,4 @@
-"""Wasserstein-2 between categories that lie at points of a space."""
+"""Wasserstein-2 between categories at points of a space."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from proxflow.errors import ArgumentError
 class DiscreteWasserstein2(Divergence):
     """W₂² between categories at given points, min_π Σ_jk π_jk |x_j − x_k|², **summed over the coordinates** of an event.
 
-    Known elsewhere as the earth mover's distance with squared costs. On a line the quantile functions give it: W₂²
-    = ∫₀¹ (F⁻¹(u) − G⁻¹(u))² du. In more dimensions the plan comes from the library POT (``pip install
-    'proxflow[transport]'``), on the host, where it neither compiles nor maps. Derivatives are exact. It has a value and no
-    step: it is piecewise linear in the probabilities, and so is the barycentric objective, whose minimiser lies at a corner
-    that no solver of smooth problems finds. For steps take :class:`SinkhornDivergence` with the same costs, which it is the
-    limit of.
+    Known elsewhere as the earth mover's distance with squared costs. On a line it follows from the quantile functions:
+    W₂² = ∫₀¹ (F⁻¹(u) − G⁻¹(u))² du. In more dimensions the plan comes from the library POT (``pip install
+    'proxflow[transport]'``), on the host, without support for ``torch.compile`` and ``vmap``. Derivatives are exact. It
+    has a value but no step: it is piecewise linear in the probabilities, and so is the barycentric objective, whose
+    minimiser is at a corner that solvers of smooth problems do not find. For steps use :class:`SinkhornDivergence` with
+    the same costs, of which it is the limit.
 
     Args:
-        points: Where the classes lie, (classes,) on a line or (classes, dimension), all different.
+        points: Positions of the classes, (classes,) on a line or (classes, dimension), all different.
 
     Raises:
-        ArgumentError: Another shape, a point that is not finite, or two classes at one point.
+        ArgumentError: The shape is wrong, a point is not finite, or two classes are at one point.
     """
 
     points: Tensor
@@ -62,7 +62,7 @@ def _on_a_line(points: Tensor, p: Tensor, q: Tensor) -> Tensor:
     """Compute ∫ (F⁻¹ − G⁻¹)² of probabilities (…, classes) → (…)."""
     points, order = points.sort()
     cumulative = [a[..., order].cumsum(-1)[..., :-1] for a in (p, q)]
-    # Between two neighbouring levels of either distribution function both quantiles are constant.
+    # Between neighbouring levels of either distribution function both quantiles are constant.
     levels = torch.cat(cumulative, dim=-1).sort(dim=-1).values
     zero, one = torch.zeros_like(levels[..., :1]), torch.ones_like(levels[..., :1])
     edges = torch.cat([zero, levels, one], dim=-1)

@@ -1,10 +1,10 @@
-"""Extrapolation: the barycentre of two beliefs with one weight below zero, which guidance is made of.
+"""Extrapolation: the barycentre of two beliefs with one negative weight, as used for guidance.
 
     r = argmin_r  w D(r, toward) − (w − 1) D(r, away),  w > 1,
 
-is the barycentric step from ``away`` to ``toward`` taken too far, by the fraction w. For points under Wasserstein-2 it is
-classifier-free guidance, x = x_u + w (x_c − x_u). Unlike a step it may leave the family, as where a variance would be
-negative. A member gives its extrapolation by registering a rule for a family, as for values and steps.
+is the barycentric step from ``away`` to ``toward`` with the fraction w beyond 1. For points under Wasserstein-2 it is
+classifier-free guidance, x = x_u + w (x_c − x_u). Unlike a step it may leave the family, as when a variance would be
+negative. A divergence defines its extrapolation by registering a rule for a family, as for values and steps.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ B = TypeVar("B", bound=Belief)
 Outside = Literal["refuse", "clip"]
 
 LEAST = 0.5
-"""Least precision over that of ``toward`` that a clipped extrapolation under KL has."""
+"""Least precision of a clipped extrapolation under KL, relative to that of ``toward``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +38,10 @@ class Extrapolation(Generic[B]):
     """An extrapolation, and whether it stays within the family.
 
     Args:
-        belief: The belief; where the extrapolation leaves the family, what the rule clips it to.
-        leaves: Whether it leaves the family, bool, of any shape; ``None`` where it never does.
-        largest: Returns the largest weight that stays within, of any shape.
-        clipping: What clipping does, in words that follow "which".
+        belief: The belief; if the extrapolation leaves the family, the clipped one.
+        leaves: Whether it leaves the family, bool, of any shape; ``None`` if it never does.
+        largest: Function that returns the largest weight within the family, of any shape.
+        clipping: What clipping does, as a clause after "which".
     """
 
     belief: B
@@ -57,8 +57,8 @@ EXTRAPOLATIONS: dict[Pair, Callable[[Any, Any, Any, Callable[[Tensor], Tensor]],
 def extrapolated(divergence: type[Divergence], family: type[Belief]) -> Callable[[Rule], Rule]:
     """Register ``rule(divergence, away, toward, over) -> Extrapolation``.
 
-    ``over(tensor)`` is the weight w in the precision and on the device of a parameter tensor: a scalar, or one number a row
-    of it, in a shape that broadcasts.
+    ``over(tensor)`` is the weight w in the precision and on the device of a parameter tensor: a scalar, or one number
+    per row, in a shape that broadcasts.
     """
 
     def add(rule: Rule) -> Rule:
@@ -71,7 +71,7 @@ def extrapolated(divergence: type[Divergence], family: type[Belief]) -> Callable
 
 
 def has_extrapolation(divergence: Divergence, family: type[Belief]) -> bool:
-    """Tell whether :func:`extrapolate` knows this pair."""
+    """Return whether :func:`extrapolate` supports this pair."""
     return (type(divergence), family) in EXTRAPOLATIONS
 
 
@@ -80,16 +80,16 @@ def extrapolate(divergence: Divergence, away: B, toward: B, weight: float | Tens
 
     Args:
         divergence: The geometry.
-        away: What is led away from.
-        toward: What is led toward; at w = 1 it is the result itself.
-        weight: w ≥ 0; or a tensor (batch,), one w ≥ 1 a row, which are not looked at.
-        outside: What happens where the extrapolation leaves the family. "refuse" looks whether it does, which waits for the
-            device where that is possible at all; "clip" changes it as the rule says and waits for nothing.
+        away: The belief to lead away from.
+        toward: The belief to lead toward; at w = 1 it is the result.
+        weight: w ≥ 0; or a tensor (batch,), one w ≥ 1 per row, which is not checked.
+        outside: What to do if the extrapolation leaves the family. "refuse" checks this, which synchronises with the
+            device if it can happen; "clip" changes the result as the rule says, without synchronising.
 
     Raises:
         UnsupportedPairError: No rule is known for this divergence and family.
-        ArgumentError: The beliefs differ in shape; a weight below 0; the extrapolation leaves the family, and is to be
-            refused: the message has the largest weight that does not.
+        ArgumentError: The beliefs differ in shape; a weight below 0; with "refuse", the extrapolation leaves the
+            family: the message has the largest weight that does not.
     """
     check_pair(away, toward, same_sizes=divergence.same_sizes)
     each = isinstance(weight, Tensor)
@@ -98,7 +98,7 @@ def extrapolate(divergence: Divergence, away: B, toward: B, weight: float | Tens
     if not each and weight == 1:
         return toward
     points = isinstance(away, DiagonalGaussian) and isinstance(toward, DiagonalGaussian) and _same_number(away, toward)
-    # Points are infinitely far apart under KL; its rule has the limit of Gaussians of one standard deviation.
+    # Points are at infinite distance under KL; its rule has the limit of Gaussians with equal standard deviation.
     if not each and weight < 1 and not (points and isinstance(divergence, KL)):
         return divergence.interpolate(away, toward, weight)
     if parts := independent_parts(divergence, away, toward):
@@ -110,7 +110,7 @@ def extrapolate(divergence: Divergence, away: B, toward: B, weight: float | Tens
             f"no extrapolation is known for {type(divergence).__name__} on {type(toward).__name__}, so no guidance in this "
             f"geometry: known are {', '.join(known)}; choose one by divergence="
         )
-    # Filled in on the device: a copy of the number to it would be a wait.
+    # Filled on the device: copying the number would synchronise.
     found = rule(
         divergence,
         away,
@@ -129,12 +129,12 @@ def extrapolate(divergence: Divergence, away: B, toward: B, weight: float | Tens
 
 
 def _same_number(p: DiagonalGaussian, q: DiagonalGaussian) -> bool:
-    """Tell whether two Gaussians were given one number as their standard deviation, without looking at any tensor."""
+    """Return whether two Gaussians were given the same number as standard deviation, without reading any tensor."""
     return isinstance(p._std, int | float) and isinstance(q._std, int | float) and p._std == q._std
 
 
 def _limit(top: Tensor, bottom: Tensor) -> Tensor:
-    """Return top/bottom where the bottom is positive, else infinity."""
+    """Return top/bottom for positive bottom, else infinity."""
     positive = bottom > 0
     return torch.where(positive, top / torch.where(positive, bottom, 1), torch.inf)
 
@@ -146,7 +146,7 @@ def _straight(_: Any, away: DiagonalGaussian, toward: DiagonalGaussian, over: An
         return Extrapolation(DiagonalGaussian(mean, toward._std))
     start, end = away.given_std, toward.given_std
     std = torch.lerp(start, end, w.to(end.dtype))
-    # Clipped it is the minimiser among standard deviations ≥ 0: the objective is quadratic in them.
+    # Clipped, it is the minimiser among standard deviations ≥ 0: the objective is quadratic in them.
     return Extrapolation(
         DiagonalGaussian(mean, std.clamp_min(0)),
         std < 0,
@@ -161,7 +161,7 @@ extrapolated(AnisotropicWasserstein2, DiagonalGaussian)(_straight)
 
 @extrapolated(Wasserstein2, FullGaussian)
 def _(_: Wasserstein2, away: FullGaussian, toward: FullGaussian, over: Any) -> Extrapolation[FullGaussian]:
-    # The optimal map from ``away``, x ↦ μ' + T (x − μ), goes on as x ↦ … + ((1 − w) I + w T)(x − μ) while that is the
+    # The optimal map from ``away``, x ↦ μ' + T (x − μ), continues as x ↦ … + ((1 − w) I + w T)(x − μ) while that is the
     # gradient of a convex function.
     w, start = over(toward.mean), away.scale_tril
     inside = start.mT @ toward.scale_tril
@@ -189,7 +189,7 @@ def _triangular(factor: Tensor) -> Tensor:
 
 
 def _precise(w: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Extrapolate precisions 1 (toward) and a (away): the weight that is taken, the precision, and whether it leaves."""
+    """Extrapolate precisions 1 (toward) and a (away): the weight used, the precision, and whether it leaves."""
     leaves = w - (w - 1) * ratio <= 0
     within = torch.minimum(w.expand_as(ratio), _limit(ratio - LEAST, ratio - 1))
     taken = torch.where(leaves, within, w)
@@ -275,10 +275,10 @@ def _(_: ReverseKL, away: FullGaussian, toward: FullGaussian, over: Any) -> Extr
 
 @extrapolated(FisherRao, DiagonalGaussian)
 def _(_: FisherRao, away: DiagonalGaussian, toward: DiagonalGaussian, over: Any) -> Extrapolation[DiagonalGaussian]:
-    # The half-plane is complete: every geodesic goes on for ever.
+    # The half-plane is complete: every geodesic extends infinitely.
     w = over(toward.mean)
     if _same_number(away, toward) and not toward._std:
-        return Extrapolation(toward)  # the limit of small standard deviations: no circle goes on beyond its end
+        return Extrapolation(toward)  # the limit of small standard deviations: no circle continues beyond its end
     squared = _squared_hyperbolic(away, toward)
     keep, take = -sinh_ratio(w - 1, squared) / away.std, sinh_ratio(w, squared) / toward.std
     total = keep + take
@@ -291,7 +291,7 @@ def _logits(_: Any, away: Any, toward: Any, over: Any) -> Extrapolation[Any]:
     start, end = away.log_probs, toward.log_probs
     gone, ruled_out = start.isneginf(), end.isneginf()
     leaves = gone & ~ruled_out
-    # Where both rule a class out, or where clipped, nothing is added.
+    # If both exclude a class, or if clipped, nothing is added.
     added = torch.where(gone | ruled_out, 0, end - torch.where(gone, 0, start))
     guided = torch.where(ruled_out, -torch.inf, end + (w - 1) * added).log_softmax(-1)
     return Extrapolation(
@@ -324,9 +324,9 @@ def _(_: FisherRao, away: Categorical, toward: Categorical, over: Any) -> Extrap
     squared = _squared_angle(away, toward)[..., None]
     start, end = ((b.log_probs / 2).exp() for b in (away, toward))
     angle = squared.sqrt()
-    # sin(φ) n = b cos φ − a; where φ is 0 there is no way to go on.
+    # sin(φ) n = b cos φ − a; for φ = 0 there is no direction.
     tangent = end * angle.cos() - start
-    reach = torch.atan2(end * angle.sin(), -tangent)  # of each class, the angle at which it is 0: π where it grows
+    reach = torch.atan2(end * angle.sin(), -tangent)  # for each class, the angle at which it is 0: π if it grows
     most = torch.where(squared > 0, 1 + _limit(reach.amin(-1, keepdim=True), angle), torch.inf)
     w = over(end).expand_as(most)
     taken = torch.minimum(w, most)

@@ -44,7 +44,7 @@ class FisherRao(Divergence):
 
 def _squared_hyperbolic(p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
     """Compute the squared distance of each coordinate in the half-plane of curvature −1."""
-    # Each factor over a standard deviation of its own: no overflow and no underflow of the product σσ'.
+    # Each factor is divided by one standard deviation: no overflow and no underflow of the product σσ'.
     shift = (p.mean - q.mean) / p.std * ((p.mean - q.mean) / q.std)
     spread = (p.std - q.std) / p.std * ((p.std - q.std) / q.std)
     return 4 * squared_arcsinh_sqrt((shift / 2 + spread) / 4)

@@ -1,4 +1,4 @@
-"""Ground metrics: what it costs to move mass, c(x, y) = ⟨x − y, M (x − y)⟩ with M symmetric positive definite.
+"""Ground metrics: the cost of moving mass, c(x, y) = ⟨x − y, M (x − y)⟩ with M symmetric positive definite.
 
 A metric is given as an operator, by an orthonormal basis of modes and a weight m_ω > 0 for each: M = Uᵀ diag(m) U.
 """
@@ -17,7 +17,7 @@ from proxflow.errors import ArgumentError
 
 
 class GroundMetric(ABC):
-    """M = Uᵀ diag(m) U on events. Members are frozen dataclasses, hashable: they hold numbers, no tensors."""
+    """M = Uᵀ diag(m) U on events. Subclasses are frozen, hashable dataclasses of numbers, without tensors."""
 
     coordinatewise: bool = False
     """Whether the modes are the coordinates themselves, so that independent coordinates stay independent."""
@@ -27,7 +27,7 @@ class GroundMetric(ABC):
         """Return U x: coefficients of events (batch, *event) in the metric's orthonormal basis, of the same shape.
 
         Raises:
-            ArgumentError: The metric is for events of another shape.
+            ArgumentError: Events have the wrong shape.
         """
 
     @abstractmethod
@@ -40,17 +40,17 @@ class GroundMetric(ABC):
 
     @abstractmethod
     def commutes_with(self, other: GroundMetric) -> bool:
-        """Tell whether another metric has the same modes."""
+        """Return whether another metric has the same modes."""
 
     def mean_weight(self, like: Tensor) -> Tensor:
-        """Return tr M / d, a scalar: the weight of a noise that is the same in every direction."""
-        # Leading dimensions of an event (channels) repeat the weights, which leaves their mean as it is.
+        """Return tr M / d, a scalar: the weight of isotropic noise."""
+        # Leading dimensions of an event (channels) repeat the weights, which leaves their mean unchanged.
         return self.weights(like).mean()
 
 
 @dataclass(frozen=True)
 class CoordinateMetric(GroundMetric):
-    """M = diag(w): each coordinate of an event has a cost of its own.
+    """M = diag(w): each coordinate of an event has its own cost.
 
     Args:
         coordinates: w > 0, one for each coordinate of an event in row-major order.
@@ -89,12 +89,12 @@ class CoordinateMetric(GroundMetric):
 class FrequencyMetric(GroundMetric):
     """M ∝ (I − Δ)^s on images: differences of high spatial frequency cost more (a discrete Sobolev metric of order s).
 
-    Δ is the five-point Laplacian with reflecting edges. The orthonormal cosine transform (DCT-II) makes it diagonal ("The
+    Δ is the five-point Laplacian with reflecting edges. The orthonormal cosine transform (DCT-II) diagonalises it ("The
     Discrete Cosine Transform", Strang, 1999), so that mode (k, l) has the weight
 
         m_kl ∝ (1 + λ_kl)^s,   λ_kl = 4 sin²(πk/2H) + 4 sin²(πl/2W) in [0, 8),
 
-    scaled to a mean of 1: the spread of an isotropic Gaussian, which is white noise, then costs what it always did.
+    scaled to a mean of 1, so that the standard deviation of an isotropic Gaussian costs as much as in the plain metric.
 
     Args:
         height: H of the images (batch, …, H, W); events (batch, H·W) are taken as images in row-major order.
@@ -102,7 +102,7 @@ class FrequencyMetric(GroundMetric):
         strength: s. At s > 0 low frequencies are cheap and move first, at s < 0 high ones; 0 is the plain metric.
 
     Raises:
-        ArgumentError: A size below 1, or a strength that is not finite or above 50 in size.
+        ArgumentError: A size is below 1, or the strength not finite or above 50 in magnitude.
     """
 
     height: int
@@ -146,7 +146,7 @@ class FrequencyMetric(GroundMetric):
     def _transform(self, x: Tensor, turned: Callable[[Tensor], Tensor]) -> Tensor:
         images = x.reshape(-1, self.height, self.width) if self._flat(x) else x
         rows, columns = (turned(_cosines(n, x)) for n in (self.height, self.width))
-        # A network's autocast may surround this; in half precision a belief would not survive the way there and back.
+        # A network's autocast may surround this; in half precision the transform and its inverse would lose too much.
         with torch.autocast(x.device.type, enabled=False):
             transformed: Tensor = rows @ images @ columns.mT
         return transformed.reshape(x.shape)

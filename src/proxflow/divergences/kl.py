@@ -1,7 +1,7 @@
 """Kullback–Leibler divergence: in both directions, and the sum of the two.
 
-KL mixes natural parameters (precisions, or logarithms of probabilities), reverse KL mixes moments. Values are sums of terms
-eˣ − 1 − x ≥ 0, which neither cancel nor turn negative where the two beliefs are close.
+KL mixes natural parameters (precisions, or logarithms of probabilities), reverse KL mixes moments. Values are sums of
+terms eˣ − 1 − x ≥ 0, which neither cancel nor become negative for close beliefs.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class KL(Divergence):
     composes = True
 
     def schedule(self, endpoints: object) -> Schedule:
-        """Return the schedule on which means to a target of precision ρ go evenly, ln τ/(1 − τ) = ln t/(1 − t) − ln ρ.
+        """Return the schedule of uniformly moving means, ln τ/(1 − τ) = ln t/(1 − t) − ln ρ, ρ the target's precision.
 
-        On the linear one all but 1/ρ of the way is done by t = 1/2, ρ being 2500 by default, so that a sampler's first step
-        would end at the first prediction, the mean of all data.
+        On the linear one all but 1/ρ of the path is done by t = 1/2, with ρ = 2500 by default, so that a sampler's
+        first step would end at the first prediction, the mean of all data.
         """
         target_std = getattr(endpoints, "target_std", None)
         return Linear() if not target_std else Shifted((2 * math.log(target_std),))
@@ -45,7 +45,7 @@ class KL(Divergence):
 
 @dataclass(frozen=True)
 class _StraightInPrecision(Schedule):
-    """Path of the mean where precisions mix: the fraction τρ/((1 − τ) + τρ), with precision 1 at first and ρ at last."""
+    """Path of the mean if precisions mix: the fraction τρ/((1 − τ) + τρ), with initial precision 1 and final ρ."""
 
     schedule: Schedule
     target_std: float
@@ -100,7 +100,7 @@ def _(_: KL | ReverseKL, p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
 @value(KL, Categorical, reverse=ReverseKL)
 def _(_: KL | ReverseKL, p: Categorical, q: Categorical) -> Tensor:
     log_p, log_q = p.log_probs, q.log_probs
-    # Classes that p rules out contribute 0 to E_p[log p − log q], whatever q says.
+    # Classes that p excludes contribute 0 to E_p[log p − log q], whatever q is.
     gap = torch.where(log_p.isneginf(), torch.zeros_like(log_p), log_q - log_p)
     close = gap.abs() < 1
     # Σ (q − p) = 0 is added, so that no term is negative.
@@ -114,7 +114,7 @@ def _(_: KL | ReverseKL, p: FullGaussian, q: FullGaussian) -> Tensor:
         q.scale_tril, torch.cat([p.scale_tril, (p.mean - q.mean)[..., None]], dim=2), upper=False
     )
     spread = exp_excess(2 * log_ratio(p.scale_tril.diagonal(dim1=1, dim2=2), q.scale_tril.diagonal(dim1=1, dim2=2)))
-    # The diagonal of L_q⁻¹ L_p is in ``spread``; below it are correlations, beside it the difference of the means.
+    # The diagonal of L_q⁻¹ L_p is in ``spread``; below it are correlations, and next to it the difference of the means.
     return 0.5 * (spread.sum(1) + torch.cat([whitened.tril(-1)[..., :-1], whitened[..., -1:]], 2).square().sum((1, 2)))
 
 
@@ -136,7 +136,7 @@ def _(_: ReverseKL, belief: DiagonalGaussian, target: DiagonalGaussian, over: Ov
     # The law of total variance: no difference of large second moments.
     spread = f * (1 - f) * (target.mean - belief.mean).square()
     variance = (1 - f) * belief.given_std.square() + f * target.given_std.square() + spread
-    # The mean moves by the very operation of Wasserstein-2: a network that reads means alone cannot tell the two apart.
+    # The mean moves by the same operation as for Wasserstein-2: a network that only reads means cannot distinguish them.
     return DiagonalGaussian(torch.lerp(belief.mean, target.mean, f), variance.sqrt())
 
 
@@ -145,7 +145,7 @@ def _(_: KL, belief: Categorical, target: Categorical, over: Over) -> Categorica
     f = over(belief.logits)
     log_p, log_q = belief.log_probs, target.log_probs
     no_p, no_q = log_p.isneginf(), log_q.isneginf()
-    # At an end of the path the other belief has no say, whatever it rules out: 0 · (−∞) is 0 here.
+    # At an end of the path the other belief has no weight, whatever it excludes: 0 · (−∞) is 0 here.
     ruled_out = (no_p & (f < 1)) | (no_q & (f > 0))
     mixed = (1 - f) * log_p.masked_fill(no_p, 0) + f * log_q.masked_fill(no_q, 0)
     return Categorical(mixed.masked_fill(ruled_out, -torch.inf).log_softmax(-1))
@@ -153,7 +153,7 @@ def _(_: KL, belief: Categorical, target: Categorical, over: Over) -> Categorica
 
 @closed_form(ReverseKL, Categorical)
 def plain_mean(_: Divergence, belief: Categorical, target: Categorical, over: Over) -> Categorical:
-    """Return (1 − f) θ + f θ'; it is also the step of every squared distance and reverse Bregman divergence of θ."""
+    """Return (1 − f) θ + f θ'; it is also the step of every squared distance and reverse Bregman divergence in θ."""
     return Categorical(log_mix(belief.log_probs, target.log_probs, over(belief.logits)))
 
 

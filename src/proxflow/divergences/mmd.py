@@ -1,6 +1,6 @@
-"""Maximum mean discrepancy, the distance of two mean embeddings under a kernel, and the energy distance, its like for costs.
+"""Maximum mean discrepancy, the distance of kernel mean embeddings, and energy distance, its analogue for costs.
 
-On categories both are squared distances of probabilities, which a kernel or a cost between the classes induces.
+On categories both are squared distances of probabilities, induced by a kernel or a cost between the classes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class MMD(Divergence):
 
     "A Kernel Two-Sample Test" (Gretton et al., 2012), Lemma 6.
 
-    On real data k(x, y) = exp(−|x − y|²/(2 h²)) with the bandwidth h: between single coordinates, and **summed over them**,
-    where they are independent (``DiagonalGaussian``); between whole events where they are not (``FullGaussian``,
-    ``GaussianMixture``). On categories k is a matrix, for each coordinate; the step is then the plain mean of
-    probabilities, whatever the matrix. The value is bounded: beliefs much further apart than the bandwidth and their spreads
-    hardly attract each other, and components of a mixture much closer than the bandwidth are hardly told apart, so that
-    steps of such mixtures may not converge.
+    On real data k(x, y) = exp(−|x − y|²/(2 h²)) with the bandwidth h: between single coordinates, and **summed over
+    them**, if they are independent (``DiagonalGaussian``); between whole events if they are not (``FullGaussian``,
+    ``GaussianMixture``). On categories k is a matrix, for each coordinate; the step is then the arithmetic mean of
+    probabilities, for every matrix. The value is bounded: beliefs much further apart than the bandwidth and their
+    standard deviations hardly attract each other, and components of a mixture much closer than the bandwidth are hardly
+    distinguished, so that steps of such mixtures may not converge.
 
     Args:
         bandwidth: h > 0, in units of the data.
@@ -58,10 +58,10 @@ class EnergyDistance(Divergence):
     """2 E c(X, Y) − E c(X, X') − E c(Y, Y'), **summed over the coordinates** of an event.
 
     "Energy Statistics: A Class of Statistics Based on Distances" (Székely & Rizzo, 2013). Known elsewhere as twice the
-    Cramér distance or, where one of the two is a point, twice the continuous ranked probability score.
+    Cramér distance or, if one of the two is a point, twice the continuous ranked probability score.
 
     On real data c = |x − y|, in units of the data, and the value is twice the squared L² distance of the distribution
-    functions. On categories c is a matrix; the step is then the plain mean of probabilities, whatever the matrix.
+    functions. On categories c is a matrix; the step is then the arithmetic mean of probabilities, for every matrix.
 
     Args:
         cost: Distance of the classes, symmetric (classes, classes), zero between a class and itself, strictly of negative
@@ -88,12 +88,12 @@ def _factor_of(matrix: Tensor, name: str, kind: str) -> Tensor:
 
     Raises:
         ArgumentError: M is not a finite symmetric matrix of at least 2 classes, or the form is not positive for some
-            difference of probabilities, so that two beliefs would be at no distance, or at a negative one.
+            difference of probabilities, so that two beliefs would have zero or negative distance.
     """
     square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] >= 2
     if not (square and bool(matrix.isfinite().all()) and torch.equal(matrix, matrix.mT)):
         raise ArgumentError(f"{name} is a finite symmetric matrix (classes, classes), got {tuple(matrix.shape)}")
-    # Differences of probabilities sum to 0: only what the centred matrix does is seen, and it has one eigenvalue 0.
+    # Differences of probabilities sum to 0: only the centred matrix matters, and it has one eigenvalue 0.
     centred = matrix.double() - matrix.double().mean(0, keepdim=True)
     centred = centred - centred.mean(1, keepdim=True)
     sizes, vectors = torch.linalg.eigh(centred)
@@ -144,7 +144,7 @@ def _(divergence: MMD, p: GaussianMixture, q: GaussianMixture) -> Tensor:
 def _discrepancy(log_kernel: Tensor, weights: Tensor) -> Tensor:
     """Compute Σ_ij c_i c_j K_ij of the components' ln K, (batch, n, n), and both beliefs' signed weights c, (batch, n).
 
-    In double precision, for near equality this is a small difference of large terms.
+    In double precision, as near equality this is a small difference of large terms.
     """
     return (weights[:, :, None] * log_kernel.exp() * weights[:, None]).sum((1, 2))
 

@@ -1,4 +1,4 @@
-"""A divergence of its own for each part of a product."""
+"""A separate divergence for each part of a product."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from proxflow.errors import ArgumentError
 
 @dataclass(frozen=True)
 class PerPart(Divergence):
-    """Σ_i D_i(p_i, q_i) on products of beliefs: mixed data, where numbers and categories want geometries of their own.
+    """Σ_i D_i(p_i, q_i) on products of beliefs: for mixed data, with separate geometries for numbers and categories.
 
-    ``PerPart((Wasserstein2(), FisherRao()))`` moves numbers as rectified flow does and categories on great circles. Its
-    values and steps are those of the parts, and steps compose where they do in every part.
+    ``PerPart((Wasserstein2(), FisherRao()))`` moves numbers as rectified flow does and categories on great circles.
+    Values and steps are those of the parts, and steps compose if they do in every part.
 
     Args:
-        parts: A divergence for each part of the products it is for.
+        parts: A divergence for each part of the products.
     """
 
     parts: tuple[Divergence, ...]

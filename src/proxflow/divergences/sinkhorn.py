@@ -1,4 +1,4 @@
-"""Entropic Wasserstein-2: optimal transport blurred by an entropy, and debiased."""
+"""Entropic Wasserstein-2: entropy-regularised optimal transport, debiased."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _POLISHING = 4
 class SinkhornDivergence(Divergence):
     """S_ε(p, q) = OT_ε(p, q) − ½ OT_ε(p, p) − ½ OT_ε(q, q), **summed over the coordinates** of an event.
 
-    OT_ε = min_π ⟨π, c⟩ + ε KL(π ‖ p ⊗ q) over plans π from p to q: "Interpolating between Optimal Transport and MMD using
-    Sinkhorn Divergences" (Feydy et al., 2019), arXiv 1810.08278. Between W₂² at ε → 0 and the squared difference of means at
-    ε → ∞. On Gaussians with independent coordinates c is the squared distance, the whole event's value is the sum over its
-    coordinates, and each has a closed form: "Entropic Optimal Transport between Unbalanced Gaussian Measures has a Closed
-    Form" (Janati et al., 2020), arXiv 2006.02572, thm. 1. On categories c is a matrix; Sinkhorn's iteration in log space,
-    polished by Newton's method, finds OT_ε, and its derivatives are exact by the implicit function theorem. Steps are the
-    solver's.
+    OT_ε = min_π ⟨π, c⟩ + ε KL(π ‖ p ⊗ q) over plans π from p to q: "Interpolating between Optimal Transport and MMD
+    using Sinkhorn Divergences" (Feydy et al., 2019), arXiv 1810.08278. Between W₂² at ε → 0 and the squared difference
+    of means at ε → ∞. On Gaussians with independent coordinates c is the squared distance, the whole event's value is
+    the sum over its coordinates, and each has a closed form: "Entropic Optimal Transport between Unbalanced Gaussian
+    Measures has a Closed Form" (Janati et al., 2020), arXiv 2006.02572, thm. 1. On categories c is a matrix; Sinkhorn's
+    iteration in log space, polished by Newton's method, finds OT_ε, and its derivatives are exact by the implicit
+    function theorem. Steps need a solver.
 
     Args:
         epsilon: ε > 0, in units of the cost: squared units of the data for Gaussians.
         cost: Cost of moving mass between classes, symmetric (classes, classes); ``None`` is (i − j)², classes as levels.
-        iterations: Sinkhorn iterations on categories, ≥ 1. Much fewer than the largest cost over ε may not suffice.
+        iterations: Sinkhorn iterations on categories, ≥ 1. Far fewer than the largest cost over ε may not be enough.
 
     Raises:
         ArgumentError: A number out of range, or a cost that is not a finite symmetric matrix.
@@ -69,7 +69,7 @@ def _(divergence: SinkhornDivergence, p: DiagonalGaussian, q: DiagonalGaussian) 
 
 @value(SinkhornDivergence, Categorical)
 def _(divergence: SinkhornDivergence, p: Categorical, q: Categorical) -> Tensor:
-    # In double precision, as a small difference of larger terms; all three come from one calculation, so that equal beliefs
+    # In double precision, as a small difference of larger terms; all three come from one computation, so that equal beliefs
     # are at a distance of exactly 0.
     a, b = (belief.logits.double().log_softmax(-1) for belief in (p, q))
     start, end = torch.stack([a, a, b]), torch.stack([b, a, b])
@@ -87,11 +87,11 @@ def _cost(divergence: SinkhornDivergence, belief: Categorical) -> Tensor:
 
 
 def _entropic(log_p: Tensor, log_q: Tensor, cost: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Compute OT_ε of log-probabilities (…, classes) → (…), by the dual ⟨f, p⟩ + ⟨g, q⟩ with g the best answer to f.
+    """Compute OT_ε of log-probabilities (…, classes) → (…), by the dual ⟨f, p⟩ + ⟨g, q⟩ with g the best response to f.
 
-    The potential f is the fixed point of f = T(f), first answering f by g and then g by f. It is found without gradients;
-    one Newton step on f − T(f) = 0, with its matrix held constant, then has f's exact first derivatives. Since the dual is
-    flat at its maximum this gives its first two.
+    The potential f is the fixed point of f = T(f), the best response to the best response to f. It is found without
+    gradients; one Newton step on f − T(f) = 0, with its matrix held constant, then has f's exact first derivatives.
+    Since the dual is flat at its maximum this gives its first two.
     """
 
     def answer(log_weights: Tensor, potential: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,7 @@ def _entropic(log_p: Tensor, log_q: Tensor, cost: Tensor, epsilon: float, iterat
         """Return f after one Newton step, and how much T moves it, (…)."""
         g, back = answer(log_p, f, cost.mT)
         again, there = answer(log_q, g, cost)
-        # T moves a constant as it is: the row of means fixes the constant, which the dual does not see.
+        # T maps constants to themselves: the row of means fixes the constant, on which the dual does not depend.
         identity = torch.eye(len(cost), dtype=cost.dtype, device=cost.device) + 1 / len(cost)
         move = torch.linalg.solve((identity - there @ back).detach(), (again - f)[..., None]).squeeze(-1)
         return f + move, (again - f).detach().abs().amax(-1)

@@ -1,4 +1,4 @@
-"""Wasserstein-2: mass moves over the ground, and moving costs the squared distance."""
+"""Wasserstein-2: moving mass costs the squared distance."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ class Wasserstein2(Divergence):
     W₂² = |μ − μ'|² + min_Q ‖L − L'Q‖² over orthogonal Q, and the factors L and L'Q move on straight lines ("On the
     Bures–Wasserstein Distance between Positive Definite Matrices", Bhatia, Jain & Lim, 2019, §3).
 
-    With a ground metric M, moving mass from x to y costs ⟨x − y, M (x − y)⟩, and W₂² is the plain one of the beliefs seen
-    through M^½. Its barycentric step moves means on the same straight lines **whatever M is**: an energy and a divergence
-    in one metric agree on the way. To have the metric change the way, take :class:`AnisotropicWasserstein2`.
+    With a ground metric M, moving mass from x to y costs ⟨x − y, M (x − y)⟩, and W₂² is the plain one of the beliefs
+    mapped by M^½. Its barycentric step moves means on the same straight lines **for every M**, because energy and
+    divergence have the same metric. For steps that depend on the metric, take :class:`AnisotropicWasserstein2`.
 
     Args:
         metric: M; ``None`` is the plain metric. Under a metric that mixes coordinates, a :class:`DiagonalGaussian` must
-            have one standard deviation for the whole event, or its optimal plan and its way leave the family: others are
-            refused; hold them as :class:`FullGaussian`. The standard deviation is known to be one number where it was
-            given as one (it broadcasts); else its values are looked at, which neither ``torch.compile`` nor ``vmap`` can.
+            have one standard deviation for the whole event, as otherwise the step leaves the family: others are
+            refused; use :class:`FullGaussian` for them. The standard deviation is known to be one number if it was
+            given as one (it broadcasts); else its values are read, which works neither with ``torch.compile`` nor with
+            ``vmap``.
     """
 
     metric: GroundMetric | None = None
@@ -41,7 +42,7 @@ class Wasserstein2(Divergence):
 
     @property
     def additive(self) -> bool:  # type: ignore[override]
-        # A single coordinate does not know its own weight.
+        # A single coordinate has no access to its weight.
         return self.metric is None
 
     def path(self, schedule: Schedule, endpoints: object) -> GaussianPath | None:
@@ -85,7 +86,7 @@ def _aligned(factor: Tensor, other: Tensor) -> Tensor:
 
 
 def _scaled(metric: GroundMetric | None, x: Tensor) -> Tensor:
-    """Return √m ⊙ U x of events (batch, *event): plain distances there are those of the metric here."""
+    """Return √m ⊙ U x of events (batch, *event): plain distances there are distances in the metric here."""
     return x if metric is None else metric.weights(x).sqrt() * metric.modes(x)
 
 
@@ -120,7 +121,7 @@ def _(divergence: Wasserstein2, belief: DiagonalGaussian, target: DiagonalGaussi
         metric.modes(belief.mean)  # refuses events of another shape
         if not metric.coordinatewise:
             std, to = one_std(belief), one_std(target)
-    # Not mean + f·(target − mean): lerp is exactly the target at f = 1. It is also one pass over a batch and not three.
+    # Not mean + f·(target − mean): lerp is exactly the target at f = 1. It is also one pass over a batch instead of three.
     return DiagonalGaussian(torch.lerp(belief.mean, target.mean, f), torch.lerp(std, to, f.to(std.dtype)))
 
 
@@ -132,7 +133,7 @@ def _(divergence: Wasserstein2, belief: FullGaussian, target: FullGaussian, over
     if (metric := divergence.metric) is not None:
         rows = moved.mT.flatten(0, 1)
         moved = metric.events(rows / metric.weights(rows).sqrt()).reshape(moved.shape).mT
-    # Any factor N of a covariance N Nᵀ becomes a Cholesky factor by turning it: Nᵀ = Q R, so N Nᵀ = Rᵀ R.
+    # Any factor N of a covariance N Nᵀ becomes a Cholesky factor by a rotation: Nᵀ = Q R, so N Nᵀ = Rᵀ R.
     upper = torch.linalg.qr(moved.mT).R
     signs = torch.where(upper.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0).to(upper)
     return FullGaussian((1 - f) * belief.mean + f * target.mean, (signs[..., None] * upper).mT)

@@ -1,11 +1,12 @@
-"""Flows: where beliefs start, how they move, what a network is trained on.
+"""Flows: where beliefs start, how they move, and how networks are trained.
 
-A flow says three things. Its **prior** over beliefs; the **training belief** at time t given data x; and the **update**
-that moves a belief from time t to s with a predicted target. Barycentric flows (:class:`GPFN`) move by a proximal step of
-any divergence, Bayesian flows (:class:`BFN`, :class:`DiscretisedBFN`, :class:`DiscreteBFN`) by Bayes' rule, which is the
-proximal step of KL with the energy E(p; y) = E_{x~p}[−log S(y|x; α)].
+A flow defines three things: its **prior** over beliefs; the **training belief** at time t given data x; and the
+**update** that moves a belief from time t to s with a predicted target. Barycentric flows (:class:`GPFN`) move by a
+proximal step of any divergence, Bayesian flows (:class:`BFN`, :class:`DiscretisedBFN`, :class:`DiscreteBFN`) by Bayes'
+rule, which is the proximal step of KL with the energy E(p; y) = E_{x~p}[−log S(y|x; α)].
 
-A flow knows no network: ``predict`` in its loss is any function ``(belief, t) -> belief``, an exact one included.
+A flow does not depend on a network: ``predict`` in its loss is any function ``(belief, t) -> belief``, an exact one
+included.
 """
 
 from proxflow.flows.barycentric import GPFN, CategoricalEndpoints, Endpoints, GaussianEndpoints, ProductEndpoints

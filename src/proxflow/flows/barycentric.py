@@ -54,7 +54,7 @@ class Endpoints(ABC, Generic[B]):
     def check(self, x: Tensor) -> None: ...
 
     def encode(self, stored: Tensor) -> Tensor:
-        """Return stored data in the form of :meth:`check`."""
+        """Return stored data in the form that :meth:`check` accepts."""
         return as_real(stored)
 
 
@@ -62,16 +62,16 @@ class Endpoints(ABC, Generic[B]):
 class GaussianEndpoints(Endpoints[DiagonalGaussian]):
     """Endpoints of real data: from N(μ₀, 1) with a drawn mean μ₀ ~ N(0, 1) to N(x, target_std²).
 
-    The score is the weighted squared error, W₂² between the point targets: its optimum is the posterior mean.
+    The score is the weighted squared error, W₂² between point targets: its minimiser is the posterior mean.
 
     Args:
         target_std: Standard deviation ≥ 0 of the target around the data, in units of the data; the scale of the noise in
             stochastic messages.
-        source: What μ₀ is drawn from instead of N(0, 1): the rows of a tensor (number, *event), a distribution of torch, or
-            a :class:`Source`. Samplers that renew noise then have none to draw.
+        source: Distribution of μ₀ instead of N(0, 1): the rows of a tensor (number, *event), a torch distribution, or a
+            :class:`Source`. Samplers that renew noise cannot be used then.
 
     Raises:
-        ArgumentError: ``target_std`` is negative, or ``source`` none of these.
+        ArgumentError: ``target_std`` is negative, or ``source`` is none of these.
     """
 
     target_std: float = 0.02
@@ -107,7 +107,7 @@ class GaussianEndpoints(Endpoints[DiagonalGaussian]):
 class CategoricalEndpoints(Endpoints[Categorical]):
     """Endpoints of classes: from probabilities drawn uniformly from the simplex, Dirichlet(1), to certainty.
 
-    The score is the log score −log θ̂_x in nats; its optimum is the posterior of the class.
+    The score is the log score −log θ̂_x in nats; its minimiser is the posterior of the class.
 
     Args:
         classes: Number of classes, ≥ 2.
@@ -143,8 +143,8 @@ class CategoricalEndpoints(Endpoints[Categorical]):
 class ProductEndpoints(Endpoints[Product]):
     """Endpoints of mixed data: rows of a table (batch, columns), numbers and class indices, as floating point.
 
-    Each group of columns has its own endpoints and moves independently; the network learns how the groups depend on each
-    other. The score is the sum of the parts' scores, each weighted by its share of the columns.
+    Each group of columns has its own endpoints and moves independently; the network learns the dependence between
+    groups. The score is the sum of the parts' scores, weighted by their fractions of the columns.
 
     Args:
         parts: Endpoints and number of columns of each group, in the order of the columns, e.g.
@@ -201,13 +201,13 @@ class ProductEndpoints(Endpoints[Product]):
 
 
 def _joined(beliefs: Sequence[Belief]) -> Belief:
-    """Return beliefs of one family, one after the other, as one batch."""
+    """Return beliefs of one family concatenated to one batch."""
     parts = [belief.tensors() for belief in beliefs]
     return beliefs[0].with_tensors({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
 _OWN = cast(Schedule, None)
-"""In place of a schedule, that of the divergence."""
+"""Placeholder for the schedule of the divergence."""
 
 
 @dataclass(frozen=True)
@@ -218,20 +218,21 @@ class GPFN(Flow[Any]):
 
     Args:
         divergence: The geometry.
-        schedule: Fraction of the way from prior to target at each time; ``None`` takes that of the divergence, linear but
-            for KL between Gaussians.
-        endpoints: Prior and targets; :class:`GaussianEndpoints` for real data, :class:`CategoricalEndpoints` for classes,
-            :class:`ProductEndpoints` for both side by side.
+        schedule: Fraction of the way from prior to target at each time; ``None`` takes that of the divergence, linear
+            except for KL between Gaussians.
+        endpoints: Prior and targets; :class:`GaussianEndpoints` for real data, :class:`CategoricalEndpoints` for
+            classes, :class:`ProductEndpoints` for both.
         solver: Numerical solver for divergences without a closed-form step.
-        simulated_steps: Steps simulated to reach a training belief where steps do not compose.
-        energy: What pulls a belief in each step, with the target as its message; ``None`` is the divergence from the target.
-            To guide a trained flow, sample from ``dataclasses.replace(flow, energy=…, solver=…)``. It leaves the Gaussian
-            path, so proximal samplers alone serve it.
-        weight_floor: In (0, 1]. Squared errors of the predicted data weigh (τ'/max(1 − τ, floor))², τ being the mean's
-            part of the way where that is one number: toward 0 this is the velocity loss of rectified flow, at 1 every time
-            counts alike. Small networks learn more from early times.
-        coupling: How training pairs prior draws with data, for :class:`GaussianEndpoints`: ``None`` independently,
-            :class:`MinibatchOT` by optimal transport within a batch. Sampling does not use it.
+        simulated_steps: Steps simulated to reach a training belief if steps do not compose.
+        energy: Energy of the proximal steps, with the target as its message; ``None`` is the divergence from the
+            target. To guide a trained flow, sample from ``dataclasses.replace(flow, energy=…, solver=…)``. This leaves
+            the Gaussian path, so only proximal samplers can be used.
+        weight_floor: In (0, 1]. Squared errors of the predicted data have the weight (τ'/max(1 − τ, floor))², with τ
+            the mean's fraction of the way, if it is a single number. Toward 0 this is the velocity loss of rectified
+            flow; at 1, with the linear schedule, all times have equal weight. Small networks learn more from early
+            times.
+        coupling: How training pairs prior draws with data, for :class:`GaussianEndpoints`: ``None`` for independent
+            pairs, :class:`MinibatchOT` for optimal transport within a batch. It is not used in sampling.
     """
 
     divergence: Divergence = field(default_factory=Wasserstein2)
@@ -243,9 +244,9 @@ class GPFN(Flow[Any]):
     energy: Energy | None = None
     coupling: Coupling | None = None
     _corners: CategoricalEndpoints | None = field(init=False, repr=False, compare=False)
-    """The endpoints, if :meth:`_corner_belief` serves this flow; else ``None``."""
+    """The endpoints, if :meth:`_corner_belief` applies to this flow; else ``None``."""
     _straight_ends: GaussianEndpoints | None = field(init=False, repr=False, compare=False)
-    """The endpoints, if :meth:`_straight_belief` serves this flow; else ``None``."""
+    """The endpoints, if :meth:`_straight_belief` applies to this flow; else ``None``."""
 
     def __post_init__(self) -> None:
         for name in ("divergence", "schedule", "endpoints"):
@@ -285,7 +286,7 @@ class GPFN(Flow[Any]):
 
     @property
     def parts(self) -> tuple[GPFN, ...]:
-        """The flows of the parts of mixed data, which move independently; none of other data, or where they do not."""
+        """The flows of the parts of mixed data, which move independently; empty for other data, or if they do not."""
         if not isinstance(self.endpoints, ProductEndpoints) or self.energy is not None:
             return ()
         own = self.divergence.over_parts(len(self.endpoints.parts))
@@ -298,7 +299,7 @@ class GPFN(Flow[Any]):
         return None if path is None else Means(path, self._spread)
 
     def _spread(self, t: Tensor, z: Tensor) -> Tensor:
-        """Return the standard deviation of beliefs on a Gaussian path, which depends on time alone."""
+        """Return the standard deviation of beliefs on a Gaussian path, which only depends on time."""
         origin = DiagonalGaussian(z.new_zeros([len(z), *[1] * (z.ndim - 1)]), 1.0)
         reached: DiagonalGaussian = self.walk(origin, self.endpoints.target(origin.mean, origin), t)  # type: ignore[assignment]
         return reached.given_std
@@ -307,7 +308,7 @@ class GPFN(Flow[Any]):
         try:
             prior: Belief = self.endpoints.prior(shape, generator, dtype, device)
         except TypeError as error:
-            # Endpoints of a user's own may draw by torch's functions, which take torch's generators alone.
+            # A user's endpoints may draw with torch's functions, which only take torch's generators.
             if isinstance(generator, torch.Generator) or type(generator).__name__ not in str(error):
                 raise
             prior = by_torch(
@@ -363,20 +364,20 @@ class GPFN(Flow[Any]):
         return self.walk(prior, self.endpoints.target(x, prior), t)
 
     def _straight_belief(self, ends: GaussianEndpoints, x: Tensor, t: Tensor, generator: Generator) -> DiagonalGaussian:
-        """Return the belief of a Wasserstein-2 step, in a third of the operations of :class:`Proximal`.
+        """Return the belief of a Wasserstein-2 step, with a third of the operations of :class:`Proximal`.
 
-        They cost time in the training of small networks: ``python -m benchmarks.training`` measures it.
+        They matter in the training of small networks: ``python -m benchmarks.training`` measures it.
         """
         noise = randn_like(x, generator)
         f = over_events(self.schedule.fraction(t), x)
-        # Few predictors read the spread.
+        # Few predictors read the standard deviation.
         return DiagonalGaussian(torch.lerp(noise, x, f), lambda: torch.rsub(f, 1, alpha=1 - ends.target_std))
 
     def _corner_belief(self, ends: CategoricalEndpoints, x: Tensor, t: Tensor, generator: Generator) -> Categorical:
-        """Return the belief of a step toward certainty of ``x``, in one array of the size of all probabilities.
+        """Return the belief of a step toward certainty of ``x``, with one array of the size of all probabilities.
 
-        Toward a corner both geometries scale the other classes alike: θ_k → (1 − f) θ_k for reverse KL, and on the sphere of
-        √θ, where the corner is the angle φ away, √θ_k → sin((1 − f) φ)/sin φ · √θ_k.
+        Toward a corner both geometries scale all other classes equally: θ_k → (1 − f) θ_k for reverse KL, and on the
+        sphere of √θ, where the corner is at the angle φ, √θ_k → sin((1 − f) φ)/sin φ · √θ_k.
         """
         left = self.schedule.remaining(t)
         whole = torch.Size([*x.shape, ends.classes])
@@ -391,7 +392,7 @@ class GPFN(Flow[Any]):
         return Categorical(theta.log_().add_(2 * keep.log()).scatter_(-1, x[..., None], 2 * (left * angle).cos().log()))
 
     def walk(self, prior: Belief, target: Belief, t: Tensor) -> Belief:
-        """Return the belief at times ``t`` (batch,) on the way from ``prior`` to ``target``."""
+        """Return the belief at times ``t`` (batch,) on the path from ``prior`` to ``target``."""
         if self.energy is None and steps_compose(self.divergence, prior):
             return self.proximal(prior, target, self.schedule.fraction(t))
         belief, steps = prior, self.simulated_steps
@@ -419,5 +420,5 @@ class GPFN(Flow[Any]):
         return DiagonalGaussian(x, ends.target_std) if isinstance(ends, GaussianEndpoints) else super().target(x)
 
     def times(self, nfe: int) -> list[float]:
-        # The last of n steps would end at t = 1 and land on its target: that prediction is the sample.
+        # The last of n steps would end at t = 1, on its target: that prediction is the sample.
         return [k / nfe for k in range(nfe)]

@@ -1,4 +1,4 @@
-"""The interface of flows, their training loss, and the times that training draws."""
+"""The interface of flows, their training loss, and the distribution of training times."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ B = TypeVar("B", bound=Belief)
 class Latent(ABC):
     """The coordinate z = a(t) u(x) + b(t) ε in which a flow's training beliefs are Gaussian.
 
-    Known elsewhere as an interpolant with the noise schedule a = α_t, b = σ_t. Path samplers and likelihoods follow it.
+    Known elsewhere as an interpolant with the noise schedule a = α_t, b = σ_t. Path samplers and likelihoods use it.
 
     Args:
         path: Its coefficients (a, b).
@@ -48,11 +48,11 @@ class Latent(ABC):
         """Return the belief with a given z at time ``t``, a scalar or (batch,)."""
 
     def std(self, t: Tensor, like: Tensor) -> Tensor | None:
-        """Return the standard deviations of the beliefs at times ``t`` (number,), where these are Gaussian; else ``None``.
+        """Return the standard deviations of the beliefs at times ``t`` (number,), if they are Gaussian; else ``None``.
 
         Args:
             t: Times.
-            like: Latents of the precision and the dimensions wanted.
+            like: Latents of the required precision and dimensions.
         """
         return None
 
@@ -63,7 +63,8 @@ class Means(Latent):
 
     Args:
         path: Coefficients of the means.
-        spread: From a time (batch,) or a scalar, and a latent, to the standard deviation of the beliefs there.
+        spread: Function of a time, (batch,) or a scalar, and a latent that returns the standard deviation of the
+            beliefs.
     """
 
     spread: Callable[[Tensor, Tensor], Tensor | Callable[[], Tensor]]
@@ -79,19 +80,19 @@ class Means(Latent):
         return DiagonalGaussian(z, self.spread(t, z))
 
     def std(self, t: Tensor, like: Tensor) -> Tensor:
-        # The spread depends on time alone: one example for each time is enough.
+        # The standard deviation only depends on time: one example per time is enough.
         one_each = like.new_zeros([len(t), *[1] * (like.ndim - 1)])
         return self.belief(one_each, t).std.flatten()
 
 
 class Flow(ABC, Generic[B]):
-    """A proximal flow: where beliefs start, how they move, and what trains a network."""
+    """A proximal flow: where beliefs start, how they move, and the loss that trains a network."""
 
     coupling: Coupling | None = None
-    """How training pairs prior draws with data; ``None`` where they are independent."""
+    """How training pairs prior draws with data; ``None`` if they are independent."""
 
     passes: ClassVar[float] = 3.0
-    """Network passes for each example of a training step: one forward, and a backward that counts as two."""
+    """Network passes per example of a training step: one forward pass, and a backward pass that counts as two."""
 
     def loss(
         self,
@@ -108,33 +109,34 @@ class Flow(ABC, Generic[B]):
         Args:
             predict: Function of a belief and times (batch,) that returns the predicted target.
             x: Data (batch, *event): real numbers for Gaussian beliefs, class indices for categorical ones.
-            generator: Source of the times and of the beliefs' noise.
+            generator: Random generator of the times and the beliefs' noise.
             t: Times (batch,) in [0, 1]; ``None`` draws them.
-            condition: What the predictions are conditioned on, one row an example.
-            start: Means of given prior draws, (batch, *event), for flows that begin with a drawn one; ``None`` draws them.
+            condition: Condition of the predictions, one row per example.
+            start: Means of given prior draws, (batch, *event), for flows that start from a drawn belief; ``None`` draws
+                them.
 
         Raises:
-            ArgumentError: ``x`` has the wrong type for this flow's beliefs; the predictor reads no condition; or the flow
-                begins with a fixed belief, and a start is given.
+            ArgumentError: ``x`` has the wrong type for this flow's beliefs; the predictor reads no condition; or a
+                start is given and the flow starts from a fixed belief.
         """
         self.check(x)
         check_rows(condition, len(x), "condition")
         t = draw_times(len(x), generator, x.device) if t is None else t
         belief = self.belief(x, t, generator, condition=condition, start=start)
         predicted = given(predict, condition)(belief, t)
-        del belief  # of many classes it is as large as the prediction
+        del belief  # with many classes it is as large as the prediction
         return self.score(predicted, x, t)
 
     @abstractmethod
     def check(self, x: Tensor) -> None:
-        """Refuse data of the wrong type, and on a processor those out of range, which an accelerator would wait for.
+        """Refuse data of the wrong type and, on the CPU, out of range; on a GPU this would synchronise.
 
         Raises:
-            ArgumentError: They are not what this flow's beliefs are about.
+            ArgumentError: The data do not fit this flow's beliefs.
         """
 
     def encode(self, stored: Tensor) -> Tensor:
-        """Return data as they are stored, by any number type, as what this flow's beliefs are about: see :func:`as_real`."""
+        """Return stored data, of any numeric type, in the form of this flow's beliefs: see :func:`as_real`."""
         return as_real(stored)
 
     def belief(
@@ -146,7 +148,7 @@ class Flow(ABC, Generic[B]):
         condition: Condition | None = None,
         start: Tensor | None = None,
     ) -> B:
-        """Draw training beliefs at times ``t`` (batch,) for data ``x`` (batch, *event); the rest is as in :meth:`loss`."""
+        """Draw training beliefs at times ``t`` (batch,) for data ``x`` (batch, *event); for the rest see :meth:`loss`."""
         if start is None:
             return self.drawn(x, t, generator, condition)
         if start.shape != x.shape or not start.is_floating_point():
@@ -158,10 +160,10 @@ class Flow(ABC, Generic[B]):
 
     @abstractmethod
     def drawn(self, x: Tensor, t: Tensor, generator: Generator, condition: Condition | None) -> B:
-        """Draw training beliefs for data as in :meth:`belief`; the condition counts through a coupling alone."""
+        """Draw training beliefs for data as in :meth:`belief`; the condition is only used by a coupling."""
 
     def reached(self, prior: B, x: Tensor, t: Tensor) -> B:
-        """Return the training beliefs at times ``t`` for data ``x`` that begin with given prior draws (:meth:`begin`)."""
+        """Return the training beliefs at times ``t`` for data ``x`` and given prior draws (:meth:`begin`)."""
         raise ArgumentError(f"{self} has no way from a given prior draw")
 
     @abstractmethod
@@ -173,10 +175,10 @@ class Flow(ABC, Generic[B]):
         """Draw beliefs at t = 0 for a batch of events of the given shape (batch, *event)."""
 
     def begin(self, start: Tensor) -> B:
-        """Return the beliefs at t = 0 whose draw is given, (batch, *event).
+        """Return the beliefs at t = 0 for given draws, (batch, *event).
 
         Raises:
-            ArgumentError: The flow begins with a fixed belief, or with one that is no mean.
+            ArgumentError: The flow starts from a fixed belief, or from one that is not given by a mean.
         """
         raise ArgumentError(f"{self} has no prior draw of real numbers, so no start can be given: leave it out")
 
@@ -188,65 +190,65 @@ class Flow(ABC, Generic[B]):
         """
 
     def finish(self, belief: B, target: Any, generator: Generator) -> Tensor:
-        """Return the samples (batch, *event) that the last prediction makes of the last beliefs: its mode."""
+        """Return the samples (batch, *event) given the last beliefs and prediction: its mode."""
         event: Tensor = target.mode
         return event
 
     def rows(self, index: Tensor) -> Flow[B]:
-        """Return the flow for some examples of a batch: of what it holds for each example, their rows."""
+        """Return the flow for some examples of a batch, with the rows of what it holds per example."""
         return self
 
     def target(self, x: Tensor) -> B:
-        """Return the target belief of predicted real data ``x`` (batch, *event), here a point without spread."""
+        """Return the target belief of predicted real data ``x`` (batch, *event), by default a point mass."""
         return DiagonalGaussian(x, 0.0)  # type: ignore[return-value]
 
     def weight(self, t: Tensor) -> Tensor:
-        """Return the loss weighting: the weight of squared errors of predicted data at times ``t``; 1 without one."""
+        """Return the loss weighting: the weight of squared errors of predicted data at times ``t``; 1 by default."""
         return torch.ones_like(t)
 
     @abstractmethod
     def times(self, nfe: int) -> list[float]:
-        """Return the times of a proximal sampler's ``nfe`` evaluations, from 0; the prediction at the last is the sample."""
+        """Return the times of a proximal sampler's ``nfe`` evaluations, from 0; the last prediction is the sample."""
 
     @property
     def geometry(self) -> Divergence:
-        """The divergence between targets: that in which guidance leads one away from another."""
+        """The divergence between targets, in which guidance extrapolates."""
         return Wasserstein2()
 
     @property
     def latent(self) -> Latent | None:
-        """The coordinate in which training beliefs are Gaussian; ``None`` where there is none."""
+        """The coordinate in which training beliefs are Gaussian; ``None`` if there is none."""
         return None
 
     @property
     def path(self) -> GaussianPath | None:
-        """Coefficients (a, b) of the means a x + b ε of Gaussian training beliefs; ``None`` where there are none."""
+        """Coefficients (a, b) of the means a x + b ε of Gaussian training beliefs; ``None`` if there are none."""
         latent = self.latent
         return latent.path if isinstance(latent, Means) else None
 
     @property
     def begins_normal(self) -> bool:
-        """Whether the draws that it begins with are standard normal, as samplers that renew noise take them to be."""
+        """Whether prior draws are standard normal, as samplers that renew noise assume."""
         return True
 
     def log_prior(self, start: Tensor) -> Tensor:
         """Return the log density of prior draws (batch, *event) → (batch,), float64, nats.
 
         Raises:
-            ArgumentError: It is not known.
+            ArgumentError: It is unknown.
         """
         return sum_events(-0.5 * start.double().square() - 0.5 * math.log(2 * math.pi))
 
     @property
     def begins_fixed(self) -> bool:
-        """Whether all samples begin with the same belief, as in Bayesian Flow Networks."""
+        """Whether all samples start from the same belief, as in Bayesian Flow Networks."""
         latent = self.latent
         zero = torch.zeros((), dtype=torch.float64, device="cpu")
         return latent is not None and not any(float(c) for c in latent.path.coefficients(zero))
 
 
 def draw_times(batch: int, generator: Generator, device: torch.device) -> Tensor:
-    """Draw one time for each example, (batch,), uniform on (0, 1) and evenly spread over the batch.
+    """Draw one time per example, (batch,), uniform on (0, 1) and evenly spaced over the batch.
 
     The batch shares one random offset, which lowers the variance of its mean loss.
     """
@@ -260,14 +262,14 @@ def draw_times(batch: int, generator: Generator, device: torch.device) -> Tensor
 
 
 def as_real(stored: Tensor) -> Tensor:
-    """Return data as real numbers: bytes are pixels, 0 to 255 → [-1, 1]; other integers and truth values keep theirs."""
+    """Return data as real numbers: bytes are pixels, 0 to 255 → [-1, 1]; other integers and bools keep their values."""
     if stored.dtype == torch.uint8:
         return stored.to(torch.float32) / 127.5 - 1.0
     return stored if stored.is_floating_point() else stored.float()
 
 
 def as_classes(stored: Tensor) -> Tensor:
-    """Return class indices of any type of integers as int64; other data as they are, to be refused."""
+    """Return class indices of any integer type as int64; other data unchanged, to be refused later."""
     return stored if stored.is_floating_point() or stored.is_complex() else stored.long()
 
 
@@ -280,7 +282,7 @@ def check_real(x: Tensor) -> None:
 
 
 def check_classes(x: Tensor, classes: int) -> None:
-    """Refuse data that are not class indices below ``classes``; on an accelerator their values are not looked at."""
+    """Refuse data that are not class indices below ``classes``; on a GPU their values are not checked."""
     if not isinstance(x, Tensor):
         raise ArgumentError(f"this flow's data are a tensor (batch, *event), got {type(x).__name__}")
     if x.dtype != torch.int64 or x.ndim < 1:

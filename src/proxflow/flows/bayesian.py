@@ -1,9 +1,9 @@
-"""Bayesian flows: from one fixed belief by Bayes' rule, which is the proximal step of KL.
+"""Bayesian flows: from a fixed belief by Bayes' rule, which is the proximal step of KL.
 
-"Bayesian Flow Networks" (Graves et al., 2023), arXiv 2308.07037. A sender draws noisy messages y ~ S(·|x; α) of the data. A
-receiver predicts the data from its belief and expects the messages R(·) = E_{x̂ ~ prediction} S(·|x̂; α). A message costs
-KL(S ‖ R), for n messages or in the limit of infinitely many; the reconstruction loss −log p(x | belief) at t = 1 comes
-on top. The sum is the negative ELBO, a bound of −log p(x): see :mod:`proxflow.likelihood`.
+"Bayesian Flow Networks" (Graves et al., 2023), arXiv 2308.07037. A sender draws noisy messages y ~ S(·|x; α) about the
+data. A receiver predicts the data from its belief and expects the messages R(·) = E_{x̂ ~ prediction} S(·|x̂; α). A
+message costs KL(S ‖ R), for n messages or in the limit of infinitely many; the reconstruction loss −log p(x | belief)
+at t = 1 is added. The sum is the negative ELBO, an upper bound on −log p(x): see :mod:`proxflow.likelihood`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from proxflow.random import Generator, randn, randn_like
 
 
 class BayesianFlow(Flow[B]):
-    """A flow by Bayes' rule, of any of three data types; its losses are the parts of the negative ELBO."""
+    """A flow by Bayes' rule, for one of three data types; its losses are the parts of the negative ELBO."""
 
     @property
     def geometry(self) -> Divergence:
@@ -54,19 +54,19 @@ class BayesianFlow(Flow[B]):
         draws: int = 10,
         condition: Condition | None = None,
     ) -> Tensor:
-        """Return the loss of ``steps`` messages, estimated from one for each example, (batch,), nats per coordinate.
+        """Return the loss of ``steps`` messages, estimated from one per example, (batch,), nats per coordinate.
 
-        It is n KL(S ‖ R) of the message of accuracy β(t + 1/n) − β(t): where t is drawn, an unbiased estimate of the sum
+        It is n KL(S ‖ R) of the message of accuracy β(t + 1/n) − β(t): with random t, an unbiased estimate of the sum
         over all n. As n grows it becomes :meth:`loss`.
 
         Args:
             predict: Function of a belief and times (batch,) that returns the predicted target.
             x: Data (batch, *event).
-            generator: Source of the times, of the beliefs' noise and of the messages.
+            generator: Random generator of the times, the beliefs' noise and the messages.
             steps: Number n of messages, ≥ 1.
             t: Times (batch,) before the message, k/n with k = 0 … n − 1; ``None`` draws them.
-            draws: Messages that estimate the divergence where it has no closed form, ≥ 1.
-            condition: What the predictions are conditioned on, one row an example.
+            draws: Messages to estimate the divergence if it has no closed form, ≥ 1.
+            condition: Condition of the predictions, one row per example.
 
         Raises:
             ArgumentError: ``x`` has the wrong type, or a number is out of range.
@@ -75,7 +75,7 @@ class BayesianFlow(Flow[B]):
         if steps < 1 or draws < 1:
             raise ArgumentError(f"steps and draws must be at least 1, got {steps} and {draws}")
         t = draw_times(len(x), generator, x.device) if t is None else t
-        # A little is added before the floor: rounded, (k/n) n may fall just short of k.
+        # A small number is added before the floor: rounded, (k/n) n may be just below k.
         k = (t.double() * steps + 1e-4).floor().clamp(0, steps - 1)
         t, s = (k / steps).to(t.dtype), ((k + 1) / steps).to(t.dtype)
         predicted = given(predict, condition)(self.belief(x, t, generator), t)
@@ -95,8 +95,8 @@ class BayesianFlow(Flow[B]):
         Args:
             predict: Function of a belief and times (batch,) that returns the predicted target.
             x: Data (batch, *event).
-            generator: Source of the beliefs' noise.
-            condition: What the predictions are conditioned on, one row an example.
+            generator: Random generator of the beliefs' noise.
+            condition: Condition of the predictions, one row per example.
 
         Raises:
             ArgumentError: ``x`` has the wrong type.
@@ -110,7 +110,7 @@ class BayesianFlow(Flow[B]):
         """Return −log p(x | prediction at t = 1), (batch,), nats per coordinate."""
 
     def times(self, nfe: int) -> list[float]:
-        # n − 1 updates and a last prediction at t = 1: the reference sampler's n + 1 for n updates, counted as spent.
+        # n − 1 updates and a last prediction at t = 1: the reference sampler's n + 1 evaluations for n updates.
         return [k / (nfe - 1) for k in range(nfe)] if nfe > 1 else [0.0]
 
 
@@ -172,7 +172,7 @@ class _GaussianBayesianFlow(BayesianFlow[DiagonalGaussian]):
         return self.weight(t) * mean_events((self._sent(x) - predicted.mean).square())
 
     def _sent(self, x: Tensor) -> Tensor:
-        """Return what the messages show of the data."""
+        """Return the values that messages transmit."""
         return x
 
     @abstractmethod
@@ -185,9 +185,9 @@ class Readout:
     """The likelihood of a :class:`BFN`'s data at t = 1: the mass of N(x̂, std²) in equal bins of [−1, 1].
 
     Args:
-        bins: Number of bins, ≥ 2, one for each value of the data: 256 for 8-bit images.
+        bins: Number of bins, ≥ 2, one per value of the data: 256 for 8-bit images.
         std: Standard deviation > 0 in units of the data; ``None`` is σ₁.
-        density_below: See :func:`proxflow.beliefs.gaussian_bin_log_prob`; 0 is exact, the reference has 1e-5.
+        density_below: See :func:`proxflow.beliefs.gaussian_bin_log_prob`; 0 is exact, the reference uses 1e-5.
     """
 
     bins: int = 256
@@ -221,12 +221,12 @@ class BFN(_GaussianBayesianFlow):
     readout: Readout = field(default_factory=Readout)
 
     def _drawn(self, target: DiagonalGaussian, generator: Generator) -> Tensor:
-        return target.mean  # the reference's output distribution is a point, without spread
+        return target.mean  # the reference's output distribution is a point mass
 
     def _message_cost(
         self, predicted: DiagonalGaussian, x: Tensor, t: Tensor, s: Tensor, generator: Generator, draws: int
     ) -> Tensor:
-        """Return α/2 (x − x̂)² (Graves et al., 2023, §4): sender and receiver are Gaussians of equal spread."""
+        """Return α/2 (x − x̂)² (Graves et al., 2023, §4): sender and receiver are Gaussians of equal variance."""
         return 0.5 * self.accuracies.accuracy(t, s) * mean_events((x - predicted.mean).square())
 
     def _read_out(self, predicted: DiagonalGaussian, x: Tensor) -> Tensor:
@@ -239,9 +239,9 @@ class BFN(_GaussianBayesianFlow):
 class DiscretisedBFN(_GaussianBayesianFlow):
     """Bayesian Flow Network for real numbers in K equal bins of [−1, 1] (Graves et al., 2023, §5).
 
-    Beliefs and messages are those of :class:`BFN`. The prediction is a distribution over the bins (:class:`Binned`, from a
-    :class:`BinnedPredictor`), the sampler's message is around a centre drawn from it, and the last output is the most
-    probable bin's centre. Data are first moved to the centres of their bins.
+    Beliefs and messages are those of :class:`BFN`. The prediction is a distribution over the bins (:class:`Binned`,
+    from a :class:`BinnedPredictor`), the sampler's message is around a centre drawn from it, and the sample is the most
+    probable bin's centre. Data are first rounded to the centres of their bins.
 
     Args:
         bins: Number of bins K ≥ 2.
@@ -265,7 +265,7 @@ class DiscretisedBFN(_GaussianBayesianFlow):
     ) -> Tensor:
         """Return E_y [log N(y; x, 1/α) − log Σ_k p_k N(y; c_k, 1/α)] (Graves et al., 2023, §5).
 
-        A coordinate's message is one number, so the choice ``mixture`` of :class:`DiscreteBFN` does not arise.
+        A coordinate's message is one number, so there is no option ``mixture`` as in :class:`DiscreteBFN`.
         """
         log_probs = self._binned(predicted).log_probs
         # Distances of centres from the true one, there exactly 0: its term is log p_x for any α.
@@ -322,8 +322,9 @@ class DiscreteBFN(BayesianFlow[Categorical]):
         classes: Number of classes K ≥ 2.
         max_sqrt_beta: b = √β(1).
         mixture: The receiver in :meth:`n_step_loss`: ``"joint"`` mixes whole messages, Σ_k ê_k Π_j N(y_j).
-            ``"coordinates"`` mixes each of the K numbers by itself, Π_j Σ_k ê_k N(y_j), as the public reference
-            implementation does: it ignores that the numbers share one class, and the sampler draws no messages from it.
+            ``"coordinates"`` mixes each of the K numbers separately, Π_j Σ_k ê_k N(y_j), as the public reference
+            implementation does: it ignores that the numbers share one class, and is not the distribution of the
+            sampler's messages.
     """
 
     classes: int

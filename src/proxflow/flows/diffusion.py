@@ -21,23 +21,23 @@ from proxflow.random import Generator, randn, randn_like
 class Diffusion(Flow[DiagonalGaussian]):
     """Diffusion on any Gaussian path μ_t = a(t) x + b(t) ε, such as a variance-preserving one.
 
-    Beliefs are N(μ_t, b²). Without noise the update is that of "Denoising Diffusion Implicit Models" (Song et al., 2020),
-    arXiv 2010.02502: a Wasserstein-2 step of the belief μ/(a + b), as in a :class:`GPFN` with τ = a/(a + b). With noise it
-    is the ancestral step of "Denoising Diffusion Probabilistic Models" (Ho et al., 2020), arXiv 2006.11239: Bayes' rule for
-    a message y ~ N(x̂, 1/α) of accuracy α = a'²/b'² − a²/b², as in a :class:`BFN`:
+    Beliefs are N(μ_t, b²). The deterministic update is that of "Denoising Diffusion Implicit Models" (Song et al.,
+    2020), arXiv 2010.02502: a Wasserstein-2 step of the belief μ/(a + b), as in a :class:`GPFN` with τ = a/(a + b). The
+    stochastic one is the ancestral step of "Denoising Diffusion Probabilistic Models" (Ho et al., 2020), arXiv
+    2006.11239: Bayes' rule for a message y ~ N(x̂, 1/α) of accuracy α = a'²/b'² − a²/b², as in a :class:`BFN`:
 
     ========  ============================================================
     DDIM      μ' = (b'/b) μ + (a' − a b'/b) x̂
     DDPM      μ' = (a b'²/(a' b²)) μ + (g²/a') x̂ + (b'/a') g ξ,  g² = a'² − (a b'/b)²
     ========  ============================================================
 
-    The loss is denoising score matching. Networks trained elsewhere on such a path serve unchanged, by
+    The loss is denoising score matching. Networks trained elsewhere on such a path can be used unchanged, with
     ``PointPredictor(…, parameterisation="epsilon")``.
 
     Args:
-        schedule: Noise schedule (a, b), from noise, at least nearly (a(0) ≪ b(0) ≈ 1), to the data.
-        weight_floor: In (0, 1]. Errors of the predicted data weigh (a/max(b, floor))²: toward 0 this is the plain squared
-            error of the predicted noise.
+        schedule: Noise schedule (a, b), from (nearly) pure noise, a(0) ≪ b(0) ≈ 1, to the data.
+        weight_floor: In (0, 1]. Squared errors of the predicted data have the weight (a/max(b, floor))²: toward 0 this
+            is the squared error of the predicted noise.
     """
 
     schedule: GaussianPath = field(default_factory=VariancePreserving)

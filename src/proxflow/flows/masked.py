@@ -1,4 +1,4 @@
-"""Masked diffusion: classes are hidden at first, and one after the other becomes known."""
+"""Masked diffusion: all classes are hidden at first, and are revealed one after the other."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from proxflow.random import Generator, rand
 class Masked(Flow[Revealed]):
     """Masked diffusion of classes, as a flow on the simplex of K classes and a mask.
 
-    "Simplified and Generalized Masked Diffusion for Discrete Data" (Shi et al., 2024), arXiv 2406.04329, MD4; time runs from
-    all hidden (0) to all known (1), there the other way. A training belief knows each class with probability τ(t). From
-    the mask a reverse-KL step of fraction λ toward the prediction is (1 − λ) mask + λ ê; an update draws from it, so that
-    what is known stays so.
+    "Simplified and Generalized Masked Diffusion for Discrete Data" (Shi et al., 2024), arXiv 2406.04329, MD4; time runs
+    from all hidden (0) to all known (1), in the paper in reverse. A training belief knows each class with probability
+    τ(t). From the mask a reverse-KL step of fraction λ toward the prediction is (1 − λ) mask + λ ê; an update draws
+    from it, so that known classes stay known.
 
     Args:
         classes: Number of classes K ≥ 2, without the mask.
-        schedule: Share τ(t) of the classes that are known; ``quarter-cosine`` is MD4's cosine.
+        schedule: Fraction τ(t) of known classes; ``quarter-cosine`` is MD4's cosine.
     """
 
     classes: int
@@ -96,7 +96,7 @@ class Masked(Flow[Revealed]):
         return replace(belief, tokens=torch.where(uniform < self.schedule.step(t, s), known, belief.tokens))
 
     def finish(self, belief: Revealed, target: Any, generator: Generator) -> Tensor:
-        """Draw what is hidden."""
+        """Draw the hidden classes."""
         return torch.where(belief.hidden, target.sample(generator), belief.tokens)
 
     def times(self, nfe: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""Sources: what the draws that a barycentric flow begins with are drawn from, where they are not standard normal."""
+"""Sources: distributions of prior draws of barycentric flows other than the standard normal."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from proxflow.random import BatchRows, Generator, Streams, rand
 
 
 class Source(ABC):
-    """A law of prior draws. Known elsewhere as a base or source distribution."""
+    """A distribution of prior draws. Known elsewhere as a base or source distribution."""
 
     @abstractmethod
     def draw(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Draw (batch, *event)."""
 
     def log_prob(self, x: Tensor) -> Tensor | None:
-        """Return the log density of draws (batch, *event) → (batch,); ``None`` where it is not known."""
+        """Return the log density of draws (batch, *event) → (batch,); ``None`` if it is unknown."""
         return None
 
 
 class Rows(Source):
-    """The rows of a tensor, each as likely as another: a flow from data to data.
+    """The rows of a tensor, with equal probability, for a flow from data to data.
 
     Args:
         x: Real numbers (number, *event).
 
     Raises:
-        ArgumentError: They are none, or not finite.
+        ArgumentError: There are no rows, or they are not finite.
     """
 
     def __init__(self, x: Tensor) -> None:
@@ -57,10 +57,11 @@ class Rows(Source):
 
 
 class Law(Source):
-    """A distribution of torch. Its draws come from torch's global generator, which is seeded for them and put back.
+    """A torch distribution. It draws from torch's global generator, which is seeded for this and restored.
 
     Args:
-        distribution: Over events, or over the coordinates of an event: its own shape broadcasts against the event's.
+        distribution: Distribution over events, or over the coordinates of an event: its shape broadcasts against the
+            event's.
     """
 
     def __init__(self, distribution: Distribution) -> None:
@@ -77,7 +78,7 @@ class Law(Source):
         return made.to(device, dtype)
 
     def _more(self, shape: Sequence[int]) -> list[int]:
-        """Return the dimensions of an event that the distribution has not itself."""
+        """Return the dimensions of an event that the distribution lacks."""
         event, own = list(shape[1:]), [*self.distribution.batch_shape, *self.distribution.event_shape]
         if own != event[len(event) - len(own) :]:
             raise ArgumentError(f"the source draws events {tuple(own)}, which are no end of {tuple(event)}")
@@ -91,10 +92,10 @@ class Law(Source):
 
 
 def source_of(given: Any) -> Source:
-    """Return a source, of a tensor its rows and of a torch distribution its law.
+    """Return a source: the rows of a tensor, a torch distribution, or itself.
 
     Raises:
-        ArgumentError: It is none of these.
+        ArgumentError: The argument is none of these.
     """
     if isinstance(given, Source):
         return given
@@ -108,13 +109,13 @@ def source_of(given: Any) -> Source:
 def by_torch(
     draw: Callable[[int, torch.Generator], Any], batch: int, generator: Generator, join: Callable[[Sequence[Any]], Any]
 ) -> Any:
-    """Draw by torch's own generators what the library's streams are asked for, independent of the batch as these are.
+    """Draw with torch generators seeded by the library's streams, so that draws do not depend on the batch.
 
     Args:
-        draw: From a number of rows and a torch generator to draws.
-        batch: Rows wanted.
-        generator: Where the randomness comes from.
-        join: From draws, one after the other, to all of them.
+        draw: Function of a number of rows and a torch generator that returns draws.
+        batch: Number of rows.
+        generator: Random generator, or streams.
+        join: Function that concatenates draws.
     """
     if isinstance(generator, torch.Generator):
         return draw(batch, generator)
@@ -126,6 +127,6 @@ def by_torch(
 
 
 def _own(streams: Streams, batch: int) -> list[torch.Generator]:
-    """Return a torch generator for each row, of the row's own stream."""
+    """Return a torch generator for each row, seeded by the row's own stream."""
     seeds = streams.uniform(torch.Size([batch]), torch.float64).mul(2**53).long().tolist()
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]

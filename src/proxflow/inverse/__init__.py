@@ -1,4 +1,4 @@
-"""Inverse problems: operators from events to observations, the noise of observations, and the proximal map of the two.
+"""Inverse problems: operators from events to observations, noise models, and the proximal map of both.
 
 An operator A is called with events (batch, *event) and returns observations (batch, *observed). It has its ``adjoint``, a
 ``pseudo_inverse``, and ``prox``: the minimiser of ‖A z − y‖²/(2 σ²) + ‖z − x‖²/(2 r²), in closed form where the spectrum of

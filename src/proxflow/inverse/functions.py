@@ -1,4 +1,4 @@
-"""Operators of functions: solved by conjugate gradients, and non-linear ones by Gauss–Newton steps."""
+"""Operators given by functions: linear ones, solved by conjugate gradients, and nonlinear ones by Gauss–Newton steps."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Function = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Functions(Operator):
-    """A linear operator of any pair of functions.
+    """A linear operator given by a function and its adjoint.
 
     Args:
         forward: From events (batch, *event) to observations (batch, *observed).
-        backward: Its adjoint. Whether it is that is looked at once, when the operator is first asked (:meth:`check`).
+        backward: Its adjoint, which is checked once, at the first use (:meth:`check`).
     """
 
     forward: Function
@@ -37,11 +37,11 @@ class Functions(Operator):
         return self.backward(y)
 
     def check(self, event: tuple[int, ...], like: Tensor) -> None:
-        """Refuse functions of which one is not the adjoint of the other: ⟨A x, y⟩ = ⟨x, Aᵀ y⟩ for one random pair.
+        """Check for one random pair that the functions are adjoint: ⟨A x, y⟩ = ⟨x, Aᵀ y⟩.
 
         Args:
             event: Shape of an event.
-            like: Gives precision and device.
+            like: Tensor with the precision and device to use.
 
         Raises:
             ArgumentError: The two products differ, or an adjoint has another shape than an event.
@@ -70,7 +70,7 @@ class Functions(Operator):
 
 @dataclass(frozen=True, eq=False)
 class Composition(Operator):
-    """One operator after another, x → outer(inner(x)). Usually written ``outer @ inner``."""
+    """A composition, x → outer(inner(x)). Usually written ``outer @ inner``."""
 
     outer: Operator
     inner: Operator
@@ -99,17 +99,18 @@ class Composition(Operator):
 
 @dataclass(frozen=True, eq=False)
 class Nonlinear(Operator):
-    """A differentiable map that is not linear. Proximal steps are Gauss–Newton ones, with derivatives of the function.
+    """A differentiable nonlinear map. Proximal steps are computed by Gauss–Newton iterations.
 
     From z = x, z ← x + r² Jᵀ (σ² + r² J Jᵀ)⁻¹ (y − f(z) + J (z − x)), with J the derivative at z. Known elsewhere as the
     iterated extended Kalman filter.
 
     Args:
-        function: From events (batch, *event) to observations (batch, *observed); examples do not depend on each other.
+        function: From events (batch, *event) to observations (batch, *observed); examples must be independent of each
+            other.
         steps: Gauss–Newton steps, ≥ 1.
 
     Raises:
-        ArgumentError: ``steps`` < 1, or its adjoint is asked for, which only its linearisation has.
+        ArgumentError: ``steps`` < 1, or the adjoint is called, which only the linearisation has.
     """
 
     function: Function
@@ -155,7 +156,7 @@ class Nonlinear(Operator):
 
 
 def operator_of(given: Any) -> Operator:
-    """Return an operator as it is given: one of this library, or any object with ``A`` and ``A_adjoint``, as deepinv's are.
+    """Return an operator of this library as it is, or wrap any object with ``A`` and ``A_adjoint``, as in deepinv.
 
     Raises:
         ArgumentError: It is neither.
@@ -173,7 +174,7 @@ def operator_of(given: Any) -> Operator:
 
 
 def dense(operator: Operator, event: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Matrix:
-    """Return a linear operator as a matrix, column by column: for small events, and where a spectrum is needed.
+    """Return a linear operator as a matrix, column by column: for small events, if a spectrum is needed.
 
     Args:
         operator: Linear, the same for all examples. Its observations are flattened.

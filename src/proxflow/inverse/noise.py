@@ -1,4 +1,4 @@
-"""The noise of observations."""
+"""Noise models of observations."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from proxflow.random import Generator, randn_like
 
 
 class Noise(ABC):
-    """How an observation differs from A x."""
+    """A noise model: how an observation differs from A x."""
 
     @abstractmethod
     def variance(self, clean: Tensor) -> Tensor | float:
-        """Return the variances around observations ``clean`` = A x, (batch, *observed): a number, or broadcastable."""
+        """Return the variance of the noise at ``clean`` = A x, (batch, *observed): a scalar, or broadcastable."""
 
     def draw(self, clean: Tensor, generator: Generator) -> Tensor:
-        """Draw observations around A x; here Gaussian ones of :meth:`variance`."""
+        """Draw observations given A x; by default Gaussian ones with :meth:`variance`."""
         variance = self.variance(clean)
         std = variance.sqrt() if isinstance(variance, Tensor) else math.sqrt(variance)
         return clean + std * randn_like(clean, generator)
@@ -31,15 +31,15 @@ class Noise(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Gaussian(Noise):
-    """Gaussian noise, with 0 for none: a hard constraint.
+    """Gaussian noise; a standard deviation of 0 makes the observation a hard constraint.
 
     Args:
-        std: Standard deviation ≥ 0: a number, one for each example (number,), or one for each number of an observation,
+        std: Standard deviation ≥ 0: a scalar, one for each example (number,), or one for each entry of an observation,
             (*observed) or (number, *observed).
-        covariance: (observed, observed), positive definite, over the flattened observation, in place of ``std``.
+        covariance: (observed, observed), positive definite, over the flattened observation, instead of ``std``.
 
     Raises:
-        ArgumentError: A negative number, one that is not finite, or a covariance that is not symmetric and positive
+        ArgumentError: A value that is negative or not finite, or a covariance that is not symmetric and positive
             definite.
     """
 
@@ -83,17 +83,17 @@ class Gaussian(Noise):
 
 @dataclass(frozen=True)
 class Poisson(Noise):
-    """Counts: gain · y is Poisson with mean gain · (A x + offset) − and y is less ``offset`` again.
+    """Poisson noise of counts: gain · (y + offset) is Poisson with mean gain · (A x + offset).
 
-    Proximal steps take the Gaussian of the same variance, (A x + offset)/gain, at the predicted x, at least that of one
+    Proximal steps use a Gaussian of the same variance, (A x + offset)/gain, at the predicted x, at least that of one
     count.
 
     Args:
-        gain: Counts for one unit of A x, > 0.
-        offset: What makes A x + offset ≥ 0: 1 for pictures in [−1, 1].
+        gain: Counts per unit of A x, > 0.
+        offset: Shift that makes A x + offset ≥ 0: 1 for pictures in [−1, 1].
 
     Raises:
-        ArgumentError: A gain that is not positive.
+        ArgumentError: The gain is not positive.
     """
 
     gain: float
@@ -114,7 +114,7 @@ class Poisson(Noise):
 
 
 def noise_of(given: Any) -> Noise:
-    """Return noise as it is given: a standard deviation, a tensor of such, ``None`` for none, or noise."""
+    """Return a noise model: of a standard deviation, a tensor of them, ``None`` for no noise, or itself."""
     if isinstance(given, Noise):
         return given
     if given is None:

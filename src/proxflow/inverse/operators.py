@@ -1,10 +1,10 @@
-"""Linear operators whose spectrum is known, so that proximal maps have a closed form.
+"""Linear operators with a known spectrum, whose proximal maps have a closed form.
 
 With A Aᵀ = U diag(q) Uᵀ, the minimiser of ‖A z − y‖²/(2 σ²) + ‖z − x‖²/(2 r²) is
 
     z = x + r² Aᵀ (σ² + r² A Aᵀ)⁻¹ (y − A x),   (σ² + r² A Aᵀ)⁻¹ = U diag(1/(σ² + r² q)) Uᵀ.
 
-This form is in the space of observations: it holds for σ = 0 as well, where it is a projection onto A z = y.
+This form solves in the space of observations. It also holds for σ = 0, as the projection onto A z = y.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from proxflow.errors import ArgumentError
 from proxflow.inverse.solve import conjugate_gradients
 
 Scale = Tensor | float
-"""A number, one for each example as (batch,) or (batch, 1, …, 1), or one for each number of an observation."""
+"""A scalar, one for each example as (batch,) or (batch, 1, …, 1), or one for each entry of an observation."""
 
 ITERATIONS = 50
-"""Products of conjugate gradients where no closed form is known and nobody says how many."""
+"""Default number of conjugate gradient iterations, if no closed form is known."""
 
 
 class Operator(ABC):
-    """A map from events to observations, linear unless it says otherwise; members are frozen dataclasses."""
+    """A map from events to observations, linear unless stated otherwise; subclasses are frozen dataclasses."""
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class Operator(ABC):
         """Return Aᵀ y, (batch, *event)."""
 
     def solve(self, v: Tensor, noise: Scale, prior: Scale) -> Tensor:
-        """Return (σ² + r² A Aᵀ)⁻¹ v, the pseudo-inverse where that is singular, here by conjugate gradients.
+        """Return (σ² + r² A Aᵀ)⁻¹ v, by the pseudo-inverse if singular; by default by conjugate gradients.
 
         Args:
             v: (batch, *observed).
@@ -73,16 +73,16 @@ class Operator(ABC):
         return x + _over(prior, x) * self.adjoint(self.solve(y - self(x), noise, prior))
 
     def at(self, x: Tensor) -> Operator:
-        """Return its linearisation at events x: itself where it is linear."""
+        """Return its linearisation at events x: itself if it is linear."""
         return self
 
     def seen(self, y: Tensor) -> Tensor:
-        """Return an observation as given by a user as one of this operator's: what it does not show set to 0."""
+        """Return a given observation with entries that the operator does not observe set to 0."""
         return y
 
     @property
     def examples(self) -> int | None:
-        """Number of examples that it holds data of their own for; ``None`` where all examples share it."""
+        """Number of examples with an operator of their own; ``None`` if all share it."""
         return None
 
     def rows(self, index: Tensor) -> Operator:
@@ -90,7 +90,7 @@ class Operator(ABC):
         return self
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """Change every tensor that it holds, as by a move to a device."""
+        """Apply a function to all its tensors, such as a move to a device."""
         changed: dict[str, Any] = {}
         for part in fields(self):  # type: ignore[arg-type]
             value = getattr(self, part.name)
@@ -101,7 +101,7 @@ class Operator(ABC):
         return replace(self, **changed) if changed else self  # type: ignore[type-var]
 
     def __repr__(self) -> str:
-        """Name the operator and its fields, tensors by their shapes."""
+        """Return the operator with its fields, tensors as their shapes."""
         parts = ((part.name, getattr(self, part.name)) for part in fields(self) if part.repr)  # type: ignore[arg-type]
         told = (f"{name}={tuple(v.shape) if isinstance(v, Tensor) else v!r}" for name, v in parts)
         return f"{type(self).__name__}({', '.join(told)})"
@@ -118,14 +118,14 @@ class Diagonalised(Operator):
 
     @abstractmethod
     def turn(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return Uᵀ v, and the eigenvalues q ≥ 0 that belong to its numbers, broadcastable to it; rounding errors are 0."""
+        """Return Uᵀ v, and the eigenvalues q ≥ 0 of its entries, broadcastable to it; rounding errors are set to 0."""
 
     @abstractmethod
     def turn_back(self, c: Tensor) -> Tensor:
         """Return U c."""
 
     counted: Tensor | float = 1.0
-    """How many independent numbers each number of ``turn`` stands for, 0 for what is not observed."""
+    """How many independent numbers each entry of ``turn`` represents, 0 for unobserved entries."""
 
     def solve(self, v: Tensor, noise: Scale, prior: Scale) -> Tensor:
         c, q = self.turn(v)
@@ -133,7 +133,7 @@ class Diagonalised(Operator):
         return self.turn_back(torch.where(total > 0, c / torch.where(total > 0, total, 1.0), 0.0))
 
     def log_normal(self, v: Tensor, noise: Scale, prior: Scale) -> Tensor:
-        """Return log N(v; 0, σ² + r² A Aᵀ) in nats, (batch,); where that is singular, the density on its range."""
+        """Return log N(v; 0, σ² + r² A Aᵀ) in nats, (batch,); if singular, the density on its range."""
         c, q = self.turn(v)
         total = (_over(noise, c) + _over(prior, c) * _told(q, _over(noise, c))).expand_as(c)
         safe = torch.where(total > 0, total, 1.0)
@@ -141,13 +141,13 @@ class Diagonalised(Operator):
         return -0.5 * sum_events(torch.where(total > 0, each, 0.0))
 
     def unmet(self, y: Tensor) -> Tensor:
-        """Return which share of each observation no event has, ‖y − A A⁺ y‖/‖y‖, (batch,)."""
+        """Return the fraction of each observation outside the range of A, ‖y − A A⁺ y‖/‖y‖, (batch,)."""
         c, q = self.turn(y)
         missed = sum_events(torch.where(_told(q, 0.0) > 0, 0.0, c).square())
         return (missed / sum_events(c.square()).clamp_min(torch.finfo(y.dtype).tiny)).sqrt()
 
     def amplified(self, y: Tensor) -> float:
-        """Return how many times larger A⁺ makes some errors of observations such as y than others, at most."""
+        """Return how much more A⁺ amplifies some errors of observations such as y than others, at most."""
         _, q = self.turn(y)
         q = _told(q, 0.0)
         return float((q.max() / torch.where(q > 0, q, q.max()).min()).sqrt())
@@ -155,14 +155,14 @@ class Diagonalised(Operator):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Mask(Diagonalised):
-    """What is known of an event: y = m x, with 0 where nothing is known. Known elsewhere as inpainting.
+    """A mask of known entries: y = m x, with 0 for unknown ones. Its inverse problem is known as inpainting.
 
     Args:
-        known: m, true where a number is known, of the event's shape; with ``each`` (number, *event).
-        each: Whether every example has a mask of its own.
+        known: m, true for known entries, of the event's shape; with ``each`` (number, *event).
+        each: Whether each example has its own mask.
 
     Raises:
-        ArgumentError: It is not of truth values, or of 0 and 1; or nothing is known.
+        ArgumentError: The mask is not bool, or of 0 and 1; or nothing is known.
     """
 
     known: Tensor
@@ -188,7 +188,7 @@ class Mask(Diagonalised):
         return self._masked(y)
 
     def seen(self, y: Tensor) -> Tensor:
-        return self._masked(y)  # a choice, so that a NaN where nothing is known does no harm
+        return self._masked(y)  # a selection, so that NaN in unknown entries does no harm
 
     def _masked(self, x: Tensor) -> Tensor:
         event = self.known.shape[1:] if self.each else self.known.shape
@@ -223,9 +223,9 @@ class Mask(Diagonalised):
 
 
 class Separable(Diagonalised):
-    """A linear map of the rows and then of the columns of pictures (…, height, width): A X = H X Wᵀ.
+    """A separable linear map of pictures (…, height, width): A X = H X Wᵀ.
 
-    With the singular values of H and W those of A are their products.
+    The singular values of A are the products of those of H and W.
     """
 
     @abstractmethod
@@ -234,7 +234,7 @@ class Separable(Diagonalised):
 
     @abstractmethod
     def size_before(self, size: int) -> int:
-        """Return the size of an axis whose image has the given size."""
+        """Return the size of an axis of the event whose observation has the given size."""
 
     def _of(self, height: int, width: int, like: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         return _factors(self, height, like.dtype, like.device), _factors(self, width, like.dtype, like.device)
@@ -263,7 +263,7 @@ class Separable(Diagonalised):
 
 @lru_cache(maxsize=64)
 def _factors(operator: Separable, size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """Return the matrix along an axis, and the eigenvectors and eigenvalues of its square."""
+    """Return the matrix along an axis, and the eigenvectors and eigenvalues of its product with its transpose."""
     matrix = operator.axis(size)
     u, s, _ = torch.linalg.svd(matrix, full_matrices=True)
     q = s.new_zeros(len(u))
@@ -273,15 +273,16 @@ def _factors(operator: Separable, size: int, dtype: torch.dtype, device: torch.d
 
 @dataclass(frozen=True)
 class Downsample(Separable):
-    """A picture of a whole factor fewer rows and columns. Its inverse problem is known as super-resolution.
+    """Downsampling by an integer factor. Its inverse problem is known as super-resolution.
 
     Args:
         factor: ≥ 1; it divides height and width.
-        kernel: ``box``: means of factor × factor; ``bicubic``: the cubic of Keys with a = −1/2, as long as the factor, its
-            weights at the borders renormalised, as Pillow and others reduce pictures.
+        kernel: ``box``: means of factor × factor pixels; ``bicubic``: the cubic of Keys with a = −1/2, stretched by the
+            factor, with renormalised weights at the borders, as in Pillow and other libraries.
 
     Raises:
-        ArgumentError: A factor below 1, another kernel, or when called a size that the factor does not divide.
+        ArgumentError: The factor is below 1 or the kernel unknown; when called, a size that is not a multiple of the
+            factor.
     """
 
     factor: int
@@ -318,12 +319,11 @@ class Blur(Separable):
     """A Gaussian blur of pictures.
 
     Args:
-        sigma: Standard deviation > 0, in pixels; the kernel is cut off at four of them.
-        boundary: What lies beyond the border: ``reflect``, the picture mirrored at its edge, or ``circular``, the picture
-            again.
+        sigma: Standard deviation > 0, in pixels; the kernel is truncated at four of them.
+        boundary: Extension beyond the border: ``reflect``, mirrored at the edge, or ``circular``, periodic.
 
     Raises:
-        ArgumentError: A number out of range, or another boundary.
+        ArgumentError: A value is out of range, or the boundary unknown.
     """
 
     sigma: float
@@ -352,17 +352,18 @@ class Blur(Separable):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FourierMask(Diagonalised):
-    """Some Fourier coefficients of pictures, as of magnetic resonance: orthonormal, over the last two dimensions.
+    """A subset of the orthonormal Fourier coefficients of pictures, over the last two dimensions, as in MRI.
 
-    Observations hold real and imaginary parts, (batch, …, height, width, 2), and 0 where nothing is known. Noise is
-    independent for each of these numbers. Of the two that a real picture gives twice, the mean counts.
+    Observations hold real and imaginary parts, (batch, …, height, width, 2), and 0 for unknown coefficients. Noise is
+    independent for each of these numbers. A real picture gives each coefficient twice, up to conjugation; their mean is
+    used.
 
     Args:
-        known: True where a coefficient is known, (height, width), in the order of :func:`torch.fft.fft2`. With a frequency
-            it has its negative as well, since a real picture has the same coefficient there.
+        known: True for known coefficients, (height, width), in the order of :func:`torch.fft.fft2`. It must be
+            symmetric under negation of the frequency, as a real picture has conjugate coefficients there.
 
     Raises:
-        ArgumentError: It has another shape, other values, or a frequency without its negative.
+        ArgumentError: The shape or the values are wrong, or a frequency lacks its negative.
     """
 
     known: Tensor
@@ -416,14 +417,14 @@ def _negated(spectrum: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Matrix(Diagonalised):
-    """A matrix times the flattened event.
+    """A matrix applied to the flattened event.
 
     Args:
-        matrix: (observed, numbers of an event), or (number, observed, numbers of an event): one for each example.
+        matrix: (observed, size of an event), or (number, observed, size of an event): one for each example.
         event: Shape of an event; ``None`` for vectors.
 
     Raises:
-        ArgumentError: The shapes do not fit, or it is not of real numbers.
+        ArgumentError: The shapes do not fit, or the matrix is not real.
     """
 
     matrix: Tensor
@@ -442,7 +443,7 @@ class Matrix(Diagonalised):
             raise ArgumentError(f"the matrix has {self.matrix.shape[-1]} columns, and events {event} other numbers")
         object.__setattr__(self, "event", tuple(event))
         u, s, _ = torch.linalg.svd(self.matrix.double(), full_matrices=True)
-        # Numbers of 16 bits are taken as they are: by their rounding nearly all of a spectrum would count as none.
+        # The precision of 16-bit input is not used: by its rounding nearly all of a spectrum would count as zero.
         kept = torch.promote_types(self.matrix.dtype, torch.float32)
         small = s.amax(-1, keepdim=True) * max(self.matrix.shape[-2:]) * torch.finfo(kept).eps
         q = torch.nn.functional.pad(torch.where(s > small, s, 0.0).square(), (0, u.shape[-1] - s.shape[-1]))
@@ -488,7 +489,7 @@ class Matrix(Diagonalised):
         return self._changed(change)
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Matrix:
-        """Return the operator of changed tensors; its spectrum is not worked out again."""
+        """Return the operator with changed tensors, without computing its spectrum again."""
         new = object.__new__(Matrix)
         object.__setattr__(new, "matrix", change(self.matrix))
         object.__setattr__(new, "event", self.event)
@@ -497,19 +498,19 @@ class Matrix(Diagonalised):
 
 
 def _times(matrix: Tensor, x: Tensor) -> Tensor:
-    """Return the products of a matrix, or of one for each row, with the rows of x (batch, numbers)."""
+    """Return the products of a matrix, or of one for each row, with the rows of x (batch, size)."""
     own = matrix.to(x)
-    if own.ndim == 2 and x.ndim == 2:  # one product, and not one for each row: tens of times faster
+    if own.ndim == 2 and x.ndim == 2:  # one product instead of one for each row: tens of times faster
         return x @ own.mT
     return (own @ x[..., None]).squeeze(-1)
 
 
 def _told(q: Tensor, noise: Tensor | float) -> Tensor:
-    """Return eigenvalues of A Aᵀ, 0 where without noise nothing is told but rounding, which would be divided by its root."""
+    """Return eigenvalues of A Aᵀ, with those of rounding errors set to 0 if there is no noise."""
     silent = q <= torch.finfo(q.dtype).eps * q.amax()
     return torch.where(silent & (torch.as_tensor(noise, device=q.device) == 0), 0.0, q)
 
 
 def _over(scale: Scale, like: Tensor) -> Tensor | float:
-    """Shape a scale so that it broadcasts against observations or events."""
+    """Reshape a scale to broadcast against observations or events."""
     return over_events(scale, like) if isinstance(scale, Tensor) and scale.ndim == 1 and like.ndim > 1 else scale

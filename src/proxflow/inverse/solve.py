@@ -1,4 +1,4 @@
-"""Conjugate gradients and least residuals in the space of observations, without a wait for the device."""
+"""Conjugate gradients and GMRES in the space of observations, without synchronising with the device."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Normal = Callable[[Tensor], tuple[Tensor, Tensor]]
 def conjugate_gradients(
     normal: Normal, right: Tensor, iterations: int, tolerance: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
-    """Solve S v = b for each example, and return v and C Aᵀ v, which comes without a further product.
+    """Solve S v = b for each example, and return v and C Aᵀ v, which takes no further product.
 
-    Each iteration takes one product by S. An example whose residual has fallen below ``tolerance`` ‖b‖ stays as it is; that
-    is decided on the device, so the number of products is always ``iterations``. On a singular S it finds the solution of
-    least norm, for b in its range.
+    Each iteration takes one product with S. An example whose residual is below ``tolerance`` ‖b‖ is no longer changed;
+    this is decided on the device, so there are always ``iterations`` products. For a singular S and b in its range it
+    finds the solution of least norm.
 
     Args:
-        normal: See :data:`Normal`. S is symmetric and not negative.
+        normal: See :data:`Normal`. S is symmetric and positive semidefinite.
         right: b, (batch, *observed).
-        iterations: Products, ≥ 1.
+        iterations: Number of products, ≥ 1.
         tolerance: Relative residual at which an example is done.
     """
     residual, direction = right, right
@@ -48,15 +48,15 @@ def conjugate_gradients(
 
 
 def least_residual(normal: Normal, right: Tensor, iterations: int) -> Tensor:
-    """Return C Aᵀ v for the v of least ‖S v − b‖ among the first powers of S on b. Known elsewhere as GMRES.
+    """Return C Aᵀ v for the v of least ‖S v − b‖ in the Krylov space of S and b. Known elsewhere as GMRES.
 
-    S need not be symmetric, as it is not where C is the derivative of a network: conjugate gradients break down there.
-    A basis vector that adds nothing counts as 0.
+    S need not be symmetric. It is not if C is a network's Jacobian, where conjugate gradients break down. A basis
+    vector within the span of the others is set to 0.
 
     Args:
         normal: See :data:`Normal`; it is called ``iterations`` times.
         right: b, (batch, *observed).
-        iterations: Products, ≥ 1.
+        iterations: Number of products, ≥ 1.
     """
     size = sum_events(right * right).sqrt()
     basis, images, shifts = [_unit(right, size, torch.zeros_like(size))], [], []
@@ -65,13 +65,13 @@ def least_residual(normal: Normal, right: Tensor, iterations: int) -> Tensor:
         images.append(image.flatten(1).double())
         shifts.append(shift)
         fresh = image
-        for _ in range(2):  # twice is enough for an orthogonal basis in rounded arithmetic
+        for _ in range(2):  # twice is enough for an orthogonal basis in floating point
             for old in basis:
                 fresh = fresh - over_events(sum_events(fresh * old), fresh) * old
         basis.append(_unit(fresh, sum_events(fresh * fresh).sqrt(), 1e-6 * sum_events(image * image).sqrt()))
     columns = torch.stack(images, 2)
     gram = columns.mT @ columns
-    # Of a right-hand side that is 0 all is 0: the floor's inverse must then be finite.
+    # For a right-hand side of 0 all is 0: the floor's inverse must then be finite.
     floor = (1e-13 * gram.diagonal(dim1=1, dim2=2).amax(1)[:, None]).clamp_min(1e-300)
     weights = torch.linalg.solve_ex(
         gram + torch.diag_embed(floor.expand(-1, iterations)), columns.mT @ right.flatten(1).double()[..., None]
@@ -82,6 +82,6 @@ def least_residual(normal: Normal, right: Tensor, iterations: int) -> Tensor:
 
 
 def _unit(v: Tensor, size: Tensor, least: Tensor) -> Tensor:
-    """Return vectors of length 1, and 0 for those that are too short to have a direction."""
+    """Return vectors normalised to length 1, and 0 for those too short to have a direction."""
     scale = torch.where(size > least, 1 / size.clamp_min(torch.finfo(v.dtype).tiny), 0.0)
     return over_events(scale, v) * v

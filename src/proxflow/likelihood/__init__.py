@@ -1,4 +1,4 @@
-"""Likelihoods of data under a flow, in nats: exact where they can be computed, else bounds."""
+"""Likelihoods of data under a flow, in nats: exact if they can be computed, else bounds."""
 
 from proxflow.likelihood.bayesian import bayesian_bound
 from proxflow.likelihood.channel import two_class_bound

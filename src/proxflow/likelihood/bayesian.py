@@ -1,9 +1,9 @@
-"""The variational bound of Bayesian flows: the cost of n messages about the data, and of the data at the end.
+"""The variational bound of Bayesian flows: the cost of n messages, and of the data given the last belief.
 
     −log p(x) ≤ Σ_{i=1}^n E KL(S(·|x; α_i) ‖ R(·|belief_{i−1})) + E[−log p(x | belief at t = 1)]
 
-"Bayesian Flow Networks" (Graves et al., 2023), arXiv 2308.07037, §3. In the limit of infinitely many messages the sum is an
-integral over time. The first belief is fixed, so it costs nothing.
+"Bayesian Flow Networks" (Graves et al., 2023), arXiv 2308.07037, §3. In the limit of infinitely many messages the sum
+is an integral over time. The first belief is fixed and costs nothing.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def bayesian_bound(
     steps: int | None = None,
     condition: Condition | None = None,
 ) -> Tensor:
-    """Estimate an upper bound of −log p(x) of a Bayesian flow, in nats per example, by Monte Carlo.
+    """Estimate an upper bound on −log p(x) of a Bayesian flow, in nats per example, by Monte Carlo.
 
     Known elsewhere as the negative ELBO. For classes and bins p(x) is the probability of the data; for a
-    :class:`~proxflow.BFN` that of their bins of its ``readout``. Bits per dimension are
-    ``Nats(values, dimensions).bits_per_dimension``.
+    :class:`~proxflow.BFN` that of their bins in its ``readout``. Bits per dimension are ``Nats(values,
+    dimensions).bits_per_dimension``.
 
     With exact predictions the mean over the data is their entropy: for events of one coordinate with any number of
     messages, for others in the limit of infinitely many.
@@ -42,12 +42,12 @@ def bayesian_bound(
         predict: Function of a belief and times (batch,) that returns the predicted target.
         flow: :class:`~proxflow.BFN`, :class:`~proxflow.DiscretisedBFN` or :class:`~proxflow.DiscreteBFN`.
         x: Data (batch, *event), real numbers in [−1, 1] or int64 classes.
-        generator: Source of times and noise, on the device of ``x``. With :class:`~proxflow.random.SampleStreams` an
-            example's number does not depend on its batch.
-        draws: Times for each example, one in each of ``draws`` equal parts of [0, 1]; the cost is draws + 1 evaluations.
+        generator: Random generator of times and noise, on the device of ``x``. With
+            :class:`~proxflow.random.SampleStreams` an example's result does not depend on its batch.
+        draws: Times per example, one in each of ``draws`` equal parts of [0, 1]; the cost is draws + 1 evaluations.
         steps: Number n of messages; ``None`` takes the limit of infinitely many. The bound of n messages is
             that of the sampler with n updates.
-        condition: What the predictions are conditioned on, one row an example.
+        condition: Condition of the predictions, one row per example.
 
     Returns:
         Nats per example, (batch,), float64.

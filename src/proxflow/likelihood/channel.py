@@ -1,20 +1,20 @@
-"""A bound of the likelihood of two-class flows on the simplex, from the information in their training beliefs.
+"""A likelihood bound of two-class flows on the simplex, from the information in their training beliefs.
 
 A flow with :class:`~proxflow.flows.CategoricalEndpoints` of two classes shows the network each coordinate x_i through a
-noisy channel x_i → θ_i(t), independent of the others and more informative as t grows. Any process with these marginals that
-the network's predictions can drive is a latent-variable model, and its negative ELBO is a bound of −log p(x). With
-ρ = τ/(1 − τ), and ê_i the predicted probability of the true class, both geometries lead to
+noisy channel x_i → θ_i(t), independent of the others and more informative as t grows. Any process with these marginals
+that the network's predictions can drive is a latent-variable model, and its negative ELBO is an upper bound on −log
+p(x). With ρ = τ/(1 − τ), and ê_i the predicted probability of the true class, both geometries lead to
 
     −log p(x) ≤ ∫₀¹ dq/(1 − q) E Σ_{i uncertain} cost_i,
 
-where q is the share of coordinates whose own belief is certain of its class; at τ = 1/2 all are.
+where q is the fraction of coordinates whose own belief is certain of its class; at τ = 1/2 all are.
 
-* **Reverse KL** (the linear flow), q = ρ. A belief is uniform on the part of the segment it can reach: it tells its class
-  or nothing. This is an erasure channel with cost = −log ê. Known elsewhere as masked diffusion: "Simple and Effective
-  Masked Diffusion Language Models" (Sahoo et al., 2024), arXiv 2406.07524.
-* **Fisher–Rao**, q = sin²(πρ/2). On the arc θ = (cos²ψ, sin²ψ) let s = (1 + ρ)(2ψ − π/2), a = πρ/2. Beliefs with
-  |s| ≥ π/2 − a are certain; for the others w = sin s / cos a is uniform on (−1, 1) for even classes, and the posterior of
-  class 1 given this belief alone is cos(a − s)/(cos(a − s) + cos(a + s)). These posteriors grow in convex order, so they
+* **Reverse KL** (the linear flow), q = ρ. A belief is uniform on the part of the segment it can reach: it determines
+  its class or holds no information. This is an erasure channel with cost = −log ê. Known elsewhere as masked diffusion:
+  "Simple and Effective Masked Diffusion Language Models" (Sahoo et al., 2024), arXiv 2406.07524.
+* **Fisher–Rao**, q = sin²(πρ/2). On the arc θ = (cos²ψ, sin²ψ) let s = (1 + ρ)(2ψ − π/2), a = πρ/2. Beliefs with |s| ≥
+  π/2 − a are certain; for the others w = sin s / cos a is uniform on (−1, 1) for even classes, and the posterior of
+  class 1 given only this belief is cos(a − s)/(cos(a − s) + cos(a + s)). These posteriors grow in convex order, so they
   are the marginals of one martingale diffusion ("Pricing with a Smile" (Dupire, 1994)), and Girsanov's theorem gives
   cost = 2 (1 − ê)²/(1 − w²).
 
@@ -38,12 +38,12 @@ from proxflow.examples import Condition, check_condition, given
 from proxflow.flows import GPFN, CategoricalEndpoints
 from proxflow.random import Generator, rand
 
-# How far, in nats of log-odds, a prediction may differ from the posterior given the coordinate's own belief alone. The bound
-# is valid with any limit. An exact predictor rarely goes further, and then loses about e^−20 a coordinate; without a limit a
+# How far, in nats of log-odds, a prediction may differ from the posterior given only the coordinate's own belief. The bound
+# is valid with any limit. An exact predictor rarely exceeds it, and then loses about e^−20 per coordinate; without a limit a
 # network that ignores an almost certain belief would have unbounded cost.
 _FARTHEST_CONTEXT = 10.0
 
-# Share of the times that are drawn denser toward the end, where few coordinates are uncertain but their weight is large.
+# Fraction of times that are drawn denser toward the end, where few coordinates are uncertain but their weight is large.
 # Without it the variance of the estimate is infinite.
 _LATE_SHARE = 0.1
 
@@ -52,9 +52,10 @@ class _Channel(NamedTuple):
     """The information in a training belief about its own class.
 
     Args:
-        ratio: From the share of the coordinates that are not certain to ρ = τ/(1 − τ).
-        cost: From log-odds log θ_x/θ_x' of the belief for the true class, (batch, *event), those of the prediction, and ρ,
-            broadcastable to them, to the cost of each coordinate in nats, 0 where its belief is certain.
+        ratio: Function from the fraction of uncertain coordinates to ρ = τ/(1 − τ).
+        cost: Function from log-odds log θ_x/θ_x' of the belief for the true class, (batch, *event), those of the
+            prediction, and ρ, broadcastable to them, to the cost of each coordinate in nats, 0 if its belief is
+            certain.
     """
 
     ratio: Callable[[Tensor], Tensor]
@@ -86,7 +87,7 @@ _CHANNELS: dict[type[Divergence], _Channel] = {
 
 
 def draw_uncertain(uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Return shares 1 − q in (0, 1] from uniform numbers, and their densities (1 − c) + c/(2 √(1 − q)), c the late share."""
+    """Return 1 − q in (0, 1] from uniform numbers, and their densities (1 − c) + c/(2 √(1 − q)), c the late fraction."""
     c = _LATE_SHARE
     uniform = uniform.clamp_min(1e-12)  # keeps the square from underflow
     root = 2 * uniform / (c + (c * c + 4 * (1 - c) * uniform).sqrt())
@@ -103,25 +104,25 @@ def two_class_bound(
     dtype: torch.dtype = torch.float32,
     condition: Condition | None = None,
 ) -> Tensor:
-    """Estimate an upper bound of −log p(x) for a flow between two classes, in nats per example.
+    """Estimate an upper bound on −log p(x) for a flow between two classes, in nats per example.
 
     Known elsewhere as the negative ELBO. It is an unbiased estimate of ∫ dq/(1 − q) E Σ_{i uncertain} cost_i (see the
-    module) from ``draws`` times for each example. With exact predictions its mean over the data is their entropy. Other data
-    must first be made binary: thresholded, or drawn with the grey value as probability.
+    module) from ``draws`` times per example. With exact predictions its mean over the data is their entropy. Other data
+    must first be binarised: by a threshold, or drawn with the grey value as probability.
 
-    A coordinate whose belief is certain costs nothing, whatever the network predicts there. For Fisher–Rao the log-odds of
-    predictions are kept within ± 10 of those of the coordinate's own belief, which leaves the bound valid. Its costs have a
-    heavy tail (almost certain beliefs in the wrong class), which the standard error shows.
+    A coordinate whose belief is certain costs nothing, whatever the network predicts there. For Fisher–Rao the log-odds
+    of predictions are clipped to ± 10 around those of the coordinate's own belief, which keeps the bound valid. Its
+    costs have a heavy tail (almost certain beliefs in the wrong class), which the standard error shows.
 
     Args:
         predict: Function of a belief and times (batch,) that returns the predicted classes.
         flow: ``GPFN(ReverseKL(), …)`` or ``GPFN(FisherRao(), …)`` with ``CategoricalEndpoints(2)``, any schedule.
         x: Classes 0 and 1, int64 (batch, *event).
-        generator: Source of times and noise, on the device of ``x``. With :class:`~proxflow.random.SampleStreams` an
-            example's number does not depend on its batch.
-        draws: Evaluations of ``predict`` for each example, ≥ 1.
-        dtype: Precision of the inputs of ``predict``. All else is in float64.
-        condition: What the predictions are conditioned on, one row an example.
+        generator: Random generator of times and noise, on the device of ``x``. With
+            :class:`~proxflow.random.SampleStreams` an example's result does not depend on its batch.
+        draws: Evaluations of ``predict`` per example, ≥ 1.
+        dtype: Precision of the inputs of ``predict``. The rest is in float64.
+        condition: Condition of the predictions, one row per example.
 
     Returns:
         Nats per example, (batch,), float64.

@@ -1,46 +1,46 @@
-"""Bounds of the likelihood of flows of classes: masked diffusion, and steps on the simplex of any number of classes.
+"""Likelihood bounds of flows of classes: masked diffusion, and steps on the simplex of any number of classes.
 
-**Masked diffusion** (:class:`~proxflow.flows.Masked`): classes are revealed one after the other, and with the share h
-of those that are hidden
+**Masked diffusion** (:class:`~proxflow.flows.Masked`): classes are revealed one after the other, and with the fraction
+h of hidden ones
 
     −log p(x) ≤ ∫₀¹ dh/h E Σ_{i hidden} −log ê_i(x_i).
 
 "Simplified and Generalized Masked Diffusion for Discrete Data" (Shi et al., 2024), arXiv 2406.04329, eq. 5.
 
-**The linear flow** (reverse KL on the simplex). A belief (1 − τ) θ₀ + τ e_x with θ₀ uniform has one density on all of
-{θ_x ≥ τ}: it tells that x is among the *candidates* A = {k: θ_k ≥ τ}, each as likely as another, and nothing else. As
-ρ = τ/(1 − τ) grows to 1, a candidate k ≠ x falls out when ρ reaches θ₀_k. Given what fell out so far, each of the m
-others does so at the rate m/s, with s = Σ_{k ∈ A} (θ_k/(1 − τ) − ρ), whichever candidate x is. A model that has x
-drawn from ê among the candidates lets k fall out at (1 − ê_k) times that rate, and the divergence of the two
-processes is
+**The linear flow** (reverse KL on the simplex). A belief (1 − τ) θ₀ + τ e_x with θ₀ uniform has constant density on
+{θ_x ≥ τ}: it only says that x is among the *candidates* A = {k: θ_k ≥ τ}, all equally likely. As ρ = τ/(1 − τ) grows to
+1, a candidate k ≠ x is eliminated when ρ reaches θ₀_k. Given the eliminations so far, each of the m others is
+eliminated at the rate m/s, with s = Σ_{k ∈ A} (θ_k/(1 − τ) − ρ), whichever candidate x is. A model that draws x from ê
+among the candidates eliminates k at (1 − ê_k) times that rate, and the divergence of the two processes is
 
     −log p(x) ≤ ∫₀¹ dρ E Σ_i (m_i/s_i) Σ_{k ∈ A_i, k ≠ x_i} −log(1 − ê_i(k)).
 
-With exact predictions its mean is the entropy. Of two classes it is the erasure channel of
+With exact predictions its mean is the entropy. For two classes it is the erasure channel of
 :mod:`proxflow.likelihood.channel`.
 
-**The Fisher–Rao flow.** Let q(θ|k) be the law of a coordinate's belief, u_k its velocity toward e_k, s_k = ∇ log q(θ|k), and
-let a bar be the mean over what is known of the class from all beliefs. The equations of continuity of q and of its mean over
-the data, and an integration by parts, give the rate at which KL(q(·|x) ‖ mean) grows,
+**The Fisher–Rao flow.** Let q(θ|k) be the distribution of a coordinate's belief, u_k its velocity toward e_k, s_k = ∇
+log q(θ|k), and let a bar be the mean over the posterior of the class given all beliefs. The equations of continuity of
+q and of its mean over the data, and an integration by parts, give the rate at which KL(q(·|x) ‖ mean) grows,
 
     E Σ_i (u_x − ū)·(s_x − s̄) = E Σ_i (e_x − p)ᵀ M (e_x − p),   M_kl = u_k·s_l,
 
 where p are the marginals of the posterior, which a network predicts. With φ_k the angle from √θ to e_k, c = 1 − τ the
-factor by which it has shrunk, and −c for the time, u_k = a_k (e_k − θ) and s_l = h_l e_l with
+factor by which it has shrunk, and −c as the time, u_k = a_k (e_k − θ) and s_l = h_l e_l with
 
     a_k = 2 (φ_k/c) cot φ_k,   h_k = ∂ log G(θ_k)/∂θ_k,   G = cos(φ/c) sin^{2K−3}(φ/c) / (cos φ sin^{2K−3} φ).
 
-Where M is positive on differences of laws, the cost (e_x − ê)ᵀ M (e_x − ê) is a proper score, least on average at ê = p. Of
-rare beliefs it is not; there its diagonal part a_k h_k is multiplied by the least number κ that makes it so.
-Then for every law of the data the mean of
+Where M is positive on differences of distributions, the cost (e_x − ê)ᵀ M (e_x − ê) is a proper score, minimal on
+average at ê = p. For rare beliefs it is not; there its diagonal part a_k h_k is multiplied by the least number κ that
+makes it so. Then for every distribution of the data the mean of
 
     L(x) = ∫_{1/2}^1 dc E Σ_i [κ Σ_k a_k h_k δ_k² − (Σ_k a_k δ_k)(Σ_k h_k θ_k δ_k)],   δ = e_x − ê,
 
-is at least the entropy. With the law ∝ exp(−L) this says Σ_x exp(−L(x)) ≤ 1, so that L(x) is a bound of −log p(x) of the
-model p ∝ exp(−L), whatever the network says. With exact predictions its mean is the entropy, but for the
-little that κ adds. Of two classes it is the arc of :mod:`proxflow.likelihood.channel`.
+is at least the entropy. For the distribution ∝ exp(−L) this means Σ_x exp(−L(x)) ≤ 1, so that L(x) is an upper bound on
+−log p(x) of the model p ∝ exp(−L), whatever the network predicts. With exact predictions its mean is the entropy, plus
+the little that κ adds. For two classes it is the arc of :mod:`proxflow.likelihood.channel`.
 
-The costs of the other flows are functions of the belief and of what the process knows: bounds whatever the network says.
+The costs of the other flows are functions of the belief and of what the process knows: bounds whatever the network
+predicts.
 """
 
 from __future__ import annotations
@@ -63,10 +63,11 @@ from proxflow.likelihood.channel import draw_uncertain, two_class_bound
 from proxflow.random import Generator, rand
 
 _FARTHEST_CONTEXT = 10.0
-"""As in :mod:`proxflow.likelihood.channel`: how far, in nats, predicted odds may differ from those of the own belief."""
+"""As in :mod:`proxflow.likelihood.channel`: how far, in nats, predicted log-odds may differ from those of the own
+belief."""
 
 _LEAST_ANGLE = 1e-6
-"""Angles nearer to either end are moved there, where formulas would lose their digits."""
+"""Angles nearer to either end are moved to this one, as formulas would lose their digits."""
 
 
 def class_bound(
@@ -78,10 +79,10 @@ def class_bound(
     draws: int = 16,
     condition: Condition | None = None,
 ) -> Tensor:
-    """Estimate an upper bound of −log p(x) of a flow of classes, in nats per example, by Monte Carlo.
+    """Estimate an upper bound on −log p(x) of a flow of classes, in nats per example, by Monte Carlo.
 
-    Bits per token are ``Nats(values, tokens).bits_per_dimension``. With exact predictions the mean over the data is their
-    entropy, but for Fisher–Rao of more than two classes, where it may be a little larger. Of mixed data it is
+    Bits per token are ``Nats(values, tokens).bits_per_dimension``. With exact predictions the mean over the data is
+    their entropy, except for Fisher–Rao with more than two classes, where it may be slightly larger. For mixed data use
     :func:`~proxflow.mixed_bound`.
 
     Args:
@@ -89,10 +90,10 @@ def class_bound(
         flow: :class:`~proxflow.DiscreteBFN` (:func:`bayesian_bound`), :class:`~proxflow.Masked`, or :class:`~proxflow.GPFN`
             with ``ReverseKL`` or ``FisherRao`` and ``CategoricalEndpoints`` (:func:`two_class_bound` for two classes).
         x: Classes, int64 (batch, *event).
-        generator: Source of times and noise, on the device of ``x``. With :class:`~proxflow.random.SampleStreams` an
-            example's number does not depend on its batch.
-        draws: Times for each example, one in each of ``draws`` equal parts, ≥ 1, each an evaluation.
-        condition: What the predictions are conditioned on, one row an example.
+        generator: Random generator of times and noise, on the device of ``x``. With
+            :class:`~proxflow.random.SampleStreams` an example's result does not depend on its batch.
+        draws: Times per example, one in each of ``draws`` equal parts, ≥ 1, each an evaluation.
+        condition: Condition of the predictions, one row per example.
 
     Returns:
         Nats per example, (batch,), float64.
@@ -129,7 +130,7 @@ def class_bound(
 
 
 def has_class_bound(flow: Flow[Any]) -> bool:
-    """Tell whether :func:`class_bound` knows a flow."""
+    """Return whether :func:`class_bound` supports a flow."""
     if isinstance(flow, GPFN):
         known = type(flow.divergence) in (ReverseKL, FisherRao) and flow.energy is None
         return known and isinstance(flow.endpoints, CategoricalEndpoints)
@@ -137,7 +138,7 @@ def has_class_bound(flow: Flow[Any]) -> bool:
 
 
 def _masked_cost(predict: Predict, flow: Masked, x: Tensor, generator: Generator, uniform: Tensor) -> Tensor:
-    """Return the integrand of the bound at a time for each example, over the time's density, and the cost at the end."""
+    """Return the bound's integrand at one time per example, divided by the time's density, and the cost at the end."""
     end = flow.schedule.remaining(torch.ones((), dtype=torch.float64, device=x.device))
     hidden = end + (1 - end) * uniform
     t = flow.schedule.time_of(1 - hidden)
@@ -153,7 +154,7 @@ def _masked_cost(predict: Predict, flow: Masked, x: Tensor, generator: Generator
 
 
 def _simplex_cost(predict: Predict, flow: GPFN, x: Tensor, generator: Generator, uniform: Tensor) -> Tensor:
-    """Return the integrand of the bound at a time for each example, over the density of the time."""
+    """Return the bound's integrand at one time per example, divided by the time's density."""
     classes: int = flow.endpoints.classes  # type: ignore[attr-defined]
     left, weight = simplex_times(flow.divergence, classes, uniform)
     belief, cost = simplex_beliefs(flow.divergence, classes, x, left, generator)
@@ -162,13 +163,13 @@ def _simplex_cost(predict: Predict, flow: GPFN, x: Tensor, generator: Generator,
 
 
 Cost = Callable[[Tensor], Tensor]
-"""From logits of predictions, (batch, *event, K), to what each example costs, (batch,), in nats."""
+"""From logits of predictions, (batch, *event, K), to the cost of each example, (batch,), in nats."""
 
 
 def simplex_times(divergence: Divergence, classes: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Return c = 1 − τ at times drawn by uniform numbers (batch,), and what the costs there weigh.
+    """Return c = 1 − τ at times drawn with uniform numbers (batch,), and the weights of the costs there.
 
-    Mean costs times weights are the bound of the flow with ``ReverseKL`` or ``FisherRao`` between so many classes.
+    The mean of costs times weights is the bound of the flow with ``ReverseKL`` or ``FisherRao``.
     """
     share, density = draw_uncertain(uniform)
     if isinstance(divergence, FisherRao):
@@ -181,7 +182,7 @@ def simplex_times(divergence: Divergence, classes: int, uniform: Tensor) -> tupl
 def simplex_beliefs(
     divergence: Divergence, classes: int, x: Tensor, left: Tensor, generator: Generator
 ) -> tuple[Categorical, Cost]:
-    """Draw beliefs about classes ``x`` (batch, *event) at c = 1 − τ (batch,), float64, and tell what predictions cost."""
+    """Draw beliefs about classes ``x`` (batch, *event) at c = 1 − τ (batch,), float64, and the cost of predictions."""
     start = rand(torch.Size([*x.shape, classes]), generator, torch.float64, x.device).log().neg()
     start, left = start / start.sum(-1, keepdim=True), over_events(left, start)
     if isinstance(divergence, FisherRao):
@@ -192,11 +193,11 @@ def simplex_beliefs(
 
 
 _Cost = Callable[[Tensor], Tensor]
-"""As :data:`Cost`, of each coordinate, (batch, *event)."""
+"""As :data:`Cost`, for each coordinate, (batch, *event)."""
 
 
 def _erased(start: Tensor, x: Tensor, ratio: Tensor) -> tuple[Tensor, _Cost]:
-    """Return log θ of the linear flow's beliefs from θ₀ at ρ, (batch, *event, K), and what predictions of them cost."""
+    """Return log θ of the linear flow's beliefs from θ₀ at ρ, (batch, *event, K), and the cost of predictions."""
     own = x[..., None]
     over = (start - ratio).scatter_add(-1, own, ratio.expand(own.shape))  # θ/(1 − τ) − ρ
     alive = (over >= 0).scatter(-1, own, True)
@@ -211,9 +212,9 @@ def _erased(start: Tensor, x: Tensor, ratio: Tensor) -> tuple[Tensor, _Cost]:
 
 
 def _arc_time(share: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Return c = 1 − τ where about a share of the wrong classes is left on the Fisher–Rao flow, and dc/d(share).
+    """Return c = 1 − τ at which about a share of the wrong classes is left on the Fisher–Rao flow, and dc/d(share).
 
-    Exact for two classes. Others only make the estimate scatter more where it is not.
+    Exact for two classes. For more, inexactness only raises the variance of the estimate.
     """
 
     def of(c: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,7 +231,7 @@ def _arc_time(share: Tensor, classes: int) -> tuple[Tensor, Tensor]:
 
 
 def _arc(start: Tensor, x: Tensor, c: Tensor) -> tuple[Tensor, _Cost]:
-    """Return log θ of the Fisher–Rao flow's beliefs from θ₀ at c, (batch, *event, K), and what predictions of them cost."""
+    """Return log θ of the Fisher–Rao flow's beliefs from θ₀ at c, (batch, *event, K), and the cost of predictions."""
     classes, own = start.shape[-1], x[..., None]
     power = 2 * classes - 3
     before = start.gather(-1, own)

@@ -1,18 +1,18 @@
-"""A bound of the likelihood of mixed data: numbers and classes side by side, each part by its own channel.
+"""A likelihood bound of mixed data, numbers and classes, each part by its own channel.
 
-Given the data, the parts of a belief move independently of each other. A model that drives each part by predictions made of
-the whole belief has, at any time, the costs of all parts, and so
+Given the data, the parts of a belief move independently of each other. A model that drives each part by predictions
+from the whole belief has, at any time, the sum of the parts' costs, and so
 
     −log p(x) ≤ Σ_parts ∫ cost of the part.
 
-A part of classes costs what :mod:`proxflow.likelihood.classes` says. A part of d numbers with the Gaussian path a x + b ε
-has the signal-to-noise ratio λ = (a/b)², from 0 to Λ, and costs
+The cost of a part of classes is that of :mod:`proxflow.likelihood.classes`. A part of d numbers with the Gaussian path
+a x + b ε has the signal-to-noise ratio λ = (a/b)², from 0 to Λ, and costs
 
     ½ ∫₀^Λ E |x − x̂|² dλ + (d/2) (1 + log(2π/Λ)),
 
-where the last term is −log N(x; ·, 1/Λ), of x read from the last belief. "Variational Diffusion Models" (Kingma et al.,
-2021), arXiv 2107.00630; "Mutual Information and Minimum Mean-Square Error in Gaussian Channels" (Guo et
-al., 2005), arXiv cs/0412108.
+where the last term is E −log N(x; ·, 1/Λ), for x read from the last belief. "Variational Diffusion Models" (Kingma et
+al., 2021), arXiv 2107.00630; "Mutual Information and Minimum Mean-Square Error in Gaussian Channels" (Guo et al.,
+2005), arXiv cs/0412108.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from proxflow.random import Generator, rand, randn_like
 
 
 class _Part(NamedTuple):
-    """What a part of mixed data costs.
+    """The cost of a part of mixed data.
 
     Args:
-        times: From uniform numbers (batch,) to times, and what costs there weigh.
-        beliefs: From the part's data (batch, columns), times (batch,) and a generator to beliefs, and what predictions of
-            them cost, (batch,).
-        last: Nats that reading the last belief costs.
+        times: Function from uniform numbers (batch,) to times and the weights of costs there.
+        beliefs: Function from the part's data (batch, columns), times (batch,) and a generator to beliefs, and the cost
+            of predictions, (batch,).
+        last: Cost of reading the last belief, in nats.
     """
 
     times: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -60,10 +60,10 @@ def mixed_bound(
     draws: int = 16,
     condition: Condition | None = None,
 ) -> Tensor:
-    """Estimate an upper bound of −log p(x) of a flow of mixed data, in nats per example, by Monte Carlo.
+    """Estimate an upper bound on −log p(x) of a flow of mixed data, in nats per example, by Monte Carlo.
 
     p(x) is the probability of the classes times the density of the numbers, read with a noise of their ``target_std``.
-    With exact predictions its mean over the data is their entropy, but for what that noise adds.
+    With exact predictions its mean over the data is their entropy, plus the effect of that noise.
 
     Args:
         predict: Function of a belief and times (batch,) that returns the predicted row.
@@ -71,10 +71,10 @@ def mixed_bound(
             Gaussian path (``Wasserstein2``, ``KL``), and of parts of classes, whose divergence is ``ReverseKL`` or
             ``FisherRao``.
         x: Rows (batch, columns), floating point.
-        generator: Source of times and noise, on the device of ``x``. With :class:`~proxflow.random.SampleStreams` an
-            example's number does not depend on its batch.
-        draws: Times for each example and part, one in each of ``draws`` equal parts, ≥ 1, each an evaluation.
-        condition: What the predictions are conditioned on, one row an example.
+        generator: Random generator of times and noise, on the device of ``x``. With
+            :class:`~proxflow.random.SampleStreams` an example's result does not depend on its batch.
+        draws: Times per example and part, one in each of ``draws`` equal parts, ≥ 1, each an evaluation.
+        condition: Condition of the predictions, one row per example.
 
     Returns:
         Nats per example, (batch,), float64.
@@ -109,12 +109,12 @@ def mixed_bound(
 
 
 def has_mixed_bound(flow: Flow[Any]) -> bool:
-    """Tell whether :func:`mixed_bound` knows a flow."""
+    """Return whether :func:`mixed_bound` supports a flow."""
     return bool(_parts(flow))
 
 
 def _parts(flow: Flow[Any]) -> list[_Part]:
-    """Return what the parts of a flow of mixed data cost; nothing where one is not known, or the flow is another."""
+    """Return the costs of the parts of a flow of mixed data; empty if one is unknown, or for another flow."""
     if not (isinstance(flow, GPFN) and isinstance(flow.endpoints, ProductEndpoints)):
         return []
     found: list[_Part] = []
@@ -146,7 +146,7 @@ def _numbers(latent: Means, std: float, number: int) -> _Part:
     most = min(std**-2, float((a / b).square()))
 
     def times(uniform: Tensor) -> tuple[Tensor, Tensor]:
-        # Of numbers of variance 1 the errors are about 1/(1 + λ): so log(1 + λ) is drawn evenly.
+        # For numbers of variance 1 the errors are about 1/(1 + λ), so log(1 + λ) is drawn uniformly.
         above = math.log1p(most) * uniform
         return path.time_of(1 / (1 + above.expm1().rsqrt())), math.log1p(most) / 2 * above.exp()
 

@@ -12,15 +12,15 @@ from proxflow.errors import ArgumentError
 
 @dataclass(frozen=True, eq=False)
 class Nats:
-    """Negative log-likelihood −log p(x), or an upper bound of it, for each example of a data set.
+    """Negative log-likelihood −log p(x), or an upper bound on it, for each example of a data set.
 
     Args:
         values: Nats of each example, (number,), independent of each other.
         dimensions: Coordinates of an event, ≥ 1, the divisor of bits per dimension.
 
     Raises:
-        ArgumentError: Another shape, fewer than two examples (no standard error can be given), a value that is NaN, or
-            no dimensions.
+        ArgumentError: The shape is wrong, there are fewer than two examples (for a standard error), a value is NaN, or
+            there are no dimensions.
     """
 
     values: Tensor

@@ -1,15 +1,15 @@
 """Log-likelihood of flows with a Gaussian path, by the instantaneous change of variables.
 
-Known elsewhere as the likelihood of a continuous normalising flow, "Neural Ordinary Differential Equations" (Chen et al.,
-2018), arXiv 1806.07366, eq. 8, or of the probability-flow ODE, "Score-Based Generative Modeling through Stochastic
-Differential Equations" (Song et al., 2020), arXiv 2011.13456. In the straight coordinate y = μ/(a + b) = τ x + (1 − τ) ε
-all such flows, as rectified flow, BFN and diffusion, follow one equation. In u = −ln(1 − τ),
+Known elsewhere as the likelihood of a continuous normalising flow, "Neural Ordinary Differential Equations" (Chen et
+al., 2018), arXiv 1806.07366, eq. 8, or of the probability-flow ODE, "Score-Based Generative Modeling through Stochastic
+Differential Equations" (Song et al., 2020), arXiv 2011.13456. In the straight coordinate y = μ/(a + b) = τ x + (1 − τ)
+ε all such flows, as rectified flow, BFN and diffusion, follow one ODE. In u = −ln(1 − τ),
 
     dy/du = x̂(y, u) − y,        d log p(y)/du = d − tr ∂x̂/∂y,
 
-from ε ~ N(0, I) at τ = 0. The trace is exact (one vector–Jacobian product a coordinate) or Hutchinson's estimate
-vᵀ(∂x̂/∂y)v, with random signs or normal draws v that are fixed along the way: "FFJORD: Free-form Continuous Dynamics for
-Scalable Reversible Generative Models" (Grathwohl et al., 2018), arXiv 1810.01367.
+from ε ~ N(0, I) at τ = 0. The trace is exact (one vector–Jacobian product per coordinate) or Hutchinson's estimate
+vᵀ(∂x̂/∂y)v, with random signs or normal draws v that are fixed along the path: "FFJORD: Free-form Continuous Dynamics
+for Scalable Reversible Generative Models" (Grathwohl et al., 2018), arXiv 1810.01367.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from proxflow.random import Generator, rand, randn
 Method = Literal["rk4", "heun"]
 Probe = Literal["rademacher", "gaussian"]
 
-# Butcher tableaux with stages at 0, 1/2 or 1 of a step, each built on the one before: (place, weight) of each stage.
+# Butcher tableaux with stages at 0, 1/2 or 1 of a step, each using the one before: (position, weight) of each stage.
 _STAGES: dict[str, list[tuple[float, float]]] = {
     "rk4": [(0.0, 1 / 6), (0.5, 1 / 3), (0.5, 1 / 3), (1.0, 1 / 6)],
     "heun": [(0.0, 1 / 2), (1.0, 1 / 2)],
@@ -45,8 +45,9 @@ class OdeLikelihood:
 
     Args:
         log_prob: log p of each example, (batch,), nats, float64, a density in the units of the data.
-        standard_error: Of ``log_prob`` over the random probes, (batch,); ``None`` for an exact trace or a single probe.
-        nfe: Evaluations of the network spent on each example, not counting its derivatives.
+        standard_error: Standard error of ``log_prob`` over the random probes, (batch,); ``None`` for an exact trace or
+            a single probe.
+        nfe: Network evaluations per example, not counting derivatives.
     """
 
     log_prob: Tensor
@@ -80,7 +81,7 @@ def ode_log_likelihood(
     result is the log density at x of the *data with N(0, r²) added to each coordinate*; for smooth densities the difference
     is O(r²). Bytes must be dequantised (``proxflow.data.dequantise``); take a resolution well below their bin width.
 
-    The result can be differentiated by ``x`` and by the network's parameters. Under ``torch.no_grad()`` it needs far less
+    The result is differentiable in ``x`` and in the network's parameters. Under ``torch.no_grad()`` it needs far less
     memory.
 
     Args:
@@ -88,14 +89,14 @@ def ode_log_likelihood(
             the belief.
         flow: A flow with a Gaussian path: ``GPFN`` with Wasserstein-2 or KL, ``BFN``, ``Diffusion``.
         x: Data (batch, *event); its precision is the network's. Traces are summed in float64.
-        steps: Steps, even in u = −ln(1 − τ), ≥ 1.
-        method: "rk4" (four evaluations a step, fourth order) or "heun" (two, second order).
-        resolution: r > 0 in units of the data. A path that itself ends in noise (BFN: σ₁/√(1 − σ₁²)) is followed at most
-            to that end.
+        steps: Number of steps, equal in u = −ln(1 − τ), ≥ 1.
+        method: "rk4" (four evaluations per step, fourth order) or "heun" (two, second order).
+        resolution: r > 0 in units of the data. A path that itself ends in noise (BFN: σ₁/√(1 − σ₁²)) is followed at
+            most to its end.
         probes: Number of random probes of Hutchinson's estimate, ≥ 1; ``None`` takes the exact trace.
         probe: Distribution of the probes.
-        generator: Source of the probes, on the device of ``x``; needed with ``probes``.
-        condition: What the predictions are conditioned on, one row an example.
+        generator: Random generator of the probes, on the device of ``x``; required with ``probes``.
+        condition: Condition of the predictions, one row per example.
 
     Raises:
         ArgumentError: The flow has no Gaussian path, ``x`` is not floating point, or a setting is out of range.
@@ -159,25 +160,25 @@ def encode(
     resolution: float = 3e-4,
     condition: Condition | None = None,
 ) -> Tensor:
-    """Return the prior draws that lead to data, the inverse of deterministic sampling. Known elsewhere as inversion.
+    """Return the prior draws that map to data, the inverse of deterministic sampling. Known elsewhere as inversion.
 
-    ``proxflow.sample(predictor, flow, x.shape, start=encode(predictor, flow, x), sampler="multistep2", nfe=…)`` gives the
-    data back, the nearer the more evaluations are spent on both ways.
+    ``proxflow.sample(predictor, flow, x.shape, start=encode(predictor, flow, x), sampler="multistep2", nfe=…)`` returns
+    the data, more accurately the more evaluations are spent in both directions.
 
     Args:
         predictor: Function of a belief and times (batch,) that returns the predicted target.
         flow: A flow with a Gaussian path from a drawn prior: ``GPFN`` with Wasserstein-2 or KL, ``Diffusion``.
-        x: Data (batch, *event), in the form of networks.
-        steps: Steps, as for :func:`ode_log_likelihood`; so are ``method``, ``resolution`` and ``condition``.
-        method: Order of the steps.
+        x: Data (batch, *event), encoded.
+        steps: As for :func:`ode_log_likelihood`; so are ``method``, ``resolution`` and ``condition``.
+        method: Method of the steps.
         resolution: Where the path ends.
-        condition: What the predictions are conditioned on, one row an example.
+        condition: Condition of the predictions, one row per example.
 
     Returns:
-        The means of the prior draws, (batch, *event), as :func:`proxflow.sample` takes them as ``start``.
+        The means of the prior draws, (batch, *event), the argument ``start`` of :func:`proxflow.sample`.
 
     Raises:
-        ArgumentError: The flow has no Gaussian path or begins with one fixed belief, ``x`` is not floating point, or a
+        ArgumentError: The flow has no Gaussian path or starts from a fixed belief, ``x`` is not floating point, or a
             setting is out of range.
     """
     latent, path = flow.latent, flow.path
@@ -203,7 +204,7 @@ def encode(
 
 
 def _check_way(x: Tensor, steps: int, method: Method, resolution: float) -> None:
-    """Refuse data or settings with which no way can be followed."""
+    """Refuse data or settings that are out of range."""
     if not x.is_floating_point() or x.ndim < 2:
         raise ArgumentError(f"the data must be floating point (batch, *event), got {x.dtype} {tuple(x.shape)}")
     if method not in get_args(Method):
@@ -214,16 +215,16 @@ def _check_way(x: Tensor, steps: int, method: Method, resolution: float) -> None
 
 @dataclass(frozen=True)
 class _Way:
-    """The way from the data down to the prior, at the times of all stages: the ends and the middle of every step.
+    """The path from the data to the prior, at the times of all stages: the ends and the middle of every step.
 
     Args:
         t: Times, float64.
         clock: The same in the precision of the data.
         scale: a + b there.
         step: Length of a step in u, negative.
-        length: Length of the way in u.
-        last: τ where it begins, at the data.
-        spread: What the straight coordinate at its end is multiplied by to be the prior draw.
+        length: Length of the path in u.
+        last: τ at its start, at the data.
+        spread: Factor from the straight coordinate at its end to the prior draw.
     """
 
     t: Tensor
@@ -259,7 +260,7 @@ def _followed(
     steps: int,
     method: Method,
 ) -> tuple[Tensor, Tensor]:
-    """Follow the slope of y and of the trace down the way."""
+    """Integrate y and the trace along the path."""
     for k in range(steps):
         moved, direction = y, torch.zeros_like(y)
         for place, weight in _STAGES[method]:

@@ -1,4 +1,4 @@
-"""The check of features that all metrics share, and the blocks in which they read features."""
+"""The check of features that all metrics share, and the blocks in which features are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from proxflow.errors import ArgumentError
 
-# The cubic kernel takes sixth powers, and its error squares of these: larger values would leave the range of float64.
+# The cubic kernel takes sixth powers, and its error squares of these: larger values would overflow float64.
 _LARGEST = 1e20
 
 # Values held at a time beside the features: 64 MiB in float64.
@@ -17,7 +17,7 @@ _BLOCK_ELEMENTS = 1 << 23
 
 
 def as_features(features: Tensor, name: str) -> Tensor:
-    """Return features (N, D) on the CPU, in float64 if they are so, otherwise in float32; a copy only if needed.
+    """Return features (N, D) on the CPU, float64 if they are float64, otherwise float32; copied only if needed.
 
     Sets may be large. Metrics compute in float64, block by block.
 

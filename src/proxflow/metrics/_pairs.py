@@ -13,8 +13,8 @@ from proxflow.metrics._input import row_blocks
 _ROWS = 2048
 _COLUMNS = 4096
 
-# Squared distances below this share of the squared norms lose digits to cancellation and are recomputed by differences.
-# Others are right to about 1e-10, and ties are decided with a slack above that.
+# Squared distances below this fraction of the squared norms lose digits to cancellation and are recomputed by differences.
+# Others are accurate to about 1e-10, and ties are decided with a larger tolerance.
 _CANCELLED = 1e-5
 TIE = 1e-9
 

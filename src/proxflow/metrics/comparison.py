@@ -1,4 +1,4 @@
-"""The conditions of a measurement, and the refusal to compare results of different conditions."""
+"""The conditions of a measurement, and a check that compared results have the same."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 
 from proxflow.errors import ArgumentError, DataError
 
-# Digits of a checksum that older results keep.
+# Digits of a checksum in older results.
 _LEAST_DIGITS = 12
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """The conditions of a result beside the samples: two results are comparable only if all are the same.
+    """The conditions under which samples were scored: two results are comparable only if all are the same.
 
     Args:
         extractor: Name of the feature extractor.
         sha256: Checksum of its weights; 12 digits at least.
         samples: Number of samples scored, on which the bias of most metrics depends.
-        reference: What the samples were compared with, in words.
+        reference: Description of what the samples were compared with.
         reference_sha256: Checksum of those images; None if not recorded.
         training_sha256: Checksum of the training images for the nearest training sample; None if there were none.
-        neighbours: The neighbour that the balls of precision and recall reach to.
+        neighbours: k of the k-nearest-neighbour balls of precision and recall.
     """
 
     extractor: str
@@ -39,7 +39,7 @@ class Conditions:
         """Read the conditions of a record, as ``proxflow evaluate --out`` and the studies write them.
 
         Raises:
-            DataError: The record does not state them, so its numbers are comparable with nothing.
+            DataError: The record does not state them, so its scores cannot be compared.
         """
         match record:
             case {"extractor": str(extractor), "samples": int(samples), "reference": str(reference)}:
@@ -56,7 +56,7 @@ class Conditions:
         )
 
     def differences(self, other: Conditions) -> dict[str, tuple[Any, Any]]:
-        """Return by name of the condition the two values that differ. A checksum that one side lacks is not compared."""
+        """Return the conditions that differ, with both values. A checksum that one side lacks is not compared."""
         found = {}
         for name in (field.name for field in fields(self)):
             mine, theirs = getattr(self, name), getattr(other, name)
@@ -76,10 +76,10 @@ def check_comparable(conditions: Mapping[str, Conditions]) -> None:
     """Refuse results that were not measured under the same conditions.
 
     Args:
-        conditions: By name of the result.
+        conditions: Conditions by name of the result.
 
     Raises:
-        ArgumentError: Two differ; the message names them and what differs.
+        ArgumentError: Two results differ; the message names them and the conditions.
     """
     (first, expected), *others = conditions.items()
     for name, found in others:

@@ -1,9 +1,9 @@
 """Features of images: of small classifiers shipped with the package, of any network, or the pixels themselves.
 
 Distances between image sets are comparable only on one extractor, so an extractor has a name and the sha256 of its
-weights. ``python -m tools.train_classifier`` trained the classifiers, of digits and clothes two each: of convolutions, and,
-so that nothing is tuned to one network, of another architecture. Emoji are few for a second one: principal components of
-pixels stand beside their classifier.
+weights. ``python -m tools.train_classifier`` trained the classifiers. Digits and clothes have two each, a convolutional
+one and, to check that results are not tuned to one network, one of another architecture. There are too few emoji for a
+second one: principal components of pixels take its place.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Classifier(nn.Module):
 
     @property
     def features(self) -> nn.Module:
-        """What makes features (N, dimension) of images (N, *image_shape) with values in [-1, 1]."""
+        """The map from images (N, *image_shape) with values in [-1, 1] to features (N, dimension)."""
         return self.body
 
     def forward(self, images: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class _Classifier(nn.Module):
 
 
 class SmallClassifier(_Classifier):
-    """A classifier of convolutions, whose features are the usual ones here."""
+    """A convolutional classifier, whose features are the default ones."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -76,9 +76,10 @@ class SmallClassifier(_Classifier):
 
 
 class ColourClassifier(_Classifier):
-    """A classifier of convolutions for colour images of 32 × 32 in nine classes, emoji.
+    """A convolutional classifier for colour images of 32 × 32 in nine classes, emoji.
 
-    It ends in means over quarters of the image, not in a layer that reads every place: a few thousand images teach no more.
+    It ends in means over quarters of the image, not in a layer over all positions, for which a few thousand images are
+    too few.
     """
 
     image_shape = (3, 32, 32)
@@ -100,7 +101,7 @@ class ColourClassifier(_Classifier):
 
 
 class SmallMixer(_Classifier):
-    """A classifier without convolutions, of other features: 16 patches of 7 × 7, mixed across patches and across channels.
+    """A classifier without convolutions, for other features: 16 patches of 7 × 7, mixed across patches and channels.
 
     "MLP-Mixer: An all-MLP Architecture for Vision" (Tolstikhin et al., 2021), arXiv 2105.01601.
     """
@@ -109,7 +110,7 @@ class SmallMixer(_Classifier):
 
     @property
     def features(self) -> nn.Module:
-        """What makes features: all of the penultimate layer but the last, which the last norm makes a sum of the others."""
+        """All features of the penultimate layer but the last, which the final norm makes a sum of the others."""
         return nn.Sequential(self.body, _First(self.dimension))
 
     def __init__(self) -> None:
@@ -162,10 +163,10 @@ class ShippedWeights:
     """Weights of a classifier in the package.
 
     Args:
-        name: Name of the classifier, for reports, and of its file.
+        name: Name of the classifier in reports, and of its file.
         sha256: Checksum that the file must have.
         data: The data set of its training.
-        network: Makes it, with weights to be replaced.
+        network: Builds the untrained network.
     """
 
     name: str
@@ -201,11 +202,11 @@ CLASSIFIERS = {
         ColourClassifier,
     ),
 }
-"""The classifiers in the package: by the data set of their training, and the second one of each by :func:`second_of`."""
+"""Classifiers in the package, by training data set; the second one of each has the name given by :func:`second_of`."""
 
 
 def second_of(dataset: str) -> str:
-    """Return the name of the second extractor of a data set, as :func:`proxflow.metrics.shipped_features` takes it."""
+    """Return the name of a data set's second extractor, for :func:`proxflow.metrics.shipped_features`."""
     return "emoji-principal" if dataset == "emoji" else f"{dataset}-mixer"
 
 
@@ -216,7 +217,7 @@ def _convolution(inputs: int, outputs: int, stride: int = 1, padding: int = 1) -
 
 
 def to_network_range(images: Tensor) -> Tensor:
-    # The same map as in training; repeated here because metrics do not import data.
+    # The same scaling as in training; repeated here because metrics do not import data.
     return images.to(torch.float32) / 127.5 - 1.0
 
 
@@ -225,12 +226,12 @@ class FeatureExtractor:
     """A named, fixed map of images to feature vectors; made by :meth:`of`, or by a function of this package.
 
     Args:
-        name: For reports, as numbers on different extractors are not comparable.
+        name: Name in reports: scores with different extractors are not comparable.
         sha256: Checksum of the weights, for the same reason.
         network: In evaluation mode; takes the output of ``transform``, (N, …), and returns features, (N, D).
         dimension: D, the number of features.
-        image_shape: (C, H, W) of the images; None where the network takes any.
-        transform: Makes uint8 images the network's input; the default is x / 127.5 − 1, the range of the models.
+        image_shape: (C, H, W) of the images; None if the network takes any.
+        transform: Maps uint8 images to the network's input; the default is x / 127.5 − 1, the range of the models.
     """
 
     name: str
@@ -248,15 +249,15 @@ class FeatureExtractor:
         image_shape: tuple[int, int, int],
         transform: Callable[[Tensor], Tensor] = to_network_range,
     ) -> FeatureExtractor:
-        """Make an extractor of any network, called ``name`` in reports, with the checksum of its present weights.
+        """Make an extractor of any network, called ``name`` in reports, with the checksum of its weights.
 
-        The name should tell what the checksum does not: which layer is read, and what ``transform`` does.
+        The name should say what the checksum does not: which layer is read, and what ``transform`` does.
 
         Args:
             network: Takes the output of ``transform`` and returns (N, D); in evaluation mode.
             name: Not empty.
             image_shape: (C, H, W) of the images.
-            transform: Makes uint8 images (N, C, H, W) the network's input.
+            transform: Maps uint8 images (N, C, H, W) to the network's input.
 
         Raises:
             ArgumentError: The network is in training mode, or returns something else than (N, D), or the name is empty.
@@ -283,8 +284,8 @@ class FeatureExtractor:
         Args:
             images: uint8, (N, C, H, W), N at least 1, on any device. Models' values are clamped and quantised
                 first (:func:`proxflow.data.to_bytes`), so that invisible differences do not count.
-            batch_size: Images in a block; it bounds the memory and changes results by rounding only.
-            dtype: Of the result. Networks compute in float32, so float32 loses nothing and takes half the memory.
+            batch_size: Images in a block; it bounds the memory and changes results only by rounding.
+            dtype: Type of the result. Networks compute in float32, so float32 loses nothing and takes half the memory.
 
         Returns:
             On the CPU, (N, D).
@@ -341,8 +342,8 @@ def classifier_features(dataset: str = "mnist", device: torch.device | str = "cp
     """Return the extractor for a data set: the penultimate layer of its shipped classifier, 64 features or 63.
 
     Args:
-        dataset: What the classifier was trained on, "mnist", "fashion-mnist" or "emoji"; or "mnist-mixer" or
-            "fashion-mnist-mixer", the second one of each.
+        dataset: The classifier's training data, "mnist", "fashion-mnist" or "emoji"; or "mnist-mixer" or
+            "fashion-mnist-mixer" for the second ones.
         device: Where to compute.
 
     Raises:
@@ -373,7 +374,7 @@ def pixel_features(image_shape: tuple[int, int, int]) -> FeatureExtractor:
 
 
 def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the share of images (uint8, (N, C, H, W)) whose most probable class is their label (int64, (N,))."""
+    """Return the fraction of images (uint8, (N, C, H, W)) whose most probable class is their label (int64, (N,))."""
     return int(class_hits(classifier, images, labels).sum()) / len(labels)
 
 
@@ -386,7 +387,7 @@ def class_hits(
     Args:
         classifier: Takes the output of ``transform`` and returns logits (N, classes); in evaluation mode.
         images: uint8, (N, C, H, W).
-        labels: int64, (N,): the classes that the samples were drawn for.
+        labels: int64, (N,): the classes for which the samples were drawn.
         transform: Makes uint8 images the classifier's input.
 
     Returns:
@@ -413,7 +414,7 @@ def class_hits(
 
 
 def load_classifier(dataset: str = "mnist") -> nn.Module:
-    """Load a shipped classifier as :func:`classifier_features` names it, in evaluation mode, on the CPU.
+    """Load a shipped classifier by its name in :func:`classifier_features`, in evaluation mode, on the CPU.
 
     Raises:
         ArgumentError: There is no such classifier.
@@ -435,7 +436,7 @@ def read_classifier(path: Path, sha256: str, network: Callable[[], _Classifier] 
     Args:
         path: A safetensors file.
         sha256: The checksum that the file must have.
-        network: Makes the classifier.
+        network: Builds the classifier.
 
     Raises:
         CheckpointError: The file is missing or unreadable, has another checksum, or holds other tensors.

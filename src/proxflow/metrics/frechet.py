@@ -32,7 +32,7 @@ class GaussianStatistics:
     mean: Tensor
     covariance: Tensor
     _factor: Tensor | None = field(default=None, repr=False)
-    """F with FᵀF = covariance, (rows, D), where fewer rows than D have it."""
+    """F with FᵀF = covariance, (rows, D), if fewer rows than D suffice."""
 
     def __post_init__(self) -> None:
         if self.mean.ndim != 1 or self.covariance.shape != (len(self.mean), len(self.mean)):
@@ -68,17 +68,17 @@ class GaussianStatistics:
         return cls(mean, scatter / (len(held) - 1), factor)
 
     def factor(self) -> Tensor:
-        """Return F with FᵀF = covariance, (rows, D), of as few rows as are known to do: of few features, these."""
+        """Return F with FᵀF = covariance, (rows, D), with as few rows as are known to suffice."""
         return _square_root(self.covariance) if self._factor is None else self._factor
 
 
 class FeatureStatistics:
-    """Mean and covariance of features that come in batches, or from several processes; holds D² numbers.
+    """Mean and covariance of features added in batches, or by several processes; holds D² numbers.
 
-    Count, mean and the sum of centred outer products, in float64, joined by the pairwise rule of Chan, Golub and LeVeque
-    (1979): nothing cancels, whatever the size of the mean.
+    Count, mean and the sum of centred outer products, in float64, combined by the pairwise rule of Chan, Golub and
+    LeVeque (1979), which avoids cancellation however large the mean.
 
-    Typical use: ``update`` with each batch, ``reduce`` where several processes share the work, then ``gaussian``.
+    Typical use: ``update`` with each batch, ``reduce`` if several processes share the work, then ``gaussian``.
 
     Args:
         dimension: D, the number of features.
@@ -188,8 +188,8 @@ def frechet_distance(a: Tensor | GaussianStatistics, b: Tensor | GaussianStatist
     """Return the squared 2-Wasserstein distance between the Gaussians of two feature sets, known as FID.
 
     |μa − μb|² + tr(A + B − 2 (A^½ B A^½)^½). The estimate from n samples is biased upwards: compare equal n only, and
-    state the value that as many real samples reach (:func:`proxflow.metrics.real_floor`). A set of identical samples
-    is a point mass, with A = 0.
+    report the value of as many real samples (:func:`proxflow.metrics.real_floor`). A set of identical samples is a
+    point mass, with A = 0.
 
     Args:
         a: Features (N, D), N at least 2, or their statistics.
@@ -215,7 +215,7 @@ def frechet_estimate(features: Tensor, real: GaussianStatistics) -> Estimate | N
     2 (μ − μr)·y + yᵀ (I − T) y, less its mean, where y = x − μ.
 
     Returns:
-        ``None`` if there are no more samples than dimensions, where the distance has no derivative.
+        ``None`` if there are no more samples than dimensions, for which the distance has no derivative.
     """
     held = as_features(features, "sample")
     if len(held) <= held.shape[1]:

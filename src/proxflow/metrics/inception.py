@@ -1,10 +1,10 @@
-"""Features of the Inception network that FID is defined on (Heusel et al., 2017, arXiv 1706.08500), with weights of yours.
+"""Features of the Inception network of FID (Heusel et al., 2017, arXiv 1706.08500), with weights that you supply.
 
 The network is Inception-v3, "Rethinking the Inception Architecture for Computer Vision" (Szegedy et al., 2015), arXiv
-1512.00567, as TensorFlow published it on 5 December 2015. It differs from later copies in pooling between layers: averages
-leave out the padding, and the last block takes maxima. Images are resized to 299 × 299 as TensorFlow 1 did, bilinear from
-the upper left corner, and scaled by (x − 128)/128. Parameters have the names of the conversion that pytorch-fid and
-torch-fidelity publish, so those weights load.
+1512.00567, as TensorFlow published it on 5 December 2015. It differs from later copies in pooling between layers:
+averages exclude the padding, and the last block takes maxima. Images are resized to 299 × 299 as in TensorFlow 1,
+bilinearly and aligned at the upper left corner, and scaled by (x − 128)/128. Parameters have the names used by
+pytorch-fid and torch-fidelity, so that their weights load.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WHERE = (
     "network that such a library has loaded: pytorch_fid.inception.fid_inception_v3()"
 )
 
-# A path through a block: layers by name, outputs and kernel; a tuple of layers is run side by side.
+# A path through a block: layers by name, outputs and kernel; a tuple of layers runs in parallel.
 Layer = tuple[str, int, tuple[int, int]]
 Route = Sequence[Layer | tuple[Layer, Layer]]
 
@@ -54,14 +54,14 @@ class Convolution(nn.Module):
 
 
 class Block(nn.Module):
-    """Paths side by side, and a pooling path, joined over channels.
+    """Parallel paths and a pooling path, concatenated over channels.
 
     Args:
         inputs: Channels of the input.
         paths: Each a chain of layers.
         pool: The pooling.
         pooled: Channels of the layer ``branch_pool`` after it; 0 for none.
-        stride: Of each path's last layer; above 1 it is not padded.
+        stride: Stride of each path's last layer; above 1 there is no padding.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class Inception(nn.Module):
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Resize bilinearly as TensorFlow 1: output pixel i lies at input place i · old/new, without a shift by half a pixel.
+    """Resize bilinearly as TensorFlow 1: output pixel i is at input position i · old/new, without a half-pixel shift.
 
     Args:
         images: Floating point, (N, C, H, W).
@@ -212,8 +212,8 @@ def inception_features(weights: Path | str | nn.Module | None, device: torch.dev
     """Return the extractor of standard FID: the Inception network's last pooling, 2,048 features.
 
     Args:
-        weights: A safetensors file of the weights in the layout of pytorch-fid and torch-fidelity, or a network of theirs
-            that has loaded them, for example ``pytorch_fid.inception.fid_inception_v3()``.
+        weights: A safetensors file of the weights in the layout of pytorch-fid and torch-fidelity, or one of their
+            networks with the weights loaded, for example ``pytorch_fid.inception.fid_inception_v3()``.
         device: Where to compute.
 
     Returns:
@@ -221,7 +221,7 @@ def inception_features(weights: Path | str | nn.Module | None, device: torch.dev
         weights, from either source.
 
     Raises:
-        ArgumentError: There are no weights; the message says where they come from.
+        ArgumentError: No weights are given; the message says where to get them.
         CheckpointError: The file is missing, corrupt or no safetensors file, or holds other tensors.
     """
     if weights is None:
@@ -248,7 +248,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _load(network: nn.Module, held: Mapping[str, Tensor], source: str) -> None:
-    # Features do not depend on the count of training batches and the class scores, in which conversions differ.
+    # Features do not depend on the count of training batches or the class scores, in which conversions differ.
     wanted = {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
     for name, value in wanted.items():
         if name not in held or held[name].shape != value.shape:

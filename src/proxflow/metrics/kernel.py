@@ -15,7 +15,7 @@ from proxflow.metrics.uncertainty import Estimate
 
 @dataclass(frozen=True)
 class KernelSums:
-    """A feature set with its own part of the kernel distance.
+    """A feature set with its own terms of the kernel distance.
 
     Args:
         features: (N, D).
@@ -57,10 +57,10 @@ class KernelDistance:
 def kernel_distance(real: Tensor, fake: Tensor) -> KernelDistance:
     """Return the unbiased squared maximum mean discrepancy with the kernel (x·y/D + 1)³, known as KID.
 
-    mean k(x, x') + mean k(y, y') − 2 mean k(x, y) over all pairs of different samples. Unlike the Fréchet distance it has no
-    bias. Other tools average it over random subsets of 1,000 to save time; their expectation is this value. Its standard
-    error is the jackknife's over both sets ("Jackknifing U-statistics" (Arvesen, 1969)); near 0 it is too large rather than
-    too small.
+    mean k(x, x') + mean k(y, y') − 2 mean k(x, y) over all pairs of different samples. Unlike the Fréchet distance it
+    is unbiased. Other tools average it over random subsets of 1,000 to save time, with the same expectation. Its
+    standard error is a jackknife estimate over both sets ("Jackknifing U-statistics" (Arvesen, 1969)); near 0 it
+    overestimates.
 
     Args:
         real: Features (N, D), N at least 2.
@@ -73,7 +73,7 @@ def kernel_distance(real: Tensor, fake: Tensor) -> KernelDistance:
 
 
 def kernel_estimate(real: KernelSums, fake: KernelSums) -> tuple[KernelDistance, Estimate]:
-    """Return the kernel distance of two prepared sets; the estimate has the influences of the fake samples alone."""
+    """Return the kernel distance of two prepared sets; the estimate has only the influences of the fake samples."""
     check_same_dimension(real.features, fake.features)
     n, m = len(real.features), len(fake.features)
     of_real, of_fake = torch.zeros(n, dtype=torch.float64), torch.zeros(m, dtype=torch.float64)

@@ -54,7 +54,7 @@ class Manifold:
         return float(self.distances.mean())
 
     def reach(self, k: int) -> Tensor:
-        """Return squared radii (N,) of the balls that reach to the k-th neighbour, with a slack for rounding."""
+        """Return squared radii (N,) of the balls that reach to the k-th neighbour, with a tolerance for rounding."""
         return self.neighbours[:, k - 1] * (1.0 + TIE)
 
 
@@ -63,10 +63,10 @@ class Overlap:
     """Measures of the overlap of two manifolds, with the influences of the fake samples; see :func:`precision_recall`.
 
     Args:
-        precision: Share of fake samples in a real ball.
-        recall: Share of real samples in a fake ball.
-        density: Mean number of real balls around a fake sample, over their neighbours.
-        coverage: Share of real balls with a fake sample.
+        precision: Fraction of fake samples in a real ball.
+        recall: Fraction of real samples in a fake ball.
+        density: Mean number of real balls that contain a fake sample, divided by k.
+        coverage: Fraction of real balls with a fake sample.
     """
 
     precision: Estimate
@@ -78,8 +78,8 @@ class Overlap:
 def overlap(real: Manifold, fake: Manifold, k: int, wide_k: int) -> Overlap:
     """Return precision and recall at k neighbours, density and coverage at wide_k, of two prepared sets.
 
-    The influence of a fake sample on recall and coverage is that of the real samples that it alone covers. The radii of the
-    other balls are held fixed.
+    The influence of a fake sample on recall and coverage comes from the real samples that only it covers. The radii of
+    the other balls are held fixed.
     """
     check_same_dimension(real.features, fake.features)
     n, m = len(real.features), len(fake.features)
@@ -102,7 +102,7 @@ def overlap(real: Manifold, fake: Manifold, k: int, wide_k: int) -> Overlap:
 
 
 class _Covers:
-    """The number of fake samples that cover each real sample, and which one if it is one."""
+    """The number of fake samples that cover each real sample, and its index if there is only one."""
 
     def __init__(self, count: int) -> None:
         self.times = torch.zeros(count, dtype=torch.int64)
@@ -132,15 +132,15 @@ def spread(real: Manifold, fake: Manifold) -> Estimate:
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
     """Return improved precision and recall.
 
-    "Improved Precision and Recall Metric for Assessing Generative Models" (Kynkäänniemi et al., 2019), arXiv 1904.06991,
-    eqs. 1 and 2. Precision is the share of fake samples within the real manifold, recall the share of real samples within
-    the fake manifold; a ball contains its boundary. Recall grows with the number of fake samples, so compare equal counts.
-    The manifold of identical samples is their single point.
+    "Improved Precision and Recall Metric for Assessing Generative Models" (Kynkäänniemi et al., 2019), arXiv
+    1904.06991, eqs. 1 and 2. Precision is the fraction of fake samples within the real manifold, recall the fraction of
+    real samples within the fake manifold; balls are closed. Recall grows with the number of fake samples, so compare
+    equal counts. The manifold of identical samples is their single point.
 
     Args:
         real: Features (N, D), N > k.
         fake: Features (M, D), M > k.
-        k: The neighbour that a ball reaches to.
+        k: k of the k-nearest-neighbour balls.
 
     Returns:
         Precision and recall, each from 0 to 1.
@@ -155,16 +155,16 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
 def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float]:
     """Return density and coverage.
 
-    "Reliable Fidelity and Diversity Metrics for Generative Models" (Naeem et al., 2020), arXiv 2002.09797, eqs. 3 and 4.
-    Both use balls around real samples alone, so that outliers among the fake ones do no harm. Density is the mean
-    number of real balls that a fake sample lies in, over k: 1 in expectation for equal distributions, above it when samples
-    crowd where real ones do. Coverage is the share of real balls that hold a fake sample: about 1 − 2^(−k) for equal
-    distributions and counts, and growing with the number of fake samples. A ball contains its boundary.
+    "Reliable Fidelity and Diversity Metrics for Generative Models" (Naeem et al., 2020), arXiv 2002.09797, eqs. 3 and
+    4. Both only use balls around real samples, so that outliers among the fake ones have no effect. Density is the mean
+    number of real balls that contain a fake sample, divided by k: 1 in expectation for equal distributions, larger if
+    samples concentrate where real ones are dense. Coverage is the fraction of real balls that contain a fake sample:
+    about 1 − 2^(−k) for equal distributions and counts, and growing with the number of fake samples. Balls are closed.
 
     Args:
         real: Features (N, D), N > k.
         fake: Features (M, D), M at least 2.
-        k: The neighbour that a ball reaches to.
+        k: k of the k-nearest-neighbour balls.
 
     Raises:
         ArgumentError: Features are not finite, too few or of different dimension, or k is not positive.
@@ -181,7 +181,7 @@ def diversity(real: Tensor, fake: Tensor) -> float:
         fake: Features (M, D), M at least 2.
 
     Returns:
-        1 when as diverse as real, 0 when all fake samples are the same.
+        1 if as diverse as the real samples, 0 if all fake samples are the same.
 
     Raises:
         ArgumentError: Features are not finite, too few or of different dimension, or all real ones are the same.
@@ -192,8 +192,8 @@ def diversity(real: Tensor, fake: Tensor) -> float:
 def nearest_distances(training: Tensor, samples: Tensor) -> Tensor:
     """Return the distance of each sample to its nearest neighbour in the training set, small if a model memorises.
 
-    Compare it with the same distances of real samples that were held out of training: a model that has learned the
-    distribution is about as near, one that memorises is nearer.
+    Compare it with the same distances of real samples that were held out of training: those of a model that has learnt
+    the distribution are similar, those of a model that memorises are smaller.
 
     Args:
         training: Features (N, D), N at least 2.

@@ -1,4 +1,4 @@
-"""Memorisation: the share of samples that are as near to a training sample as hardly any held-out one is."""
+"""Memorisation: the fraction of samples nearer to a training sample than nearly all held-out samples are."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from proxflow.metrics.manifolds import nearest_distances
 from proxflow.metrics.uncertainty import Estimate, mean_estimate
 
 RARE = 0.05
-"""Share of held-out samples that count as near to a training sample."""
+"""Fraction of held-out samples that count as near to a training sample."""
 
 
 @dataclass(frozen=True)
 class Memorisation:
-    """What counts as memorised: nearer to the training set than all but a few held-out samples; made by :meth:`of`.
+    """Criterion of memorisation: nearer to the training set than all but a few held-out samples; made by :meth:`of`.
 
-    The bound is a low quantile, not the median: among the nearest half there are samples that are near because they are
-    plain, and a model of plain samples would seem to copy. A copy is nearer than nearly everything held out. Two things
-    remain: samples smoother than real ones are nearer to all of them, in pixels most of all, so what is found in pixels
-    should also be looked for in features; and where training and held-out sets were kept apart by kinds of samples, a
-    sample of a kind in training is nearer than a held-out one without being a copy.
+    The bound is a low quantile, not the median: samples in the nearest half may be near only because they are simple,
+    and a model of simple samples would seem to copy. A copy is nearer than nearly all held-out samples. Two limitations
+    remain: samples smoother than real ones are nearer to all of them, most of all in pixels, so a finding in pixels
+    should be checked in features; and if training and held-out sets differ in kinds of samples, a sample of a training
+    kind is nearer than a held-out one without being a copy.
 
     Args:
         training: Features of the training samples, (T, D).
@@ -39,12 +39,12 @@ class Memorisation:
 
     @classmethod
     def of(cls, training: Tensor, held_out: Tensor, share: float = RARE) -> Memorisation:
-        """Take as the bound the distance that a share of the held-out samples is within.
+        """Set the bound to the distance within which a fraction of the held-out samples lies.
 
         Args:
             training: Features of the samples that models are trained on, (T, D), T at least 2.
-            held_out: Features of other real samples by the same extractor, (N, D), N at least 2.
-            share: In (0, 1); of N samples the nearest ⌈share · N⌉ are within.
+            held_out: Features of other real samples, from the same extractor, (N, D), N at least 2.
+            share: In (0, 1); the nearest ⌈share · N⌉ of N samples are within.
 
         Raises:
             ArgumentError: Features are not finite, too few or of different dimension, or the share is not in (0, 1).
@@ -57,11 +57,11 @@ class Memorisation:
 
     @property
     def floor(self) -> Estimate:
-        """The share of the held-out samples themselves that count: about ``share``, with their own uncertainty."""
+        """The score of the held-out samples themselves: about ``share``, with its uncertainty."""
         return mean_estimate(self._counted(self.held_out))
 
     def score(self, features: Tensor) -> Estimate:
-        """Return the share of samples that count as memorised, from 0 to 1; 1 for copies of training samples.
+        """Return the fraction of samples that count as memorised, from 0 to 1; 1 for copies of training samples.
 
         Args:
             features: (M, D) of the same extractor, M at least 2.

@@ -1,7 +1,7 @@
-"""Features of natural images by a network from a package: EfficientNet-Lite0, trained on ImageNet.
+"""Features of natural images from a network in another package: EfficientNet-Lite0, trained on ImageNet.
 
-"EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (Tan & Le, 2019), arXiv 1905.11946, in the variant
-for small devices. Distances on its features are called by its name: they compare with each other, and with no FID.
+"EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (Tan & Le, 2019), arXiv 1905.11946, in the
+variant for small devices. Distances on its features carry its name: they are comparable with each other, not with FID.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAME, SHA256 = "efficientnet-lite0", "579344248a93e23026e6b78f1f6faf0bc1d282386f
 
 
 class _Pooled(nn.Module):
-    """The last convolution's features, averaged over places."""
+    """The last convolution's features, averaged over positions."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def natural_features(device: torch.device | str = "cpu") -> FeatureExtractor:
     if found != SHA256:
         raise CheckpointError(f"{path}: sha256 is {found}, expected {SHA256}; install version 0.1.0 of the package")
     network = made.from_name(NAME)
-    # The package has its weights as a pickle. Its content is known by the checksum, and no other is ever read.
+    # The package stores its weights as a pickle, which is only read if its checksum is the expected one.
     network.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     pooled = _Pooled(network).eval().requires_grad_(False).to(device)
     return FeatureExtractor(NAME, found, pooled, DIMENSION, None, _to_network)

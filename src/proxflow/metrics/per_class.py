@@ -1,4 +1,4 @@
-"""Scores of class-conditional samples within each class, where scores of all together do not see what classes exchange."""
+"""Scores of class-conditional samples within each class; scores of all samples miss those of the wrong class."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from proxflow.metrics.manifolds import precision_recall
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Scores within each class; comparable at equal numbers of samples a class and on one extractor only.
+    """Scores within each class; comparable only at equal numbers of samples per class and with the same extractor.
 
     Args:
         classes: The labels, in order.
         frechet: Fréchet distance of the samples of each class to its real samples.
-        precision: Share of its samples within the manifold of its real samples.
-        recall: Share of its real samples within the manifold of its samples.
+        precision: Fraction of its samples within the manifold of its real samples.
+        recall: Fraction of its real samples within the manifold of its samples.
     """
 
     classes: tuple[int, ...]
@@ -48,19 +48,20 @@ class ClassScores:
 def class_scores(real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: Tensor, k: int = 3) -> ClassScores:
     """Score samples against the real ones of their own class, for each class that they have.
 
-    The mean Fréchet distance is known as intra FID: "cGANs with Projection Discriminator" (Miyato & Koyama, 2018), arXiv
-    1802.05637. It is large where samples are of another class than they were drawn for, or alike within their class.
+    The mean Fréchet distance is known as intra FID: "cGANs with Projection Discriminator" (Miyato & Koyama, 2018),
+    arXiv 1802.05637. It is large if samples do not belong to the class they were drawn for, or lack diversity within
+    it.
 
     Args:
         real: Features of real samples, (N, D).
         real_labels: Their labels, int64 (N,).
-        fake: Features of samples by the same extractor, (M, D).
+        fake: Features of samples from the same extractor, (M, D).
         fake_labels: The labels they were drawn for, int64 (M,).
         k: The neighbour that the balls of precision and recall reach to.
 
     Raises:
-        ArgumentError: Labels of another number or type; a class with too few samples, real or drawn; features that are not
-            finite.
+        ArgumentError: Labels of the wrong number or type; a class with too few samples, real or drawn; features that
+            are not finite.
     """
     held = []
     for features, labels, name in ((real, real_labels, "real"), (fake, fake_labels, "sample")):
@@ -85,9 +86,9 @@ def class_scores(real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: T
 
 
 def labels_in_proportion(labels: Tensor, number: int) -> Tensor:
-    """Return labels in the proportions of given ones, in order: as many of each where there are as many in all.
+    """Return sorted labels in the proportions of given ones: the same counts if the numbers are equal.
 
-    The shares are rounded down, and what is missing goes to the classes whose shares lost most.
+    Shares are rounded down, and the remainder goes to the classes with the largest fractional parts.
 
     Args:
         labels: int64 (N,), at least one.

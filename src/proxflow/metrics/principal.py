@@ -15,17 +15,18 @@ from proxflow.metrics.features import WEIGHTS, FeatureExtractor, classifier_feat
 from proxflow.runtime.files import read_plain
 
 NUMBER, SQUARE = 64, 2
-"""Components, and the side in pixels of the squares whose means they are components of."""
+"""Number of components, and the side in pixels of the squares that images are first averaged over."""
 
 PRINCIPAL = {"emoji-principal": "bc668b0e6fdd52fffc23ad6b8acd874fb7a57a541799fc7e2cb5e1d3c8060bcf"}
 """Checksums of the files of components in the package, by name; ``python -m tools.principal`` made them."""
 
 
 class Principal(nn.Module):
-    """A linear map of images to their principal components, of mean variance 1 on the images of its making.
+    """A linear map of images to principal components, with mean variance 1 on the images it was computed from.
 
-    One scale for all, not one for each: with variances of 1, the components that tell least would count as much as those
-    that tell most, and 2,000 training emoji would be at 0.22, not 0.07, of the distance of noise from the held-out ones.
+    All components share one scale: with variance 1 each, the least informative would count as much as the most
+    informative, and the distance of 2,000 training emoji to the held-out ones would be 0.22 of that of noise, instead
+    of 0.07.
 
     Args:
         mean: Mean of the images, (C, H, W) after means over squares.
@@ -44,7 +45,7 @@ class Principal(nn.Module):
     def of(cls, images: Tensor, number: int = NUMBER) -> Principal:
         """Compute the components of images of bytes, those of the largest variance.
 
-        Signs are such that the largest entry of a direction is positive, so that the result does not hang on the solver.
+        Signs make the largest entry of a direction positive, so that the result does not depend on the solver.
 
         Args:
             images: uint8 (N, C, H, W), N above ``number``; H and W are multiples of 2.
@@ -73,11 +74,11 @@ def principal_features(name: str = "emoji-principal", device: torch.device | str
     """Return an extractor of principal components of pixels, 64 features; its file is in the package.
 
     Args:
-        name: Of :data:`PRINCIPAL`.
+        name: A key of :data:`PRINCIPAL`.
         device: Where to compute.
 
     Raises:
-        ArgumentError: There is none of this name.
+        ArgumentError: There is no extractor of this name.
         CheckpointError: The file is missing or damaged.
     """
     if name not in PRINCIPAL:
@@ -101,14 +102,14 @@ def principal_features(name: str = "emoji-principal", device: torch.device | str
 
 
 def shipped_features(name: str = "mnist", device: torch.device | str = "cpu") -> FeatureExtractor:
-    """Return an extractor in the package: of a classifier, as :func:`classifier_features` names it, or of components.
+    """Return an extractor in the package: of a classifier, see :func:`classifier_features`, or of principal components.
 
     Args:
         name: A key of :data:`proxflow.metrics.CLASSIFIERS` or of :data:`PRINCIPAL`.
         device: Where to compute.
 
     Raises:
-        ArgumentError: There is none of this name.
+        ArgumentError: There is no extractor of this name.
         CheckpointError: Its file is missing or damaged.
     """
     return principal_features(name, device) if name in PRINCIPAL else classifier_features(name, device)

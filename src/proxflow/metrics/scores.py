@@ -1,4 +1,4 @@
-"""All scores of samples against a reference of real samples, which is prepared once."""
+"""All scores of samples against a reference of real samples, prepared once."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from proxflow.metrics.uncertainty import Estimate, bootstrap, mean_estimate
 from proxflow.metrics.vendi import vendi_estimate
 
 COVERAGE_K = 5
-"""The neighbour that the balls of density and coverage reach to, as their authors advise."""
+"""k of the k-nearest-neighbour balls of density and coverage, as their authors recommend."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of samples against real ones; comparable at equal ``samples`` and on one extractor only.
+    """Scores of samples against real ones; comparable only at equal ``samples`` and with the same extractor.
 
     Args:
         frechet: Fréchet distance, 0 at best.
-        precision: Share of samples within the real manifold.
-        recall: Share of real samples within the samples' manifold.
+        precision: Fraction of samples within the real manifold.
+        recall: Fraction of real samples within the samples' manifold.
         diversity: Mean pairwise distance relative to real samples; 1 as diverse, 0 collapsed.
         samples: The number of samples scored.
         kid: Unbiased squared kernel distance, 0 at best; may be negative.
         kid_error: Its standard error over samples and reference.
-        density: Mean number of real balls around a sample, over their neighbours; 1 at best.
-        coverage: Share of real balls that hold a sample.
+        density: Mean number of real balls that contain a sample, divided by k; about 1 at best.
+        coverage: Fraction of real balls that contain a sample.
         vendi: Effective number of different samples.
         sliced_wasserstein: Sliced 2-Wasserstein distance, 0 at best.
         nearest: Mean distance to the nearest training sample; None without training features.
-        nearest_real: The same of the reference's held-out real samples: ``nearest`` well below it means memorisation.
-        accuracy: Share of class-conditional samples that a classifier puts in their class; None without labels.
+        nearest_real: The same for the reference's held-out real samples: ``nearest`` well below it means memorisation.
+        accuracy: Fraction of class-conditional samples classified as their class; None without labels.
         intervals: By name of score, the 95 % bootstrap interval over samples with a fixed reference. Without ``frechet``
             if there are no more samples than dimensions.
-        errors: By name of score, the standard error of the same.
+        errors: Standard errors by name of score, likewise.
     """
 
     frechet: float
@@ -63,12 +63,12 @@ class Scores:
     errors: dict[str, float] = field(default_factory=dict)
 
     def as_floor(self) -> dict[str, float]:
-        """Return these scores of real samples as entries of a record: ``floor``, ``floor_precision`` and so on."""
+        """Return these scores, of real samples, as entries of a record: ``floor``, ``floor_precision`` and so on."""
         held = {name: getattr(self, name) for name in _FLOORS}
         return {"floor": self.frechet, **{f"floor_{name}": value for name, value in held.items()}}
 
     def _repr_html_(self) -> str:
-        """Return a table for a notebook: each score that was taken, its standard error and its 95 % interval."""
+        """Return a table for a notebook: each score, its standard error and its 95 % interval."""
         lines = []
         for name in ("frechet", *_FLOORS, "nearest", "accuracy"):
             value, error, interval = getattr(self, name), self.errors.get(name), self.intervals.get(name)
@@ -94,7 +94,7 @@ class Reference:
     Args:
         statistics: Mean and covariance of their features.
         manifold: Their features, distances to their neighbours and to each other.
-        kernel: Their part of the kernel distance.
+        kernel: Their terms of the kernel distance.
         k: The neighbour that the balls of precision and recall reach to.
         training: Features of the training set, or None.
         nearest_real: Mean distance of the real samples to their nearest training sample, or None.
@@ -114,7 +114,7 @@ class Reference:
         Args:
             features: Of real samples that no model was trained on.
             k: The neighbour that the balls of precision and recall reach to.
-            training: Features of the set that models were trained on, (T, D), for the distance to the nearest of them.
+            training: Features of the training set, (T, D), for the distance to the nearest of them.
 
         Raises:
             ArgumentError: The features are not finite or too few, or k is not positive.
@@ -128,7 +128,7 @@ class Reference:
 
     @cached_property
     def sides(self) -> Tensor:
-        """Their projections in order, as the sliced distance takes them: sorting them is half of the work of scoring."""
+        """Their sorted projections for the sliced distance: sorting is half of the work of scoring."""
         return sorted_projections(self.manifold.features)
 
     def score(self, features: Tensor, hits: Tensor | None = None, seed: int = 0) -> Scores:
@@ -136,7 +136,7 @@ class Reference:
 
         Args:
             features: (M, D) of the same extractor, M > k.
-            hits: bool, (M,): whether a classifier puts each sample in its class, for class-conditional samples.
+            hits: bool, (M,): whether a classifier assigns each sample to its class, for class-conditional samples.
             seed: Seed of the bootstrap's draws.
 
         Raises:
@@ -184,7 +184,7 @@ def _hits_estimate(hits: Tensor, count: int) -> Estimate:
 
 
 def real_floor(reference: Reference, features: Tensor, n: int, seed: int) -> Scores:
-    """Return the scores of n other real samples, which a perfect model would reach at this sample count.
+    """Return the scores of n other real samples, the floor that a perfect model reaches at this sample count.
 
     Args:
         reference: The reference that samples are scored against.

@@ -16,7 +16,7 @@ from proxflow.metrics._input import as_features, check_same_dimension, row_block
 from proxflow.metrics.uncertainty import Estimate
 
 PROJECTIONS = 256
-"""Directions that scores take; they are the same for all feature sets of a dimension."""
+"""Default number of directions; they are the same for all feature sets of a dimension."""
 
 _DIRECTIONS_AT_A_TIME = 64
 
@@ -25,8 +25,9 @@ def sliced_wasserstein(real: Tensor, fake: Tensor, projections: int = PROJECTION
     """Return the root mean square, over random directions, of the 2-Wasserstein distance between the projected sets.
 
     (E_θ ∫ |F⁻¹(u) − G⁻¹(u)|² du)^½ for θ uniform on the sphere, F and G the distributions of θ·x and θ·y: exact in each
-    direction, for sets of different size too. It depends on more than means and covariances, but on each direction alone.
-    Two sets of one distribution are at a distance of order N^(−½), so compare equal counts.
+    direction, for sets of different size too. It depends on more than means and covariances, but only on
+    one-dimensional projections. Two sets of one distribution are at a distance of order N^(−½), so compare equal
+    counts.
 
     Args:
         real: Features (N, D), N at least 2.
@@ -44,7 +45,7 @@ def sliced_wasserstein(real: Tensor, fake: Tensor, projections: int = PROJECTION
 
 
 def sorted_projections(real: Tensor, projections: int = PROJECTIONS, seed: int = 0) -> Tensor:
-    """Return the features on each direction in increasing order, (n, N): what is the same for every set beside them."""
+    """Return the sorted projections of the features, (n, N), which can be reused for every other set."""
     return torch.cat([_sorted(real, part) for part in _directions(real.shape[1], projections, seed)])
 
 
@@ -53,7 +54,7 @@ def sliced_estimate(
 ) -> Estimate:
     """Return the sliced distance; a fake sample's influence is its mean Kantorovich potential over twice the distance.
 
-    ``known`` is what :func:`sorted_projections` makes of the real features; without it they are sorted here.
+    ``known`` is :func:`sorted_projections` of the real features; without it they are computed here.
     """
     check_same_dimension(real, fake)
     if projections < 1:
@@ -63,7 +64,7 @@ def sliced_estimate(
     ends = torch.unique(torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]))
     widths = torch.diff(ends, prepend=ends.new_zeros(1)).to(torch.float64) / (n * m)
     of_real, of_fake = (ends - 1) // m, (ends - 1) // n
-    # The real samples on either side of the place where the fake set's quantile goes from sample j to j + 1.
+    # The real samples on either side of where the fake quantile function jumps from sample j to j + 1.
     passed = torch.arange(1, m) * n
     below, above = (passed - 1) // m, (passed // m).clamp_max(n - 1)
     total = 0.0
@@ -84,7 +85,7 @@ def sliced_estimate(
 
 
 def _directions(dimension: int, projections: int, seed: int) -> tuple[Tensor, ...]:
-    """Return random directions, columns of (D, n), some at a time."""
+    """Return random directions, columns of (D, n), in blocks."""
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(dimension, projections, generator=generator, dtype=torch.float64)
     directions /= directions.norm(dim=0)

@@ -1,4 +1,4 @@
-"""Scores of made tables: columns one by one, in pairs and all together, against real rows that were not trained on."""
+"""Scores of synthetic tables against held-out real rows: of single columns, pairs of columns and whole rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from proxflow.errors import ArgumentError
 Rows = np.ndarray[Any, np.dtype[np.float64]]
 
 LEAST = 20
-"""Rows that scores need: each of five folds then has four to tell apart."""
+"""Least rows for scores: each of five folds then has four."""
 
 _FOLDS, _TREES, _AT_ONCE = 5, 100, 512
 _TIMES, _MOST = 10, 10_000
@@ -23,19 +23,22 @@ _TIMES, _MOST = 10, 10_000
 
 @dataclass(frozen=True)
 class TableScores:
-    """How far made rows are from real ones.
+    """How far synthetic rows are from real ones.
 
     Args:
-        marginals: Mean distance of the columns' laws, in [0, 1]: Kolmogorov–Smirnov of numbers, total variation of
-            categories. Missing cells count as a value.
-        correlations: Mean difference of the columns' dependence on each other, in [0, 1]: Pearson's of numbers,
-            Cramér's V of categories, the correlation ratio of one of each. Of many made rows it is the mean over groups
-            as large as the real rows, since V and the ratio are too large by an amount that falls with the rows.
-        told_apart: Area under the curve of a forest that tells made rows from real ones, in cross-validation; 0.5 is chance.
-        made_to_real: A forest that learns the target of at most as many made rows as there are training rows, on real
-            ones: share of right categories, R² of numbers.
-        nearest: Median distance of made rows to the nearest training row, in standard deviations and differing categories.
-        repeats: Share of made rows that are a training row.
+        marginals: Mean distance of the columns' distributions, in [0, 1]: Kolmogorov–Smirnov for numbers, total
+            variation for categories. Missing cells count as a value.
+        correlations: Mean difference of the pairwise dependence of columns, in [0, 1]: Pearson's correlation for
+            numbers, Cramér's V for categories, the correlation ratio for one of each. With many synthetic rows it is
+            the mean over groups as large as the set of real rows, since V and the ratio have an upward bias that falls
+            with the number of rows.
+        told_apart: Area under the ROC curve of a random forest that tells synthetic rows from real ones, in
+            cross-validation; 0.5 is chance.
+        made_to_real: Score on real rows of a random forest that learns the target from synthetic rows, at most as many
+            as the training rows: accuracy for categories, R² for numbers.
+        nearest: Median distance of synthetic rows to the nearest training row, in standard deviations and differing
+            categories.
+        repeats: Fraction of synthetic rows that equal a training row.
     """
 
     marginals: float
@@ -46,15 +49,15 @@ class TableScores:
     repeats: float
 
     def as_floor(self) -> dict[str, float]:
-        """Return the scores by the names that a floor has."""
+        """Return the scores by their names as a floor."""
         return {f"floor_{name}": value for name, value in asdict(self).items()}
 
 
 def rows_to_make(real: int) -> int:
-    """Return how many rows to make for scores against real ones: ten times as many, or 10,000 where that is less.
+    """Return how many rows to generate for scores against real ones: ten times as many, at most 10,000.
 
-    A maker's law is in question, and not one draw of it: with as many rows as the real ones, the noise of made rows would
-    add as much to the distances as that of real ones does.
+    The generator's distribution is evaluated, not one draw from it: with as many rows as the real ones, sampling noise
+    of the synthetic rows would add as much to the distances as that of the real ones.
     """
     return max(real, min(_TIMES * real, _MOST))
 
@@ -62,18 +65,18 @@ def rows_to_make(real: int) -> int:
 def table_scores(
     made: Rows, train: Rows, test: Rows, classes: Sequence[int], target: int, seed: int = 0
 ) -> TableScores:
-    """Score made rows against real ones.
+    """Score synthetic rows against real ones.
 
     Args:
-        made: Made rows (number, columns), float64: numbers with NaN where they are missing, and categories as indices.
-        train: Rows that the maker learned from.
-        test: Real rows that it did not.
-        classes: Number of categories of each column, 0 of columns of numbers.
+        made: Synthetic rows (number, columns), float64: numbers, NaN for missing ones, and categories as indices.
+        train: Rows that the generator was trained on.
+        test: Held-out real rows.
+        classes: Number of categories of each column, 0 for columns of numbers.
         target: The column that a forest learns to predict from the others.
-        seed: Of the forests, and of the rows taken where there are more made ones than others.
+        seed: Seed of the forests, and of the choice of rows if there are more synthetic rows than others.
 
     Raises:
-        ArgumentError: Fewer than 20 made or test rows, columns that differ, or scikit-learn is not installed.
+        ArgumentError: Fewer than 20 synthetic or test rows, columns that differ, or scikit-learn is not installed.
     """
     for rows in (made, train, test):
         if rows.ndim != 2 or rows.shape[1] != len(classes):
@@ -94,10 +97,10 @@ def table_scores(
 
 
 def floor_scores(train: Rows, test: Rows, classes: Sequence[int], target: int, seed: int = 0) -> TableScores:
-    """Score real rows in place of made ones: the training rows, and for what is near to these the test rows.
+    """Score real rows instead of synthetic ones: the training rows, and the test rows for distances to training rows.
 
-    A maker whose law is that of the training rows reaches it; only one that knows more than these may do better. The rest
-    is as in :func:`table_scores`.
+    A generator with the distribution of the training rows reaches this floor; only one that knows more than these rows
+    can do better. Arguments are as in :func:`table_scores`.
     """
     real = table_scores(train, train, test, classes, target, seed)
     scale = Scale(train, classes)
@@ -111,7 +114,7 @@ def floor_scores(train: Rows, test: Rows, classes: Sequence[int], target: int, s
 
 
 def marginals(made: Rows, real: Rows, classes: Sequence[int]) -> float:
-    """Return the mean distance of the columns' laws; see :class:`TableScores`."""
+    """Return the mean distance of the columns' distributions; see :class:`TableScores`."""
     return float(np.mean([_distance(made[:, k], real[:, k], number) for k, number in enumerate(classes)]))
 
 
@@ -123,7 +126,7 @@ def _distance(made: Rows, real: Rows, classes: int) -> float:
     if not len(own) or not len(other):
         return float(abs(gaps[0] - gaps[1]))
     at = np.concatenate([own, other])
-    # Missing ones lie above all numbers: of equally many, the distance is that of the numbers, by their share.
+    # Missing values are above all numbers: with equally many, the distance is that of the numbers times their share.
     below = np.searchsorted(own, at, "right") / len(made) - np.searchsorted(other, at, "right") / len(real)
     return float(np.abs(below).max())
 
@@ -133,7 +136,7 @@ def _shares(x: Rows, classes: int) -> Rows:
 
 
 def correlations(made: Rows, real: Rows, classes: Sequence[int]) -> float:
-    """Return the mean difference of all pairs of columns; 0 for a single column. See :class:`TableScores`."""
+    """Return the mean difference over all pairs of columns; 0 for a single column. See :class:`TableScores`."""
     pairs = [(i, j) for i in range(len(classes)) for j in range(i)]
     if not pairs:
         return 0.0
@@ -146,9 +149,9 @@ def correlations(made: Rows, real: Rows, classes: Sequence[int]) -> float:
 
 
 def dependence(rows: Rows, i: int, j: int, classes: Sequence[int]) -> float:
-    """Return how two columns depend on each other: Pearson's correlation, Cramér's V or the correlation ratio.
+    """Return the dependence of two columns: Pearson's correlation, Cramér's V or the correlation ratio.
 
-    It is 0 where a column has one value alone. Rows with a missing number are left out.
+    It is 0 if a column is constant. Rows with a missing number are left out.
     """
     x, y = rows[:, i], rows[:, j]
     both = ~(np.isnan(x) | np.isnan(y))
@@ -164,7 +167,7 @@ def dependence(rows: Rows, i: int, j: int, classes: Sequence[int]) -> float:
 
 
 def _cramer(x: Rows, y: Rows, first: int, second: int) -> float:
-    """Return √(χ²/n / (min(rows, columns) − 1)) of the table of two categories."""
+    """Return √(χ²/n / (min(rows, columns) − 1)) of the contingency table of two categories."""
     table = np.zeros((first, second))
     np.add.at(table, (x.astype(np.int64), y.astype(np.int64)), 1)
     table = table[table.sum(1) > 0][:, table.sum(0) > 0]
@@ -176,7 +179,7 @@ def _cramer(x: Rows, y: Rows, first: int, second: int) -> float:
 
 
 def _ratio(groups: Rows, y: Rows, classes: int) -> float:
-    """Return the root of the share of a number's variance that lies between the categories."""
+    """Return the root of the fraction of a number's variance that is between the categories."""
     whole = float(y.var())
     if whole == 0:
         return 0.0
@@ -187,7 +190,7 @@ def _ratio(groups: Rows, y: Rows, classes: int) -> float:
 
 
 class Scale:
-    """Rows as points: numbers over their deviation in training, categories as corners whose distance is 1, gaps flagged."""
+    """Map from rows to points: standardised numbers, categories as corners at distance 1, flags for missing cells."""
 
     def __init__(self, train: Rows, classes: Sequence[int]) -> None:
         self.classes = tuple(classes)
@@ -213,7 +216,7 @@ class Scale:
 
 
 def nearest(points: Rows, train: Rows) -> Rows:
-    """Return the distance of each point to the nearest of others, (number,)."""
+    """Return the distance of each point to the nearest training point, (number,)."""
     squares = (train**2).sum(1)
     found = []
     for k in range(0, len(points), _AT_ONCE):
@@ -224,24 +227,24 @@ def nearest(points: Rows, train: Rows) -> Rows:
 
 
 def repeats(made: Rows, train: Rows) -> float:
-    """Return the share of made rows that are a training row, cell by cell."""
+    """Return the fraction of synthetic rows that equal a training row in every cell."""
     held = {row.tobytes() for row in _comparable(train)}
     return sum(row.tobytes() in held for row in _comparable(made)) / len(made)
 
 
 def _comparable(rows: Rows) -> Rows:
-    """Return rows whose equal numbers have equal bytes: one NaN, one zero, and rounding of decimals taken out."""
+    """Return rows in which equal numbers have equal bytes: one NaN, one zero, and no rounding of decimals."""
     rounded = np.array([[float(f"{x:.10g}") for x in row] for row in rows.tolist()])
     return np.where(np.isnan(rounded), np.nan, rounded + 0.0)
 
 
 def told_apart(made: Rows, real: Rows, seed: int = 0) -> float:
-    """Return the area under the curve of a forest that tells made points from real ones, as many of each.
+    """Return the area under the ROC curve of a random forest that tells synthetic points from as many real ones.
 
     Args:
         made: Points (number, features).
-        real: The same.
-        seed: Of forest and folds.
+        real: Real points, likewise.
+        seed: Seed of forest and folds.
     """
     ensemble, selection, scores = (_sklearn(f"sklearn.{name}") for name in ("ensemble", "model_selection", "metrics"))
     choice, number = np.random.default_rng(seed), min(len(made), len(real))
@@ -254,7 +257,7 @@ def told_apart(made: Rows, real: Rows, seed: int = 0) -> float:
 
 
 def made_to_real(made: Rows, test: Rows, classes: Sequence[int], target: int, scale: Scale, seed: int = 0) -> float:
-    """Return how well a forest predicts the target of real rows that learned it of made ones; see :class:`TableScores`."""
+    """Return the score on real rows of a forest trained on synthetic ones; see :class:`TableScores`."""
     ensemble = _sklearn("sklearn.ensemble")
     learn, asked = made[~np.isnan(made[:, target])], test[~np.isnan(test[:, target])]
     x, y, at, wanted = scale(learn, target), learn[:, target], scale(asked, target), asked[:, target]

@@ -1,9 +1,9 @@
 """Uncertainty of a metric over samples: influences, standard errors and bootstrap intervals.
 
-A metric T of n samples with influences ψ changes to first order by T* − T ≈ (1/n) Σ_j w_j ψ_j when sample j is drawn w_j
-times. So its standard error is the deviation of ψ over √n (infinitesimal jackknife: "The Jackknife, the Bootstrap and Other
-Resampling Plans" (Efron, 1982), chapter 6), and a bootstrap draws means of ψ. It does not resample the features: duplicates
-would count as structure for nearest-neighbour metrics and lower the rank for the Fréchet distance.
+A metric T of n samples with influences ψ changes to first order by T* − T ≈ (1/n) Σ_j w_j ψ_j when sample j is drawn
+w_j times. So its standard error is the standard deviation of ψ divided by √n (infinitesimal jackknife: "The Jackknife,
+the Bootstrap and Other Resampling Plans" (Efron, 1982), chapter 6), and a bootstrap draws means of ψ. Features are not
+resampled: duplicates would distort nearest-neighbour metrics and lower the rank for the Fréchet distance.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from proxflow.errors import ArgumentError
 
-# Draws held at a time: 16 MiB.
+# Draws in memory at a time: 16 MiB.
 _BLOCK_ELEMENTS = 1 << 21
 
 
@@ -42,7 +42,7 @@ class Estimate:
 
 
 def mean_estimate(values: Tensor) -> Estimate:
-    """Return the mean of one value for each sample, (n,)."""
+    """Return the mean of one value per sample, (n,)."""
     wide = values.to(torch.float64)
     mean = wide.mean()
     return Estimate(float(mean), wide - mean)
@@ -59,13 +59,13 @@ def bootstrap(
     the floor of real samples shows it.
 
     Args:
-        estimates: By name; all of one number of samples.
+        estimates: Estimates by name; all of the same number of samples.
         seed: Seed of the draws.
         replicates: Number of draws.
-        level: Share of draws within the interval.
+        level: Fraction of draws within the interval.
 
     Returns:
-        By name, the lower and the upper end.
+        The lower and the upper end, by name.
 
     Raises:
         ArgumentError: The sample counts differ, or there is no estimate, no replicate, or no level between 0 and 1.
@@ -87,14 +87,14 @@ def bootstrap_seeds(
 ) -> tuple[float, float]:
     """Return the percentile bootstrap interval of the mean over runs with different seeds.
 
-    Runs differ in training and sampling, so this interval covers the uncertainty over samples as well. With fewer than
-    about ten runs it is too narrow; with two it is their range.
+    Runs differ in training and sampling, so this interval includes the uncertainty over samples. With fewer than about
+    ten runs it is too narrow; with two it is their range.
 
     Args:
         values: One number for each run, at least two, finite.
         seed: Seed of the draws.
         replicates: Number of draws.
-        level: Share of draws within the interval.
+        level: Fraction of draws within the interval.
 
     Raises:
         ArgumentError: Fewer than two values, one is not finite, or no replicate or level between 0 and 1.

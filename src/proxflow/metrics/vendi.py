@@ -15,12 +15,12 @@ from proxflow.metrics.uncertainty import Estimate
 
 
 def vendi_score(features: Tensor) -> float:
-    """Return exp of the Shannon entropy of the eigenvalues of K/N, with the cosine of features as similarity K.
+    """Return exp of the Shannon entropy of the eigenvalues of K/N, with the cosine similarity K of features.
 
-    It is 1 if all samples have the same direction, and at most N and the dimension of the features (plus one, see below). It
-    depends on the samples alone: noise can be as diverse as data. K/N has the eigenvalues of XᵀX/N for normalised rows, so
-    the cost grows with N D², not with N³. Samples of length zero have no direction: they count as equal to each other and
-    as unlike every other.
+    It is 1 if all samples have the same direction, and at most N and the dimension of the features (plus one, see
+    below). It uses no real samples: noise can be as diverse as data. K/N has the eigenvalues of XᵀX/N for normalised
+    rows, so the cost grows with N D², not with N³. Samples of length zero have no direction: they count as equal to
+    each other and different from all others.
 
     Args:
         features: (N, D), N at least 2.
@@ -57,7 +57,7 @@ def vendi_estimate(features: Tensor) -> Estimate:
 
 
 def _of_few(held: Tensor) -> Estimate:
-    """Return it from the inner products of fewer samples than dimensions, whose matrix YYᵀ/N has the eigenvalues of ρ."""
+    """Return it for fewer samples than dimensions, from their inner products YYᵀ/N, which have the eigenvalues of ρ."""
     n = len(held)
     unit, zero = _directions(held.double())
     values, vectors = torch.linalg.eigh(unit @ unit.T / n)

@@ -1,4 +1,4 @@
-"""Models: a flow with its trained predictor and the kind of its data, in memory and on disk."""
+"""Models: a flow, its trained predictor and the kind of its data, in memory and on disk."""
 
 from proxflow.models.card import card
 from proxflow.models.model import FORMAT, SHIPPED, Model, build, class_names, flow_content, load, save, shipped_models

@@ -1,4 +1,4 @@
-"""What a model says of itself: model cards in Markdown with use, training and scores, and a table in a notebook."""
+"""Descriptions of models: Markdown model cards with use, training and scores, and a table for notebooks."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def card(model: Model, results: Sequence[dict[str, Any]] = ()) -> str:
 
 
 def as_html(model: Model) -> str:
-    """Return HTML for a notebook: parts and sizes of a model, what it was trained on, and for how long."""
+    """Return HTML for a notebook: parts and sizes of a model, its training data and training time."""
     known = model.provenance
     parameters = sum(p.numel() for p in model.predictor.parameters())
     rows = {
@@ -109,6 +109,6 @@ def as_html(model: Model) -> str:
 
 
 def _named(known: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    """Return a part of what is known of a model that has values by name; empty where it is none."""
+    """Return a mapping within a model's provenance; empty if it is not a mapping."""
     found = known.get(part)
     return found if isinstance(found, Mapping) else {}

@@ -1,4 +1,4 @@
-"""Models: a flow with its trained predictor and the kind of its data, in memory and as a folder.
+"""Models: a flow, its trained predictor and the kind of its data, in memory and as a folder.
 
 A folder holds ``config.json``, which describes flow, network, predictor and kind of data by name
 (:mod:`proxflow.models.spec`), and ``model.safetensors``, the weights.
@@ -62,16 +62,16 @@ SHIPPED = Path(__file__).parent.parent / "weights"
 
 @dataclass(frozen=True)
 class Model:
-    """A predictor with the flow it belongs to and the kind of data it is about.
+    """A predictor with its flow and the kind of its data.
 
     Args:
-        flow: Where beliefs start and how they move.
-        network: What the predictor's network was built from.
+        flow: The flow: where beliefs start and how they move.
+        network: Specification of the predictor's network.
         predictor: The network with its parameterisation.
         data: Kind of the data: their shape, and how they are read, encoded and written.
         provenance: Origin of the weights, as saved with them.
-        times: By sampler and number of evaluations, times of evaluations optimised for these weights, as
-            :func:`proxflow.optimise_times` finds them.
+        times: Times of evaluations optimised for these weights, by sampler and number of evaluations; see
+            :func:`proxflow.optimise_times`.
     """
 
     flow: Flow[Any]
@@ -82,7 +82,7 @@ class Model:
     times: Mapping[str, Mapping[int, Sequence[float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.of_one_evaluation:  # an observation, which refines means, sees the predictor alone
+        if self.of_one_evaluation:  # a posterior, which refines means, only gets the predictor
             self.predictor.predicts_mean = False
 
     @property
@@ -95,23 +95,23 @@ class Model:
         """Its specification as JSON values: flow, network, predictor and data.
 
         Raises:
-            ArgumentError: A part of it has no name, so no file can hold it.
+            ArgumentError: A part of it has no name and cannot be saved.
         """
         parts = {"flow": self.flow, "network": self.network, "predictor": self.predictor, "data": self.data}
         return {name: spec.describe(part) for name, part in parts.items()}
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes that it can be asked for, in the order of their labels; empty for none."""
+        """Names of the classes that it can draw, in the order of their labels; empty for none."""
         read = getattr(getattr(self.predictor.network, "conditions", None), "classes", 0)
         return (class_names(self.data) or tuple(map(str, range(read)))) if read else ()
 
     def times_of(self, sampler: str | Sampler | None, nfe: int) -> Sequence[float] | None:
-        """Return its times for a sampler and number of evaluations; ``None``, for the sampler's own, without any.
+        """Return its optimised times for a sampler and number of evaluations; ``None`` if there are none.
 
         Args:
-            sampler: Name of a sampler, or a sampler; ``None`` for that of :func:`proxflow.samplers.default_sampler`.
-            nfe: Network evaluations a sample.
+            sampler: A sampler or its name; ``None`` for that of :func:`proxflow.samplers.default_sampler`.
+            nfe: Network evaluations per sample.
         """
         if sampler is None:
             sampler = default_sampler(self.predictor, self.flow)
@@ -149,20 +149,21 @@ class Model:
 
         Args:
             number: Number of samples.
-            nfe: Predictions for each sample, each one network evaluation, or two where it is guided by a network that does
-                not read guidance; ``None`` takes 20, or 1 of a student of one evaluation.
-            sampler: A sampler, or a word for one, as ``multistep2``; ``None`` takes the default for the predictor.
+            nfe: Predictions per sample. Each is one network evaluation, or two with guidance, unless the network reads
+                guidance as an input; ``None`` takes 20, or 1 for a one-step student.
+            sampler: A sampler, or a string for one, as ``multistep2``; ``None`` takes the default for the predictor.
             seed: Seed of the samples.
-            condition: What the predictions are conditioned on, one row a sample, for networks that read it.
-            start: Prior draws to begin from, (number, *shape); ``None`` draws them.
-            times: Times of the evaluations, increasing from 0; ``None`` takes the model's own for this sampler and number of
-                evaluations, or else the sampler's.
-            decode: Whether samples have the data's own form and units, as uint8 for images, or the form of networks.
-            guidance: Weight of guidance, as :meth:`guided` takes it, and so the next three; at 1 there is none.
-            interval: Times between which it guides.
-            rule: How it leads.
-            weak: A worse model to be led away from.
-            **settings: Further settings of :func:`proxflow.sample`, as ``batch_size``.
+            condition: Condition of the predictions, one row per sample, for conditional networks.
+            start: Prior draws to start from, (number, *shape); ``None`` draws them.
+            times: Times of the evaluations, increasing from 0; ``None`` takes the model's optimised ones for this
+                sampler and number of evaluations, or else the sampler's.
+            decode: Whether samples have the data's own form and units, as uint8 for images, or the encoded form of
+                networks.
+            guidance: Guidance weight; 1 is no guidance. See :meth:`guided`, also for the next three.
+            interval: First and last time of guidance.
+            rule: Guidance rule.
+            weak: A weaker model to lead away from.
+            **settings: Keyword arguments of :func:`proxflow.sample`, as ``batch_size``.
 
         Raises:
             ArgumentError: As :func:`proxflow.sample`; an unknown sampler; as :meth:`guided`; guidance without a condition or
@@ -196,12 +197,12 @@ class Model:
 
     @property
     def of_one_evaluation(self) -> bool:
-        """Whether it was taught to draw with one evaluation, which it does worse with more."""
+        """Whether it is a one-step student, which draws worse with more evaluations."""
         return self.provenance.get("method") == "distribution-matching"
 
     @property
     def usual_nfe(self) -> int:
-        """Network evaluations of a sample where no number is asked for."""
+        """Default number of predictions per sample."""
         return 1 if self.of_one_evaluation else 20
 
     def guided(
@@ -211,19 +212,20 @@ class Model:
         rule: GuidanceRule | str = "linear",
         weak: Model | None = None,
     ) -> nn.Module:
-        """Return its predictor guided (:class:`proxflow.Guided`), or the predictor itself at weight 1.
+        """Return its predictor with guidance (:class:`proxflow.Guided`), or the predictor itself at weight 1.
 
-        A network that reads guidance is told weight and interval instead, and takes one evaluation.
+        A network that reads guidance gets weight and interval as inputs instead, and takes one evaluation.
 
         Args:
-            weight: How far targets are led: 1 not at all, 2 as far again as the condition, or the weak model, makes.
-            interval: Times (first, last) between which they are.
-            rule: A rule, or a word for one, as ``projected:eta=0.5``.
-            weak: A worse model of the same flow and shape, to be led away from.
+            weight: Guidance weight: 1 is no guidance; 2 extrapolates by the full difference to the unconditional
+                prediction, or to that of the weak model.
+            interval: Times (first, last) of guidance.
+            rule: A rule, or a string for one, as ``projected:eta=0.5``.
+            weak: A weaker model of the same flow and shape to lead away from.
 
         Raises:
-            ArgumentError: As :class:`proxflow.Guided`; an unknown rule; a weak model of another flow or shape; of a network
-                that reads guidance, what it was not taught.
+            ArgumentError: As :class:`proxflow.Guided`; an unknown rule; a weak model of another flow or shape; for a
+                network that reads guidance, settings that it was not trained for.
         """
         chosen = spec.parse("guidance", rule) if isinstance(rule, str) else rule
         if isinstance(weight, bool) or not isinstance(weight, Real):
@@ -273,10 +275,11 @@ class Model:
         """Return log p(x) of data in their own form and units, by :func:`proxflow.ode_log_likelihood`.
 
         Args:
-            x: Data (batch, …) as :meth:`fit` takes them: bytes are dequantised, so that this bounds their log probability.
-            condition: What they are conditioned on, one row an example.
-            generator: Source of the noise that bytes are dequantised with, and of probes.
-            **settings: Further settings of :func:`proxflow.ode_log_likelihood`, as ``steps`` and ``probes``.
+            x: Data (batch, …) as for :meth:`fit`. Bytes are dequantised: the expectation is a lower bound on their log
+                probability.
+            condition: Their condition, one row per example.
+            generator: Random generator of dequantisation noise and probes.
+            **settings: Keyword arguments of :func:`proxflow.ode_log_likelihood`, as ``steps`` and ``probes``.
 
         Raises:
             ArgumentError: The flow has no Gaussian path; bytes without a generator; as :func:`proxflow.ode_log_likelihood`.
@@ -292,7 +295,7 @@ class Model:
 
     @property
     def has_bound(self) -> bool:
-        """Whether :meth:`bound` knows its flow and data."""
+        """Whether :meth:`bound` supports its flow and data."""
         return self._bounded is not None
 
     @property
@@ -314,17 +317,16 @@ class Model:
         seed: int = 0,
         batch_size: int = 16,
     ) -> Nats:
-        """Bound −log p(x) of data in their own form, each example's number whatever the batch: an upper bound, in nats.
+        """Estimate an upper bound on −log p(x) of data in their own form, in nats; examples do not affect each other.
 
-        Of classes by :func:`proxflow.class_bound`; of images whose flow is Bayesian by
-        :func:`proxflow.bayesian_bound`, where p(x) is the probability of their bytes; of rows of tables by
-        :func:`proxflow.mixed_bound`, where numbers have a density, in units of their standard deviations (or as the normal
-        quantiles that networks are shown).
+        It is :func:`proxflow.class_bound` for classes; :func:`proxflow.bayesian_bound` for images with a Bayesian flow,
+        where p(x) is the probability of their bytes; and :func:`proxflow.mixed_bound` for rows of tables, where numbers
+        have a density, in units of their standard deviations (or of the normal quantiles that the network reads).
 
         Args:
-            x: Data (batch, …), as :meth:`fit` takes them, at least two.
-            condition: What they are conditioned on, one row an example.
-            draws: Times for each example, each an evaluation.
+            x: Data (batch, …) as for :meth:`fit`, at least two.
+            condition: Their condition, one row per example.
+            draws: Random times per example, each one evaluation.
             seed: Seed of times and noise.
             batch_size: Examples at a time.
 
@@ -367,22 +369,23 @@ class Model:
         drop: float | None = None,
         **settings: Any,
     ) -> Model:
-        """Train on data by the default loss of flow and predictor, and return the model with averaged weights.
+        """Train with the default loss of flow and predictor, and return the model with averaged weights (EMA).
 
-        This model's predictor is trained in place, and keeps its last weights.
+        This model's predictor is trained in place and has the last weights, not averaged.
 
         Args:
-            data: Examples in the data's own form, as uint8 images, alone or with conditions (:class:`proxflow.Examples`), or
-                whatever else :func:`proxflow.fit` takes: arrays, data sets, loaders.
-            config: How to train; ``None`` makes a configuration of ``settings``, as ``steps=1000``.
-            drop: Share of the examples that lose their condition in training, so that the model can draw without one and be
-                guided; ``None`` takes 0.1 for the library's networks, and 0 for those that do not know a missing condition.
-            **settings: Further settings of :func:`proxflow.fit`, as ``device`` and ``folder``. The trained model is
-                written into the folder as well, for :func:`load`, unless a part of it has no name, which no file can hold.
+            data: Examples in the data's own form, as uint8 images, alone or with conditions
+                (:class:`proxflow.Examples`), or anything that :func:`proxflow.fit` takes: arrays, data sets, loaders.
+            config: Training settings; ``None`` makes them from ``settings``, as ``steps=1000``.
+            drop: Fraction of the examples whose condition is withheld in training, so that the model can draw without
+                one and be guided; ``None`` takes 0.1 for the library's networks, and 0 for those without a null
+                condition.
+            **settings: Keyword arguments of :func:`proxflow.fit`, as ``device`` and ``folder``. The trained model is
+                saved in the folder too, for :func:`load`, unless a part of it has no name and cannot be saved.
 
         Raises:
-            ArgumentError: As :func:`proxflow.fit`; a configuration together with settings of one; data without conditions
-                for a conditional network.
+            ArgumentError: As :func:`proxflow.fit`; both ``config`` and settings of one; data without conditions for a
+                conditional network.
             OutputError: The folder cannot be written.
         """
         from proxflow.training.conditions import with_dropout  # upward imports, for convenience
@@ -420,7 +423,7 @@ class Model:
         return trained
 
     def save_pretrained(self, save_directory: str | Path, *, results: Sequence[dict[str, Any]] = ()) -> None:
-        """Write weights, configuration and a model card (README.md) into a folder.
+        """Save weights, configuration and a model card (README.md) in a folder.
 
         Args:
             save_directory: The folder; :meth:`from_pretrained` and :func:`load` read it.
@@ -444,19 +447,19 @@ class Model:
         local_files_only: bool = False,
         device: torch.device | str = "cpu",
     ) -> Model:
-        """Load a model from a folder, which needs no network, or from the Hugging Face Hub; never from a pickle.
+        """Load a model from a folder, offline, or from the Hugging Face Hub; never from a pickle.
 
         Args:
             pretrained_model_name_or_path: A folder, the name of a shipped model, or ``owner/name`` on the Hub.
             revision: Branch, tag or commit on the Hub.
             cache_dir: Where downloads are kept.
-            token: For private models.
-            local_files_only: Whether to take only what was downloaded before.
+            token: Access token for private models.
+            local_files_only: Whether to use only earlier downloads.
             device: Device of the model.
 
         Raises:
             ArgumentError: It is on the Hub, and huggingface_hub is not installed.
-            CheckpointError: No such model, or its files are corrupt or do not belong together.
+            CheckpointError: There is no such model, or its files are corrupt or inconsistent.
         """
         source = str(pretrained_model_name_or_path)
         if source in shipped_models() or Path(source).is_dir() or source.count("/") != 1:
@@ -482,7 +485,7 @@ class Model:
         commit_message: str = "Upload a proxflow model",
         results: Sequence[dict[str, Any]] = (),
     ) -> str:
-        """Upload weights, configuration and model card to the Hugging Face Hub, and return the address of the commit.
+        """Upload weights, configuration and model card to the Hugging Face Hub, and return the URL of the commit.
 
         Raises:
             ArgumentError: huggingface_hub is not installed.
@@ -513,13 +516,13 @@ def build(
     """Build an untrained model.
 
     Args:
-        data: Kind of the data; or examples of them, as :func:`proxflow.fit` takes them; or the shape of one: (channels,
-            height, width) for images with values in [-1, 1] when encoded, (columns,) for rows of numbers of mean 0 and
-            variance 1.
-        flow: A flow, or a word for one, as ``gpfn-w2`` or ``bfn:sigma1=0.3``; ``None`` takes the default of the data.
+        data: Kind of the data; or examples, as for :func:`proxflow.fit`; or the shape of one: (channels, height, width)
+            for images with values in [-1, 1] when encoded, (columns,) for rows of numbers with mean 0 and variance 1.
+        flow: A flow, or a string for one, as ``gpfn-w2`` or ``bfn:sigma1=0.3``; ``None`` takes the default for the
+            data.
         network: A network, as ``unet:channels=64``, likewise.
-        predictor: A predictor, as ``point:parameterisation=v``; ``None`` takes the one of the flow's word or beliefs, or
-            else the default of the data.
+        predictor: A predictor, as ``point:parameterisation=v``; ``None`` takes the one for the flow's name or beliefs,
+            or else the default for the data.
         seed: Seed of the initial weights; ``None`` draws them from torch's global generator.
 
     Raises:
@@ -548,11 +551,11 @@ def build(
             f"{described['kind']} is a flow of values of one sort, and these {kind.examples_word} have several: take "
             f"{_flows_for(kind.decides)}"
         )
-    for name in ("clip", "parameterisation"):  # as the kind of data has it, where the predictor's word leaves it open
+    for name in ("clip", "parameterisation"):  # defaults of the kind of data
         if name in spec.fields("predictors", told["kind"]):
             told.setdefault(name, getattr(usual, name))
     if told.get("clip") is None:
-        told.pop("clip_in_training", None)  # of the reference's images, where data have no range
+        told.pop("clip_in_training", None)  # for the reference's images; data without a range have none
     parts = (spec.make("networks", spec.content("networks", network or usual.network)), spec.make("predictors", told))
     if seed is None:
         return _assembled(kind, made, *parts)
@@ -562,7 +565,7 @@ def build(
 
 
 def _kind(data: Any) -> Kind:
-    """Return the kind of data that is given, or that of given examples or the shape of one."""
+    """Return a given kind of data, or that of given examples or the shape of one."""
     from proxflow.data.kinds import Kind
     from proxflow.data.kinds.vector import Vector
 
@@ -591,12 +594,13 @@ def _kind(data: Any) -> Kind:
 
 
 def flow_content(word: str, decided: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the word for a flow as JSON values, with what data decide of it (:attr:`proxflow.Kind.decides`).
+    """Return a flow's string as JSON values, with the settings that data decide (:attr:`proxflow.Kind.decides`).
 
-    What the word says, or fixes as a preset, goes before.
+    Settings in the string, or fixed by a preset, take precedence.
 
     Raises:
-        ArgumentError: As :func:`proxflow.models.spec.content`; or the flow is for data that decide what these do not.
+        ArgumentError: As :func:`proxflow.models.spec.content`; or the flow needs settings that these data do not
+            decide.
     """
     found = spec.content("flows", word)
     known = spec.fields("flows", found["kind"])
@@ -612,7 +616,7 @@ def flow_content(word: str, decided: Mapping[str, Any]) -> dict[str, Any]:
 
 _OF_CLASSES, _OF_NUMBERS = "masked, bfn-discrete, gpfn-linear or gpfn-fisher-rao", "gpfn-w2, bfn or diffusion"
 _DECIDED = {"classes": "data of classes, as text or binary images", "bins": "images, whose values lie in bins"}
-"""Data that decide a setting which a flow must have."""
+"""Data that decide a required setting of flows."""
 
 
 def _flows_for(decided: Mapping[str, Any]) -> str:
@@ -628,14 +632,14 @@ def class_names(kind: Kind) -> tuple[str, ...]:
 
 
 def _needed(flow: Flow[Any]) -> str | None:
-    """Return the predictor that a flow's beliefs need; ``None`` for real data, for which there are several."""
+    """Return the predictor that a flow's beliefs require; ``None`` for real data, which have several."""
     ends = getattr(flow, "endpoints", flow)
     asked = {"parts": "product", "classes": "classes", "bins": "binned"}
     return next((predictor for attribute, predictor in asked.items() if hasattr(ends, attribute)), None)
 
 
 def _check_steps(flow: Flow[Any], data: Kind) -> None:
-    """Refuse a flow that could take no step between its beliefs.
+    """Refuse a flow whose proximal steps cannot be computed.
 
     Raises:
         ArgumentError: Its divergence is not defined on them, or has no closed-form step, and no solver is given.
@@ -661,7 +665,7 @@ def _check_steps(flow: Flow[Any], data: Kind) -> None:
 
 
 def _assembled(data: Kind, flow: Flow[Any], network: Part, predictor: Part) -> Model:
-    """Build an untrained model of its parts.
+    """Build an untrained model from its parts.
 
     Raises:
         ArgumentError: They do not fit together.
@@ -693,7 +697,7 @@ def _assembled(data: Kind, flow: Flow[Any], network: Part, predictor: Part) -> M
                 f"the predictor {taken} needs a network that is built with {name}=, which {network.kind} does not take"
             )
     module: nn.Module = made(inputs, **network.settings, **told)
-    # Long steps may need the forward derivative of group normalisation, which exists for the other layout alone.
+    # Long steps may need forward derivatives of group normalisation, which only exist for the other memory format.
     if isinstance(module, UNet) and taken != "long-step":
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     head = spec.class_of("predictors", taken)
@@ -714,7 +718,7 @@ def _sizes(predictor: str, flow: Flow[Any], shape: tuple[int, ...]) -> tuple[tup
     if predictor == "classes" and ends.classes > 2:
         shape = (first * ends.classes, *rest) if rest else (first, ends.classes)
     if predictor == "product":
-        # A category is one number for each class, of two classes a single one: see ProductPredictor.
+        # A category is one number per class, or a single one for two classes: see ProductPredictor.
         sizes = ((getattr(part, "classes", 1), columns) for part, columns in ends.parts)
         shape = (sum(columns * (classes if classes > 2 else 1) for classes, columns in sizes),)
     return shape, shape[0]
@@ -731,12 +735,12 @@ def save(
     Args:
         folder: The folder.
         model: The model.
-        weights: Weights of another predictor of the same kind, written in place of the model's.
+        weights: Weights of another predictor of the same kind, saved instead of the model's.
         provenance: Their origin; ``None`` for that of the model.
 
     Raises:
         OutputError: The folder cannot be written.
-        ArgumentError: A part of the model has no name, so no file can hold it.
+        ArgumentError: A part of the model has no name and cannot be saved.
     """
     folder = Path(folder)
     told = {"format": FORMAT, **model.spec, "provenance": model.provenance if provenance is None else provenance}
@@ -767,8 +771,8 @@ def load(source: str | Path = "mnist", device: torch.device | str = "cpu") -> Mo
     """Load a trained model by the name of a shipped one, or from a folder.
 
     Raises:
-        CheckpointError: No such model, a word that names a shipped model and a model's folder alike, or its files are
-            corrupt or do not belong together.
+        CheckpointError: There is no such model, the name is that of both a shipped model and a model folder, or the
+            files are corrupt or inconsistent.
     """
     folder = Path(source)
     if str(source) in shipped_models():
@@ -793,7 +797,7 @@ def load(source: str | Path = "mnist", device: torch.device | str = "cpu") -> Mo
             "without a name; give the folder to fit once more with the same model and data, which goes on from them"
         )
     inner = sorted(file.parent for form in ("*", "models/*") for file in folder.glob(f"{form}/config.json"))
-    if inner and not weights.exists():  # what reproduce wrote, or the folder of its models
+    if inner and not weights.exists():  # a folder of reproduce, or of its models
         raise CheckpointError(f"{folder} is no model, but holds some: give one of {', '.join(map(str, inner))}")
     content = _read(path)
     flow, network, predictor, data = (

@@ -1,4 +1,4 @@
-"""Models as ONNX graphs: the network as the predictor uses it, for programs without Python."""
+"""Models as ONNX graphs: the network with its parameterisation, for programs without Python."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from proxflow.random import SampleStreams, Streams
 from proxflow.runtime.files import writable_folder, write_atomically
 
 OPSET = 20
-"""Version of ONNX's operators: the newest that torch's exporter by traces writes."""
+"""ONNX opset version: the newest that torch's tracing exporter writes."""
 
 CLOSE = 1e-4
-"""Largest difference from torch, over the size of the number where that is above 1, that a graph is written with."""
+"""Largest difference from torch, relative for values above 1, with which a graph is written."""
 
 KEY = "proxflow"
-"""The place of the model's own description, JSON, in the metadata of a graph."""
+"""Key of the model's description, JSON, in the metadata of a graph."""
 
 
 def export_onnx(model: Model, path: Path | str) -> float:
-    """Write a model's prediction as an ONNX graph, and return how far it is from torch's at most.
+    """Write a model's prediction as an ONNX graph, and return its largest difference from torch's.
 
-    The graph reads what a predictor reads, with a batch of any size, and returns the parameters of the predicted target:
+    The graph reads the predictor's inputs, with any batch size, and returns the parameters of the predicted target:
 
     ================  ======================================================================================
     ``mean``          mean of a Gaussian belief, float32 (batch, \\*event)
@@ -52,15 +52,16 @@ def export_onnx(model: Model, path: Path | str) -> float:
     ``target_std``    where bins are predicted: the standard deviation of the Gaussian whose mass they have
     ================  ======================================================================================
 
-    Its metadata say the rest, as JSON under the key "proxflow" (:func:`outline`). Before the file is put in its place it is
-    run by onnxruntime, on batches of two sizes, and compared with torch.
+    Its metadata hold the rest, as JSON under the key "proxflow" (:func:`outline`). Before the file is saved, it is run
+    by onnxruntime, with two batch sizes, and compared with torch.
 
     Args:
         model: The model.
         path: The file, ending .onnx.
 
     Raises:
-        ArgumentError: Another ending; a network that no graph can be made of, or that reads the spread of beliefs.
+        ArgumentError: Another suffix; a network that cannot be exported, or that reads the standard deviation of
+            beliefs.
         OutputError: The graph differs from torch by more than 1e-4; the file cannot be written.
         MissingPackageError: onnx or onnxruntime is not installed.
     """
@@ -90,10 +91,10 @@ def export_onnx(model: Model, path: Path | str) -> float:
 
 
 def outline(model: Model) -> dict[str, Any]:
-    """Return what a program needs to know of a model beside its graph, as JSON values.
+    """Return what a program needs to use a model's graph, as JSON values.
 
-    Beside the model's own specification, which holds flow, schedule, divergence, kind and shape, it has the names of its
-    inputs and of its classes, the spread of its targets, its times for few evaluations, and a checksum of its weights.
+    It has the model's specification, which includes flow, schedule, divergence, kind and shape, the names of its inputs
+    and classes, the standard deviation of its targets, its times for few evaluations, and a checksum of its weights.
     """
     told = _Told(model)
     times = {name: {str(n): list(found) for n, found in given.items()} for name, given in model.times.items()}
@@ -117,7 +118,7 @@ def checksum(module: nn.Module) -> str:
 
 
 class _Told(nn.Module):
-    """A predictor as a function of tensors in the order of :attr:`names`, on the processor and in float32."""
+    """A predictor as a function of tensors in the order of :attr:`names`, on the CPU and in float32."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -153,7 +154,7 @@ class _Told(nn.Module):
             told["condition"] = parts if len(parts) > 1 else next(iter(parts.values()))
         belief = _believed(self.belief, by)
         if isinstance(self.predictor, BinnedPredictor) and isinstance(belief, DiagonalGaussian):
-            # Two numbers, from which all bins follow.
+            # Two numbers, which determine all bin probabilities.
             return self.predictor.gaussian(belief, by["t"], **told).tensors()
         return _shown(self.predictor(belief, by["t"], **told))
 
@@ -207,7 +208,7 @@ class _Given(Streams):
 
 
 def _shown(belief: Belief) -> dict[str, Tensor]:
-    """Return the parameters of a belief that a graph has: all but the spread of Gaussians, which follows from the time."""
+    """Return the parameters of a belief in a graph: all but the standard deviation, which the time determines."""
     if isinstance(belief, Product):
         parts = [_shown(part) for part in belief.parts]
         return {f"{i}.{name}": a for i, part in enumerate(parts) for name, a in part.items()}
@@ -215,7 +216,7 @@ def _shown(belief: Belief) -> dict[str, Tensor]:
 
 
 def _believed(like: Belief, given: Mapping[str, Tensor], before: str = "") -> Belief:
-    """Make the belief of given parameters; inverse of :func:`_shown`."""
+    """Return the belief with given parameters; inverse of :func:`_shown`."""
     if isinstance(like, Product):
         return Product(tuple(_believed(part, given, f"{before}{i}.") for i, part in enumerate(like.parts)))
     if isinstance(like, DiagonalGaussian):
@@ -240,7 +241,7 @@ def _packages() -> tuple[Any, Any]:
 
 
 def _rms_norm(graph: Any, x: Any, shape: Any, weight: Any, eps: Any) -> Any:
-    """Write torch's norm by root mean squares over the last dimension, which its exporter has no rule for."""
+    """Export torch's RMS norm over the last dimension, for which its exporter has no rule."""
     eps = torch.finfo(torch.float32).eps if eps.node().mustBeNone() else eps
     axis = graph.op("Constant", value_t=torch.tensor([-1]))
     square = graph.op("ReduceMean", graph.op("Mul", x, x), axis)
@@ -250,7 +251,7 @@ def _rms_norm(graph: Any, x: Any, shape: Any, weight: Any, eps: Any) -> Any:
 
 
 def _expm1(graph: Any, x: Any) -> Any:
-    """Write eˣ − 1, exact near 0, without a rule in torch's exporter: 2T/(1 − T) with T = tanh(−|x|/2), or −eˣ of that."""
+    """Export eˣ − 1, accurate near 0, which torch's exporter lacks: 2T/(1 − T) with T = tanh(−|x|/2), or −eˣ of that."""
     one, two = (graph.op("Constant", value_t=torch.tensor(value)) for value in (1.0, 2.0))
     half = graph.op("Tanh", graph.op("Div", graph.op("Neg", graph.op("Abs", x)), two))
     below = graph.op("Div", graph.op("Mul", two, half), graph.op("Sub", one, half))
@@ -260,7 +261,7 @@ def _expm1(graph: Any, x: Any) -> Any:
 
 
 def _traced(told: _Told, example: tuple[Tensor, ...]) -> bytes:
-    """Return the graph of a trace.
+    """Return the graph by tracing.
 
     Raises:
         ArgumentError: An operation has no counterpart in ONNX.
@@ -270,7 +271,7 @@ def _traced(told: _Told, example: tuple[Tensor, ...]) -> bytes:
         torch.onnx.register_custom_op_symbolic(f"aten::{name}", rule, OPSET)  # type: ignore[attr-defined]
     names = [*told.names, *told.outputs]
     try:
-        # By a trace: torch's newer exporter takes half a minute for a small U-Net. Its warnings are of branches on shapes,
+        # Traced: torch's newer exporter takes half a minute for a small U-Net. Its warnings are about branches on shapes,
         # which are meant, and the comparison finds those on values.
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -285,11 +286,11 @@ def _traced(told: _Told, example: tuple[Tensor, ...]) -> bytes:
 
 
 def _difference(runtime: Any, graph: bytes, told: _Told, example: tuple[Tensor, ...]) -> float:
-    """Return the largest difference between a graph's outputs and torch's, over their size where that is above 1."""
+    """Return the largest difference between a graph's outputs and torch's, relative for values above 1."""
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    asked = {i.name for i in session.get_inputs()}  # what a predictor does not use has no place in the graph
+    asked = {i.name for i in session.get_inputs()}  # inputs that a predictor does not use are not in the graph
     given = {name: value.numpy() for name, value in zip(told.names, example, strict=True) if name in asked}
     with torch.no_grad():
         expected = told(*example)

@@ -19,20 +19,20 @@ _SMALL = 2**22
 
 @contextmanager
 def outlined(tensors: int) -> Iterator[None]:
-    """Make modules that are built in this context take no memory, draw nothing, and not import torch's compiler.
+    """Let modules built in this context take no memory, draw no random numbers, and not import torch's compiler.
 
     Args:
-        tensors: Most tensors to be made, as a file may claim any number of layers.
+        tensors: Largest number of tensors, as a file may claim any number of layers.
 
     Raises:
-        ArgumentError: The number of tensors exceeds this.
+        ArgumentError: More tensors are created.
     """
     with torch.device("meta"), _Outline(tensors):
         yield
 
 
 class _Outline(TorchFunctionMode):
-    """A mode within ``torch.device("meta")``: weights stay unfilled, small tables are made on the CPU, draws are zeros.
+    """A mode within ``torch.device("meta")``: weights stay empty, small tables are on the CPU, draws are zeros.
 
     Torch's arithmetic on meta tensors is written in Python and imports its compiler, which takes seconds.
     """

@@ -1,12 +1,12 @@
-"""Specifications: flows and their parts, networks, predictors, samplers and kinds of data as words and as JSON values.
+"""Specifications: flows and their parts, networks, predictors, samplers and kinds of data as strings and as JSON.
 
-A word is ``NAME[:field=value[,field=value…]]``, as in ``unet:channels=64,multipliers=1,2`` or
-``gpfn:divergence=alpha:a=0.5``: a comma begins a new field only if ``field=`` follows. Nested words may have
-parentheses, and must if a comma in them would begin a field: ``w2:metric=(frequency:height=28,width=28)``. ``none`` is no
-value.
+A spec string is ``NAME[:field=value[,field=value…]]``, as in ``unet:channels=64,multipliers=1,2`` or
+``gpfn:divergence=alpha:a=0.5``: a comma starts a new field only if ``field=`` follows. Nested strings may be in
+parentheses, and must be if a comma in them would start a field: ``w2:metric=(frequency:height=28,width=28)``. ``none``
+means ``None``.
 
 In a file this is ``{"kind": name, field: value, …}``. Names are those of :mod:`proxflow.names`; fields, their types and
-their defaults are those of the frozen dataclass that the name stands for, or of the constructor of a network or predictor.
+their defaults are those of the frozen dataclass of that name, or of the constructor of a network or predictor.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _GROUPS: dict[Any, str] = {
     Coupling: "couplings",
     Solver: "solvers",
 }
-"""Groups of names, by the types of fields that take them."""
+"""Groups of names, by the type of the field."""
 
 _BASES: dict[str, type[Any]] = {
     "divergences": Divergence,
@@ -56,10 +56,10 @@ _BASES: dict[str, type[Any]] = {
     "predictors": Predictor,
     "guidance": GuidanceRule,
 }
-"""Base classes that classes of installed packages must derive from."""
+"""Base classes that classes from other packages must derive from."""
 
 _TOLD = {"networks": ("outputs", "reads_end"), "predictors": ("network", "flow")}
-"""Parameters of constructors that are no settings, as the model supplies them."""
+"""Parameters of constructors that are not settings, because the model supplies them."""
 
 _LONGEST = 2**20
 """Largest length of a list, as a file could hold any number."""
@@ -69,11 +69,11 @@ _REQUIRED = inspect.Parameter.empty
 
 @dataclass(frozen=True)
 class Part:
-    """A network or predictor that is not built yet.
+    """A specification of a network or predictor.
 
     Args:
         kind: Its name.
-        settings: Its constructor's keyword arguments by name.
+        settings: Keyword arguments of its constructor.
     """
 
     kind: str
@@ -81,7 +81,7 @@ class Part:
 
 
 class Field(NamedTuple):
-    """A setting: its type, and its default, :data:`inspect.Parameter.empty` where it has none."""
+    """A setting: its type, and its default, :data:`inspect.Parameter.empty` if it has none."""
 
     hint: Any
     default: Any
@@ -91,13 +91,13 @@ def fields(group: str, kind: str) -> dict[str, Field]:
     """Return the settings of a name.
 
     Raises:
-        ArgumentError: There is no such name, or its class cannot be imported or is none of its group.
+        ArgumentError: There is no such name, or its class cannot be imported or does not belong to the group.
     """
     return _fields(group, kind, class_of(group, kind))
 
 
 def settings_of(group: str, kind: str) -> dict[str, str]:
-    """Return the settings of a name with their defaults, as a word would say them; "…" where one must be given.
+    """Return the settings of a name with their defaults as in a string; "…" for required ones.
 
     Raises:
         ArgumentError: As :func:`fields`.
@@ -110,10 +110,10 @@ def settings_of(group: str, kind: str) -> dict[str, str]:
 
 
 def parse(group: str, text: str) -> Any:
-    """Return the object that a word names; for networks and predictors a :class:`Part`.
+    """Return the object of a spec string; for networks and predictors a :class:`Part`.
 
     Raises:
-        ArgumentError: An unknown name or field, or a value of a wrong type or out of range.
+        ArgumentError: An unknown name or field, or a value of the wrong type or out of range.
     """
     return make(group, content(group, text))
 
@@ -122,7 +122,7 @@ def make(group: str, value: Any) -> Any:
     """Return the object that JSON values describe; for networks and predictors a :class:`Part` with all settings.
 
     Raises:
-        ArgumentError: An unknown name or field, or a value of a wrong type or out of range.
+        ArgumentError: An unknown name or field, or a value of the wrong type or out of range.
     """
     if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
         raise ArgumentError(f'expected one of the {group} as {{"kind": name, …}}, got {value!r:.80}')
@@ -137,10 +137,11 @@ def make(group: str, value: Any) -> Any:
 
 
 def restore(group: str, value: Any, where: str) -> Any:
-    """Return the object that a file describes, as written by :func:`describe`; for networks and predictors a :class:`Part`.
+    """Return the object that a file has as :func:`describe` wrote it; for networks and predictors a :class:`Part`.
 
     Raises:
-        CheckpointError: An unknown name or field, or a value of a wrong type or out of range; ``where`` names the file.
+        CheckpointError: An unknown name or field, or a value of the wrong type or out of range; ``where`` names the
+            file.
     """
     try:
         return make(group, value)
@@ -154,19 +155,19 @@ def describe(thing: Any) -> dict[str, Any]:
     Fields that are ``None`` are left out if that is their default.
 
     Raises:
-        ArgumentError: It, or a field of it, has no name: a function, an energy, or a class that no installed package
-            names. The message names the field.
+        ArgumentError: The object or a field has no name: a function, an energy, or a class that no installed package
+            registers. The message names the field.
     """
     if isinstance(thing, Part):
         return {"kind": thing.kind, **{name: _written(value, None, name) for name, value in thing.settings.items()}}
     own, _, found = _described(thing)
-    # A name without settings is the plain kind; else the name that fixes most settings.
+    # The plain name if no preset matches; else the preset that fixes most settings.
     kind, _ = max(found.items(), key=lambda item: (not item[1], _agree(item[1], own), -len(item[1])))
     return {"kind": kind, **own}
 
 
 def word(thing: Any) -> str:
-    """Return the shortest word for an object or predictor, as :func:`parse` reads it and titles of reports show it.
+    """Return the shortest spec string of an object or predictor, for :func:`parse` and for titles of reports.
 
     Raises:
         ArgumentError: As :func:`describe`.
@@ -186,7 +187,7 @@ def word(thing: Any) -> str:
 
 
 def content(group: str, given: Any) -> dict[str, Any]:
-    """Return a word, object or :class:`Part` as JSON values; for a word only the fields that it names.
+    """Return a spec string, object or :class:`Part` as JSON values; for a string only the fields in it.
 
     Raises:
         ArgumentError: As :func:`parse` and :func:`describe`.
@@ -203,7 +204,7 @@ def content(group: str, given: Any) -> dict[str, Any]:
 
 
 def _refuse_overridden(given: Mapping[str, Any]) -> None:
-    """Refuse a sampler whose settings undo what its name fixes, where another name stands for them."""
+    """Refuse a sampler whose settings override what its name fixes, if another name has them."""
     kind, entry = given["kind"], names.find("samplers", given["kind"])
     wanted = {**entry.settings, **given}
     undone = [name for name, value in entry.settings.items() if wanted[name] != value]
@@ -221,7 +222,7 @@ def class_of(group: str, kind: str) -> type[Any]:
     """Return the class of a name.
 
     Raises:
-        ArgumentError: There is no such name, or its class cannot be imported or is none of its group.
+        ArgumentError: There is no such name, or its class cannot be imported or does not belong to the group.
     """
     found = names.find(group, kind).load()
     base = _BASES.get(group)
@@ -366,7 +367,7 @@ def _given(text: str, known: Mapping[str, Field], kind: str) -> dict[str, Any]:
 
 
 def _plain(hint: Any, text: str, where: str) -> Any:
-    """Return the text of a value as JSON values; text that does not fit the type stays and :func:`_value` refuses it."""
+    """Return the text of a value as JSON values; text of the wrong type is kept, for :func:`_value` to refuse."""
     origin, inner = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, types.UnionType):
         return None if text.lower() == "none" and types.NoneType in inner else _plain(_some(inner), text, where)
@@ -392,17 +393,17 @@ def _plain(hint: Any, text: str, where: str) -> Any:
 
 
 def _numbers(text: str) -> Any:
-    """Return the numbers of an array, with or without brackets around it."""
+    """Return the numbers of an array, with or without brackets."""
     found = json.loads(f"[{text}]")
     return found[0] if len(found) == 1 else found
 
 
 def _items(text: str, nested: bool) -> list[str]:
-    """Return the pieces of a list, with or without brackets around it, whose items may be lists themselves."""
+    """Return the items of a list, with or without brackets; items may be lists."""
     if text in ("", "()"):
         return []
     pieces = [piece.strip() for piece in _split(_unwrapped(text))]
-    # Brackets around all of a text may be those of its only item: a list, or a word with settings.
+    # Outer brackets may be those of the only item: a list, or a string with settings.
     if any(re.match(r"[A-Za-z_]\w*=", piece) or (nested and piece[:1] not in ("(", "[")) for piece in pieces):
         return [piece.strip() for piece in _split(text)]
     return [] if pieces == [""] else pieces
@@ -420,7 +421,7 @@ def _split(text: str, before: str = "") -> list[str]:
 
 
 def _unwrapped(text: str) -> str:
-    """Return a text without the brackets around all of it."""
+    """Return a text without its outer brackets."""
     text = text.strip()
     if text[:1] + text[-1:] not in ("()", "[]"):
         return text
@@ -436,7 +437,7 @@ def _unwrapped(text: str) -> str:
 
 
 def _described(thing: Any) -> tuple[dict[str, Any], str, dict[str, Mapping[str, Any]]]:
-    """Return an object's fields as JSON values, its group, and the lasting names of its class with what they fix."""
+    """Return an object's fields as JSON values, its group, and the names of its class with the settings they fix."""
     found = names.names_of(type(thing))
     if not found:
         if isinstance(thing, type) and (known := names.names_of(thing)):
@@ -471,7 +472,7 @@ def _fields_of(thing: Any, known: Mapping[str, Field], kind: str) -> dict[str, A
 
 
 def _agree(settings: Mapping[str, Any], own: Mapping[str, Any]) -> int:
-    """Return the number of a preset's settings that an object has, minus the number that it has not."""
+    """Return the number of a preset's settings that an object has, minus the number that it lacks."""
     return sum(1 if own.get(name) == value else -1 for name, value in settings.items())
 
 
@@ -485,7 +486,7 @@ def _usual(group: str, kind: str) -> dict[str, Any]:
     if not any(entry.default is _REQUIRED and name not in usual for name, entry in found.items()):
         made = make(group, {"kind": kind, **names.find(group, kind).settings})
         for name, entry in found.items():
-            if entry.default is None and getattr(made, name, None) is not None:  # which the class itself fills in
+            if entry.default is None and getattr(made, name, None) is not None:  # which the class fills in
                 usual[name] = _written(getattr(made, name), entry.hint, name)
     nested = {name: v for name, v in usual.items() if isinstance(v, Mapping) and "kind" in v}
     return {**usual, **{name: describe(make(_group(group, kind, name), v)) for name, v in nested.items()}}
@@ -524,7 +525,7 @@ def _written(value: Any, hint: Any, where: str) -> Any:
 
 
 def _text(value: Any) -> str:
-    """Return a JSON value in the syntax of words."""
+    """Return a JSON value in the syntax of spec strings."""
     if isinstance(value, Mapping):
         kind = value.get("kind")
         rest = ",".join(f"{name}={_text(item)}" for name, item in value.items() if name != "kind")

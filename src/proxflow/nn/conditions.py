@@ -1,4 +1,4 @@
-"""Conditions within networks: labels and vectors embedded beside the time, images read beside the input."""
+"""Conditioning of networks: labels and vectors embedded with the time, images read with the input."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ NONE = -1
 class Conditions(nn.Module):
     """What a network is conditioned on: how a condition is read, checked and embedded.
 
-    A condition is class labels, int64 (batch,) from 0; vectors (batch, vectors); images (batch, images, height, width), of
-    the size of what is denoised; or, where there are several of these, a dictionary with the keys "label", "vector" and
-    "image". An example may lack any: its label is −1, its vector or image NaN. ``None`` lacks all for the
+    A condition is class labels, int64 (batch,) from 0; vectors (batch, vectors); images (batch, images, height, width),
+    of the size of the denoised image; or, if there are several of these, a dictionary with the keys "label", "vector"
+    and "image". An example may lack any of them: its label is −1, its vector or image NaN. ``None`` lacks all for the
     whole batch.
 
-    Labels and vectors are embedded as the time is, and added to it: "Diffusion Models Beat GANs on Image Synthesis"
-    (Dhariwal & Nichol, 2021), arXiv 2105.05233. No label has an embedding of its own, the null class: "Classifier-Free
-    Diffusion Guidance" (Ho & Salimans, 2022), arXiv 2207.12598. It begins at zero, and nothing is added for a vector or an
-    image that an example lacks: weights without conditions draw the same without one.
+    Embeddings of labels and vectors are added to that of the time: "Diffusion Models Beat GANs on Image Synthesis"
+    (Dhariwal & Nichol, 2021), arXiv 2105.05233. A missing label has an embedding of its own, the null class:
+    "Classifier-Free Diffusion Guidance" (Ho & Salimans, 2022), arXiv 2207.12598. It is initialised to zero, and nothing
+    is added for a missing vector or image: so weights of a network without conditions predict the same.
 
-    With ``guidance`` a condition may say beside these how far the prediction is guided toward them, by the part "guidance"
-    of a dictionary, (batch, 3): the weight w in [1, guidance], and the times from the first in [0, ½] to the last in [½, 1];
-    NaN says not at all, and so does w = 1. It is embedded as vectors are, times the share of the way that w is from 1 to the
-    largest, and begins with no effect.
+    With ``guidance`` a condition may also say how far the prediction is guided, by the key "guidance" of the
+    dictionary, (batch, 3): the weight w in [1, guidance], the first time in [0, ½] and the last in [½, 1]. NaN and w =
+    1 mean no guidance. It is embedded as vectors are, multiplied by (w − 1)/(guidance − 1), and has no effect at
+    initialisation.
 
     Args:
         width: Size of the embedding.
         classes: Number of classes; 0 for no labels.
         vectors: Size of the vectors; 0 for none.
         images: Channels of the images; 0 for none.
-        guidance: Largest weight of guidance that is read; 0 for none.
+        guidance: Largest guidance weight that is read; 0 for none.
 
     Raises:
-        ArgumentError: A number is negative, or all are 0; a largest weight that is not above 1, or without anything to be
-            guided toward; when called, a condition of another form.
+        ArgumentError: A number is negative, or all are 0; a largest weight that is not above 1, or without a condition
+            to guide toward; when called, a condition of another form.
     """
 
     def __init__(self, width: int, classes: int = 0, vectors: int = 0, images: int = 0, guidance: float = 0.0) -> None:
@@ -57,7 +57,7 @@ class Conditions(nn.Module):
         if guidance and not 1 < guidance < math.inf:
             raise ArgumentError(f"guidance, the largest weight that is read, is above 1, or 0 for none, got {guidance}")
         self.names = tuple(name for name, size in sizes.items() if size)
-        # Labels begin with variance 1: beginning at zero, they are learnt several times as slowly.
+        # Labels start with variance 1: initialised to zero, they are learnt several times more slowly.
         self.embed_label = nn.Embedding(classes + 1, width) if classes else None
         if self.embed_label is not None:
             nn.init.zeros_(self.embed_label.weight[classes].detach())
@@ -70,7 +70,7 @@ class Conditions(nn.Module):
         """Return the parts of a condition by name.
 
         Raises:
-            ArgumentError: Another form than the network was built for.
+            ArgumentError: The form differs from the one the network was built for.
         """
         known = (*self.names, GUIDANCE) if self.guidance else self.names
         if isinstance(condition, Mapping):
@@ -97,11 +97,11 @@ class Conditions(nn.Module):
         return {name: given.get(name) for name in known}
 
     def check_condition(self, condition: Condition) -> None:
-        """Refuse a condition by its values, before any work; this waits for the device.
+        """Refuse a condition with invalid values before work starts; this synchronises with the device.
 
         Raises:
-            ArgumentError: Another form than the network was built for, a label out of range, or a number that is infinite,
-                or NaN beside others that are not.
+            ArgumentError: The form differs from the one the network was built for, a label is out of range, or a value
+                is infinite, or NaN beside values that are not.
         """
         for name, value in self.parts(condition).items():
             if value is None or not len(value):
@@ -144,14 +144,14 @@ class Conditions(nn.Module):
             embedding = embedding + vector[:, -1:] * self.embed_vector(vector[:, :-1])
         if self.embed_guidance is not None:
             asked = flagged(parts[GUIDANCE], (batch, 3), next(self.embed_guidance.parameters()))
-            # How far it is guided, from 0 to 1: so that with the weight 1 nothing is added, as without guidance.
+            # Strength of guidance from 0 to 1, so that nothing is added at weight 1, as without guidance.
             far = asked[:, -1:] * (asked[:, :1] - 1) / (self.guidance - 1)
             embedding = embedding + far * self.embed_guidance(torch.cat([far, asked[:, 1:3]], dim=1))
         return embedding
 
 
 def conditions(width: int, classes: int, vectors: int, images: int = 0, guidance: float = 0.0) -> Conditions | None:
-    """Return the conditions of a network; ``None`` for one without any."""
+    """Return the conditioning of a network; ``None`` without conditions."""
     found = classes or vectors or images or guidance
     return Conditions(width, classes, vectors, images, guidance) if found else None
 
@@ -160,7 +160,7 @@ def parts_of(owned: Conditions | None, condition: Condition | None) -> dict[str,
     """Return the parts of a network's condition by name.
 
     Raises:
-        ArgumentError: The network reads no conditions, or those of another form.
+        ArgumentError: The network reads no conditions, or another form.
     """
     if owned is not None:
         return owned.parts(condition)
@@ -170,12 +170,12 @@ def parts_of(owned: Conditions | None, condition: Condition | None) -> dict[str,
 
 
 def flagged(values: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Return values of a shape (batch, size, …) with one place more: 1 where an example has them, 0 where it has none.
+    """Return values of a shape (batch, size, …) with a further entry: 1 if an example has them, 0 if not.
 
     Args:
-        values: The values, NaN where an example has none; ``None`` where none has.
+        values: The values, NaN for an example without; ``None`` if no example has any.
         shape: Their shape.
-        like: Its precision and device are taken.
+        like: Tensor with the precision and device to use.
     """
     batch, size, *rest = shape
     if values is None:

@@ -1,4 +1,4 @@
-"""Diffusion transformer (DiT): images as tokens of patches."""
+"""Diffusion transformer (DiT): images as patch tokens."""
 
 from __future__ import annotations
 
@@ -24,45 +24,46 @@ SIZES: dict[Size, tuple[int, int, int]] = {
     "L": (1024, 24, 16),
     "XL": (1152, 28, 16),
 }
-"""Width, depth and heads by name: table 1 of the source of :class:`DiT`, and below it the "Ti" of vision transformers."""
+"""Width, depth and heads by name: table 1 of the paper of :class:`DiT`, and the smaller "Ti" of vision transformers."""
 
 _BASE = 100.0
-"""Base of the rotary positions, for images of tens of patches a side; see :func:`proxflow.nn.transformer.rotary`."""
+"""Base of the rotary positions, for images of tens of patches per side; see :func:`proxflow.nn.transformer.rotary`."""
 
 
 class DiT(nn.Module):
-    """A transformer of patches for images of any height, width and channel count.
+    """A diffusion transformer (DiT) for images of any height, width and channel count.
 
     "Scalable Diffusion Models with Transformers" (Peebles & Xie, 2022), arXiv 2212.09748, with the defaults of its
-    successors: root mean squares in place of layer norms, norms of queries and keys, gated layers and rotary positions along
-    rows and columns. The gated layers have as many weights as the plain ones there, so parameters and operations of each
-    size are those published. Images whose sides the patch does not divide are padded inside and cropped again.
+    successors: RMS norm instead of layer norm, normalised queries and keys, gated layers (SwiGLU) and rotary position
+    embedding along rows and columns. The gated layers have as many weights as the plain ones of the paper, so
+    parameters and operations of each size are as published. Images whose sides are not multiples of the patch are
+    padded, and the output is cropped.
 
     Args:
-        shape: Shape of the images read, (channels, height, width). Other heights and widths serve the same weights.
+        shape: Shape of the images read, (channels, height, width). The same weights work for other heights and widths.
         outputs: Channels returned; ``None`` for as many as are read.
         size: Width, depth and heads by name, see :data:`SIZES`.
-        patch: Side of the squares of pixels that are one token each.
-        width: Features of a token, which its heads divide into a multiple of 4; ``None`` for that of the size.
+        patch: Side length of a patch, in pixels.
+        width: Features of a token; each head's share is a multiple of 4; ``None`` for that of the size.
         depth: Number of blocks, likewise.
         heads: Heads of the attention, likewise.
-        tokens: Tokens of the condition that stand beside those of the patches, where there are labels or vectors: "Back to
-            Basics: Let Denoising Generative Models Denoise" (Li & He, 2025), arXiv 2511.13720. With 0 the condition is
-            added to the time alone.
-        dropout: Probability of dropping a feature of what a block adds.
+        tokens: Tokens for the condition beside those of the patches, if there are labels or vectors: "Back to Basics:
+            Let Denoising Generative Models Denoise" (Li & He, 2025), arXiv 2511.13720. With 0 the condition is only
+            added to the time embedding.
+        dropout: Dropout probability of the features that a block adds.
         reads_end: Whether it reads a second time, ``end`` ≥ t, as :class:`proxflow.nn.UNet` does.
-        classes: Number of classes whose labels it reads as its condition; 0 for none. See
-            :class:`proxflow.nn.conditions.Conditions`, also for the next.
-        vectors: Size of the vectors that it reads as its condition; 0 for none.
-        images: Channels of the images that it reads as its condition; 0 for none.
-        guidance: Largest weight of guidance that it reads beside its condition; 0 for none.
+        classes: Number of classes, for labels as condition; 0 for none. See :class:`proxflow.nn.conditions.Conditions`,
+            also for the next arguments.
+        vectors: Size of vectors as condition; 0 for none.
+        images: Channels of images as condition; 0 for none.
+        guidance: Largest guidance weight read with the condition; 0 for none.
 
-    Shapes: ``x`` (batch, channels, height, width), ``t`` and ``end`` (batch,) or scalars → (batch, outputs, height, width).
-    Without ``end`` it is t.
+    Shapes: ``x`` (batch, channels, height, width), ``t`` and ``end`` (batch,) or scalars → (batch, outputs, height,
+    width). ``end`` defaults to t.
 
     Raises:
         ArgumentError: An argument is out of range, ``x`` has another number of dimensions or channels, or an ``end`` is
-            given to a network that reads none; a condition is not what it was built for.
+            given to a network that reads none; a condition differs from what it was built for.
     """
 
     def __init__(
@@ -106,12 +107,12 @@ class DiT(nn.Module):
         self.leave = zero(nn.Linear(width, outputs * patch**2))
         nn.init.xavier_uniform_(self.enter.weight)
         nn.init.zeros_(self.enter.bias)
-        if reads_end:  # last, so that the other weights are drawn as without it
+        if reads_end:  # last, so that the other weights are initialised as without it
             self.embed_gap = gap_embedding(width)
         self.conditions = conditions(width, classes, vectors, images, guidance)
         self.conditional = self.conditions is not None
         self.tokens = nn.Parameter(torch.randn(tokens, width) * 0.02) if tokens else None
-        # Its output is added to that of the image that is denoised. Of no image it is zero.
+        # Its output is added to that of the denoised image. Without an image it is zero.
         self.enter_image = nn.Linear((images + 1) * patch**2, width, bias=False) if images else None
 
     def forward(self, x: Tensor, t: Tensor, end: Tensor | None = None, condition: Condition | None = None) -> Tensor:
@@ -135,14 +136,14 @@ class DiT(nn.Module):
         return functional.pixel_shuffle(output, self.patch)[..., :height, :width]
 
     def _patches(self, x: Tensor) -> Tensor:
-        """Return the patches of images that are padded to what the patch divides, (batch, tokens, features)."""
+        """Return the patches of images padded to multiples of the patch, (batch, tokens, features)."""
         height, width = x.shape[-2:]
         x = functional.pad(x, (0, -width % self.patch, 0, -height % self.patch))
         return functional.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)
 
 
 def _grid(first: int, rows: int, columns: int, device: torch.device) -> Tensor:
-    """Return row and column of each patch, (tokens, 2), after those of tokens without a place, at 0."""
+    """Return row and column of each patch, (tokens, 2), after ``first`` tokens without a position, at 0."""
     row = torch.arange(rows, device=device)[:, None].expand(rows, columns)
     column = torch.arange(columns, device=device).expand(rows, columns)
     return functional.pad(torch.stack([row, column], dim=-1).flatten(0, 1), (0, 0, first, 0))

@@ -1,4 +1,4 @@
-"""Common parts of networks: checks of arguments, the embedding of times, and layers that begin at zero."""
+"""Common parts of networks: checks of arguments, the embedding of times, and layers initialised to zero."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def event_shape(shape: Sequence[int], network: str, dimensions: int | None = Non
     """Return the shape of an event as a tuple.
 
     Raises:
-        ArgumentError: It is no sequence of whole numbers ≥ 1, or has another number of dimensions.
+        ArgumentError: It is not a sequence of integers ≥ 1, or has another number of dimensions.
     """
     wanted = (
         "(channels, height, width)" if dimensions == 3 else "of an event, as (channels, height, width) or (columns,)"
@@ -75,7 +75,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def zero(layer: Layer) -> Layer:
-    """Set a layer to zero, so that the residual block that it ends begins as the identity."""
+    """Initialise a layer to zero, so that the residual block that it ends starts as the identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -84,7 +84,7 @@ def zero(layer: Layer) -> Layer:
 def embed_step(
     embed: TimeEmbedding, embed_gap: TimeEmbedding | None, batch: int, t: Tensor, end: Tensor | None
 ) -> Tensor:
-    """Return the embedding of times t and, if the network reads them, of ends of steps: (batch, width).
+    """Return the embedding of times t and, if the network reads them, of end times of steps: (batch, width).
 
     Args:
         embed: Embeds t.
@@ -106,8 +106,8 @@ def embed_step(
 
 
 def gap_embedding(width: int) -> TimeEmbedding:
-    """Return an embedding of end − t that begins at zero: weights from a network without it predict the same."""
-    # Low frequencies: effective targets change little with the end of the step, and derivatives pass through here.
+    """Return an embedding of end − t initialised to zero: weights from a network without it predict the same."""
+    # Low frequencies: effective targets change little with the end time, and derivatives pass through here.
     embedding = TimeEmbedding(width, 8 * math.pi)
     zero(embedding.layers[-1])
     return embedding

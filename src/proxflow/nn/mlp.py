@@ -15,7 +15,7 @@ from proxflow.nn.layers import TimeEmbedding, embed_step, event_shape, gap_embed
 
 
 class _Block(nn.Module):
-    """A residual block of two layers, whose input the time scales and shifts."""
+    """A residual block of two layers, whose input is scaled and shifted by the time."""
 
     def __init__(self, width: int, embedding: int, dropout: float) -> None:
         super().__init__()
@@ -32,28 +32,28 @@ class _Block(nn.Module):
 class MLP(nn.Module):
     """A multilayer perceptron of residual blocks, for vectors, rows of a table and small events of any shape.
 
-    The time scales and shifts the features of each block: "FiLM: Visual Reasoning with a General Conditioning Layer" (Perez
-    et al., 2017), arXiv 1709.07871. There is no normalisation: in few dimensions the features of a layer may be nearly equal
-    somewhere, where its derivatives are unbounded and spoil likelihoods.
+    The time scales and shifts the features of each block: "FiLM: Visual Reasoning with a General Conditioning Layer"
+    (Perez et al., 2017), arXiv 1709.07871. There is no normalisation: in few dimensions all features of a layer may be
+    nearly equal somewhere, and its derivatives would be unbounded there and make likelihoods useless.
 
     Args:
         shape: Shape of the events read.
-        outputs: Size of the first dimension of what is returned; ``None`` for that of the events.
+        outputs: Size of the first output dimension; ``None`` for that of the events.
         width: Features of each layer.
         depth: Residual blocks.
-        dropout: Probability of dropping a feature in the blocks.
+        dropout: Dropout probability in the blocks.
         reads_end: Whether it reads a second time, ``end`` ≥ t, as :class:`UNet` does.
-        classes: Number of classes whose labels it reads as its condition; 0 for none. See
-            :class:`proxflow.nn.conditions.Conditions`, also for the next.
-        vectors: Size of the vectors that it reads as its condition; 0 for none.
-        guidance: Largest weight of guidance that it reads beside its condition; 0 for none.
+        classes: Number of classes, for labels as condition; 0 for none. See :class:`proxflow.nn.conditions.Conditions`,
+            also for the next arguments.
+        vectors: Size of vectors as condition; 0 for none.
+        guidance: Largest guidance weight read with the condition; 0 for none.
 
-    Shapes: ``x`` (batch, *shape), ``t`` and ``end`` (batch,) or scalars → (batch, outputs, *shape[1:]). Without ``end`` it
-    is t.
+    Shapes: ``x`` (batch, *shape), ``t`` and ``end`` (batch,) or scalars → (batch, outputs, *shape[1:]). ``end``
+    defaults to t.
 
     Raises:
-        ArgumentError: An argument is out of range, ``x`` has another shape, or an ``end`` is given to a network that reads
-            none; a condition is not what it was built for.
+        ArgumentError: An argument is out of range, ``x`` has another shape, or an ``end`` is given to a network that
+            reads none; a condition differs from what it was built for.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class MLP(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, embedding, dropout) for _ in range(depth))
         last = zero(nn.Linear(width, math.prod(self.returned)))
         self.head = nn.Sequential(nn.SiLU(), last)
-        if reads_end:  # last, so that the other weights are drawn as without it
+        if reads_end:  # last, so that the other weights are initialised as without it
             self.embed_gap = gap_embedding(embedding)
         self.conditions = conditions(embedding, classes, vectors, guidance=guidance)
         self.conditional = self.conditions is not None

@@ -14,37 +14,38 @@ from proxflow.nn.layers import TimeEmbedding, event_shape, zero
 from proxflow.nn.transformer import Transformer
 
 _WIDEST_EMBEDDING = 128
-"""Most features of the embedding of times: a wider one would give the adaptive norms half of all weights."""
+"""Largest time embedding: with a wider one the adaptive norms would hold half of all weights."""
 
 
 class TokenTransformer(nn.Module):
-    """A transformer with rotary positions that reads what is known of each token, and says which it may be.
+    """A transformer with rotary positions that reads a belief about each token and returns class logits.
 
-    Probabilities are read as the mean of the embeddings of the classes under them; so a certain class is its embedding, and
-    no array larger than the input is made. The blocks, with norms that adapt to the time and begin as if there were none,
-    are those of :class:`proxflow.nn.transformer.Transformer`.
+    Probabilities are read as the mean of the class embeddings under them, so that a certain class gives its embedding
+    and no array larger than the input is made. The blocks, whose norms adapt to the time and start as plain ones, are
+    those of :class:`proxflow.nn.transformer.Transformer`.
 
     Args:
-        shape: Of what it reads: (context, classes of a token); of two classes (context,).
+        shape: Shape of the input: (context, classes of a token); for two classes (context,).
         width: Features of a token.
         depth: Number of blocks.
-        heads: Heads of the attention, which divide the width.
-        dropout: Probability of dropping a feature of what a block adds.
-        causal: Whether a token sees only itself and those before it, as an autoregressive model needs it.
-        classes: Number of classes whose labels it reads as its condition; 0 for none. See
-            :class:`proxflow.nn.conditions.Conditions`, also for the next.
-        vectors: Size of the vectors that it reads as its condition; 0 for none.
+        heads: Number of attention heads, which divides the width.
+        dropout: Dropout probability of the features that a block adds.
+        causal: Whether attention is causal, as for an autoregressive model.
+        classes: Number of classes, for labels as condition; 0 for none. See :class:`proxflow.nn.conditions.Conditions`,
+            also for the next arguments.
+        vectors: Size of vectors as condition; 0 for none.
 
-    Shapes: ``x`` is 2θ − 1 for probabilities θ, (batch, *shape) of real numbers, of two classes that of the first; or class
-    indices int64 (batch, context), −1 where nothing is known. ``t`` (batch,) or a scalar → logits (batch, *shape), of two
-    classes the log-odds of the first.
+    Shapes: ``x`` is 2θ − 1 for probabilities θ, (batch, *shape) of real numbers, for two classes that of the first; or
+    class indices int64 (batch, context), −1 where nothing is known. ``t`` (batch,) or a scalar → logits (batch,
+    *shape), for two classes the log-odds of the first.
 
     Raises:
-        ArgumentError: An argument is out of range, or ``x`` has another shape; a condition is not what it was built for.
+        ArgumentError: An argument is out of range, or ``x`` has another shape; a condition differs from what it was
+            built for.
     """
 
     reads_tokens = True
-    """Whether it reads class indices, where a belief has nothing else to say."""
+    """Whether it reads class indices, if a belief has nothing else."""
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class TokenTransformer(nn.Module):
         self.blocks = Transformer(width, depth, heads, embedding=embedding, causal=causal, dropout=dropout)
         self.embed = TimeEmbedding(embedding)
         self.enter = nn.Parameter(torch.randn(self.symbols, width))
-        # Not zero: hidden tokens, which have nothing else, would ask for nothing in the attention.
+        # Not zero: hidden tokens, which have nothing else, would have zero queries in the attention.
         self.begin = nn.Parameter(torch.randn(width))
         self.leave = zero(nn.Linear(width, 1 if len(self.shape) == 1 else self.symbols))
         self.conditions = conditions(embedding, classes, vectors)

@@ -10,24 +10,24 @@ from proxflow.errors import ArgumentError
 from proxflow.nn.layers import refuse_out_of_range, zero
 
 Angles = tuple[Tensor, Tensor]
-"""Cosines and sines of rotary positions, (tokens, half the size of a head) each."""
+"""Cosines and sines of rotary positions, each (tokens, half the size of a head)."""
 
 
 def rotary(positions: Tensor, size: int, base: float = 10_000.0) -> Angles:
-    """Return by which angles queries and keys at some positions are turned.
+    """Return the angles by which queries and keys at given positions are rotated.
 
-    What two tokens make of each other then depends on the difference of their positions alone: "RoFormer: Enhanced
-    Transformer with Rotary Position Embedding" (Su et al., 2021), arXiv 2104.09864, eq. 15. Of several axes each turns a
-    share of the pairs: "Rotary Position Embedding for Vision Transformer" (Heo et al., 2024), arXiv 2403.13298, which takes
-    the base 100 for images.
+    The attention of two tokens then depends only on the difference of their positions: "RoFormer: Enhanced Transformer
+    with Rotary Position Embedding" (Su et al., 2021), arXiv 2104.09864, eq. 15. With several axes each rotates a share
+    of the pairs: "Rotary Position Embedding for Vision Transformer" (Heo et al., 2024), arXiv 2403.13298, which uses
+    base 100 for images.
 
     Args:
-        positions: Of each token, (tokens,), or along several axes, (tokens, axes).
-        size: Size of a head, which 2 · axes divides.
-        base: Ratio of the fastest to the slowest turning, about.
+        positions: Positions of the tokens, (tokens,), or along several axes, (tokens, axes).
+        size: Size of a head, a multiple of 2 · axes.
+        base: Ratio of the fastest to the slowest rotation, approximately.
 
     Raises:
-        ArgumentError: The size does not divide.
+        ArgumentError: The size is not a multiple of 2 · axes.
     """
     positions = positions.reshape(len(positions), -1)
     axes = positions.shape[1]
@@ -41,14 +41,14 @@ def rotary(positions: Tensor, size: int, base: float = 10_000.0) -> Angles:
 
 
 def rotate(x: Tensor, angles: Angles) -> Tensor:
-    """Turn queries or keys (…, tokens, size): entry k and entry k + size/2 of each are a pair."""
+    """Rotate queries or keys (…, tokens, size): entries k and k + size/2 are a pair."""
     cos, sin = angles
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 class RMSNorm(nn.RMSNorm):
-    """A norm by the root mean square, whose scales take the precision of what they scale, as fused kernels want it."""
+    """RMS norm whose scales are cast to the precision of the input, as fused kernels need."""
 
     def __init__(self, width: int, elementwise_affine: bool = True) -> None:
         super().__init__(width, eps=1e-6, elementwise_affine=elementwise_affine)
@@ -59,20 +59,20 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with rotary positions, and queries and keys of norm 1 up to learnt scales (QK-norm).
+    """Multi-head self-attention with rotary positions and normalised queries and keys with learnt scales (QK-norm).
 
-    "Scaling Vision Transformers to 22 Billion Parameters" (Dehghani et al., 2023), arXiv 2302.05442, § 2, with root mean
-    squares in place of layer norms.
+    "Scaling Vision Transformers to 22 Billion Parameters" (Dehghani et al., 2023), arXiv 2302.05442, § 2, with RMS norm
+    instead of layer norm.
 
     Args:
         width: Features of a token.
         heads: Number of heads, which divides the width.
-        causal: Whether a token sees only itself and those before it.
+        causal: Whether attention is causal: a token sees only itself and earlier ones.
 
     Shapes: ``x`` (batch, tokens, width) → the same.
 
     Raises:
-        ArgumentError: The width does not divide.
+        ArgumentError: The width is not a multiple of the heads.
     """
 
     def __init__(self, width: int, heads: int, causal: bool = False) -> None:
@@ -95,9 +95,9 @@ class Attention(nn.Module):
 
 
 def hidden_width(width: int) -> int:
-    """Return the features of a SwiGLU layer that has as many weights as two plain layers with 4 · width between them.
+    """Return the hidden features of a SwiGLU layer with as many weights as two plain layers with 4 · width between.
 
-    It has three matrices in place of two, so 8/3 · width features, as a multiple of 8.
+    It has three matrices instead of two, so 8/3 · width features, as a multiple of 8.
     """
     return max(8, round(width / 3) * 8)
 
@@ -123,15 +123,15 @@ class SwiGLU(nn.Module):
 
 
 class AdaptiveNorm(nn.Module):
-    """A norm of tokens by their root mean square, whose scale and shift an embedding decides.
+    """RMS norm of tokens, with scale and shift computed from an embedding.
 
-    Scale, shift and gate begin at zero: "Scalable Diffusion Models with Transformers" (Peebles & Xie, 2022), arXiv
-    2212.09748, § 3.2, "adaLN-Zero". Without an embedding scales are learnt, and there is neither shift nor gate.
+    Scale, shift and gate are initialised to zero: "Scalable Diffusion Models with Transformers" (Peebles & Xie, 2022),
+    arXiv 2212.09748, § 3.2, "adaLN-Zero". Without an embedding scales are learnt, and there is neither shift nor gate.
 
     Args:
         width: Features of a token.
         embedding: Size of the embedding; 0 for none.
-        gated: Whether it gives a gate as well.
+        gated: Whether it returns a gate as well.
     """
 
     def __init__(self, width: int, embedding: int = 0, gated: bool = True) -> None:
@@ -143,7 +143,7 @@ class AdaptiveNorm(nn.Module):
             self.modulation = nn.Sequential(nn.SiLU(), zero(nn.Linear(embedding, self.parts * width)))
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return normed tokens (batch, tokens, width), and the gate (batch, 1, width) of what is made of them, if any."""
+        """Return normalised tokens (batch, tokens, width), and the gate (batch, 1, width), if any."""
         normed = self.norm(x)
         if self.modulation is None:
             return normed, None
@@ -152,15 +152,15 @@ class AdaptiveNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a gated layer, each added to its input; a fresh block returns its input.
+    """Attention and a gated layer, each a residual; a new block is the identity.
 
     Args:
         width: Features of a token.
-        heads: Heads of the attention.
+        heads: Number of attention heads.
         embedding: Size of the embedding that its norms adapt to; 0 for none.
         hidden: Features of the gated layer; ``None`` for :func:`hidden_width`.
-        causal: Whether a token sees only itself and those before it.
-        dropout: Probability of dropping a feature of what is added.
+        causal: Whether attention is causal: a token sees only itself and earlier ones.
+        dropout: Dropout probability of the features that are added.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class Block(nn.Module):
         for part in (self.attention, self.layer):
             nn.init.xavier_uniform_(part.project_in.weight)
             nn.init.xavier_uniform_(part.project_out.weight)
-            if not embedding:  # no gate begins at zero
+            if not embedding:  # there is no gate initialised to zero
                 zero(part.project_out)
 
     def forward(self, x: Tensor, angles: Angles, embedding: Tensor | None = None) -> Tensor:
@@ -195,24 +195,24 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks, and a last norm: tokens in, tokens out.
+    """Transformer blocks and a final norm: tokens in, tokens out.
 
     Args:
         width: Features of a token.
         depth: Number of blocks.
-        heads: Heads of the attention, which divide the width.
+        heads: Number of attention heads, which divides the width.
         embedding: Size of an embedding, of times and the like, that all norms adapt to; 0 for none.
         hidden: Features of the gated layers; ``None`` for :func:`hidden_width`.
-        causal: Whether a token sees only itself and those before it.
-        dropout: Probability of dropping a feature of what a block adds.
+        causal: Whether attention is causal: a token sees only itself and earlier ones.
+        dropout: Dropout probability of the features that a block adds.
         base: See :func:`rotary`.
 
     Shapes: ``x`` (batch, tokens, width), ``positions`` (tokens,) or (tokens, axes), ``embedding`` (batch, embedding) →
     (batch, tokens, width).
 
     Raises:
-        ArgumentError: An argument is out of range, or the sizes do not divide; when called, an embedding is lacking, or
-            given to blocks that adapt to none.
+        ArgumentError: An argument is out of range, or the sizes do not divide; when called, an embedding is missing, or
+            given to blocks without one.
     """
 
     def __init__(

@@ -31,8 +31,8 @@ class ResidualBlock(nn.Module):
         inputs: Channels read.
         outputs: Channels returned.
         width: Size of the embedding of the time.
-        dropout: Probability of dropping a feature.
-        shift: Whether the embedding shifts alone, before the second norm, in place of scaling and shifting after it.
+        dropout: Dropout probability.
+        shift: Whether the embedding only shifts, before the second norm, instead of scaling and shifting after it.
     """
 
     def __init__(self, inputs: int, outputs: int, width: int, dropout: float, shift: bool = False) -> None:
@@ -59,7 +59,7 @@ class ResidualBlock(nn.Module):
 
 
 class Resample(ResidualBlock):
-    """A residual block that changes the resolution, before its first convolution and of what it is added to."""
+    """A residual block that changes the resolution, before its first convolution and on the skip path."""
 
     def __init__(
         self, channels: int, width: int, dropout: float, shift: bool, resize: Callable[[Tensor], Tensor]
@@ -102,7 +102,7 @@ class Attention(nn.Module):
 
 
 class Stage(nn.Module):
-    """A residual block, optionally followed by attention, with ``head`` channels a head; 0 for none."""
+    """A residual block, optionally followed by attention with ``head`` channels per head; 0 for none."""
 
     def __init__(self, inputs: int, outputs: int, width: int, dropout: float, shift: bool, head: int) -> None:
         super().__init__()
@@ -135,40 +135,41 @@ class UNet(nn.Module):
     """A U-Net for images of any height, width and channel count.
 
     The U-Net of diffusion models: "Denoising Diffusion Probabilistic Models" (Ho et al., 2020), arXiv 2006.11239.
-    Images whose sides do not divide by ``patch · 2^(levels − 1)`` are padded inside and cropped again.
+    Images whose sides are not multiples of ``patch · 2^(levels − 1)`` are padded, and the output is cropped.
 
     Args:
-        shape: Shape of the images read, (channels, height, width). Other heights and widths serve the same weights.
+        shape: Shape of the images read, (channels, height, width). The same weights work for other heights and widths.
         outputs: Channels returned; ``None`` for as many as are read.
         channels: Width of the first level.
-        multipliers: Width of each level over that of the first; each further level halves the resolution.
-        blocks: Residual blocks a level on the way down (one more on the way up).
+        multipliers: Width of each level as a multiple of ``channels``; each further level halves the resolution.
+        blocks: Residual blocks per level on the way down (one more on the way up).
         attention: Levels (0 is the finest) with self-attention; the middle of the network has it if any level has.
         patch: Side of the space-to-depth stem: ``patch × patch`` pixels become channels, so that all convolutions
             run at a ``patch``-th of the resolution. 1 for none.
-        dropout: Probability of dropping a feature in the residual blocks.
-        reads_end: Whether it reads a second time, ``end`` ≥ t, by an embedding of end − t that is added to that of t. What
-            is added begins at zero, so that weights without it serve as they did.
-        classes: Number of classes whose labels it reads as its condition; 0 for none. See
-            :class:`proxflow.nn.conditions.Conditions`, also for the next.
-        vectors: Size of the vectors that it reads as its condition; 0 for none.
-        images: Channels of the images that it reads as its condition; 0 for none.
-        guidance: Largest weight of guidance that it reads beside its condition; 0 for none.
-        resample: What lies between the levels: "convolution", or "block", a residual block that changes the resolution, as
-            in "Diffusion Models Beat GANs on Image Synthesis" (Dhariwal & Nichol, 2021), arXiv 2105.05233, § 3.
-        modulation: What the embedding of times does in a residual block: "scale" and shift after a norm, or "shift" before
-            it, as in the source.
+        dropout: Dropout probability in the residual blocks.
+        reads_end: Whether it reads a second time, ``end`` ≥ t, by an embedding of end − t that is added to that of t.
+            It is initialised to zero, so that weights of a network without it predict the same.
+        classes: Number of classes, for labels as condition; 0 for none. See :class:`proxflow.nn.conditions.Conditions`,
+            also for the next arguments.
+        vectors: Size of vectors as condition; 0 for none.
+        images: Channels of images as condition; 0 for none.
+        guidance: Largest guidance weight read with the condition; 0 for none.
+        resample: What changes the resolution between levels: "convolution", or "block", a residual block that changes
+            the resolution, as in "Diffusion Models Beat GANs on Image Synthesis" (Dhariwal & Nichol, 2021), arXiv
+            2105.05233, § 3.
+        modulation: What the time embedding does in a residual block: "scale" and shift after a norm, or "shift" before
+            it, as in the paper.
         attention_up: Whether on the way up attention follows "each" residual block of the levels that have it, or the
             "last" of them, as in "Score-Based Generative Modeling through Stochastic Differential Equations" (Song et al.,
             2020), arXiv 2011.13456.
-        head: Channels of a head of the attention, as far as they divide.
+        head: Channels per attention head; more if a level's channels are not a multiple of it.
 
-    Shapes: ``x`` (batch, channels, height, width), ``t`` and ``end`` (batch,) or scalars → (batch, outputs, height, width).
-    Without ``end`` it is t.
+    Shapes: ``x`` (batch, channels, height, width), ``t`` and ``end`` (batch,) or scalars → (batch, outputs, height,
+    width). ``end`` defaults to t.
 
     Raises:
         ArgumentError: An argument is out of range, ``x`` has another number of dimensions or channels, or an ``end`` is
-            given to a network that reads none; a condition is not what it was built for.
+            given to a network that reads none; a condition differs from what it was built for.
     """
 
     def __init__(
@@ -247,11 +248,11 @@ class UNet(nn.Module):
             if level:
                 self.up.append(Resample(size, width, dropout, shift, _doubled) if blocky else Double(size))
         self.head = nn.Sequential(_norm(size), nn.SiLU(), zero(nn.Conv2d(size, outputs * patch**2, 3, padding=1)))
-        if reads_end:  # last, so that the other weights are drawn as without it
+        if reads_end:  # last, so that the other weights are initialised as without it
             self.embed_gap = gap_embedding(width)
         self.conditions = conditions(width, classes, vectors, images, guidance)
         self.conditional = self.conditions is not None
-        # Its output is added to the stem's, as if the channels were read together. Of no image it is zero.
+        # Its output is added to the stem's, as if the channels were read together. Without an image it is zero.
         self.stem_image = nn.Conv2d((images + 1) * patch**2, channels, 3, padding=1, bias=False) if images else None
 
     def forward(self, x: Tensor, t: Tensor, end: Tensor | None = None, condition: Condition | None = None) -> Tensor:
@@ -280,7 +281,7 @@ class UNet(nn.Module):
         return output[..., :height, :width]
 
     def _folded(self, x: Tensor) -> Tensor:
-        """Return images padded to what the levels divide by, with patches as channels."""
+        """Return images padded to a multiple of what the levels divide by, with patches as channels."""
         height, width = x.shape[-2:]
         x = functional.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
         return functional.pixel_unshuffle(x, self.patch)

@@ -1,7 +1,7 @@
-"""A page to play with, in the browser: static files, and a server of them on this machine alone.
+"""An interactive page for the browser: static files, and a local server for them.
 
-Networks run in the browser by onnxruntime-web, and its proximal steps are those of the library, in ``files/proximal.js``.
-The page asks nothing of any other machine: what it needs lies beside it.
+Networks run in the browser with onnxruntime-web, and proximal steps in ``files/proximal.js`` are those of the library.
+The page loads nothing from other machines: all it needs is beside it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from proxflow.errors import ArgumentError, OutputError
 from proxflow.runtime.files import writable_folder, write_atomically
 
 FILES = Path(__file__).parent / "files"
-"""The files of the page; those ending .xz are written without that."""
+"""The files of the page; .xz files are served decompressed."""
 
 POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; connect-src 'self'; style-src 'self'; "
     "img-src 'self'; base-uri 'none'; form-action 'none'"
 )
-"""What the page may do; ``index.html`` says the same to hosts that send no headers."""
+"""The content security policy of the page; ``index.html`` repeats it for hosts that send no headers."""
 
 _TYPES = {
     ".mjs": "text/javascript",
@@ -34,26 +34,26 @@ _TYPES = {
 
 
 def pages() -> dict[str, Path]:
-    """Return the files of the page by their addresses, ``index.html`` first."""
+    """Return the files of the page by URL path, ``index.html`` first."""
     found = sorted(path for path in FILES.rglob("*") if path.is_file())
     names = {path.relative_to(FILES).as_posix().removesuffix(".xz"): path for path in found}
     return {"index.html": names.pop("index.html"), **names}
 
 
 def content(path: Path) -> bytes:
-    """Return what is served of a file."""
+    """Return the content of a file as served."""
     held = path.read_bytes()
     return lzma.decompress(held) if path.suffix == ".xz" else held
 
 
 def write(folder: Path | str) -> int:
-    """Write the page into a folder, as files that any host serves, and return their size in bytes.
+    """Write the page into a folder, as files for any web server, and return their size in bytes.
 
     Raises:
         OutputError: They cannot be written.
     """
     folder, total = writable_folder(Path(folder)), 0
-    for name, path in reversed(pages().items()):  # index.html last, so that a page that is there is whole
+    for name, path in reversed(pages().items()):  # index.html last, so that an existing page is complete
         held = content(path)
 
         def put(temporary: Path, held: bytes = held) -> None:
@@ -67,7 +67,7 @@ def write(folder: Path | str) -> int:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers with the files of the page, and with nothing else."""
+    """Serves the files of the page, and nothing else."""
 
     protocol_version = "HTTP/1.1"
     held: ClassVar[dict[str, bytes]] = {}
@@ -97,14 +97,14 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the name is the base's)
-        """Say nothing: the terminal shows the address."""
+        """Log nothing: the terminal shows the address."""
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of browsers that went away, as when a page is closed while it loads."""
+        """Ignore closed connections, as when a page is closed while it loads."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -116,12 +116,12 @@ def server(port: int = 0) -> ThreadingHTTPServer:
         port: The port; 0 takes a free one.
 
     Raises:
-        ArgumentError: No such port.
-        OutputError: It is taken.
+        ArgumentError: There is no such port.
+        OutputError: The port is in use.
     """
     if not 0 <= port < 2**16:
         raise ArgumentError(f"--port is a number from 0, for a free one, to 65535, got {port}")
-    # Unpacked beforehand, what the first picture waits for.
+    # Decompressed in advance: the first picture needs these.
     first = ("ort/ort-wasm-simd-threaded.wasm", "models/mnist.onnx")
     _Handler.held.update({name: content(path) for name, path in pages().items() if name in first})
     try:

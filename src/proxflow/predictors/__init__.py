@@ -1,4 +1,4 @@
-"""Predictors: a network's output as a predicted target.
+"""Predictors: they turn a network's output into a predicted target.
 
 A predictor is a module ``(belief, t) -> belief``. The network inside reads and returns plain tensors.
 """

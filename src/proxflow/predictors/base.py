@@ -24,10 +24,10 @@ class Predictor(nn.Module, ABC):
     """A predictor of the target distribution from a belief. Known elsewhere as a denoiser.
 
     Args:
-        network: Module ``(x, t) -> tensor`` of the belief's features (batch, …) and times (batch,). If its ``forward`` has a
-            parameter ``condition``, the predictor reads one, too, unless the network says ``conditional = False``. So it
-            does if it has other further parameters: a condition goes to the only one of them, and a dictionary to those of
-            its names.
+        network: Module ``(x, t) -> tensor`` of the belief's features (batch, …) and times (batch,). If its ``forward``
+            has a parameter ``condition``, or other further parameters, the predictor reads a condition as well, unless
+            the network has ``conditional = False``. With a single other parameter the condition is passed to it; with
+            several, the condition is a dictionary with their names.
         flow: The flow it is trained for, if it is to be guided in that flow's geometry.
 
     Raises:
@@ -35,11 +35,11 @@ class Predictor(nn.Module, ABC):
     """
 
     reads: frozenset[str] = frozenset()
-    """Further arguments that it takes: ``"end"``, the times (batch,) at which the steps toward its predictions end;
-    ``"noise"``, a ``generator`` for draws; ``"condition"``."""
+    """Further arguments: ``"end"``, the times (batch,) at which the steps toward its predictions end; ``"noise"``, a
+    ``generator`` for draws; ``"condition"``."""
 
     predicts_mean: bool = True
-    """Whether it predicts the mean of the data given the belief, and not, as a student of one evaluation, one sample."""
+    """Whether it predicts the mean of the data given the belief, and not a sample, as a one-step student does."""
 
     def __init__(self, network: nn.Module, flow: Flow[Any] | None = None) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Predictor(nn.Module, ABC):
         """Return the predicted target for beliefs at times ``t`` (batch,)."""
 
     def output(self, x: Tensor, t: Tensor, condition: Condition | None = None, **told: Tensor) -> Tensor:
-        """Return the network's output in the precision of its input, if real, worked out in that of its weights."""
+        """Return the network's output in the precision of its input, if real, computed in that of its weights."""
         if condition is not None:
             told |= self._named(condition)
         if missing := [name for name in self.needed if name not in told]:
@@ -66,7 +66,7 @@ class Predictor(nn.Module, ABC):
                 "given: give it in the condition, or the parameter a default"
             )
         own = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
-        if {own, x.dtype} == _FULL:  # half precisions are a matter of autocast
+        if {own, x.dtype} == _FULL:  # half precisions are left to autocast
             output: Tensor = self.network(x.to(own), t.to(own), **told)
         elif own in (torch.float16, torch.bfloat16) and not torch.is_autocast_enabled(x.device.type):
             raise ArgumentError(
@@ -83,7 +83,7 @@ class Predictor(nn.Module, ABC):
         return output if output.dtype == x.dtype or not x.is_floating_point() else output.to(x.dtype)
 
     def _named(self, condition: Condition) -> dict[str, Any]:
-        """Return a condition by the names of the network's parameters."""
+        """Return a condition as keyword arguments of the network."""
         if "condition" in self.inputs:
             return {"condition": condition}
         named = condition if isinstance(condition, Mapping) else dict.fromkeys(self.inputs[:1], condition)
@@ -157,6 +157,6 @@ class RealPredictor(Predictor):
 
 
 def check_shape(output: Tensor, wanted: tuple[int, ...], what: str = "keep the shape") -> None:
-    """Refuse a network's output of another shape."""
+    """Refuse a network's output of the wrong shape."""
     if output.shape != wanted:
         raise ArgumentError(f"the network must {what} {tuple(wanted)}, returned {tuple(output.shape)}")

@@ -1,4 +1,4 @@
-"""Prediction of bins."""
+"""Prediction of bin probabilities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from proxflow.predictors.base import Predictor, check_shape
 
 
 class BinnedPredictor(Predictor):
-    """A predictor of the probabilities of bins, as the mass of a Gaussian in each.
+    """A predictor of bin probabilities, as the mass of a Gaussian in each bin.
 
     "Bayesian Flow Networks" (Graves et al., 2023), arXiv 2308.07037, §5. The network returns two numbers (ε̂, s) for each
     coordinate: for images (C, H, W) the shape is (batch, 2C, H, W), C channels of ε̂ and then C of s; for other events it is
@@ -21,14 +21,14 @@ class BinnedPredictor(Predictor):
 
         N((μ − b ε̂)/a, (b e^s/a)²),  s clamped to ±10, then the standard deviation to [1e-3, 10].
 
-    Where a belief says nothing yet (a = 0) it is N(0, 1).
+    If a belief holds no information yet (a = 0), it is N(0, 1).
 
     Args:
         network: Module ``(mean, t) -> tensor`` as described; t is (batch,).
         flow: The flow it is trained for, with its bins and path.
 
     Raises:
-        ArgumentError: A flow without a Gaussian path.
+        ArgumentError: The flow has no Gaussian path.
     """
 
     def __init__(self, network: nn.Module, flow: DiscretisedBFN) -> None:
@@ -38,7 +38,7 @@ class BinnedPredictor(Predictor):
         self.accuracies, self.bins = flow.accuracies, flow.bins
 
     def gaussian(self, belief: DiagonalGaussian, t: Tensor, *, condition: Condition | None = None) -> DiagonalGaussian:
-        """Return the Gaussian whose mass in the bins is predicted."""
+        """Return the Gaussian whose mass in the bins is the prediction."""
         mean = belief.features()
         output = self.output(mean, t, condition)
         images = mean.ndim >= 4

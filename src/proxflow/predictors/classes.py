@@ -1,4 +1,4 @@
-"""Prediction of classes."""
+"""Prediction of class probabilities."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from proxflow.predictors.base import Predictor
 class ClassPredictor(Predictor):
     """A predictor of class probabilities for categorical beliefs.
 
-    For images (C, H, W) the network reads (batch, C·K, H, W) and returns logits of that shape; for
-    other events (batch, *event, K). Two classes need one number each: the network reads the first class's 2θ − 1 without
-    a class dimension and returns its logit, in the shape of the event. A network that says ``reads_tokens`` is given class
-    indices, −1 for hidden ones, where a belief has nothing else.
+    For images (C, H, W) the network reads (batch, C·K, H, W) and returns logits of that shape; for other events (batch,
+    *event, K). Two classes need one number each: the network reads the first class's 2θ − 1 without a class dimension
+    and returns its logit, in the shape of the event. A network with ``reads_tokens = True`` is given class indices, −1
+    for hidden tokens, if the belief holds nothing else.
 
     Args:
         network: Module ``(features, t) -> tensor`` of the features' shape.

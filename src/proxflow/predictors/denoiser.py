@@ -1,4 +1,4 @@
-"""A predictor in the form of other libraries' denoisers."""
+"""A predictor with the interface of other libraries' denoisers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from proxflow.flows import Flow, Means
 
 
 class Denoiser(nn.Module):
-    """A function of noisy data and their noise, ``(x + σ n, σ) -> E[x | x + σ n]``, as deepinv and others call a denoiser.
+    """A denoiser as in deepinv and other libraries: ``(x + σ n, σ) -> E[x | x + σ n]``.
 
-    With beliefs of mean a x + b ε the noise is σ = b/a, and the belief that belongs to it has the mean a (x + σ n).
+    With beliefs of mean a x + b ε the noise is σ = b/a, and the corresponding belief has the mean a (x + σ n).
 
     Args:
         predictor: A predictor of means.
@@ -36,7 +36,7 @@ class Denoiser(nn.Module):
 
         Args:
             noisy: (batch, *event).
-            sigma: Standard deviation ≥ 0 of the noise, a number or one for each example, (batch,) or (batch, 1, …, 1).
+            sigma: Standard deviation ≥ 0 of the noise, a scalar or one for each example, (batch,) or (batch, 1, …, 1).
         """
         flow: Any = self.flow
         each = torch.as_tensor(sigma, dtype=torch.float64, device=noisy.device).reshape(-1).expand(len(noisy))

@@ -18,11 +18,11 @@ from proxflow.random import Generator, randn_like
 class DrawPredictor(RealPredictor):
     """A predictor of the whole distribution of the data given the belief, p(x | belief, t), by draws from it.
 
-    "Distributional Diffusion Models with Scoring Rules" (De Bortoli et al., 2025), arXiv 2502.02483. The network reads the
-    belief's mean and standard normal noise of the same shape, and returns a draw. A belief and an exact draw of its
-    posterior have the joint law of belief and data, so a step of any length toward the draw leads to a belief of the right
-    law: any number of evaluations then samples the data's law. Long steps toward the posterior mean, which a
-    :class:`PointPredictor` predicts, blur. Trained by :class:`proxflow.EnergyScore`.
+    "Distributional Diffusion Models with Scoring Rules" (De Bortoli et al., 2025), arXiv 2502.02483. The network reads
+    the belief's mean and standard normal noise of the same shape, and returns a draw. A belief and an exact draw from
+    its posterior have the joint distribution of belief and data, so a step of any length toward the draw leads to a
+    belief of the right distribution: any number of evaluations then samples the data distribution. Long steps toward
+    the posterior mean, which a :class:`PointPredictor` predicts, blur. Trained by :class:`proxflow.EnergyScore`.
 
     Args:
         network: Module ``(features, t) -> tensor``. It reads the mean and then the noise along the first dimension of the
@@ -49,15 +49,15 @@ class DrawPredictor(RealPredictor):
         noise: Tensor | None = None,
         condition: Condition | None = None,
     ) -> DiagonalGaussian | GaussianMixture:
-        """Draw from the predicted distribution at times ``t`` (batch,): once by a generator, or by given noise.
+        """Draw from the predicted distribution at times ``t`` (batch,): once with a generator, or with given noise.
 
         Args:
             belief: Beliefs, (batch, *event).
             t: Their times, (batch,).
-            generator: Source of the noise of one draw, as a target to step toward.
-            noise: Standard normal noise (batch, draws, *event), for compiled code, which reads no generators. The result is
-                a mixture whose means are the draws, an estimate of the predicted distribution.
-            condition: One row an example.
+            generator: Random generator for one draw, which is the target of the step.
+            noise: Standard normal noise (batch, draws, *event), for compiled code, which cannot use generators. The
+                result is a mixture whose means are the draws, an estimate of the predicted distribution.
+            condition: One row per example.
         """
         mean, several = belief.features(), noise is not None
         if noise is None and generator is None:

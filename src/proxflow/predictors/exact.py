@@ -1,6 +1,6 @@
-"""Exact optimal predictors for data with a known law: what a perfect network would predict.
+"""Exact optimal predictors for data with a known distribution: what a perfect network would predict.
 
-With them a sampler or a bound shows its own error, without a network's. Their cost grows with the number of events or
+They separate the error of a sampler or a bound from that of a network. Their cost grows with the number of events or
 mixture components; they are for tests, figures and studies of samplers.
 """
 
@@ -40,7 +40,7 @@ def log_likelihoods(flow: GPFN | DiscreteBFN | Masked, belief: Any, t: Tensor) -
         reached = belief.probs >= (1 - remaining) * (1 - slack)
         found = torch.zeros_like(belief.logits).masked_fill(~reached, -torch.inf)
         return found
-    # On the sphere of √θ the uniform law of θ₀ has the density cos φ sin^(2K−3) φ in the angle φ to e_k, times a function of
+    # On the sphere of √θ uniform θ₀ have the density cos φ sin^(2K−3) φ in the angle φ to e_k, times a function of
     # the direction. The contraction to e_k, φ → (1 − τ) φ, leaves the direction unchanged.
     probs = belief.probs
     others = probs @ (1 - torch.eye(belief.classes, dtype=probs.dtype, device=probs.device))
@@ -60,7 +60,7 @@ def log_likelihoods(flow: GPFN | DiscreteBFN | Masked, belief: Any, t: Tensor) -
 
 @dataclass(frozen=True, eq=False)
 class ExactClasses:
-    """The posterior of each coordinate's class given the whole belief, for a joint law over listed events.
+    """The posterior of each coordinate's class given the whole belief, for a joint distribution over listed events.
 
     P(x_i = k | θ) ∝ Σ_{m: x_i = k} P(m) Π_j p(θ_j | x_j of m), the optimum of the log score and of the squared error. For
     :class:`~proxflow.flows.DiscreteBFN`, for :class:`~proxflow.flows.Masked` and for :class:`~proxflow.flows.GPFN` with
@@ -103,7 +103,7 @@ class ExactClasses:
 
     @property
     def entropy(self) -> float:
-        """Entropy of the data in nats, the lowest mean of −log p(x) that a model can reach."""
+        """Entropy of the data in nats, the lowest mean of −log p(x) that any model can reach."""
         return float(-(self.probs * self.probs.log()).sum())
 
     def sample(self, number: int, generator: torch.Generator) -> Tensor:
@@ -124,13 +124,13 @@ class ExactClasses:
 
 @dataclass(frozen=True, eq=False)
 class ExactMean:
-    """The posterior mean E[x | belief] of data with a known law, for flows whose beliefs have means μ = a x + b ε.
+    """The posterior mean E[x | belief] of data with a known distribution, for beliefs with means μ = a x + b ε.
 
     Known elsewhere as the optimal denoiser, given by Tweedie's formula.
 
     Args:
         flow: Any flow with a Gaussian path: ``GPFN`` with Wasserstein-2 or KL, ``BFN``, ``Diffusion``.
-        law: The data's law.
+        law: The data distribution.
 
     Raises:
         ArgumentError: The flow has no Gaussian path, or a coupling.
@@ -157,7 +157,7 @@ class ExactDraw:
 
     Args:
         flow: Any flow with a Gaussian path: ``GPFN`` with Wasserstein-2 or KL, ``BFN``, ``Diffusion``.
-        law: The data's law.
+        law: The data distribution.
 
     Raises:
         ArgumentError: The flow has no Gaussian path, or a coupling.
@@ -168,7 +168,7 @@ class ExactDraw:
     reads = frozenset({"noise"})
 
     def __post_init__(self) -> None:
-        ExactMean(self.flow, self.law)  # refuses the flows
+        ExactMean(self.flow, self.law)  # checks the flow
 
     def __call__(self, belief: DiagonalGaussian, t: Tensor, *, generator: Generator) -> DiagonalGaussian:
         drawn = self.law.posterior_sample(belief.mean, *_noisy_path(self.flow, t), generator)
@@ -179,5 +179,5 @@ class ExactDraw:
 def _noisy_path(flow: Flow[Any], t: Tensor) -> tuple[Tensor, Tensor]:
     """Return the coefficients (a, b) of the beliefs' means at times (batch,), float64."""
     a, b = flow.path.coefficients(t.double())  # type: ignore[union-attr]
-    nothing = (a + b) == 0  # a Bayesian flow's belief at t = 0: with b = 1 it says nothing of x, whatever its mean
+    nothing = (a + b) == 0  # a Bayesian flow's belief at t = 0: with b = 1 it holds no information, whatever its mean
     return a, torch.where(nothing, torch.ones_like(b), b)

@@ -1,4 +1,4 @@
-"""Guidance: a target led away from one prediction through another, in the geometry of the flow."""
+"""Guidance: extrapolation from one prediction through another, in the geometry of the flow."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from proxflow.predictors.base import RealPredictor
 
 
 class GuidanceRule(ABC):
-    """How two predictions make a guided one; members are frozen dataclasses of their settings."""
+    """Rule that makes a guided prediction of two; subclasses are frozen dataclasses of their settings."""
 
     zero_steps: int = 0
-    """Number of first evaluations at which the belief stays where it is, which costs no network evaluation."""
+    """Number of first evaluations at which the belief is left unchanged, at no network evaluation."""
 
     @abstractmethod
     def lead(
         self, guided: Guided, away: Any, toward: Any, here: Callable[[], Tensor], memory: Tensor | None
     ) -> tuple[Any, Tensor | None]:
-        """Return the guided target, and what the rule keeps for the next evaluation of the same samples.
+        """Return the guided target, and the rule's memory for the next evaluation of the same samples.
 
         Args:
             guided: The guided predictor, with its weight and its divergence.
-            away: The target that is led away from.
-            toward: The target that is led toward.
+            away: The target to lead away from.
+            toward: The target to lead toward.
             here: Returns the straight coordinate μ/(a + b) of the belief, (batch, *event).
-            memory: What the rule kept; ``None`` at first.
+            memory: Memory from the last evaluation; ``None`` at first.
         """
 
 
 @dataclass(frozen=True)
 class LinearGuidance(GuidanceRule):
-    """Guidance by the barycentre of the two targets extrapolated in the flow's divergence.
+    """Guidance by the barycentre of the two targets, extrapolated in the flow's divergence.
 
-    argmin_r w D(r, q̂_c) − (w − 1) D(r, q̂_u): for points x̂_u + w (x̂_c − x̂_u), known elsewhere as classifier-free guidance,
-    "Classifier-Free Diffusion Guidance" (Ho & Salimans, 2022), arXiv 2207.12598, eq. 6, whose w is ours − 1; for classes
-    under KL an extrapolation of logits, "Simple Guidance Mechanisms for Discrete Diffusion Models" (Schiff et al., 2024),
-    arXiv 2412.10193.
+    argmin_r w D(r, q̂_c) − (w − 1) D(r, q̂_u): for points x̂_u + w (x̂_c − x̂_u), which is classifier-free guidance,
+    "Classifier-Free Diffusion Guidance" (Ho & Salimans, 2022), arXiv 2207.12598, eq. 6, whose w is ours − 1; for
+    classes under KL an extrapolation of logits, "Simple Guidance Mechanisms for Discrete Diffusion Models" (Schiff et
+    al., 2024), arXiv 2412.10193.
 
     Args:
-        outside: What happens where the extrapolation leaves the family, see :func:`proxflow.divergences.extrapolate`.
+        outside: What to do if the extrapolation leaves the family, see :func:`proxflow.divergences.extrapolate`.
     """
 
     outside: Outside = "refuse"
@@ -65,17 +65,17 @@ class LinearGuidance(GuidanceRule):
 
 @dataclass(frozen=True)
 class ZeroStar(GuidanceRule):
-    """Guidance whose unconditional velocity is scaled to fit the conditional one best. Known elsewhere as CFG-Zero*.
+    """Guidance with the unconditional velocity scaled to best fit the conditional one. Known elsewhere as CFG-Zero*.
 
-    "CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching Models" (Fan et al., 2025), arXiv 2503.18886. With the
-    velocities v ∝ x̂ − y in the straight coordinate y, the unconditional one is multiplied by s = ⟨v_c, v_u⟩/|v_u|² first:
-    v = s v_u + w (v_c − s v_u). For real data.
+    "CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching Models" (Fan et al., 2025), arXiv 2503.18886. With
+    the velocities v ∝ x̂ − y in the straight coordinate y, the unconditional one is first multiplied by s = ⟨v_c,
+    v_u⟩/|v_u|²: v = s v_u + w (v_c − s v_u). For real data.
 
     Args:
-        zero_steps: First evaluations at which the velocity is taken to be zero; the paper has 4 % of them.
+        zero_steps: Number of first evaluations at which the velocity is zero; in the paper 4 % of all.
 
     Raises:
-        ArgumentError: A negative number.
+        ArgumentError: The number is negative.
     """
 
     zero_steps: int = 0
@@ -97,16 +97,16 @@ class ZeroStar(GuidanceRule):
 
 @dataclass(frozen=True)
 class Projected(GuidanceRule):
-    """Guidance without the part that is parallel to the prediction, which saturates. Known elsewhere as APG.
+    """Guidance without the component parallel to the prediction, which saturates. Known elsewhere as APG.
 
-    "Eliminating Oversaturation and Artifacts of High Guidance Scales in Diffusion Models" (Sadat et al., 2024),
-    arXiv 2410.02416, alg. 1: with d = x̂_c − x̂_u + β d₋, shortened to the length r, x̂ = x̂_c + (w − 1)(d⊥ + η d∥), where d∥
-    is the part of d along x̂_c. For real data.
+    "Eliminating Oversaturation and Artifacts of High Guidance Scales in Diffusion Models" (Sadat et al., 2024), arXiv
+    2410.02416, alg. 1: with d = x̂_c − x̂_u + β d₋, shortened to the length r, x̂ = x̂_c + (w − 1)(d⊥ + η d∥), where d∥
+    is the component of d along x̂_c. For real data.
 
     Args:
-        eta: η, the share of the parallel part that is kept.
-        cap: r > 0, the largest length of d, in units of the data; ``None`` for any.
-        momentum: β in (−1, 1), which is best negative, of the difference d₋ at the last evaluation.
+        eta: η, the fraction of the parallel component that is kept.
+        cap: r > 0, the largest length of d, in units of the data; ``None`` for no limit.
+        momentum: β in (−1, 1), best negative, the weight of the difference d₋ at the last evaluation.
 
     Raises:
         ArgumentError: A number is out of range.
@@ -138,34 +138,34 @@ class Projected(GuidanceRule):
 
 
 RULES: dict[str, GuidanceRule] = {"linear": LinearGuidance(), "zero-star": ZeroStar(), "projected": Projected()}
-"""The rules with their default settings, by name."""
+"""Rules with default settings, by name."""
 
 
 class Guided(nn.Module):
-    """A predictor whose targets are led from those without a condition through those with it, and on.
+    """A predictor whose targets are extrapolated from those without a condition through those with it.
 
     With the weight w the target is argmin_r w D(r, q̂_c) − (w − 1) D(r, q̂_u), a barycentre of the predictions with and
-    without the condition, extrapolated in the flow's own divergence D. It is called and sampled from like any predictor. At
-    w = 1 it is the predictor itself. Inside the interval of times a prediction costs two network evaluations, which sampling
-    makes as one call on accelerators, and outside one ("Applying Guidance in a Limited Interval Improves Sample and
-    Distribution Quality in Diffusion Models", Kynkäänniemi et al., 2024, arXiv 2404.07724). A prediction of real data is
-    clipped to their range like those it is made of.
+    without the condition, extrapolated in the flow's own divergence D. It is called and sampled from like any
+    predictor. At w = 1 it is the predictor itself. A prediction costs two network evaluations inside the interval of
+    times, made as one call on accelerators when sampling, and one outside ("Applying Guidance in a Limited Interval
+    Improves Sample and Distribution Quality in Diffusion Models", Kynkäänniemi et al., 2024, arXiv 2404.07724).
+    Predictions of real data are clipped to the range of the data, if those of the predictor are.
 
     Args:
         predictor: A predictor that reads a condition and also predicts without one; with ``weak`` any.
         weight: w ≥ 0, finite.
         interval: Times (first, last) in [0, 1] between which it guides, both included; t = 0 is all noise.
-        rule: How it leads: "linear", the divergence's own extrapolation; "zero-star"; "projected"; or a member of
+        rule: Guidance rule: "linear", the divergence's own extrapolation; "zero-star"; "projected"; or a
             :class:`GuidanceRule` with settings.
-        weak: A worse predictor to be led away from in place of the predictor without its condition; it is told the condition
-            if it reads one. Known as autoguidance: "Guiding a Diffusion Model with a Bad Version of Itself" (Karras et al.,
-            2024), arXiv 2406.02507.
+        weak: A weaker predictor to lead away from, instead of the predictor without its condition; it gets the
+            condition if it reads one. Known as autoguidance: "Guiding a Diffusion Model with a Bad Version of Itself"
+            (Karras et al., 2024), arXiv 2406.02507.
         divergence: D; ``None`` takes that of the predictor's flow.
 
     Raises:
-        ArgumentError: A weight or an interval out of range; an unknown rule; a predictor that reads no condition, without
-            ``weak``; one that draws; a divergence that is neither given nor known. When called: no condition, without
-            ``weak``; a target that a rule is not for; an extrapolation that leaves the family.
+        ArgumentError: A weight or an interval out of range; an unknown rule; a predictor that reads no condition,
+            without ``weak``; one that draws; a divergence that is neither given nor known. When called: no condition,
+            without ``weak``; a target that a rule is not for; an extrapolation that leaves the family.
         UnsupportedPairError: When called: no extrapolation is known for the divergence and the family of the targets.
     """
 
@@ -217,7 +217,7 @@ class Guided(nn.Module):
         self.divergence: Divergence = found
         self.path: GaussianPath | None = _of(predictor, "path")
         self.reads = reads(predictor) | (reads(weak) & {"condition"} if weak is not None else frozenset())
-        self.apart = False  # whether the two evaluations are made as two calls, after memory ran out for one
+        self.apart = False  # whether the evaluations are two calls, after memory ran out for one
         self.train(bool(getattr(predictor, "training", False)))
         if isinstance(weak, nn.Module):
             weak.eval()
@@ -233,7 +233,7 @@ class Guided(nn.Module):
         return getattr(self.predictor, "network", None)
 
     def train(self, mode: bool = True) -> Guided:
-        """Set the mode of the predictor; the weak one is not trained."""
+        """Set the mode of the predictor; the weak one stays in evaluation mode."""
         self.training = mode
         if isinstance(self.predictor, nn.Module):
             self.predictor.train(mode)
@@ -242,7 +242,7 @@ class Guided(nn.Module):
     def forward(self, belief: Any, t: Tensor, *, condition: Condition | None = None, **told: Any) -> Any:
         """Return the guided target for beliefs at times ``t`` (batch,).
 
-        Two evaluations; with times that are known beforehand :meth:`planned` spares those outside the interval.
+        This takes two evaluations; if times are known beforehand, :meth:`planned` saves one outside the interval.
         """
         if self.weight == 1:
             return self._toward(belief, t, condition, told)
@@ -254,7 +254,7 @@ class Guided(nn.Module):
         return _where((t >= first) & (t <= last), target, toward)
 
     def planned(self, times: Sequence[float]) -> list[Predict]:
-        """Return what predicts at each of the times of one run of samples: the guided target, or the predictor itself."""
+        """Return the predictor for each time of a sampling run: the guided one, or the predictor itself."""
         first, last = self.interval
         memory: list[Tensor | None] = [None]
         plan: list[Predict] = []
@@ -276,7 +276,7 @@ class Guided(nn.Module):
             )
 
     def _pair(self, belief: Any, t: Tensor, condition: Condition | None, told: dict[str, Any]) -> tuple[Any, Any]:
-        """Return the targets that are led toward and away from, by two calls."""
+        """Return the targets to lead toward and away from, by two calls."""
         self._check(condition)
         toward = self._toward(belief, t, condition, told)
         if self.weak is None:
@@ -288,8 +288,8 @@ class Guided(nn.Module):
     def _pair_at_once(
         self, belief: Any, t: Tensor, condition: Condition | None, told: dict[str, Any]
     ) -> tuple[Any, Any]:
-        """Return the same, by one call on a batch of twice the size where that pays and memory allows."""
-        # A network that says ``conditional`` reads labels of −1 and vectors of NaN as none. On a processor two calls are
+        """Return the same by one call on a doubled batch, if that is faster and memory allows."""
+        # A network with ``conditional`` reads labels of −1 and vectors of NaN as missing. On a CPU two calls are
         # as fast, and their features stay in its caches.
         knows = getattr(self.network, "conditional", False) is True
         if self.apart or self.weak is not None or not knows or condition is None or t.device.type == "cpu":
@@ -308,14 +308,14 @@ class Guided(nn.Module):
         return _rows(both, slice(None, number)), _rows(both, slice(number, None))
 
     def _led(self, belief: Any, t: Tensor, toward: Any, away: Any, memory: Tensor | None) -> tuple[Any, Tensor | None]:
-        """Return the guided target, and what the rule keeps."""
+        """Return the guided target, and the rule's memory."""
         if not isinstance(self.rule, LinearGuidance):
             self._check_real(toward)
         target, kept = self.rule.lead(self, away, toward, lambda: self._here(belief, t), memory)
         return self._clipped(target), kept
 
     def _clipped(self, target: Any) -> Any:
-        """Return a target of real data clipped to their range, as the predictor clips its own; others as they are."""
+        """Return a target of real data clipped as the predictor clips its own; others unchanged."""
         if isinstance(self.predictor, RealPredictor) and isinstance(target, DiagonalGaussian):
             return _moved(target, self.predictor.clipped(target.mean))
         return target
@@ -363,7 +363,7 @@ class _Inside(_Plain):
 
 
 class _Still(_Plain):
-    """The target toward which a belief does not move."""
+    """The target that leaves a belief unchanged."""
 
     evaluations = 0
 
@@ -373,7 +373,7 @@ class _Still(_Plain):
 
 
 def _of(predictor: Predict, name: str) -> Any:
-    """Return what a predictor knows of its flow; ``None`` where it does not."""
+    """Return an attribute of a predictor's flow; ``None`` if it has none."""
     found = getattr(predictor, name, None)
     return getattr(getattr(predictor, "flow", None), name, None) if found is None else found
 
@@ -383,13 +383,13 @@ def _moved(target: DiagonalGaussian, mean: Tensor) -> DiagonalGaussian:
 
 
 def _where(inside: Tensor, target: Any, other: Any) -> Any:
-    """Take the target for the examples of a batch that are inside, (batch,), and another for the rest."""
+    """Select one target for the examples inside, (batch,), and another for the rest."""
     found, wide = target.tensors(), {n: (-1, *(1,) * (a.ndim - 1)) for n, a in other.tensors().items()}
     return other.with_tensors({n: torch.where(inside.view(wide[n]), found[n], a) for n, a in other.tensors().items()})
 
 
 def _twice(belief: Belief) -> Belief:
-    """Return beliefs and, after them, the same again; what all of a batch share is not repeated."""
+    """Return beliefs concatenated with themselves; what a whole batch shares is not repeated."""
     if not isinstance(belief, DiagonalGaussian):
         return belief.map(lambda a: torch.cat([a, a]))
     std = belief._std

@@ -1,4 +1,4 @@
-"""Prediction of the ends of long steps."""
+"""Prediction of the end points of long steps."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class LongStepPredictor(RealPredictor):
     """A predictor of the effective target X of a long step: one proximal step toward it lands where many small ones would.
 
     Known elsewhere as a shortcut, mean-flow or consistency model. At ``end`` = t, X is the prediction of the data; at
-    ``end`` = 1 it is the sample, the end of the trajectory. X is an average of the predictions along the step, so it is
+    ``end`` = 1 it is the sample, the end of the trajectory. X is an average of the predictions along the step and is
     clipped like them. Trained by :class:`proxflow.LongStep`.
 
     Args:
         network: Module ``(mean, t, end) -> tensor`` of the mean's shape (batch, *event), the point X; t and end are
             (batch,).
-        flow: The flow it is trained for: Wasserstein-2 from a drawn prior all the way to the data.
+        flow: The flow it is trained for: Wasserstein-2, from a drawn prior to the data themselves.
         clip: Range of the data (lowest, highest) that predictions are clipped to outside training, or ``None``.
 
     Raises:
@@ -58,7 +58,7 @@ class LongStepPredictor(RealPredictor):
         """Load the weights (``state_dict``) of a trained :class:`PointPredictor` of the same network without ``end``.
 
         Raises:
-            ArgumentError: A weight has no counterpart here, or one of another shape.
+            ArgumentError: A weight has no counterpart here, or one of a different shape.
         """
         own = self.state_dict()
         for name, weight in weights.items():

@@ -19,7 +19,7 @@ from proxflow.predictors.base import RealPredictor, check_shape
 Parameterisation = Literal["x", "epsilon", "v", "edm"]
 
 _LARGEST = 1e6
-"""Largest weight of a squared error of the network's output with which it can be trained."""
+"""Largest loss weight of the network's squared error that can be trained."""
 
 
 class PointPredictor(RealPredictor):
@@ -36,20 +36,21 @@ class PointPredictor(RealPredictor):
     ``edm``      the rest f of a linear prediction           x̂ = m + (a s² δ + s b f)/(a² s² + b²), where δ = μ − a m
     ===========  =========================================  ======================================================
 
-    ``edm`` is right already for Gaussian data of mean m and standard deviation s, whatever their scale, and its network
-    reads and returns numbers of size 1: with r² = a² s² + b² it is given δ/r, and f is r times what it returns
+    ``edm`` is exact at f = 0 for Gaussian data of mean m and standard deviation s, and its network reads and returns
+    values of order 1, whatever their scale: with r² = a² s² + b² its input is δ/r, and f is r times its output
     ("Elucidating the Design Space of Diffusion-Based Generative Models" (Karras et al., 2022), arXiv 2206.00364, eq. 7,
-    here on any path). Errors of x̂ fade with b, so that more evaluations do not add them up, as they do with ``x``.
+    here on any path). Errors of x̂ vanish with b, so that they do not add up over more evaluations, as they do with
+    ``x``.
 
     Args:
         network: Module ``(mean, t) -> tensor`` of the mean's shape (batch, *event); t is (batch,). See :class:`Predictor`.
         flow: The flow it is trained for.
-        parameterisation: What the network's output means; ``None`` takes edm, or x for a flow without a Gaussian path.
+        parameterisation: Meaning of the network's output; ``None`` takes edm, or x for a flow without a Gaussian path.
         clip: Range of the data (lowest, highest) that predictions are clipped to, or ``None``.
         clip_in_training: Whether predictions in the loss are clipped as well, as the BFN reference does. Clipped values
             pass no gradient.
-        mean: For edm, mean of the data, one number for each channel or column or for all; ``None`` lets training find it,
-            and is 0 until then.
+        mean: For edm, mean of the data, for each channel or column, or one for all; with ``None`` training measures it,
+            and it is 0 until then.
         std: Standard deviation of the data, likewise, and 1 until then.
 
     Raises:
@@ -88,27 +89,27 @@ class PointPredictor(RealPredictor):
             self._know(mean or (0.0,), std or (1.0,))
 
     def _know(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Take mean and standard deviation of the data, of each channel or column or one for all."""
+        """Store mean and standard deviation of the data, for each channel or column, or one for all."""
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         if not all(map(math.isfinite, self.mean)) or not all(0 < s < math.inf for s in self.std):
             raise ArgumentError(
                 f"mean and std of the data are finite, and std positive, got {self.mean} and {self.std}"
             )
-        # Buffers, so that they move with the module; what a file holds of them stands in its configuration.
+        # Buffers, so that they move with the module; a model file has them in its configuration.
         self.register_buffer("_mean", torch.tensor(self.mean), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std), persistent=False)
 
     @property
     def asks_moments(self) -> bool:
-        """Whether :meth:`fit_to` has yet to be told mean and standard deviation of the data."""
+        """Whether mean and standard deviation of the data are still to be set by :meth:`fit_to`."""
         return self.parameterisation == "edm" and self.mean is None
 
     def fit_to(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Take mean and standard deviation of the training data, unless it knows those of data before.
+        """Set mean and standard deviation from the training data, unless they are set already.
 
         Args:
-            mean: Of each channel or column.
-            std: Likewise, ≥ 0. Of a channel with one value alone, a thousandth of all channels' is taken.
+            mean: For each channel or column.
+            std: Likewise, ≥ 0. For a constant channel, a thousandth of that of all channels is used.
         """
         if self.asks_moments:
             whole = math.sqrt(math.fsum(s * s for s in std) / len(std)) or 1.0
@@ -128,7 +129,7 @@ class PointPredictor(RealPredictor):
             prediction = output
         else:
             a, b = self.path.over(t, mean)
-            # Where a = 0 (for BFN b = 0 too) the belief says nothing: the prediction is 0 or clipped, not NaN.
+            # Where a = 0 (for BFN b = 0 too) the belief holds no information: predict 0 or a clipped value, not NaN.
             nothing = torch.finfo(mean.dtype).tiny
             if self.parameterisation == "epsilon":
                 prediction = (mean - b * output) / a.clamp_min(nothing)
@@ -146,7 +147,7 @@ class PointPredictor(RealPredictor):
             shape = [-1, *[1] * (mu.ndim - 2)]
             m, s = (moment.to(mu.dtype).reshape(shape) for moment in (self._mean, self._std))
         away = mu - a * m
-        # A belief that says nothing has a = b = 0, as BFN's first: the prediction is then the mean.
+        # A belief without information has a = b = 0, as BFN's first: the prediction is then the mean.
         square = ((a * s) ** 2 + b**2).clamp_min(torch.finfo(mu.dtype).tiny)
         size = square.sqrt()
         output = self.output(away / size, t, condition)
@@ -155,7 +156,7 @@ class PointPredictor(RealPredictor):
 
 
 def _refuse_division(flow: Flow[Any], clip: tuple[float, float] | None) -> None:
-    """Refuse to predict noise where a belief at t = 0 is noise alone, so that the data of it are anything."""
+    """Refuse to predict noise if a belief at t = 0 is pure noise, which would make x̂ arbitrary."""
     early = torch.tensor([0.0, 1e-6], dtype=torch.float64, device="cpu")
     if flow.path is None:
         return

@@ -1,12 +1,12 @@
-"""Prediction given an observation: the target belief moved by a proximal step of the observation's energy.
+"""Prediction given an observation: a proximal step of the target belief on the observation's energy.
 
-A predictor says what the data may be, given a belief: mean x̂ and, by a rule, covariance C. The observation y = A x + n then
-pulls it by a proximal step with the energy −log p(y | x),
+A predictor gives the mean x̂ of the data given a belief, and a rule its covariance C. The observation y = A x + n then
+refines it by a proximal step with the energy −log p(y | x),
 
     x* = argmin_x  ‖A x − y‖²_R⁻¹ / 2 + ‖x − x̂‖²_C⁻¹ / 2  =  x̂ + C Aᵀ (R + A C Aᵀ)⁻¹ (y − A x̂),
 
-which is Bayes' rule for a Gaussian target. Methods of the literature differ in C, and in whether the mean of the step is
-taken or a draw (:data:`METHODS`). What comes out is a target belief like any other, for every flow and sampler.
+which is Bayes' rule for a Gaussian target. Methods of the literature differ in C, and in whether the step takes the
+mean or a draw (:data:`METHODS`). The result is a target belief like any other, for every flow and sampler.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ _EARLIEST = 0.01
 """Fraction τ below which derivatives of the predictor are taken at the time of this fraction: they are divided by τ."""
 
 _LEAST = 1e-8
-"""Least variance of the data given a belief: with none, an observation without noise would not pull at the end of a path."""
+"""Least variance of the data given a belief: at 0, a noiseless observation would have no effect at the end of a path."""
 
 _SINGULAR = 1e-9
-"""Share of the largest variance of the data below which the least counts as none."""
+"""Fraction of the largest variance of the data below which the smallest counts as zero."""
 
 _UNMET = 1e-3
-"""Share of an observation without noise that no event has, above which it is refused."""
+"""Fraction of a noiseless observation outside the operator's range above which it is refused."""
 
 _FAR = 10.0
-"""How many times the range of the data, and the noise, an observation may lie beyond that range."""
+"""How far beyond the data's range an observation may lie, in multiples of the range and of the noise."""
 
 _AMPLIFIED = 100.0
-"""How many times larger noise that is taken for data may become."""
+"""Largest amplification of noise that is mistaken for data."""
 
 _STRENGTH = ("dps", "diffpir")
 """Methods with a strength."""
@@ -72,11 +72,11 @@ class Method:
     """A method by its name.
 
     Args:
-        line: What it is, in one line.
-        covariance: C that it takes; ``None`` asks for a tensor.
-        draw: Whether the step's law is drawn from, or its mean is taken.
-        products: Products by the predictor's Jacobian for one evaluation; ``None`` as many as ``iterations``.
-        smooth: Whether the target stays a posterior mean, which any sampler takes, best ``marginal``; else noise is renewed.
+        line: Description in one line.
+        covariance: Its C; ``None`` if a tensor is required.
+        draw: Whether the step draws from the refined distribution, or takes its mean.
+        products: Products with the predictor's Jacobian per evaluation; ``None`` for ``iterations``.
+        smooth: Whether the target stays a posterior mean, for any sampler, best ``marginal``; else noise is renewed.
     """
 
     line: str
@@ -98,7 +98,7 @@ METHODS: dict[str, Method] = {
     "repaint": Method("what is known overwritten: the proximal step of an indicator", "path"),
     "bayes": Method("the belief about what is known made certain: Bayes' rule of classes", "path"),
 }
-"""Methods by name; ``bayes`` and ``repaint`` serve classes and mixed data."""
+"""Methods by name; ``bayes`` and ``repaint`` also work for classes and mixed data."""
 
 
 class Posterior(nn.Module):
@@ -119,8 +119,8 @@ class Posterior(nn.Module):
     ``bayes``        (classes) the belief about what is known: certain  Bayes' rule; exact for exact predictors
     ===============  =================================================  ========================================
 
-    On a path that keeps noise to its end r² is less by its value there: the last prediction, not a draw around it, is the
-    sample.
+    On a path that ends with noise, r² is reduced by its value there: the last prediction itself is the sample, not a
+    draw around it.
 
     Flower: "Flower: A Flow-Matching Solver for Inverse Problems" (Pourya et al., 2025), arXiv 2509.26287.
     DiffPIR: "Denoising Diffusion Models for Plug-and-Play Image Restoration" (Zhu et al., 2023), arXiv 2305.08995.
@@ -133,25 +133,26 @@ class Posterior(nn.Module):
     Args:
         predictor: Predictor of the data's mean, or of classes or mixed data.
         operator: A, one of :mod:`proxflow.inverse` or any object with ``A`` and ``A_adjoint``.
-        observation: y, (number, *observed), one row an example, or one for all; class indices for classes. Of a mask, what
-            is not known may be anything, also NaN.
-        noise: Standard deviation of n, a tensor of such, or a noise of :mod:`proxflow.inverse`; 0 for none.
-        method: A name of :data:`METHODS`; ``None`` takes that of ``covariance``, or else the flow's: with Wasserstein-2
-            flower, with KL and Bayes' rule mmps, of classes and mixed data bayes.
-        covariance: ``"path"``, ``"tweedie"``, ``"tweedie-diagonal"``, or the covariance of the data: of an event's shape for
-            independent numbers, or (d, d). A method's name stands for one of these.
-        draw: Whether targets are draws from the refined belief instead of its mean; ``None`` as the method has it.
+        observation: y, (number, *observed), one row per example, or one for all; class indices for classes. With a
+            mask, unknown values are ignored and may be NaN.
+        noise: Standard deviation of n, a tensor of them, or a noise of :mod:`proxflow.inverse`; 0 for none.
+        method: A name of :data:`METHODS`; ``None`` takes that of ``covariance``, or else the flow's: flower for
+            Wasserstein-2, mmps for KL and Bayesian flows, bayes for classes and mixed data.
+        covariance: ``"path"``, ``"tweedie"``, ``"tweedie-diagonal"``, or the covariance of the data: of an event's
+            shape for independent numbers, or (d, d). A method's name selects the covariance of that method.
+        draw: Whether targets are draws from the refined belief instead of its mean; ``None`` for the method's default.
         flow: The flow it was trained for; ``None`` takes the predictor's own.
-        iterations: Products of the iterative solver, for mmps each with one by the predictor's Jacobian, where the default
-            is 5; elsewhere 50, where no closed form is known. Residuals below 1e-6 end them.
+        iterations: Iterations of the solver: for mmps 5 by default, each with one product with the predictor's
+            Jacobian; else 50, if no closed form is known. Residuals below 1e-6 end them.
         strength: ζ of dps and λ of diffpir.
 
     Raises:
-        ArgumentError: Shapes that do not fit; an observation without noise that no event has; a wrong adjoint; a method for
-            another family; a covariance that cannot be drawn from; a predictor of something else than the mean.
+        ArgumentError: Shapes that do not fit; a noiseless observation outside the operator's range; a wrong adjoint; a
+            method for another family; a covariance that cannot be drawn from; a predictor that does not predict the
+            mean.
     """
 
-    ask: Predict  # the predictor, or what it plans for a time
+    ask: Predict  # the predictor, or its plan for a time
 
     def __init__(
         self,
@@ -231,17 +232,17 @@ class Posterior(nn.Module):
             self._move(lambda a: a.to(parameter.device))
 
     def _best_sampler(self, smooth: bool) -> str | None:
-        """Return the name of the sampler to take where none is asked for; ``None`` leaves it to the flow."""
+        """Return the name of the default sampler; ``None`` leaves it to the flow."""
         if not self.real:
             return None
         if not smooth:
             return "renewed"
-        # Fresh noise mends at each step what the former targets got wrong; it needs noise that the data do not know of.
+        # Fresh noise corrects errors of earlier targets at each step; it must be independent of the data.
         free = self.flow is not None and self.flow.coupling is None and self.flow.begins_normal
         return "marginal" if free else None
 
     def _chosen(self, method: str | None, covariance: Any) -> str:
-        """Return the method, by its name, by the covariance or by the flow."""
+        """Return the method given by its name, by the covariance or by the flow."""
         if covariance is not None and method is not None and not (method == "jfps" and self.covariance is not None):
             raise ArgumentError(f"the method {method} has a covariance of its own: give one of the two")
         if method is None and covariance is not None:
@@ -297,9 +298,9 @@ class Posterior(nn.Module):
         return variance if isinstance(variance, Tensor) else y.new_full((), variance, dtype=torch.float64)
 
     def _joint(self) -> tuple[Tensor, Tensor] | None:
-        """Return eigenvalues and eigenvectors of Aᵀ A/σ² + Σ⁻¹, float64; ``None`` where they are not known or do not exist.
+        """Return eigenvalues and eigenvectors of Aᵀ A/σ² + Σ⁻¹, float64; ``None`` if unknown or nonexistent.
 
-        With (a/b)² added to the eigenvalues it is the precision of the refined target at any time.
+        Adding (a/b)² to the eigenvalues gives the precision of the refined target at any time.
         """
         operator, noise = self.operator, self.variance
         if self.spectrum is None or not isinstance(operator, Matrix) or operator.matrix.ndim != 2:
@@ -314,7 +315,7 @@ class Posterior(nn.Module):
         return values, vectors
 
     def _check_range(self) -> None:
-        """Refuse an observation on another scale than the data, as bytes are, where an operator takes parts or means."""
+        """Refuse an observation on another scale than the data, such as bytes, if the operator takes parts or means."""
         clip, noise = getattr(self.predictor, "clip", None), self.noise
         if clip is None or not self.real or not isinstance(self.operator, Mask | Separable):
             return
@@ -328,7 +329,7 @@ class Posterior(nn.Module):
             )
 
     def _check_met(self) -> None:
-        """Refuse an observation without noise that no event has."""
+        """Refuse a noiseless observation outside the operator's range."""
         exact = self.method == "repaint" or (isinstance(self.noise, Gaussian) and self.noise.none)
         if exact and isinstance(self.operator, Nonlinear):
             raise ArgumentError(
@@ -360,7 +361,7 @@ class Posterior(nn.Module):
 
     @property
     def examples(self) -> int | None:
-        """Number of examples that it has observations of; ``None`` where one is for all."""
+        """Number of examples with observations of their own; ``None`` if one is for all."""
         own = [len(self.observation), self.operator.examples or 1]
         if self.variance is not None and self.variance.ndim == self.observation.ndim:
             own.append(len(self.variance))
@@ -370,7 +371,7 @@ class Posterior(nn.Module):
         return several.pop() if several else None
 
     def rows(self, index: Tensor) -> Self:
-        """Return the predictor for some examples of a batch, with their rows of what it holds for each."""
+        """Return the predictor for some examples of a batch, with their observations and masks."""
 
         def own(a: Tensor) -> Tensor:
             return a[index] if len(a) > 1 else a
@@ -383,17 +384,17 @@ class Posterior(nn.Module):
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations of a call, as the predictor has them."""
+        """Network evaluations of a call, those of the predictor."""
         return evaluations(self.ask)
 
     def planned(self, times: Sequence[float]) -> list[Predict]:
-        """Return what predicts at each of the times, as the predictor plans it; a guided one does more at some of them."""
+        """Return the predictor for each of the times, as the inner predictor plans it, which may be guided only at some."""
 
         def asking(ask: Predict) -> Predict:
             if ask is self.predictor:
                 return self
             new = copy.copy(self)
-            object.__setattr__(new, "ask", ask)  # past nn.Module, whose copies share their parts
+            object.__setattr__(new, "ask", ask)  # bypasses nn.Module, whose copies share their submodules
             return new
 
         return [asking(ask) for ask in planned(self.predictor, times)]
@@ -422,7 +423,7 @@ class Posterior(nn.Module):
             belief: Beliefs of the flow.
             t: Their times.
             condition: As the predictor reads it.
-            generator: Source of draws, where it draws.
+            generator: Random generator, if targets are drawn.
         """
         target: Belief = self.refined(belief, t, condition=condition, generator=generator)[1]
         return target
@@ -436,12 +437,12 @@ class Posterior(nn.Module):
         generator: Generator | None = None,
         probe: Tensor | None = None,
     ) -> tuple[Any, Any]:
-        """Return the target without the observation, and that given it; the rest is as in :meth:`forward`.
+        """Return the target without the observation, and that given it; other arguments as in :meth:`forward`.
 
         Args:
-            probe: Random signs, (batch, *event): with them the standard deviation of the first target is that of the data
-                given the belief, the same for all numbers of an event. It is the path's, r, or with a method by Tweedie's
-                formula the mean of its covariance's diagonal as one further product estimates it.
+            probe: Random signs, (batch, *event). With them the first target has the standard deviation of the data
+                given the belief, one value per event: the path's, r, or, for a method with Tweedie's formula, the
+                square root of the mean of the covariance's diagonal, estimated by one further product.
         """
         told: dict[str, Any] = {} if condition is None else {"condition": condition}
         if isinstance(belief, Categorical | Product | Revealed):
@@ -468,11 +469,11 @@ class Posterior(nn.Module):
         return DiagonalGaussian(x, spread), DiagonalGaussian(moved, std)
 
     def _variance(self, output: Tensor, at: Tensor, t: Tensor, probe: Tensor) -> Tensor:
-        """Return the mean variance of the data's numbers given the belief, (batch, 1, …).
+        """Return the variance of the data given the belief, averaged over coordinates, (batch, 1, …).
 
-        "Estimating the Optimal Covariance with Imperfect Mean in Diffusion Probabilistic Models" (Bao et al., 2022), arXiv
-        2206.07309; the trace as pᵀ C p for random signs p, which has its mean ("A Stochastic Estimator of the Trace of the
-        Influence Matrix" (Hutchinson, 1989)).
+        "Estimating the Optimal Covariance with Imperfect Mean in Diffusion Probabilistic Models" (Bao et al., 2022),
+        arXiv 2206.07309; the trace is estimated without bias by pᵀ C p for random signs p ("A Stochastic Estimator of
+        the Trace of the Influence Matrix" (Hutchinson, 1989)).
         """
         tau, left, scale = self._straight(t, probe)
         if METHODS[self.method].products == 0:
@@ -498,10 +499,10 @@ class Posterior(nn.Module):
 
         Args:
             x: x̂.
-            output: The same, with its graph.
-            at: μ, where the graph begins.
+            output: The same, with its autograd graph.
+            at: μ, the input of the graph.
             t: Times (batch,).
-            generator: Source of draws.
+            generator: Random generator of draws.
         """
         tau, left, scale = self._straight(t, x)
         y = self.observation.to(x.dtype).expand(len(x), *self.observation.shape[1:])
@@ -515,11 +516,11 @@ class Posterior(nn.Module):
         if self.method == "repaint":
             noise = torch.zeros_like(noise)
         variance = left.square() / (tau.square() + left.square())
-        # A path that keeps noise to its end makes its last prediction the sample, so that this much is never resolved.
+        # On a path that ends with noise the last prediction is the sample, so that this variance is never resolved.
         variance = (variance - self.unresolved).clamp_min(_LEAST)
 
         def tweedie(v: Tensor) -> Tensor:
-            """Return C v = (b²/a) Jᵀ v, with J the derivative of x̂ by μ."""
+            """Return C v = (b²/a) Jᵀ v, with J the Jacobian of x̂ in μ."""
             (product,) = torch.autograd.grad(output, at, v, retain_graph=True)
             return scale * left.square() / tau * product
 
@@ -549,7 +550,7 @@ class Posterior(nn.Module):
         if self.draw:
             if generator is None:
                 raise ArgumentError("this posterior draws its targets, and needs generator=")
-            # The minimiser for data and observation moved by draws of their noise has exactly the refined law.
+            # The minimiser for data and observation perturbed by draws of their noise has exactly the refined distribution.
             fresh = randn_like(x, generator)
             x = x + (root(fresh) if root is not None else variance.sqrt() * fresh)
             y = y + noise.sqrt() * randn_like(y, generator)
@@ -572,7 +573,7 @@ class Posterior(nn.Module):
     def _spread(
         self, x: Tensor, tau: Tensor, left: Tensor
     ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """Return the products by (Σ⁻¹ + (a/b)²)⁻¹ for a full covariance Σ of the data, and by its root."""
+        """Return the products with (Σ⁻¹ + (a/b)²)⁻¹ for a full covariance Σ of the data, and with its root."""
         size = x[0].numel()
         if self.spectrum is None or len(self.spectrum[0]) != size:
             raise ArgumentError(
@@ -588,7 +589,7 @@ class Posterior(nn.Module):
         return by(kept), by(kept.sqrt())
 
     def _weighed(self, linear: Operator, wrong: Tensor, noise: Tensor, variance: Tensor) -> Tensor:
-        """Return (R + A C Aᵀ)⁻¹ v for a diagonal C, in closed form where there is one."""
+        """Return (R + A C Aᵀ)⁻¹ v for a diagonal C, in closed form if there is one."""
         alike = noise.ndim == 0 or noise[0].numel() == 1
         if isinstance(linear, Mask) or (isinstance(linear, Diagonalised) and alike and variance[0].numel() == 1):
             if not isinstance(linear, Mask):
@@ -602,18 +603,18 @@ class Posterior(nn.Module):
         return conjugate_gradients(normal, wrong, self.iterations)[0]
 
     def _solved(self, linear: Operator, wrong: Tensor, noise: Tensor, spread: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return C Aᵀ (R + A C Aᵀ)⁻¹ v for any C, with as many products by it as iterations."""
+        """Return C Aᵀ (R + A C Aᵀ)⁻¹ v for any C, with one product with it per iteration."""
 
         def normal(p: Tensor) -> tuple[Tensor, Tensor]:
             back = spread(linear.adjoint(p))
             return noise * p + linear(back), back
 
-        if self.method == "mmps":  # the derivative of a network need not be symmetric
+        if self.method == "mmps":  # a network's Jacobian need not be symmetric
             return least_residual(normal, wrong, self.iterations)
         return conjugate_gradients(normal, wrong, self.iterations)[1]
 
     def _infilled(self, belief: Any, t: Tensor, told: dict[str, Any]) -> tuple[Any, Any]:
-        """Return the targets of classes or mixed data, with what is known made certain."""
+        """Return the targets of classes or mixed data, with known values made certain."""
         if self.real:
             raise ArgumentError(f"the observation is of real numbers, and the beliefs are {type(belief).__name__}")
         events = belief.split(self._expanded(belief.batch_size)) if isinstance(belief, Product) else None
@@ -633,7 +634,7 @@ class Posterior(nn.Module):
         return self.observation.expand(batch, *self.observation.shape[1:])
 
     def _masks(self, belief: Any, parts: tuple[Belief, ...]) -> list[Tensor]:
-        """Return what is known of each part, (batch, *event) or (1, *event)."""
+        """Return the mask of known values of each part, (batch, *event) or (1, *event)."""
         mask: Any = self.operator
         known = mask.known if mask.each else mask.known[None]
         if not isinstance(belief, Product):
@@ -654,13 +655,13 @@ def _each(value: Tensor) -> Tensor:
 
 
 def _spectrum(covariance: Tensor | None) -> tuple[Tensor, Tensor] | None:
-    """Return eigenvalues and eigenvectors of a full covariance of the data; ``None`` of variances."""
+    """Return eigenvalues and eigenvectors of a full covariance of the data; ``None`` for variances."""
     if covariance is None:
         return None
     if not covariance.is_floating_point() or not bool(covariance.isfinite().all()):
         raise ArgumentError("the covariance of the data has real numbers that are finite")
     square = covariance.ndim == 2 and covariance.shape[0] == covariance.shape[1]
-    if square and torch.allclose(covariance, covariance.mT):  # a product of matrices is so but for rounding
+    if square and torch.allclose(covariance, covariance.mT):  # a product of matrices is symmetric up to rounding
         variances, axes = torch.linalg.eigh((covariance + covariance.mT) / 2)
         slack = 10 * len(variances) * torch.finfo(variances.dtype).eps * variances.amax()
         if bool((variances >= -slack).all()):
@@ -671,7 +672,7 @@ def _spectrum(covariance: Tensor | None) -> tuple[Tensor, Tensor] | None:
 
 
 def _certain(part: Any, y: Tensor, known: Tensor) -> Any:
-    """Return a belief that is sure of what is known."""
+    """Return a belief that is certain of the known values."""
     if isinstance(part, Categorical):
         sure = one_hot(y, part.classes, part.logits.dtype).log()
         return Categorical(torch.where(known[..., None], sure, part.logits))

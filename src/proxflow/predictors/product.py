@@ -16,13 +16,13 @@ from proxflow.predictors.classes import classes_of
 
 
 class WithoutLast(nn.Module):
-    """A predictor of mixed data that is told that some categories are not of their last class: Bayes' rule on each target.
+    """A predictor of mixed data given that some categories are not their last class: Bayes' rule on each target.
 
-    So a category whose last class stands for a missing cell is filled.
+    This fills categories whose last class means a missing cell.
 
     Args:
-        predictor: Of mixed data.
-        columns: Which columns of the rows, bool (columns,); those of numbers are not looked at.
+        predictor: A predictor of mixed data.
+        columns: Columns to apply it to, bool (columns,); those of numbers are ignored.
     """
 
     def __init__(self, predictor: Predict, columns: Tensor) -> None:
@@ -31,7 +31,7 @@ class WithoutLast(nn.Module):
         self.register_buffer("columns", columns, persistent=False)
 
     def forward(self, belief: Product, t: Tensor, **told: Any) -> Product:
-        """Return the target given that; the rest is as of the predictor."""
+        """Return the target given that; other arguments as for the predictor."""
         target: Product = self.predictor(belief, t, **told)
         widths = [part.mode[0].numel() for part in target.parts]
         columns = torch.split(self.get_buffer("columns"), widths)
@@ -46,10 +46,10 @@ def _without_last(part: Belief, columns: Tensor) -> Belief:
 
 
 class ProductPredictor(Predictor):
-    """A predictor of all parts of mixed data together, so that each may depend on all.
+    """A joint predictor of all parts of mixed data, each of which may depend on all.
 
-    The network reads the parts' features side by side: each number as it is, each category as 2θ − 1 (of two classes the
-    first alone). It returns as many values: predictions of numbers, logits of categories.
+    The network reads the concatenated features of the parts: each number unchanged, each category as 2θ − 1 (with two
+    classes only the first). It returns as many values: predictions of numbers, logits of categories.
 
     Args:
         network: Module ``(features, t) -> tensor`` of the features' shape (batch, total).

@@ -1,4 +1,4 @@
-"""Guidance as an input: a teacher that is guided as each example's condition says, and a student that was taught so."""
+"""Guidance as an input: a teacher guided as each example's condition says, and its student."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from proxflow.predictors.guided import Guided, _where
 
 
 class GuidedAsTold(Guided):
-    """A predictor that is guided, each example with a weight and an interval of its own, which its condition holds.
+    """A predictor that is guided with a weight and an interval for each example, given by its condition.
 
-    It teaches a network that reads them as inputs, as that of "Improved Mean Flows: On the Challenges of Fastforward
-    Generative Models" (Geng et al., 2025), arXiv 2512.02012, does. Its condition has the part "guidance", (batch, 3): the
-    weight w ≥ 1, first and last time; a row of NaN is not guided. The rule is the flow's own extrapolation, clipped where it
-    leaves the family. Every call takes two evaluations.
+    It teaches a network that reads them as inputs, as in "Improved Mean Flows: On the Challenges of Fastforward
+    Generative Models" (Geng et al., 2025), arXiv 2512.02012. Its condition has the key "guidance", (batch, 3): the
+    weight w ≥ 1, first and last time; a row of NaN is not guided. The rule is the flow's own extrapolation, clipped if
+    it leaves the family. Every call takes two evaluations.
 
     Args:
         predictor: As for :class:`Guided`.
 
     Raises:
-        ArgumentError: As :class:`Guided`; when called, a condition without the part "guidance".
+        ArgumentError: As :class:`Guided`; when called, a condition without the key "guidance".
     """
 
     def __init__(self, predictor: nn.Module) -> None:
@@ -41,7 +41,7 @@ class GuidedAsTold(Guided):
         own = next(iter(parts.values())) if len(parts) == 1 else parts
         toward, away = self._pair(belief, t, own, told)
         led = extrapolate(self.divergence, away, toward, weight.nan_to_num(1.0), "clip")
-        # Nothing lies between NaNs, so that rows of them keep the prediction that is not guided.
+        # No time lies between NaNs, so that such rows keep the unguided prediction.
         return _where((first <= t) & (t <= last), self._clipped(led), toward)
 
     def planned(self, times: Any) -> list[Any]:
@@ -49,15 +49,15 @@ class GuidedAsTold(Guided):
 
 
 class ToldGuidance(nn.Module):
-    """A predictor whose network reads guidance, told one weight and one interval: guided by one evaluation.
+    """A predictor whose network reads guidance, with a fixed weight and interval: guided by one evaluation.
 
     Args:
-        predictor: The predictor; its network was taught as :class:`GuidedAsTold` is guided.
+        predictor: The predictor; its network was trained with :class:`GuidedAsTold` as the teacher.
         weight: w ≥ 1.
         interval: First and last time.
 
     Raises:
-        ArgumentError: The network reads no guidance, or was not taught so far.
+        ArgumentError: The network reads no guidance, or weight or interval are outside what it was trained for.
     """
 
     def __init__(self, predictor: nn.Module, weight: float, interval: tuple[float, float] = (0.0, 1.0)) -> None:
@@ -77,7 +77,7 @@ class ToldGuidance(nn.Module):
 
 
 def reads_guidance(predictor: nn.Module) -> float:
-    """Return the largest weight of guidance that a predictor's network reads as an input; 0 where it reads none."""
+    """Return the largest guidance weight that a predictor's network reads as an input; 0 if it reads none."""
     network = getattr(predictor, "network", None)
     return float(getattr(getattr(network, "conditions", None), "guidance", 0.0))
 

@@ -1,1 +1,1 @@
-"""What long work stands on: files, checkpoints, processes, logs and progress bars."""
+"""Infrastructure of long runs: files, checkpoints, processes, logs and progress bars."""

@@ -1,9 +1,9 @@
-"""Checkpoints that can be trusted: folders of safetensors and JSON, checked in whole before anything of them is used.
+"""Checkpoints: folders of safetensors and JSON, verified completely before anything of them is used.
 
 A checkpoint ``step-00000500`` holds ``state-*.safetensors``, one file for each process that holds a part of the state,
-``progress.json``, and ``manifest.json`` with the size and SHA-256 of both. It is written under another name, flushed and
-then renamed, so that a name of this form always stands for a whole checkpoint. What was written by some processes is read
-by any number of others.
+``progress.json``, and ``manifest.json`` with the size and SHA-256 of both. It is written under another name, flushed
+and then renamed, so that a folder of this name is always a complete checkpoint. It can be read by any number of
+processes.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     """Write a safetensors file with a checksum of its content, atomically.
 
     Raises:
-        OutputError: It cannot be written; a previous version is left as it was.
+        OutputError: It cannot be written; a previous version is left unchanged.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
@@ -94,8 +94,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def finite(tensor: Tensor) -> bool:
-    """Tell whether all values are finite, as those of integers are."""
-    # Numbers of one byte have no test of their own, and float32 holds all of them.
+    """Return whether all values are finite, as integers are."""
+    # One-byte types have no test of their own, and float32 represents all their values.
     wide = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
     return not wide.is_floating_point() or bool(wide.isfinite().all())
 
@@ -105,8 +105,8 @@ class Checkpoints:
 
     Args:
         folder: The run's folder.
-        keep: How many of the newest are kept; the best is kept besides.
-        processes: Those that train together, all of which see the folder.
+        keep: Number of newest checkpoints to keep; the best is kept as well.
+        processes: The processes of the training, all of which see the folder.
 
     Raises:
         OutputError: The folder cannot be written.
@@ -119,19 +119,19 @@ class Checkpoints:
                 writable_folder(folder)
 
     def steps(self) -> list[int]:
-        """List the steps of the checkpoints, oldest first."""
+        """Return the steps of the checkpoints, oldest first."""
         found = (_NAME.fullmatch(path.name) for path in self.folder.glob("step-*"))
         return sorted(int(match[1]) for match in found if match)
 
     def path(self, step: int) -> Path:
-        """Return where the checkpoint of a step is."""
+        """Return the path of the checkpoint of a step."""
         return self.folder / f"step-{step:08d}"
 
     def newest(self) -> Checkpoint | None:
-        """Return the newest checkpoint, proven whole; ``None`` where there is none.
+        """Return the newest checkpoint, verified; ``None`` if there is none.
 
         Raises:
-            CheckpointError: It is damaged. An older one is used only when this one has been removed.
+            CheckpointError: It is damaged. An older one is only used after this one has been removed.
         """
         steps = self.steps()
         if not steps:
@@ -139,7 +139,7 @@ class Checkpoints:
             return Checkpoint.of_file(old) if old.exists() else None
         found: Checkpoint | None = None
         with self.processes.together():
-            # One process reads all of it; the others need not, and would be as many times the work.
+            # One process verifies it; doing so in all would multiply the work.
             try:
                 found = Checkpoint(self.path(steps[-1]), verify=self.processes.first)
             except CheckpointError as error:
@@ -152,11 +152,11 @@ class Checkpoints:
 
         Args:
             step: Steps done.
-            state: All tensors of the run; of sharded ones this process's rows are written.
+            state: All tensors of the run; for sharded ones this process's rows are written.
             progress: The rest, as JSON values; the lowest ``score`` is the best.
 
         Raises:
-            OutputError: It cannot be written. Earlier checkpoints are left as they were, and the message names the newest.
+            OutputError: It cannot be written. Earlier checkpoints are unchanged, and the message names the newest.
         """
         target, ours = self.path(step), self.processes
         temporary = target.with_name(f".{target.name}")
@@ -169,7 +169,7 @@ class Checkpoints:
             with ours.together():
                 sharded = {name for name, tensor in state.items() if local(tensor) is not tensor}
                 rows = {name: rows_of(state[name], ours).start for name in sharded}
-                # Of what is not sharded every process has the same, and the first one writes it.
+                # Every process has the same unsharded tensors, and the first one writes them.
                 mine = {name: local(tensor) for name, tensor in state.items() if ours.first or name in sharded}
                 write_tensors(piece, mine, {"rows": json.dumps(rows)})
             with ours.together():
@@ -186,7 +186,7 @@ class Checkpoints:
         text = json.dumps(progress, indent=2, allow_nan=False)
         write_atomically(temporary / "progress.json", lambda path: _write(path, text))
         files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
-        manifest = json.dumps({"format": FORMAT, "files": files}, indent=2)  # its last byte is needed, too: no newline
+        manifest = json.dumps({"format": FORMAT, "files": files}, indent=2)  # no newline: a lost last byte is noticed
         write_atomically(temporary / "manifest.json", lambda path: _write(path, manifest))
         try:
             flush_folder(temporary)
@@ -207,14 +207,14 @@ class Checkpoints:
 
 
 class Checkpoint:
-    """A whole checkpoint, open for reading.
+    """A complete checkpoint, open for reading.
 
     Args:
         path: Its folder.
-        verify: Whether to compare the checksums, too, which reads all of every file.
+        verify: Whether to compare checksums as well, which reads every file completely.
 
     Raises:
-        CheckpointError: A file is missing, of another length or content, or not as this library writes it.
+        CheckpointError: A file is missing, of another length or content, or not in this library's format.
     """
 
     def __init__(self, path: Path, verify: bool = True) -> None:
@@ -252,7 +252,7 @@ class Checkpoint:
     @torch.no_grad()
     @uninterrupted()
     def fill(self, state: Mapping[str, Tensor], processes: Processes) -> None:
-        """Copy what was saved into tensors of the same names and shapes, of sharded ones into this process's rows.
+        """Copy the saved values into tensors of the same names and shapes, for sharded ones into this process's rows.
 
         Raises:
             CheckpointError: The checkpoint belongs to another architecture; the message names the first difference.
@@ -296,7 +296,7 @@ class Checkpoint:
 
 
 def refuse_difference(where: str, found: set[str], wanted: set[str]) -> None:
-    """Refuse tensors of other names than those of a model.
+    """Refuse tensors whose names differ from those of a model.
 
     Raises:
         CheckpointError: The message names the first difference.
@@ -313,7 +313,7 @@ def _other_shape(where: str, name: str, found: tuple[int, ...], wanted: tuple[in
 
 @uninterrupted()
 def refuse_other_weights(module: torch.nn.Module, path: Path) -> None:
-    """Refuse a file whose tensors have other names or shapes than a module's, by its header alone.
+    """Refuse a file whose tensors have other names or shapes than a module's, by its header.
 
     Raises:
         CheckpointError: The file is corrupt, or belongs to another architecture; the message names the difference.
@@ -344,7 +344,7 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
 
 
 def digest(module: torch.nn.Module) -> str:
-    """Return what tells the weights of one module from those of another."""
+    """Return a checksum of a module's weights."""
     content = b"".join(tensor.cpu().numpy().tobytes() for tensor in module.state_dict().values())
     return f"sha256 {hashlib.sha256(content).hexdigest()}"
 
@@ -362,7 +362,7 @@ def remove_all(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder; its name goes first, so that no half-removed checkpoint ever bears one. Of a link only itself."""
+    """Remove a folder or a link, renaming it first, so that a half-removed checkpoint never has a valid name."""
     if folder.is_symlink():
         folder.unlink()
     elif folder.exists():
@@ -392,7 +392,7 @@ def _compare(path: Path, description: Any, verify: bool) -> None:
 
 
 def _score(path: Path) -> float:
-    """Return a checkpoint's score; infinite where it has none."""
+    """Return a checkpoint's score; infinite if it has none."""
     try:
         score = read_json(path / "progress.json")["score"]
         return float("inf") if score is None else float(score)

@@ -1,4 +1,4 @@
-"""Reading plain files alone, and writing so that a crash, a full disk or a kill leaves the previous version whole."""
+"""Reading of regular files only, and atomic writing: a crash, a full disk or a kill leaves the previous version intact."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from proxflow.errors import CheckpointError, OutputError
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let an interrupt (SIGINT) wait for the end of the block; also a decorator, ``@uninterrupted()``.
+    """Delay an interrupt (SIGINT) until the end of the block; also a decorator, ``@uninterrupted()``.
 
-    The safetensors library takes an interrupt within its work for a corrupt file.
+    The safetensors library reports an interrupt within its work as a corrupt file.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield  # only the main thread may handle signals, and here nobody does
+        yield  # only the main thread can handle signals
         return
     waiting: list[tuple[int, FrameType | None]] = []
     signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
@@ -56,11 +56,11 @@ _NOT_PLAIN = (
 
 
 class NotPlainError(OSError):
-    """A path names no plain file, or one too large to be read."""
+    """A path is not a regular file, or one too large to be read."""
 
 
 def check_plain(path: Path) -> None:
-    """Refuse what is no plain file, before it is opened: reading a pipe would wait, and a device need not end.
+    """Refuse what is not a regular file before opening it: reading a pipe would block, and a device may be endless.
 
     Raises:
         OSError: It does not exist; :class:`NotPlainError` if it is a folder, pipe, socket or device.
@@ -75,13 +75,13 @@ def _refuse(mode: int) -> None:
 
 
 def open_plain(path: Path) -> BufferedReader:
-    """Open a plain file to read its bytes.
+    """Open a regular file to read its bytes.
 
     Raises:
-        OSError: As :func:`check_plain`, or it may not be read.
+        OSError: As :func:`check_plain`, or reading is not permitted.
     """
     check_plain(path)  # a device may act on being opened
-    # What was put in its place since cannot make this wait.
+    # A file put in its place meanwhile cannot make this block.
     handle = os.open(path, os.O_RDONLY | _FLAGS)
     try:
         _refuse(os.fstat(handle).st_mode)
@@ -96,13 +96,13 @@ _NEW = os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | _FLAGS
 
 
 def read_plain(path: Path, largest: int = LARGEST_TEXT) -> bytes:
-    """Read all bytes of a plain file.
+    """Read all bytes of a regular file.
 
     Raises:
-        OSError: As :func:`open_plain`; :class:`NotPlainError` where there are more than ``largest`` bytes.
+        OSError: As :func:`open_plain`; :class:`NotPlainError` if it has more than ``largest`` bytes.
     """
     with open_plain(path) as file:
-        # No more than there is: a buffer of the most that is allowed would itself be large.
+        # Not more than its size: a buffer of the allowed maximum would be large.
         content = file.read(min(os.fstat(file.fileno()).st_size, largest) + 1)
     if len(content) > largest:
         raise NotPlainError(f"it is larger than {largest / 2**20:g} MiB")
@@ -113,10 +113,10 @@ _SETTLED = 2 * 10**9
 
 
 def stamp(path: Path) -> list[int] | None:
-    """Return the size of a file in bytes and the time of its last change in ns, by which another change shows.
+    """Return the size of a file in bytes and its modification time in ns, which reveal later changes.
 
-    ``None`` where it changed within the last 2 seconds: the clocks of file systems are coarse, so another change might have
-    the same time.
+    ``None`` if it changed within the last 2 seconds: file system clocks are coarse, so a further change might have the
+    same time.
 
     Raises:
         OSError: There is no such file.
@@ -126,9 +126,9 @@ def stamp(path: Path) -> list[int] | None:
 
 
 def writable_folder(folder: Path) -> Path:
-    """Make a folder and prove that it can be written to, before any work is done for it.
+    """Make a folder and check that it is writable, before work starts.
 
-    What killed processes left there is removed, see :func:`sweep`.
+    Temporary files of killed processes are removed, see :func:`sweep`.
 
     Raises:
         OutputError: It cannot be made or written to.
@@ -146,7 +146,7 @@ def writable_folder(folder: Path) -> Path:
 
 
 def _here() -> str:
-    """Return 8 digits that tell where process numbers are counted: the machine since it was started, and a container."""
+    """Return 8 digits that identify the scope of process numbers: the machine since its boot, and a container."""
     told = [platform.node()]
     with suppress(OSError):
         told.append(Path("/proc/sys/kernel/random/boot_id").read_text())
@@ -155,22 +155,22 @@ def _here() -> str:
 
 
 def _token() -> str:
-    """Return what no other temporary name has: where the process is, its number, and 16 digits that nobody can know."""
+    """Return a unique part of temporary names: scope and number of the process, and 16 random digits."""
     return f"{_here()}{os.getpid():08x}{secrets.token_hex(8)}"
 
 
 _TEMPORARY = re.compile(r"\..{1,40}\.([0-9a-f]{8})([0-9a-f]{8})[0-9a-f]{16}(\.[^.]*)?", re.DOTALL)
 _UNFINISHED = re.compile(r"\.(step-[0-9]{8}|removed-[0-9a-f]{16})")
-"""Names of temporary files, see :func:`_token`, and of folders of checkpoints that are not whole."""
+"""Names of temporary files, see :func:`_token`, and of folders of incomplete checkpoints."""
 
 
 def sweep(folder: Path, *, owned: bool = False) -> None:
-    """Remove the temporary files that killed processes left in a folder; those of living processes stay.
+    """Remove the temporary files of killed processes in a folder; those of living processes stay.
 
     Args:
         folder: The folder.
-        owned: Whether no other process writes in it, or in folders within it: then these are swept as well, of
-            checkpoints that are not whole, too, and of what processes on other machines left. Links are not followed.
+        owned: Whether no other process writes in it or its subfolders: then these are swept as well, including
+            incomplete checkpoints and files of processes on other machines. Links are not followed.
     """
     here = _here()
     for place, folders, names in os.walk(folder):
@@ -200,30 +200,30 @@ _written = threading.Event()
 
 
 def anything_written() -> bool:
-    """Tell whether a file was put in its place since :func:`begin_writing`."""
+    """Return whether a file was finished since :func:`begin_writing`."""
     return _written.is_set()
 
 
 def begin_writing() -> None:
-    """Forget what was written before, as a command begins."""
+    """Reset :func:`anything_written` at the start of a command."""
     _written.clear()
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], *, flush: bool = True) -> None:
     """Call ``write`` with a temporary name beside ``path``, flush the file to disk and rename it into place.
 
-    The temporary file is made first, under a name that nobody can know: nothing is written through a link. A link in the
-    place of ``path`` gives way to the file. Its mode is what the umask leaves of 666, whatever ``write`` makes it.
+    The temporary file is created first, with an unpredictable name: nothing is written through a link. A link at
+    ``path`` is replaced by the file. Its mode is 666 less the umask, whatever ``write`` sets.
 
     Args:
         path: The file.
-        write: Writes the file of the name that it is called with.
-        flush: Whether to wait for the disk; without it a crash of the machine may leave the new name with less content.
+        write: Function that writes the file of a given name.
+        flush: Whether to wait for the disk; without it a crash of the machine may leave the new file truncated.
 
     Raises:
-        OutputError: The file cannot be written; a previous version is left as it was.
+        OutputError: The file cannot be written; a previous version is left unchanged.
     """
-    # The ending stays last: some writers choose the format by it. A long name leaves no room for more.
+    # The suffix stays last: some writers choose the format by it. A long name is shortened.
     temporary = path.with_name(f".{path.stem[:40]}.{_token()}{path.suffix}")
     try:
         handle = os.open(temporary, os.O_WRONLY | _NEW, 0o666)
@@ -232,7 +232,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, flush: bool =
         finally:
             os.close(handle)
         write(temporary)
-        # Some writers put a file of their own there, which only its owner can read.
+        # Some writers create their own file there, readable only by its owner.
         handle = os.open(temporary, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | _FLAGS)
         try:
             _refuse(os.fstat(handle).st_mode)
@@ -263,10 +263,10 @@ def _reason(error: Exception) -> str:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append to a text file, which is made if need be; never through a link.
+    """Append to a text file, created if needed; never through a link.
 
     Raises:
-        OutputError: It cannot be written, or is no plain file.
+        OutputError: It cannot be written, or is not a regular file.
     """
     try:
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | _FLAGS, 0o666)
@@ -279,7 +279,7 @@ def append_text(path: Path, text: str) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush a folder's list of names to disk, where the system can."""
+    """Flush a folder's entries to disk, if the system supports it."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -318,7 +318,7 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file of at most :data:`LARGEST_TEXT` bytes.
 
     Raises:
-        CheckpointError: The file is missing, unreadable, too large, no plain file or not JSON.
+        CheckpointError: The file is missing, unreadable, too large, not a regular file or not JSON.
     """
     try:
         return json.loads(read_plain(path).decode("utf-8"), parse_constant=_no_number)

@@ -1,4 +1,4 @@
-"""A folder in use: one process at a time writes a run, and a lock that a crash does not leave behind says which."""
+"""Locks of folders: one process at a time writes a run. A crash leaves no lock behind."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from proxflow.errors import OutputError
 
 try:
     import fcntl
-except ImportError:  # where the system has no such locks, folders go unlocked
+except ImportError:  # on systems without such locks, folders are not locked
     fcntl = None  # type: ignore[assignment]
 
 _NAME = ".lock"
 _held: dict[str, int] = {}
-"""Real paths of the folders that this process has, and how often."""
+"""Real paths of the folders locked by this process, with counts."""
 
 _handles: set[int] = set()
-"""Open files that hold locks. Children that are forked have them too, and would hold the locks of a parent that died."""
+"""Open files that hold locks. Forked children inherit them, and would keep the locks of a parent that died."""
 
 _guard = threading.Lock()
 
@@ -37,13 +37,13 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Have a folder for oneself within a block; the same process may enter it again.
+    """Lock a folder within a block; the same process may lock it again.
 
-    The system frees the lock when the process ends, however it does.
+    The system releases the lock when the process ends, in any way.
 
     Args:
         folder: An existing folder.
-        what: What is done there, in a word, for the message.
+        what: What is done there, for the message.
 
     Raises:
         OutputError: Another process has it; the message says which.

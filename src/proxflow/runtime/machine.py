@@ -1,4 +1,4 @@
-"""The machine a result comes from, the versions of what it was made with, and whether its memory ran out."""
+"""The machine and software versions of a result, and its free memory, cores and devices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from proxflow.errors import ArgumentError
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what a result depends on; of this package also its code, see :func:`code_of`."""
+    """Return the versions that a result depends on; for this package also its code, see :func:`code_of`."""
     commit = _commit()
     return {
         "proxflow": proxflow.__version__,
@@ -36,8 +36,7 @@ def versions() -> dict[str, str]:
 def code_of(blobs: Mapping[str, str]) -> str:
     """Return a checksum of Python files, given git's own checksum of each by its path in the package.
 
-    It is the same of a checkout, a copy and an installed package, so that the repository can tell which commit a result
-    comes from.
+    It is the same for a checkout, a copy and an installed package, so that the commit of a result can be found.
     """
     lines = sorted(f"{path} {blob}\n" for path, blob in blobs.items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
@@ -54,7 +53,7 @@ def _files() -> Mapping[str, str]:
 
 @cache
 def _commit() -> str | None:
-    """Return the commit that the package was checked out from, ``None`` where that is not its code or there is no git."""
+    """Return the commit that the package was checked out from, ``None`` if that is not its code or there is no git."""
     said = []
     for words in (
         ["ls-files", "--error-unmatch", "__init__.py"],
@@ -72,7 +71,7 @@ def _commit() -> str | None:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """Describe the machine a result comes from."""
+    """Describe the machine of a result."""
     described: dict[str, Any] = {
         "device": device.type,
         "processor": _processor(),
@@ -86,26 +85,26 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory ran out, of the processor or of an accelerator."""
-    # Of the processor's memory torch has no class of its own.
+    """Return whether an error means that memory ran out, on the CPU or a GPU."""
+    # For CPU memory torch has no error class.
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 SHARE = 0.25
-"""Share of the free memory that data may take, so that they are held in it by default."""
+"""Largest fraction of the free memory for which data are held in memory by default."""
 
 
 def fits_in_memory(size: int, share: float = SHARE) -> bool:
-    """Tell whether so many bytes take at most a share of the memory that is free, in each process of this machine."""
+    """Return whether so many bytes fit into a share of the free memory, in each process of this machine."""
     return size * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= share * free_memory()
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that this process may still take: the machine's, its control group's, by its limits."""
+    """Return the bytes of memory still available to this process: of the machine, its control group and its limits."""
     free = [2**62]
     free += [1024 * int(n) for n in re.findall(r"MemAvailable:\s*(\d+)", _told("/proc/meminfo"))]
     limit = _told("/sys/fs/cgroup/memory.max").strip()
-    if limit.isdecimal():  # what files take is given back when it is needed
+    if limit.isdecimal():  # the file cache is freed when needed
         free.append(
             int(limit) - sum(map(int, re.findall(r"^anon (\d+)", _told("/sys/fs/cgroup/memory.stat"), re.MULTILINE)))
         )
@@ -121,12 +120,12 @@ def free_memory() -> int:
 
 
 def reading_processes() -> int:
-    """Return how many processes read data by default: one for each further core that a process of this machine has."""
+    """Return the default number of workers that read data: one for each further core per process of this machine."""
     return max(1, min(8, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 def cores() -> int:
-    """Return how many cores this process may use: the machine's, or those that it or its control group is kept to."""
+    """Return the number of cores available to this process, of the machine or by limits of it or its control group."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, _, period = _told("/sys/fs/cgroup/cpu.max").partition(" ")  # microseconds in each period, or max
     if quota.isdecimal() and period.strip().isdecimal():
@@ -135,18 +134,18 @@ def cores() -> int:
 
 
 def working_processes() -> int:
-    """Return how many processes work side by side by default: one a core, as far as there is memory for them."""
+    """Return the default number of parallel processes: one per core, as far as memory allows."""
     return max(1, min(cores(), free_memory() // A_PROCESS))
 
 
 A_PROCESS = 2**30
-"""Bytes that a process takes that trains or samples a small network."""
+"""Memory in bytes of a process that trains or samples a small network."""
 
 
 def take_free_cores() -> None:
-    """Compute on as many threads as cores are free, by the load of the last minute; an explicit number stays.
+    """Use as many threads as there are free cores, by the load of the last minute; an explicit number is kept.
 
-    Threads wait for each other at every operation, so that one on a busy core holds up all: then fewer are faster.
+    Threads wait for each other at every operation, so that one on a busy core delays all: then fewer are faster.
     """
     global _by_load
     _by_load = not any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
@@ -155,17 +154,17 @@ def take_free_cores() -> None:
 
 
 _by_load = False
-"""Whether the load decided on the number of threads, and no person."""
+"""Whether the number of threads was chosen by load, not by the user."""
 
 
 def keep_threads(threads: int) -> None:
-    """Go on with a number of threads, unless a person decided on another: gradients round differently on more or fewer."""
+    """Resume with a number of threads, unless the user chose another: rounding of gradients depends on it."""
     if _by_load:
         torch.set_num_threads(max(1, threads))
 
 
 def free_cores() -> int:
-    """Return how many of the cores that this process may use no other process keeps busy, at least 1."""
+    """Return how many of the available cores are not busy with other processes, at least 1."""
     busy = round(os.getloadavg()[0]) if hasattr(os, "getloadavg") else 0
     return max(1, min(cores(), (os.cpu_count() or 1) - busy))
 
@@ -194,7 +193,7 @@ def usable_device(device: torch.device | str) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without it
+    except (RuntimeError, AssertionError) as error:  # the latter if PyTorch was built without it
         raise ArgumentError(
             f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]:.80}): take 'cpu', or another that "
             "torch.device knows"

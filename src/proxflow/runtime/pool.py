@@ -1,8 +1,8 @@
-"""Independent pieces of work, side by side in processes. Imports no torch.
+"""Independent pieces of work, in parallel processes. Imports no torch.
 
-Small networks gain little from a second thread, and lose much where its core is busy; pieces that wait for nothing take all
-of every core. A process that dies is named and its piece done once more; an interrupt reaches every piece as it would the
-only one, and all of them end with the process that began them, however it ends.
+Small networks gain little from a second thread, and lose much if its core is busy; independent pieces use every core
+fully. If a process dies, this is reported and its piece is repeated once; an interrupt reaches every piece, and all of
+them end with the process that started them, however it ends.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from proxflow.errors import ProxflowError
 from proxflow.runtime import progress
 
 _LOOK = 0.2
-"""Seconds between looks at how far the pieces are."""
+"""Seconds between checks of progress."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of work that does not depend on those beside it.
+    """An independent piece of work.
 
     Args:
-        name: What is done, for messages; no two pieces have one.
-        do: A function of a module.
-        words: What it is called with, which can be pickled.
-        work: How much it is, in the unit of all pieces.
-        after: Names of the pieces that have to be done before.
+        name: Unique name, for messages.
+        do: A module-level function.
+        words: Its arguments, which can be pickled.
+        work: Amount of work, in the common unit of all pieces.
+        after: Names of the pieces that must be finished before.
     """
 
     name: str
@@ -56,13 +56,13 @@ class _Worker:
         self.share = 0.0
 
     def do(self, piece: Piece) -> Future[None]:
-        self.heard()  # what was said of the piece before
+        self.heard()  # reports of the previous piece
         self.share = 0.0
         return self.pool.submit(_do, piece.do, piece.words)
 
     def heard(self) -> float:
-        """Return the share of its piece that it has done, as it said last."""
-        with suppress(EOFError, OSError):  # it has died, which its future says
+        """Return the last reported fraction of its piece."""
+        with suppress(EOFError, OSError):  # it has died, which its future reports
             while self.line.poll():
                 self.share = self.line.recv()
         return self.share
@@ -84,19 +84,19 @@ def work_through(
     given: tuple[Any, ...],
     say: Callable[[str], None],
 ) -> None:
-    """Do pieces of work in processes, the first ones first, each as soon as those that it needs are done.
+    """Run pieces of work in processes, in order, each as soon as those that it needs are finished.
 
     Args:
         pieces: What to do.
-        processes: How many of them at a time.
-        begin: Called in each process before its first piece; a function of a module. It sets the number of threads.
-        given: What it is called with, which can be pickled.
-        say: Called with a line where a piece begins anew.
+        processes: Number of processes.
+        begin: Called in each process before its first piece; a module-level function. It sets the number of threads.
+        given: Its arguments, which can be pickled.
+        say: Called with a line when a piece is repeated.
 
     Raises:
-        ProxflowError: A piece failed, with its own error, or its process died twice. What other pieces had begun is
+        ProxflowError: A piece failed, with its own error, or its process died twice. Other running pieces are
             interrupted first.
-        KeyboardInterrupt: The process was interrupted; a ``SystemExit`` where it was terminated.
+        KeyboardInterrupt: The process was interrupted; ``SystemExit`` if it was terminated.
     """
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
@@ -135,7 +135,7 @@ def work_through(
 
 @contextmanager
 def _closing(workers: list[_Worker]) -> Iterator[None]:
-    """Wait in the end for all processes; after an error, interrupt them first."""
+    """Wait for all processes at the end; after an error, interrupt them first."""
     try:
         yield
     except BaseException:
@@ -171,7 +171,7 @@ _stopped = threading.Event()
 
 def _begin(line: Connection, begin: Callable[..., None], given: tuple[Any, ...]) -> None:
     if hasattr(os, "setpgid"):
-        os.setpgid(0, 0)  # the interrupt of a terminal goes to the process that began this one, which tells all of them
+        os.setpgid(0, 0)  # a terminal's interrupt goes to the parent, which forwards it to all
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_listen, args=(line,), daemon=True).start()
     progress.report_to(line.send)
@@ -179,11 +179,11 @@ def _begin(line: Connection, begin: Callable[..., None], given: tuple[Any, ...])
 
 
 def _listen(line: Connection) -> None:
-    """Wait for an interrupt, and for the end of the process that began this one, which is that of this one."""
+    """Wait for an interrupt, and for the end of the parent process, which ends this one."""
     with suppress(EOFError, OSError):
         line.recv()
         _stopped.set()
-        if hasattr(signal, "pthread_kill"):  # which also ends what waits for the system
+        if hasattr(signal, "pthread_kill"):  # which also interrupts system calls
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         else:
             _thread.interrupt_main()

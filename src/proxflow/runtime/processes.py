@@ -1,4 +1,4 @@
-"""Processes that work together, as torchrun starts them; where it did not, one process alone.
+"""Distributed processes, as torchrun starts them; without it, a single process.
 
 Everything here is the identity for one process, so that the code above reads the same for one and for many.
 """
@@ -21,7 +21,7 @@ from proxflow.config import Parallel
 from proxflow.errors import ArgumentError, ProxflowError
 
 JOINING, PATIENCE = timedelta(minutes=1), timedelta(minutes=5)
-"""How long a process waits for the others to appear, and later to do their part, before it fails."""
+"""How long a process waits for the others to join, and later to do their part, before it fails."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Tell whether this process is the one that prints and writes."""
+        """Return whether this process is the one that prints and writes."""
         return self.rank == 0
 
     def part(self, number: int, multiple: int = 1) -> range:
@@ -65,11 +65,11 @@ class Processes:
         return self.add_up(tensor) / self.size if self.size > 1 else tensor
 
     def any(self, flag: bool) -> bool:
-        """Tell whether the flag is set in any process; wait for all of them, but not for their accelerators."""
+        """Return whether the flag is set in any process; this waits for all processes, but not for their devices."""
         return bool(self.add_up(torch.tensor(int(flag)))) if self.size > 1 else flag
 
     def gather(self, rows: Tensor, number: int, multiple: int = 1) -> Tensor:
-        """Return all rows, on the host, of which each process has those of its :meth:`part`."""
+        """Return all rows, on the host, from each process's rows of its :meth:`part`."""
         if self.size == 1:
             return rows.cpu()
         parts = [Processes(rank, self.size).part(number, multiple) for rank in range(self.size)]
@@ -81,7 +81,7 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Fail in every process when the block fails in one, so that none waits for another in vain."""
+        """Fail in every process if the block fails in one, so that none waits in vain."""
         failure: ProxflowError | None = None
         try:
             yield
@@ -96,7 +96,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     """Join the processes that torchrun started, for as long as the block runs.
 
     Args:
-        device: Where to compute; of several CUDA devices, each process takes its own.
+        device: Where to compute; with several CUDA devices, each process takes its own.
 
     Returns:
         This process's device.
@@ -111,7 +111,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-        backend = "cpu:gloo,cuda:nccl"  # what the host agrees on must not wait for the accelerator
+        backend = "cpu:gloo,cuda:nccl"  # communication of the host must not wait for the device
     try:
         distributed.init_process_group(backend, timeout=JOINING)
         distributed.distributed_c10d._set_pg_timeout(PATIENCE)
@@ -137,11 +137,11 @@ def distribute(predictor: nn.Module, parallel: Parallel, processes: Processes, d
     """Return a module that computes what the predictor does, and whose gradients are means over the processes.
 
     Args:
-        predictor: Stays the owner of the parameters.
-        parallel: ``ddp`` keeps the whole network in each process; ``fsdp`` a share of every parameter, of its gradient
-            and of the optimiser's moments, and collects a block of the network only while it is used.
+        predictor: The predictor, which still owns the parameters.
+        parallel: ``ddp`` keeps the whole network in each process; ``fsdp`` a shard of every parameter, of its gradient
+            and of the optimiser's moments, and gathers a block of the network only while it is used.
         processes: The group.
-        device: Where the predictor is.
+        device: Device of the predictor.
 
     Raises:
         ArgumentError: The predictor has parameters outside of modules, which cannot be sharded.
@@ -151,7 +151,7 @@ def distribute(predictor: nn.Module, parallel: Parallel, processes: Processes, d
     if parallel == "ddp":
         from torch.nn.parallel import DistributedDataParallel
 
-        # Buffers are equal from the start; PyTorch 2.13 calls this argument deprecated and older ones know no other.
+        # Buffers are equal from the start; PyTorch 2.13 deprecates this argument, and older versions have no other.
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             return DistributedDataParallel(
                 predictor, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
@@ -161,18 +161,18 @@ def distribute(predictor: nn.Module, parallel: Parallel, processes: Processes, d
 
 
 def shard(predictor: nn.Module, processes: Processes, device: torch.device) -> None:
-    """Leave this process its share of every parameter (FSDP2), in place."""
+    """Shard every parameter (FSDP2), in place."""
     if list(predictor.parameters(recurse=False)):
         raise ArgumentError("a predictor with parameters of its own cannot be sharded: put them into a module")
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    # It warns of networks that return views, of which harm comes only from changing the output in place: none does.
+    # It warns of networks that return views, which is only harmful if the output is changed in place: none is.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     mesh = init_device_mesh(device.type, (processes.size,))
     for parameter in predictor.parameters():
         parameter.data = parameter.data.contiguous()  # shards are rows, in the usual layout
-    # The predictor itself speaks in beliefs, which the hooks of the sharding do not look into: its children are sharded.
+    # The predictor returns beliefs, which the hooks of the sharding do not handle: its children are sharded.
     for child in predictor.children():
         if any(True for _ in child.parameters()):
             for blocks in [m for m in child.modules() if isinstance(m, nn.ModuleList)]:
@@ -188,20 +188,20 @@ def no_sync(module: nn.Module, last: bool) -> Any:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return this process's rows of a sharded tensor; any other as it is."""
+    """Return this process's rows of a sharded tensor; others unchanged."""
     found: Tensor = getattr(tensor, "to_local", lambda: tensor)()
     return found
 
 
 def rows_of(tensor: Tensor, processes: Processes) -> range:
-    """Return which rows of the whole a sharded tensor's local part is."""
+    """Return the rows of a sharded tensor's local part."""
     size = -(-tensor.shape[0] // processes.size)
     start = min(tensor.shape[0], processes.rank * size)
     return range(start, start + len(local(tensor)))
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return all rows of a sharded tensor, in every process; any other as it is."""
+    """Return all rows of a sharded tensor, in every process; others unchanged."""
     found: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
     return found
 
@@ -213,4 +213,4 @@ def plain_copy(module: nn.Module, like: nn.Module) -> nn.Module:
     return copied
 
 
-# Until the training loop says the new names.
+# Until the training loop uses the new names.

@@ -1,4 +1,4 @@
-"""Progress bars with rate and time left: on a terminal, on standard error, or in a notebook; elsewhere nothing."""
+"""Progress bars with rate and remaining time: on standard error if it is a terminal, or in a notebook; else none."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _EVERY = 0.5
 
 
 def report_to(report: Callable[[float], None]) -> None:
-    """Show no bars in this process from here on, and report the share that is done instead, twice a second."""
+    """Show no bars in this process from here on, and report the finished fraction instead, twice a second."""
     global _report
     _report = report
 
 
 @contextmanager
 def bar(label: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Show a bar while the block runs; the value is a function that sets how much is done.
+    """Show a bar while the block runs; yield a function that sets the amount done.
 
     Args:
         label: Name shown before the bar.
@@ -62,10 +62,10 @@ def _reported(report: Callable[[float], None], total: int) -> Callable[[int], No
 
 @contextmanager
 def bars(total: float, say: Callable[[str], None]) -> Iterator[Callable[[float, Mapping[str, float]], None]]:
-    """Show what is done of everything, and a bar for each piece that is being worked on.
+    """Show the total progress, and a bar for each running piece.
 
-    The value is a function that takes the amount of work done, and by name the share that is done of each piece. Where
-    standard error is no terminal, a line tells of each tenth.
+    Yield a function of the amount of work done, and of the finished fraction of each piece by name. If standard error
+    is not a terminal, a line is printed for each tenth.
 
     Args:
         total: Amount of work.
@@ -106,8 +106,8 @@ def _told(total: float, say: Callable[[str], None]) -> Callable[[float, Mapping[
 
 
 def _progress(unit: str) -> Any:
-    """Return rich's view with rate, where there is a unit, and time left; ``None`` where nothing is to be shown."""
-    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":  # of torchrun's processes, the first one shows
+    """Return rich's display with rate, if there is a unit, and remaining time; ``None`` if nothing is to be shown."""
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":  # with torchrun only the first process shows it
         return None
     try:
         from rich.console import Console
@@ -121,7 +121,7 @@ def _progress(unit: str) -> Any:
             TimeRemainingColumn,
         )
         from rich.text import Text
-    except ImportError:  # work goes on without a bar
+    except ImportError:  # work continues without a bar
         return None
 
     class Rate(ProgressColumn):
@@ -144,7 +144,7 @@ def _progress(unit: str) -> Any:
 
 @contextmanager
 def _in_notebook(label: str, total: int, unit: str, done: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar as an element of the cell's output, which goes when the block ends; no widgets are needed."""
+    """Show a bar in the cell's output, which is removed when the block ends; no widgets are needed."""
     shown = import_module("IPython.display")
 
     start = last = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: a log of JSON lines always, TensorBoard where it is asked for."""
+"""Tracking of a run: a log of JSON lines, and TensorBoard if requested."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from proxflow.errors import ArgumentError, OutputError
 from proxflow.runtime.files import append_text, read_plain, writable_folder, write_text
 
 _LARGEST_LOG = 2**30
-"""Bytes of the largest log that a run goes on with: of more than a hundred million steps."""
+"""Largest log in bytes with which a run resumes: more than a hundred million steps."""
 
 
 class Log:
-    """A file of one JSON object a line, each with its ``step``.
+    """A file with one JSON object per line, each with its ``step``.
 
     Args:
-        path: The file; it is made with the first line.
+        path: The file, created with the first line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,10 +33,10 @@ class Log:
         append_text(self.path, json.dumps(entry) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drop what a run had written after the checkpoint that it goes on from, and a line torn off by a kill.
+        """Remove lines written after the checkpoint that a run resumes from, and a line truncated by a kill.
 
         Raises:
-            OutputError: It is no plain file, or cannot be read or written.
+            OutputError: It is not a regular file, or cannot be read or written.
         """
         if not os.path.lexists(self.path):
             return
@@ -53,7 +53,7 @@ class TensorBoard:
     """Writes numbers and pictures for TensorBoard.
 
     Args:
-        folder: Where its event files go.
+        folder: Folder of its event files.
 
     Raises:
         ArgumentError: TensorBoard is not installed.

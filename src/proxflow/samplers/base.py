@@ -1,4 +1,4 @@
-"""The sampling loop, and the interface of its samplers."""
+"""The sampling loop and the interface of samplers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Samples:
 
     Args:
         events: The samples, (batch, *event).
-        nfe: Network evaluations spent on each, as counted: of a guided predictor two inside its interval of times.
+        nfe: Network evaluations per sample, as counted: with guidance two inside its interval of times.
     """
 
     events: Tensor
@@ -36,14 +36,14 @@ class Samples:
 
 
 class Sampler(ABC):
-    """A way from the prior to samples; members are frozen dataclasses of their settings."""
+    """A way from the prior to samples; subclasses are frozen dataclasses of their settings."""
 
     keeps_to_target: ClassVar[bool] = False
-    """Whether each step goes straight toward the newest target, without noise, as effective targets require."""
+    """Whether each step goes straight toward the newest target, without noise, as long-step predictors require."""
 
     @property
     def memoryless(self) -> bool:
-        """Whether each step uses one prediction alone, not a combination of several. Predictions may then be draws."""
+        """Whether each step uses a single prediction, not a combination. Predictions may then be draws."""
         return True
 
     @abstractmethod
@@ -57,9 +57,9 @@ class Sampler(ABC):
         """Return belief and state at time ``s`` from those at ``t`` and the target predicted there; see :meth:`plan`."""
 
     def plan(self, flow: Flow[Any], belief: Any, times: Sequence[float], device: torch.device) -> Sequence[Any]:
-        """Return what :meth:`step` receives as its times, one entry for each, computed before the loop.
+        """Return what :meth:`step` receives as times, one entry for each, computed before the loop.
 
-        Here they are the times themselves, float64 scalars on ``device``. ``belief`` is the first one.
+        By default they are the times themselves, float64 scalars on ``device``. ``belief`` is the first belief.
         """
         return on_device(times, device).unbind()
 
@@ -82,15 +82,15 @@ class Sampler(ABC):
         start: Tensor | None = None,
         watch: Watch | None = None,
     ) -> Samples:
-        """Draw samples with ``nfe`` predictions, each of them one network evaluation unless ``predict`` says otherwise.
+        """Draw samples with ``nfe`` predictions, each one network evaluation unless ``predict`` states otherwise.
 
         Args:
-            predict: Function of a belief and times (batch,) that returns the predicted target. If it ``reads`` "end" it
-                is given the times of the next belief, ``end`` (batch,), 1 at the last; if "noise", ``generator``.
+            predict: Function of a belief and times (batch,) that returns the predicted target. If its ``reads`` has
+                "end", it gets the times of the next belief, ``end`` (batch,), 1 at the last; if "noise", ``generator``.
             flow: The flow that ``predict`` was trained for.
             shape: Shape of the samples, (batch, *event).
             nfe: Number of predictions, ≥ 1.
-            generator: Source of all randomness, on ``device``.
+            generator: Random generator, on ``device``.
             dtype: Precision of the belief.
             device: Where to sample.
             times: Times of the evaluations, increasing from 0; ``None`` takes :meth:`times`.
@@ -136,7 +136,7 @@ class Sampler(ABC):
         else:
             raise ArgumentError(f"start has the shape of the samples, {tuple(shape)}; got {tuple(start.shape)}")
         belief, state = self.init(flow, prior, generator)
-        # The schedule's arithmetic and transfers come before the loop: inside, a scalar would cost as much as a batch.
+        # The schedule is computed and transferred before the loop: inside, a scalar would cost as much as a batch.
         plan = self.plan(flow, belief, times, device)
         asked = on_device(times, device).to(torch.promote_types(dtype, torch.float32))[:, None]
         asked_at = asked.expand(nfe, shape[0]).unbind()

@@ -1,4 +1,4 @@
-"""A second-order sampler with two evaluations a step and no memory of earlier steps."""
+"""A second-order sampler with two evaluations per step and no memory of earlier steps."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from proxflow.samplers.path import PathSampler, Step, log_step
 
 @dataclass(frozen=True)
 class Midpoint(PathSampler):
-    """Second-order exponential Runge–Kutta, two evaluations a step.
+    """Second-order exponential Runge–Kutta, two evaluations per step.
 
-    Known elsewhere, with ln(a/b) in place of u, as DPM-Solver++(2S), close to DPM-Solver-2 of "DPM-Solver: A Fast ODE Solver
-    for Diffusion Probabilistic Model Sampling in Around 10 Steps" (Lu et al., 2022), arXiv 2206.00927. In u = −ln(1 − τ) a
-    step of length g leads to the second evaluation x̂'. The whole step, of length h, is then made from the start:
-    y' = e^{−h} y + (1 − e^{−h}) x̂ + (h − 1 + e^{−h})(x̂' − x̂)/g. It spans two intervals of the times that other samplers
-    have. Evaluations that are left over at the end make first-order steps.
+    Known elsewhere, with ln(a/b) instead of u, as DPM-Solver++(2S), close to DPM-Solver-2 of "DPM-Solver: A Fast ODE
+    Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps" (Lu et al., 2022), arXiv 2206.00927. In u =
+    −ln(1 − τ) a step of length g leads to the second evaluation x̂'. The whole step, of length h, then starts again
+    from y: y' = e^{−h} y + (1 − e^{−h}) x̂ + (h − 1 + e^{−h})(x̂' − x̂)/g. It spans two intervals of other samplers'
+    times. Remaining evaluations at the end make first-order steps.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""Exponential multistep samplers, with or without a corrector: one evaluation a step."""
+"""Exponential multistep samplers, with or without a corrector: one evaluation per step."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ Node = tuple[Tensor, float]
 
 @dataclass(frozen=True)
 class Multistep(PathSampler):
-    """Exponential multistep of a given order, one evaluation a step.
+    """Exponential multistep of a given order, one evaluation per step.
 
-    Known elsewhere, for order 2 and with ln(a/b) in place of u, as DPM-Solver++(2M): "DPM-Solver++: Fast Solver for Guided
-    Sampling of Diffusion Probabilistic Models" (Lu et al., 2022), arXiv 2211.01095. In u = −ln(1 − τ) the equation is
-    y' = x̂ − y. A step is exact for the polynomial through the newest predictions in place of x̂, whatever the lengths of the
-    steps: the exponential Adams–Bashforth method. The first steps, with fewer predictions, have lower order. Order 2 adds
-    (h − 1 + e^{−h})(x̂ − x̂₋)/h₋ to e^{−h} y + (1 − e^{−h}) x̂.
+    Known elsewhere, for order 2 and with ln(a/b) instead of u, as DPM-Solver++(2M): "DPM-Solver++: Fast Solver for
+    Guided Sampling of Diffusion Probabilistic Models" (Lu et al., 2022), arXiv 2211.01095. In u = −ln(1 − τ) the
+    equation is y' = x̂ − y. A step is exact if x̂ is the polynomial through the newest predictions, for any step
+    lengths: the exponential Adams–Bashforth method. The first steps, with fewer predictions, have lower order. Order 2
+    adds (h − 1 + e^{−h})(x̂ − x̂₋)/h₋ to e^{−h} y + (1 − e^{−h}) x̂.
 
-    With ``corrected`` each step is repeated once the prediction at its end is known, with that prediction in the polynomial,
-    one order higher and without another evaluation: the corrector of "UniPC: A Unified Predictor-Corrector Framework for
-    Fast Sampling of Diffusion Models" (Zhao et al., 2023), arXiv 2302.04867. The prediction itself is not made again.
+    With ``corrected`` each step is repeated when the prediction at its end is known, with that prediction in the
+    polynomial: one order higher, without another evaluation, the corrector of "UniPC: A Unified Predictor-Corrector
+    Framework for Fast Sampling of Diffusion Models" (Zhao et al., 2023), arXiv 2302.04867. The prediction is not
+    recomputed.
 
     Args:
         order: Number of predictions that a step extrapolates from, 1 to 4.
@@ -68,7 +69,7 @@ class Multistep(PathSampler):
 
 
 def advance(y: Tensor, left: float, new_left: float, nodes: Sequence[Node]) -> Tensor:
-    """Return the exact step from 1 − τ = ``left`` to ``new_left`` where x̂ is the polynomial in u through the nodes."""
+    """Return the exact step from 1 − τ = ``left`` to ``new_left`` for the polynomial x̂ in u through the nodes."""
     h = log_step(left, new_left)
     # A step that ends on the target (h = ∞) ends on the newest prediction, for any polynomial.
     if not math.isfinite(h):
@@ -81,13 +82,13 @@ def advance(y: Tensor, left: float, new_left: float, nodes: Sequence[Node]) -> T
 
 
 def step_shares(h: float, nodes: Sequence[float]) -> list[float]:
-    """Return the weights of predictions in their mean that an exponential step goes toward.
+    """Return the weights of predictions in the mean toward which an exponential step goes.
 
     They are ∫₀ʰ e^{s−h} ℓ_j(s) ds / (1 − e^{−h}), with ℓ_j the Lagrange polynomials of the nodes, and add up to 1.
 
     Args:
         h: Length of the step in u, finite and positive.
-        nodes: Places of the predictions in u, relative to the beginning of the step.
+        nodes: Positions of the predictions in u, relative to the start of the step.
     """
     # In units of h: mₖ = ∫₀¹ h e^{h(z−1)} zᵏ dz, by parts.
     moments = [-math.expm1(-h)]

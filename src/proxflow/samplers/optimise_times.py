@@ -1,8 +1,8 @@
-"""Times for few evaluations, fitted for a trained model to the samples of its own many steps.
+"""Times for few evaluations, optimised for a trained model against its own samples with many steps.
 
-A sampler without noise should reach in few steps the sample that many steps give from the same prior draw. The root mean
-square distance between them depends on the times of the evaluations alone. To minimise it is a least-squares problem of few
-unknowns, without data, features or training.
+A deterministic sampler should reach in few steps the sample that many steps give from the same prior draw. The root
+mean square distance between them depends only on the times of the evaluations. Minimising it is a least-squares problem
+with few unknowns, without data, features or training.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from proxflow.samplers.base import Sampler
 from proxflow.samplers.registry import chosen, sample
 
 REFERENCE_STEPS = 64
-"""Evaluations of each reference sample."""
+"""Evaluations per reference sample."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class OptimisedTimes:
     """Result of a search for times: the times, their gain, and their cost.
 
     Args:
-        times: Times of the evaluations, increasing from 0, below 1; what :func:`proxflow.sample` takes as ``times``.
+        times: Times of the evaluations, increasing from 0, below 1; the argument ``times`` of :func:`proxflow.sample`.
         error: Root mean square distance to the reference with them, in units of the data.
         error_before: The same with the sampler's own times.
-        evaluations: Network evaluations spent, each of one event; those of the reference included, if it was drawn here.
-        reference: The samples of many steps, to be reused for another number of evaluations.
+        evaluations: Network evaluations spent, counted per event, including those of the reference if it was drawn.
+        reference: The reference samples, to reuse for another number of evaluations.
     """
 
     times: tuple[float, ...]
@@ -56,25 +56,25 @@ def optimise_times(
     reference: Tensor | None = None,
     rounds: int = 10,
 ) -> OptimisedTimes:
-    """Find the times at which few steps of a sampler come nearest to its own many steps from the same prior draws.
+    """Find the times at which few steps of a sampler end nearest to its own many steps from the same prior draws.
 
     Levenberg–Marquardt on the logarithms of the intervals, the last of which ends at 1, with derivatives by differences.
     Evaluations before a moved time are reused: a round costs about nfe²/2 evaluations of each event.
 
     Args:
-        predictor: As :func:`proxflow.sample` takes it.
+        predictor: As for :func:`proxflow.sample`.
         flow: The flow it was trained for.
         shape: (number of prior draws, *event). All form one batch; 64 images are enough.
-        nfe: Network evaluations to spend on each sample later, ≥ 1.
-        sampler: A sampler without noise or its name; ``None`` takes the default one.
+        nfe: Network evaluations per sample later, ≥ 1.
+        sampler: A deterministic sampler or its name; ``None`` takes the default one.
         seed: Seed of the prior draws.
-        reference: Samples of many steps, of this shape, from an earlier result of the same seed and sampler; ``None`` draws
-            them, with 64 evaluations a sample.
-        rounds: Rounds at most; the search ends earlier when a round gains less than 0.2 %.
+        reference: Samples of many steps, of this shape, from an earlier result of the same seed and sampler; ``None``
+            draws them, with 64 evaluations per sample.
+        rounds: Most rounds; the search ends earlier if a round gains less than 0.2 %.
 
     Raises:
-        ArgumentError: A sampler that draws noise or is unknown, events that are not numbers, a reference of another shape,
-            or a number out of range.
+        ArgumentError: A sampler that is stochastic or unknown, events that are not real numbers, a reference of another
+            shape, or a number out of range.
     """
     sampler = chosen(sampler, predictor, flow)
     if getattr(sampler, "noisy", False) or getattr(sampler, "kappa", 0) > 0:
@@ -132,7 +132,7 @@ def optimise_times(
         else:
             break
         gain = 1 - float(there.norm() / here.norm())
-        # If too little of the decrease promised by the linear model was reached, the next step is shorter.
+        # If the decrease is much smaller than the linear model predicted, the next step is shorter.
         promised = -float(move @ (2 * gradient + normal @ move))
         kept_promise = float(here.square().sum() - there.square().sum()) > 0.25 * promised
         damping = damping / 10 if kept_promise else max(damping, 1e-2) * 10
@@ -159,7 +159,7 @@ def _root_mean_square(values: Tensor) -> float:
 
 
 class _Replay(nn.Module):
-    """A predictor that answers its first calls from ``known`` and the others by the model; ``answers`` records all."""
+    """A predictor that answers its first calls from ``known`` and others by the model; ``answers`` records all."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

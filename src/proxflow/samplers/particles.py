@@ -1,14 +1,16 @@
-"""Samples given an observation that are right in the limit of many particles: twisted sequential Monte Carlo.
+"""Posterior samples that are exact in the limit of many particles: twisted sequential Monte Carlo.
 
-"Practical and Asymptotically Exact Conditional Sampling in Diffusion Models" (Wu et al., 2023), arXiv 2306.17775. A particle
-moves by the flow's ancestral kernel, with its target refined by the observation, and is weighed by what that changed:
+"Practical and Asymptotically Exact Conditional Sampling in Diffusion Models" (Wu et al., 2023), arXiv 2306.17775. A
+particle moves by the flow's ancestral kernel, with its target refined by the observation, and its weight corrects for
+that:
 
     w ← w · p(z' | z, x̂) ψ(z') / (p(z' | z, x*) ψ(z)),   ψ(z) = N(y; A x̂, σ² + r² A Aᵀ).
 
-The refined targets x* are those of any :class:`~proxflow.Posterior`; the weights mend its bias. The twist ψ is the
-likelihood of the observation for x ~ N(x̂, r²), by which the kernel's variance is more and the last step is drawn as well.
-With a method by Tweedie's formula (mmps, tmpd, pigdm, dps) r² is each particle's own, by one further product; with the
-others the path's b²/(a² + b²), which is right for data N(0, I), and too wide for data that fill less of their space.
+The refined targets x* are those of any :class:`~proxflow.Posterior`; the weights correct its bias. The twist ψ is the
+likelihood of the observation for x ~ N(x̂, r²); r² also increases the kernel's variance, and the last step is drawn as
+well. With a method by Tweedie's formula (mmps, tmpd, pigdm, dps) r² is estimated for each particle by one further
+product; with the others it is the path's b²/(a² + b²), exact for data N(0, I), and too large for data of lower
+dimension than their space.
 """
 
 from __future__ import annotations
@@ -38,8 +40,9 @@ class Particles:
 
     Args:
         events: (number, particles, *event).
-        log_weights: Normalised, (number, particles).
-        log_evidence: Estimate of log p(y) in nats, (number,); its exponential is unbiased for the flow's own law.
+        log_weights: Normalised log weights, (number, particles).
+        log_evidence: Estimate of log p(y) in nats, (number,); its exponential is unbiased for the flow's own
+            distribution.
         effective: Effective sample size after each evaluation, (evaluations, number), between 1 and the particles.
     """
 
@@ -76,19 +79,19 @@ def particles(
     threshold: float = 0.5,
     times: Sequence[float] | None = None,
 ) -> Particles:
-    """Draw weighted samples of each posterior; they depend on the seed alone, not on how they are divided into batches.
+    """Draw weighted samples of each posterior; they depend on the seed, not on the batch size.
 
     Args:
-        posterior: A predictor given observations, of real numbers with Gaussian noise of one size, whose operator has a
-            known spectrum. The nearer its targets are to the truth, the more even the weights are.
+        posterior: A predictor given observations, of real numbers with Gaussian noise of one variance and an operator
+            with a known spectrum. The more accurate its targets, the more even the weights.
         flow: The flow it was trained for.
         shape: (number of posteriors, *event), one for each observation.
-        number: Particles of each, ≥ 2.
-        nfe: Network evaluations of each particle, ≥ 1.
+        number: Particles per posterior, ≥ 2.
+        nfe: Predictions per particle, ≥ 1.
         seed: Seed.
-        batch_size: Particles that a network sees at a time, rounded up to a multiple of 16.
-        condition: What predictions are conditioned on, one row a posterior.
-        threshold: Particles are resampled where their effective number falls below this share, in [0, 1].
+        batch_size: Particles in a network batch, rounded up to a multiple of 16.
+        condition: Condition of the predictions, one row per posterior.
+        threshold: Particles are resampled if the effective sample size falls below this fraction, in [0, 1].
         times: Times of the evaluations, increasing from 0; ``None`` takes the flow's own.
 
     Raises:
@@ -149,7 +152,7 @@ def particles(
     whole = posterior.rows(owner)
     noise = torch.zeros((), device=device) if whole.variance is None else whole.variance
 
-    own = METHODS[posterior.method].products != 0  # each particle's r² is its own
+    own = METHODS[posterior.method].products != 0  # r² is estimated for each particle
 
     def predicted(y: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the targets without and with the observation, and r², (particles,), part by part of the particles."""
@@ -199,14 +202,14 @@ def particles(
 
 
 class Weights:
-    """The weights of particles of several posteriors, by their twists ψ and what their steps changed.
+    """The weights of particles of several posteriors, from their twists ψ and the kernels of their steps.
 
     Args:
         posteriors: Number of posteriors.
-        number: Particles of each.
-        threshold: Particles are resampled where their effective number falls below this share.
-        draws: Streams of the posteriors, for resampling.
-        device: Where the particles are.
+        number: Particles per posterior.
+        threshold: Particles are resampled if the effective sample size falls below this fraction.
+        draws: Random streams of the posteriors, for resampling.
+        device: Device of the particles.
     """
 
     def __init__(self, posteriors: int, number: int, threshold: float, draws: Generator, device: torch.device) -> None:
@@ -217,14 +220,14 @@ class Weights:
         self.last = torch.zeros_like(self.log_weights)
 
     def resampled(self, twist: Tensor) -> Tensor:
-        """Weigh by log ψ, (particles of all,), and return the indices of those that go on."""
+        """Weigh by log ψ, (all particles,), and return the indices of the resampled particles."""
         now = twist.reshape_as(self.log_weights)
         posteriors, number = now.shape
         weighed = self.log_weights + now - self.last
         normal = weighed.log_softmax(1)
         size = (-(2 * normal).logsumexp(1)).exp()
         self.effective.append(size)
-        # Decided on the device: those that keep their particles choose each its own.
+        # Decided on the device: without resampling each particle chooses itself.
         again = size < self.threshold * number
         offset = rand(torch.Size([posteriors]), self.draws, torch.float64, now.device)
         chosen = torch.where(
@@ -237,7 +240,7 @@ class Weights:
         return index
 
     def change(self, change: Tensor) -> None:
-        """Weigh by the ratio of kernels of a step, in logarithms, (particles of all,)."""
+        """Weigh by the log ratio of a step's kernels, (all particles,)."""
         self.log_weights = self.log_weights + change.reshape_as(self.log_weights)
 
     def of(self, events: Tensor) -> Particles:
@@ -247,7 +250,7 @@ class Weights:
 
 
 def _systematic(log_weights: Tensor, offset: Tensor, draws: int) -> Tensor:
-    """Choose places by weight from one uniform number each, (rows, places) and (rows,) → (rows, draws)."""
+    """Draw indices by systematic resampling: (rows, particles), one uniform number per row (rows,) → (rows, draws)."""
     edges = log_weights.softmax(1).cumsum(1)
     edges = edges / edges[:, -1:]
     at = (torch.arange(draws, dtype=edges.dtype, device=edges.device) + offset[:, None]) / draws

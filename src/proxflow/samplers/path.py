@@ -21,7 +21,7 @@ from proxflow.samplers.base import Sampler
 
 
 class Point(NamedTuple):
-    """The schedule at one time, as a path sampler needs it.
+    """The schedule at one time, for a path sampler.
 
     Args:
         time: The time, a float64 scalar on the device.
@@ -105,7 +105,7 @@ class PathSampler(Sampler):
         return belief, (latent, y, None)
 
     def plan(self, flow: Flow[Any], belief: Any, times: Sequence[float], device: torch.device) -> Sequence[Point]:
-        # Python numbers: the schedule's arithmetic stays on the host, and the device works on batches alone.
+        # Python numbers: the schedule is computed on the host, and the device only works on batches.
         latent, grid = self._latent(flow), on_device(times, device)
         taken, left, scale = latent.path.straight(torch.tensor(times, dtype=torch.float64))
         stds = latent.std(grid, latent.of(belief))
@@ -128,7 +128,7 @@ class PathSampler(Sampler):
         if latent is None:
             divergence = getattr(flow, "divergence", None)
             of = "" if divergence is None else f" with {type(divergence).__name__}"
-            # From one fixed belief, samples differ by noise on the way alone.
+            # From a fixed belief, samples only differ by the noise of the steps.
             fits = ("Stochastic",) if flow.begins_fixed else ("Deterministic", "Stochastic")
             raise ArgumentError(
                 f"{type(self).__name__} needs a flow with a Gaussian path, which {type(flow).__name__}{of} has not: use "
@@ -139,13 +139,13 @@ class PathSampler(Sampler):
 
 @dataclass(frozen=True)
 class Marginal(PathSampler):
-    """A sampler that keeps the marginals of the path while it replaces noise. Known elsewhere as DDIM with η = κ.
+    """A sampler that replaces noise while keeping the marginals of the path. Known elsewhere as DDIM with η = κ.
 
     "Denoising Diffusion Implicit Models" (Song et al., 2020), arXiv 2010.02502, eqs. 12 and 16, on any Gaussian path:
     y' = τ' x̂ + √((1−τ')² − s²) ε̂ + s ξ,  s = κ (1−τ') √(1 − (τ (1−τ') / (τ' (1−τ)))²).
 
     Args:
-        kappa: Share of the noise replaced, in [0, 1]: 0 is deterministic (DDIM), 1 ancestral (DDPM).
+        kappa: Fraction of the noise replaced, in [0, 1]: 0 is deterministic (DDIM), 1 ancestral (DDPM).
     """
 
     kappa: float = 1.0
@@ -160,11 +160,11 @@ class Marginal(PathSampler):
 
 @dataclass(frozen=True)
 class Renewed(PathSampler):
-    """A sampler that replaces all noise at each step, y' = τ' x̂ + (1 − τ') ξ, and keeps of the past only the target.
+    """A sampler that replaces all noise at each step, y' = τ' x̂ + (1 − τ') ξ, and only keeps the target.
 
     The steps of "Flower: A Flow-Matching Solver for Inverse Problems" (Pourya et al., 2025), arXiv 2509.26287, with a
-    :class:`~proxflow.Posterior`, on any Gaussian path. It samples the right law where targets are draws from p(x | belief),
-    and smooths where they are means, unless an observation fixes most of the data.
+    :class:`~proxflow.Posterior`, on any Gaussian path. It samples the right distribution if targets are draws from p(x
+    | belief). If they are means, samples are too smooth, unless an observation determines most of the data.
     """
 
     kappa: ClassVar[float] = 1.0

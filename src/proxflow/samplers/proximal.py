@@ -1,4 +1,4 @@
-"""Samplers that move the belief by the flow's own update; they serve every flow."""
+"""Samplers that move the belief by the flow's own update; they work for every flow."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ProximalSampler(Sampler):
 class Deterministic(ProximalSampler):
     """The proximal step with the predicted target itself as message.
 
-    Known elsewhere, for Wasserstein-2 with the linear schedule, as Euler's method on rectified flow's equation; for
+    Known elsewhere, for Wasserstein-2 with the linear schedule, as Euler's method for the ODE of rectified flow; for
     :class:`~proxflow.Diffusion` as DDIM. For BFN it is the noise-free sampler.
     """
 

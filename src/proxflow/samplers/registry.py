@@ -1,4 +1,4 @@
-"""The samplers by name, and :func:`sample`, which draws with them."""
+"""The samplers by name, and :func:`sample`, which uses them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from proxflow.samplers.base import Sampler, Watch
 SAMPLERS: dict[str, Sampler] = {
     name: entry.load()(**entry.settings) for name, entry in names.BUILT_IN["samplers"].items()
 }
-"""The library's own samplers by the names of :mod:`proxflow.names`, which all contract tests go through."""
+"""The library's own samplers by the names of :mod:`proxflow.names`; all pass the contract tests."""
 
 
 def default_sampler(predictor: nn.Module, flow: Flow[Any]) -> str:
-    """Name the best sampler at few evaluations for a predictor and its flow.
+    """Return the name of the best sampler at few evaluations for a predictor and its flow.
 
-    It is multistep2 where beliefs follow a Gaussian path. Predictors that read the ends of steps, or draw, need one that
-    steps toward the newest target alone: deterministic. So do flows without a path. If also all samples begin with the same
-    belief, only noise on the way makes them differ: stochastic. A predictor may name one that it is made for, ``sampler``.
+    It is multistep2 if beliefs follow a Gaussian path. Predictors that read the end of a step, or draw, need a sampler
+    that steps toward the newest target: deterministic. So do flows without a path. If in addition all samples start
+    from the same belief, only noise makes them differ: stochastic. A predictor may name its own in ``sampler``.
     """
     if (own := getattr(predictor, "sampler", None)) is not None:
         return str(own)
@@ -41,10 +41,10 @@ def default_sampler(predictor: nn.Module, flow: Flow[Any]) -> str:
 
 
 def chosen(sampler: Sampler | str | None, predictor: nn.Module, flow: Flow[Any]) -> Sampler:
-    """Return a sampler, that of a name, or without one that of :func:`default_sampler`.
+    """Return a sampler, given itself or by name; ``None`` gives that of :func:`default_sampler`.
 
     Raises:
-        ArgumentError: There is none of this name, or it is no sampler.
+        ArgumentError: There is no sampler of this name, or the argument is not a sampler.
     """
     sampler = default_sampler(predictor, flow) if sampler is None else sampler
     if isinstance(sampler, str):
@@ -78,29 +78,29 @@ def sample(
         predictor: A predictor; its device and precision are used. During the call it is in evaluation mode.
         flow: The flow it was trained for.
         shape: (number of samples, *event).
-        nfe: Network evaluations spent on each sample, ≥ 1.
+        nfe: Predictions per sample, ≥ 1; each is one network evaluation, or two with guidance.
         sampler: A sampler or its name in :data:`SAMPLERS`; ``None`` takes :func:`default_sampler`.
         seed: Seed of the samples.
-        batch_size: Samples drawn at a time, rounded up to a multiple of 16 if it is larger. A last, smaller batch is filled
-            up with samples that are thrown away: for odd batch sizes kernels round differently. Below 16 memory falls with
-            it, and samples are those of other batch sizes up to rounding.
+        batch_size: Samples drawn at a time, rounded up to a multiple of 16 if it is larger. A smaller last batch is
+            padded with samples that are discarded, since kernels round differently for odd batch sizes. Below 16 less
+            memory is used, and samples equal those of other batch sizes up to rounding.
         first: Index of the first sample.
-        condition: What the samples are conditioned on, one row a sample.
-        start: Means of the prior draws that the samples begin with, (number, *event); ``None`` draws them.
+        condition: Condition of the samples, one row per sample.
+        start: Means of the prior draws to start from, (number, *event); ``None`` draws them.
         times: Times of the evaluations, increasing from 0, as :func:`proxflow.optimise_times` finds them; ``None`` takes the
             sampler's own.
         watch: Called at each evaluation of each batch.
-        progress: Called with the number of samples finished, after each batch.
-        graph: Whether to record the work of a batch as one CUDA graph and to replay it for each: for small networks this
-            saves launches of kernels. It pays for many batches, and takes the memory of one more.
+        progress: Called with the number of finished samples after each batch.
+        graph: Whether to capture the work of a batch as a CUDA graph and replay it for each: with small networks this
+            saves kernel launches. It is worth it for many batches, and takes the memory of one more.
 
     Returns:
         The samples (number, *event) on the predictor's device.
 
     Raises:
-        ArgumentError: An unknown sampler, a number out of range, times that do not increase from 0, or a condition or start
-            without a row for each sample; a graph without a CUDA device, with ``watch``, or of work that waits for the
-            device.
+        ArgumentError: An unknown sampler, a number out of range, times that do not increase from 0, or a condition or
+            start without a row for each sample; a graph without a CUDA device, with ``watch``, or of work that
+            synchronises with the device.
     """
     if not isinstance(predictor, nn.Module):
         raise ArgumentError(
@@ -147,7 +147,7 @@ def sample(
 
     def drawn(indices: Tensor) -> Tensor:
         streams, size = SampleStreams(seed, indices, expected=nfe), len(indices)
-        own = (indices - first).clamp_(max=number - 1)  # samples that fill up the last batch take the last row
+        own = (indices - first).clamp_(max=number - 1)  # samples that pad the last batch take the last row
         return draw_with(
             given(of_rows(predictor, own), rows(condition, own)),
             flow.rows(own),
@@ -180,10 +180,10 @@ def sample(
 
 
 class Replayed:
-    """A function of a batch's indices, recorded once as a CUDA graph.
+    """A function of a batch's indices, captured once as a CUDA graph.
 
     Raises:
-        ArgumentError: The function cannot be recorded.
+        ArgumentError: The function cannot be captured.
     """
 
     def __init__(self, drawn: Callable[[Tensor], Tensor], size: int, device: torch.device) -> None:
@@ -192,7 +192,7 @@ class Replayed:
             aside: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
-                drawn(self.indices)  # before recording, so that libraries choose kernels and set themselves up
+                drawn(self.indices)  # before capture, so that libraries choose kernels and initialise
             torch.cuda.current_stream().wait_stream(aside)
             try:
                 with torch.cuda.graph(self.graph):

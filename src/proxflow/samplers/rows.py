@@ -1,10 +1,10 @@
-"""Rows of mixed data given some of their columns, right in the limit of many particles and steps.
+"""Rows of mixed data given some of their columns, exact in the limit of many particles and steps.
 
-A known category is made certain, which is Bayes' rule. Of a known number a network sees no more than the noise of its time
-lets through, while other categories are decided early, when that noise is large: rows that are only drawn toward what is
-known get categories that do not belong to it. So rows are particles, as in :func:`proxflow.particles`. Numbers move by the
-ancestral kernel of their Gaussian path, known ones toward their values; categories by the flow's own step toward a drawn
-class; and what the predictions say of the known numbers weighs each particle.
+A known category is made certain, which is Bayes' rule. A known number only reaches the network through the noise of the
+current time, and other categories are decided early, when that noise is large: rows that are only pulled toward the
+known values get categories that are inconsistent with them. So rows are particles, as in :func:`proxflow.particles`.
+Numbers move by the ancestral kernel of their Gaussian path, known ones toward their values; categories by the flow's
+own step toward a drawn class; and particles are weighed by the predicted likelihood of the known numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from proxflow.samplers.particles import Particles, Weights
 
 
 def weighs_rows(flow: Flow[Any]) -> bool:
-    """Tell whether :func:`row_particles` knows a flow."""
+    """Return whether :func:`row_particles` supports a flow."""
     parts = flow.parts if isinstance(flow, GPFN) else ()
     return bool(parts) and all(
         part.latent is not None and part.begins_normal
@@ -53,22 +53,22 @@ def row_particles(
     threshold: float = 0.5,
     progress: Callable[[int], None] | None = None,
 ) -> Particles:
-    """Draw weighted rows given some of their columns; they depend on the seed alone, not on how they are divided.
+    """Draw weighted rows given some of their columns; they depend on the seed, not on the batch size.
 
     Args:
         posterior: A predictor of mixed data given a :class:`~proxflow.inverse.Mask` of known columns.
         flow: :class:`~proxflow.GPFN` with ``ProductEndpoints`` of classes and of numbers, these on a Gaussian path from
             standard normal draws.
         shape: (rows, columns).
-        number: Particles of each row, ≥ 2.
-        nfe: Network evaluations of each particle, ≥ 1.
-        noise: Standard deviation ≥ 0 with which known numbers weigh, in theirs. With none, errors of a network at the end of
-            the path, where numbers are resolved finely, weigh without bound.
+        number: Particles per row, ≥ 2.
+        nfe: Predictions per particle, ≥ 1.
+        noise: Standard deviation ≥ 0 of known numbers in the weights, in units of theirs. With 0, a network's errors at
+            the end of the path, where numbers are resolved finely, have unbounded weight.
         seed: Seed.
-        batch_size: Particles that a network sees at a time; those of a row are always together.
-        condition: What predictions are conditioned on, one row each.
-        threshold: Particles are resampled where their effective number falls below this share, in [0, 1].
-        progress: Called with the number of rows that are done.
+        batch_size: Particles in a network batch; those of a row are always together.
+        condition: Condition of the predictions, one row each.
+        threshold: Particles are resampled if the effective sample size falls below this fraction, in [0, 1].
+        progress: Called with the number of finished rows.
 
     Raises:
         ArgumentError: Numbers out of range, or another flow.
@@ -120,7 +120,7 @@ def _weighed(
     condition: Condition | None,
     threshold: float,
 ) -> Particles:
-    """Return the particles of some rows, of which ``index`` says where they stand among all."""
+    """Return the particles of some rows, whose indices among all are ``index``."""
     owner = torch.arange(len(index), device=index.device).repeat_interleave(number)
     total = len(owner)
     like = next((p for p in posterior.parameters() if p.is_floating_point()), posterior.observation)

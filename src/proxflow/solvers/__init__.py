@@ -1,4 +1,4 @@
-"""Numerical proximal steps, for geometries, families and energies without a closed form."""
+"""Numerical solvers of proximal steps, for divergences, families and energies without a closed form."""
 
 from proxflow.solvers.newton import NewtonSolver
 from proxflow.solvers.problem import CoordinateSolver, Solution, Solver

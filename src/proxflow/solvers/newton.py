@@ -1,10 +1,10 @@
-"""Newton's method on proximal steps.
+"""Newton's method for proximal steps.
 
     x* = argmin_x  F(x) = (1 − f) D(r(x), belief) + f E(r(x); message)
 
-over the unconstrained coordinates x of a belief r(x), with exact Hessians. Examples are independent problems, solved side by
-side in float64; each stops moving once it has converged. Where the objective adds up over independent coordinates, each
-coordinate of each event is a small problem of its own: a Hessian of 2 × 2 for a Gaussian image instead of 6144 × 6144.
+over the unconstrained coordinates x of a belief r(x), with exact Hessians. Examples are independent problems, solved in
+parallel in float64; each stops once it has converged. If the objective is a sum over independent coordinates, each
+coordinate of each event is a separate small problem: a Hessian of 2 × 2 for a Gaussian image instead of 6144 × 6144.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from proxflow.solvers.problem import CoordinateSolver, Problem, Rows, Search, ch
 
 @dataclass(frozen=True)
 class NewtonSolver(CoordinateSolver):
-    """Damped Newton method on the proximal step, for every divergence and energy whose value is known.
+    """Damped Newton method for the proximal step of every divergence and energy with a known value.
 
-    Negative curvature is mirrored ("Identifying and Attacking the Saddle Point Problem in High-Dimensional Non-Convex
-    Optimization", Dauphin et al., 2014, arXiv 1406.2572) and steps are damped as by Levenberg and Marquardt, so that each
-    lowers the objective. Some objectives have several minima (affinities of Gaussians far apart, one minimum near each):
-    each problem starts at the belief, at the target and between them, and the lowest minimum found is returned.
+    Negative curvature is reflected ("Identifying and Attacking the Saddle Point Problem in High-Dimensional Non-Convex
+    Optimization", Dauphin et al., 2014, arXiv 1406.2572) and steps are damped as in Levenberg–Marquardt, so that each
+    lowers the objective. Some objectives have several minima (affinities of distant Gaussians, one minimum near each):
+    each problem is solved from the belief, from the target and from points between, and the lowest minimum is returned.
 
     The result is differentiable once with respect to belief, target and fraction, by the implicit function theorem: memory
     does not grow with the number of iterations.
 
     Args:
-        tolerance: An example has converged when a Newton step moves no coordinate x by more than tolerance · max(1, |x|).
-            That step is carried out, and since convergence is quadratic its own error is far smaller.
-        max_iterations: Newton steps after which an example is given up, ≥ 1.
+        tolerance: An example has converged when a Newton step moves no coordinate x by more than tolerance · max(1,
+            |x|). That step is still taken, and since convergence is quadratic the remaining error is far smaller.
+        max_iterations: Most Newton steps per example, ≥ 1.
 
     Raises:
         ArgumentError: ``tolerance`` is not in (0, 1), or ``max_iterations`` not positive.
@@ -46,7 +46,7 @@ class NewtonSolver(CoordinateSolver):
         check_settings(self.tolerance, self.max_iterations)
 
     def minimise(self, problem: Problem) -> Search:
-        """Find the lowest minimum met from several starts, for each example."""
+        """Find the lowest minimum from several starts, for each example."""
         pieces = problem.pieces()
         if len(pieces) > 1:
             return Search.joined([self.minimise(piece) for piece in pieces])
@@ -59,7 +59,7 @@ class NewtonSolver(CoordinateSolver):
         return found.lowest(count, self.max_iterations)
 
     def _descend(self, problem: Problem, x: Tensor) -> Search:
-        """Minimise every example from its start ``x`` (batch, number), each for as long as it needs."""
+        """Minimise every example from its start ``x`` (batch, number), each until it converges."""
         done = Search.start(x)
         value, gradient, hessian = problem.derivatives(x)
         state = _State(
@@ -72,7 +72,7 @@ class NewtonSolver(CoordinateSolver):
             stretch=torch.ones_like(value),
             reach=problem.reach(x),
         )
-        keep = state.usable()  # a start with an infinite value leads nowhere
+        keep = state.usable()  # a start with an infinite value is useless
         for iteration in range(self.max_iterations + 1):
             if not bool(keep.all()):
                 problem, state = problem.take(keep), state.take(keep)
@@ -101,10 +101,10 @@ class NewtonSolver(CoordinateSolver):
 
 
 def _advance(problem: Problem, state: _State, axes: _Axes) -> _State:
-    """Try one damped step for every example; those whose objective it does not lower stay and damp more."""
+    """Try one damped step for every example; those whose objective does not decrease stay and increase the damping."""
     x, value, gradient, hessian = state.x, state.value, state.gradient, state.hessian
     step = axes.step(gradient, state.damping, state.stretch)
-    # Without a target to tell how far the way is, a step may be as long as the way that was gone already.
+    # Without a target as a scale, a step may be as long as the distance covered so far.
     reach = state.reach if problem.rows is None else problem.reach(x)
     step = step / (step.abs() / reach).amax(1, keepdim=True).clamp_min(1)
     trial = state.at(x + step, *problem.derivatives(x + step))
@@ -115,7 +115,7 @@ def _advance(problem: Problem, state: _State, axes: _Axes) -> _State:
     good = accepted & (drop >= 0.5 * predicted - rounding)
     harder = torch.where(state.stretch > 1, state.damping, (10 * state.damping).clamp_min(0.1))
     damping = torch.where(good, state.damping / 10, torch.where(accepted, state.damping, harder))
-    # Along negative curvature a quadratic model has no minimum to tell a length from: double it while that works.
+    # Along negative curvature a quadratic model has no minimum to give a length: double it while that works.
     stretch = torch.where(good & ~axes.convex, 2 * state.stretch, torch.ones_like(drop))
 
     def choose(new: Tensor, old: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def _advance(problem: Problem, state: _State, axes: _Axes) -> _State:
 
 @dataclass(frozen=True)
 class _State(Rows):
-    """The examples still moving, batch first: their number in the whole batch, the point and what is known there."""
+    """The unfinished examples, batch first: their indices in the whole batch, their points and derivatives."""
 
     index: Tensor
     x: Tensor

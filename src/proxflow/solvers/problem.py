@@ -1,4 +1,4 @@
-"""What a solver minimises, what it finds, and everything around the search that all solvers share."""
+"""Problems and solutions of numerical proximal steps, and the parts that all solvers share."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Solution(Generic[B]):
     """Result of a numerical step.
 
     Args:
-        belief: The minimiser, in the precision of the input; of examples that did not converge, the best point met.
+        belief: The minimiser, in the precision of the input; for examples that did not converge, the best point found.
         converged: Which examples converged, bool (batch,).
         iterations: Newton steps tried for each example (its slowest coordinate), int64 (batch,).
-        residual: Largest relative move of a coordinate that a further Newton step asked for, float64 (batch,); the last
-            one below the tolerance is carried out as well.
+        residual: Largest relative change of a coordinate in the last Newton step, float64 (batch,); the one below the
+            tolerance is still taken.
     """
 
     belief: B
@@ -62,13 +62,13 @@ class Rows:
         return type(self)(*(fn(getattr(self, f.name)) for f in fields(self)))  # type: ignore[arg-type]
 
     def take(self, keep: Tensor) -> Self:
-        """Take some of the examples."""
+        """Select some of the examples."""
         return self.map(lambda a: a[keep])
 
 
 @dataclass(frozen=True)
 class Search(Rows):
-    """Where each example stands: point (batch, number), objective, and how it went, (batch,) each."""
+    """The state of each example: point (batch, number), objective, convergence and iterations, (batch,) each."""
 
     x: Tensor
     value: Tensor
@@ -87,10 +87,10 @@ class Search(Rows):
         return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
     def lowest(self, starts: int, max_iterations: int) -> Search:
-        """Return for each example the run that ended lowest, of those from several starts (starts · batch)."""
+        """Return for each example the lowest of the runs from several starts (starts · batch)."""
         by_start = self.map(lambda a: a.reshape(starts, -1, *a.shape[1:]))
         lowest = by_start.value.amin(0)
-        # Of runs that tie but for rounding, the converged one that needed fewest steps.
+        # Of runs that are equal up to rounding, the converged one with the fewest steps.
         tied = by_start.value <= lowest + 1e-12 * lowest.abs() + torch.finfo(lowest.dtype).tiny
         merit = torch.where(by_start.converged, max_iterations + 2 - by_start.iterations, 1)
         best = (merit * tied).argmax(0)
@@ -99,13 +99,13 @@ class Search(Rows):
     def record(
         self, index: Tensor, x: Tensor, value: Tensor, converged: Tensor, residual: Tensor, iteration: int
     ) -> None:
-        """Write down, in place, where the examples ``index`` stand."""
+        """Record, in place, the state of the examples ``index``."""
         self.x[index], self.value[index], self.converged[index], self.residual[index] = x, value, converged, residual
         self.iterations[index] = iteration
 
 
 _FEW = 2**12
-"""Numbers of a batch's Hessians up to which an operation takes the same time, however many there are."""
+"""Entries of a batch's Hessians up to which the time of an operation does not depend on their number."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,11 @@ class Problem:
     Args:
         divergence: D.
         belief: Where the step starts.
-        message: What the energy reads; a target belief where there is none.
+        message: The energy's argument; without an energy, a target belief.
         fraction: f, (batch,).
         energy: E of (1 − f) D + f E; ``None`` for the divergence's own step toward a target.
-        rows: Of a problem that must be seen whole, the examples that x stands for, (number of them,). A user's energy may
-            hold data for each example and so always gets the whole batch; the others' coordinates are those of the belief.
+        rows: For a problem that cannot be split, the examples that x describes, (number of them,). A user's energy may
+            hold data per example and so always gets the whole batch; the others' coordinates are those of the belief.
     """
 
     divergence: Divergence
@@ -135,8 +135,8 @@ class Problem:
     def reach(self, x: Tensor) -> Tensor:
         """Return how far one step from the start ``x`` may move each coordinate, (batch, number).
 
-        About the way from belief to target, where there is one. Without it, one step along a direction of almost no
-        curvature can end where the objective is flat for good.
+        About the distance from belief to target, if there is one. Without this limit, a step along a direction of
+        almost no curvature can end where the objective is flat.
         """
         if self.rows is not None:
             return 5 + x.abs()
@@ -144,7 +144,7 @@ class Problem:
         return 2 + way.abs().nan_to_num(0, 0)
 
     def take(self, keep: Tensor | slice) -> Problem:
-        """Take some of the examples."""
+        """Select some of the examples."""
         if self.rows is not None:
             return replace(self, rows=self.rows[keep])
         return self.map(lambda a: a[keep])
@@ -154,10 +154,10 @@ class Problem:
         return self.map(lambda a: a.repeat(count, *[1] * (a.ndim - 1)))
 
     def pieces(self) -> list[Problem]:
-        """Cut the batch into pieces that fit a processor's cache; an accelerator takes it whole.
+        """Split the batch into pieces that fit a CPU's cache; a GPU gets it whole.
 
-        Tensors of this size are also too small for torch to share out over threads, which costs more than it gives in the
-        many small operations of an iteration, and very much where other work keeps the processor busy.
+        Tensors of this size are also too small for torch to use several threads, which would cost more than it gains in
+        the many small operations of an iteration, above all on a busy CPU.
         """
         batch, number = self.belief.coordinates().shape
         size = max(1, 2**14 // (3 * number**2))
@@ -190,7 +190,7 @@ class Problem:
         """Return objective (batch,), gradient (batch, n) and Hessian (batch, n, n), detached."""
         batch, n = x.shape
         if self.rows is None and batch * n * n <= _FEW:
-            # Of so few numbers the operations cost, not the arithmetic: all rows at once, each from a copy of the batch.
+            # With so few entries overhead dominates: all rows at once, each from a copy of the batch.
             with torch.enable_grad():
                 copies = x.detach().repeat(n, 1).requires_grad_()
                 value = self.repeated(n).objective(copies)
@@ -202,13 +202,13 @@ class Problem:
             x = x.detach().requires_grad_()
             value = self.objective(x)
             (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=True)
-            # Examples do not see each other: one backward pass gives a row of every example's Hessian.
+            # Examples are independent: one backward pass gives a row of every example's Hessian.
             rows = [torch.autograd.grad(g.sum(), x, retain_graph=True)[0] for g in gradient.unbind(1)]
         return value.detach(), gradient.detach(), torch.stack(rows, dim=1)
 
 
 class Solver(Protocol):
-    """A numerical method for proximal steps: a :class:`CoordinateSolver`, or a faster one for the pairs that it knows."""
+    """A numerical method for proximal steps: a :class:`CoordinateSolver`, or a faster one for the pairs that it supports."""
 
     def __call__(self, divergence: Divergence, belief: B, target: B, fraction: Tensor | float, /) -> Solution[B]:
         """Minimise (1 − f) D(r, belief) + f D(r, target) over beliefs r of the family."""
@@ -217,11 +217,11 @@ class Solver(Protocol):
 class CoordinateSolver(ABC):
     """Base of solvers of proximal steps of any divergence and energy over unconstrained coordinates, in float64.
 
-    Each example of a batch is a problem of its own.
+    Each example of a batch is a separate problem.
     """
 
     splits: ClassVar[bool]
-    """Whether independent coordinates are taken each as a small problem of its own, where the objective adds up."""
+    """Whether independent coordinates are solved as separate small problems, if the objective is their sum."""
 
     @abstractmethod
     def minimise(self, problem: Problem) -> Search:
@@ -239,14 +239,14 @@ class CoordinateSolver(ABC):
         Args:
             divergence: D.
             belief: The belief to move, (batch, …); its coordinates must be finite.
-            message: What the energy reads. With ``energy=None`` the target, a belief of the same family and shape. It may
-                lie at the edge of the family (a point mass, a class ruled out) where the divergence to it is finite.
+            message: The energy's argument. With ``energy=None`` the target, a belief of the same family and shape. It
+                may be at the edge of the family (a point mass, an excluded class) if the divergence to it is finite.
             fraction: f, a scalar or (batch,), in [0, 1].
             energy: E; ``None`` takes the divergence from the target.
 
         Raises:
-            UnsupportedPairError: The value of the divergence is not known on this family.
-            ArgumentError: Something is not finite, shapes differ, or the fraction is out of range.
+            UnsupportedPairError: The value of the divergence is unknown on this family.
+            ArgumentError: A value is not finite, shapes differ, or the fraction is out of range.
         """
         if energy is None or (energy.additive and divergence.additive):
             check_pair(belief, message)
@@ -271,11 +271,11 @@ class CoordinateSolver(ABC):
             with torch.no_grad():
                 found = self.minimise(problem.map(Tensor.detach))
             x = found.x
-            # Whether anything wants a gradient, what a user's function holds included, shows in the objective.
+            # Whether anything needs a gradient, including what a user's function holds, shows in the objective.
             if with_gradient and problem.objective(x).requires_grad:
                 x = self.attached(problem, x)
-            # The minimiser at f = 0 and f = 1 is known, also where it lies at the edge of the family, out of reach; but at
-            # f = 1 only where the energy is the divergence.
+            # The minimiser at f = 0 and f = 1 is known, also if it is at the edge of the family, out of reach; but at
+            # f = 1 only if the energy is the divergence.
             at_end = (problem.fraction == 0) | ((problem.fraction == 1) & (energy is None))
             at_end = at_end & ~found.converged
             minimiser = cast(B, problem.belief.at(x))
@@ -304,7 +304,7 @@ def _mapped(message: Any, fn: Callable[[Tensor], Tensor]) -> Any:
 
 
 def starts(problem: Problem) -> list[Tensor]:
-    """Return points to start from, (batch, number) each: the belief, the target and the best of some between them."""
+    """Return starting points, (batch, number) each: the belief, the target and the best of some between them."""
     belief = problem.belief.coordinates()
     if type(problem.message) is not type(problem.belief):
         return [belief]
@@ -314,7 +314,7 @@ def starts(problem: Problem) -> list[Tensor]:
     between = [torch.lerp(belief, target, w) for w in (0.25, 0.5, 0.75)]
     between += [
         guess.interpolate(problem.belief, problem.message, problem.fraction).coordinates()
-        # Not with the closed form of the problem itself: the two are there to check each other.
+        # Not from the closed form of the problem itself: the two serve to check each other.
         for guess in (KL(), ReverseKL())
         if guess != problem.divergence and has_closed_form(guess, problem.belief)
     ]
@@ -322,12 +322,12 @@ def starts(problem: Problem) -> list[Tensor]:
     values = torch.stack([problem.objective(x) for x in between])
     values = values.masked_fill(~(values.isfinite() & candidates.isfinite().all(2)), torch.inf)
     best = candidates[values.argmin(0), torch.arange(len(belief), device=belief.device)]
-    # A target at the edge of its family has infinite coordinates, and so may all that lies between.
+    # A target at the edge of its family has infinite coordinates, and so may all points between.
     return [belief, *(torch.where(x.isfinite().all(1, keepdim=True), x, belief) for x in (target, best))]
 
 
 def _landed(at_end: Tensor, problem: Problem, minimiser: Belief) -> Belief:
-    """Put the belief or target itself in place of the minimiser in the examples ``at_end``, with f = 0 or f = 1."""
+    """Replace the minimiser by the belief or target itself in the examples ``at_end``, with f = 0 or f = 1."""
     take = problem.fraction == 1
 
     def choose(solved: Tensor, start: Tensor, end: Tensor) -> Tensor:
@@ -340,7 +340,7 @@ def _landed(at_end: Tensor, problem: Problem, minimiser: Belief) -> Belief:
 
 
 def _together(solutions: list[Solution[Belief]]) -> Solution[Product]:
-    """Join the solutions for the parts of a product: done when all are."""
+    """Join the solutions for the parts of a product: converged if all are."""
     return Solution(
         Product(tuple(s.belief for s in solutions)),
         torch.stack([s.converged for s in solutions]).all(0),
@@ -360,7 +360,7 @@ def _checked_fraction(fraction: Tensor | float, belief: Belief) -> Tensor:
 
 
 def _usable_in_autograd(tensor: Tensor) -> Tensor:
-    # Inference tensors cannot take part in autograd, which the Hessian needs; their copies can.
+    # Inference tensors do not support autograd, which the Hessian needs; their copies do.
     return tensor.clone() if tensor.is_inference() else tensor
 
 
@@ -370,7 +370,7 @@ def _check_finite(belief: Belief, message: Any) -> None:
             "a numerical step starts from a belief with finite coordinates: no NaN, no infinite parameter, no standard "
             "deviation of 0, no class ruled out"
         )
-    # A target may have infinite coordinates (a ruled-out class is a logit of −∞), but it must be a distribution.
+    # A target may have infinite coordinates (an excluded class is a logit of −∞), but it must be a distribution.
     if not isinstance(message, Belief):
         return
     if not bool(message.mean.isfinite().all()) or any(

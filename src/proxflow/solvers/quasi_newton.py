@@ -1,7 +1,7 @@
-"""L-BFGS on proximal steps whose coordinates are many and do not separate, such as images under a user's potential.
+"""L-BFGS for proximal steps with many dependent coordinates, such as images under a user's potential.
 
-Newton's method needs the Hessian, number × number for each example; this keeps a few pairs of steps and changes of gradient
-instead ("Numerical Optimization", Nocedal & Wright, 2006, algorithm 7.4).
+Newton's method needs the Hessian, number × number for each example; this stores a few pairs of steps and gradient
+changes instead ("Numerical Optimization", Nocedal & Wright, 2006, algorithm 7.4).
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from proxflow.solvers.problem import CoordinateSolver, Problem, Search, check_se
 
 @dataclass(frozen=True)
 class QuasiNewtonSolver(CoordinateSolver):
-    """Batched L-BFGS, for events with many coordinates that depend on each other; once differentiable potentials suffice.
+    """Batched L-BFGS, for events with many dependent coordinates; once differentiable potentials are enough.
 
-    Each example has its own line search and its own end. As with :class:`NewtonSolver` each starts at the belief, at the
-    target where there is one, and between them, and the lowest minimum found is returned. The result is differentiable once
-    by the implicit function theorem, with conjugate gradients on Hessian–vector products, which need a potential that is
-    twice differentiable and a minimum that is one (a positive definite Hessian).
+    Each example has its own line search and stops by itself. As with :class:`NewtonSolver` each is solved from the
+    belief, from the target if there is one, and from points between, and the lowest minimum is returned. The result is
+    differentiable once by the implicit function theorem, with conjugate gradients on Hessian–vector products, which
+    need a twice differentiable potential and a strict minimum (a positive definite Hessian).
 
     Args:
-        tolerance: An example has converged when the step asked for moves no coordinate x by more than
-            tolerance · max(1, |x|). Convergence is linear at worst, so the error can be some times larger.
-        max_iterations: Steps after which an example is given up, ≥ 1.
+        tolerance: An example has converged when the proposed step moves no coordinate x by more than tolerance · max(1,
+            |x|). Convergence is linear at worst, so the error can be several times larger.
+        max_iterations: Most steps per example, ≥ 1.
         memory: Pairs kept, ≥ 1.
 
     Raises:
@@ -53,7 +53,7 @@ class QuasiNewtonSolver(CoordinateSolver):
         done = Search.start(x)
         value, gradient = problem.gradient(x)
         pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=self.memory)
-        moving = value.isfinite() & gradient.isfinite().all(1)  # a start with an infinite value leads nowhere
+        moving = value.isfinite() & gradient.isfinite().all(1)  # a start with an infinite value is useless
         every = torch.arange(len(x), device=x.device)
         for iteration in range(self.max_iterations + 1):
             step = -_inverse(pairs, gradient)
@@ -77,13 +77,13 @@ class QuasiNewtonSolver(CoordinateSolver):
             pairs.append((moved, change, torch.where(known, 1 / curvature, torch.zeros_like(curvature))))
             x = x + moved
             value, gradient = torch.where(moving, new_value, value), gradient + change
-            moving = moving & (length > 0)  # where no step leads down any more, rounding has the last word
+            moving = moving & (length > 0)  # if no step decreases the objective, rounding dominates
         return done
 
     def _line_search(
         self, problem: Problem, x: Tensor, value: Tensor, gradient: Tensor, step: Tensor, moving: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Find the length of each example's step (0 where it does not move), and value and gradient at its end."""
+        """Find the length of each example's step (0 if it does not move), and value and gradient at its end."""
         slope, length = _dot(gradient, step), torch.where(moving, 1.0, torch.zeros_like(value))
         rounding = 64 * torch.finfo(x.dtype).eps * value.abs()
         for _ in range(40):
@@ -154,7 +154,7 @@ def _inverse(pairs: deque[tuple[Tensor, Tensor, Tensor]], gradient: Tensor) -> T
         shares.append(part)
         rest = rest - part[:, None] * change
     scale = torch.ones_like(gradient[:, 0])
-    for _, change, share in pairs:  # the newest pair that says something
+    for _, change, share in pairs:  # the newest valid pair
         scale = torch.where(share > 0, 1 / (share * _dot(change, change)).clamp_min(1e-300), scale)
     rest = scale[:, None] * rest
     for (step, change, share), part in zip(pairs, reversed(shares), strict=True):

@@ -1,7 +1,8 @@
 """Rényi steps between Gaussians by their moment equations, for orders between 0 and 1: much faster than the general solver.
 
-For r free in an exponential family with statistics T, the gradient of log ∫ r^α q^{1−α} in r's natural parameters is
-α (E_s[T] − E_r[T]) with s ∝ r^α q^{1−α}. So r minimises Σ_i f_i D_α(r ‖ q_i) where its moments are the mixture's of the s_i:
+For r free in an exponential family with statistics T, the gradient of log ∫ r^α q^{1−α} in r's natural parameters is α
+(E_s[T] − E_r[T]) with s ∝ r^α q^{1−α}. So r minimises Σ_i f_i D_α(r ‖ q_i) if its moments are those of the mixture of
+the s_i:
 
     E_r[T] = Σ_i f_i E_{s_i}[T],      s_i ∝ r^α q_i^{1−α}.
 
@@ -9,8 +10,8 @@ Taking the right side as the next r is the EM algorithm of the bound
 
     log ∫ r^α q^{1−α} ≥ E_s[α log r + (1 − α) log q] + H(s),
 
-so it never raises the objective. For Gaussian coordinates the equations are two, in mean and logarithm of the precision, and
-Newton's method solves them; where a Newton step would raise the objective, a lengthened step of EM takes its place.
+so it never raises the objective. For Gaussian coordinates the equations are two, in mean and logarithm of the
+precision, and Newton's method solves them; if a Newton step would raise the objective, an extended EM step replaces it.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ B = TypeVar("B", bound=Belief)
 class MomentSolver:
     """Solver of the step of ``Renyi(order)``, 0 < order < 1, on :class:`DiagonalGaussian`, in the precision of the belief.
 
-    The objective can have two minima, one near the belief and one near the target, which change places about where the
-    fraction passes 1 − order: each coordinate is solved from the belief and from the Fisher–Rao step (the target, past
-    that fraction), and the lower minimum is returned. The result passes no gradient, which that of
-    :class:`~proxflow.solvers.NewtonSolver` does.
+    The objective can have two minima, one near the belief and one near the target, and which of them is lower changes
+    near the fraction 1 − order: each coordinate is solved from the belief and from the Fisher–Rao step (the target,
+    past that fraction), and the lower minimum is returned. The result is not differentiable, unlike that of
+    :class:`~proxflow.solvers.NewtonSolver`.
 
     Args:
-        tolerance: A coordinate has converged when both sides of its equations differ by less, in units of its own standard
-            deviation and as logarithm of the precision; no less than 64 roundings.
-        max_iterations: Steps after which an example is given up, ≥ 1. Converged coordinates leave after each.
+        tolerance: A coordinate has converged when both sides of its equations differ by less, in units of its own
+            standard deviation and as logarithm of the precision; at least 64 rounding errors.
+        max_iterations: Most steps per example, ≥ 1. Converged coordinates are removed after each.
 
     Raises:
         ArgumentError: ``tolerance`` is not in (0, 1), or ``max_iterations`` not positive.
@@ -63,11 +64,11 @@ class MomentSolver:
         Args:
             divergence: ``Renyi(order)`` with an order below 1.
             belief: The belief to move.
-            target: Where to.
+            target: The target.
             fraction: A scalar or (batch,), in [0, 1].
 
         Raises:
-            UnsupportedPairError: Another divergence or family.
+            UnsupportedPairError: The divergence or family differs.
         """
         check_pair(belief, target)
         if not (
@@ -142,7 +143,7 @@ class MomentSolver:
             length = (step_log.abs() / 3).clamp_min(1)  # no further than e³ at a time
             new_mean, new_log = mean + step_mean / length, log_precision + step_log / length
             new_value = equations.objective(order, new_mean, new_log)
-            accepted = new_value <= value + slack * (1 + value.abs())  # false where a step is not a number
+            accepted = new_value <= value + slack * (1 + value.abs())  # false if a step is NaN
             stretch = torch.where(newton, stretch, torch.where(accepted, 2 * stretch, torch.ones_like(stretch)))
             newton = accepted
             mean, log_precision = torch.where(accepted, new_mean, mean), torch.where(accepted, new_log, log_precision)
@@ -152,7 +153,7 @@ class MomentSolver:
 
 @dataclass(frozen=True)
 class _Point(Rows):
-    """What the equations say at a point: the step of EM, that of Newton, and how far from solved they are."""
+    """The equations at a point: the EM step, the Newton step, and the residual."""
 
     mean: Tensor
     log_precision: Tensor
@@ -193,7 +194,7 @@ class _Equations(Rows):
         mixed_mean = mean0 + f * gap
         variance = (1 - f) / total0 + f / total1 + f * (1 - f) * gap.square()
         to_mean, to_log = mixed_mean - mean, -variance.log() - log_precision
-        # Derivatives of both by mean and logarithm of the precision.
+        # Derivatives of both in mean and logarithm of the precision.
         mean_by_mean = own * ((1 - f) / total0 + f / total1) - 1
         mean0_by_log, mean1_by_log = own * (mean - mean0) / total0, own * (mean - mean1) / total1
         mean_by_log = (1 - f) * mean0_by_log + f * mean1_by_log

@@ -1,1 +1,1 @@
-"""What is reproduced, a folder a study: trials that are compared under the same conditions, and a report on them."""
+"""Reproducible studies, one folder each: trials compared under the same conditions, and a report on them."""

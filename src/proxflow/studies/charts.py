@@ -1,6 +1,6 @@
-"""Pictures of the studies: scores as a chart, samples and beliefs as labelled grids of images.
+"""Figures of the studies: charts of scores, labelled grids of samples and beliefs.
 
-Grids are put together pixel by pixel, each image pixel a whole square, so that nothing is blurred.
+Grids are assembled pixel by pixel, each image pixel a square of whole pixels, so that nothing is blurred.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Images = np.ndarray[Any, np.dtype[np.uint8]]
 """Images of bytes, grey (N, H, W) or in colour (N, H, W, 3), or one of them."""
 
-# Line, and marker in open and filled shapes of different size, so that lines that coincide are both seen.
+# Line and marker, in open and filled shapes of different size, so that coinciding lines are both visible.
 _LOOKS: tuple[dict[str, Any], ...] = (
     {"linestyle": "-", "marker": "o", "markersize": 5},
     {"linestyle": "--", "marker": "s", "markersize": 9, "markerfacecolor": "none"},
@@ -46,7 +46,7 @@ _LOOKS: tuple[dict[str, Any], ...] = (
 _FLOOR = (0, (6, 3))
 
 _BETWEEN = 96
-"""Grey of the lines between images; seen against black and against mid-grey."""
+"""Grey of the lines between images; visible against black and mid-grey."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Line:
     """One line of the chart.
 
     Args:
-        colour: What decides its colour, for the legend.
-        style: What decides its style, for the legend.
-        points: Scores over the seeds by NFE or another cost, which rises.
+        colour: Key of its colour, for the legend.
+        style: Key of its style, for the legend.
+        points: Scores over the seeds by NFE or another cost, ascending.
     """
 
     colour: str
@@ -71,7 +71,7 @@ def lines_of(board: Scoreboard) -> list[Line]:
 
 @contextmanager
 def _written(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """Give an empty figure, and write it as PNG when the block ends."""
+    """Yield an empty figure, and write it as PNG when the block ends."""
     import matplotlib
     import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -108,15 +108,15 @@ def write_chart(
 
     Args:
         path: The file.
-        lines: The lines; a band between lowest and highest shows where there are several seeds.
+        lines: The lines; with several seeds a band shows lowest and highest.
         floor: Distance of real images.
         title: Heading.
-        colours: Of the lines, by their ``colour``.
-        shown: What it shows, for those who do not see it.
+        colours: Colours of the lines, by their ``colour``.
+        shown: Alternative text.
         caption: Text below it.
-        styles: Values of the lines' ``style`` that shall look the same in every chart, solid first.
-        headings: Of the two legends, of colours and of styles.
-        label: Of the horizontal axis.
+        styles: Values of ``style`` with fixed line styles in every chart, solid first.
+        headings: Headings of the two legends, of colours and of styles.
+        label: Label of the horizontal axis.
     """
     from matplotlib.legend import Legend
     from matplotlib.lines import Line2D
@@ -124,7 +124,7 @@ def write_chart(
 
     looks = dict(zip(dict.fromkeys([*styles, *(line.style for line in lines)]), cycle(_LOOKS), strict=False))
     with _written(path, 10, 6) as figure:
-        # A fixed place for the axes leaves the right for the legend, whatever the numbers.
+        # Fixed axes leave the right side for the legend, whatever the numbers.
         axes = figure.add_axes((0.085, 0.115, 0.675, 0.8))
         axes.set(xscale="log", yscale="log", title=title)
         axes.set_xlabel(label)
@@ -157,7 +157,7 @@ def write_chart(
             for name in dict.fromkeys(line.style for line in lines)
         ]
         real = [Line2D([], [], color="black", linestyle=_FLOOR, linewidth=1.2, label="as many\nreal images")]
-        entry = 0.052  # height of a line of a legend, over that of the axes
+        entry = 0.052  # height of a legend line, relative to the axes
         second = min(0.6, 1.0 - entry * (len(by_colour) + 1.6))
         third = min(0.25, second - entry * (len(by_style) + 1.6))
         for heading, handles, height in (
@@ -188,15 +188,15 @@ def write_paths(
     shown: str,
     caption: str,
 ) -> Picture:
-    """Write how the means of flows go over time, and what no schedule explains of it, as PNG; return the picture.
+    """Write the mean paths of flows over time, and the part that no schedule explains, as PNG; return the picture.
 
-    ``paths`` are (times, fraction of the way, root mean square of the rest) by the flow's name, as are the colours.
+    ``paths`` are (times, fraction of the path, root mean square of the rest) by the flow's name, as are the colours.
     """
     with _written(path, 10, 4.4) as figure:
         left, right = figure.subplots(1, 2)
         left.plot([0, 1], [0, 1], color=colours["w2"], linewidth=1.2, linestyle=_FLOOR, label="w2")
         for k, (name, (times, fraction, rest)) in enumerate(paths.items()):
-            # Of different width, so that lines that coincide are both seen.
+            # Of different width, so that coinciding lines are both visible.
             style: dict[str, Any] = {"color": colours[name], "linewidth": 4.5 - 0.7 * k, "alpha": 0.85}
             left.plot(times, fraction, label=name, **style)
             right.plot(times, rest, **style)
@@ -221,10 +221,10 @@ def write_tradeoffs(
 
     Args:
         path: The file.
-        panels: By title of the chart and name of a line, its points: recall, Fréchet distance, and a word beside it.
+        panels: Points by title of the chart and name of a line: recall, Fréchet distance, and a label.
         real: Recall and Fréchet distance of real images.
-        colours: Of the lines, by their name.
-        shown: What it shows, for those who do not see it.
+        colours: Colours of the lines, by their name.
+        shown: Alternative text.
         caption: Text below it.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
@@ -262,8 +262,8 @@ class Row:
 
     Args:
         label: Text to its left.
-        tiles: An image for each column; ``None`` where there is none.
-        apart: Whether it begins a group, set off from the row above.
+        tiles: An image for each column; ``None`` if there is none.
+        apart: Whether it starts a group, separated from the row above.
     """
 
     label: str
@@ -281,12 +281,12 @@ class Section:
 
 
 def tile(images: Images, columns: int, size: int) -> Images:
-    """Put images (N, H, W) or (N, H, W, 3) side by side, in rows of ``columns``, with thin lines between them.
+    """Tile images (N, H, W) or (N, H, W, 3) in rows of ``columns``, with thin lines between them.
 
     Args:
         images: The images.
         columns: Images in a row.
-        size: Width of one image in pixels, as near as a whole multiple of its own comes.
+        size: Width of one image in pixels, rounded to a multiple of its own.
     """
     count, height, width = images.shape[:3]
     scale = max(1, round(size / width))
@@ -300,7 +300,7 @@ def tile(images: Images, columns: int, size: int) -> Images:
 
 @cache
 def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
-    import matplotlib  # its font is there on every machine, and has the letters that reports use
+    import matplotlib  # its font is always available, with all characters of the reports
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
@@ -308,14 +308,14 @@ def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
 
 
 def labelled(sections: Sequence[Section], font_size: int) -> Image.Image:
-    """Put rows of images with titles and labels on a white ground.
+    """Draw rows of images with titles and labels on white.
 
     Args:
         sections: What to show, from top to bottom.
         font_size: Height of the letters in pixels.
 
     Returns:
-        A grey image (mode L), or one in colour (mode RGB) where one of them is.
+        A grey image (mode L), or one in colour (mode RGB) if one of them is.
     """
     plain, bold = _font(font_size, False), _font(font_size, True)
     margin, gap, line = font_size, max(2, font_size // 4), round(font_size * 1.9)
@@ -355,7 +355,7 @@ def labelled(sections: Sequence[Section], font_size: int) -> Image.Image:
 
 
 def write_grids(path: Path, sections: Sequence[Section], font_size: int, shown: str, caption: str) -> Picture:
-    """Write :func:`labelled` rows of images as PNG; return the picture with what it shows and its caption."""
+    """Write :func:`labelled` rows of images as PNG; return the picture with alternative text and caption."""
     image = labelled(sections, font_size)
     write_png(path, image)
     return Picture(path.name, shown, caption)
@@ -366,9 +366,9 @@ def write_animation(path: Path, frames: Sequence[Image.Image], milliseconds: int
 
     Args:
         path: The file.
-        frames: The pictures (mode L); no two in succession may be the same, or they become one.
-        milliseconds: Time that a frame is shown.
-        pause: Time that the last one is shown.
+        frames: The pictures (mode L); equal successive ones would be merged.
+        milliseconds: Duration of a frame.
+        pause: Duration of the last one.
     """
     # Sixteen greys are enough for digits and noise, and halve the file.
     palette = [17 * level for level in range(16) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""The document model: a text is made once, as a list of blocks, and set as Markdown, as a web page or for a terminal."""
+"""The document model: a text is a list of blocks, rendered as Markdown, as a web page or for a terminal."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Strong:
-    """A table entry that stands out."""
+    """An emphasised table entry."""
 
     text: str
 
@@ -49,8 +49,8 @@ class Table:
 
     Args:
         head: Headings of the columns.
-        rows: Entries, as many a row as there are headings.
-        labels: Number of first columns that hold words; the others hold numbers and are set to the right.
+        rows: Entries, as many per row as there are headings.
+        labels: Number of first columns with text; the others have numbers and are right-aligned.
     """
 
     head: tuple[str, ...]
@@ -64,7 +64,7 @@ class Picture:
 
     Args:
         file: Its file name.
-        description: What it shows, for those who do not see it.
+        description: Alternative text.
         caption: Text below it.
     """
 
@@ -81,7 +81,7 @@ def _markdown_entry(entry: str | Strong) -> str:
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
-    """Set blocks as Markdown, with pictures by relative links."""
+    """Render blocks as Markdown, with pictures as relative links."""
     parts = []
     for block in blocks:
         match block:
@@ -127,7 +127,7 @@ def _html_entry(tag: str, entry: str | Strong, number: bool) -> str:
 
 
 def to_html(blocks: Sequence[Block], folder: Path) -> str:
-    """Set blocks as one web page that needs no other file: the pictures in ``folder`` become part of it."""
+    """Render blocks as a self-contained web page, with the pictures in ``folder`` embedded."""
     title = next((block.text for block in blocks if isinstance(block, Heading)), "Report")
     parts = []
     for block in blocks:
@@ -152,7 +152,7 @@ def to_html(blocks: Sequence[Block], folder: Path) -> str:
                     data = base64.b64encode(content.read()).decode("ascii")
                     with Image.open(content, formats=["PNG", "GIF"]) as image:
                         width, height = image.size
-                # A wide picture is scrolled on a phone, where it would become too small to see.
+                # A wide picture is scrolled on a phone, where it would be too small to see.
                 kind = ' class="wide"' if width > 800 else ""
                 parts.append(
                     f'<figure><div class="scroll"><img{kind} width="{width}" height="{height}" '
@@ -168,7 +168,7 @@ def to_html(blocks: Sequence[Block], folder: Path) -> str:
 
 
 def write(out: Path, blocks: Sequence[Block]) -> list[Path]:
-    """Write ``report.md`` and ``report.html`` beside the pictures that a text shows; return all of these files.
+    """Write ``report.md`` and ``report.html`` beside the pictures of a text; return all of these files.
 
     Raises:
         OutputError: A file cannot be written.
@@ -180,7 +180,7 @@ def write(out: Path, blocks: Sequence[Block]) -> list[Path]:
 
 
 def show(blocks: Sequence[Block]) -> None:
-    """Print blocks to the terminal, tables aligned; pictures have no place there."""
+    """Print blocks to the terminal, with aligned tables and without pictures."""
     from rich import box
     from rich.console import Console
     from rich.table import Table as Grid

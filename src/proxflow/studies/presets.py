@@ -16,33 +16,33 @@ NFES = (1, 2, 4, 5, 10, 20, 50, 100)
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much a study does.
+    """The size of a study.
 
     Args:
-        minutes: About how long it takes, for the reader, in words.
-        seeds: Seeds of all that is random.
+        minutes: About how long it takes, in words.
+        seeds: Seeds of all random choices.
     """
 
     minutes: str
     seeds: tuple[int, ...] = (0,)
 
     def counted_from(self, seed: int, number: int | None = None) -> Self:
-        """Return the same preset with its seeds counted up from another first one, and with as many of them as asked for."""
+        """Return the preset with seeds counted up from another first one, and optionally another number of them."""
         return replace(self, seeds=tuple(seed + k for k in (self.seeds if number is None else range(number))))
 
     def settings(self) -> dict[str, Any]:
-        """Return what the result depends on, as it is written beside it."""
+        """Return the settings that the result depends on, as saved with it."""
         return {name: value for name, value in asdict(self).items() if name != "minutes"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset(Size):
-    """Everything that fixes the result of a study that trains.
+    """All settings of a study that trains.
 
     Args:
-        network: The network that all trials share, in a word.
+        network: The network of all trials, as a string.
         training: Steps, rate and seed, the same for all trials; its ``seed`` is replaced by each of ``seeds``.
-        samples: Samples a cell.
+        samples: Samples per cell.
         nfes: Numbers of network evaluations.
         train_images: Number of training images, the first of the data set.
     """
@@ -63,7 +63,7 @@ _SAMPLERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class MnistPreset(Preset):
-    """Everything that fixes the result of the paper's experiment.
+    """All settings of the paper's experiment.
 
     Args:
         samplers: Samplers of each flow.
@@ -75,7 +75,7 @@ class MnistPreset(Preset):
 PRESETS: dict[PresetName, MnistPreset] = {
     "quick": MnistPreset(
         network="unet:channels=16",
-        # So short a training wants a short average of weights, chosen on seeds 1 and 2: with 0.999 the lead over the
+        # So short a training needs a short average of weights, chosen on seeds 1 and 2: with 0.999 the lead over the
         # Bayesian Flow Network is 4.6-fold, short of what is claimed. Two flows train side by side on two cores; a third
         # would wait, and the standard preset has it.
         training=TrainingConfig(steps=1400, batch_size=64, ema=0.995, checkpoint_every=100),
@@ -123,10 +123,10 @@ PRESETS: dict[PresetName, MnistPreset] = {
 
 @dataclass(frozen=True, kw_only=True)
 class GeometryPreset(Preset):
-    """Everything that fixes the result of the geometry study.
+    """All settings of the geometry study.
 
     Args:
-        further_seeds: More seeds for the flows that all others are held against: they tell the noise.
+        further_seeds: Further seeds of the flows to which all others are compared, to estimate the noise.
         likelihood_images: Test images whose likelihood is bounded.
     """
 
@@ -160,20 +160,20 @@ GEOMETRY_PRESETS: dict[PresetName, GeometryPreset] = {
 
 @dataclass(frozen=True)
 class FewStepMethod:
-    """One way to good samples in few evaluations.
+    """A method for good samples in few evaluations.
 
     Args:
         title: What it does, for the report.
         samplers: Samplers that it is evaluated with.
-        share: Network passes spent in its own training, over those of plain training.
-        flow: Its flow, in a word.
-        recipe: What it is trained with.
-        teacher: Another method, whose trained model this one learns from.
-        weak: Another method, whose trained model this one is led away from.
+        share: Network passes of its own training, relative to plain training.
+        flow: Its flow, as a string.
+        recipe: Its training recipe.
+        teacher: Another method, whose trained model is the teacher.
+        weak: Another method, whose trained model is the weak model.
         training: Settings of training that differ from the preset's.
         settings: Settings of the recipe that differ from its defaults, see :mod:`proxflow.training.recipes`.
-        repeated: Whether it is run with every seed, or with the first alone.
-        predictor: What its network predicts, in a word.
+        repeated: Whether it is run with every seed, or only with the first.
+        predictor: Its predictor, as a string.
     """
 
     title: str
@@ -281,12 +281,12 @@ FEW_STEP_METHODS: dict[str, FewStepMethod] = {
 
 
 _KEYS = {"recipe": "lesson", "weak": "worse"}
-"""Keys of a method in results and in folders of runs, where its fields have other names."""
+"""Keys in results and run folders of fields that have other names there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FewStepPreset(Preset):
-    """Everything that fixes the result of the few-step study.
+    """All settings of the few-step study.
 
     Args:
         methods: Names in :data:`FEW_STEP_METHODS`, each after its teacher.
@@ -303,11 +303,11 @@ class FewStepPreset(Preset):
 
 
 _GUIDANCE = ("short", "late", "guided", "guided-matched")
-"""Guidance and what it needs."""
+"""Autoguidance and the methods it needs."""
 
 _SMALL = FewStepPreset(
     network="unet:channels=16",
-    # A network this small gains no speed from bfloat16, and shall be the same on every device.
+    # A network this small gains no speed from bfloat16, and results should be the same on every device.
     training=TrainingConfig(steps=1800, batch_size=64, checkpoint_every=100, precision="float32"),
     samples=10_000,
     minutes="about 2 hours on 2 processor cores",
@@ -339,17 +339,17 @@ FEW_STEP_PRESETS: dict[PresetName, FewStepPreset] = {
 
 @dataclass(frozen=True, kw_only=True)
 class GuidancePreset(Preset):
-    """Everything that fixes the result of the guidance study.
+    """All settings of the guidance study.
 
     Args:
         nfes: Numbers of network evaluations that a sample may cost, guided ones included.
-        flow: The flow of all models, in a word.
-        samplers: Samplers of what is not guided.
-        weights: Weights of guidance.
-        intervals: Intervals of times that it is kept to.
-        rules: Rules of guidance, in words, each with its samplers.
-        weak_share: Training steps of a weaker conditional model that is led away from as well, over those of the others; 0
-            for none.
+        flow: The flow of all models, as a string.
+        samplers: Samplers without guidance.
+        weights: Guidance weights.
+        intervals: Intervals of times with guidance.
+        rules: Guidance rules, as strings, each with its samplers.
+        weak_share: Training steps of a weak conditional model to lead away from, as a fraction of those of the others;
+            0 for none.
     """
 
     nfes: tuple[int, ...] = (4, 10, 20)
@@ -396,17 +396,17 @@ GUIDANCE_PRESETS: dict[PresetName, GuidancePreset] = {
 
 @dataclass(frozen=True, kw_only=True)
 class EmojiPreset(Preset):
-    """Everything that fixes the result of the study of emoji.
+    """All settings of the study of emoji.
 
     Args:
         nfes: Numbers of network evaluations of the flow; its student takes one.
-        flow: The flow, in a word.
+        flow: The flow, as a string.
         samplers: Its samplers.
         student_steps: Training steps of the student, of about four times the network passes of the flow's.
     """
 
     nfes: tuple[int, ...] = (4, 10, 20)
-    # What is left of the noise there, a ninth of the data's range, hides little of flat pictures with clear edges.
+    # The remaining noise there, a ninth of the data's range, hides little of flat pictures with clear edges.
     flow: str = "gpfn-w2:schedule=linear:final=0.9"
     samplers: tuple[str, ...] = ("multistep2", "sde-bfn-solver2")
     student_steps: int
@@ -438,14 +438,14 @@ EMOJI_PRESETS: dict[PresetName, EmojiPreset] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TextPreset(Preset):
-    """Everything that fixes the result of the text study.
+    """All settings of the text study.
 
     Args:
         context: Tokens of a window.
-        tokens: What a token is, as of the kind text.
-        held_out: Share of the text that is not trained on.
+        tokens: Kind of tokens, as for the kind text.
+        held_out: Held-out fraction of the text.
         windows: Held-out windows whose likelihood is bounded.
-        draws: Times drawn for each of them.
+        draws: Random times for each of them.
         flows: Names of the flows.
     """
 
@@ -507,13 +507,12 @@ TEXT_PRESETS: dict[PresetName, TextPreset] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TablesPreset(Preset):
-    """Everything that fixes the result of the study of tables.
+    """All settings of the study of tables.
 
     Args:
         data: Names of the data sets.
-        flows: Flows by the names of their systems, in words.
-        others: What they are compared with: the Gaussian copula, and peers, which are left out where they are not
-            installed.
+        flows: Flows by the names of their systems, as strings.
+        others: Systems to compare with: the Gaussian copula, and peers, which are skipped if not installed.
     """
 
     nfes: tuple[int, ...] = (50,)
@@ -546,25 +545,27 @@ TABLES_PRESETS: dict[PresetName, TablesPreset] = {
 
 @dataclass(frozen=True, kw_only=True)
 class PosteriorPreset(Size):
-    """Everything that fixes the result of the study of posterior sampling.
+    """All settings of the study of posterior sampling.
 
     Args:
-        problems: Problems of the mixture, by evaluations of each sample and then by dimension.
-        observed: Numbers observed of the mixture.
+        problems: Number of problems of the mixture, by evaluations per sample and then by dimension.
+        observed: Numbers of observations of the mixture.
         samples: Samples of each problem of the mixture.
-        dimensions: Of the Gaussian problems.
+        dimensions: Dimensions of the Gaussian problems.
         noises: Standard deviations of their noise.
-        draws: Draws of each of them by what is to be right; a tenth of it by other methods.
-        evaluations: Of each of them, and of each signal, but for what is right at any number or in the limit of many.
-        few: Evaluations of what is right at any number.
-        limit: Evaluations of what is right in the limit of many.
-        limit_numbers: Most numbers observed for which that takes all draws, and not a tenth: its products are as many.
+        draws: Draws of each by methods that should be exact; a tenth of it by other methods.
+        evaluations: Evaluations for each, and for each signal, except for methods that are exact at any number or in
+            the limit.
+        few: Evaluations of methods that are exact at any number.
+        limit: Evaluations of methods that are exact in the limit.
+        limit_numbers: Largest number of observations for which these take all draws instead of a tenth: they need as
+            many products.
         signal: Length of the signals with independent increments, a multiple of 16.
-        signals: Signals of each law and operator.
+        signals: Signals of each distribution and operator.
         signal_samples: Samples of each.
-        sweeps: Of each of the chains that find the truth of those with Laplace increments.
+        sweeps: Sweeps of each Gibbs chain for the truth of signals with Laplace increments.
         pictures: Test pictures that are restored.
-        picture_draws: Draws of each; the interval between the least and the largest holds all but 2/(draws + 1).
+        picture_draws: Draws of each; the interval between the smallest and the largest contains all but 2/(draws + 1).
         picture_steps: Evaluations of each.
         model: Name or folder of the model of the pictures.
     """

@@ -1,4 +1,4 @@
-"""Scores of several trials or sets of images under one set of conditions, what is claimed of them, and their tables."""
+"""Scores of several trials or sets of images under the same conditions, claims about them, and their tables."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Floor = Literal[
 ]
 Relation = Literal["<", "≤", ">", "≥"]
 Measure = Callable[[int], float | None]
-"""From a seed to a value, ``None`` where its cells are missing."""
+"""Function of a seed that returns a value, ``None`` if its cells are missing."""
 
 # Cells and claims ---------------------------------------------------------------------------------------------------
 
@@ -66,37 +66,37 @@ class Summary:
         return cls(sum(values) / len(values), min(values), max(values))
 
     def text(self, form: Callable[[float], str]) -> str:
-        """Return the mean in words, and the range where there is one."""
+        """Return the mean as text, with the range if there is one."""
         if self.low == self.high:
             return form(self.mean)
         return f"{form(self.mean)} ({form(self.low)}–{form(self.high)})"
 
 
 def distance(value: float) -> str:
-    """Put a Fréchet distance, or a ratio of two, into about three digits."""
+    """Format a Fréchet distance, or a ratio of two, with about three digits."""
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def share(value: float) -> str:
-    """Put a precision, recall or diversity into digits."""
+    """Format a precision, recall or diversity."""
     return f"{value:.2f}"
 
 
 def ratio(above: float | None, below: float | None) -> float | None:
-    """Divide two scores, if both are there and the second is not zero."""
+    """Return the ratio of two scores, if both exist and the second is not zero."""
     return None if above is None or not below else above / below
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that a study is expected to show, with what was measured.
+    """A claim of a study, with the measured values.
 
     Args:
         name: Identifier.
         statement: What is measured.
         values: The value of each seed that has the cells for it, at least one.
-        relation: How a value must stand to the threshold.
-        threshold: What it is held against; ``None`` for a value that is only stated.
+        relation: Required relation of a value to the threshold.
+        threshold: The threshold; ``None`` for a value that is only reported.
     """
 
     name: str
@@ -121,7 +121,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Scoreboard:
-    """The cells of a results file, by what they are.
+    """The cells of a results file.
 
     Args:
         cells: The records, as in ``results["cells"]``.
@@ -131,7 +131,7 @@ class Scoreboard:
 
     @classmethod
     def of(cls, results: Record) -> Scoreboard:
-        """Take the cells of the content of ``results.json``."""
+        """Return the scoreboard of the content of ``results.json``."""
         return cls(tuple(results["cells"]))
 
     @cached_property
@@ -157,44 +157,44 @@ class Scoreboard:
         return sorted({c["seed"] for c in self.cells})
 
     def one(self, flow: str, sampler: str, nfe: int, seed: int, score: Score | Floor = "frechet") -> float | None:
-        """Return a score of one cell, or of real images beside it, or ``None`` where it or its score is missing."""
+        """Return a score of one cell, or of the real images with it, or ``None`` if it or its score is missing."""
         value = self._records.get((flow, sampler, nfe, seed), {}).get(score)
         return None if value is None else float(value)
 
     def over_seeds(
         self, flow: str, sampler: str, nfe: int, score: Score = "frechet", seeds: Sequence[int] | None = None
     ) -> Summary | None:
-        """Return a score over the seeds, all by default, or ``None`` where no seed has such a cell."""
+        """Return a score over the seeds, all by default, or ``None`` if no seed has such a cell."""
         values = [self.one(flow, sampler, nfe, seed, score) for seed in (self.seeds if seeds is None else seeds)]
         found = [value for value in values if value is not None]
         return Summary.of(found) if found else None
 
     def points(self, flow: str, sampler: str, score: Score = "frechet") -> dict[int, Summary]:
-        """Return the Fréchet distances of a trial with a sampler, by rising NFE."""
+        """Return the Fréchet distances of a trial with a sampler, by increasing NFE."""
         return {nfe: found for nfe in self.nfes if (found := self.over_seeds(flow, sampler, nfe, score)) is not None}
 
     def floor(self, score: Floor = "floor") -> Summary:
-        """Return a score of real images; it depends on the seed alone."""
+        """Return a score of real images; it only depends on the seed."""
         return Summary.of(list({c["seed"]: float(c[score]) for c in self.cells}.values()))
 
     def best_sampler(self, flow: str, nfe: int) -> str:
-        """Return the sampler with the lowest mean Fréchet distance, of those with a cell at this NFE."""
+        """Return the sampler with the lowest mean Fréchet distance, among those with a cell at this NFE."""
         return self.best([row for row in self.rows if row[0] == flow], nfe)[1]
 
     def best(self, rows: Sequence[tuple[str, str]], nfe: int) -> tuple[str, str]:
-        """Return the one of some trials with samplers that has the lowest mean Fréchet distance at an NFE."""
+        """Return the trial and sampler among some with the lowest mean Fréchet distance at an NFE."""
         scored = [(self.over_seeds(*row, nfe), row) for row in rows]
         return min(((s.mean, row) for s, row in scored if s is not None), key=lambda pair: pair[0])[1]
 
     def claim(
         self, name: str, statement: str, measure: Measure, relation: Relation, threshold: float | None
     ) -> list[Claim]:
-        """Measure a claim, as :class:`Claim` has it, in every seed; return nothing where no seed has its cells."""
+        """Measure a :class:`Claim` for every seed; return an empty list if no seed has its cells."""
         values = tuple(value for seed in self.seeds if (value := measure(seed)) is not None)
         return [Claim(name, statement, values, relation, threshold)] if values else []
 
     def nearest_nfe(self, flow: str, wanted: int) -> int:
-        """Return the NFE with cells of a trial that is nearest to ``wanted``."""
+        """Return the NFE nearest to ``wanted`` with cells of a trial."""
         return min(sorted({int(c["nfe"]) for c in self.cells if c["flow"] == flow}), key=lambda nfe: abs(nfe - wanted))
 
 
@@ -202,10 +202,10 @@ class Scoreboard:
 
 
 def claims_table(found: Sequence[Claim]) -> Table:
-    """Set claims in rows: what was expected, and what was measured."""
+    """Return a table of claims: expected and measured values."""
 
     def measured(value: float) -> str:
-        return f"{value:.{3 if value < 10 else 1}f}"  # enough digits to tell it from its threshold
+        return f"{value:.{3 if value < 10 else 1}f}"  # enough digits to distinguish it from its threshold
 
     def verdict(claim: Claim) -> str | Strong:
         if claim.held is None:
@@ -228,14 +228,14 @@ def frechet_table(
     score: Score = "frechet",
     floor: Floor = "floor",
 ) -> Table:
-    """Set Fréchet distances in rows of trial and sampler, a column for each NFE, the lowest of it bold.
+    """Return a table of Fréchet distances by trial and sampler, a column for each NFE with the lowest bold.
 
     Args:
         board: The cells.
-        what: What a trial is called.
-        columns: Headings of further columns, with what they say of a trial.
-        score: Which distance.
-        floor: That of real images.
+        what: Name of trials in the heading.
+        columns: Headings of further columns, with functions of a trial.
+        score: Name of the distance.
+        floor: Name of that of real images.
     """
     shown = {row: board.points(*row, score) for row in board.rows}
     best = {nfe: distance(min(p[nfe].mean for p in shown.values() if nfe in p)) for nfe in board.nfes}
@@ -257,12 +257,12 @@ def frechet_table(
 
 
 def on_second(results: Record, board: Scoreboard, what: str = "Flow") -> list[Block]:
-    """Set the Fréchet distances on the second extractor as :func:`frechet_table` does; nothing of runs without one.
+    """Return the table of Fréchet distances with the second extractor (:func:`frechet_table`); empty without one.
 
     Args:
         results: Content of ``results.json``.
         board: Its cells.
-        what: What a trial is called.
+        what: Name of trials in the heading.
     """
     if "second_extractor" not in results:
         return []
@@ -280,12 +280,12 @@ def on_second(results: Record, board: Scoreboard, what: str = "Flow") -> list[Bl
 
 
 def quality_table(board: Scoreboard, wanted: Sequence[int], what: str = "Flow") -> Table:
-    """Set precision, recall and diversity in rows of trial and sampler.
+    """Return a table of precision, recall and diversity by trial and sampler.
 
     Args:
         board: The cells.
-        wanted: The NFEs that are shown, of those that there are.
-        what: What a trial is called.
+        wanted: The NFEs to show, among existing ones.
+        what: Name of trials in the heading.
     """
     nfes = sorted({*wanted} & {*board.nfes}) or board.nfes[-1:]
     scores: tuple[Score, ...] = ("precision", "recall", "diversity")
@@ -301,7 +301,7 @@ def quality_table(board: Scoreboard, wanted: Sequence[int], what: str = "Flow") 
 
 
 def listed(words: Sequence[object]) -> str:
-    """Return words with commas between them and "and" before the last."""
+    """Return words joined by commas and a final "and"."""
     *first, last = map(str, words)
     return " and ".join(filter(None, [", ".join(first), last]))
 
@@ -313,7 +313,7 @@ def dataset_of(results: Record) -> str:
 
 
 def sample_counts(board: Scoreboard) -> str:
-    """Return how many samples an entry of the tables has, in words."""
+    """Return the number of samples per entry of the tables, in words."""
     return listed(sorted({c["samples"] for c in board.cells}))
 
 
@@ -323,11 +323,11 @@ def _hardware(described: Record) -> str:
 
 
 def conditions(results: Record, parameters: int) -> Table:
-    """Set what the numbers were measured with in rows.
+    """Return a table of the conditions of the measurement.
 
     Args:
         results: Content of ``results.json``.
-        parameters: Number of the network's.
+        parameters: Number of the network's parameters.
     """
     board, config, extractor = Scoreboard.of(results), results["config"], results["extractor"]
     network, training, trained = config["network"], config["training"], results["training"]
@@ -370,7 +370,7 @@ def conditions(results: Record, parameters: int) -> Table:
 
 
 def summary(results: Record, trained: str | None = None) -> str:
-    """Put the conditions of a run into one paragraph.
+    """Return the conditions of a run as a paragraph.
 
     Args:
         results: Content of ``results.json``.
@@ -391,7 +391,7 @@ def summary(results: Record, trained: str | None = None) -> str:
 
 # Sets of images -----------------------------------------------------------------------------------------------------
 
-# By name of score: what it is called, how many digits are shown, and the best value.
+# By name of score: its title, number of digits, and best value.
 ROWS = {
     "frechet": ("Fréchet distance", ".2f", "0"),
     "kid": ("KID × 1000", ".2f", "0"),
@@ -410,10 +410,10 @@ ROWS = {
 }
 _SCALES = {"kid": 1000.0}
 NEIGHBOURS = 3
-"""The neighbour that the balls of precision and recall reach to."""
+"""k of the k-nearest-neighbour balls of precision and recall."""
 
 _COLUMNS = 4
-"""Results beside each other in one table."""
+"""Most results per table."""
 
 
 @dataclass(frozen=True)
@@ -421,10 +421,10 @@ class Source:
     """A set of images to evaluate.
 
     Args:
-        title: For the table.
-        images: Gives them, uint8, (N, C, H, W); called once, when everything has been checked.
-        labels: int64, (N,), the classes that they were drawn for, or None.
-        origin: What made them, for the record.
+        title: Title in the table.
+        images: Function that returns them, uint8, (N, C, H, W); called once, after all checks.
+        labels: int64, (N,), the classes for which they were drawn, or None.
+        origin: Their origin, for the record.
     """
 
     title: str
@@ -435,17 +435,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """An extractor and a reference, prepared once, and all that a record must say about them.
+    """An extractor and a reference, prepared once, and their description for records.
 
     Args:
         extractor: The feature extractor.
         reference: Of the test images.
-        training: Features of the training images, which the floor is drawn from.
-        identity: The conditions, as :func:`identity_of` gives them.
-        classifier: The data set whose classifier finds the class of images that have labels, a key of
-            ``metrics.CLASSIFIERS``; ``None`` for none.
-        labels: Labels of training and test images, int64 (number,) each, by which images that have labels are compared
-            within their classes; ``None`` for not at all.
+        training: Features of the training images, from which the floor is drawn.
+        identity: The conditions, from :func:`identity_of`.
+        classifier: The data set whose classifier is used for images with labels, a key of ``metrics.CLASSIFIERS``;
+            ``None`` for none.
+        labels: Labels of training and test images, int64 (number,) each, by which images with labels are compared
+            within their classes; ``None`` for no such comparison.
     """
 
     extractor: FeatureExtractor
@@ -465,13 +465,13 @@ class Evaluator:
         classifier: str | None = "mnist",
         labels: tuple[Tensor, Tensor] | None = None,
     ) -> Evaluator:
-        """Prepare the test images of a data set as the reference, with its training images beside it."""
+        """Prepare the test images of a data set as the reference, with its training images."""
         known = features(extractor, training)
         reference = Reference.of(features(extractor, test), NEIGHBOURS, known)
         return cls(extractor, reference, known, identity_of(extractor, training, test, name), classifier, labels)
 
     def floor(self, count: int, seed: int) -> Scores:
-        """Score as many training images; their nearest training image is themselves, so that is left out."""
+        """Score as many training images, without the nearest training image, which is the image itself."""
         return metrics.real_floor(self.reference, self.training, count, seed)
 
     def record(self, source: Source, floor: Scores, seed: int) -> Record:
@@ -508,7 +508,7 @@ def within_classes(reference: Reference, known: Tensor, found: Tensor, labels: T
         reference: Of the test images.
         known: Their labels, int64 (N,).
         found: Features of images (M, D).
-        labels: The classes that they were drawn for, int64 (M,).
+        labels: The classes for which they were drawn, int64 (M,).
 
     Raises:
         ArgumentError: A class has too few images.
@@ -527,8 +527,8 @@ def within_classes(reference: Reference, known: Tensor, found: Tensor, labels: T
 def features(extractor: FeatureExtractor, images: Tensor) -> Tensor:
     """Compute the features of all images, in every process.
 
-    Each process works out its share, in blocks that do not depend on it, in float32: networks compute in it, so nothing is
-    lost, and large sets take half the memory.
+    Each process computes its share, in fixed blocks and in float32: networks compute in it, so nothing is lost, and
+    large sets take half the memory.
     """
     processes, block = Processes.current(), 100
     mine = processes.part(len(images), block)
@@ -539,7 +539,7 @@ def features(extractor: FeatureExtractor, images: Tensor) -> Tensor:
 
 
 def identity_of(extractor: FeatureExtractor, training: Tensor, test: Tensor, name: str) -> Record:
-    """Return what records say of an extractor and of the data set that they were measured with; computes no features."""
+    """Return the description of an extractor and a data set for records; computes no features."""
     return {
         "extractor": title_of_extractor(extractor),
         "extractor_sha256": extractor.sha256,
@@ -553,12 +553,12 @@ def identity_of(extractor: FeatureExtractor, training: Tensor, test: Tensor, nam
 
 
 def title_of_extractor(extractor: FeatureExtractor) -> str:
-    """Return the name of an extractor with the beginning of its checksum, as records have it."""
+    """Return the name of an extractor with the start of its checksum, as in records."""
     return f"{extractor.name} {extractor.sha256[:12]}"
 
 
 def floor(reference: Reference, extractor: FeatureExtractor, images: Tensor, samples: int, seed: int) -> Scores:
-    """Score as many real training images, the ones that a seed picks."""
+    """Score as many real training images, selected by a seed."""
     picked = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:samples]
     return reference.score(extractor(images[picked]))
 
@@ -591,7 +591,7 @@ def read_records(path: Path) -> dict[str, Record]:
 
 
 def title_of(record: Mapping[str, Any]) -> str:
-    """Return what made the images of a record, in words."""
+    """Return the origin of the images of a record, in words."""
     if record.get("images") is not None:
         return str(record["images"])
     words = [record.get("model") or record.get("flow"), record.get("sampler")]
@@ -603,7 +603,7 @@ def title_of(record: Mapping[str, Any]) -> str:
 
 
 def show_one(record: Mapping[str, Any]) -> None:
-    """Print a result beside that of real images."""
+    """Print a result with that of real images."""
     rows = []
     for name, (label, _, best) in ROWS.items():
         if record.get(name) is not None:
@@ -614,7 +614,7 @@ def show_one(record: Mapping[str, Any]) -> None:
 
 
 def show_all(records: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print comparable results beside each other, with the number of each under "real images" of the first.
+    """Print comparable results in one table, with the floor of the first under "real images".
 
     Raises:
         ArgumentError: They are not comparable; nothing is printed.
@@ -637,7 +637,7 @@ def show_all(records: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _over_seeds(records: Sequence[Mapping[str, Any]]) -> list[Block]:
-    """Set mean and interval over seeds of results that differ in the seed alone."""
+    """Return mean and interval over seeds of results that only differ in the seed."""
     groups: dict[str, dict[int, Mapping[str, Any]]] = {}
     for record in records:
         if record.get("images") is None and isinstance(record.get("seed"), int):
@@ -670,7 +670,7 @@ def _cell(record: Mapping[str, Any], name: str) -> str:
 
 
 def _error(record: Mapping[str, Any], name: str) -> str:
-    # That of KID is over both sets, as usual; the others hold the reference.
+    # That of KID is over both sets, as usual; the others keep the reference fixed.
     error = record.get("kid_error") if name == "kid" else record.get("errors", {}).get(name)
     return "–" if error is None else _text(name, error)
 

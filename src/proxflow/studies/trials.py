@@ -1,6 +1,6 @@
-"""Studies: a trial is trained for each seed, a cell scored for each sampler, NFE and seed, and pages are written.
+"""Studies: a trial is trained for each seed, a cell is scored for each sampler, NFE and seed, and reports are written.
 
-The work is cut into pieces, each written to disk when done. Given again, the command does what is missing.
+The work is divided into pieces, each saved when done. The same command resumes with what is missing.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from proxflow.training.run import RunFolder
 P = TypeVar("P", bound=Preset)
 
 Measure = Callable[[Tensor, Tensor], dict[str, metrics.Estimate]]
-"""From a cell's images of bytes, and their features by the first extractor, to further scores by name, with their floors."""
+"""Function of a cell's images, bytes, and their features by the first extractor that returns further scores and floors."""
 
 KEPT = 64
-"""Images kept of each cell, for the report."""
+"""Images saved per cell, for the report."""
 
 KEPT_OF_A_CLASS = 10
-"""Images kept of each class instead, where samples are drawn for classes."""
+"""Images saved per class instead, if samples are drawn for classes."""
 
 
 @dataclass(frozen=True)
@@ -72,23 +72,23 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Its name, which no other cell of the study has."""
+        """Its unique name."""
         return f"{self.flow}-{self.sampler}-nfe{self.nfe:03d}-seed{self.seed}"
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Names of the trials whose models it is drawn from, its own first."""
+        """Names of the trials whose models it uses, its own first."""
         return (self.flow,)
 
     def file(self, out: Path, ending: str = "json") -> Path:
-        """Return where a run in the folder ``out`` keeps the record of the cell, or as npz its first images."""
+        """Return the file of the cell's record in the folder ``out``, or, as npz, of its first images."""
         return out / "cells" / f"{self.name}.{ending}"
 
     def prepared(self, load: Callable[[str], Model]) -> tuple[Model, nn.Module, int]:
-        """Return the model, what predicts, and the number of predictions of a sample that take ``nfe`` evaluations.
+        """Return the model, the predictor, and the number of predictions per sample for ``nfe`` evaluations.
 
         Args:
-            load: Returns the model of a trial that it :attr:`needs`.
+            load: Function that returns the model of a trial in :attr:`needs`.
         """
         model = load(self.flow)
         return model, model.predictor, self.nfe
@@ -96,20 +96,20 @@ class Cell:
 
 @dataclass(frozen=True)
 class Trial:
-    """What is trained and scored: a model, what it learns from and what its samples are held against.
+    """A model to train and score, with its training data and reference images.
 
     Args:
-        build: Makes the untrained model; initial weights come from torch's global generator.
-        data: What it is trained on, as :func:`proxflow.fit` takes it.
-        images: The same as images of bytes: the floor scores some of them.
-        test: Images of bytes that samples are compared with; trials that are compared share one tensor.
-        to_images: From samples to images of bytes.
-        recipe: From the untrained model, and settings with the seed, to what it is trained with and the settings to use;
-            ``None`` for the flow's own loss and those given.
-        steps: Steps of its training, where they are not the preset's.
-        named: Whether flow and predictor have names, so that the trained model's folder loads like any other.
-        labels: Labels of the test images, int64 (N,): samples are drawn for classes in their proportions, and scored within
-            classes, too; ``None`` draws without classes.
+        build: Builds the untrained model; initial weights come from torch's global generator.
+        data: Training data, as for :func:`proxflow.fit`.
+        images: The same as images of bytes, for the floor.
+        test: Reference images, bytes; trials that are compared share one tensor.
+        to_images: Function from samples to images of bytes.
+        recipe: Function from the untrained model and settings to the recipe and the settings to use; ``None`` for the
+            flow's own loss and the given settings.
+        steps: Training steps, if not the preset's.
+        named: Whether flow and predictor have names, so that the model can be loaded like any other.
+        labels: Labels of the test images, int64 (N,): samples are drawn for classes in these proportions, and also
+            scored within classes; ``None`` draws without classes.
         after: Names of the trials whose models it learns from.
     """
 
@@ -127,10 +127,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Setup(Generic[P]):
-    """What a study works with.
+    """The settings and data of a study.
 
     Args:
-        preset: What to run.
+        preset: The preset.
         out: Folder for models, cells and results.
         device: Where to train and sample.
         say: Called with a line at each stage.
@@ -138,7 +138,7 @@ class Setup(Generic[P]):
         test: Test images of bytes.
         labels: Classes of the training images, int64 (N,), or ``None``.
         test_labels: Those of the test images.
-        classes: Names of the classes, in the order of their labels, as far as they are known.
+        classes: Names of the classes, in the order of their labels, as far as known.
     """
 
     preset: P
@@ -158,18 +158,18 @@ class Setup(Generic[P]):
 
 @dataclass(frozen=True)
 class Study(Generic[P]):
-    """What :func:`reproduce` runs, and how its results are told.
+    """A study that :func:`reproduce` runs, and its report.
 
     Args:
         name: Its name on the command line and in its results.
-        cells: All cells of a preset; a trial is trained with every seed that it has cells of.
+        cells: All cells of a preset; a trial is trained with every seed of its cells.
         trials: The trials by name.
-        pages: Writes pictures into the folder of a run with the given results, sampling what it shows on the device;
-            returns the report. It raises a :class:`CheckpointError` or :class:`DataError` where models or images are
-            missing or corrupt, and an :class:`OutputError` where a file cannot be written.
-        outcome: What came out, from the results alone.
-        records: What its results hold beside those of trials and cells, which it is given with the trials.
-        further: Prepares, once in each process, what every cell is scored by besides; given the two extractors.
+        pages: Writes figures into the folder of a run with the given results, sampling on the device; returns the
+            report. It raises :class:`CheckpointError` or :class:`DataError` if models or images are missing or corrupt,
+            and :class:`OutputError` if a file cannot be written.
+        outcome: The outcome, from the results.
+        records: Returns further entries of the results, given the trials and the results so far.
+        further: Prepares, once in each process, the further scores of cells; given the two extractors.
     """
 
     name: str
@@ -183,14 +183,15 @@ class Study(Generic[P]):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A study that does all of its work itself, and keeps results as they are made: one not of trained images.
+    """A study that does all of its work itself and saves results as they are made, not of trained image models.
 
     Args:
         name: Its name on the command line and in its results.
-        run: Does what is missing of a preset, and returns the content of ``results.json``; given the name of the preset, the
-            preset, the folder, the device, what says a line, the data set, and the number of processes.
-        pages: As those of a :class:`Study`.
-        outcome: As that of a :class:`Study`.
+        run: Does what is missing of a preset, and returns the content of ``results.json``; given the name of the
+            preset, the preset, the folder, the device, a function that prints a line, the data set, and the number of
+            processes.
+        pages: As for a :class:`Study`.
+        outcome: As for a :class:`Study`.
     """
 
     name: str
@@ -223,26 +224,26 @@ def reproduce(
 ) -> Record:
     """Run a study, or what is missing of it, and write ``results.json``.
 
-    Trainings and cells are pieces that each depend on the seed and on the models they need alone: so results are the same
-    whatever the number of processes, each of one thread.
+    Trainings and cells are pieces that only depend on the seed and on the models they need, so results are the same for
+    any number of processes, each with one thread.
 
     Args:
-        study: What to run.
+        study: The study.
         name: Name of the preset, for the record.
         preset: Its size.
         out: Folder for models, cells and results.
         device: Where to train and sample.
         say: Called with a line at each stage.
-        dataset: As :func:`proxflow.data.load` takes it. Fashion-MNIST, wherever it was read from, and emoji are scored on
-            the features of their own classifiers, everything else on those of MNIST's.
-        processes: Processes that train and evaluate side by side, on processors; 1 does all in this one.
+        dataset: As for :func:`proxflow.data.load`. Fashion-MNIST, wherever it was read from, and emoji are scored with
+            the features of their own classifiers, everything else with those of MNIST's.
+        processes: Processes that train and evaluate in parallel, on CPUs; 1 does all in this one.
 
     Returns:
         The content of ``results.json``.
 
     Raises:
         OutputError: The folder cannot be written, or holds a run of another configuration.
-        DivergedError: Training broke down.
+        DivergedError: Training diverged.
     """
     if isinstance(study, Benchmark):
         return study.run(name, preset, out, device, say, dataset, processes)
@@ -251,7 +252,7 @@ def reproduce(
             f"the study {study.name} trains, and the preset {name} says nothing of it: give one of its own"
         )
     config = json.loads(json.dumps({"preset": name, "dataset": dataset, **preset.settings()}))
-    training, testing = data.load(dataset, "train"), data.load(dataset, "test")  # before the folder becomes theirs
+    training, testing = data.load(dataset, "train"), data.load(dataset, "test")  # before the folder is claimed
     recognised = data.recognise(testing.images)
     for extractor in extractors_of(recognised or "mnist", torch.device("cpu")):
         if extractor.image_shape not in (None, testing.images.shape[1:]):
@@ -277,14 +278,14 @@ def reproduce(
 
 
 def write_report(out: Path, device: torch.device) -> list[Path]:
-    """Write pictures, ``report.md`` and ``report.html`` from the folder of a run that is finished.
+    """Write figures, ``report.md`` and ``report.html`` from the folder of a finished run.
 
     Args:
         out: Folder with ``results.json``, ``cells`` and ``models``, whoever ran it.
-        device: Where to sample what is shown.
+        device: Device to sample on.
 
     Returns:
-        The files written: the pictures, then the two reports.
+        The files written: the figures, then the two reports.
 
     Raises:
         CheckpointError: The results, or a model that is shown, are missing or corrupt.
@@ -298,11 +299,11 @@ def write_report(out: Path, device: torch.device) -> list[Path]:
 
 
 def claim(out: Path, name: str, config: Record) -> None:
-    """Write down what the folder of a study is for; how many seeds from the first one on may change from call to call.
+    """Record the configuration of a study's folder; the number of seeds may change between calls.
 
     Raises:
-        OutputError: It is for something else, or cannot be written.
-        CheckpointError: What was written down is corrupt.
+        OutputError: It has another configuration, or cannot be written.
+        CheckpointError: The recorded configuration is corrupt.
     """
     wanted = {"experiment": name, **config}
 
@@ -318,10 +319,10 @@ def claim(out: Path, name: str, config: Record) -> None:
 
 
 def _upgraded(held: Record, wanted: Record) -> Record:
-    """Return the settings of a run as this version would have written them; what was added later had its default."""
+    """Convert the settings of a run to this version's form; settings added later had their defaults."""
     if "training" in wanted:
         held["training"] = {**to_dict(TrainingConfig()), **held.get("training", {})}
-    # Pieces have their seeds in their names, so that those of more seeds lie beside them.
+    # Pieces have their seeds in their names, so that further seeds can be added.
     if held.get("seeds", [])[:1] == wanted["seeds"][:1]:
         held["seeds"] = wanted["seeds"]
     if isinstance(held.get("network"), dict):
@@ -342,19 +343,19 @@ def evaluate(
 
     Args:
         study: The study.
-        setup: Where, and with which settings.
+        setup: Settings, folder and data.
         trials: The trials by name.
         cells: What to evaluate.
-        features: The data set whose classifier's features all cells are scored on, as
-            :func:`proxflow.metrics.classifier_features` takes it.
-        processes: As :func:`reproduce` takes it.
+        features: The data set whose classifier's features all cells are scored with, as for
+            :func:`proxflow.metrics.classifier_features`.
+        processes: As for :func:`reproduce`.
 
     Returns:
         The records of all cells and trainings, with the conditions that they share.
 
     Raises:
-        ArgumentError: There is no classifier of such a data set.
-        OutputError: The folder holds cells that were scored on other features.
+        ArgumentError: There is no classifier for this data set.
+        OutputError: The folder has cells that were scored with other features.
     """
     out, samples = setup.out, setup.preset.samples
     extractors = extractors_of(features, setup.device)
@@ -401,7 +402,7 @@ def evaluate(
 
 
 def _held_record(path: Path) -> Record:
-    """Read the record of a cell that an earlier command left.
+    """Read the record of a cell from an earlier command.
 
     Raises:
         CheckpointError: It is corrupt.
@@ -417,29 +418,29 @@ def _held_record(path: Path) -> Record:
 
 
 PREFIXES = ("", "second_")
-"""What the names of scores begin with, by extractor: the second is there so that nothing is tuned to the first."""
+"""Prefixes of score names, by extractor: the second shows whether results are tuned to the first."""
 
 
 def extractors_of(features: str, device: torch.device) -> tuple[metrics.FeatureExtractor, ...]:
-    """Return the two extractors of a data set: of its classifier, and one that was made independently, of another form.
+    """Return the two extractors of a data set: its classifier, and an independent one of another architecture.
 
     Raises:
-        ArgumentError: There are none of such a data set.
+        ArgumentError: There are none for this data set.
     """
     names = (features, metrics.second_of(features))
     return tuple(metrics.shipped_features(name, device) for name in names)
 
 
 def titles(extractors: Sequence[metrics.FeatureExtractor]) -> dict[str, str]:
-    """Return what a cell's record calls its extractors."""
+    """Return the names of extractors in a cell's record."""
     return {f"{prefix}extractor": title_of_extractor(each) for prefix, each in zip(PREFIXES, extractors, strict=True)}
 
 
 class Bench:
-    """What cells are scored with, in one process: the extractors, and references and floors as they are needed.
+    """The means of scoring cells in one process: the extractors, and references and floors as needed.
 
     Raises:
-        ArgumentError: There is no classifier of such a data set.
+        ArgumentError: There is no classifier for this data set.
     """
 
     def __init__(self, study: Study[Any], setup: Setup[Any], trials: Mapping[str, Trial], features: str) -> None:
@@ -457,20 +458,20 @@ class Bench:
 
     @cached_property
     def further(self) -> Measure:
-        """What the study scores besides; nothing by default. A process that trains alone never prepares it."""
+        """The study's further scores; none by default. A process that only trains never prepares it."""
         if self.study.further is None:
             return lambda images, features: {}
         return self.study.further(self.setup, self.extractors)
 
     def evaluate(self, cell: Cell, progress: Callable[[int], None] | None = None) -> None:
-        """Sample and score a cell, and write what is kept of it; ``progress`` is told the number of samples drawn."""
+        """Sample and score a cell, and save it; ``progress`` is called with the number of samples drawn."""
         evaluate_cell(self, cell, progress)
 
 
 # Side by side ---------------------------------------------------------------------------------------------------------
 
 _bench: Bench | None = None
-"""What a process of the pool works with."""
+"""The bench of a worker process."""
 
 _TENSORS = ("images", "test", "labels", "test_labels")
 
@@ -484,7 +485,7 @@ def _side_by_side(
     features: str,
     processes: int,
 ) -> None:
-    """Train and evaluate in processes; trainings come first, and cells fill the cores beside them."""
+    """Train and evaluate in processes; trainings come first, and cells use the remaining cores."""
     coming = {(name, seed): f"train {name}, seed {seed}" for name, seed in untrained}
 
     def needed(names: Sequence[str], seed: int) -> tuple[str, ...]:
@@ -497,7 +498,7 @@ def _side_by_side(
         settings = settings_of(setup, trials[name], seed)
         work = settings.steps * settings.batch_size * Flow.passes
         pieces.append(Piece(coming[name, seed], _train, (name, seed), work, needed(trials[name].after, seed)))
-    # The longest first, so that no core is left with a long one in the end.
+    # The longest first, so that no core is left with a long one at the end.
     for cell in sorted(todo, key=lambda cell: -cell.nfe):
         work = cell.nfe * setup.preset.samples
         pieces.append(Piece(f"evaluate {cell.name}", _evaluate, (cell,), work, needed(cell.needs, cell.seed)))
@@ -509,7 +510,7 @@ def _side_by_side(
 
 
 def side_by_side(pieces: Sequence[Piece], processes: int, say: Callable[[str], None]) -> None:
-    """Do pieces of a benchmark, which keep what they find, in processes of one thread each; leave a single one undone."""
+    """Do pieces of a benchmark, which save their results, in single-threaded processes; leave a single one undone."""
     if processes > 1 and len(pieces) > 1:
         say(f"{len(pieces)} pieces, on {processes} processes side by side")
         work_through(pieces, processes, torch.set_num_threads, (1,), say)
@@ -524,7 +525,7 @@ def _begin(study: str, bare: Any, arrays: Mapping[str, Any], features: str) -> N
 
 
 def silent(line: str) -> None:
-    """Say nothing: the process that began this one has said it."""
+    """Print nothing: the parent process prints it."""
 
 
 def _ours() -> Bench:
@@ -545,16 +546,16 @@ def _evaluate(cell: Cell) -> None:
 
 
 def settings_of(setup: Setup[Any], trial: Trial, seed: int) -> TrainingConfig:
-    """Return the settings of a trial's training, before its recipe has its say."""
+    """Return the settings of a trial's training, before its recipe changes them."""
     usual: TrainingConfig = setup.preset.training
     return replace(usual, seed=seed, steps=trial.steps or usual.steps)
 
 
 def present(setup: Setup[Any], name: str, trial: Trial, seed: int) -> bool:
-    """Tell whether the model of a trial is there, which may be a copy of the folder of ``proxflow train``.
+    """Return whether the model of a trial exists, which may be a copy of a folder of ``proxflow train``.
 
     Raises:
-        OutputError: Another model is there, or one whose training has not ended.
+        OutputError: There is another model, or one whose training has not ended.
         CheckpointError: Its files are corrupt.
     """
     folder = setup.out / "models" / f"{name}-seed{seed}"
@@ -569,7 +570,7 @@ def present(setup: Setup[Any], name: str, trial: Trial, seed: int) -> bool:
 
 
 def train(setup: Setup[Any], name: str, trial: Trial, seed: int) -> None:
-    """Train one trial, on from its checkpoint if there is one, and keep its model."""
+    """Train one trial, resuming from its checkpoint if there is one, and save its model."""
     folder, settings = setup.out / "models" / f"{name}-seed{seed}", settings_of(setup, trial, seed)
     torch.manual_seed(seed)  # the same initial weights for every trial
     model = trial.build()
@@ -601,10 +602,10 @@ def train(setup: Setup[Any], name: str, trial: Trial, seed: int) -> None:
 
 
 def _check_same(folder: Path, trial: Trial, settings: TrainingConfig) -> None:
-    """Refuse a trained model that is not what a trial would train.
+    """Refuse a trained model that differs from what a trial would train.
 
     Raises:
-        OutputError: It has other parts or settings, is half trained, or the record of its run names other data.
+        OutputError: It has other parts or settings, is not fully trained, or was trained on other data.
     """
     found, model, parts = models.load(folder), trial.build(), ("flow", "network", "predictor")
     known = found.provenance
@@ -630,13 +631,13 @@ def _check_same(folder: Path, trial: Trial, settings: TrainingConfig) -> None:
 
 
 def provenance(out: Path, name: str, seed: int) -> Record:
-    """Read how the model of a trial was trained."""
+    """Return the provenance of the model of a trial."""
     record: Record = read_json(out / "models" / f"{name}-seed{seed}" / "config.json")["provenance"]
     return record
 
 
 def trained(setup: Setup[Any], name: str, trial: Trial, seed: int) -> Model:
-    """Load the model of a trial as :func:`train` left it.
+    """Load the model of a trial saved by :func:`train`.
 
     Raises:
         CheckpointError: It is missing or corrupt.
@@ -671,7 +672,7 @@ def evaluate_cell(bench: Bench, cell: Cell, progress: Callable[[int], None] | No
     write_atomically(cell.file(setup.out, "npz"), lambda path: np.savez_compressed(path, **kept))
     besides = bench.further(images, found)
     scored = asdict(scores)
-    for name, estimate in besides.items():  # each of its own number of images: a floor is of others
+    for name, estimate in besides.items():  # each with its own number of images: a floor has others
         scored["intervals"] |= metrics.bootstrap({name: estimate}, 0)
         scored["errors"][name] = estimate.standard_error
     record = {
@@ -688,7 +689,7 @@ def evaluate_cell(bench: Bench, cell: Cell, progress: Callable[[int], None] | No
 
 
 def kept_images(out: Path, cell: Cell) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Read the images kept of a cell, (N, H, W), or (N, H, W, 3) in colour.
+    """Read the saved images of a cell, (N, H, W), or (N, H, W, 3) in colour.
 
     Raises:
         DataError: They are missing or corrupt.
@@ -697,7 +698,7 @@ def kept_images(out: Path, cell: Cell) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def kept_classes(out: Path, cell: Cell) -> dict[int, np.ndarray[Any, np.dtype[np.uint8]]]:
-    """Read the images kept of a cell that was drawn for classes, as :func:`kept_images` does, by their labels.
+    """Read the saved images of a cell drawn for classes by label, as :func:`kept_images`.
 
     Raises:
         DataError: They are missing or corrupt.

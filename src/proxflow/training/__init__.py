@@ -1,1 +1,1 @@
-"""Training: the loop, its run on disk, and what a network may be trained with."""
+"""Training: the loop, its run on disk, and objectives."""

@@ -1,4 +1,4 @@
-"""What examples are told in training: a share loses its condition, and students are told how they are guided, at random."""
+"""Random changes of conditions in training: dropout of conditions, and guidance as an input of students."""
 
 from __future__ import annotations
 
@@ -14,39 +14,40 @@ from proxflow.random import Generator, rand
 from proxflow.training.objectives import Objective
 
 RATE = 0.1
-"""The usual share of examples that lose their condition."""
+"""Default fraction of examples whose condition is withheld."""
 
 UNGUIDED = 0.25
-"""Share of the examples that are not guided, where they are told how they are."""
+"""Fraction of the examples without guidance, if guidance is an input."""
 
 
 @dataclass(frozen=True)
 class _Conditioned:
-    """An objective around another one, which changes what examples are conditioned on."""
+    """An objective around another one that changes the conditions of examples."""
 
     objective: Objective
 
     @property
     def flow(self) -> Any:
-        """The flow that the objective is about."""
+        """The flow of the objective."""
         return getattr(self.objective, "flow", self.objective)
 
     @property
     def passes(self) -> float:
-        """Network passes for each example of a training step."""
+        """Network passes per example of a training step."""
         return self.objective.passes
 
 
 @dataclass(frozen=True)
 class ConditionDropout(_Conditioned):
-    """An objective whose examples lose their condition at a rate, so that one network learns to predict with and without.
+    """An objective that withholds conditions at random, so that one network learns to predict with and without them.
 
-    "Classifier-Free Diffusion Guidance" (Ho & Salimans, 2022), arXiv 2207.12598, alg. 1. Which examples lose it follows from
-    the stream of each alone, so it does not depend on how a batch is shared out. All parts of a condition are lost together.
+    "Classifier-Free Diffusion Guidance" (Ho & Salimans, 2022), arXiv 2207.12598, alg. 1. This is drawn from each
+    example's own random stream, so that it does not depend on how a batch is divided. All parts of a condition are
+    withheld together.
 
     Args:
         objective: The loss: a flow, or another objective.
-        rate: Probability that an example loses its condition, in [0, 1].
+        rate: Probability that an example's condition is withheld, in [0, 1].
 
     Raises:
         ArgumentError: The rate is out of range.
@@ -77,16 +78,16 @@ class ConditionDropout(_Conditioned):
 
 @dataclass(frozen=True)
 class GuidanceInput(_Conditioned):
-    """An objective whose examples are told how they are guided, so that a network learns it for every weight and interval.
+    """An objective with random guidance as an input, so that a student learns every weight and interval.
 
-    "Improved Mean Flows: On the Challenges of Fastforward Generative Models" (Geng et al., 2025), arXiv 2512.02012. The law:
-    a quarter of the examples, and those without a condition, are not guided; the others have a weight that is uniform from 1
-    to the largest, a first time that is 0 for half of them and else uniform up to ½, and a last time that is 1 for half of
-    them and else uniform from ½. It stands in the condition, as the part "guidance" that
-    :class:`proxflow.predictors.GuidedAsTold` reads, the teacher, and the student's network, built with ``guidance=``.
+    "Improved Mean Flows: On the Challenges of Fastforward Generative Models" (Geng et al., 2025), arXiv 2512.02012. A
+    quarter of the examples, and those without a condition, have no guidance. The others have a weight uniform from 1 to
+    the largest, a first time that is 0 for half of them and else uniform up to ½, and a last time that is 1 for half of
+    them and else uniform from ½. These are the key "guidance" of the condition, which is read by the teacher, a
+    :class:`proxflow.predictors.GuidedAsTold`, and by the student's network, built with ``guidance=``.
 
     Args:
-        objective: The loss, of a student from such a teacher.
+        objective: The loss of a student with such a teacher.
         largest: The largest weight, above 1.
 
     Raises:
@@ -97,7 +98,7 @@ class GuidanceInput(_Conditioned):
 
     @property
     def law(self) -> dict[str, Any]:
-        """The law as JSON values, for the record of a model."""
+        """The distribution of guidance as JSON values, for the provenance of a model."""
         return {
             "weight": f"uniform from 1 to {self.largest:g}",
             "first": "0 for half, else uniform up to 0.5",
@@ -129,16 +130,16 @@ class GuidanceInput(_Conditioned):
 
 
 def with_dropout(objective: Objective, predictor: nn.Module, rate: float | None = None) -> Objective:
-    """Return an objective that drops conditions, if the predictor's network knows what an example without one is.
+    """Return an objective that withholds conditions, if the predictor's network has a null condition.
 
     Args:
         objective: The loss.
-        predictor: What it trains.
-        rate: As for :class:`ConditionDropout`; ``None`` for the usual one.
+        predictor: The predictor that it trains.
+        rate: As for :class:`ConditionDropout`; ``None`` for the default.
 
     Raises:
-        ArgumentError: The rate is out of range, or one is given and the network reads no conditions, or does not know what
-            an example without one is.
+        ArgumentError: The rate is out of range, or one is given and the network reads no conditions or has no null
+            condition.
     """
     if getattr(getattr(predictor, "network", None), "conditional", False):
         return ConditionDropout(objective, RATE if rate is None else rate)

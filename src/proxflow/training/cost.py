@@ -1,4 +1,4 @@
-"""What a training takes before it begins: parameters, operations and memory, counted on a device without memory."""
+"""Estimated cost of training: parameters, operations and memory, counted on the meta device."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from torch.utils.flop_counter import FlopCounterMode
 from proxflow.config import TrainingConfig
 
 _COUNTED = 2
-"""Examples that are counted."""
+"""Number of examples used for counting."""
 
 _KEPT = 5
-"""Numbers of four bytes kept for each parameter: itself, its gradient, two moments and its average."""
+"""Numbers of four bytes per parameter: its value, gradient, two moments and average."""
 
 H100, SHARE, MEMORY = 989e12, 0.4, 80e9
-"""Operations a second of an H100 in bfloat16, the share of them that large networks reach, and its bytes of memory."""
+"""Operations per second of an H100 in bfloat16, the fraction that large networks reach, and its memory in bytes."""
 
 
 _SHORTEST = 1e-4
-"""Seconds below which operations do not decide how long a step takes."""
+"""Seconds below which the time of a step is not determined by operations."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step takes.
+    """Cost of a training step.
 
     Args:
         parameters: Parameters of the predictor.
-        operations: Floating-point operations of a step over all processes, a product and its sum as two.
-        kept: Bytes a process for weights, gradients, moments and averages.
-        activations: Bytes a process that the network keeps for its gradient.
+        operations: Floating-point operations of a step over all processes; a multiply-add counts as two.
+        kept: Bytes per process for weights, gradients, moments and averages.
+        activations: Bytes per process of activations kept for the backward pass.
         read: Bytes of data of a step over all processes.
-        bf16: Whether activations are counted in bfloat16, and not in float32.
+        bf16: Whether activations are counted in bfloat16 instead of float32.
     """
 
     parameters: int
@@ -50,12 +50,12 @@ class Cost:
 
     @property
     def memory(self) -> float:
-        """Bytes a process, without what kernels and communication take for a moment."""
+        """Bytes per process, without temporary memory of kernels and communication."""
         return self.kept + self.activations
 
     @property
     def text(self) -> str:
-        """Say it in words."""
+        """Describe it in words."""
         seconds = self.operations / (H100 * SHARE)
         memory = f"{_amount(self.kept, 'B')} a process for weights, gradients, moments and averages"
         kind = "bfloat16" if self.bf16 else "float32, half of it with --precision bf16"
@@ -73,7 +73,7 @@ class Cost:
 
 
 def _amount(number: float, unit: str) -> str:
-    """Return a number of bytes or operations with three digits and the prefix of its size."""
+    """Return a number of bytes or operations with three digits and an SI prefix."""
     for prefix in ("", "k", "M", "G", "T", "P"):  # noqa: B007 - the last one is kept
         if float(f"{number:.3g}") < 1000:
             break
@@ -89,19 +89,19 @@ def cost(
     processes: int = 1,
     bf16: bool = False,
 ) -> Cost:
-    """Count what a step of the default loss takes.
+    """Count the cost of a step with the default loss.
 
     Args:
         predictor: The predictor, whose ``network`` is counted.
         shape: Shape of an event.
-        config: How to train.
+        config: Training settings.
         bytes_of_example: Bytes of an example as it is stored.
-        processes: How many share the batch, and with ``parallel="fsdp"`` the parameters.
-        bf16: Whether activations have two bytes, as within autocast of bfloat16 nearly all have.
+        processes: Number of processes that share the batch, and with ``parallel="fsdp"`` the parameters.
+        bf16: Whether activations have two bytes, as nearly all have within bfloat16 autocast.
     """
     network: Any = copy.deepcopy(getattr(predictor, "network", predictor)).to("meta").train()
     takes = inspect.signature(network.forward).parameters
-    inputs = getattr(network, "inputs", None)  # of networks that read any height and width
+    inputs = getattr(network, "inputs", None)  # for networks that read any height and width
     reads = getattr(network, "shape", shape) if inputs is None else (inputs, *shape[1:])
     x, t = torch.zeros(_COUNTED, *reads, device="meta"), torch.zeros(_COUNTED, device="meta")
     told = {"end": t} if "end" in takes and getattr(network, "embed_gap", None) is not None else {}

@@ -1,4 +1,4 @@
-"""Where the examples of a step come from: rows of data in memory, or batches that processes read ahead."""
+"""The source of a step's examples: rows of data in memory, or batches that worker processes prefetch."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from proxflow.runtime.machine import SHARE, reading_processes
 from proxflow.training.run import Run, Stage
 
 Feed = Callable[[int, int], tuple[Examples, Any]]
-"""A step, and the number of a part of its batch → examples, and which of them are the part."""
+"""From a step and the index of a part of its batch to examples, and which of them form the part."""
 
 _AUGMENT_KEY, _READ_KEY = 2**60, 2**59
-"""Numbers in place of a step in the seeds of the augmentation and of what data sets draw, larger than any step."""
+"""Keys that replace the step in the seeds of augmentation and of random data sets, larger than any step."""
 
 _AHEAD = 4
-"""Batches that each process reads ahead."""
+"""Batches that each worker prefetches."""
 
 _TRIES = 3
-"""How often in a row reading processes that died are replaced."""
+"""How often in a row workers that died are replaced."""
 
 
 class Order:
@@ -39,7 +39,7 @@ class Order:
     def __init__(self, number: int, config: TrainingConfig, stage: Stage) -> None:
         self.number, self.config, self.stage = number, config, stage
         self.epochs: dict[int, Tensor] = {}
-        self.device = torch.device("cpu")  # or where the data are, so that steps do not wait for transfers
+        self.device = torch.device("cpu")  # or that of the data, so that steps do not wait for transfers
 
     def __call__(self, step: int) -> Tensor:
         start = self.stage.seen + (step - self.stage.step) * self.stage.batch_size
@@ -60,15 +60,15 @@ class Order:
 def feeding(
     data: AnyExamples, order: Order, parts: list[range], config: TrainingConfig, device: torch.device, run: Run
 ) -> Iterator[Feed]:
-    """Give what feeds a training from the present step of a run on.
+    """Yield the feed of a training from the current step of a run on.
 
     Args:
         data: The examples.
         order: Their order.
-        parts: The parts of a batch that this process works through.
-        config: How to train.
-        device: Where.
-        run: The run, which is told of examples that are left out.
+        parts: The parts of a batch that this process computes.
+        config: Training settings.
+        device: Device of the examples.
+        run: The run, which records examples that are left out.
     """
     augmentation = Augmentation.of(config.augment)
     if isinstance(data, Examples):
@@ -83,7 +83,7 @@ def feeding(
 
 
 def _fits(data: Examples, device: torch.device) -> bool:
-    """Tell whether data take at most a share of the memory that is free on a device; else each step takes its rows there."""
+    """Return whether data fit a share of a device's free memory; else each step transfers its rows."""
     size = data.x.numel() * data.x.element_size()
     return device.type != "cuda" or size <= SHARE * torch.cuda.mem_get_info(device)[0]
 
@@ -110,7 +110,7 @@ class _Held:
 
 
 class _Request(NamedTuple):
-    """What is to be read: which examples, for which part of which step."""
+    """A read request: which examples, for which part of which step."""
 
     step: int
     part: range
@@ -118,7 +118,7 @@ class _Request(NamedTuple):
 
 
 class _Batches(Dataset[Any]):
-    """Batches by request, as reading processes make them: x, conditions and what was left out; or why there are none."""
+    """Batches by request, as workers make them: x, conditions and what was left out; or why there are none."""
 
     def __init__(self, data: LazyExamples, augmentation: Augmentation, seed: int) -> None:
         self.data, self.augmentation, self.seed = data, augmentation, seed
@@ -134,7 +134,7 @@ class _Batches(Dataset[Any]):
 
 
 class _Requests:
-    """The requests of a training in their order, from a part of a step on."""
+    """The requests of a training in order, from a part of a step on."""
 
     def __init__(self, order: Order, parts: list[range], step: int, number: int, steps: int) -> None:
         self.order, self.parts, self.step, self.number, self.steps = order, parts, step, number, steps
@@ -147,9 +147,10 @@ class _Requests:
 
 
 class _Reader:
-    """Examples that are read, ahead of their use by processes where there are some.
+    """Examples that are read as needed, prefetched if there are workers.
 
-    What a step gets is a function of the step alone. So processes that die are replaced by others that read the same.
+    The examples of a step are a function of the step only, so workers that die are replaced by others that read the
+    same.
     """
 
     def __init__(
@@ -164,15 +165,15 @@ class _Reader:
     ) -> None:
         self.data, self.order, self.parts, self.steps, self.run = data, order, parts, config.steps, run
         self.batches, self.device = _Batches(data, augmentation, config.seed), device
-        # Rows of a file are soon copied; pictures take long to decode.
+        # Rows of a file are copied fast; pictures take long to decode.
         usual = 0 if hasattr(data.dataset, "read") else reading_processes()
         self.workers = usual if config.workers is None else config.workers
         self.iterator: Iterator[Any] | None = None
-        # Torch's handler would raise in the middle of whatever runs when a process dies. It is found out in next() anyhow.
+        # Torch's handler would raise at an arbitrary point when a worker dies; next() notices it anyway.
         self.handled = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
         self.theirs: Any = signal.getsignal(signal.SIGCHLD) if self.handled else None
         self.checks: list[Callable[[Any], None]] = []
-        if data.condition is None and data.conditional:  # conditions that were not known before they were read
+        if data.condition is None and data.conditional:  # conditions that are only known once read
             checks = (getattr(part, "check_condition", None) for part in run.predictor.modules())
             self.checks = [check for check in checks if check is not None]
 
@@ -195,7 +196,7 @@ class _Reader:
             try:
                 return next(self.iterator)
             except (RuntimeError, ConnectionError, EOFError) as error:
-                # A process that dies while it hands a batch over breaks the connection; what a data set raises is "Caught".
+                # A worker that dies during a transfer breaks the connection; errors of a data set begin with "Caught".
                 if "Caught" in str(error) or (
                     isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)
                 ):
@@ -219,7 +220,7 @@ class _Reader:
             num_workers=self.workers,
             prefetch_factor=_AHEAD,
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # else it would draw from the one that others use
+            generator=torch.Generator(),  # else it would draw from the global one
         )
         before = signal.getsignal(signal.SIGCHLD) if self.handled else None
         iterator = iter(loader)
@@ -229,7 +230,7 @@ class _Reader:
         return iterator
 
     def close(self) -> None:
-        """End the processes."""
+        """Stop the workers."""
         self.iterator = None
         if self.handled:
             signal.signal(signal.SIGCHLD, self.theirs)

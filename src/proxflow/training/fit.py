@@ -44,26 +44,26 @@ from proxflow.training.objectives import Objective
 from proxflow.training.run import LOG_WINDOW, Run, RunFolder, fingerprint
 
 Encode = Callable[[Tensor], Tensor]
-"""A map from a batch of stored data to the form that the flow's beliefs are about."""
+"""A map from a batch of stored data to the encoded form, which the flow's beliefs describe."""
 
 
 HELD_OUT = 1024
-"""Most held-out examples that the loss of a checkpoint is measured on."""
+"""Most held-out examples for the loss of a checkpoint."""
 
 _HELD_OUT_KEY, _NOISE_KEY = 2**62, 2**61
-"""Numbers in place of a step in the seeds of the held-out loss and of the noise, larger than any step."""
+"""Keys that replace the step in the seeds of the held-out loss and of the noise, larger than any step."""
 
 _FAR = 11.0
-"""Most that the spread of the data may differ from that of the flow's prior, as a factor."""
+"""Largest ratio between the standard deviations of the data and of the flow's prior, either way."""
 
 _MOMENTS_OF = 10_000
-"""Most examples, evenly spaced, that mean and standard deviation of the data are taken of."""
+"""Most examples, evenly spaced, from which mean and standard deviation of the data are computed."""
 
 _MOST_NUMBERS = 2**27
-"""Most numbers that these examples have, as of large images there may be no memory for so many."""
+"""Most numbers in these examples, as large images may not fit into memory."""
 
 _AGREE = 10
-"""Steps between the moments at which several processes agree whether one of them has a stop signal."""
+"""Steps between checks of all processes whether one of them received a stop signal."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,12 @@ class Result:
         losses: Mean training loss over each log window of 50 steps.
         seconds: Time spent training, interrupted runs included.
         skipped: Steps that the non-finite guard skipped: their loss or gradient was not finite.
-        left_out: Why examples that could not be read were left out, each with its name, since training was begun or gone on
-            with; the next ones took their places.
-        sessions: For each time that training was begun or gone on with, the step it began at and what computed it: versions,
-            threads, device, processes.
-        stages: Where the number of steps, the batch or the learning rate changed: the step, and the settings from there on.
+        left_out: Names of examples that could not be read since training started or resumed, with the reason; the next
+            ones took their place.
+        sessions: For each start or resumption of training, its first step and its environment: versions, threads,
+            device, processes.
+        stages: Changes of the number of steps, the batch size or the learning rate: the step, and the settings from
+            there on.
     """
 
     predictor: nn.Module
@@ -107,47 +108,48 @@ def fit(
 ) -> Result:
     """Train a predictor on a flow.
 
-    Under torchrun, or in any initialised process group, the processes share the batch of each step. Each calls this with
-    the same arguments.
+    Under torchrun, or in any initialised process group, the processes share the batch of each step. Each must call this
+    with the same arguments.
 
     Args:
-        predictor: Trained in place; an averaged copy is returned. If it has a method ``parameter_groups``, this gives
-            AdamW's groups, with ``factor`` for that of the learning rate; the gradient of each group is clipped by itself.
-        flow: The flow, which has training beliefs and loss; or another objective, see :mod:`proxflow.training.objectives`.
-        data: Training data (number, *event): uint8 images, real numbers, or class indices. A tensor, an array, a map-style
-            data set or a ``DataLoader`` of one (see :func:`proxflow.examples.examples_of`), or :class:`proxflow.Examples`
-            with conditions and given prior draws. Real numbers are taken in the precision of the network's weights. A data
-            set that does not fit a quarter of the free memory, or draws at random, is read as it is needed
-            (:class:`proxflow.examples.LazyExamples`), to the same result, however many ``config.workers`` read.
+        predictor: Trained in place; an averaged copy is returned. If it has a method ``parameter_groups``, this returns
+            AdamW's groups, with ``factor`` scaling the learning rate; the gradient of each group is clipped separately.
+        flow: The flow, with its default loss; or another objective, see :mod:`proxflow.training.objectives`.
+        data: Training data (number, *event): uint8 images, real numbers, or class indices. A tensor, an array, a
+            map-style data set or a ``DataLoader`` of one (see :func:`proxflow.examples.examples_of`), or
+            :class:`proxflow.Examples` with conditions and given prior draws. Real numbers are converted to the
+            precision of the network's weights. A data set that does not fit into a quarter of the free memory, or is
+            random, is read as needed (:class:`proxflow.examples.LazyExamples`), with the same result for any number of
+            ``config.workers``.
         config: How to train.
-        folder: Where checkpoints are kept, see :mod:`proxflow.runtime.checkpoints`. If it holds checkpoints of the same
+        folder: Folder of checkpoints, see :mod:`proxflow.runtime.checkpoints`. If it holds checkpoints of the same
             data, flow, predictor and configuration, training resumes from the newest; ``steps``, ``batch_size`` and
-            ``learning_rate`` may be others than before, and hold from there on. ``None`` keeps nothing on disk.
+            ``learning_rate`` may differ from before, and apply from there on. ``None`` saves nothing.
         device: Where to train.
-        label: Name shown beside the progress bar.
-        held_out: Examples that are not trained on, of the form of ``data``, or of what ``config.augment`` makes of it. The
-            averaged predictor's loss on them, measured at each checkpoint, decides which checkpoint is the best; without
-            them the training loss does.
-        encode: Map from a batch of ``data`` to the form that the flow's beliefs are about, as that of a kind of data;
-            ``None`` takes the flow's own (:meth:`proxflow.Flow.encode`), which scales uint8 to [-1, 1] for real data.
-        on_checkpoint: Called with the averaged predictor and the number of steps done, after each checkpoint, and again for
-            one that training goes on from: a kill may have come before the first call was done.
-        track: Called with numbers by name, ``step`` among them, each 50 steps and at each checkpoint.
+        label: Label of the progress bar.
+        held_out: Held-out examples, of the form of ``data``, or of its augmented form with ``config.augment``. The
+            averaged predictor's loss on them at each checkpoint decides which checkpoint is the best; without them the
+            training loss does.
+        encode: Map from a batch of ``data`` to the encoded form, as of a kind of data; ``None`` takes the flow's own
+            (:meth:`proxflow.Flow.encode`), which scales uint8 to [-1, 1] for real data.
+        on_checkpoint: Called with the averaged predictor and the number of steps done, after each checkpoint, and again
+            for one that training resumes from, as the first call may not have finished.
+        track: Called with numbers by name, including ``step``, every 50 steps and at each checkpoint.
 
     Returns:
         The averaged predictor and the history of the loss.
 
     Raises:
-        ArgumentError: Data of the wrong type or shape, out of range or with values that are not finite, or so far in
-            place or scale from the flow's prior that samples would miss them; conditions that the network does not know; a
-            batch too small for the processes.
+        ArgumentError: Data of the wrong type or shape, out of range or not finite, or of a mean or scale so far from
+            the flow's prior that samples would miss them; conditions that the network does not read; a batch too small
+            for the processes.
         DataError: More than a hundredth of the examples of a data set cannot be read.
         CheckpointError: The folder's checkpoint is corrupt, or of other data, another flow, predictor or configuration; the
             message names what differs.
         DivergedError: More than ``skip_limit`` of 50 steps had a loss or gradient that is not finite. Such steps are
             skipped, so the weights are those of the last good step.
-        MemoryLimitError: Memory ran out; the message names sizes to try.
-        OutputError: The folder cannot be written, or another process has it. Earlier checkpoints are still good.
+        MemoryLimitError: Memory ran out; the message suggests sizes to try.
+        OutputError: The folder cannot be written, or another process uses it. Earlier checkpoints stay valid.
         KeyboardInterrupt: On SIGINT, after a checkpoint was written.
         SystemExit: On SIGTERM, likewise, with status 143.
     """
@@ -177,7 +179,7 @@ def fit(
     if held_out is not None:
         augmentation.whole(held_out.some(1))
     if isinstance(about, Flow):
-        _refuse_far(about, data, encode)  # of those held out there may be too few to have moments
+        _refuse_far(about, data, encode)  # there may be too few held-out examples for moments
     _fit_moments(predictor, data, encode)
     folder = None if folder is None else Path(folder)
     with nullcontext() if folder is None else RunFolder(folder).alone():
@@ -203,7 +205,7 @@ def _fit(
     processes = Processes.current()
     parts = _parts(config, processes)
 
-    # Before the network is shared out, which gives its parts other classes.
+    # Before the network is sharded, which changes the classes of its modules.
     made_of = {} if folder is None else fingerprint(predictor, flow, data, held_out)
     learnt = [p.requires_grad for p in predictor.parameters()]
     predictor.to(device).train()
@@ -253,7 +255,7 @@ def _fit(
         with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
             total = flow.loss(network, x, noise, t[part.start : part.stop], **told).float().sum()
         if bf16:
-            torch.clear_autocast_cache()  # casts of the weights, which are of this step alone
+            torch.clear_autocast_cache()  # casts of the weights are only valid for this step
         return total
 
     @torch.no_grad()
@@ -264,7 +266,7 @@ def _fit(
         key = mix(config.seed, _HELD_OUT_KEY)
         t, total = draw_times(number, generator.manual_seed(key), device), torch.zeros((), device=device)
         at_once = config.batch_size // processes.size // config.accumulate
-        # As many calls in every process, as sharded weights are collected together: where no rows are left, of the first.
+        # Every process makes as many calls, as sharded weights are gathered jointly: without rows left, on the first.
         for part in _split(processes.part(number), -(-number // (processes.size * at_once))):
             taken = part or range(1)
             found = total_loss(averaged, measured, slice(taken.start, taken.stop), t, key, taken)
@@ -277,7 +279,7 @@ def _fit(
         _signals() as stop_signal,
         _memory(config, parts),
         feeding(data, order, parts, config, device, run) as feed,
-        # The configuration's precision holds, not a caller's autocast, within which casts would outlive the inner contexts.
+        # The configuration's precision applies, not a caller's autocast, whose casts would outlive the inner contexts.
         torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext(),
     ):
         while run.step < config.steps:
@@ -335,21 +337,21 @@ def _fit(
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Return the learning rate of a step: linear warm-up to the peak, then half a cosine to zero at the last step."""
+    """Return the learning rate of a step: linear warm-up to the peak, then cosine decay to zero at the last step."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
     return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
 def _groups(predictor: nn.Module) -> list[dict[str, Any]]:
-    """Return the optimiser's parameter groups, each clipped by itself; ``factor`` scales the learning rate."""
+    """Return the optimiser's parameter groups, each clipped separately; ``factor`` scales the learning rate."""
     own = getattr(predictor, "parameter_groups", None)
     groups: list[dict[str, Any]] = [{"params": list(predictor.parameters())}] if own is None else own()
     return [{"factor": 1.0, **group} for group in groups]
 
 
 def _averaging(averaged: nn.Module, predictor: nn.Module) -> Callable[[float], None]:
-    """Return the function of the decay that moves the averaged weights toward the predictor's."""
-    # Collected once: a walk through all modules in each step would take longer than the averaging.
+    """Return a function of the decay that updates the averaged weights."""
+    # Collected once: traversing all modules at each step would take longer than the averaging.
     means: list[Tensor] = list(averaged.parameters())
     values: list[Tensor] = list(predictor.parameters())
     buffers = list(zip(averaged.buffers(), predictor.buffers(), strict=True))
@@ -400,7 +402,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fit_moments(predictor: nn.Module, data: AnyExamples, encode: Encode) -> None:
-    """Tell a predictor that asks for them mean and standard deviation of the data."""
+    """Set mean and standard deviation of the data in a predictor that needs them."""
     fit_to = getattr(predictor, "fit_to", None)
     if fit_to is not None and getattr(predictor, "asks_moments", False):
         mean, std = _moments(encode(_spaced(data)))
@@ -408,17 +410,17 @@ def _fit_moments(predictor: nn.Module, data: AnyExamples, encode: Encode) -> Non
 
 
 def _refuse_unfit(flow: Flow[Any], data: AnyExamples, encode: Encode) -> None:
-    """Refuse data that are not of the flow."""
+    """Refuse data that the flow does not accept."""
     stored, real = data.some(1) if isinstance(data, LazyExamples) else data.x, flow.path is not None
-    if not (real and stored.dtype == torch.uint8):  # pixels are known by their type
-        flow.check(encode(stored[:1] if real else stored))  # of classes every value counts
+    if not (real and stored.dtype == torch.uint8):  # the range of pixels is known from their type
+        flow.check(encode(stored[:1] if real else stored))  # for classes every value is checked
 
 
 def _refuse_far(flow: Flow[Any], data: AnyExamples, encode: Encode) -> None:
-    """Refuse data so far in place or scale from a flow's prior that samples would miss them.
+    """Refuse data whose mean or scale is so far from a flow's prior that samples would miss them.
 
     With a prior of standard deviation 1 and 20 evaluations, exact predictions give samples of 0.9 to 1 times the data's
-    spread where this is from a tenth to ten times the prior's, and beyond that soon a fraction of it.
+    standard deviation if this is from a tenth to ten times the prior's; beyond that soon only a fraction of it.
     """
     if data.some(1).dtype == torch.uint8 or flow.path is None:  # pixels have a range
         return
@@ -444,7 +446,7 @@ def _refuse_far(flow: Flow[Any], data: AnyExamples, encode: Encode) -> None:
 
 
 def _parts(config: TrainingConfig, processes: Processes) -> list[range]:
-    """Return the parts of a batch that this process works through, one after the other."""
+    """Return the parts of a batch that this process computes, one after the other."""
     if config.batch_size < processes.size * config.accumulate:
         raise ArgumentError(
             f"a batch of {config.batch_size} is too small for {processes.size} processes of {config.accumulate} parts "
@@ -459,14 +461,14 @@ def _split(indices: range, number: int) -> list[range]:
 
 @dataclass
 class _StopSignal:
-    """What signal the process was sent."""
+    """The signal that the process received."""
 
     number: int | None = None
 
 
 @contextmanager
 def _signals() -> Iterator[_StopSignal]:
-    """Note SIGTERM and SIGINT instead of dying of them at once; a second one acts as usual."""
+    """Record SIGTERM and SIGINT instead of stopping at once; a second one acts as usual."""
     stop_signal = _StopSignal()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield stop_signal
@@ -489,7 +491,7 @@ def _signals() -> Iterator[_StopSignal]:
 
 @contextmanager
 def _memory(config: TrainingConfig, parts: list[range]) -> Iterator[None]:
-    """Raise a :class:`MemoryLimitError` that names sizes to try when memory runs out."""
+    """Raise a :class:`MemoryLimitError` that suggests sizes to try when memory runs out."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Recipes: what a model learns by, its flow's own loss or an objective for few evaluations, by name."""
+"""Recipes: the objective of a training by name, the flow's own loss or one for few evaluations."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from proxflow.training.objectives import (
 
 @dataclass(frozen=True)
 class Recipe:
-    """What :func:`proxflow.fit` is given, and what of its result is the model.
+    """The arguments of :func:`proxflow.fit`, and which part of its result is the model.
 
     Args:
         objective: The loss.
-        module: What is trained.
-        kept: From the trained module to the predictor that is kept.
-        data: What it is trained on, where this is not the data set.
-        method: Its name.
+        module: The module to train.
+        kept: Function from the trained module to the predictor to keep.
+        data: Training data, if not the data set.
+        method: Name of the recipe.
     """
 
     objective: Objective
@@ -60,21 +60,20 @@ def recipe(
 
     Args:
         method: flow: the flow's own loss; :class:`proxflow.LongStep` for a model that predicts long steps,
-            :class:`proxflow.EnergyScore` for one that draws.
-            distribution-matching: :class:`proxflow.DistributionMatching` from a teacher.
-            autoguidance: :class:`proxflow.Autoguidance` from a teacher, away from a weak model.
-            What learns from a teacher begins with its weights.
-        model: The model to train, untrained. If its network reads guidance, as its teacher's does not, it learns by
-            distribution matching what the teacher draws with every weight and interval that it may be told, see
-            :class:`GuidanceInput`; then ``guidance``, ``interval`` and ``rule`` are left as they are.
+            :class:`proxflow.EnergyScore` for one that draws; distribution-matching:
+            :class:`proxflow.DistributionMatching` from a teacher; autoguidance: :class:`proxflow.Autoguidance` from a
+            teacher, away from a weak model. Students start from the teacher's weights.
+        model: The model to train, untrained. If its network reads guidance and its teacher's does not, it learns by
+            distribution matching the teacher's samples for all weights and intervals, see :class:`GuidanceInput`; then
+            ``guidance``, ``interval`` and ``rule`` are not used.
         teacher: A trained model of the same configuration, for methods that need one.
-        weak: A trained model of the same flow, for autoguidance; its network may be another.
-        guidance: Weight of autoguidance, ≥ 1; ``None`` takes 2. For distribution matching, of the guidance of a conditional
-            teacher, whose guided samples the student then draws; ``None`` takes 1, which is none.
-        interval: Times between which a teacher is guided so.
-        rule: How it is guided.
-        adversarial: Of distribution matching, as :class:`proxflow.DistributionMatching` takes it; ``first_share`` likewise.
-        student_rate: Of distribution matching, as :class:`proxflow.StudentAndCritic` takes it.
+        weak: A trained model of the same flow, for autoguidance; its network may differ.
+        guidance: Weight of autoguidance, ≥ 1; ``None`` takes 2. For distribution matching, guidance weight of a
+            conditional teacher, whose guided samples the student then draws; ``None`` takes 1, no guidance.
+        interval: First and last time of this guidance.
+        rule: Rule of this guidance.
+        adversarial: For distribution matching, as for :class:`proxflow.DistributionMatching`; ``first_share`` likewise.
+        student_rate: For distribution matching, as for :class:`proxflow.StudentAndCritic`.
 
     Raises:
         ArgumentError: A teacher is missing, not needed, or of another configuration; a weak model likewise; a teacher that

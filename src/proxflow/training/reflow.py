@@ -1,8 +1,9 @@
 """Reflow: resumable rounds of drawing pairs and training on them, which straighten a model's paths.
 
-The model's own pairs of prior draw and sample keep both laws, and the straight lines between them cross less. So the flow
-learnt from them has no higher transport cost, for any convex cost, and bends less with each round: "Flow Straight and Fast:
-Learning to Generate and Transfer Data with Rectified Flow" (Liu et al., 2022), arXiv 2209.03003.
+The model's own pairs of prior draw and sample keep both distributions, and the straight lines between them cross less.
+So the flow learnt from them has no higher transport cost, for any convex cost, and its paths are straighter with each
+round: "Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow" (Liu et al., 2022), arXiv
+2209.03003.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from proxflow.training.fit import fit
 from proxflow.training.run import RunFolder, decisive, upgrade
 
 SHARD = 1024
-"""Samples in a file of pairs; at most so many are lost when drawing is stopped."""
+"""Samples in a file of pairs; at most so many are lost if drawing is stopped."""
 
 
 def reflow(
@@ -61,19 +62,19 @@ def reflow(
     After a stop at any moment the same call resumes and reaches the same weights. A call with more rounds adds them.
 
     Args:
-        model: The model to begin with; its flow is a GPFN on a Gaussian path.
-        training: How to train in each round, from the weights of the round before.
+        model: The model to start from; its flow is a GPFN on a Gaussian path.
+        training: Training settings of each round, which starts from the weights of the last.
         out: Folder for the model after the last round, which loads like any other, with a folder for each round,
             ``round-1`` and so on.
         rounds: Number of rounds, ≥ 1.
         pairs: Pairs of a round, ≥ 1: prior draw and sample, float32, all of them in memory while training.
-        pair_nfe: Network evaluations a sample, ≥ 1.
-        sampler: A sampler without noise.
-        condition: What the pairs are conditioned on, one row a pair; ``None`` takes every class equally often where the
-            model knows classes alone. A share of the pairs loses it in training, see :class:`ConditionDropout`.
-        source: Name of the model, for the record.
-        device: Where to sample and train.
-        provenance: Further entries for the record.
+        pair_nfe: Network evaluations per sample, ≥ 1.
+        sampler: A deterministic sampler.
+        condition: Condition of the pairs, one row per pair; ``None`` takes every class equally often, for a model that
+            only reads classes. It is withheld from a fraction of the pairs in training, see :class:`ConditionDropout`.
+        source: Name of the model, for the provenance.
+        device: Device to sample and train on.
+        provenance: Further entries of the provenance.
         say: Called with a line at each stage.
 
     Returns:
@@ -82,8 +83,8 @@ def reflow(
         whose measurement is not part of the cost.
 
     Raises:
-        ArgumentError: A number out of range, a sampler that adds noise, or a model that reflow cannot train; a condition is
-            missing, or not of the model's.
+        ArgumentError: A number out of range, a stochastic sampler, or a model that reflow cannot train; a condition is
+            missing, or of the wrong form.
         OutputError: The folder cannot be written, or holds something else.
         CheckpointError: Something in the folder is corrupt.
     """
@@ -145,7 +146,7 @@ def reflow(
             made.save(current, result.predictor, record)
             say(f"straightness {bends[-2]:.4g} -> {bends[-1]:.4g} (0 is straight): {folder}")
         with processes.together():
-            if processes.first:  # only now: until the round's model is saved, a resumed call needs them
+            if processes.first:  # not earlier: until the round's model is saved, a resumed call needs them
                 remove_all(folder)
                 shutil.rmtree(folder / "pairs", ignore_errors=True)
     run.save(current, current.predictor, current.provenance)
@@ -156,7 +157,7 @@ def check_flow(flow: Flow[Any]) -> GaussianPath:
     """Return the Gaussian path of a flow that can be straightened, and refuse others.
 
     Raises:
-        ArgumentError: It is no GPFN with a Gaussian path.
+        ArgumentError: It is not a GPFN with a Gaussian path.
     """
     if not isinstance(flow, GPFN) or flow.path is None:
         raise ArgumentError(
@@ -178,28 +179,28 @@ def make_pairs(
     batch_size: int = 128,
     condition: Condition | None = None,
 ) -> Examples:
-    """Return pairs of prior draws and the samples that a model's deterministic flow makes of them.
+    """Return pairs of prior draws and the samples that a model's deterministic flow maps them to.
 
-    Samples are written as they are drawn, in files of 1024 with a tensor ``samples``, and files already there are reused.
-    Prior draws are not written: draw i is a function of seed and i. Several processes share work and folder.
+    Samples are saved as they are drawn, in files of 1024 with a tensor ``samples``, and existing files are reused.
+    Prior draws are not saved: draw i is a function of seed and i. Several processes share work and folder.
 
     Args:
         predictor: The trained predictor; its device is used.
         flow: Its flow.
         number: Number of pairs, ≥ 1.
         event: Shape of an event.
-        folder: Where the samples are kept.
-        nfe: Network evaluations a sample, ≥ 1.
-        sampler: A sampler without noise.
-        seed: Seed of the prior draws. Evaluate a model on draws of another seed than it was trained on.
+        folder: Folder of the samples.
+        nfe: Network evaluations per sample, ≥ 1.
+        sampler: A deterministic sampler.
+        seed: Seed of the prior draws. Evaluate a model with another seed than it was trained with.
         batch_size: Samples drawn at a time. On a CPU it does not change them.
-        condition: What the samples are conditioned on, one row a pair.
+        condition: Condition of the samples, one row per pair.
 
     Returns:
         The samples, (number, *event) on the host, each with the prior draw that it starts from.
 
     Raises:
-        ArgumentError: A number out of range, a sampler that adds noise, or a flow that reflow cannot train.
+        ArgumentError: A number out of range, a stochastic sampler, or a flow that reflow cannot train.
         OutputError: The folder cannot be written, or holds pairs of other settings or another model.
         CheckpointError: A file in it is corrupt.
     """
@@ -242,7 +243,7 @@ def straightness(
     seed: int = 0,
     condition: Condition | None = None,
 ) -> float:
-    """Return how much a flow's paths bend, S = ∫ E |dy/dτ − (y₁ − y₀)|² dτ, a mean over coordinates (Liu et al., 2022).
+    """Return the straightness S = ∫ E |dy/dτ − (y₁ − y₀)|² dτ of paths, a mean over coordinates (Liu et al., 2022).
 
     Means y of beliefs move from the prior draw y₀ to the sample y₁ with dy/dτ = (x̂ − y)/(1 − τ). The integral is a sum
     over the steps of the deterministic sampler. At 0 paths are straight, and one evaluation gives the same as many.
@@ -251,9 +252,9 @@ def straightness(
         predictor: The trained predictor.
         flow: Its flow, a GPFN on a Gaussian path.
         shape: (number of samples, *event); the number is rounded up to a multiple of 16.
-        nfe: Network evaluations a sample, ≥ 2.
+        nfe: Network evaluations per sample, ≥ 2.
         seed: Seed of the prior draws.
-        condition: What the samples are conditioned on, one row a sample.
+        condition: Condition of the samples, one row per sample.
 
     Raises:
         ArgumentError: A number out of range, or another flow.
@@ -282,9 +283,9 @@ def straightness(
 
 
 def _straightness(model: Model, condition: Condition | None) -> float:
-    """Return the straightness of a model on few samples, which each round reports."""
+    """Return the straightness of a model on few samples, for the report of each round."""
     number = 128
-    if condition is not None:  # those of the first pairs, over and over
+    if condition is not None:  # those of the first pairs, repeated
         pairs = len(next(iter(condition.values()))) if isinstance(condition, Mapping) else len(condition)
         condition = rows(condition, torch.arange(number) % pairs)
     return straightness(model.predictor, model.flow, (number, *model.shape), nfe=10, condition=condition)
@@ -294,7 +295,7 @@ def _every_class(model: Model, pairs: int) -> Tensor | None:
     """Return labels of pairs, int64 (pairs,), every class of a model equally often; ``None`` without conditions.
 
     Raises:
-        ArgumentError: The model reads more than classes, or what it reads is not known.
+        ArgumentError: The model reads other conditions than classes, or unknown ones.
     """
     if "condition" not in reads(model.predictor):
         return None
@@ -304,7 +305,7 @@ def _every_class(model: Model, pairs: int) -> Tensor | None:
 
 
 def _told(condition: Condition | None) -> dict[str, str]:
-    """Return what a folder writes down of a condition: its checksum."""
+    """Return the record of a condition in a folder: its checksum."""
     if condition is None:
         return {}
     parts = condition if isinstance(condition, Mapping) else {"": condition}
@@ -315,7 +316,7 @@ def _told(condition: Condition | None) -> dict[str, str]:
 
 
 def _seed(seed: int, number: int) -> int:
-    """Return the seed of a round's prior draws, far from the small seeds that users take for samples."""
+    """Return the seed of a round's prior draws, far from the small seeds that users choose."""
     return int.from_bytes(hashlib.sha256(f"reflow {seed} {number}".encode()).digest()[:8], "big")
 
 

@@ -1,4 +1,4 @@
-"""A run: its folder, and while it trains what changes, the non-finite guard, the log and the checkpoints."""
+"""A run: its folder, and during training its state, the non-finite guard, the log and the checkpoints."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from proxflow.runtime.processes import Processes, local
 from proxflow.runtime.tracking import Log
 
 _MADE_OF = {"held_out": "held-out data", "modules": "layers in its network"}
-"""What messages call the parts of a fingerprint."""
+"""Names in messages for the parts of a fingerprint."""
 
 LOG_WINDOW = 50
-"""Steps that one line of the log sums up; within them nothing waits for an accelerator."""
+"""Steps per line of the log; within them nothing synchronises with the device."""
 
 
 class RunFolder:
-    """A run's folder: what it is for (``run.json``), the model so far, the best one (``best``), and the checkpoints.
+    """A run's folder: its settings (``run.json``), the current model, the best one (``best``), and the checkpoints.
 
-    Of several processes that train together the first one writes, and all of them fail where it does.
+    With several processes the first one writes, and all fail if it does.
 
     Args:
         path: The folder.
-        what: What is made there, in a word.
-        file: Where it is written down what the folder is for.
+        what: What is made there, for messages.
+        file: Name of the file with the settings.
     """
 
     def __init__(self, path: Path, what: str = "training", file: str = "run.json") -> None:
@@ -51,34 +51,34 @@ class RunFolder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other processes than those that train together out of the folder within a block.
+        """Lock the folder within a block against processes other than those of this run.
 
         Raises:
-            OutputError: Another one is in it, or it cannot be written.
+            OutputError: Another process uses it, or it cannot be written.
         """
         with ExitStack() as held:
             with Processes.current().together():
                 if Processes.current().first:
                     held.enter_context(locked(writable_folder(self.path), self.what))
-                    sweep(self.path, owned=True)  # what a killed run left
+                    sweep(self.path, owned=True)  # temporary files of a killed run
             yield
 
     def claim(
         self, wanted: Mapping[str, Any], upgrade: Callable[[Any], Any] = dict, changeable: Collection[str] = ()
     ) -> list[str]:
-        """Write down what the folder is for, or refuse one that is for something else.
+        """Record the settings in the folder, or refuse one with other settings.
 
         Args:
             wanted: Settings by name, as JSON values.
-            upgrade: From settings that an earlier version wrote down to those of today.
-            changeable: Names of settings that may be others than before.
+            upgrade: Function from settings of an earlier version to current ones.
+            changeable: Names of settings that may differ from before.
 
         Returns:
-            What changed, "name = value (was value)".
+            The changes, "name = value (was value)".
 
         Raises:
-            OutputError: It is for something else, or cannot be written.
-            CheckpointError: What was written down is corrupt.
+            OutputError: It has other settings, or cannot be written.
+            CheckpointError: The recorded settings are corrupt.
         """
         changes: list[str] = []
         with Processes.current().together():
@@ -127,7 +127,7 @@ class RunFolder:
                 f"{self.path} holds a model of {done} steps, so there is none to do with {changed}: raise --steps above "
                 f"{done}, or choose another --out folder"
             )
-        # Of the last checkpoint before it was stopped, which may be newer than the model.
+        # From the last checkpoint before it was stopped, which may be newer than the model.
         begun = max((int(path.name[5:]) for path in self.path.glob("checkpoints/step-*")), default=0)
         if differing and asked.get("steps", begun) < begun:
             raise OutputError(
@@ -140,24 +140,24 @@ class RunFolder:
 
     @property
     def has_model(self) -> bool:
-        """Tell whether a model is there already."""
+        """Return whether a model has been saved."""
         return (self.path / "config.json").exists()
 
     @property
     def has_checkpoint(self) -> bool:
-        """Tell whether there is a checkpoint to go on from."""
+        """Return whether there is a checkpoint to resume from."""
         return (self.path / "checkpoints").exists() or (self.path / OLD).exists()
 
     @property
     def steps_done(self) -> int | None:
-        """Return the steps that the model was trained for; ``None`` where there is no model yet."""
+        """Return the steps that the model was trained for; ``None`` if there is no model yet."""
         match read_json(self.path / "config.json") if self.has_model else None:
             case {"provenance": {"steps": int(steps)}}:
                 return steps
         return None
 
     def _held_out_loss(self) -> float:
-        """Return the best model's held-out loss; infinite where there is none."""
+        """Return the best model's held-out loss; infinite if there is none."""
         path = self.path / "best" / "config.json"
         match read_json(path) if path.exists() else None:
             case {"provenance": {"held_out_loss": float(loss)}}:
@@ -165,12 +165,12 @@ class RunFolder:
         return math.inf
 
     def save(self, model: Model, predictor: nn.Module, provenance: dict[str, Any], score: float = math.inf) -> None:
-        """Write the model as it is now, also into ``best`` if it is.
+        """Save the current model, also in ``best`` if it is the best.
 
         Args:
-            model: What is trained; its weights are not looked at.
-            predictor: The present weights.
-            provenance: How they were got.
+            model: The model being trained; its weights are ignored.
+            predictor: The current weights.
+            provenance: Their provenance.
             score: The held-out loss; the lowest is the best.
 
         Raises:
@@ -185,7 +185,7 @@ class RunFolder:
                     models.save(self.path / "best", model, weights, {**provenance, "held_out_loss": score})
 
     def finish(self, model: Model, predictor: nn.Module, provenance: dict[str, Any]) -> None:
-        """Write the model as it is to stay, and then remove all checkpoints but the newest, from which it may go on.
+        """Save the final model, and then remove all checkpoints but the newest, from which training may resume.
 
         Raises:
             OutputError: The folder cannot be written.
@@ -197,25 +197,25 @@ class RunFolder:
 
 
 def decisive(model: Model, training: TrainingConfig) -> dict[str, Any]:
-    """Return the settings that decide what a run makes of its data, as :meth:`RunFolder.claim` takes them.
+    """Return the settings that affect the result of a run, for :meth:`RunFolder.claim`.
 
     Raises:
-        ArgumentError: A part of the model has no name, so no file can hold it.
+        ArgumentError: A part of the model has no name and cannot be saved.
     """
     return {**{name: part for name, part in model.spec.items() if name != "data"}, **training.decisive()}
 
 
 def upgrade(held: dict[str, Any]) -> dict[str, Any]:
-    """Return what an earlier version wrote down of :func:`decisive` settings as this one would have.
+    """Convert :func:`decisive` settings saved by an earlier version to the current form.
 
     Raises:
-        CheckpointError: It is corrupt.
+        CheckpointError: They are corrupt.
     """
     if isinstance(held.get("flow"), str):  # with the fields of a model file of format 1 among the others
         old = {name: value for name, value in held.items() if name in _FORMAT_1}
         held = {name: value for name, value in held.items() if name not in _FORMAT_1}
         held |= {name: format1.translate({"model": old}, "run.json")[name] for name in _PARTS}
-    # What was added later had its default.
+    # Settings added later had their defaults.
     parts = {name: spec.describe(spec.restore(f"{name}s", held.get(name), "run.json")) for name in _PARTS}
     return {**TrainingConfig().decisive(), **held, **parts}
 
@@ -228,7 +228,7 @@ _FORMAT_1 = (
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by their path; what a setting's kind is has the path of the setting."""
+    """Return nested settings by their path; the kind of a setting has the path of the setting."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         path = prefix.removesuffix(".") if prefix and name == "kind" else f"{prefix}{name}"
@@ -238,14 +238,14 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a training with one set of the settings that may change where it goes on (:data:`CHANGEABLE`).
+    """A part of a training with fixed values of the settings that may change when it resumes (:data:`CHANGEABLE`).
 
     Args:
-        step: The step it begins at.
-        seen: Examples that the steps before it took.
+        step: Its first step.
+        seen: Examples used by the steps before it.
         steps: Steps of the whole training.
-        batch_size: Examples a step.
-        learning_rate: Peak of the rate.
+        batch_size: Examples per step.
+        learning_rate: Peak learning rate.
     """
 
     step: int
@@ -256,13 +256,13 @@ class Stage:
 
 
 CHANGEABLE = ("steps", "batch_size", "learning_rate")
-"""Settings that a training which goes on may have others of than before."""
+"""Settings that may change when training resumes."""
 
 
 def fingerprint(
     predictor: nn.Module, objective: Any, data: AnyExamples, held_out: AnyExamples | None
 ) -> dict[str, str]:
-    """Return what a training is made of, by name: two of them go on from each other only where all of it agrees."""
+    """Return what identifies a training, by name: it only resumes from a checkpoint for which all of it agrees."""
 
     def called(thing: Any) -> str:
         return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
@@ -282,7 +282,7 @@ def fingerprint(
 
 
 def _content(examples: AnyExamples) -> str:
-    """Return what tells these examples from others: what their source says, or a checksum, and the shape."""
+    """Return what identifies these examples: what their source says, or a checksum, and the shape."""
     if examples.content:
         return examples.content
     tensors: dict[str, Tensor] = {}
@@ -293,7 +293,7 @@ def _content(examples: AnyExamples) -> str:
 
 
 class Run:
-    """What changes while training, with the non-finite guard, the log and the checkpoints."""
+    """The state of training, with the non-finite guard, the log and the checkpoints."""
 
     def __init__(
         self,
@@ -315,13 +315,13 @@ class Run:
         self.sessions = list[dict[str, Any]]()
         self.left_out = dict[int, str]()
         self.saved, self.begun = 0, time.monotonic()
-        # Loss and gradient norm of the steps of the log window, each in the row of its place in it.
+        # Loss and gradient norm of the steps of the log window, each in its row.
         self.numbers, self.since = (
             torch.zeros(LOG_WINDOW, 2, dtype=torch.float32, device=next(predictor.parameters()).device),
             0,
         )
         self.rows = self.numbers.unbind()
-        for parameter in predictor.parameters():  # made now, so that a checkpoint has where to go
+        for parameter in predictor.parameters():  # created now, so that a checkpoint can be loaded into it
             optimiser.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),  # whatever the default is
                 "exp_avg": torch.zeros_like(parameter),
@@ -334,18 +334,18 @@ class Run:
         return time.monotonic() - self.begun
 
     def guard(self, loss: Tensor, norm: Tensor) -> Tensor:
-        """Note a step; return 1 where its loss or gradient is not finite, else 0, without waiting for the device."""
+        """Record a step; return 1 if its loss or gradient is not finite, else 0, without synchronising with the device."""
         numbers = torch.stack([loss, norm], out=self.rows[self.step % LOG_WINDOW])
         return (numbers * 0).sum().nan_to_num(1.0)
 
     def window(self) -> list[list[float]]:
-        """Return loss and gradient norm of each step of the log window; wait for the device."""
+        """Return loss and gradient norm of each step of the log window; this synchronises with the device."""
         first = self.since % LOG_WINDOW
         numbers: list[list[float]] = self.numbers[first : first + self.step - self.since].tolist()
         return numbers
 
     def close_window(self, rate: float) -> None:
-        """Record the log window and begin the next.
+        """Record the log window and start the next.
 
         Raises:
             DivergedError: Too many of its steps were not finite.
@@ -382,7 +382,7 @@ class Run:
             self.track(entry)
 
     def leave_out(self, why: Mapping[int, str], number: int) -> None:
-        """Note examples that could not be read, by their indices, of so many.
+        """Record examples that could not be read, by their indices, among ``number``.
 
         Raises:
             DataError: They are more than a hundredth of all, and more than ten.
@@ -407,7 +407,7 @@ class Run:
 
         Raises:
             DivergedError: The state is not finite.
-            OutputError: It cannot be written; earlier ones are still good.
+            OutputError: It cannot be written; earlier ones stay valid.
         """
         if held_out is not None:
             self.record(held_out_loss=held_out)
@@ -435,15 +435,15 @@ class Run:
 
     @property
     def stage(self) -> Stage:
-        """Return the present stage."""
+        """Return the current stage."""
         return self.stages[-1]
 
     def begin(self, device: torch.device) -> None:
-        """Note what computes the steps from here on."""
+        """Record the environment of the steps from here on."""
         self.sessions.append({"step": self.step, "processes": self.processes.size, **hardware(device), **versions()})
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one, and report its held-out loss again.
+        """Resume from the newest checkpoint, if there is one, and report its held-out loss again.
 
         Raises:
             CheckpointError: It is damaged, or of other data, another flow, predictor, configuration or architecture.
@@ -463,7 +463,7 @@ class Run:
             self.since = self.step - len(window)
             for step, (loss, norm) in enumerate(window, self.since):
                 self.rows[step % LOG_WINDOW].copy_(torch.tensor([loss, norm]))
-            trained = {**to_dict(TrainingConfig()), **progress["training"]}  # what was added later had its default
+            trained = {**to_dict(TrainingConfig()), **progress["training"]}  # settings added later had their defaults
             stages = [Stage(**stage) for stage in progress.get("stages", [])]
             self.stages = stages or [Stage(0, 0, *(trained[name] for name in CHANGEABLE))]
             self.sessions = list(progress.get("sessions", []))

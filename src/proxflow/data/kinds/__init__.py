@@ -1,4 +1,4 @@
-"""Kinds of data: images, rows of numbers, and what installed packages add."""
+"""Kinds of data: images, rows of numbers, tables, text, latents, and those of other packages."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from proxflow.errors import ArgumentError, DataError
 __all__ = ["Defaults", "Kind", "Loaded", "Picture", "kind_of_source", "read", "split"]
 
 _ENDINGS = {".csv", ".npy", ".npz", ".parquet", ".tar", ".txt", *ENDINGS}
-"""Endings by which a word is the name of a file."""
+"""Suffixes of file names."""
 
 
 def read(source: str | os.PathLike[str], *, held_out: float = 0.05, seed: int = 0, **settings: Any) -> Loaded:
-    """Read data as ``proxflow train --data`` does: by the first kind that takes the source.
+    """Read data as ``proxflow train --data`` does: as the first kind that accepts the source.
 
-    Known elsewhere as a data module: ``read(…).kind`` says what the examples are, ``.train`` and ``.held_out`` hold them.
+    Known elsewhere as a data module: ``read(…).kind`` is the kind of the examples, which are in ``.train`` and
+    ``.held_out``.
 
     Args:
         source: Name, file or folder.
-        held_out: Share of the examples kept from training, in [0, 1).
-        seed: Seed of their choice.
-        **settings: Settings of the kind, as ``size=64`` of pictures, ``tokens="bytes"`` of text, ``target="income"`` of
-            tables.
+        held_out: Fraction of the examples held out, in [0, 1).
+        seed: Seed of the split.
+        **settings: Settings of the kind, as ``size=64`` for pictures, ``tokens="bytes"`` for text, ``target="income"``
+            for tables.
 
     Raises:
-        ArgumentError: The share is out of range, or a setting is out of range or unknown.
-        DataError: No kind takes the source, or it is damaged.
+        ArgumentError: The fraction is out of range, or a setting is out of range or unknown.
+        DataError: No kind accepts the source, or it is damaged.
     """
     source = os.fspath(source)
     return kind_of_source(source).read(source, held_out=held_out, seed=seed, **settings)
@@ -44,12 +45,12 @@ def kind_of_source(source: str, name: str | None = None) -> type[Kind]:
 
     Args:
         source: Name, file or folder.
-        name: Name of the kind, see ``proxflow list kinds``; ``None`` for the first that takes the source, the library's own
-            before those of packages.
+        name: Name of the kind, see ``proxflow list kinds``; ``None`` for the first that accepts the source, the
+            library's own before those of other packages.
 
     Raises:
         ArgumentError: No kind has this name, or its package is broken.
-        DataError: No kind takes the source.
+        DataError: No kind accepts the source.
     """
     if name is not None:
         kind = names.find("kinds", name).load()

@@ -21,10 +21,10 @@ Picture = np.ndarray[Any, np.dtype[np.uint8]]
 """Bytes (height, width, 1 or 3 channels)."""
 
 MOST_NUMBERS = 2**31
-"""Numbers of an event that no model reaches: more are refused when a model is built and when one is loaded."""
+"""Largest size of an event: more is refused when a model is built and when one is loaded."""
 
 FARTHEST = 1e15
-"""Standard deviations from the mean beyond which the square of a number comes near the limit of float32."""
+"""Largest distance from the mean in standard deviations: beyond, squares come near the limit of float32."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Defaults:
         network: A network.
         predictor: A predictor.
         clip: Range of the encoded data, to which predictions are clipped; ``None`` for unbounded data.
-        parameterisation: Of the predictor; ``None`` for the predictor's own choice.
+        parameterisation: Parameterisation of the predictor; ``None`` for the predictor's own default.
     """
 
     flow: str = "gpfn-w2"
@@ -51,12 +51,12 @@ class Loaded:
     """Data as read from a source.
 
     Args:
-        kind: Their kind, with the properties found in them.
-        train: Examples to train on, in stored form.
-        held_out: Examples kept from training, for evaluation; ``None`` for none.
+        kind: Their kind, with the properties found in the data.
+        train: Training examples, in stored form.
+        held_out: Held-out examples, for evaluation; ``None`` for none.
         description: A description of the training examples, as "3000 rows of 2 columns".
         notes: Sentences that a user should read before training.
-        record: What was read by which rule, and what was left out, as JSON values for the provenance of a model.
+        record: What was read and left out, and by which rules, as JSON values for the provenance of a model.
     """
 
     kind: Kind
@@ -69,9 +69,9 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Kind(ABC):
-    """A kind of data: a frozen dataclass of plain values, which a model's file holds.
+    """A kind of data: a frozen dataclass of plain values, which are saved in a model's file.
 
-    Data have two forms: stored, as in files, and encoded, as networks and flows take them.
+    Data have two forms: stored, as in files, and encoded, for networks and flows.
 
     Args:
         shape: Shape of an encoded event.
@@ -80,31 +80,31 @@ class Kind(ABC):
     shape: tuple[int, ...]
 
     ending: ClassVar[str] = ".png"
-    """The ending of the file that samples go to where no other is asked for; :meth:`write` takes it."""
+    """The default suffix of files of samples; :meth:`write` supports it."""
 
     shown: ClassVar[str] = ".png"
-    """The ending of the files that training draws samples into: a picture (:meth:`preview`), or what :meth:`write` takes."""
+    """The suffix of files of samples during training: a picture (:meth:`preview`), or one that :meth:`write` supports."""
 
     examples_word: ClassVar[str] = "examples"
     """Name of its examples, in the plural."""
 
     sources: ClassVar[str]
-    """Its sources, in words that follow "expected"."""
+    """Its sources, as a phrase after "expected"."""
 
     defaults: ClassVar[Defaults] = Defaults()
 
     augment: ClassVar[str] = ""
-    """What is always done to examples in training, in the words of :class:`proxflow.data.augment.Augmentation`."""
+    """Augmentation that is always applied in training, see :class:`proxflow.data.augment.Augmentation`."""
 
     @property
     def decides(self) -> Mapping[str, Any]:
-        """Settings of a flow that the data decide, as JSON values by field; taken where a flow has the field."""
+        """Settings of a flow that the data decide, as JSON values by field; used if a flow has the field."""
         return {}
 
     @classmethod
     @abstractmethod
     def takes(cls, source: str) -> bool:
-        """Tell whether it reads such a source, by its name, ending or content; raise nothing."""
+        """Return whether it accepts a source, by its name, suffix or content; raise nothing."""
 
     @classmethod
     @abstractmethod
@@ -124,14 +124,14 @@ class Kind(ABC):
 
     @abstractmethod
     def encode(self, stored: Tensor) -> Tensor:
-        """Return examples (number, …) as networks take them: (number, *shape)."""
+        """Return encoded examples, (number, …) → (number, *shape)."""
 
     @abstractmethod
     def decode(self, samples: Tensor) -> Tensor:
         """Return samples (number, *shape) in stored form."""
 
     def labelled(self, stored: Tensor, labels: Tensor) -> Tensor:
-        """Return samples in stored form with the labels (number,) they were drawn for, where these are a part of them."""
+        """Return samples in stored form with the labels (number,) they were drawn for, if the form includes these."""
         return stored
 
     @property
@@ -144,31 +144,31 @@ class Kind(ABC):
 
     @abstractmethod
     def check_output(self, path: Path, number: int) -> None:
-        """Refuse an output that :meth:`write` could not write for so many examples, before any work for it.
+        """Refuse an output that :meth:`write` could not write for so many examples, before work starts.
 
         Raises:
-            ArgumentError: The ending is unknown, or the form cannot hold such examples.
-            OutputError: The place cannot be written.
+            ArgumentError: The suffix is unknown, or the format cannot hold such examples.
+            OutputError: The path cannot be written.
         """
 
     @abstractmethod
     def write(self, path: Path | str, stored: Tensor) -> None:
-        """Write examples in the form that the path's ending chooses.
+        """Write examples in the format of the path's suffix.
 
         Raises:
-            OutputError: The place cannot be written.
+            OutputError: The path cannot be written.
         """
 
     @abstractmethod
     def preview(self, stored: Tensor) -> Picture:
-        """Draw examples into one picture."""
+        """Draw examples as one picture."""
 
 
 def check_share(held_out: float) -> None:
-    """Refuse a share of held-out examples that is out of range.
+    """Refuse a held-out fraction that is out of range.
 
     Raises:
-        ArgumentError: It does not lie in [0, 1).
+        ArgumentError: It is not in [0, 1).
     """
     if not 0 <= held_out < 1:
         raise ArgumentError(
@@ -177,10 +177,10 @@ def check_share(held_out: float) -> None:
 
 
 def split(examples: E, held_out: float, seed: int) -> tuple[E, E | None]:
-    """Split examples at random, training examples in their order: the same split whatever the number of processes.
+    """Split examples at random, keeping their order: the same split for any number of processes.
 
     Raises:
-        ArgumentError: The share does not lie in [0, 1), or leaves fewer than two to train on.
+        ArgumentError: The fraction is not in [0, 1), or leaves fewer than two training examples.
     """
     check_share(held_out)
     number = int(held_out * len(examples))

@@ -30,17 +30,17 @@ from proxflow.runtime import escape
 from proxflow.runtime.machine import fits_in_memory
 
 MOST_CLASSES, LONGEST_NAME = 2**16, 255
-"""The largest number of classes, and of characters in the name of one."""
+"""The largest number of classes, and of characters in a class name."""
 
 _DRAWN_ONCE = 11
-"""Seed of the pixels of binary images that are held out."""
+"""Seed of the pixels of held-out binary images."""
 
 
 def checked_classes(given: Any) -> tuple[str, ...]:
-    """Return names of classes, or of as many numbers as a number says.
+    """Return names of classes; a number n gives "0" to "n − 1".
 
     Raises:
-        ArgumentError: They are too many, too long, not printable or not different.
+        ArgumentError: They are too many, too long, not printable or not distinct.
     """
     if isinstance(given, int):
         if not 0 <= given <= MOST_CLASSES:
@@ -63,12 +63,12 @@ class Image(Kind):
 
     Args:
         shape: (channels, height, width).
-        classes: Names of the classes, printable; empty for none. The examples' condition is the place of theirs, 0, 1, … A
-            number makes names of as many numbers.
+        classes: Names of the classes, printable; empty for none. The condition of an example is the index of its class,
+            0, 1, … A number n stands for the names "0" to "n − 1".
 
     Raises:
         ArgumentError: The shape is not of three numbers ≥ 1, or the names are too many, too long, not printable or not
-            different.
+            distinct.
     """
 
     shape: tuple[int, ...]
@@ -98,7 +98,7 @@ class Image(Kind):
             return source in NAMED or _has_idx(path, "train") or holds_pictures(path)
         if path.suffix.lower() == ".npy":
             return len(shapes_in(path).get("", ())) in (3, 4)
-        # An .npz file without a table is probably meant for images: read reports what it lacks.
+        # An .npz file without a table is probably meant for images: read reports what is missing.
         return path.suffix.lower() == ".npz" and not holds_table(path)
 
     @classmethod
@@ -113,26 +113,28 @@ class Image(Kind):
         workers: int | None = None,
         **settings: Any,
     ) -> Loaded:
-        """Read images, and the classes that they have.
+        """Read images and their classes.
 
-        Folders of pictures, prepared caches, shards and Hugging Face data sets are held in memory where they take at most a
-        quarter of what is free; else they are read as they are needed (:class:`proxflow.examples.LazyExamples`).
+        Folders of pictures, prepared caches, shards and Hugging Face data sets are held in memory if they take at most
+        a quarter of what is free; else they are read as needed (:class:`proxflow.examples.LazyExamples`).
 
         Classes are those of the named sets, the labels of a folder of IDX files or of an ``.npz`` file, named by their
-        numbers or texts, and the folders of pictures, see :meth:`proxflow.data.pictures.Survey.classes`.
+        numbers or strings, or the subfolders of pictures, see :meth:`proxflow.data.pictures.Survey.classes`.
 
         Args:
-            source: ``mnist``, ``fashion-mnist``, ``emoji``, a folder of IDX files or of pictures, a file ``.npz`` or
-                ``.npy``, ``cifar10:FOLDER``, ``cifar100:FOLDER``, or what :func:`proxflow.data.sources.pictures_of` takes.
-            held_out: Share kept from training, in [0, 1). For sets with test images any share above 0 holds out these.
-            seed: Seed of their choice.
+            source: ``mnist``, ``fashion-mnist``, ``emoji``, a folder of IDX files or of pictures, an ``.npz`` or
+                ``.npy`` file, ``cifar10:FOLDER``, ``cifar100:FOLDER``, or a source of
+                :func:`proxflow.data.sources.pictures_of`.
+            held_out: Fraction held out, in [0, 1). For sets with test images any fraction above 0 holds out these.
+            seed: Seed of the split.
             size: Side of the squares that pictures of a folder are scaled to, see :func:`proxflow.data.pictures.survey`.
-            exclude: A folder or file that is not read, where output is to go.
-            workers: Processes that will read; where it is given, nothing is held in memory that need not be.
-            **settings: None are known.
+            exclude: A folder or file to skip, where output will go.
+            workers: Processes that will read; if given, nothing is held in memory unnecessarily.
+            **settings: There are none.
 
         Raises:
-            ArgumentError: The share or the size is out of range, the source has its own size, or a setting is unknown.
+            ArgumentError: The fraction or the size is out of range, the source has its own size, or a setting is
+                unknown.
             DataError: There is no such source, or it is damaged or of another form.
         """
         check_share(held_out)
@@ -241,11 +243,11 @@ class Image(Kind):
         image_files.check_output(path, number, self.shape[0])
 
     def write(self, path: Path | str, stored: Tensor) -> None:
-        """Write a PNG grid (.png), an array (.npz), or a folder of PNG files (no ending)."""
+        """Write a PNG grid (.png), an array (.npz), or a folder of PNG files (no suffix)."""
         image_files.write(Path(path), channels_last(stored))
 
     def preview(self, stored: Tensor) -> Picture:
-        """Draw a grid; unless images have 1 or 3 channels, of the first channel."""
+        """Draw a grid, of the first channel unless images have 1 or 3."""
         images = channels_last(stored)
         return image_files.grid(images if images.shape[-1] in (1, 3) else images[..., :1])
 
@@ -254,8 +256,8 @@ class Image(Kind):
 class Binary(Image):
     """Images whose pixels are black or white, drawn anew at each step with a pixel's brightness as its probability.
 
-    Stored as the bytes they were read as; networks and flows take classes, 0 for black and 1 for white. What is held out is
-    drawn once.
+    They are stored as the bytes that were read; networks and flows take classes, 0 for black and 1 for white. Held-out
+    images are drawn once.
     """
 
     defaults: ClassVar[Defaults] = Defaults(flow="bfn-discrete", network="unet", predictor="classes")
@@ -263,7 +265,7 @@ class Binary(Image):
 
     @classmethod
     def takes(cls, source: str) -> bool:
-        return False  # asked for by name alone
+        return False  # chosen only by name
 
     @classmethod
     def read(
@@ -277,7 +279,7 @@ class Binary(Image):
         workers: int | None = None,
         **settings: Any,
     ) -> Loaded:
-        """Read images as :meth:`Image.read` does, and draw the pixels of those held out.
+        """Read images as :meth:`Image.read` does, and draw the pixels of held-out ones.
 
         Raises:
             ArgumentError: As there; or the images do not fit into memory.
@@ -321,7 +323,7 @@ class Binary(Image):
 
 
 def drawn_once(stored: Tensor) -> Tensor:
-    """Draw the pixels of images as black or white, each image by its place, always alike."""
+    """Draw the pixels of images as black or white, with a fixed seed for each index."""
     return binarised(stored, _DRAWN_ONCE, range(len(stored)))
 
 
@@ -330,7 +332,7 @@ def _fits(stored: Pictures) -> bool:
 
 
 def _set(source: str, part: Split) -> ImageData:
-    """Return a split of a set that has test images of its own."""
+    """Return a split of a set with its own test images."""
     ours = cifar.split_source(source)
     return load(source, part) if ours is None else cifar.read_cifar(*ours, part)
 
@@ -340,11 +342,11 @@ def _has_idx(folder: Path, prefix: str) -> bool:
 
 
 def _numbered(labels: list[Any], names: tuple[str, ...] | None) -> tuple[list[Tensor], tuple[str, ...]]:
-    """Return the classes of each part as places among their names, int64, and the names.
+    """Return the classes of each part as indices of their names, int64, and the names.
 
     Args:
-        labels: Of each part, whole numbers or texts (number,); empty for none.
-        names: Names that the numbers are places of; ``None`` names each class by its number or text.
+        labels: Labels of each part, integers or strings (number,); empty for none.
+        names: Names of which the numbers are indices; ``None`` names each class by its number or string.
     """
     if not labels:
         return [], ()

@@ -1,4 +1,4 @@
-"""Latents: what an autoencoder made of pictures, each channel standardised for the models."""
+"""Latents of pictures from an autoencoder, each channel standardised for the models."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from proxflow.runtime.files import writable_folder, write_atomically
 
 @dataclass(frozen=True)
 class Latents(Kind):
-    """Latents of pictures, stored as the autoencoder made them, float16 (number, channels, height, width).
+    """Latents of pictures, stored as the autoencoder returned them, float16 (number, channels, height, width).
 
-    Encoded, each channel has mean 0 and standard deviation 1 over all that were prepared: "High-Resolution Image Synthesis
-    with Latent Diffusion Models" (Rombach et al., 2021), arXiv 2112.10752, scales them by one number.
+    Encoded, each channel has mean 0 and standard deviation 1 over all prepared latents: "High-Resolution Image
+    Synthesis with Latent Diffusion Models" (Rombach et al., 2021), arXiv 2112.10752, scales all by one number.
 
     Args:
         shape: (channels, height, width).
         mean: Mean of each channel.
         std: Standard deviation of each channel, > 0.
-        picture: (channels, height, width) of the pictures that they are of.
+        picture: (channels, height, width) of the pictures.
         encoder: SHA-256 of the autoencoder's weights.
-        found: The word that it was found by when the latents were made, as ``kl:path=DIR``; empty for none.
-        classes: Names of the classes, as :class:`proxflow.data.kinds.image.Image` has them.
+        found: The string that the autoencoder was loaded by, as ``kl:path=DIR``; empty for none.
+        classes: Names of the classes, as in :class:`proxflow.data.kinds.image.Image`.
 
     Raises:
         ArgumentError: A shape is not of three numbers ≥ 1, the numbers of channels differ, a mean or standard deviation is
@@ -80,20 +80,20 @@ class Latents(Kind):
     def read(
         cls, source: str, *, held_out: float = 0.05, seed: int = 0, workers: int | None = None, **settings: Any
     ) -> Loaded:
-        """Read latents, and the classes that they have.
+        """Read latents and their classes.
 
-        They are held in memory where they take at most a quarter of what is free; else they are read as they are needed.
+        They are held in memory if they take at most a quarter of what is free; else they are read as needed.
 
         Args:
             source: A folder that ``proxflow prepare`` wrote with an encoder.
-            held_out: Share kept from training, in [0, 1).
-            seed: Seed of their choice.
-            workers: Processes that will read; where it is given, nothing is held in memory.
-            **settings: None are known.
+            held_out: Fraction held out, in [0, 1).
+            seed: Seed of the split.
+            workers: Processes that will read; if given, nothing is held in memory.
+            **settings: There are none.
 
         Raises:
-            ArgumentError: The share is out of range, or a setting is given.
-            DataError: It is no such folder, not finished, or damaged.
+            ArgumentError: The fraction is out of range, or a setting is given.
+            DataError: The folder is of another form, not finished, or damaged.
         """
         if settings:
             raise ArgumentError(f"latents have the size of their pictures and no settings, got {', '.join(settings)}")
@@ -130,7 +130,7 @@ class Latents(Kind):
         return (stored.float() - self._of(self.mean, stored)) / self._of(self.std, stored)
 
     def decode(self, samples: Tensor) -> Tensor:
-        """Return latents as they were made and as an autoencoder reads them, float16; see :meth:`codec`."""
+        """Return latents in the autoencoder's scale, float16; see :meth:`codec`."""
         return (samples.float() * self._of(self.std, samples) + self._of(self.mean, samples)).half()
 
     def _of(self, numbers: Sequence[float], like: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class Latents(Kind):
         """Return the autoencoder that decodes latents, if it is the one that made them.
 
         Raises:
-            DataError: Its weights are others.
+            DataError: Its weights differ.
         """
         codec = Codec(module, device)
         if codec.sha256 != self.encoder:
@@ -157,7 +157,7 @@ class Latents(Kind):
 
     @property
     def pictured(self) -> Image:
-        """The kind of the pictures that they are of."""
+        """The kind of the pictures."""
         return Image(self.picture, self.classes)
 
     def check_output(self, path: Path, number: int) -> None:
@@ -171,17 +171,17 @@ class Latents(Kind):
             raise OutputError(f"cannot write the file {path}: it is a folder")
 
     def write(self, path: Path | str, stored: Tensor) -> None:
-        """Write latents as they are, float16 (number, channels, height, width), under the key "latents" (.npz)."""
+        """Write latents unchanged, float16 (number, channels, height, width), under the key "latents" (.npz)."""
         path = Path(path)
         held = stored.detach().to("cpu", torch.float16).numpy()
 
         def put(temporary: Path) -> None:
-            with temporary.open("wb") as file:  # numpy would append an ending to a name in capitals
+            with temporary.open("wb") as file:  # numpy would append a suffix to an upper-case name
                 np.savez_compressed(file, latents=held)
 
         write_atomically(path, put)
 
     def preview(self, stored: Tensor) -> Picture:
-        """Draw a grid of the first three channels as colours, or of the first as grey, three deviations to either side."""
+        """Draw a grid of the first three channels as colours, or the first as grey, within three standard deviations."""
         shown = to_bytes(self.encode(stored)[:, : 3 if self.shape[0] >= 3 else 1] / 3)
         return image_files.grid(channels_last(shown))

@@ -1,4 +1,4 @@
-"""Tables: rows of numbers, whole numbers, dates and categories, any of which may be missing."""
+"""Tables: rows of real numbers, integers, dates and categories, any of which may be missing."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ Role = Literal["number", "integer", "date", "category", "constant"]
 Numbers = Literal["auto", "standard", "quantiles"]
 
 FEW_VALUES = 10
-"""Whole numbers of at most so many values are categories, if each occurs twice in the mean."""
+"""Integers with at most so many values are categories, if each occurs twice on average."""
 MOST_CATEGORIES = 1000
 """Most categories of a column."""
 _FEW = 20
-"""Up to so many texts are categories, however few rows there are; above, each occurs twice in the mean."""
+"""Up to so many strings are categories for any number of rows; more must occur twice each on average."""
 _SHARED = 0.8
-"""A column takes the values of training alone where so many of its cells share theirs with another."""
+"""Fraction of cells that share their value with another from which a column only takes values of training."""
 _MOST_VALUES = 1000
-"""Most values that are kept of such a column."""
+"""Most values that are stored for such a column."""
 LONG_TAIL = 20.0
-"""Mean fourth power of standardised numbers above which they have a long tail: 3 of a normal law, 9 of an exponential."""
+"""Kurtosis above which numbers have a long tail: 3 for a normal distribution, 9 for an exponential."""
 _KNOTS = 201
-"""Most quantiles that a column is described by."""
+"""Most quantiles that describe a column."""
 _LABELS = 0x7AB1E
-"""Changes the seed that labels are drawn with, so that they do not depend on the noise of the rows."""
+"""Changes the seed of labels, so that they are independent of the noise of the rows."""
 GAP = -float(2**1000)
-"""What stands for a missing number or date in stored form: finite, as training refuses NaN."""
+"""Value of a missing number or date in stored form: finite, as training refuses NaN."""
 _EPOCH = datetime(1970, 1, 1)
 _DAY = timedelta(days=1)
 _DATE = re.compile(
@@ -60,39 +60,40 @@ _CLOCKS = {
     " 10:00": (" ", "minutes"),
     "T10:00": ("T", "minutes"),
 }
-"""How times of day are written behind the date, ten o'clock as the example; and the words of ``isoformat`` for it."""
+"""Formats of times of day after the date, by the example ten o'clock; and the arguments of ``isoformat``."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: what its cells are, and all that is needed to write such cells.
+    """A column of a table: the type of its cells, and all that is needed to write such cells.
 
     Args:
         name: Its name.
-        role: What its cells are: real numbers, whole numbers, dates (as days since 1970), categories, or one value in all
+        role: Type of its cells: real numbers, integers, dates (as days since 1970), categories, or one value in all
             rows.
-        categories: The texts of a category, or the one text of a constant.
-        missing: The text of missing cells; ``None`` where none is missing.
-        decimals: Digits behind the point of numbers; −1 for as many as a number needs. Of dates, digits of the
-            day's fraction that are written: 0 for dates alone, 1 for times of day, which are seconds.
-        trimmed: Whether zeros at the end of the decimals are left out, as 23 and 21.6 stand in one column.
-        width: Characters of whole numbers that all have as many, with zeros before, as postcodes; 0 for others.
-        least: The least number in training.
+        categories: The strings of a category, or the single string of a constant.
+        missing: The string of missing cells; ``None`` if none is missing.
+        decimals: Decimals of numbers; −1 for as many as a number needs. For dates, 0 for dates alone, 1 for times of
+            day in seconds.
+        trimmed: Whether trailing zeros are left out, as with 23 and 21.6 in one column.
+        width: Length of zero-padded integers that all have as many characters, as postcodes; 0 for others.
+        least: The smallest number in training.
         most: The largest.
         mean: Mean of the numbers.
         std: Their standard deviation, > 0.
-        step: Distance of the numbers' values, counted in their last digit: 25 of whole numbers that are multiples of 25; of
-            dates in days, of times in seconds: 900 of quarters of an hour.
-        knots: Quantiles at equal distances, from the least to the most, where the numbers are encoded by these.
-        values: The values in training, ascending, where four of five cells share theirs with another: there are no others.
-        type: Its type in the parquet file that it was read from, see :mod:`proxflow.data.parquet`; empty for a text file.
-        dictionary: Texts of the dictionary of such a column, in their order.
-        significant: Most significant digits of real numbers, where their decimals differ or they have exponents; 0 for no
+        step: Spacing of the values, in units of the last digit: 25 for integers that are multiples of 25; for dates in
+            days, for times in seconds: 900 for quarters of an hour.
+        knots: Equally spaced quantiles, from the smallest to the largest number, if numbers are encoded by these.
+        values: The values in training, ascending, if four of five cells share theirs with another: only these are
+            drawn.
+        type: Its type in the parquet file it was read from, see :mod:`proxflow.data.parquet`; empty for a text file.
+        dictionary: Strings of the dictionary of such a column, in order.
+        significant: Most significant digits of real numbers, if their decimals differ or they have exponents; 0 for no
             limit.
-        clock: How times of day are written behind the date: ten o'clock as " 10:00:00", "T10:00:00", " 10:00" or "T10:00".
+        clock: Format of times of day after the date: ten o'clock as " 10:00:00", "T10:00:00", " 10:00" or "T10:00".
 
     Raises:
-        ArgumentError: A value is out of range, or does not belong to the role.
+        ArgumentError: A value is out of range, or does not fit the role.
     """
 
     name: str
@@ -137,12 +138,12 @@ class Column:
 
     @property
     def classes(self) -> int:
-        """Number of its categories, a missing one included; 0 of numbers, dates and constants."""
+        """Number of its categories, including the missing one; 0 for numbers, dates and constants."""
         return len(self.categories) + (self.missing is not None) if self.role == "category" else 0
 
     @property
     def _units(self) -> float:
-        """How many units of the last digit, or for times of seconds, 1 has."""
+        """Number of units of the last digit in 1; for times, of seconds."""
         if self.role == "date":
             return 86400.0 if self.decimals else 1.0
         return float(10.0**self.decimals)
@@ -153,7 +154,7 @@ class Column:
         return self.role in ("number", "integer", "date")
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return numbers (rows,) as networks see them, float64: standardised, or as normal quantiles."""
+        """Return encoded numbers (rows,), float64: standardised, or as normal quantiles."""
         if not self.knots:
             return (x - self.mean) / self.std
         knots = torch.tensor(self.knots, dtype=torch.float64, device=x.device)
@@ -163,14 +164,14 @@ class Column:
         above, below = first.clamp(1, last), (first - 1).clamp(0, last - 1)
         gap = knots[above] - knots[below]
         between = below + torch.where(gap > 0, (x - knots[below]) / torch.where(gap > 0, gap, 1.0), 0.0)
-        # A value that many rows have stands for the middle of its quantiles.
+        # A value shared by many rows gets the middle of its quantiles.
         level = torch.where(after > first, (first + after - 1) / 2, between)
         edge = 0.5 / len(knots)
         z: Tensor = torch.special.ndtri(edge + (1 - 2 * edge) * level / last)
         return z
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return numbers (rows,) in their own units, as such a column has them: in its range and with its decimals."""
+        """Return numbers (rows,) in their own units, within the column's range and with its decimals."""
         if self.knots:
             knots = torch.tensor(self.knots, dtype=torch.float64, device=z.device)
             last, edge = len(knots) - 1, 0.5 / len(knots)
@@ -194,7 +195,7 @@ class Column:
         return self._shortened(torch.round(x, decimals=digits)).clamp(self.least, self.most)
 
     def _shortened(self, x: Tensor) -> Tensor:
-        """Return numbers (rows,) of at most the significant digits that there are in training."""
+        """Return numbers (rows,) rounded to the most significant digits found in training."""
         if not self.significant:
             return x
         last = self.significant - 1
@@ -214,13 +215,13 @@ class Column:
         if self.decimals < 0:
             return repr(x)
         x += 0.0  # no −0
-        # By the shortest text of the number: of 0.1, further decimals are zeros.
+        # By the shortest string of the number: for 0.1, further decimals are zeros.
         shown = f"{Decimal(repr(x)) if self.decimals else x:.{self.decimals}f}".zfill(self.width)
         return shown.rstrip("0").rstrip(".") if self.trimmed and self.decimals else shown
 
     @property
     def written_as(self) -> str:
-        """The type that it has in parquet files."""
+        """Its type in parquet files."""
         if self.type:
             return self.type
         if self.role == "date":
@@ -230,7 +231,7 @@ class Column:
         return "int64" if self.role == "integer" and self.decimals <= 0 else "double"
 
     def stored(self, cell: str) -> float | None:
-        """Return the stored form of a cell; ``None`` where the column knows no such cell."""
+        """Return the stored form of a cell; ``None`` if it is invalid for the column."""
         if self.role == "constant":
             return 0.0 if cell == self.categories[0] or is_missing(cell) else None
         if self.role == "category":
@@ -243,7 +244,7 @@ class Column:
         return found if found is not None and math.isfinite(found) else None
 
     def describe(self) -> str:
-        """Say what it is in a few words."""
+        """Describe it in a few words."""
         if self.role == "category":
             return f"{self.name} ({len(self.categories)} categories)"
         return f"{self.name} ({self.role})"
@@ -253,20 +254,20 @@ class Column:
 class Table(Kind):
     """Rows of a table, stored as float64 (number, columns): numbers in their units, dates in days, categories as indices.
 
-    A missing number is :data:`GAP`, a missing category has the index behind the last. Encoded, a row is its numbers,
-    standardised or as normal quantiles, 0 where they are missing; then for each column of numbers with missing cells whether
-    it is missing, 0 or 1; then the categories, those with equally many classes side by side. Constant columns and the
-    target are left out.
+    A missing number is :data:`GAP`, a missing category has the index after the last. An encoded row has its numbers,
+    standardised or as normal quantiles, 0 if missing; then a 0/1 flag of missing cells for each column of numbers that
+    has any; then the categories, grouped by number of classes. Constant columns and the target are left out.
 
     Args:
         shape: (encoded columns,).
-        columns: The columns, in their order.
-        target: Name of the category that rows are conditioned on; empty for none.
-        shares: Share of each of the target's categories in training.
-        pandas: What pandas kept in the parquet file that it was read from, see :func:`proxflow.data.parquet.write`.
+        columns: The columns, in order.
+        target: Name of the categorical column that rows are conditioned on; empty for none.
+        shares: Frequency of each of the target's categories in training.
+        pandas: The metadata of pandas in the parquet file it was read from, see :func:`proxflow.data.parquet.write`.
 
     Raises:
-        ArgumentError: The columns do not make this shape, two have one name, or the target is none of the categories.
+        ArgumentError: The columns do not fit the shape, two have the same name, or the target is not one of the
+            categorical columns.
     """
 
     shape: tuple[int, ...]
@@ -296,7 +297,7 @@ class Table(Kind):
         if self.shape != (wide,) or not wide:
             raise ArgumentError(f"a table with these columns has the shape ({wide},), at least 1, got {self.shape}")
 
-    # The layout of a row: places of columns in the stored form, in the order of the encoded one.
+    # The layout of a row: indices of columns in the stored form, in the order of the encoded one.
 
     @property
     def _numbers(self) -> list[int]:
@@ -308,7 +309,7 @@ class Table(Kind):
 
     @property
     def _groups(self) -> list[tuple[int, list[int]]]:
-        """Numbers of classes, and the columns that have as many; the target is none of them."""
+        """Numbers of classes, and the columns with as many, without the target."""
         found: dict[int, list[int]] = {}
         for k, column in enumerate(self.columns):
             if column.classes and column.name != self.target:
@@ -322,13 +323,13 @@ class Table(Kind):
 
     @property
     def layout(self) -> tuple[Any, ...]:
-        """What encoded rows mean, whatever the units of the numbers: a model of other rows cannot go on with these."""
+        """The meaning of encoded rows, except for units: a model can only continue with rows of the same layout."""
         told = tuple((c.name, c.role, c.categories, c.missing is not None) for c in self.columns)
         return (self.target, *told)
 
     @property
     def decides(self) -> Mapping[str, Any]:
-        """The endpoints of a flow of such rows, and its divergence where the flow's name leaves it open."""
+        """The endpoints of a flow of such rows, and its divergence if the flow's name does not fix it."""
         parts: list[Any] = [[{"kind": "gaussian"}, len(self._numbers)]] if self._numbers else []
         if self._gaps:
             parts.append([{"kind": "categorical", "classes": 2}, len(self._gaps)])
@@ -359,26 +360,26 @@ class Table(Kind):
         numbers: Numbers = "auto",
         **settings: Any,
     ) -> Loaded:
-        """Read a table, and find out what its columns are.
+        """Read a table, and infer the types of its columns.
 
-        Cells that are empty or NA, N/A, #N/A, NaN, <NA>, null or ? are missing. A column is, by the first that holds:
-        constant, if it has one value; categories, if it is named in ``categories`` or is the target; whole numbers, if all
-        its numbers are whole, and categories where these are of at most 10 values, each twice in the mean; real numbers;
-        dates, if they are written as 2024-12-31, 2024-12-31 23:59:59 or 2024-12-31T23:59; else categories.
+        Cells that are empty or NA, N/A, #N/A, NaN, <NA>, null or ? are missing. A column is, by the first rule that
+        applies: constant, if it has one value; categorical, if it is in ``categories`` or the target; integer, if all
+        its numbers are, and categorical if these have at most 10 values, each twice on average; real; dates, written as
+        2024-12-31, 2024-12-31 23:59:59 or 2024-12-31T23:59; else categorical.
 
         Args:
-            source: File ``.csv``, whose first line names the columns, or ``.parquet``.
-            held_out: Share kept from training, in [0, 1).
-            seed: Seed of their choice.
-            categories: Columns that are categories, whatever they look like.
-            ignore: Columns that are left out.
-            target: Column that models are conditioned on, as categories.
-            numbers: How networks see numbers: "standard", of mean 0 and variance 1, by their "quantiles" as normal ones, or
-                "auto", columns with a long tail by quantiles and the others standard.
-            **settings: None are known.
+            source: A ``.csv`` file with column names in the first line, or a ``.parquet`` file.
+            held_out: Fraction held out, in [0, 1).
+            seed: Seed of the split.
+            categories: Columns that are categorical in any case.
+            ignore: Columns to leave out.
+            target: Column to condition on, as categories.
+            numbers: Encoding of numbers: "standard", with mean 0 and variance 1; "quantiles", mapped to normal ones; or
+                "auto", quantiles for columns with a long tail and standard for others.
+            **settings: There are none.
 
         Raises:
-            ArgumentError: A share or setting is out of range, or a column is named that there is not.
+            ArgumentError: A fraction or setting is out of range, or a named column does not exist.
             DataError: There is no such source, it is damaged or of another form; the message names line and column.
         """
         if settings:
@@ -432,7 +433,7 @@ class Table(Kind):
                 "end of their range: leave --numbers out"
             )
         if numbers == "auto" and not tails:
-            numbers = "standard"  # the same, as runs of earlier versions have it
+            numbers = "standard"  # the same, as in runs of earlier versions
         told = {"source": source, "held_out": held_out, "seed": seed, "ignore": list(ignore), "numbers": numbers}
         of = f"{len(train)} rows of {len(measured)} columns"
         return Loaded(kind, kind.with_labels(train), kept and kind.with_labels(kept), of, tuple(notes), told)
@@ -445,14 +446,14 @@ class Table(Kind):
         return Examples(rows.x, torch.where(labels < len(self.classes), labels, -1))
 
     def drawn_labels(self, number: int, seed: int) -> Tensor:
-        """Draw labels of the target, int64 (number,), as often as in training; label i depends on the seed and i alone."""
+        """Draw labels of the target, int64 (number,), with training frequencies; label i depends only on the seed and i."""
         streams = SampleStreams(seed ^ _LABELS, torch.arange(number), expected=1)
         at = rand(torch.Size([number]), streams, torch.float64, torch.device("cpu"))
         edges = torch.tensor(self.shares, dtype=torch.float64).cumsum(0)
         return torch.searchsorted(edges, at.contiguous(), right=True).clamp_max(int((edges < 1 - 1e-12).sum()))
 
     def labelled(self, stored: Tensor, labels: Tensor) -> Tensor:
-        """Return rows with the target's column set to labels (number,); without a target as they are."""
+        """Return rows with the target's column set to labels (number,); unchanged without a target."""
         if not self.target:
             return stored
         stored = stored.clone()
@@ -463,13 +464,13 @@ class Table(Kind):
         return next(k for k, column in enumerate(self.columns) if column.name == name)
 
     def rows(self, source: str) -> tuple[Tensor, Cells]:
-        """Read rows of a file with these columns, in stored form, by what is known of them; further columns are left out.
+        """Read rows of a file with these columns, in stored form; further columns are left out.
 
         Returns:
-            The rows, and all cells as they stand in the file.
+            The rows, and all cells of the file.
 
         Raises:
-            DataError: A column is not there, or a cell is none of its column; the message names line and column.
+            DataError: A column is missing, or a cell is invalid for its column; the message names line and column.
         """
         cells = read_cells(Path(source))
         names = [column.name for column in self.columns]
@@ -503,9 +504,9 @@ class Table(Kind):
         return stored.detach().to("cpu", torch.float64).masked_fill(stored.cpu() == GAP, math.nan).numpy()
 
     def observed(self, stored: Tensor) -> tuple[Tensor, Tensor]:
-        """Return rows whose missing cells are to be filled as networks take them, and which of that is known.
+        """Return encoded rows with cells to fill, and which entries are known.
 
-        That a number is not missing is known of all rows.
+        The flags that numbers are not missing are known for all rows.
 
         Returns:
             Encoded rows, and bool of the same shape, (number, *shape).
@@ -518,7 +519,7 @@ class Table(Kind):
         return encoded, known
 
     def never(self) -> Tensor:
-        """Return which encoded columns are categories whose last class says that a cell is missing, bool shape."""
+        """Return which encoded columns are categories whose last class means a missing cell, bool shape."""
         places = [k for _, group in self._groups for k in group]
         gaps = [self.columns[k].missing is not None for k in places]
         return torch.tensor([False] * (len(self._numbers) + len(self._gaps)) + gaps)
@@ -528,7 +529,7 @@ class Table(Kind):
         return torch.from_numpy(values).nan_to_num(GAP)
 
     def encode(self, stored: Tensor) -> Tensor:
-        """Return rows as networks take them, float32; see the class."""
+        """Return encoded rows, float32; see the class."""
         if stored.shape[1:] != (len(self.columns),):
             raise ArgumentError(
                 f"these rows have the shape {tuple(stored.shape[1:])}, rows here have {(len(self.columns),)}"
@@ -544,7 +545,7 @@ class Table(Kind):
         return torch.stack([*numbers, *gaps, *classes], dim=1).float()
 
     def decode(self, samples: Tensor) -> Tensor:
-        """Return samples in stored form, float64, each column in the range and with the decimals that it has in training.
+        """Return samples in stored form, float64, each column with its range and decimals in training.
 
         The target is missing: see :meth:`labelled`.
         """
@@ -582,8 +583,8 @@ class Table(Kind):
         """Write rows with the names, types, categories and decimals of the original, or a plot of two columns (.png).
 
         Raises:
-            ArgumentError: It is a file of text, and times have a zone.
-            OutputError: The place cannot be written.
+            ArgumentError: It is a text file, and times have a zone.
+            OutputError: The path cannot be written.
         """
         path = Path(path)
         self._check_zones(path)
@@ -608,16 +609,16 @@ class Table(Kind):
         write_atomically(path, put)
 
     def write_cells(self, path: Path, cells: Cells, texts: Mapping[tuple[int, int], str]) -> None:
-        """Write cells of a file to a .csv, or where they are of a parquet file to such, with other texts for some.
+        """Write cells of a file to a .csv or, if they are from one, a parquet file, replacing some of them.
 
         Args:
-            path: Where to.
+            path: The file to write.
             cells: All cells of the file.
-            texts: The other texts, by row and column of the table.
+            texts: The replacements, by row and column of the table.
 
         Raises:
-            DataError: Such a cell cannot be of the type of its column.
-            OutputError: The place cannot be written.
+            DataError: A replacement is invalid for the type of its column.
+            OutputError: The path cannot be written.
         """
         if path.suffix.lower() == ".parquet":
             named = {(row, self.columns[k].name): text for (row, k), text in texts.items()}
@@ -656,7 +657,7 @@ def _known(cells: Cells, names: Sequence[str]) -> None:
 
 
 def _days(cell: str) -> float | None:
-    """Return the days from 1970 to a date, or to a time of a day, in the form of ISO 8601; ``None`` of other texts."""
+    """Return the days from 1970 to a date, or date and time, in ISO 8601; ``None`` for other strings."""
     form = _DATE.fullmatch(cell)
     if form is None or form["zone"]:
         return None
@@ -667,13 +668,13 @@ def _days(cell: str) -> float | None:
 
 
 def _has_zone(cell: str) -> bool:
-    """Tell whether a cell is a time of a day with a zone."""
+    """Return whether a cell is a time of day with a zone."""
     form = _DATE.fullmatch(cell)
     return form is not None and form["zone"] is not None
 
 
 def _clock(counts: Counter[str]) -> str:
-    """Return how most of the times of day among the texts of dates are written; dates alone among them are midnights."""
+    """Return the most common format of times of day among strings of dates; dates without time are midnights."""
     found = Counter[str]()
     for text, number in counts.items():
         if (form := _DATE.fullmatch(text)) and form["mark"]:
@@ -682,15 +683,15 @@ def _clock(counts: Counter[str]) -> str:
 
 
 def _found(cells: Cells, k: int, asked: str) -> Column:
-    """Return what a column is, by the rules of :meth:`Table.read`, without its numbers.
+    """Return a column by the rules of :meth:`Table.read`, without statistics of its numbers.
 
     Args:
         cells: The table.
-        k: The column's place.
-        asked: The option that takes it as categories, whatever it looks like; empty for none.
+        k: The column's index.
+        asked: The option that makes it categorical; empty for none.
 
     Raises:
-        DataError: Its cells are of no such kind; the message names line and column.
+        DataError: Its cells fit no type; the message names line and column.
     """
     found = _found_in(cells, k, asked, bool(asked) or _typed_categories(cells, k))
     return replace(found, type=cells.types[k], dictionary=cells.dictionaries[k]) if cells.types else found
@@ -701,7 +702,7 @@ def _typed_categories(cells: Cells, k: int) -> bool:
 
 
 def _found_in(cells: Cells, k: int, asked: str, as_categories: bool) -> Column:
-    """Return what a column is by its cells."""
+    """Return the type of a column by its cells."""
     name, texts = cells.names[k], cells.columns[k]
     present = [(row, text) for row, text in enumerate(texts) if not is_missing(text)]
     where = f"{cells.path}: column {name}"
@@ -767,19 +768,19 @@ _MOST_DECIMALS = 17
 
 
 def _decimals(text: str) -> int:
-    """Return how many digits a number's text has behind the point, written out in full."""
+    """Return the number of decimals of a number's string, written out without exponent."""
     front, _, exponent = text.lower().partition("e")
     return max(0, len(front.partition(".")[2]) - int(exponent or 0))
 
 
 def _significant(texts: Iterable[str]) -> int:
-    """Return the most significant digits that a number's text has; not more than any number keeps, which are 17."""
+    """Return the largest number of significant digits of numbers' strings, at most 17."""
     mantissas = (text.lower().partition("e")[0] for text in texts)
     return min(17, max(len(mantissa.lstrip("+-0.").replace(".", "")) for mantissa in mantissas) or 1)
 
 
 def _padded(texts: Iterable[str]) -> int:
-    """Return the length of whole numbers that all have as many characters, where one has zeros before it; else 0."""
+    """Return the length of integers that all have as many characters, if one has leading zeros; else 0."""
     lengths = {len(text) for text in texts}
     return lengths.pop() if len(lengths) == 1 and any(text[0] == "0" and len(text) > 1 for text in texts) else 0
 
@@ -796,11 +797,11 @@ _NEARLY = tuple(
     )
 )
 _MOST = 0.9
-"""Share of the cells of a column from which on it is said what they look like."""
+"""Fraction of a column's cells from which a hint says what they look like."""
 
 
 def _nearly(counts: Counter[str]) -> tuple[int, str, str] | None:
-    """Return how many of the texts look like what, and how they are to be written, if they are nearly numbers or dates."""
+    """Return how many strings look like what, and how to write them, if they are nearly all numbers or dates."""
     plain = sum(number for text, number in counts.items() if number_in(text) is not None)
     for what, form, mend in _NEARLY:
         found = sum(number for text, number in counts.items() if form.fullmatch(text))
@@ -810,7 +811,7 @@ def _nearly(counts: Counter[str]) -> tuple[int, str, str] | None:
 
 
 def _hint(cells: Cells, k: int, column: Column) -> str:
-    """Say what a column seems to be and is not taken for, and how to have it so; nothing of others."""
+    """Return a hint on what a column seems to be but is not read as, and how to change that; empty for others."""
     counts, name = Counter(text for text in cells.columns[k] if not is_missing(text)), column.name
     if column.role == "category" and not _typed_categories(cells, k) and (nearly := _nearly(counts)):
         found, what, mend = nearly
@@ -834,12 +835,12 @@ def _hint(cells: Cells, k: int, column: Column) -> str:
 
 
 def _is_day(text: str) -> bool:
-    """Tell whether a text is a day of a recent century without marks, 20240131."""
+    """Return whether a string is a day of a recent century without separators, 20240131."""
     return len(text) == 8 and text[:2] in ("19", "20") and _days(f"{text[:4]}-{text[4:6]}-{text[6:]}") is not None
 
 
 def _long_tailed(x: Tensor, mean: float, std: float) -> bool:
-    """Tell whether a few numbers (number,) lie so far from the others that these are close together in standard units."""
+    """Return whether a few numbers (number,) are so far from the others that these are close in standard units."""
     return float(((x - mean) / std).pow(4).mean()) > LONG_TAIL
 
 
@@ -871,7 +872,7 @@ def _stored(cells: Cells, columns: Sequence[Column]) -> Tensor:
     """Return cells in stored form.
 
     Raises:
-        DataError: A cell is none of its column.
+        DataError: A cell is invalid for its column.
     """
     stored = torch.empty(len(cells.lines), len(columns), dtype=torch.float64)
     for k, column in enumerate(columns):
@@ -889,7 +890,7 @@ def _stored(cells: Cells, columns: Sequence[Column]) -> Tensor:
 
 
 def _check_range(cells: Cells, columns: Sequence[Column], stored: Tensor) -> None:
-    """Refuse numbers that float64 does not hold, or whose differences it does not, in whichever rows they are.
+    """Refuse numbers that overflow float64, or whose differences do, in any row.
 
     Raises:
         DataError: There is one; the message names line and column.
@@ -913,7 +914,7 @@ def _check_range(cells: Cells, columns: Sequence[Column], stored: Tensor) -> Non
 
 
 def _check_distance(cells: Cells, columns: Sequence[Column], stored: Tensor) -> None:
-    """Refuse numbers that networks would see as infinite, among rows that are held out and did not set the scale.
+    """Refuse numbers that would be encoded as infinite, in held-out rows, which do not determine the scale.
 
     Raises:
         DataError: There is one; the message names line and column.
@@ -940,7 +941,7 @@ def _measured(column: Column, x: Tensor, numbers: Numbers) -> Column:
             f"column {column.name} has no value in the training rows: leave it out, --ignore {column.name}, or hold out less"
         )
     least, most = float(x.min()), float(x.max())
-    # Scaled first: squares of large or small numbers would leave the range of float64.
+    # Scaled first: squares of large or small numbers would overflow or underflow.
     unit = most - least or 1.0
     within = (x - least) / unit
     mean, std = least + float(within.mean()) * unit, float(within.std(correction=0)) * unit or 1.0
@@ -957,7 +958,7 @@ def _measured(column: Column, x: Tensor, numbers: Numbers) -> Column:
 
 
 def _step(column: Column, x: Tensor) -> int:
-    """Return the greatest common divisor of the distances of a column's numbers (number,), counted in their last digit."""
+    """Return the greatest common divisor of the distances of a column's numbers (number,), in units of the last digit."""
     if column.decimals < 0:
         return 1
     digits = torch.unique((x * column._units).round())
@@ -965,13 +966,13 @@ def _step(column: Column, x: Tensor) -> int:
         return 1
     shared = int(np.gcd.reduce(digits.diff().long().numpy())) if len(digits) > 1 else 0
     if column.role == "date" and column.decimals and (_CLOCKS[column.clock][1] == "minutes" or shared % 60 == 0):
-        # Whole minutes are no chance, however few; and where most times are written without seconds, all are made so.
+        # Whole minutes are not by chance, however few; and if most times have no seconds, all are written so.
         return shared if shared and shared % 60 == 0 and len(digits) > FEW_VALUES else 60
     return max(1, shared) if len(digits) > FEW_VALUES else 1  # few numbers may have a common divisor by chance
 
 
 def _summary(kind: Table) -> str:
-    """Say which column is what."""
+    """Return a summary of the types of columns."""
     words = {"number": "numbers", "integer": "whole numbers", "date": "dates", "category": "categories"}
     said = []
     for role, word in words.items():

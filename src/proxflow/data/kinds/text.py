@@ -1,4 +1,4 @@
-"""Text: windows of tokens, which are characters, letters, bytes or those of a tokenizer."""
+"""Text: windows of tokens, which are characters, letters, bytes or a tokenizer's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from proxflow.examples import Examples
 from proxflow.runtime.files import read_plain, writable_folder, write_atomically, write_text
 
 TOKENS = ("characters", "letters", "bytes")
-"""What a token may be; or the file of a tokenizer, ending .json."""
+"""Kinds of tokens; or the .json file of a tokenizer."""
 
 GAP = "_"
 r"""An unknown token in a text with gaps; ``\_`` is the character itself there, and ``\\`` a backslash."""
@@ -32,24 +32,24 @@ r"""An unknown token in a text with gaps; ``\_`` is the character itself there, 
 _GAPS = re.compile(r"\\([_\\])|(_)")
 
 STRETCHES, OVERLAP, OVERLAPPING = 20, 4, 2**26
-"""Equal parts of a text of which each holds out its end; how many windows each token of the training text lies in; the most
-tokens of which that is so: of longer texts windows do not overlap."""
+"""Number of equal parts of a text whose ends are held out; number of training windows that contain each token; largest
+number of tokens with overlapping windows."""
 
 BREAKS = (b"\n", b"\r")
 
 
 @dataclass(frozen=True)
 class Text(Kind):
-    """Windows of text, stored as indices of tokens (number, context), in the smallest type of integers that holds them.
+    """Windows of text, stored as token indices (number, context), in the smallest integer type that holds them.
 
     Args:
         shape: (context,), the number of tokens of a window.
-        tokens: What a token is: "characters", "letters" (of 27 symbols), "bytes" or "tokenizer".
+        tokens: Kind of tokens: "characters", "letters" (27 symbols), "bytes" or "tokenizer".
         vocabulary: The characters, in the order of their indices; empty for bytes and a tokenizer.
         tokenizer: Content of the tokenizer's file; empty for others.
 
     Raises:
-        ArgumentError: The shape is not of one number, or tokens and vocabulary do not belong together.
+        ArgumentError: The shape is not of one number, or tokens and vocabulary do not fit together.
     """
 
     shape: tuple[int, ...]
@@ -85,7 +85,7 @@ class Text(Kind):
 
     @property
     def decides(self) -> Mapping[str, Any]:
-        # Of a Bayesian flow β(1) K/ln K is what it has for text8, β(1) = 0.75 with K = 27, in "Bayesian Flow Networks"
+        # For a Bayesian flow β(1) K/ln K is the value for text8, β(1) = 0.75 with K = 27, in "Bayesian Flow Networks"
         # (Graves et al., 2023), arXiv 2308.07037, § 7.3: with more, late beliefs would be certain by themselves.
         sharpest = math.sqrt(0.75 * 27 / math.log(27) * math.log(self.symbols) / self.symbols)
         ends = {"kind": "categorical", "classes": self.symbols}
@@ -109,21 +109,22 @@ class Text(Kind):
         exclude: Path | None = None,
         **settings: Any,
     ) -> Loaded:
-        """Read text, and cut it into windows.
+        """Read text, and split it into windows.
 
-        Documents stand one after the other with a blank line between them. The text is cut into 20 equal parts, fewer of a
-        short one, and the end of each is held out: by position alone, whatever the seed. Windows to train on overlap: one
-        begins at every fourth of a context.
+        Documents are concatenated with a blank line between them. The text is divided into 20 equal parts, fewer if it
+        is short, and the end of each is held out, independent of the seed. Training windows overlap: one begins at
+        every quarter of a context.
 
         Args:
-            source: "bible", the embedded corpus; a text file; or a folder, whose files .txt are the documents, by name.
-            held_out: Share kept from training, in [0, 1).
+            source: "bible", the embedded corpus; a text file; or a folder, whose .txt files are the documents, sorted
+                by name.
+            held_out: Fraction held out, in [0, 1).
             seed: Not used.
             context: Number of tokens of a window, ≥ 1.
-            tokens: "characters", "letters" (a to z and space, as text8), "bytes", or a file .json of the package
+            tokens: "characters", "letters" (a to z and space, as text8), "bytes", or a .json file of the package
                 tokenizers.
-            exclude: A folder whose files are no data.
-            **settings: None are known.
+            exclude: A folder whose files are skipped.
+            **settings: There are none.
 
         Raises:
             ArgumentError: A setting is unknown or out of range, or tokenizers is not installed.
@@ -205,7 +206,7 @@ class Text(Kind):
 
     @cached_property
     def _unknown(self) -> tuple[str, int] | None:
-        """The tokenizer's token for what it does not know, and its index; ``None`` where there is none."""
+        """The tokenizer's unknown token and its index; ``None`` if there is none."""
         if self.tokens != "tokenizer":
             return None
         match json.loads(self.tokenizer).get("model"):
@@ -217,7 +218,7 @@ class Text(Kind):
         return None
 
     def _tokenised(self, text: str) -> tuple[Tensor, float]:
-        """Return a tokenizer's tokens of a text, int64 (number,), and the share of it, blanks aside, that none knows."""
+        """Return a tokenizer's tokens of a text, int64 (number,), and the fraction of it, except blanks, that is unknown."""
         found = _tokenizer(self.tokenizer).encode(text, add_special_tokens=False)
         ids, spans = np.asarray(found.ids, np.int64), np.asarray(found.offsets, np.int64).reshape(-1, 2)
         if self._unknown is not None:
@@ -268,7 +269,7 @@ class Text(Kind):
         """Return a window that begins with a prompt: tokens (context,), and which of them are known.
 
         Raises:
-            ArgumentError: The prompt is empty, does not leave a token to write, or has what the vocabulary has not.
+            ArgumentError: The prompt is empty, leaves no token to generate, or has characters outside the vocabulary.
         """
         if not prompt:
             raise ArgumentError("--prompt is empty: give the text to begin with, or leave it out")
@@ -280,7 +281,8 @@ class Text(Kind):
         Each ``_`` is an unknown token; ``\_`` is the character itself, and ``\\`` a backslash.
 
         Raises:
-            ArgumentError: There is no gap, the text is longer than a window, or it has what the vocabulary has not.
+            ArgumentError: There is no gap, the text is longer than a window, or it has characters outside the
+                vocabulary.
         """
         pieces, end = list[str | None]([""]), 0
         for found in _GAPS.finditer(text):
@@ -293,7 +295,7 @@ class Text(Kind):
         return self._window([piece for piece in pieces if piece != ""], "--infill", text)
 
     def _window(self, pieces: list[str | None], option: str, text: str) -> tuple[Tensor, Tensor, int]:
-        """Return the window that begins with known pieces and unknown tokens (``None``), what is known, and its length."""
+        """Return the window of known pieces and unknown tokens (``None``), which tokens are known, and the length."""
         (context,), whole = self.shape, None in pieces
         parts = [torch.full((1,), -1) if piece is None else self.indices_of(piece) for piece in pieces]
         if self.tokens == "tokenizer":
@@ -308,7 +310,7 @@ class Text(Kind):
         return window.clamp(min=0), window >= 0, len(found)
 
     def _check_kept(self, pieces: list[str | None], parts: list[Tensor], option: str) -> None:
-        """Refuse known text that a tokenizer changes, as it is to stay word for word; say what it would keep.
+        """Refuse known text that a tokenizer changes, as it must stay verbatim; say what it would keep.
 
         Raises:
             ArgumentError: It changes.
@@ -339,7 +341,7 @@ class Text(Kind):
         return stored.long()
 
     def decode(self, samples: Tensor) -> Tensor:
-        """Return samples as they are stored."""
+        """Return samples in stored form."""
         return samples.to(_smallest(self.symbols))
 
     def check_output(self, path: Path, number: int) -> None:
@@ -353,10 +355,10 @@ class Text(Kind):
             raise OutputError(f"cannot write the file {path}: it is a folder")
 
     def write(self, path: Path | str, stored: Tensor) -> None:
-        """Write one text a line, or with a blank line between them where one of them holds a line break; or JSON strings.
+        """Write one text per line, or separated by blank lines if one contains a line break; or JSON strings.
 
-        Of bytes, a file ``.txt`` has them as they are, whatever encoding they are of. A file ``.jsonl`` has a JSON string a
-        line, in which bytes that are no UTF-8 are U+FFFD.
+        Bytes are written to a ``.txt`` file unchanged, in any encoding. A ``.jsonl`` file has one JSON string per line,
+        with U+FFFD for bytes that are not UTF-8.
         """
         path = Path(path)
         if path.suffix.lower() == ".jsonl":
@@ -367,7 +369,7 @@ class Text(Kind):
         write_atomically(path, lambda temporary: _write_bytes(temporary, b"".join(text + end for text in texts)))
 
     def preview(self, stored: Tensor) -> Picture:
-        """Draw the first 16 texts, their lines broken at 100 characters."""
+        """Draw the first 16 texts, with lines wrapped at 100 characters."""
         from PIL import Image, ImageDraw, ImageFont
 
         lines: list[str] = []
@@ -395,7 +397,7 @@ def _smallest(symbols: int) -> torch.dtype:
 
 
 def _cut(every: Tensor, held_out: float, context: int) -> tuple[Tensor, Tensor | None, int]:
-    """Return windows to train on, those held out, and the number of equal parts whose ends these are."""
+    """Return training windows, held-out windows, and the number of equal parts."""
     kept_tokens = int(held_out * len(every))
     stretches = max(1, min(STRETCHES, kept_tokens // (4 * context)))
     if kept_tokens < context or len(every) - kept_tokens < context:
@@ -415,10 +417,10 @@ def _cut(every: Tensor, held_out: float, context: int) -> tuple[Tensor, Tensor |
 
 
 def _tokenizer_file(path: Path) -> str:
-    """Return the content of a tokenizer's file, checked.
+    """Return the content of a tokenizer's file, after checking it.
 
     Raises:
-        DataError: It cannot be read, or is none.
+        DataError: It cannot be read, or is not a tokenizer.
         ArgumentError: The package tokenizers is not installed.
     """
     try:
@@ -443,10 +445,10 @@ def _tokenizer(content: str, named: str = "the model's tokenizer") -> Any:
 
 @dataclass(frozen=True)
 class _Refused:
-    """A block in which the package tokenizers may refuse a file, by a bare Exception, which no except clause singles out.
+    """A block in which the package tokenizers may refuse a file by a bare Exception, which no except clause can select.
 
     Args:
-        named: What the error calls the file.
+        named: Name of the file in the error.
     """
 
     named: str

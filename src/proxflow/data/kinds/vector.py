@@ -38,7 +38,7 @@ class Vector(Kind):
         columns: Names of the columns; empty for none.
 
     Raises:
-        ArgumentError: The numbers of these differ, or one is out of range.
+        ArgumentError: Their lengths differ, or a value is out of range.
     """
 
     shape: tuple[int, ...]
@@ -66,7 +66,7 @@ class Vector(Kind):
         """Return the kind of rows (number, columns), with the mean and standard deviation of their columns.
 
         Raises:
-            DataError: There are none, or a number is not finite.
+            DataError: There are no rows, or a number is not finite.
         """
         if not rows.numel():
             raise DataError(f"expected at least one row of numbers to learn from, got {tuple(rows.shape)}")
@@ -91,16 +91,16 @@ class Vector(Kind):
         """Read rows of numbers.
 
         Args:
-            source: File of rows: ``.npy``, ``.npz`` with the key ``x`` or one array (rows, columns), or ``.csv`` with
-                commas, whose first line may name the columns.
-            held_out: Share kept from training, in [0, 1).
-            seed: Seed of their choice.
-            **settings: None are known.
+            source: File of rows: ``.npy``, ``.npz`` with the key ``x`` or a single array (rows, columns), or
+                comma-separated ``.csv``, optionally with column names in the first line.
+            held_out: Fraction held out, in [0, 1).
+            seed: Seed of the split.
+            **settings: There are none.
 
         Raises:
-            ArgumentError: The share is out of range, or a setting is given.
+            ArgumentError: The fraction is out of range, or a setting is given.
             DataError: There is no such source, it is damaged or of another form, or a number is not finite; the message
-                names the place.
+                names its position.
         """
         if settings:
             raise ArgumentError(f"rows of numbers have no settings, got {', '.join(settings)}")
@@ -119,7 +119,7 @@ class Vector(Kind):
                     notes = (f"{path}: only {key} is read; left out: {', '.join(others)}",)
             case _:
                 raise DataError(f"no rows of numbers in {source!r}: expected {cls.sources}")
-        _moments(torch.from_numpy(rows), path, columns)  # refuses what is too large in whichever rows
+        _moments(torch.from_numpy(rows), path, columns)  # refuses values that are too large in any row
         train, kept = split(Examples(torch.from_numpy(rows)), held_out, seed)
         mean, std, constant = _moments(train.x, path, columns)
         if constant:
@@ -180,7 +180,7 @@ class Vector(Kind):
                         writer.writerows([self.columns] if self.columns else [])
                         writer.writerows([repr(number) for number in row] for row in rows.tolist())
                 case ".npy":
-                    with temporary.open("wb") as file:  # numpy would append an ending to a name in capitals
+                    with temporary.open("wb") as file:  # numpy would append a suffix to an upper-case name
                         np.save(file, rows)
                 case _:
                     with temporary.open("wb") as file:
@@ -207,7 +207,7 @@ def _key(path: Path) -> str:
     if shapes and len(tables) != 1:
         found = ", ".join(f"{key} {shape}" for key, shape in shapes.items())
         raise DataError(f"{path}: expected the key x, or one array (rows, columns); found {found}")
-    return tables[0] if tables else "x"  # for a damaged file, which reading refuses
+    return tables[0] if tables else "x"  # for a damaged file, which is refused when read
 
 
 def _checked(array: Array, path: str, key: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -258,14 +258,14 @@ def _read_csv(path: Path) -> tuple[np.ndarray[Any, np.dtype[np.float64]], tuple[
 def _moments(
     x: Tensor, path: Path | str, columns: Sequence[str]
 ) -> tuple[tuple[float, ...], tuple[float, ...], list[int]]:
-    """Return mean and standard deviation of each column, and which columns have one value; float64 (rows, columns)."""
+    """Return mean and standard deviation of each column of float64 (rows, columns), and which columns are constant."""
     least, most = x.amin(0), x.amax(0)
     spread = most - least
     if not bool(spread.isfinite().all()):
         column = _called(int((~spread.isfinite()).nonzero()[0]), columns)
         raise DataError(f"{path}: {column} reaches from {least.min():g} to {most.max():g}; expected smaller numbers")
     constant = spread == 0
-    # Scaled first: squares of large or small numbers would leave the range of float64.
+    # Scaled first: squares of large or small numbers would overflow or underflow.
     unit = torch.where(constant, 1.0, spread)
     within = (x - least) / unit
     mean = least + within.mean(0) * unit

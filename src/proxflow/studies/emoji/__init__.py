@@ -1,1 +1,1 @@
-"""The study of emoji: a flow of small colour pictures and its student of one evaluation, and what of it is memorised."""
+"""The emoji study: a flow of small colour pictures, its one-step student, and memorisation."""

@@ -1,4 +1,4 @@
-"""The report of the study of emoji: scores beside what is memorised, samples, and their nearest training pictures."""
+"""The report of the emoji study: scores and memorisation, samples, and their nearest training pictures."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ FLOW, FEW = "flow", "few"
 """Names of the trials."""
 
 _OF_A_CLASS = 8
-"""Samples of a class in the pictures."""
+"""Samples per class in the figures."""
 
 _BESIDE = 12
-"""Samples beside their nearest training pictures, in a row."""
+"""Samples with their nearest training pictures, per row."""
 
 
 def claims(results: Record) -> list[Claim]:
-    """Measure what the student costs in quality, and what the models memorise, by each one's last cell."""
+    """Measure the quality loss of the student, and memorisation of the models, by the last cell of each."""
     board, found = Scoreboard.of(results), list[Claim]()
     floors = {cell["seed"]: cell for cell in board.cells}
     sampler = board.best_sampler(FLOW, _last(board))
@@ -73,12 +73,12 @@ def _last(board: Scoreboard) -> int:
 
 
 def outcome(results: Record) -> list[Block]:
-    """Return the claims with what was measured."""
+    """Return the claims with the measured values."""
     return [scoreboard.claims_table(claims(results))]
 
 
 def cells_table(results: Record) -> Table:
-    """Set every model, sampler and number of evaluations in a row, with all of its scores; the lowest distances bold."""
+    """Return a table of all scores by model, sampler and number of evaluations, with the lowest distances bold."""
     board = Scoreboard.of(results)
     columns: dict[Score, tuple[str, Floor | None]] = {
         "frechet": ("Fréchet distance", "floor"),
@@ -117,7 +117,7 @@ def cells_table(results: Record) -> Table:
 
 
 def intervals_table(results: Record) -> Table:
-    """Set the memorised shares with their 95 % intervals, of the first seed, in rows."""
+    """Return a table of memorised fractions with 95 % intervals, for the first seed."""
     board = Scoreboard.of(results)
     first = [cell for cell in board.cells if cell["seed"] == board.seeds[0]]
 
@@ -136,7 +136,7 @@ def _percent(value: float) -> str:
 
 
 def _shown(board: Scoreboard) -> list[Cell]:
-    """Return the cells that pictures are of: the flow at its most evaluations with the best sampler, and the student."""
+    """Return the cells in the figures: the flow at the most evaluations with the best sampler, and the student."""
     seed, nfe = board.seeds[0], _last(board)
     cells = [Cell(FLOW, board.best_sampler(FLOW, nfe), nfe, seed)]
     return [*cells, *([Cell(FEW, "deterministic", 1, seed)] if FEW in board.flows else [])]
@@ -166,7 +166,7 @@ def _title(cell: Cell) -> str:
 
 
 def nearest(training: Images, samples: Images) -> tuple[Images, np.ndarray[tuple[int], np.dtype[np.float64]]]:
-    """Find the training picture that is nearest to each sample, by the Euclidean distance of pixels in [-1, 1].
+    """Find the nearest training picture of each sample, by the Euclidean distance of pixels in [-1, 1].
 
     Args:
         training: Bytes, (T, …).
@@ -176,7 +176,7 @@ def nearest(training: Images, samples: Images) -> tuple[Images, np.ndarray[tuple
         The pictures, (N, …), and the distances, (N,).
     """
     known, own = (torch.from_numpy(x.reshape(len(x), -1)).double() / 127.5 for x in (training, samples))
-    # All values are multiples of 1/127.5 in float64, so that a copy is at a distance of rounding alone.
+    # All values are multiples of 1/127.5 in float64, so that the distance of a copy is only rounding.
     squares = own.square().sum(1)[:, None] + known.square().sum(1) - 2 * own @ known.T
     found, index = squares.clamp_min(0).min(1)
     return training[index.numpy()], found.sqrt().numpy()
@@ -192,7 +192,7 @@ def _neighbours(out: Path, results: Record) -> Picture:
         kept = kept_classes(out, cell)
         every = np.concatenate([*kept.values()])
         pictures, distances = nearest(known, every)
-        spread = np.arange(_BESIDE) * len(every) // _BESIDE  # of all classes, as they lie in their order
+        spread = np.arange(_BESIDE) * len(every) // _BESIDE  # from all classes, as they are sorted by class
         closest = np.argsort(distances, kind="stable")[:_BESIDE]
         rows = [
             Row(label, (charts.tile(shown[at], _BESIDE, 48),), apart)
@@ -230,7 +230,7 @@ _READING = Bullets(
 
 
 def trained_with(results: Record) -> str:
-    """Put how long the models were trained into words."""
+    """Describe how long the models were trained."""
     parts = []
     for name in Scoreboard.of(results).flows:
         known = next(record for key, record in results["training"].items() if key.startswith(f"{name}-seed"))
@@ -240,7 +240,7 @@ def trained_with(results: Record) -> str:
 
 
 def block(runs: Sequence[Record]) -> str:
-    """Set the kept runs as Markdown for the documentation: conditions, scores, claims."""
+    """Return the kept runs as Markdown for the documentation: conditions, scores, claims."""
     blocks: list[Block] = []
     for run in runs:
         blocks += [
@@ -255,7 +255,7 @@ def block(runs: Sequence[Record]) -> str:
 
 
 def pages(out: Path, results: Record, device: torch.device) -> list[Block]:
-    """Write the pictures of the study into its folder; return its report. Nothing is sampled; training data are read."""
+    """Write the figures of the study into its folder; return its report. Nothing is sampled; training data are read."""
     known = results["second_extractor"]
     blocks: list[Block] = [
         Heading(1, f"A flow of {dataset_of(results)}, and its student"),

@@ -1,7 +1,8 @@
-"""Emoji: a conditional flow of few colour pictures, a student of it that draws with one evaluation, and what they copy.
+"""Emoji: a conditional flow of few colour pictures, its one-step student, and what they memorise.
 
-A few thousand pictures are seen a hundred times each, so a model may draw what it was shown. Every cell says which share of
-its samples is as near to a training picture as hardly any held-out picture is, in pixels and in the classifier's features.
+A few thousand pictures are seen a hundred times each, so a model may copy them. Every cell has the fraction of its
+samples that are nearer to a training picture than nearly all held-out pictures, in pixels and in the classifier's
+features.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from proxflow.studies.trials import Cell, Measure, Setup, Study, Trial, trained
 from proxflow.training.recipes import Recipe, recipe
 
 _STUDENT: dict[str, Any] = {"warmup_steps": 50, "ema": 0.99}
-"""Settings of the student's training that differ from the preset's, as those of the few-step study."""
+"""Settings of the student's training that differ from the preset's, as in the few-step study."""
 
 
 def cells_of(preset: EmojiPreset) -> list[Cell]:
@@ -44,7 +45,7 @@ def cells_of(preset: EmojiPreset) -> list[Cell]:
 
 
 def trials_of(setup: Setup[EmojiPreset]) -> dict[str, Trial]:
-    """Return the flow, and the student that learns from it and, by a discriminator, from the pictures.
+    """Return the flow, and the student that learns from it and, with a discriminator, from the pictures.
 
     Raises:
         ArgumentError: The images have no labels.
@@ -71,11 +72,11 @@ def _names(setup: Setup[EmojiPreset]) -> tuple[str, ...]:
 
 
 def further(setup: Setup[EmojiPreset], extractors: Sequence[FeatureExtractor]) -> Measure:
-    """Return what finds the share of memorised samples, see :class:`proxflow.metrics.Memorisation`, beside its floor.
+    """Return a measure of memorised samples and its floor, see :class:`proxflow.metrics.Memorisation`.
 
-    ``memorised`` is by Euclidean distances of pixels in [-1, 1], ``memorised_features`` by those of the first extractor's
-    features; their floors, ``memorised_floor`` and ``memorised_features_floor``, are the shares of the test images
-    themselves.
+    ``memorised`` is by Euclidean distances of pixels in [-1, 1], ``memorised_features`` by those of the first
+    extractor's features; their floors, ``memorised_floor`` and ``memorised_features_floor``, are the fractions of the
+    test images.
     """
     channels, height, width = setup.shape
     pixels = metrics.pixel_features((channels, height, width))
@@ -98,7 +99,7 @@ def further(setup: Setup[EmojiPreset], extractors: Sequence[FeatureExtractor]) -
 
 
 def records_of(setup: Setup[EmojiPreset], trials: Mapping[str, Trial], results: Record) -> Record:
-    """Return names of the classes, and the cells with their numbers of parameters and what of them is class accuracy."""
+    """Return names of the classes, and the cells with their numbers of parameters and class accuracy."""
     sizes = {name: sum(p.numel() for p in trial.build().predictor.parameters()) for name, trial in trials.items()}
     cells = [
         {**cell, "class_accuracy": cell["accuracy"], "parameters": sizes[cell["flow"]]} for cell in results["cells"]

@@ -1,1 +1,1 @@
-"""Ways to good samples in few evaluations, at counted cost."""
+"""The few-step study: methods for good samples in few evaluations, at counted cost."""

@@ -15,7 +15,7 @@ from proxflow.studies.presets import FEW_STEP_METHODS
 from proxflow.studies.scoreboard import Claim, Measure, Record, Score, Scoreboard, dataset_of, ratio
 from proxflow.studies.trials import Cell, kept_images
 
-# Of Okabe and Ito's colours, which readers with any kind of colour vision tell apart, and a few beside them.
+# Of Okabe and Ito's colours, which are distinguishable with any colour vision, and a few beside them.
 _COLOURS = {
     "plain": "#000000",
     "plain-twice": "#7F7F7F",
@@ -35,11 +35,11 @@ _COLOURS = {
     "guided-matched": "#B15928",
 }
 _STRIP = 12
-"""Images of a method in the pictures."""
+"""Images per method in the figures."""
 
 
 def claims(results: Record) -> list[Claim]:
-    """Measure what few evaluations are expected to reach, by the best method of at most twice plain training's cost."""
+    """Measure the claims on few evaluations, by the best method at no more than twice the cost of plain training."""
     board, found = Scoreboard.of(results), list[Claim]()
 
     def over(few: int, many: int, other: tuple[str, str]) -> tuple[str, Measure]:
@@ -69,12 +69,12 @@ def claims(results: Record) -> list[Claim]:
 
 
 def outcome(results: Record) -> list[Block]:
-    """Return the claims with what was measured."""
+    """Return the claims with the measured values."""
     return [scoreboard.claims_table(claims(results))]
 
 
 def best(board: Scoreboard, nfe: int, most: float = 2.01) -> tuple[str, str]:
-    """Return method and sampler with the lowest mean Fréchet distance at an NFE, of those that cost at most so much."""
+    """Return method and sampler with the lowest mean Fréchet distance at an NFE, among those that cost at most so much."""
     cost = _of_methods(board, "train_cost")
     return board.best([row for row in board.rows if cost[row[0]] <= most], nfe)
 
@@ -84,7 +84,7 @@ def _of_methods(board: Scoreboard, key: str) -> dict[str, float]:
 
 
 def _series(board: Scoreboard, horizontal: Callable[[Record], float]) -> list[Line]:
-    """Return a line for each method and sampler; at one evaluation, where all samplers are one, they share the point."""
+    """Return a line for each method and sampler; at one evaluation all samplers are the same and share the point."""
     shared = {method: scores[1] for method, sampler in board.rows if 1 in (scores := board.points(method, sampler))}
     cell_of = {(cell["flow"], cell["nfe"]): cell for cell in board.cells}
     lines = []
@@ -133,7 +133,7 @@ def _charts(out: Path, results: Record, board: Scoreboard) -> list[Picture]:
 
 
 def frechet_table(board: Scoreboard) -> Table:
-    """Set what each method is, costs and reaches in rows."""
+    """Return a table of methods with cost and distances."""
     cost, size = _of_methods(board, "train_cost"), _of_methods(board, "parameters")
     columns: tuple[tuple[str, Callable[[str], str]], ...] = (
         ("Training cost", lambda method: f"{cost[method]:.2f}"),
@@ -143,7 +143,7 @@ def frechet_table(board: Scoreboard) -> Table:
 
 
 def quality_table(board: Scoreboard) -> Table:
-    """Set precision, recall and diversity at the fewest, four and the most evaluations in rows."""
+    """Return a table of precision, recall and diversity at the fewest, four and the most evaluations."""
     return scoreboard.quality_table(board, (board.nfes[0], 4, board.nfes[-1]), "Method")
 
 
@@ -194,7 +194,7 @@ _READING = Bullets(
 
 
 def block(runs: Sequence[Record]) -> str:
-    """Set the kept runs as Markdown for the documentation: conditions, distances, claims."""
+    """Return the kept runs as Markdown for the documentation: conditions, distances, claims."""
     blocks: list[Block] = []
     for run in runs:
         board = Scoreboard.of(run)
@@ -212,7 +212,7 @@ def block(runs: Sequence[Record]) -> str:
 
 
 def pages(out: Path, results: Record, device: torch.device) -> list[Block]:
-    """Write the pictures of the study into its folder; return its report. Nothing is sampled."""
+    """Write the figures of the study into its folder; return its report. Nothing is sampled."""
     board = Scoreboard.of(results)
     return [
         Heading(1, f"Few evaluations on {dataset_of(results)}"),

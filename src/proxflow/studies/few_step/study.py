@@ -1,7 +1,7 @@
-"""Few steps: ways to good samples in one to twenty evaluations, at equal network and counted cost.
+"""Few steps: methods for good samples in one to twenty evaluations, with the same network and counted cost.
 
-Cost is counted in network passes: a forward pass is one, a backward pass two, a sampling evaluation one. ``train_cost`` is
-that of training, a teacher's included, over that of plain training.
+Cost is counted in network passes: a forward pass is one, a backward pass two, a sampling evaluation one. ``train_cost``
+is that of training, including teachers, relative to plain training.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from proxflow.training.recipes import Recipe, recipe
 from proxflow.training.reflow import make_pairs
 
 PAIRS_SHARE = 0.3
-"""Share of the network passes of a round of reflow that go into its pairs."""
+"""Fraction of the network passes of a reflow round spent on its pairs."""
 
 PAIR_STEPS = 10
-"""Network evaluations a pair."""
+"""Network evaluations per pair."""
 
 
 def cells_of(preset: FewStepPreset) -> list[Cell]:
-    """Return all cells of a preset. With one evaluation all samplers are one."""
+    """Return all cells of a preset. With one evaluation all samplers are the same."""
     return [
         Cell(method, sampler, nfe, seed)
         for seed in preset.seeds
@@ -45,7 +45,7 @@ def cells_of(preset: FewStepPreset) -> list[Cell]:
 
 
 def trials_of(setup: Setup[FewStepPreset]) -> dict[str, Trial]:
-    """Return a trial for each method, with what it learns from other trials of the run."""
+    """Return a trial for each method, with the trials it depends on."""
     trials: dict[str, Trial] = {}
 
     def taught(name: str, model: Model, training: TrainingConfig) -> tuple[Recipe, TrainingConfig]:
@@ -78,9 +78,9 @@ def trials_of(setup: Setup[FewStepPreset]) -> dict[str, Trial]:
 
 
 def _reflow(folder: Path, model: Model, teacher: Model, budget: float, seed: int) -> Recipe:
-    """Make pairs of a teacher's prior draws and samples, to train its own network on."""
+    """Return a recipe that trains on pairs of a teacher's prior draws and samples."""
     pairs = round(PAIRS_SHARE * budget / PAIR_STEPS)
-    # Far from the seeds of the samples that are scored.
+    # Far from the seeds of the scored samples.
     data = make_pairs(
         teacher.predictor, teacher.flow, pairs, model.shape, folder, nfe=PAIR_STEPS, seed=10**9 + seed, batch_size=256
     )
@@ -89,14 +89,14 @@ def _reflow(folder: Path, model: Model, teacher: Model, budget: float, seed: int
 
 
 def _distilled(model: Model, teacher: Model) -> Recipe:
-    """Teach long steps from a teacher's predictions; what reads a step's end begins with no effect."""
+    """Return a recipe that learns long steps from a teacher; the input of end times has no effect at first."""
     cast(LongStepPredictor, model.predictor).begin_from(teacher.predictor.state_dict())
     guide = teacher.predictor.requires_grad_(False)
     return Recipe(LongStep(cast(Any, model.flow), "consistency", teacher=guide), model.predictor)
 
 
 def records_of(setup: Setup[FewStepPreset], trials: Mapping[str, Trial], results: Record) -> Record:
-    """Return the cells with what their methods cost.
+    """Return the cells with the costs of their methods.
 
     Each also has ``method``, the name in :data:`FEW_STEP_METHODS`; ``train_cost``; and ``parameters``, the number of the
     network's.
@@ -114,7 +114,7 @@ def records_of(setup: Setup[FewStepPreset], trials: Mapping[str, Trial], results
 
 
 def train_cost(out: Path, name: str, seed: int, plain: float) -> float:
-    """Count the network passes of a method's training and of the models it needs, over those of plain training, as spent."""
+    """Count the network passes of training a method and the models it needs, relative to plain training."""
     origin, method = provenance(out, name, seed), FEW_STEP_METHODS[name]
     own = origin["training"]["steps"] * origin["passes"] / plain
     if method.recipe == "reflow":

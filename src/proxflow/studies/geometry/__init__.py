@@ -1,1 +1,1 @@
-"""What geometry does to a proximal flow, and what its schedule does."""
+"""The geometry study: effects of geometry and schedule of a proximal flow."""

@@ -1,4 +1,4 @@
-"""The report of the geometry study: every flow beside its control, with a verdict that follows from the numbers."""
+"""The report of the geometry study: every flow and its control, with a verdict from the numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from proxflow.studies.scoreboard import Record, Scoreboard, Summary, dataset_of,
 from proxflow.studies.trials import Cell, kept_images
 
 EVALUATIONS = 10
-"""NFE of the pictures and of the overview."""
+"""NFE of the figures and the overview."""
 
 _GEOMETRIES = {
     "w2": "Wasserstein-2",
@@ -37,26 +37,27 @@ _COLOURS = {
     "anisotropic": "#D55E00",
 }
 _STRIP = 12
-"""Images of a flow in the pictures."""
+"""Images per flow in the figures."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a flow and its control differ in.
+    """The difference between a flow and its control.
 
     Args:
         flow: Name of the flow.
         control: Name of its control.
-        geometry: What only the flow has.
+        geometry: The geometry that only the flow has.
         matched: Whether the flow's schedule was matched to the control's, or the other way round.
         sampler: The sampler of the ratios.
-        ratios: Fréchet distance of the flow over that of its control, geometric mean over seeds, by NFE.
-        noise: Factor within which such a ratio may be the noise of training and sampling; ``None`` if it is unknown.
-        unexplained: Largest root mean square of what no schedule explains of the way that beliefs have gone; ``None`` where
-            it is not measured, on the simplex.
-        schedule: Fréchet distance of the control over that of w2, by NFE; empty where the control is w2 or binary-bfn.
+        ratios: Ratio of the Fréchet distances of flow and control, geometric mean over seeds, by NFE.
+        noise: Factor within which such a ratio may be noise of training and sampling; ``None`` if unknown.
+        unexplained: Largest root mean square of the part of the beliefs' paths that no schedule explains; ``None`` if
+            not measured, on the simplex.
+        schedule: Ratio of the Fréchet distances of the control and w2, by NFE; empty if the control is w2 or
+            binary-bfn.
         weights: Largest difference between weights of the two networks after the same training.
-        pixels: Mean absolute difference of the pixels of samples that began at the same noise, by NFE.
+        pixels: Mean absolute pixel difference of samples from the same noise, by NFE.
     """
 
     flow: str
@@ -73,7 +74,7 @@ class Verdict:
 
     @property
     def beyond(self) -> dict[int, float]:
-        """Return the ratios that noise does not explain."""
+        """Return the ratios beyond noise."""
         return {
             nfe: r for nfe, r in self.ratios.items() if self.noise is None or abs(math.log(r)) > math.log(self.noise)
         }
@@ -85,7 +86,7 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """Put the verdict into words."""
+        """Return the verdict in words."""
         low, high = min(self.ratios.values()), max(self.ratios.values())
         measured = f"Fréchet distance {low:.2f} to {high:.2f} times that of {self.control}"
         if self.noise is None:
@@ -131,7 +132,7 @@ class Verdict:
 def noise_of(board: Scoreboard, flow: str, sampler: str) -> float | None:
     """Return the factor within which a ratio of two Fréchet distances may be noise; ``None`` with one seed.
 
-    The larger of two: the largest ratio between seeds of a flow at any NFE, and what the bootstrap over its samples allows,
+    The larger of two: the largest ratio between seeds of a flow at any NFE, and the bootstrap range over its samples,
     exp(1.96 √2 e) with e the largest relative standard error of a distance.
     """
     cells = [c for c in board.cells if (c["flow"], c["sampler"]) == (flow, sampler)]
@@ -144,7 +145,7 @@ def noise_of(board: Scoreboard, flow: str, sampler: str) -> float | None:
 
 
 def verdicts(results: Record) -> list[Verdict]:
-    """Judge every pair of the study."""
+    """Return the verdict of every pair of the study."""
     board = Scoreboard.of(results)
 
     def ratio(over: str, under: str, sampler: str, nfe: int) -> float | None:
@@ -174,7 +175,7 @@ def verdicts(results: Record) -> list[Verdict]:
                 None if binary else max(results["paths"][pair["geometry"]]["unexplained"]),
                 ratios(control, origin, sampler) if control != origin else {},
                 pair["weights"],
-                # Bayesian flows draw other noise than flows with a drawn prior: those samples have nothing in common.
+                # Bayesian flows and flows with a drawn prior use different noise: their samples are unrelated.
                 {e["nfe"]: e["pixels"] for e in pair["apart"] if e["sampler"] == sampler and not binary},
             )
         )
@@ -187,7 +188,7 @@ def outcome(results: Record) -> list[Block]:
 
 
 def _decomposition(board: Scoreboard, found: Sequence[Verdict]) -> Table:
-    """Set the Fréchet distance of each flow, of its control with the same seeds, and their ratio."""
+    """Return a table of Fréchet distances of each flow and its control with the same seeds, and their ratio."""
     rows: list[tuple[str | Strong, ...]] = []
 
     def entry(ratio: float | None, bold: bool = False) -> str | Strong:
@@ -301,9 +302,9 @@ def _likelihood(results: Record) -> list[Block]:
 
 
 def _gap(a: Record, b: Record, cause: str) -> str:
-    """Put the difference of two bounds into words.
+    """Return the difference of two bounds in words.
 
-    Its standard error is that of images drawn apart: an upper estimate.
+    Its standard error is that of independent images: an upper estimate.
     """
     gap, error = a["nats"] - b["nats"], math.hypot(a["standard_error"], b["standard_error"])
     outcome = f"the work of {cause}" if abs(gap) > 1.96 * error else "within the error"
@@ -334,7 +335,7 @@ _READING = Bullets(
 
 
 def pages(out: Path, results: Record, device: torch.device) -> list[Block]:
-    """Write the pictures of the study into its folder; return its report. Nothing is sampled."""
+    """Write the figures of the study into its folder; return its report. Nothing is sampled."""
     grey, binary, every = _part(results, False), _part(results, True), Scoreboard.of(results)
     dataset, found, training, shown = (
         dataset_of(results),

@@ -1,12 +1,13 @@
-"""What geometry does to a proximal flow and what its schedule does: one network, many divergences, each with a control.
+"""Effects of geometry and schedule on a proximal flow: one network, many divergences, each with a control.
 
-A network reads the mean of a belief. Under Wasserstein-2 the mean of a training belief is m = τ(t) x + (1 − τ(t)) μ₀; under
-another divergence it has gone another part of the way from μ₀ to x, and that part may differ from pixel to pixel. So each
-flow has a **control**: Wasserstein-2 on the schedule whose beliefs come nearest to the flow's own, in mean square over the
-data. What flow and control share is the schedule's; what is left between them is the geometry's. Each flow is trained a
-second time on the schedule that brings it nearest to Wasserstein-2 on the linear one, whose control is that flow.
+A network reads the mean of a belief. Under Wasserstein-2 the mean of a training belief is m = τ(t) x + (1 − τ(t)) μ₀;
+under another divergence it is at another fraction of the path from μ₀ to x, which may differ between pixels. So each
+flow has a **control**: Wasserstein-2 with the schedule whose beliefs are nearest to the flow's own, in mean square over
+the data. What flow and control have in common is due to the schedule; their difference is due to the geometry. Each
+flow is trained a second time with the schedule that brings it nearest to Wasserstein-2 with the linear one, which is
+then its control.
 
-On two classes a belief tells the network of its own pixel through a noisy channel, and a schedule is matched when this
+With two classes a belief is a noisy channel from its own pixel to the network, and a schedule is matched if this
 channel has the same capacity at every time as that of the Bayesian Flow Network.
 """
 
@@ -53,21 +54,21 @@ KNOTS = 65
 """Entries of a matched schedule's table."""
 
 DRAWS = 16
-"""Times drawn for each test image in the bound of its likelihood."""
+"""Random times per test image in the bound of its likelihood."""
 
 TRAINING_SEED, TEST_SEED = 0, 1
-"""Seeds of the draws that make images binary."""
+"""Seeds of the binarisation of images."""
 
 MATCHING_IMAGES = 32
-"""Training images whose pixels a schedule is matched on, each with one draw of the prior."""
+"""Training images used to match a schedule, each with one draw of the prior."""
 
 
 @dataclass(frozen=True)
 class ByTime(GPFN):
-    """A barycentric flow whose errors weigh by the time alone, 1/max(1 − t, floor)².
+    """A barycentric flow whose errors are weighted by the time only, 1/max(1 − t, floor)².
 
-    With the linear schedule this is :class:`GPFN`. Here a flow and its control, whose schedules differ and whose beliefs do
-    not, weigh the same errors alike.
+    With the linear schedule this is :class:`GPFN`. So a flow and its control, with different schedules but equal
+    beliefs, weight errors equally.
     """
 
     def weight(self, t: Tensor) -> Tensor:
@@ -76,11 +77,11 @@ class ByTime(GPFN):
 
 @dataclass(frozen=True)
 class Tabulated(ByTime):
-    """A flow whose steps do not compose, with its training beliefs read from a table instead of simulated for each.
+    """A flow whose steps do not compose, with training beliefs from a table instead of simulation.
 
-    From N(μ₀, 1) to N(x, target_std²) a coordinate's standard deviation, and the part of the way from μ₀ to x that its mean
-    has gone, depend on the time and on |x − μ₀| alone: they are simulated once on a grid, and interpolated. Sampling takes
-    true steps.
+    From N(μ₀, 1) to N(x, target_std²) a coordinate's standard deviation, and the fraction of the path from μ₀ to x of
+    its mean, only depend on the time and on |x − μ₀|: they are simulated once on a grid, and interpolated. Sampling
+    takes exact steps.
     """
 
     def drawn(self, x: Tensor, t: Tensor, generator: Generator, condition: Condition | None) -> DiagonalGaussian:
@@ -94,12 +95,12 @@ class Tabulated(ByTime):
 
 
 FARTHEST, TABLE = 8.0, 129
-"""The longest way of a table, in units of the data, and its size in time and in ways."""
+"""The largest distance in a table, in units of the data, and its size in times and distances."""
 
 
 @cache
 def _table(flow: Tabulated) -> Tensor:
-    """Simulate part of the way and standard deviation, float64 (1, 2, times, ways)."""
+    """Simulate fraction of the path and standard deviation, float64 (1, 2, times, distances)."""
     times, ways = (torch.linspace(0, end, TABLE, dtype=torch.float64) for end in (1, FARTHEST))
     x = ways.clamp_min(1e-3).repeat(TABLE, 1)
     prior = DiagonalGaussian(torch.zeros_like(x), torch.ones_like(x))
@@ -117,11 +118,11 @@ GEOMETRIES: dict[str, ByTime] = {
 """The divergences beside Wasserstein-2, each on the linear schedule."""
 
 REMATCHED = ("fisher-rao", "anisotropic")
-"""Geometries that are trained on the schedule nearest to Wasserstein-2 as well. Not KL, which on its matched schedule is
-Wasserstein-2 itself, nor Rényi, whose path depends on the number of steps, so that no one schedule matches all."""
+"""Geometries that are also trained with the schedule nearest to Wasserstein-2. Not KL, which then is Wasserstein-2
+itself, nor Rényi, whose path depends on the number of steps, so that no single schedule matches."""
 
 REPEATED = ("w2", "binary-bfn", *(f"{name}-matched" for name in REMATCHED))
-"""Flows that are trained with further seeds: those that all others are held against, and those that most resemble w2."""
+"""Flows that are trained with further seeds: those to which all others are compared, and those most similar to w2."""
 
 SIMPLEX: dict[str, Divergence] = {"linear": ReverseKL(), "fisher": FisherRao()}
 """The divergences between two classes, by the names of their flows."""
@@ -129,7 +130,7 @@ SIMPLEX: dict[str, Divergence] = {"linear": ReverseKL(), "fisher": FisherRao()}
 
 @dataclass(frozen=True)
 class Pair:
-    """A flow and the control that it is held against.
+    """A flow and its control.
 
     Args:
         flow: Name of the flow.
@@ -145,7 +146,7 @@ class Pair:
 
 
 def pairs() -> Iterator[Pair]:
-    """Give all comparisons, in the order of the report."""
+    """Yield all comparisons, in the order of the report."""
     for name in GEOMETRIES:
         # Reverse KL moves the mean as Wasserstein-2 does: every matched schedule is the linear one.
         yield Pair(name, "w2", name, True) if name == "reverse-kl" else Pair(name, f"w2-as-{name}", name, False)
@@ -160,12 +161,12 @@ def pairs() -> Iterator[Pair]:
 
 @dataclass(frozen=True)
 class MeanPath:
-    """How the means of a flow's training beliefs go from prior to data.
+    """The mean path of a flow's training beliefs from prior to data.
 
     Args:
         times: Times in (0, 1).
-        fraction: The part of the way, the same for all pixels, that comes nearest in mean square.
-        unexplained: Root mean square of what is left, over that of the whole way.
+        fraction: The fraction of the path, the same for all pixels, that is nearest in mean square.
+        unexplained: Root mean square of the rest, relative to that of the whole path.
     """
 
     times: tuple[float, ...]
@@ -174,7 +175,7 @@ class MeanPath:
 
 
 def mean_path(flow: GPFN, x: Tensor, times: Tensor) -> MeanPath:
-    """Measure a flow's training beliefs against straight ones.
+    """Compare a flow's training beliefs with straight paths.
 
     Args:
         flow: A barycentric flow with Gaussian endpoints.
@@ -195,7 +196,7 @@ def mean_path(flow: GPFN, x: Tensor, times: Tensor) -> MeanPath:
 
 
 def knots() -> Tensor:
-    """Return the times of a table's entries, float64; the ends stand for their limits, where log-odds are infinite."""
+    """Return the times of a table's entries, float64; the ends replace 0 and 1, where log-odds are infinite."""
     return torch.linspace(0, 1, KNOTS, dtype=torch.float64).clamp(1e-3, 1 - 1e-3)
 
 
@@ -205,13 +206,13 @@ def log_odds(fraction: Tensor) -> Tensor:
 
 
 def schedule_of(path: MeanPath) -> Shifted:
-    """Return the schedule on which Wasserstein-2 has a path that was measured at :func:`knots`."""
+    """Return the schedule with which Wasserstein-2 has a path measured at :func:`knots`."""
     times, fraction = (torch.tensor(values, dtype=torch.float64) for values in (path.times, path.fraction))
     return rising(log_odds(fraction) - log_odds(times))
 
 
 def inverse_of(schedule: Schedule) -> Shifted:
-    """Return the schedule s with τ(s(t)) = t, for a flow that on the linear schedule goes as far as ``schedule`` says."""
+    """Return the schedule s with τ(s(t)) = t, for a flow whose path with the linear schedule is ``schedule``."""
     wanted = log_odds(knots())
 
     def reached(odds: Tensor) -> Tensor:
@@ -222,7 +223,7 @@ def inverse_of(schedule: Schedule) -> Shifted:
     return rising(bisect(reached, wanted, -40, 40) - wanted)
 
 
-# Capacity of what a belief between two classes tells of its own pixel -------------------------------------------------
+# Capacity of a belief between two classes about its own pixel -------------------------------------------------
 
 
 def gaussian_capacity(accuracy: Tensor) -> Tensor:
@@ -234,12 +235,12 @@ def gaussian_capacity(accuracy: Tensor) -> Tensor:
 
 
 def linear_capacity(fraction: Tensor) -> Tensor:
-    """Return the capacity of the linear flow's beliefs: the share τ/(1 − τ) is certain, and the rest unknown."""
+    """Return the capacity of the linear flow's beliefs: the fraction τ/(1 − τ) is certain, and the rest unknown."""
     return math.log(2) * (fraction / (1 - fraction)).clamp(max=1)
 
 
 def fisher_capacity(fraction: Tensor) -> Tensor:
-    """Return the capacity of the Fisher flow's beliefs, between even classes.
+    """Return the capacity of the Fisher flow's beliefs, between equally likely classes.
 
     With θ = cos²ψ, a belief is at ψ = (1 − τ)ψ₀ for the one class and mirrored about π/4 for the other, and ψ₀ has the
     density sin 2ψ₀ on [0, π/2]. The integral over ψ is a midpoint sum.
@@ -266,7 +267,7 @@ def schedule_of_capacity(capacity: Callable[[Tensor], Tensor], wanted: Tensor) -
 
 
 def rising(table: Tensor) -> Shifted:
-    """Make a shifted schedule of a table that may ask the fraction to stand still: it rises a little instead."""
+    """Return a shifted schedule of a table that may be constant in places: it rises slightly instead."""
     pieces = len(table) - 1
     values = [float(table[0])]
     for k, wanted in enumerate(table[1:].tolist()):
@@ -333,9 +334,9 @@ def trials_of(setup: Setup[GeometryPreset]) -> dict[str, Trial]:
 
 
 def samplers_of(name: str) -> tuple[str, ...]:
-    """Return the samplers of a flow: without noise, and the best of those that all others are held against."""
+    """Return the samplers of a flow: the deterministic one, and the best one of the reference flows."""
     if name == "binary-bfn":
-        return ("stochastic",)  # without noise it gives one single sample
+        return ("stochastic",)  # deterministic, it gives a single sample
     if name.startswith("binary"):
         return ("deterministic", "stochastic")
     return ("deterministic", "multistep2") if name == "w2" else ("deterministic",)
@@ -358,7 +359,7 @@ def cells_of(preset: GeometryPreset) -> list[Cell]:
 
 
 def records_of(setup: Setup[GeometryPreset], trials: Mapping[str, Trial], results: Record) -> Record:
-    """Return paths, comparisons and likelihoods, and what they were measured with."""
+    """Return paths, comparisons and likelihoods, with their settings."""
     cells = cells_of(setup.preset)
     return {
         "reference": f"{results['reference']}, and the same made binary",
@@ -370,7 +371,7 @@ def records_of(setup: Setup[GeometryPreset], trials: Mapping[str, Trial], result
 
 
 def _piece(setup: Setup[Any], kind: str, name: str, doing: str, make: Callable[[], Record]) -> Record:
-    """Read a record that is kept in the folder of the run, made first if it is not there."""
+    """Return a record in the folder of the run, made first if it is missing."""
     path = setup.out / kind / f"{name}.json"
     if not path.exists():
         setup.say(doing)
@@ -381,7 +382,7 @@ def _piece(setup: Setup[Any], kind: str, name: str, doing: str, make: Callable[[
 
 
 def matched(setup: Setup[GeometryPreset]) -> dict[str, MeanPath]:
-    """Return how the means of every geometry go on the linear schedule, measured once and kept."""
+    """Return the mean paths of every geometry with the linear schedule, measured once and saved."""
     x = data.to_range(setup.images[:MATCHING_IMAGES]).double()
 
     def path(name: str) -> MeanPath:
@@ -392,10 +393,10 @@ def matched(setup: Setup[GeometryPreset]) -> dict[str, MeanPath]:
 
 
 def compare(setup: Setup[GeometryPreset], pair: Pair, cells: Sequence[Cell]) -> Record:
-    """Measure how far a flow is from its control after the same training, first seed.
+    """Measure the difference between a flow and its control after the same training, for the first seed.
 
-    The largest difference of a weight of their networks; and of samples from the same noise the mean absolute difference of
-    pixels, of 255, for each sampler and NFE that both have.
+    It is the largest difference of a weight of their networks, and the mean absolute pixel difference, of 255, of
+    samples from the same noise, for each sampler and NFE that both have.
     """
     out, seed, apart = setup.out, setup.preset.seeds[0], []
     for cell in cells:
@@ -411,9 +412,9 @@ def compare(setup: Setup[GeometryPreset], pair: Pair, cells: Sequence[Cell]) -> 
 
 
 def bounds(setup: Setup[GeometryPreset], trials: Mapping[str, Trial], cells: Sequence[Cell]) -> list[Record]:
-    """Bound the negative log-likelihood of binary test images under each flow of them, in nats an image.
+    """Bound the negative log-likelihood of binary test images under each binary flow, in nats per image.
 
-    The test images are those that samples are compared with, the first ``preset.likelihood_images``.
+    The test images are the reference of the samples, the first ``preset.likelihood_images``.
     """
     x = binarised(setup.test, TEST_SEED)[: setup.preset.likelihood_images].to(setup.device)
 

@@ -1,4 +1,4 @@
-"""Cells of the guidance study: how they are led, and how many predictions their evaluations allow."""
+"""Cells of the guidance study: their guidance, and how many predictions their evaluations allow."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class GuidedCell(Cell):
     """A cell whose predictions are guided; ``nfe`` is the most network evaluations that a sample may cost.
 
     Args:
-        weight: Weight of guidance; 1 for none.
-        interval: Times between which predictions are guided.
-        rule: How, in a word.
-        weak: Name of a trial whose model is led away from; ``None`` for the model's own prediction without the class.
+        weight: Guidance weight; 1 for none.
+        interval: First and last time of guidance.
+        rule: Guidance rule, as a string.
+        weak: Name of a trial whose model to lead away from; ``None`` for the model's own prediction without the class.
     """
 
     weight: float = 1.0
@@ -52,7 +52,7 @@ class GuidedCell(Cell):
 
 
 def spent(model: Model, predictor: nn.Module, sampler: str, predictions: int) -> int:
-    """Count the network evaluations of a sample that takes so many predictions."""
+    """Count the network evaluations of a sample with so many predictions."""
     times = cast(Sampler, spec.parse("samplers", sampler)).times(model.flow, predictions)
     return sum(map(evaluations, planned(predictor, times)))
 

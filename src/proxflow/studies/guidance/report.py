@@ -1,4 +1,4 @@
-"""The report of the guidance study: what guidance gains in precision and accuracy and costs in recall."""
+"""The report of the guidance study: gains in precision and accuracy against losses in recall."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from proxflow.studies.scoreboard import Claim, Measure, Record, Score, Scoreboar
 from proxflow.studies.trials import kept_classes
 
 _ASKED = {"mnist": (0.99, 0.9, 0.21), "fashion-mnist": (None, 0.75, 0.9)}
-"""By data set: least accuracy, least recall over that of real images, and largest Fréchet distance of the preset long."""
+"""By data set: least accuracy, least recall relative to real images, and largest Fréchet distance of the preset long."""
 
-# Of Okabe and Ito's colours, by rule; and what is led away from a weak model.
+# Okabe and Ito's colours, by rule; and for guidance away from a weak model.
 _COLOURS = {"linear": "#0072B2", "zero-star": "#009E73", "projected": "#D55E00", WEAK: "#CC79A7"}
 
 
 def setting_of(cell: Record) -> str:
-    """Return what is done to predictions, in words."""
+    """Return the guidance of a cell in words."""
     if cell["weight"] == 1:
         return str(cell["flow"])
     return f"w = {cell['weight']:g}, {_line_of(cell)}"
 
 
 def _line_of(cell: Record) -> str:
-    """Return the rule and the interval of a cell in words: what a line of the chart holds, by rising weight."""
+    """Return the rule and the interval of a cell in words, the label of a line of the chart over the weights."""
     if cell["weak"] is not None:
         return "linear, away from weak"
     first, last = cell["interval"]
@@ -37,7 +37,7 @@ def _line_of(cell: Record) -> str:
 
 
 def board_of(results: Record) -> Scoreboard:
-    """Take the cells of the content of ``results.json``; settings of guidance stand for the trials."""
+    """Return the cells of ``results.json``, with settings of guidance as the trials."""
     return Scoreboard(tuple({**cell, "flow": setting_of(cell)} for cell in results["cells"]))
 
 
@@ -47,7 +47,7 @@ def best(board: Scoreboard, nfe: int) -> tuple[str, str]:
 
 
 def claims(results: Record) -> list[Claim]:
-    """Measure what guidance is expected to reach, by the setting that is best at its number of evaluations."""
+    """Measure the claims on guidance, by the best setting at each number of evaluations."""
     board, found = board_of(results), list[Claim]()
 
     def over(nfe: int, led: tuple[str, str], plain: tuple[str, str]) -> Measure:
@@ -83,12 +83,12 @@ def claims(results: Record) -> list[Claim]:
 
 
 def outcome(results: Record) -> list[Block]:
-    """Return the claims with what was measured."""
+    """Return the claims with the measured values."""
     return [scoreboard.claims_table(claims(results))]
 
 
 def quality_table(results: Record, nfe: int) -> Table:
-    """Set what each setting reaches at a number of evaluations in rows, the lowest Fréchet distances bold."""
+    """Return a table of scores by setting at a number of evaluations, with the lowest Fréchet distances bold."""
     board = board_of(results)
     columns: dict[Score, str] = {
         "frechet": "Fréchet distance",
@@ -194,7 +194,7 @@ _READING = Bullets(
 
 
 def block(runs: Sequence[Record]) -> str:
-    """Set the kept runs as Markdown for the documentation: conditions, scores at the most evaluations, claims."""
+    """Return the kept runs as Markdown for the documentation: conditions, scores at the most evaluations, claims."""
     blocks: list[Block] = []
     for run in runs:
         board = board_of(run)
@@ -211,7 +211,7 @@ def block(runs: Sequence[Record]) -> str:
 
 
 def pages(out: Path, results: Record, device: torch.device) -> list[Block]:
-    """Write the pictures of the study into its folder; return its report. Nothing is sampled."""
+    """Write the figures of the study into its folder; return its report. Nothing is sampled."""
     board = board_of(results)
     blocks: list[Block] = [
         Heading(1, f"Guidance on {dataset_of(results)}"),

@@ -1,7 +1,7 @@
 """Guidance: weight by interval by rule on one conditional model, against the unconditional one of equal size and budget.
 
-Evaluations are counted as they are spent: a guided prediction takes two. So a cell makes as many predictions as its number
-of network evaluations allows.
+A guided prediction counts as two evaluations. So a cell makes as many predictions as its number of network evaluations
+allows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from proxflow.studies.scoreboard import Record
 from proxflow.studies.trials import Cell, Setup, Study, Trial, provenance
 
 CLASSES = 10
-"""Most classes: those that the small classifiers tell apart."""
+"""Largest number of classes, that of the small classifiers."""
 
 
 def cells_of(preset: GuidancePreset) -> list[Cell]:
@@ -44,10 +44,10 @@ def cells_of(preset: GuidancePreset) -> list[Cell]:
 
 
 def trials_of(setup: Setup[GuidancePreset]) -> dict[str, Trial]:
-    """Return the trials: equal networks, one that is told classes, and perhaps that one trained for a shorter time.
+    """Return the trials with equal networks: unconditional, conditional, and optionally conditional with less training.
 
     Raises:
-        ArgumentError: The images have no labels, or more classes than a classifier tells apart.
+        ArgumentError: The images have no labels, or more classes than a classifier has.
     """
     labels, tested = setup.labels, setup.test_labels
     if labels is None or tested is None or int(max(labels.max(), tested.max())) >= CLASSES:
@@ -70,10 +70,11 @@ def trials_of(setup: Setup[GuidancePreset]) -> dict[str, Trial]:
 
 
 def records_of(setup: Setup[GuidancePreset], trials: Mapping[str, Trial], results: Record) -> Record:
-    """Return the cells with what their study adds.
+    """Return the cells with the study's further entries.
 
-    These are ``class_accuracy`` and ``frechet_per_class``, ``None`` without classes; ``predictions`` and ``evaluations`` of
-    a sample; ``train_cost``, of the models that it takes over that of the unconditional one; ``parameters`` of the model.
+    These are ``class_accuracy`` and ``frechet_per_class``, ``None`` without classes; ``predictions`` and
+    ``evaluations`` of a sample; ``train_cost``, of the models used, relative to the unconditional one; ``parameters``
+    of the model.
     """
     preset = setup.preset
     load = cache(lambda name: trials[name].build())

@@ -1,4 +1,4 @@
-"""The report of the paper's experiment on MNIST: claims, tables, samples, and how beliefs become samples."""
+"""The report of the paper's experiment on MNIST: claims, tables, samples, and beliefs during sampling."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from proxflow.studies.scoreboard import (
 from proxflow.studies.trials import Cell, kept_images
 
 EVALUATIONS = 20
-"""NFE of the headline, the grids and the pictures of beliefs."""
+"""NFE of the headline, the grids and the figures of beliefs."""
 
 _FLOWS: dict[str, str] = {
     "gpfn-w2": "General Proximal Flow Network with Wasserstein-2 steps (arXiv 2603.00751)",
@@ -48,11 +48,11 @@ _SAMPLERS: dict[str, str] = {
     "unipc": "of second order with a corrector, which uses each new prediction for the step before as well",
     "sde-bfn-solver2": "of second order with fresh noise in each step, which mends errors of earlier steps",
 }
-# Of Okabe and Ito's colours, which readers with any kind of colour vision tell apart.
+# Of Okabe and Ito's colours, which are distinguishable with any colour vision.
 _COLOURS = {"gpfn-w2": "#0072B2", "gpfn-w2-tuned": "#56B4E9", "bfn": "#D55E00", "bfn-tuned": "#009E73"}
 _RATIO_THRESHOLDS = {"quick": 5.0, "standard": 8.0, "paper": 22.0}
 _PAPERS_RATIO = 22.6
-"""Of BFN over GPFN-W2, each with its own sampler, as the paper reports it on MNIST."""
+"""Ratio of BFN to GPFN-W2, each with its own sampler, as reported by the paper on MNIST."""
 
 _BESIDE_REAL: tuple[tuple[Score, Floor, str, Relation, float], ...] = (
     ("frechet", "floor", "Fréchet distance", "≤", 1.3),
@@ -62,11 +62,11 @@ _BESIDE_REAL: tuple[tuple[Score, Floor, str, Relation, float], ...] = (
     ("second_precision", "second_floor_precision", "Precision on the second extractor", "≥", 0.95),
     ("second_recall", "second_floor_recall", "Recall on the second extractor", "≥", 0.95),
 )
-"""Scores of samples over those of as many real images, with what is asked of them."""
+"""Scores of samples relative to as many real images, with the expected thresholds."""
 
 
 def claims(results: Record) -> list[Claim]:
-    """Measure what the experiment is expected to show; return the claims whose cells are there."""
+    """Measure the claims of the experiment; return those whose cells exist."""
     board, preset, found = Scoreboard.of(results), results["config"]["preset"], list[Claim]()
 
     def one(flow: str, sampler: str, nfe: int, score: Score = "frechet") -> Measure:
@@ -122,7 +122,7 @@ def _over(above: Measure, below: Measure) -> Measure:
 
 
 def _at_their_best(board: Scoreboard) -> list[Claim]:
-    """Hold the best of both families against each other, and the best of all against real images."""
+    """Compare the best of both families, and the best of all with real images."""
     found = list[Claim]()
     for nfe in (nfe for nfe in board.nfes if nfe > 1):
         ours, theirs = (
@@ -154,7 +154,7 @@ def _named(row: tuple[str, str]) -> str:
 
 
 def _who_leads(found: list[Claim]) -> str:
-    """Say at which numbers of evaluations the best gpfn-w2 is ahead of the best bfn, and where not; nothing without both."""
+    """Say at which numbers of evaluations the best gpfn-w2 is better than the best bfn; empty without both."""
     leads = {claim.name.removeprefix("lead-"): claim for claim in found if claim.name.startswith("lead-")}
     if not leads:
         return ""
@@ -170,7 +170,7 @@ def _who_leads(found: list[Claim]) -> str:
 
 
 def outcome(results: Record) -> list[Block]:
-    """Return the claims with what was measured."""
+    """Return the claims with the measured values."""
     found = claims(results)
     return [scoreboard.claims_table(found)] if found else []
 
@@ -179,7 +179,7 @@ def outcome(results: Record) -> list[Block]:
 
 
 def _opening(results: Record, board: Scoreboard) -> list[Block]:
-    """Say what was compared, and what came out."""
+    """Return what was compared, and the outcome."""
     training, decided = results["config"]["training"], [claim for claim in claims(results) if claim.holds is not None]
     flows = " ".join(f"{flow} is the {_FLOWS[flow]}." for flow in board.flows)
     if _both_tuned(board) and dataset_of(results) != "MNIST":
@@ -199,7 +199,7 @@ def _opening(results: Record, board: Scoreboard) -> list[Block]:
 
 
 def _reading(board: Scoreboard) -> Bullets:
-    """Say what the words and numbers mean."""
+    """Return explanations of terms and numbers."""
     items = [f"{sampler}: {_SAMPLERS[sampler]}." for sampler in dict.fromkeys(sampler for _, sampler in board.rows)]
     items += [
         """NFE counts every evaluation of the network for one sample, the last one included; the prediction of the last
@@ -279,7 +279,7 @@ def _own_sampler(flow: str) -> str:
 
 
 def _strip(flow: str, evolution: Evolution) -> Section:
-    """Set beliefs over predictions, for a few samples, at evenly spread evaluations from the first to the last."""
+    """Return rows of beliefs and predictions, for a few samples, at evenly spaced evaluations from first to last."""
     last = len(evolution.times) - 1
     columns = [round(k * last / (_STRIP_COLUMNS - 1)) for k in range(_STRIP_COLUMNS)]
     both = (("belief mean", evolution.beliefs), ("predicted target", evolution.targets))
@@ -294,7 +294,7 @@ def _strip(flow: str, evolution: Evolution) -> Section:
 
 
 def _frame(evolutions: dict[str, Evolution], k: int) -> Section:
-    """Set all beliefs over all predictions at evaluation ``k``, the flows side by side."""
+    """Return all beliefs and predictions at evaluation ``k``, for all flows."""
     return Section(
         f"NFE {k + 1} of {EVALUATIONS}",
         tuple(f"{flow}, {_own_sampler(flow)}" for flow in evolutions),
@@ -329,12 +329,12 @@ def _beliefs(out: Path, evolutions: dict[str, Evolution]) -> list[Picture]:
 
 @dataclass(frozen=True)
 class Evolution:
-    """What happened to a few beliefs in one sampling run.
+    """The history of a few beliefs in one sampling run.
 
     Args:
         times: Time of each evaluation, T of them.
-        beliefs: Mean of the belief at each evaluation, which is what the network reads, (T, N, H, W).
-        targets: What the network predicted from it, (T, N, H, W); the last are the samples.
+        beliefs: Mean of the belief at each evaluation, the network's input, (T, N, H, W).
+        targets: The network's prediction, (T, N, H, W); the last are the samples.
     """
 
     times: tuple[float, ...]
@@ -343,7 +343,7 @@ class Evolution:
 
 
 def evolve(model: Model, sampler: str, count: int, nfe: int, seed: int) -> Evolution:
-    """Sample, and keep belief and prediction of each evaluation.
+    """Sample, and record belief and prediction of each evaluation.
 
     Args:
         model: A trained model.
@@ -365,7 +365,7 @@ def evolve(model: Model, sampler: str, count: int, nfe: int, seed: int) -> Evolu
 
 
 def pages(out: Path, results: Record, device: torch.device) -> list[Block]:
-    """Write the pictures of the experiment into its folder; return its report."""
+    """Write the figures of the experiment into its folder; return its report."""
     board, dataset = Scoreboard.of(results), dataset_of(results)
     seed = board.seeds[0]
     trained = {flow: models.load(out / "models" / f"{flow}-seed{seed}", device) for flow in board.flows}

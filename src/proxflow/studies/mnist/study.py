@@ -35,7 +35,7 @@ def trials_of(setup: Setup[MnistPreset]) -> dict[str, Trial]:
 
 
 def records_of(setup: Setup[MnistPreset], trials: Mapping[str, Trial], results: Record) -> Record:
-    """Return the flows in words that no other version reads otherwise: the tuned ones by their settings."""
+    """Return the flows as version-independent strings: tuned ones by their settings."""
     return {"flows": {flow: spec.word(spec.parse("flows", flow)) for flow in trials}}
 
 

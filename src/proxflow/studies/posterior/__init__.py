@@ -1,1 +1,1 @@
-"""The study of posterior sampling: every method against posteriors that are known, and on images, beside azula's."""
+"""The study of posterior sampling: every method on known posteriors and on images, compared with azula's."""

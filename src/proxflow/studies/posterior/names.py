@@ -1,4 +1,4 @@
-"""Names of what the study keeps, which both its work and its report know."""
+"""Names of the study's files, shared by its work and its report."""
 
 
 def picture_name(system: str, task: str, steps: int, method: str) -> str:

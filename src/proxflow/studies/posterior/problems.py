@@ -1,4 +1,4 @@
-"""Inverse problems whose posterior is known, and such of images: what is observed, and what is true."""
+"""Inverse problems with known posteriors, and of images: observations and the truth."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from proxflow.random import Generator, gumbel_max, rand, randn
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """One observation, and what predicts the data that it is of.
+    """One observation, with a predictor of the data.
 
     Args:
         predictor: Predictor of the data's mean.
@@ -29,8 +29,8 @@ class Problem:
         observation: y, (1, *observed).
         noise: Standard deviation of the noise.
         event: Shape of an event.
-        covariance: Covariance of the data, (d, d), where it is known.
-        scale: What the events of the flow are multiplied by to be those of the problem.
+        covariance: Covariance of the data, (d, d), if known.
+        scale: Factor from events of the flow to those of the problem.
         dtype: Precision of the samples.
     """
 
@@ -63,7 +63,7 @@ class Normal:
         return self.covariance.diagonal().sqrt()
 
     def below(self, at: Tensor) -> Tensor:
-        """Return the distribution function of each coordinate at a place for each, (d,)."""
+        """Return the distribution function of each coordinate at a value for each, (d,)."""
         found: Tensor = torch.special.ndtr((at - self.mean) / self.std)
         return found
 
@@ -87,7 +87,7 @@ def conditioned(mean: Tensor, covariance: Tensor, a: Tensor, y: Tensor, noise: f
 # Gaussian data ---------------------------------------------------------------------------------------------------------
 
 OPERATORS = ("few", "square", "deficient")
-"""Half as many numbers as the data have; as many; as many, of which an eighth says something new."""
+"""Observations of half the data's dimension; of the same; of the same, with rank an eighth of it."""
 
 
 def operator(kind: str, d: int, noise: torch.Generator) -> Tensor:
@@ -110,7 +110,7 @@ def gaussian(law: str, d: int, kind: str, noise: float, seed: int) -> tuple[Prob
         d: Dimension.
         kind: Of the operator.
         noise: Standard deviation of the noise.
-        seed: Seed of all that is random.
+        seed: Seed of all random choices.
     """
     draws = seeded(seed, d, OPERATORS.index(kind), round(1000 * noise), int(law == "standard"))
     mean, covariance = torch.zeros(d, dtype=torch.float64), torch.eye(d, dtype=torch.float64)
@@ -139,7 +139,7 @@ class RoundMixture(Law):
     Args:
         weights: w, (components,).
         means: (components, dimension).
-        scale: What it is divided by.
+        scale: Divisor of the events.
     """
 
     weights: Tensor
@@ -158,32 +158,32 @@ class RoundMixture(Law):
     def _condition(self, y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         a, means = a / self.scale, self.means.to(y)
         total = a.square() + b.square()
-        # log(weight · density of y), less what is the same for all components
+        # log(weight · density of y), up to a constant common to all components
         log_joint = self.weights.to(y).log() + (a * (y @ means.mT) - a.square() / 2 * means.square().sum(1)) / total
         same = y.square().sum(1) / total[:, 0] + self.dimension * (2 * math.pi * total[:, 0]).log()
         centre = log_joint.softmax(1) @ means
         return log_joint.logsumexp(1) - same / 2, (centre + a / total * (y - a * centre)) / self.scale
 
     def posterior_mean(self, y: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
-        # In the precision of what is given: in hundreds of dimensions double numbers would take most of a study's time.
+        # In the precision of the input: in hundreds of dimensions double precision would take most of a study's time.
         _, a, b = self._noisy(y, a, b)
         return self._condition(y, a.to(y.dtype), b.to(y.dtype))[1]
 
 
 def mixture(d: int, observed: int, number: int, seed: int) -> tuple[Problem, Callable[[int, torch.Generator], Tensor]]:
-    """Return a problem of the mixture that this field compares on, and a function that draws from its posterior.
+    """Return a problem of the Gaussian mixture benchmark of this field, and a function that draws from its posterior.
 
-    Twenty-five components at (−8 i, −8 j), i and j from −2 to 2, repeated along all dimensions, of unit covariance, weights
-    in proportion to squares of normals; a random matrix whose singular values are sorted uniforms; noise a uniform times
-    the largest of them. "Monte Carlo guided Diffusion for Bayesian linear inverse problems" (Cardoso et al., 2023), arXiv
-    2308.07983, section 4.
+    Twenty-five components at (−8 i, −8 j), i and j from −2 to 2, repeated along all dimensions, of unit covariance,
+    weights proportional to squares of normals; a random matrix with sorted uniform singular values; noise a uniform
+    times the largest of them. "Monte Carlo guided Diffusion for Bayesian linear inverse problems" (Cardoso et al.,
+    2023), arXiv 2308.07983, section 4.
 
-    The flow sees the data divided by 8 √2, the standard deviation of the components' places, as one does before training.
+    The flow reads the data divided by 8 √2, the standard deviation of the components' means, as usual before training.
 
     Args:
         d: Dimension, even.
-        observed: Numbers that are observed.
-        number: Which problem.
+        observed: Number of observations.
+        number: Index of the problem.
         seed: Seed of all problems.
     """
     draws = seeded(seed, d, observed, number)
@@ -233,8 +233,9 @@ SIGNAL_NOISE = 0.3
 class LaplaceLaw(Law):
     """Independent Laplace numbers of variance 1, of density exp(−√2 |x|)/√2.
 
-    Given v = x + s ε, the parts x > 0 and x < 0 are Gaussians cut off at 0, of means v ∓ √2 s² and weights w± ∝
-    exp(∓√2 v) Φ(± v/s − √2 s). What the cuts add to their means cancels, so that E[x | v] = v − √2 s² (w₊ − w₋)/(w₊ + w₋).
+    Given v = x + s ε, the parts x > 0 and x < 0 are Gaussians truncated at 0, of means v ∓ √2 s² and weights w± ∝
+    exp(∓√2 v) Φ(± v/s − √2 s). The effects of truncation on their means cancel, so that E[x | v] = v − √2 s² (w₊ −
+    w₋)/(w₊ + w₋).
 
     Args:
         size: Coordinates.
@@ -251,7 +252,7 @@ class LaplaceLaw(Law):
         return -u.sign() * torch.log1p(-2 * u.abs()) / math.sqrt(2)
 
     def _condition(self, y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        # With hardly any signal the formula loses its digits; the best linear estimate differs by less than a part in 1e5.
+        # With hardly any signal the formula loses digits; the best linear estimate differs by less than 1e-5 of it.
         faint = a * _FAINT < b
         v, s = y / torch.where(faint, b, a), torch.where(faint, 1.0, b / a)
         root = math.sqrt(2)
@@ -269,7 +270,7 @@ _FAINT = 300.0
 def gibbs(
     a: Tensor, y: Tensor, noise: float, chains: int, sweeps: int, generator: torch.Generator, *, burn: int = 300
 ) -> Tensor:
-    """Draw x given y = A x + N(0, noise²) for x of :class:`LaplaceLaw`, (chains, sweeps, d), by Gibbs' sampler.
+    """Draw x given y = A x + N(0, noise²) for x of :class:`LaplaceLaw`, (chains, sweeps, d), by Gibbs sampling.
 
     A Laplace number is a Gaussian whose variance τ is exponential, of mean 1. Given the variances x is Gaussian; given x the
     1/τ are independent inverse Gaussians, of means √2/|x| and shape 2. "The Bayesian Lasso" (Park and Casella, 2008),
@@ -279,10 +280,10 @@ def gibbs(
         a: A, (observed, d), float64.
         y: (observed,).
         noise: Standard deviation, > 0.
-        chains: Chains that run beside one another, from draws of the prior.
-        sweeps: Draws kept of each, one a sweep.
-        generator: Source of randomness.
-        burn: Sweeps thrown away before.
+        chains: Number of parallel chains, started from draws of the prior.
+        sweeps: Draws kept of each, one per sweep.
+        generator: Random generator.
+        burn: Sweeps discarded before.
     """
 
     def normal(*shape: int) -> Tensor:
@@ -300,7 +301,7 @@ def gibbs(
         factor = torch.linalg.cholesky((a * variances[:, None]) @ a.mT + eye)
         x = prior + variances * (torch.cholesky_solve(wrong[..., None], factor).squeeze(-1) @ a)
         # The inverse Gaussian by the root of its χ² ("Generating Random Variates Using Transformations with Multiple Roots"
-        # (Michael, Schucany and Haas, 1976)), in a form that loses no digits where x is near 0.
+        # (Michael, Schucany and Haas, 1976)), in a form that loses no digits for x near 0.
         mean = math.sqrt(2) / x.abs().clamp_min(1e-150)
         r = mean * normal(chains, d).square() / 4
         larger = 1 + r + (2 * r + r.square()).sqrt()
@@ -326,7 +327,7 @@ def signal_operator(kind: str, length: int) -> Tensor:
 
 
 def running_sum(length: int) -> Tensor:
-    """Return the matrix from increments of variance 1 to the signal, whose own have variance 1/length from a start at 0."""
+    """Return the matrix from increments of variance 1 to the signal, whose increments have variance 1/length."""
     return torch.ones(length, length, dtype=torch.float64).tril() / math.sqrt(length)
 
 
@@ -336,9 +337,9 @@ class Signal:
 
     Args:
         problem: Of the signal, or of its increments.
-        back: From the problem's events to signals, (length, length).
-        below: The posterior's distribution functions: from a place for each coordinate, (length,), to probabilities.
-        draw: Draws signals from the posterior: as many as asked for.
+        back: Matrix from the problem's events to signals, (length, length).
+        below: The posterior's distribution functions: from a value for each coordinate, (length,), to probabilities.
+        draw: Function of a number that draws as many signals from the posterior.
     """
 
     problem: Problem
@@ -350,18 +351,18 @@ class Signal:
 def signal(law: str, kind: str, length: int, number: int, seed: int, chains: int, sweeps: int) -> Signal:
     """Return a problem of a signal with independent increments, as of arXiv 2509.12821.
 
-    With Gaussian increments the flow sees the signal, and the posterior is known in closed form. With Laplace increments it
-    sees the increments, times √length: of them the exact prediction has a closed form, which of the signal it has not. The
-    running sum is then a part of the operator, and the posterior that of a long run of :func:`gibbs`.
+    With Gaussian increments the flow reads the signal, and the posterior has a closed form. With Laplace increments it
+    reads the increments, times √length: their exact prediction has a closed form, unlike that of the signal. The
+    running sum is then part of the operator, and the posterior is that of a long run of :func:`gibbs`.
 
     Args:
         law: In :data:`SIGNAL_LAWS`.
         kind: Of the operator, in :data:`SIGNAL_OPERATORS`.
         length: Numbers of a signal, a multiple of 16.
-        number: Which signal.
+        number: Index of the signal.
         seed: Seed of all.
-        chains: Of Gibbs' sampler.
-        sweeps: Of each chain, without those thrown away.
+        chains: Chains of the Gibbs sampler.
+        sweeps: Sweeps of each chain, without discarded ones.
     """
     draws = seeded(seed, length, number, SIGNAL_LAWS.index(law))
     a, total, flow = signal_operator(kind, length), running_sum(length), GPFN()
@@ -399,7 +400,7 @@ def signal(law: str, kind: str, length: int, number: int, seed: int, chains: int
         ExactMean(flow, laplace), flow, Matrix(seen), y[None], SIGNAL_NOISE, (length,), eye, 1.0, mean.dtype
     )  # fmt: skip
     long = gibbs(seen, y, SIGNAL_NOISE, chains, sweeps, seeded(seed, number, 4)) @ total.mT
-    # The first chain is put aside, to say what coverage draws from the posterior themselves have.
+    # The first chain is set aside, to measure the coverage of draws from the posterior itself.
     ordered = long[1:].flatten(0, 1).sort(dim=0).values.mT.contiguous()
 
     def below(at: Tensor) -> Tensor:

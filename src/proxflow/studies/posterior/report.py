@@ -1,4 +1,4 @@
-"""The report of the study of posterior sampling: tables of every method beside the truth, and pictures."""
+"""The report of the study of posterior sampling: tables of every method and the truth, and figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from proxflow.studies.scoreboard import Record
 Key = tuple[Any, ...]
 
 _WITHIN = 3.0
-"""Standard errors that means and covariances may differ by."""
+"""Largest deviation of means and covariances, in standard errors."""
 
 _COVERED = (0.885, 0.915)
 
@@ -40,14 +40,14 @@ def _order(values: Sequence[Any]) -> list[Any]:
 
 @dataclass(frozen=True)
 class Duel:
-    """The best of either system on one row of the mixture.
+    """The best method of each system on one row of the mixture.
 
     Args:
         dimension: d.
         observed: d_y.
         steps: Evaluations.
         ours: The row of our best method.
-        theirs: That of azula's best; ``None`` where it was not run.
+        theirs: That of azula's best; ``None`` if it was not run.
         truth: Distance between two sets of draws from the truth.
     """
 
@@ -60,7 +60,7 @@ class Duel:
 
     @property
     def verdict(self) -> str:
-        """How ours compares, within the error of the difference of independent means, which takes several problems."""
+        """How ours compares, within the error of the difference of independent means, for several problems."""
         if self.theirs is None or self.ours["problems"] < 2:
             return "–"
         error = math.hypot(self.ours["error"] or 0.0, self.theirs["error"] or 0.0)
@@ -86,7 +86,7 @@ def duels(results: Record) -> list[Duel]:
 
 
 def duels_table(results: Record) -> Table:
-    """Set the best of either system on each row of the mixture beside each other."""
+    """Return a table of the best method of each system on each row of the mixture."""
     rows = [
         (
             str(duel.dimension), str(duel.observed), str(duel.steps), str(duel.ours["problems"]),
@@ -110,7 +110,7 @@ def _pm(row: Record | None) -> str:
 
 
 def mixture_table(results: Record, steps: int) -> Table:
-    """Set every method of the mixture in a row, the lowest of each column bold."""
+    """Return a table of every method on the mixture, with the lowest of each column bold."""
     rows = [r for r in _rows(results, "mixture") if r["steps"] == steps]
     columns = sorted(_order([(r["dimension"], r["observed"]) for r in rows]))
     at = {(r["system"], r["method"], r["dimension"], r["observed"]): r for r in rows}
@@ -135,7 +135,7 @@ def mixture_table(results: Record, steps: int) -> Table:
 
 
 def gaussian_table(results: Record) -> Table:
-    """Set, for every method and law, what its worst problem is and how many are right."""
+    """Return a table of the worst problem and the number of exact ones, for every method and distribution."""
     rows = _rows(results, "gaussian")
     lines = []
     for law, system, method, steps in _order([(r["law"], r["system"], r["method"], r["steps"]) for r in rows]):
@@ -168,7 +168,7 @@ def _short(value: float) -> str:
 
 
 def increments_table(results: Record) -> Table:
-    """Set the coverage of every method on signals, by operator."""
+    """Return a table of the coverage of every method on signals, by operator."""
     rows = _rows(results, "increments") + _floors(results, "increments")
     kinds = _order([(r["law"], r["operator"]) for r in rows])
     at = {(r["system"], r["method"], r["law"], r["operator"], r["metric"]): r["value"] for r in rows}
@@ -183,7 +183,7 @@ def increments_table(results: Record) -> Table:
 
 
 def pictures_table(results: Record, task: str, steps: int) -> Table:
-    """Set the scores of every method on one task."""
+    """Return a table of the scores of every method on one task."""
     rows = [r for r in _rows(results, "images") if r["operator"] == task and r["steps"] == steps]
     metrics = _order([r["metric"] for r in rows])
     at = {(r["system"], r["method"], r["metric"]): r for r in rows}
@@ -201,7 +201,7 @@ def pictures_table(results: Record, task: str, steps: int) -> Table:
 
 
 def outcome(results: Record) -> list[Block]:
-    """Return the best of either system on the mixture, and what is right of Gaussian data."""
+    """Return the best method of each system on the mixture, and the exact ones for Gaussian data."""
     found: list[Block] = []
     if _rows(results, "mixture"):
         found.append(duels_table(results))
@@ -212,7 +212,7 @@ def outcome(results: Record) -> list[Block]:
 
 
 def summary(results: Record) -> str:
-    """Say in a paragraph what the numbers were measured with."""
+    """Return a paragraph on the conditions of the measurement."""
     config, machine, pieces = results["config"], results["hardware"], results["pieces"]
     made = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     whole = "" if pieces["done"] == pieces["of"] else f" This run is at {pieces['done']} of {pieces['of']} pieces."
@@ -272,7 +272,7 @@ def blocks(results: Record) -> list[Block]:
 
 
 def block(runs: Sequence[Record]) -> str:
-    """Set the kept runs as Markdown for the documentation."""
+    """Return the kept runs as Markdown for the documentation."""
     found: list[Block] = []
     for run in runs:
         name, dataset = run["config"]["preset"], run["config"]["dataset"]
@@ -283,12 +283,12 @@ def block(runs: Sequence[Record]) -> str:
 
 
 def replaced(block: Block) -> Block:
-    """Return a block with its heading two levels further down."""
+    """Return a block with headings two levels lower."""
     return Heading(block.level + 2, block.text) if isinstance(block, Heading) else block
 
 
 def pages(out: Path, results: Record, device: torch.device) -> list[Block]:
-    """Write the pictures of the study into its folder; return its report. Nothing is sampled."""
+    """Write the figures of the study into its folder; return its report. Nothing is sampled."""
     shown: list[Block] = []
     rows = _rows(results, "images")
     for task, steps in _order([(r["operator"], r["steps"]) for r in rows]):
@@ -330,6 +330,6 @@ def pages(out: Path, results: Record, device: torch.device) -> list[Block]:
 
 
 def _strip(images: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Put (pictures, draws, channels, height, width) into a row of pictures for each draw, the first channel."""
+    """Arrange (pictures, draws, channels, height, width) as a row of pictures for each draw, the first channel."""
     turned = np.ascontiguousarray(images[:, :, 0].transpose(1, 0, 2, 3)).reshape(-1, *images.shape[-2:])
     return charts.tile(turned, len(images), 56)

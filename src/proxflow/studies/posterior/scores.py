@@ -1,4 +1,4 @@
-"""What samples are scored by: against a Gaussian posterior, against draws from one, and as pictures."""
+"""Scores of posterior samples: against a Gaussian posterior, and against draws or quantiles of one."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def against_normal(samples: Tensor, posterior: Normal) -> dict[str, tuple[float,
     """Score samples (number, d) against a Gaussian posterior: value and standard error by metric.
 
     ``mean`` and ``covariance`` are standard scores, 0 ± 1 for independent draws from the posterior: number ‖m‖² for the
-    mean m of whitened samples is χ² with d degrees of freedom, and number ‖S − I‖²/2 for their covariance S nearly so with
-    d (d + 1)/2; a χ² is put to scale by its mean and standard deviation. ``bures`` is the 2-Wasserstein distance between the
-    Gaussians of equal moments. ``coverage90`` is how often coordinates of the posterior lie between the quantiles 0.05 and
-    0.95 of their samples, ``coverage90-worst`` that of the coordinate farthest from 0.9.
+    mean m of whitened samples is χ² with d degrees of freedom, and number ‖S − I‖²/2 for their covariance S nearly so
+    with d (d + 1)/2; a χ² is standardised by its mean and standard deviation. ``bures`` is the 2-Wasserstein distance
+    between the Gaussians of equal moments. ``coverage90`` is the posterior probability of the coordinates' intervals
+    between the quantiles 0.05 and 0.95 of samples, ``coverage90-worst`` that of the coordinate farthest from 0.9.
     """
     number, d = samples.shape
     x = samples.double()
@@ -52,18 +52,18 @@ def _root(matrix: Tensor) -> Tensor:
 
 
 def against_draws(samples: Tensor, truth: Tensor, seed: int) -> float:
-    """Return the sliced 2-Wasserstein distance of samples to draws from the posterior; ∞ where they are not finite."""
+    """Return the sliced 2-Wasserstein distance of samples to draws from the posterior; ∞ if they are not finite."""
     if not bool(samples.isfinite().all()):
         return math.inf
     return sliced_wasserstein(truth, samples.double(), SLICES, seed)
 
 
 def of_intervals(samples: Tensor, below: Callable[[Tensor], Tensor]) -> dict[str, tuple[float, float | None]]:
-    """Return how much of the posterior lies between quantiles of samples, the mean over coordinates: ``coverage50``, and 90.
+    """Return the posterior probability between quantiles of samples, averaged over coordinates: ``coverage50``, and 90.
 
     Args:
         samples: (number, d).
-        below: The posterior's distribution functions, from places (d,) to probabilities.
+        below: The posterior's distribution functions, from values (d,) to probabilities.
     """
     found: dict[str, tuple[float, float | None]] = {}
     for share in (50, 90):

@@ -1,4 +1,4 @@
-"""The study of posterior sampling, cut into pieces: problems of known posteriors, signals and pictures."""
+"""The study of posterior sampling, in pieces: problems with known posteriors, signals and pictures."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from proxflow.studies.scoreboard import Record
 from proxflow.studies.trials import Benchmark, claim, side_by_side
 
 Found = dict[str, tuple[float, float | None]]
-"""Values and their errors by metric."""
+"""Values and errors by metric."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Work that is kept when it is done.
+    """Work whose result is saved.
 
     Args:
-        name: Of its file.
-        rows: Does it.
+        name: Name of its file.
+        rows: Function that does it.
     """
 
     name: str
@@ -68,11 +68,11 @@ def compared(
 
     Args:
         problem: The problem.
-        methods: What is compared.
-        number: Samples of each, or of each by its name.
+        methods: The methods.
+        number: Samples of each method, or by its name.
         seed: Seed.
-        score: Of samples.
-        what: What else a row says.
+        score: Scores of samples.
+        what: Further entries of a row.
     """
     rows = []
     for system, name, setting, steps in methods:
@@ -92,13 +92,13 @@ def _number(value: float | None) -> float | None:
 # Gaussian data ---------------------------------------------------------------------------------------------------------
 
 _EXACT = {"standard": ("flower-draw",), "correlated": ("jfps-draw",)}
-"""Methods that are right at any number of steps."""
+"""Methods that are exact at any number of steps."""
 
 
 def gaussian_methods(
     law: str, d: int, numbers: int, preset: PosteriorPreset
 ) -> Iterator[tuple[str, str, Setting, int]]:
-    """Give what is compared on a Gaussian problem."""
+    """Return the methods compared on a Gaussian problem."""
     for system in systems():
         for name, setting in SYSTEMS[system][0].items():
             if setting.number:
@@ -115,7 +115,7 @@ def gaussian_methods(
 
 
 def gaussian_pieces(preset: PosteriorPreset, seed: int) -> Iterator[Piece]:
-    """Give the pieces of Gaussian data."""
+    """Yield the pieces of Gaussian data."""
     for d in preset.dimensions:
         for kind in problems.OPERATORS:
             for noise in preset.noises:
@@ -143,7 +143,7 @@ def gaussian_pieces(preset: PosteriorPreset, seed: int) -> Iterator[Piece]:
 
 
 def mixture_pieces(preset: PosteriorPreset, seed: int) -> Iterator[Piece]:
-    """Give the pieces of the mixture, the first problem of each row first."""
+    """Yield the pieces of the mixture, the first problem of each row first."""
     most = max(count for each in preset.problems.values() for count in each.values())
     for number in range(most):
         for evaluations, each in preset.problems.items():
@@ -166,7 +166,7 @@ def mixture_pieces(preset: PosteriorPreset, seed: int) -> Iterator[Piece]:
                             (system, name, setting, steps)
                             for system in systems()
                             for name, setting in SYSTEMS[system][0].items()
-                            if setting.method != "jfps"  # whose covariance, here 1, is what flower has
+                            if setting.method != "jfps"  # whose covariance, here 1, is that of flower
                         )
                         found = compared(problem, methods, preset.samples, seed * 1000 + number, score, what)
                         floor = {
@@ -182,7 +182,7 @@ def mixture_pieces(preset: PosteriorPreset, seed: int) -> Iterator[Piece]:
 
 
 def increments_pieces(preset: PosteriorPreset, seed: int) -> Iterator[Piece]:
-    """Give the pieces of signals with independent increments, the first signal of each row first."""
+    """Yield the pieces of signals with independent increments, the first signal of each row first."""
     for number in range(preset.signals):
         for law in problems.SIGNAL_LAWS:
             for kind in problems.SIGNAL_OPERATORS:
@@ -225,7 +225,7 @@ TASKS = ("lower half", "random 70 %", "superres 4", "blur")
 
 
 def picture_operator(task: str, shape: tuple[int, ...]) -> Operator:
-    """Return what happened to pictures: their lower half gone, 70 % of their pixels, reduced 4 times, or blurred."""
+    """Return the operator of a task: lower half missing, 70 % of the pixels missing, 4 times smaller, or blurred."""
     if task == "superres 4":
         return Downsample(4)
     if task == "blur":
@@ -241,13 +241,13 @@ def picture_operator(task: str, shape: tuple[int, ...]) -> Operator:
 _PICTURES = ("flower", "flower-draw", "diffpir", "mmps", "tmpd", "pigdm", "dps")
 _PICTURES_AZULA = ("diffpir", "mmps", "tmpd", "pigdm", "dps")
 _PRODUCTS = {"mmps": 5, "tmpd": 2, "pigdm": 1, "dps": 1}
-"""Products by the network's Jacobian beside each evaluation, the same in both systems."""
+"""Products with the network's Jacobian per evaluation, the same in both systems."""
 
 
 def picture_pieces(
     preset: PosteriorPreset, seed: int, dataset: str, out: Path, device: torch.device
 ) -> Iterator[Piece]:
-    """Give the pieces of pictures: a task and a method each, whose first draws are kept beside."""
+    """Yield the pieces of pictures: one per task and method, with the first draws saved."""
     compared = {"proxflow": _PICTURES, "azula": _PICTURES_AZULA}
     for steps in preset.picture_steps:
         for task in TASKS:
@@ -323,7 +323,7 @@ def restored(
 
 
 def _seen(operator: Operator, y: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return observations as pictures of the size of what they are of; grey where nothing is known."""
+    """Return observations as pictures of the original size; grey where unknown."""
     if isinstance(operator, Mask):
         return torch.where(operator.known.cpu(), y, 0.0)
     times = shape[-1] // y.shape[-1]
@@ -331,12 +331,12 @@ def _seen(operator: Operator, y: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def picture_scores(events: Tensor, clean: Tensor, operator: Operator, draws: int) -> tuple[Found, int]:
-    """Return PSNR, diversity and coverage of draws (pictures · draws, *event), and how many numbers are observed.
+    """Return PSNR, diversity and coverage of draws (pictures · draws, *event), and the number of observations.
 
     ``psnr`` is that of the mean of a picture's draws, in decibels of the range 2. ``diversity`` is the root mean square
-    standard deviation of what is not known: hidden pixels of a mask, all of others. ``coverage`` is how often such a pixel
-    lies between the least and the largest of its draws, bytes that are equal included: at least (draws − 1)/(draws + 1)
-    for draws from the posterior.
+    standard deviation of unknown pixels: those hidden by a mask, or all. ``coverage`` is how often such a pixel is
+    between the smallest and the largest of its draws, equal bytes included: at least (draws − 1)/(draws + 1) for draws
+    from the posterior.
     """
     each = events.double().clamp(-1, 1).reshape(len(clean), draws, *clean.shape[1:])
     truth = clean.double()
@@ -363,7 +363,7 @@ def _given(preset: PosteriorPreset, dataset: str, device: torch.device) -> tuple
 
     Raises:
         CheckpointError: There is no such model.
-        ArgumentError: The pictures are of another size than the model's.
+        ArgumentError: The pictures differ in size from the model's.
     """
     model, testing = models.load(preset.model, device), data.load(dataset, "test")
     if tuple(testing.images.shape[1:]) != tuple(model.shape):
@@ -386,9 +386,9 @@ MODELS = {"mnist": "mnist", "fashion-mnist": "fashion-mnist-classes"}
 
 
 def pieces(preset: PosteriorPreset, dataset: str, out: Path, device: torch.device) -> list[Piece]:
-    """Return all pieces of a preset in the order of their work: of each benchmark as much, whenever one stops.
+    """Return all pieces of a preset in order of work: about as many of each benchmark at any time.
 
-    Of other data than MNIST these are pictures alone, since the problems of known posteriors have nothing to do with data.
+    For other data than MNIST these are only pictures, since problems with known posteriors do not depend on data.
     """
     found = []
     for seed in preset.seeds:
@@ -401,7 +401,7 @@ def pieces(preset: PosteriorPreset, dataset: str, out: Path, device: torch.devic
 
 
 def _do(preset: PosteriorPreset, dataset: str, out: Path, device: torch.device, name: str) -> None:
-    """Do the piece of a name, and keep its rows."""
+    """Do the piece of a name, and save its rows."""
     piece = next(piece for piece in pieces(preset, dataset, out, device) if piece.name == name)
     write_json(writable_folder(out / "cells") / f"{name}.json", {"rows": piece.rows()})
 
@@ -415,7 +415,7 @@ def run(
     dataset: str,
     processes: int = 1,
 ) -> Record:
-    """Do what is missing of a preset, and write ``results.json``; also of what is done, where that is stopped."""
+    """Do what is missing of a preset, and write ``results.json``, also when stopped, with the finished pieces."""
     if dataset != "mnist" and preset.model == "mnist":
         if dataset not in MODELS:
             raise ArgumentError(
@@ -426,7 +426,7 @@ def run(
         raise ArgumentError(
             "posterior has many problems of one seed, and its tables no room for more: leave --seeds out"
         )
-    _given(preset, dataset, device)  # refused before work begins, and before the folder is this study's
+    _given(preset, dataset, device)  # refused before work starts, and before the folder is claimed
     config = json.loads(json.dumps({"preset": name, "dataset": dataset, **preset.settings()}))
     claim(out, "posterior", config)
     if not has_azula():
@@ -436,7 +436,7 @@ def run(
     missing = [piece.name for piece in work if not (folder / f"{piece.name}.json").exists()]
 
     def written() -> Record:
-        """Put together what is done, in the order of the pieces."""
+        """Collect the finished pieces, in order."""
         paths = [path for piece in work if (path := folder / f"{piece.name}.json").exists()]
         results: Record = {
             "experiment": "posterior", "config": config, "pieces": {"done": len(paths), "of": len(work)},
@@ -455,7 +455,7 @@ def run(
                     say(f"{piece.name}")
                     write_json(path, {"rows": piece.rows()})
                 show(done + 1)
-    except BaseException:  # what is done is worth reading, whatever stopped the rest
+    except BaseException:  # finished pieces are useful, whatever stopped the rest
         written()
         raise
     return written()
@@ -470,11 +470,11 @@ def _peers() -> dict[str, str]:
 
 
 _OF_PROBLEMS = ("mixture", "increments")
-"""Benchmarks of several problems, whose mean is what is kept."""
+"""Benchmarks of several problems, of which the mean is saved."""
 
 
 def collected(rows: list[Record]) -> Record:
-    """Return rows in their fixed form, those of several problems put together, and those of the truth itself apart.
+    """Return rows in their fixed form, those of several problems averaged, and those of the truth separately.
 
     The error of a mean over problems is 1.96 standard errors.
     """

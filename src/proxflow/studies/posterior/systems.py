@@ -1,4 +1,4 @@
-"""The systems that are compared: this library, and azula where it is installed, on one problem and one denoiser.
+"""The systems compared: this library, and azula if installed, on the same problem and denoiser.
 
 Each takes a problem, a method by name, the number of evaluations of each sample and a seed, and returns samples.
 """
@@ -22,18 +22,18 @@ from proxflow.studies.posterior.problems import Problem
 
 @dataclass(frozen=True)
 class Setting:
-    """How a method is set; what is not its own it leaves alone.
+    """Settings of a method; those of other methods are ignored.
 
     Args:
         method: A name in :data:`proxflow.predictors.METHODS`, or a method of azula.
-        sampler: Of this library.
-        iterations: Products of the iterative solver.
+        sampler: Sampler of this library.
+        iterations: Iterations of the solver.
         strength: ζ or λ.
-        number: Particles of each of the runs that make up the samples; 0 for a method without.
+        number: Particles per run; 0 for a method without.
         draw: Whether targets are draws.
-        least: Noise of the last evaluation, to which it falls from 100 times the data's; 0 takes the flow's own times.
-        schedule: Of azula: its schedule.
-        eta: Of azula: share of noise that is replaced.
+        least: Noise of the last evaluation, decreasing from 100 times the data's; 0 takes the flow's own times.
+        schedule: For azula: its schedule.
+        eta: For azula: fraction of noise that is replaced.
     """
 
     method: str
@@ -62,8 +62,8 @@ OURS: dict[str, Setting] = {
 }
 """Methods of this library by the names of the tables, with the defaults of their options.
 
-But for the times of the particles: what falls from much noise was best, or as good as the best, on the mixture with other
-seeds, at 20 steps, 8 and 800 dimensions."""
+Except for the times of the particles: decreasing from large noise was best, or as good as the best, on the mixture with
+other seeds, at 20 steps, in 8 and 800 dimensions."""
 
 AZULA: dict[str, Setting] = {
     "diffpir": Setting("diffpir", strength=10.0, iterations=1, schedule="vp"),
@@ -77,12 +77,12 @@ AZULA: dict[str, Setting] = {
 }
 """Methods of azula by the names of the tables.
 
-Schedule, eta and the strength of dps are those that were best, or as good as the best, of four schedules, two etas and three
-strengths on the mixture with other seeds, at 20 steps, eight dimensions and one or two numbers observed."""
+Schedule, eta and the strength of dps are those that were best, or as good as the best, of four schedules, two etas and
+three strengths on the mixture with other seeds, at 20 steps, eight dimensions and one or two observations."""
 
 
 def falling_times(steps: int, least: float) -> list[float]:
-    """Return times of a straight path whose noise b/a falls from 100 to the least, evenly in its seventh root.
+    """Return times of a straight path whose noise b/a falls from 100 to the least, linearly in its seventh root.
 
     "Elucidating the Design Space of Diffusion-Based Generative Models" (Karras et al., 2022), arXiv 2206.00364, eq. 5.
     """
@@ -92,7 +92,7 @@ def falling_times(steps: int, least: float) -> list[float]:
 
 
 def has_azula() -> bool:
-    """Tell whether azula is installed."""
+    """Return whether azula is installed."""
     try:
         import azula.guidance  # type: ignore[import-untyped,import-not-found,unused-ignore] # noqa: F401
     except ImportError:
@@ -109,7 +109,7 @@ def ours(problem: Problem, setting: Setting, number: int, steps: int, seed: int)
         runs = math.ceil(number / setting.number)
         observation = observation.expand(runs, *observation.shape[1:])
     iterations = setting.iterations
-    if iterations is None and setting.method == "mmps":  # more would be products for nothing
+    if iterations is None and setting.method == "mmps":  # more would be wasted
         iterations = min(observation[0].numel(), 5)
     posterior = Posterior(
         problem.predictor, problem.operator, observation, noise=problem.noise, method=setting.method, flow=flow,
@@ -130,10 +130,10 @@ def ours(problem: Problem, setting: Setting, number: int, steps: int, seed: int)
 
 
 def azula(problem: Problem, setting: Setting, number: int, steps: int, seed: int) -> Tensor:
-    """Draw with azula, (number, *event), given the same denoiser.
+    """Draw with azula, (number, *event), with the same denoiser.
 
-    Its dps divides by the norm of the misfit of a whole batch; ``strength`` is multiplied by √number, so that it is what it
-    would be for each sample alone. Its noise comes from torch's global generator, which is put back afterwards.
+    Its dps divides by the norm of the residual of a whole batch; ``strength`` is multiplied by √number, to be
+    equivalent for each sample. Its noise comes from torch's global generator, which is restored afterwards.
     """
     from azula import denoise, guidance, noise, sample
     from azula.linalg.covariance import IsotropicCovariance  # type: ignore[import-untyped,import-not-found,unused-ignore]
@@ -205,7 +205,7 @@ def _of(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _covariance(problem: Problem, dtype: torch.dtype) -> Any:
-    """Return the covariance of the data as azula takes it."""
+    """Return the covariance of the data for azula."""
     from azula.linalg.covariance import FullCovariance, IsotropicCovariance
 
     known = problem.covariance
@@ -216,7 +216,7 @@ def _covariance(problem: Problem, dtype: torch.dtype) -> Any:
 
 
 def _twist(problem: Problem, forward: Callable[[Tensor], Tensor], y: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return log N(y; A x̂, σ² + r² A Aᵀ) with the path's r², as azula's tds takes it."""
+    """Return log N(y; A x̂, σ² + r² A Aᵀ) with the path's r², for azula's tds."""
     operator = cast(Diagonalised, problem.operator)
 
     def twist(x: Tensor, ratio: Tensor) -> Tensor:

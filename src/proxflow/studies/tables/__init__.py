@@ -1,1 +1,1 @@
-"""The study of tables: flows of mixed data beside a Gaussian copula and peers."""
+"""The study of tables: flows of mixed data compared with a Gaussian copula and peers."""

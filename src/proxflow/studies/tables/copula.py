@@ -1,4 +1,4 @@
-"""The Gaussian copula: each column's own law, and normal scores that depend on each other linearly."""
+"""The Gaussian copula: each column's own distribution, and linearly correlated normal scores."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _levels = np.vectorize(NormalDist().cdf, otypes=[np.float64])
 
 @dataclass(frozen=True)
 class GaussianCopula:
-    """A maker of tables: normal scores of each column, drawn with their correlation in the training rows.
+    """A generator of tables: normal scores of each column, drawn with their correlation in the training rows.
 
-    A value that several rows have takes the middle of its ranks, so that categories and ties keep their shares. Numbers
-    are drawn as order statistics of the training rows. Missing cells are a value above all others.
+    A value shared by several rows takes the middle of its ranks, so that categories and ties keep their frequencies.
+    Numbers are drawn as order statistics of the training rows. Missing cells are a value above all others.
 
     Args:
-        columns: The training rows' values of each column in rising order.
+        columns: The sorted training values of each column.
         root: L of the correlation L Lᵀ of the scores.
     """
 
@@ -31,7 +31,7 @@ class GaussianCopula:
 
     @classmethod
     def fit(cls, rows: Rows) -> GaussianCopula:
-        """Return the copula of rows (number, columns), numbers with NaN where they are missing and category indices."""
+        """Return the copula of rows (number, columns), numbers, NaN for missing ones, and category indices."""
         ordered = tuple(np.sort(rows[:, k]) for k in range(rows.shape[1]))  # NaN comes last
         scores = np.stack([_scores(_ranks(rows[:, k])) for k in range(rows.shape[1])], 1)
         scores = scores - scores.mean(0)

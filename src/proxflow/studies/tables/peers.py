@@ -1,4 +1,4 @@
-"""Other makers of tables, where they are installed; nothing of them is needed."""
+"""Other generators of tables, used if installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PEERS = {
 
 
 def installed(name: str) -> bool:
-    """Tell whether a peer can be imported."""
+    """Return whether a peer can be imported."""
     try:
         importlib.import_module(PEERS[name][0])
     except ImportError:
@@ -62,7 +62,7 @@ def _forest(train: Rows, number: int, classes: Sequence[int], seed: int) -> Rows
 
 
 def _ctgan(train: Rows, number: int, classes: Sequence[int], seed: int) -> Rows:
-    """CTGAN: "Modeling Tabular Data using Conditional GAN" (Xu et al., 2019), arXiv 1907.00503. It takes no gaps."""
+    """CTGAN: "Modeling Tabular Data using Conditional GAN" (Xu et al., 2019), arXiv 1907.00503. No missing cells."""
     import torch
 
     made_of = importlib.import_module("ctgan").CTGAN

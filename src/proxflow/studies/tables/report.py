@@ -1,4 +1,4 @@
-"""The report of the study of tables: what each system reaches on each table, beside real rows."""
+"""The report of the study of tables: scores of each system on each table, with those of real rows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _mean(rows: Sequence[Record], name: str) -> str:
 
 
 def score_table(results: Record, data: str) -> Table:
-    """Set the scores of a table's systems in rows, mean and standard deviation over the seeds, real rows last."""
+    """Return a table of scores by system, mean and standard deviation over the seeds, real rows last."""
     rows = [row for row in results["rows"] if row["data"] == data]
     lines: list[tuple[str | Strong, ...]] = []
     for system in dict.fromkeys(row["system"] for row in rows):
@@ -44,7 +44,7 @@ def score_table(results: Record, data: str) -> Table:
 
 
 def ratio_table(results: Record) -> Table:
-    """Set marginals and correlations of each system over those of real rows, by table: 1 is as near as real rows are."""
+    """Return a table of marginals and correlations of each system relative to real rows: 1 is as good as real rows."""
     rows = results["rows"]
     tables = list(dict.fromkeys(row["data"] for row in rows))
     lines: list[tuple[str | Strong, ...]] = []
@@ -60,7 +60,7 @@ def ratio_table(results: Record) -> Table:
 
 
 def outcome(results: Record) -> list[Block]:
-    """Return how far each system is from real rows."""
+    """Return how each system compares with real rows."""
     return [ratio_table(results)]
 
 
@@ -99,7 +99,7 @@ def _conditions(results: Record) -> Paragraph:
 
 
 def block(runs: Sequence[Record]) -> str:
-    """Set the kept runs as Markdown for the documentation."""
+    """Return the kept runs as Markdown for the documentation."""
     blocks: list[Block] = []
     for run in runs:
         blocks += [Heading(3, f"Preset {run['config']['preset']}"), _conditions(run), *outcome(run)]

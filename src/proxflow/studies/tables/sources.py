@@ -1,4 +1,4 @@
-"""Data sets that come inside scikit-learn, written as the files .csv that the study reads."""
+"""Data sets inside scikit-learn, written as .csv files for the study."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Source:
     """A data set.
 
     Args:
-        target: The column that forests learn to predict.
+        target: The column that forests predict.
         loader: Name of the function of ``sklearn.datasets`` that loads it; empty for a file.
-        file: Its file .arff.gz among the tests of scikit-learn, which has gaps and mixed columns.
+        file: Its .arff.gz file among the tests of scikit-learn, with missing cells and mixed columns.
         ignore: Columns left out, as names of people.
     """
 
@@ -50,7 +50,7 @@ def write(folder: Path, name: str) -> Path:
 
     Raises:
         ArgumentError: scikit-learn is not installed.
-        DataError: The installed scikit-learn does not hold the data set.
+        DataError: The installed scikit-learn does not contain the data set.
     """
     path = folder / f"{name}.csv"
     if path.exists():

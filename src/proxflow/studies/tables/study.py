@@ -1,4 +1,4 @@
-"""Tables: flows of mixed data, a Gaussian copula and peers on equal rows, held against the other half of each table."""
+"""Tables: flows of mixed data, a Gaussian copula and peers on the same rows, compared with the held-out half."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def run(
 ) -> Record:
     """Run the study, or what is missing of it, and write ``results.json``; see :func:`proxflow.studies.trials.reproduce`.
 
-    Half of the rows of each table are trained on, another half for each seed; ten made rows for each of the others are
-    held against those.
+    Half of the rows of each table are trained on, a different half for each seed; ten synthetic rows for each held-out
+    one are compared with the held-out half.
     """
     if dataset != "scikit-learn":
         raise ArgumentError("the study of tables takes those inside scikit-learn: leave --data out")
@@ -96,7 +96,7 @@ def _row(
     device: torch.device,
     say: Callable[[str], None],
 ) -> Record:
-    """Train, draw and score one system on one table with one seed, unless it is done."""
+    """Train, draw and score one system on one table with one seed, unless already done."""
     file = _file(out, table, system, seed)
     if file.exists():
         found: Record = read_json(file)
@@ -144,7 +144,7 @@ def _row(
 def _floor(
     out: Path, table: str, seed: int, train: Rows, test: Rows, classes: list[int], target: int
 ) -> dict[str, float]:
-    """Return the scores of real rows, worked out once for each table and seed."""
+    """Return the scores of real rows, computed once for each table and seed."""
     file = writable_folder(out / "rows") / f"{table}-floor-seed{seed}.json"
     if not file.exists():
         write_json(file, floor_scores(train, test, classes, target, seed).as_floor())
@@ -153,7 +153,7 @@ def _floor(
 
 
 def _in_range(made: Rows, kind: Table) -> Rows:
-    """Return rows of a peer with the range, decimals and categories of the table, as those of the flows have them."""
+    """Return rows of a peer with the range, decimals and categories of the table, like those of the flows."""
     made = made.copy()
     for k, column in enumerate(kind.columns):
         x = made[:, k]

@@ -1,4 +1,4 @@
-"""The autoregressive baseline: each token given those before it, by the transformer of the flows with a causal mask."""
+"""The autoregressive baseline: each token given the earlier ones, by the flows' transformer with a causal mask."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Autoregressive(nn.Module):
 
 
 class NextToken:
-    """The loss of the baseline, as :func:`proxflow.fit` takes it."""
+    """The loss of the baseline, for :func:`proxflow.fit`."""
 
     passes: ClassVar[float] = 3.0
 

@@ -1,4 +1,4 @@
-"""A character model that is independent of all networks, and what is counted in texts."""
+"""A character model that is independent of all networks, and statistics of texts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 class NGrams:
     """An n-gram model of tokens with interpolated Witten–Bell smoothing.
 
-    P(c | h) = (count(hc) + T(h) P(c | h')) / (count(h) + T(h)), with T(h) the number of different tokens seen after h, and
-    h' the context without its first token; at last the uniform law. "The Zero-Frequency Problem" (Witten & Bell, 1991).
+    P(c | h) = (count(hc) + T(h) P(c | h')) / (count(h) + T(h)), with T(h) the number of different tokens seen after h,
+    and h' the context without its first token; and finally the uniform distribution. "The Zero-Frequency Problem"
+    (Witten & Bell, 1991).
 
     Args:
         rows: Texts to count in, integers (number, context) or one text (tokens,).
@@ -27,7 +28,7 @@ class NGrams:
     def __init__(self, rows: Tensor, symbols: int, order: int = 6) -> None:
         self.symbols = symbols
         text = _two(rows)
-        self.grams: list[tuple[Indices, Indices]] = []  # of each length: codes, ascending, and counts
+        self.grams: list[tuple[Indices, Indices]] = []  # for each length: codes, ascending, and counts
         self.contexts: list[tuple[Indices, Indices, Indices]] = []  # codes, counts, and how many tokens follow
         for length in range(1, order + 2):
             codes, counts = np.unique(_codes(text, length, symbols), return_counts=True)
@@ -36,7 +37,7 @@ class NGrams:
             self.contexts.append((before, np.add.reduceat(counts, first), follow))
 
     def bits(self, rows: Tensor) -> float:
-        """Return −log₂ P of texts (number, context), the mean over their tokens; each text begins without a context."""
+        """Return −log₂ P of texts (number, context), averaged over their tokens; each text starts without a context."""
         text = _two(rows)
         number, context = text.shape
         total = 0.0
@@ -59,7 +60,7 @@ def _two(rows: Tensor) -> Indices:
 
 
 def _codes(text: Indices, length: int, symbols: int) -> Indices:
-    """Return every stretch of a length as one number, the first token the most significant: (number, places)."""
+    """Return every n-gram of a length as one number, the first token most significant: (number, positions)."""
     places = text.shape[1] - length + 1
     code = np.zeros((len(text), max(0, places)), np.int64)
     for k in range(length):
@@ -76,7 +77,7 @@ def _found(known: Indices, values: Indices, wanted: Indices) -> Indices:
 def entropy(rows: Tensor) -> float:
     """Return the entropy in bits of the tokens of a text, the mean over texts (number, context).
 
-    It falls where a text repeats itself: as in "Masked Diffusion Models are Secretly Time-Agnostic Masked Models" (Zheng et
+    It is low for repetitive texts, as in "Masked Diffusion Models are Secretly Time-Agnostic Masked Models" (Zheng et
     al., 2024), arXiv 2409.02908, § 4.
     """
     found = []
@@ -87,6 +88,6 @@ def entropy(rows: Tensor) -> float:
 
 
 def word_share(texts: list[str], known: frozenset[str]) -> float:
-    """Return the share of whole words that are known; a text's first and last word may be cut off, and do not count."""
+    """Return the fraction of known words, without a text's first and last word, which may be cut off."""
     words = [word for text in texts for word in text.split(" ")[1:-1] if word]
     return sum(word in known for word in words) / max(1, len(words))

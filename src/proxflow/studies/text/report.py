@@ -1,4 +1,4 @@
-"""The report of the text study: bits per character, and what samples are worth at each number of evaluations."""
+"""The report of the text study: bits per character, and scores of samples at each number of evaluations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAIRS = (
     ("masked", "autoregressive"), ("bfn", "masked-as-bfn"), ("masked-as-bfn", "masked"), ("linear", "linear-as-masked"),
     ("linear-as-masked", "masked"), ("fisher-rao", "fisher-rao-as-masked"), ("fisher-rao-as-masked", "masked"),
 )  # fmt: skip
-"""Flows that are compared: on equal schedules the difference is the geometry's, of one geometry it is the schedule's."""
+"""Pairs of flows: with equal schedules the difference is due to geometry, with equal geometry to the schedule."""
 
 _WHOSE = {
     ("masked", "autoregressive"): "order of the tokens", ("masked-as-bfn", "masked"): "schedule",
@@ -39,7 +39,7 @@ def _bits(results: Record, flow: str) -> list[float]:
 
 
 def bits_table(results: Record) -> Table:
-    """Set bits per character in rows, the lowest bound bold, with samples at the most evaluations."""
+    """Return a table of bits per character, the lowest bound bold, with samples at the most evaluations."""
     flows = _flows(results)
     lowest = min((_mean(_bits(results, f)) for f in flows if _rows(results, f)[0]["bound"] is True), default=0.0)
     rows: list[tuple[str | Strong, ...]] = []
@@ -64,7 +64,7 @@ def bits_table(results: Record) -> Table:
 
 
 def nfe_table(results: Record, name: str) -> Table:
-    """Set a score of samples at every number of evaluations in rows of flows and samplers, means over seeds."""
+    """Return a table of a score of samples by flow, sampler and number of evaluations, averaged over seeds."""
     nfes = sorted({row["nfe"] for row in results["rows"]})
     ways = list(dict.fromkeys((row["flow"], row["sampler"]) for row in results["rows"]))
     rows = []
@@ -79,7 +79,7 @@ def nfe_table(results: Record, name: str) -> Table:
 
 
 def pairs_table(results: Record) -> Table:
-    """Set the differences of flows that differ in one thing in rows."""
+    """Return a table of differences between flows that differ in one respect."""
     flows, rows = _flows(results), []
     nfes = sorted({row["nfe"] for row in results["rows"] if row["flow"] != "autoregressive"})
     middle = nfes[len(nfes) // 2]
@@ -98,7 +98,7 @@ def pairs_table(results: Record) -> Table:
 
 
 def conditions(results: Record) -> Table:
-    """Set what the numbers were measured with in rows."""
+    """Return a table of the conditions of the measurement."""
     config, data = results["config"], results["data"]
     training = config["training"]
     seconds = {name: told["seconds"] for name, told in results["training"].items()}
@@ -136,12 +136,12 @@ _READING = Bullets(
 
 
 def outcome(results: Record) -> list[Block]:
-    """Return what came out."""
+    """Return the outcome."""
     return [bits_table(results), pairs_table(results)]
 
 
 def block(runs: Sequence[Record]) -> str:
-    """Set the kept runs as Markdown for the documentation."""
+    """Return the kept runs as Markdown for the documentation."""
     blocks: list[Block] = []
     for run in runs:
         blocks += [Heading(3, f"Preset {run['config']['preset']}"), *outcome(run)]

@@ -1,7 +1,7 @@
-"""Text: Bayesian, linear, Fisher–Rao and masked flows and an autoregressive model, with equal networks, data and order.
+"""Text: Bayesian, linear, Fisher–Rao and masked flows and an autoregressive model, with equal networks and data.
 
-A flow shows a network each token through a noisy channel of its own. Schedules are matched where these channels have the
-same capacity at every time: what matched flows share is the schedule's, what is left between them is the geometry's.
+In a flow a network reads each token through a noisy channel. Schedules are matched if these channels have the same
+capacity at every time: what matched flows have in common is due to the schedule, their difference to the geometry.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ BASELINE = "autoregressive"
 """Name of the baseline among the flows."""
 
 _MATCHING_DRAWS, _MATCHING_POINTS = 2000, 400
-"""Draws of a channel that its capacity is measured with, and points of the way where it is."""
+"""Draws of a channel to measure its capacity, and number of times at which it is measured."""
 
 
-# Capacity of what a belief tells of its own token ---------------------------------------------------------------------
+# Capacity of a belief about its own token ---- ---------------------------------------------------------------------
 
 
 def capacity(flow: Flow[Any], t: Tensor) -> Tensor:
-    """Return the information in nats of a belief about its own token, all as frequent, at times (number,), float64."""
+    """Return the information in nats of a belief about its own token, uniform a priori, at times (number,), float64."""
     if isinstance(flow, Masked):
         return flow.schedule.fraction(t) * math.log(flow.classes)
     classes = flow.classes if isinstance(flow, DiscreteBFN) else flow.endpoints.classes  # type: ignore[attr-defined]
     found = []
     for at in t:
-        x = torch.zeros(_MATCHING_DRAWS, 1, dtype=torch.int64)  # classes are alike
+        x = torch.zeros(_MATCHING_DRAWS, 1, dtype=torch.int64)  # all classes are equivalent
         belief = flow.belief(x, at.expand(len(x)), torch.Generator().manual_seed(0))
         told = log_likelihoods(cast(Any, flow), belief, at.expand(len(x))).log_softmax(-1)[..., 0]
         found.append(math.log(classes) + float(told.mean()))
@@ -69,7 +69,7 @@ def capacity(flow: Flow[Any], t: Tensor) -> Tensor:
 
 
 def matched(divergence: Divergence, classes: int) -> GPFN:
-    """Return the flow on the simplex whose beliefs tell as much at every time as those of masked diffusion, t ln K."""
+    """Return the flow on the simplex whose beliefs have the information of masked diffusion, t ln K, at every time."""
     fraction = torch.linspace(0, 0.5, _MATCHING_POINTS + 2, dtype=torch.float64)[1:-1]
     ends = CategoricalEndpoints(classes)
     told = capacity(GPFN(divergence, endpoints=ends), fraction).cummax(0).values.numpy() / math.log(classes)
@@ -78,14 +78,14 @@ def matched(divergence: Divergence, classes: int) -> GPFN:
 
 
 def masked_as(flow: DiscreteBFN) -> Masked:
-    """Return the masked diffusion whose beliefs tell as much at every time as those of a Bayesian flow."""
+    """Return the masked diffusion whose beliefs have the information of a Bayesian flow's at every time."""
     share = (capacity(flow, knots()) / math.log(flow.classes)).clamp(1e-6, 1 - 1e-6).cummax(0).values
     return Masked(flow.classes, rising(log_odds(share) - log_odds(knots())))
 
 
 @cache
 def flow_of(kind: Text, name: str) -> Flow[Any] | None:
-    """Return a flow of the study by name, its schedule matched where the name says so; ``None`` for the baseline."""
+    """Return a flow of the study by name, with a matched schedule if the name says so; ``None`` for the baseline."""
     classes, ends = kind.symbols, CategoricalEndpoints(kind.symbols)
 
     def bfn() -> DiscreteBFN:
@@ -112,7 +112,7 @@ def samplers_of(name: str) -> tuple[str, ...]:
 
 
 class Work:
-    """What all pieces of a run share: the text, the windows that are bounded, and what judges samples.
+    """What all pieces of a run share: the text, the held-out windows, and the judge of samples.
 
     Args:
         preset: Its size.
@@ -133,7 +133,7 @@ class Work:
         self.test = held[:: max(1, len(held) // preset.windows)][: preset.windows].long()
 
     def piece(self, kind_of: str, called: str, doing: str, make: Callable[[], Record]) -> Record:
-        """Return what a file holds, made first where it is missing."""
+        """Return the content of a file, made first if it is missing."""
         path = self.out / kind_of / f"{called}.json"
         if not path.exists():
             self.say(doing)
@@ -143,7 +143,7 @@ class Work:
         return record
 
     def scores(self, texts: Tensor) -> Record:
-        """Judge samples."""
+        """Score samples."""
         grams, words = _judged(*self.source)
         return {
             "sample_bits": grams.bits(texts),
@@ -152,7 +152,7 @@ class Work:
         }
 
     def flow(self, name: str, seed: int) -> list[Record]:
-        """Train, bound and sample a flow with one seed, as far as it is missing; return its cells with their texts."""
+        """Train, bound and sample a flow with one seed, as far as missing; return its cells with their texts."""
         preset, kind = self.preset, self.kind
         flow = flow_of(kind, name)
         _train(preset, self.out, self.device, self.say, kind, self.loaded, name, flow, seed)
@@ -195,7 +195,7 @@ def _read(dataset: str, held_out: float, context: int, tokens: str) -> Loaded:
 
 @cache
 def _judged(*source: Any) -> tuple[NGrams, frozenset[str]]:
-    """Return what judges samples, counted in the training text, and that text's words."""
+    """Return the judge of samples, counted in the training text, and that text's words."""
     loaded = _read(*source)
     kind = cast(Text, loaded.kind)
     whole = loaded.train.x[::4].reshape(-1)  # every fourth window begins where the last one ended
@@ -256,7 +256,7 @@ def run(
 
 
 def _build(preset: TextPreset, kind: Text, flow: Flow[Any] | None) -> Any:
-    """Return an untrained model of a flow, or without one the baseline."""
+    """Return an untrained model of a flow, or of the baseline for ``None``."""
     if flow is not None:
         return models.build(kind, flow=flow, network=preset.network)
     causal = {**spec.content("networks", preset.network), "causal": True}

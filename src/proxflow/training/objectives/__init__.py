@@ -1,7 +1,7 @@
-"""Objectives: losses that train a predictor for few evaluations, in place of the flow's own.
+"""Objectives: losses that train a predictor for few evaluations, instead of the flow's own.
 
-An objective has ``loss(predict, x, generator, t)`` like a flow, so that :func:`proxflow.fit` takes it in place of one, and
-``passes``, the cost of a training step.
+An objective has ``loss(predict, x, generator, t)`` like a flow, so that :func:`proxflow.fit` takes it instead of one,
+and ``passes``, the cost of a training step.
 """
 
 from proxflow.training.objectives.autoguidance import Autoguidance as Autoguidance

@@ -1,4 +1,4 @@
-"""Autoguidance, learnt by a student: away from the predictions of a weak model, in one evaluation.
+"""Autoguidance learnt by a student: its predictions are guided away from a weak model's, with one evaluation.
 
 "Guiding a Diffusion Model with a Bad Version of Itself" (Karras et al., 2024), arXiv 2406.02507.
 """
@@ -23,19 +23,19 @@ from proxflow.training.objectives.base import Batch, BeliefObjective
 class Autoguidance(BeliefObjective):
     """A loss that trains a student to predict its teacher's target, guided away from a weak model's prediction.
 
-    A weak model errs in the same directions as a better one, and further. So the prediction ĉ of the weak model and the
+    A weak model makes the same errors as a better one, only larger. So the prediction ĉ of the weak model and the
     teacher's q̂ can be extrapolated to a target better than either,
 
         x̂ = ĉ + w (q̂ − ĉ),  w > 1.
 
-    This is the formula of classifier-free guidance with a weak model in place of an unconditional one (Karras et al., 2024,
-    for denoisers in sampling). For Wasserstein-2 its proximal step has the energy w D(p, q̂) − (w − 1) D(p, ĉ). In sampling
-    it takes two evaluations a step. The student learns it by the flow's weighted squared error and needs one evaluation. Its
-    targets have no noise, so few examples are enough.
+    This is the formula of classifier-free guidance with a weak model instead of an unconditional one (Karras et al.,
+    2024, for denoisers when sampling). For Wasserstein-2 its proximal step has the energy w D(p, q̂) − (w − 1) D(p, ĉ).
+    In sampling it takes two evaluations per step. The student learns it by the flow's weighted squared error and needs
+    one evaluation. Its targets have no noise, so few examples are enough.
 
     Args:
         flow: The flow of teacher, weak model and student, with Gaussian beliefs.
-        teacher: Its trained predictor, in evaluation mode; the student should begin with its weights.
+        teacher: Its trained predictor, in evaluation mode; the student should start from its weights.
         weak: A predictor of the same flow, smaller, or trained for a tenth to a third as long.
         weight: w ≥ 1, finite. At 1 the student learns the teacher's prediction.
 

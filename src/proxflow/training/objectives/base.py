@@ -1,4 +1,4 @@
-"""The interface of objectives, and what those on Gaussian beliefs share."""
+"""The interface of objectives, and a base of those on Gaussian beliefs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """The examples of a training step, as :meth:`BeliefObjective.loss` takes them, with times ``t`` (batch,)."""
+    """The examples of a training step, the arguments of :meth:`BeliefObjective.loss`, with times ``t`` (batch,)."""
 
     flow: Flow[Any]
     x: Tensor
@@ -60,7 +60,7 @@ class Batch:
         return belief
 
     def given(self, predict: Predict) -> Predict:
-        """Return a predictor with the condition filled in."""
+        """Return a predictor with the condition set."""
         return given(predict, self.condition)
 
 
@@ -82,15 +82,15 @@ class BeliefObjective(ABC):
         """Return the loss of each example, (batch,), a mean over coordinates.
 
         Args:
-            predict: What is trained, as :meth:`score` takes it.
-            x: Real data (batch, *event), which the beliefs are about.
-            generator: Source of times, noise and all else that is drawn.
+            predict: The predictor to train, as for :meth:`score`.
+            x: Real data (batch, *event).
+            generator: Random generator of times, noise and other draws.
             t: Times (batch,) in [0, 1]; ``None`` draws them.
-            condition: What the predictions are conditioned on, one row an example.
+            condition: Condition of the predictions, one row per example.
             start: Means of given prior draws, (batch, *event); ``None`` draws them.
 
         Raises:
-            ArgumentError: ``x`` is not data of the flow, its beliefs are not Gaussian, there is no condition for each
+            ArgumentError: The flow does not accept ``x``, its beliefs are not Gaussian, there is not one condition per
                 example, or the objective trains another kind of predictor.
         """
         self.flow.check(x)

@@ -24,15 +24,16 @@ from proxflow.training.objectives.base import Batch, BeliefObjective
 def energy_score(draws: Tensor, x: Tensor, beta: float = 1.0, repulsion: float = 1.0) -> Tensor:
     """Return mean_i |X_i − x|^β − (λ/2) mean_{i≠j} |X_i − X_j|^β of each example, where |·| is the root mean square.
 
-    With λ = 1 it is an unbiased estimate of the energy score of the draws' law, which only the law of x minimises: "Strictly
-    Proper Scoring Rules, Prediction, and Estimation" (Gneiting & Raftery, 2007). The norm is that of whole events, over √d:
-    coordinates must be right jointly, and scores of events of different size are comparable.
+    With λ = 1 it is an unbiased estimate of the energy score of the draws' distribution, which only the distribution of
+    x minimises: "Strictly Proper Scoring Rules, Prediction, and Estimation" (Gneiting & Raftery, 2007). The norm is
+    that of whole events, divided by √d: it scores coordinates jointly, and scores of events of different size are
+    comparable.
 
     Args:
         draws: X, (batch, m, *event).
         x: Data, (batch, *event).
         beta: β in (0, 2).
-        repulsion: λ; 0 needs one draw alone.
+        repulsion: λ; 0 only needs one draw.
 
     Returns:
         (batch,).
@@ -60,7 +61,7 @@ def energy_score(draws: Tensor, x: Tensor, beta: float = 1.0, repulsion: float =
 
 
 def _distance(x: Tensor, y: Tensor, beta: float) -> Tensor:
-    """Return |x − y|^β, (batch,), with gradient 0 where x = y, as between a fresh network's draws (last layer 0)."""
+    """Return |x − y|^β, (batch,), with gradient 0 at x = y, as between an untrained network's draws (last layer 0)."""
     squared = mean_events((x - y).square())
     same = squared == 0
     return squared.masked_fill(same, 1).pow(beta / 2).masked_fill(same, 0)
@@ -71,13 +72,14 @@ class EnergyScore(BeliefObjective):
     """A loss that trains a :class:`proxflow.DrawPredictor` by the energy score of its draws.
 
     Scores are weighted by the flow's weight of squared errors to the power β/2, as errors enter with the power β. The
-    network reads the batch m times, so that a step costs m times a plain one.
+    network evaluates the batch m times, so that a step costs m times as much as with the flow's loss.
 
     Args:
-        flow: With Gaussian beliefs.
-        beta: β in (0, 2), the power of distances. Toward 2 the mean of the draws counts more, their spread less.
-        repulsion: λ in [0, 1], how much draws are kept apart. 1 is proper: the law of the data given the belief is best.
-            Less gives draws nearer to the data with less spread; with 0 they fall together.
+        flow: A flow with Gaussian beliefs.
+        beta: β in (0, 2), the power of distances. Toward 2 the mean of the draws counts more and their variance less.
+        repulsion: λ in [0, 1], how much draws repel each other. With 1 the score is proper: the distribution of the
+            data given the belief is optimal. Less gives draws nearer to the data with too little variance; with 0 they
+            collapse.
         draws: m ≥ 2, draws of each belief.
 
     Raises:
@@ -111,7 +113,7 @@ class EnergyScore(BeliefObjective):
         Raises:
             ArgumentError: ``predict`` does not draw.
         """
-        owner = getattr(predict, "module", predict)  # of several processes, whose module wraps the predictor
+        owner = getattr(predict, "module", predict)  # with several processes a module wraps the predictor
         if isinstance(owner, nn.Module) and "noise" not in reads(owner):
             raise ArgumentError(
                 f"the energy score trains predictors that draw, DrawPredictor, not {type(owner).__name__}"

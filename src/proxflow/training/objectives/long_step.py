@@ -1,4 +1,4 @@
-"""Long steps: a predictor that reads the end of a step learns where many small steps would lead."""
+"""Long steps: a predictor that reads the end time of a step learns where many small steps would lead."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Kind = Literal["shortcut", "meanflow", "consistency"]
 class LongStep(BeliefObjective):
     """A loss that trains a :class:`proxflow.LongStepPredictor` to return the effective targets of steps of any length.
 
-    With Wasserstein-2 a step from time t to s moves the mean z to z + λ (x̂ − z), λ = (τ_s − τ_t)/(1 − τ_t). One step toward
-    the effective target X(z, t, s) ends where infinitely many steps, each toward its own prediction, would end: X is an
-    average of these predictions. At s = t it is the prediction of the data, at τ_s = 1 the end of the trajectory. With
-    r = 1 − τ, the average velocity of the step is (X − z)/r. X is learnt by its consistency with itself, in one of three
-    ways.
+    With Wasserstein-2 a step from time t to s moves the mean z to z + λ (x̂ − z), λ = (τ_s − τ_t)/(1 − τ_t). One step
+    toward the effective target X(z, t, s) ends where infinitely many steps, each toward its own prediction, would end:
+    X is an average of these predictions. At s = t it is the prediction of the data, at τ_s = 1 the end of the
+    trajectory. With r = 1 − τ, the average velocity of the step is (X − z)/r. X is learnt by self-consistency, in one
+    of three ways.
 
     ``shortcut``, "One Step Diffusion via Shortcut Models" (Frans et al., 2024), arXiv 2410.12557: steps compose,
     1 − λ = (1 − λ₁)(1 − λ₂), and so do their targets, with a time m halfway:
@@ -48,26 +48,26 @@ class LongStep(BeliefObjective):
 
         λ X(z, t, s) = (1 − λ₂) λ₁ x̂ + λ₂ X(z_m, m, s),  z_m = z + λ₁ (x̂ − z),  m = t + gap (s − t).
 
-    At s = 1 both times then have the same end. The error is about the gap, so train in stages of ever smaller gaps, each
+    At s = 1 both times then have the same end. The error is about the gap, so train in stages of decreasing gaps, each
     from the last: "Consistency Models Made Easy" (Geng et al., 2024), arXiv 2406.14548. Toward gap 0 it becomes
     ``meanflow``, without derivatives.
 
-    Right-hand sides have no gradient. x̂ is the data point, whose mean given z is the prediction, or the prediction of a
-    teacher, which has no noise. A share of the batch is plain, s = t. Errors have the flow's weight at t.
+    Right-hand sides have no gradient. x̂ is the data point, whose mean given z is the prediction, or the prediction of
+    a teacher, which has no noise. A fraction of the batch is plain, s = t. Errors have the flow's weight at t.
 
     Args:
-        flow: With Wasserstein-2, real data and a schedule that ends in the data.
-        kind: Which consistency.
-        teacher: A trained predictor ``(belief, t)`` of the same flow, in evaluation mode, to be distilled; ``None`` learns
-            from data alone.
-        plain_share: In [0, 1): share of the batch with s = t; for ``shortcut`` > 0, as only plain examples use data. They
-            are evenly spread over the batch.
-        whole_share: In [0, 1]: share of the others that end at s = 1, as the last evaluation of each sample does. The rest
-            end at times that are uniform between t and 1.
+        flow: A flow with Wasserstein-2, real data and a schedule that ends at the data.
+        kind: Which kind of self-consistency.
+        teacher: A trained predictor ``(belief, t)`` of the same flow, in evaluation mode, to distil; ``None`` learns
+            only from data.
+        plain_share: In [0, 1): fraction of the batch with s = t; for ``shortcut`` > 0, as only plain examples use data.
+            They are evenly spaced in the batch.
+        whole_share: In [0, 1]: fraction of the others that end at s = 1, as the last evaluation of each sample does.
+            The rest end at times uniform between t and 1.
         knee: Positive, or ``None``. Errors e of steps longer than 0 count as knee · ln(1 + e/knee): their gradients are
             weighted by 1/(1 + e/knee), the adaptive weight of Geng et al., 2025, eq. 22. With noise in e (``meanflow``
-            without a teacher) this biases the result; ``None`` leaves errors as they are.
-        gap: In (0, 1): for ``consistency``, length of the first step over that of the whole.
+            without a teacher) this biases the result; ``None`` leaves errors unchanged.
+        gap: In (0, 1): for ``consistency``, length of the first step as a fraction of the whole.
 
     Raises:
         ArgumentError: A setting out of range, or a flow without these steps.
@@ -103,12 +103,12 @@ class LongStep(BeliefObjective):
     def passes(self) -> float:
         """Network passes for each example of a training step; see :class:`proxflow.Objective`."""
         far = 1 - self.plain_share
-        taught = self.plain_share if self.kind == "shortcut" else 1.0  # share of the batch that a teacher reads
+        taught = self.plain_share if self.kind == "shortcut" else 1.0  # fraction of the batch that a teacher reads
         own = 0.0 if self.teacher is None else taught * evaluations(self.teacher)
         return 3 + far * (2 if self.kind == "shortcut" else 1) + own
 
     def score(self, predict: Predict, batch: Batch) -> Tensor:
-        """Return the loss of each example, (batch,); steps begin at its time.
+        """Return the loss of each example, (batch,); steps start at its times.
 
         ``predict`` is a :class:`proxflow.LongStepPredictor`, or a function of a belief, times and ``end=``, (batch,) each.
         """
@@ -139,7 +139,7 @@ class LongStep(BeliefObjective):
         return torch.zeros_like(both).index_copy(0, order, both) * self.flow.weight(t)
 
     def _rows(self, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the places of plain and of other examples in the batch, spread so that its parts have equal shares."""
+        """Return the indices of plain and of other examples in the batch, spaced so that its parts have equal shares."""
         places: tuple[list[int], list[int]] = ([], [])
         for k in range(number):
             places[int((k + 1) * self.plain_share) == int(k * self.plain_share)].append(k)
@@ -161,7 +161,7 @@ class LongStep(BeliefObjective):
     def _composed(
         self, predict: Predict, belief: DiagonalGaussian, first: Any, t: Tensor, end: Tensor, gap: float
     ) -> Tensor:
-        """Return the effective target of a step composed of one toward ``first``, over the share ``gap``, and the rest."""
+        """Return the effective target of a step composed of one toward ``first``, of fraction ``gap``, and the rest."""
         schedule, middle = self.flow.schedule, torch.lerp(t, end, gap)
         whole, last = schedule.step(t, end), schedule.step(middle, end)
         moved = self.flow.update(belief, first, t, middle, None)
@@ -173,7 +173,7 @@ class LongStep(BeliefObjective):
     def _differential(
         self, predict: Predict, belief: DiagonalGaussian, t: Tensor, end: Tensor, pull: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the predicted effective target, and the wanted one, by its derivative along the trajectory."""
+        """Return the predicted effective target, and the one to learn, by its derivative along the trajectory."""
         schedule = self.flow.schedule
 
         def target(mean: Tensor, time: Tensor) -> Tensor:
