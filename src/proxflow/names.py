@@ -254,7 +254,7 @@ BUILT_IN: dict[str, dict[str, Name]] = {
         "stochastic": Name(
             "proxflow.samplers:Stochastic", "proximal steps toward noisy messages around the prediction"
         ),
-        "marginal": Name("proxflow.samplers:Marginal", "fresh noise that keeps the law at each time; DDPM"),
+        "marginal": Name("proxflow.samplers:Marginal", "fresh noise that keeps the distribution at each time; DDPM"),
         "renewed": Name("proxflow.samplers:Renewed", "all noise anew at each step, for posteriors; Flower"),
         "multistep2": Name("proxflow.samplers:Multistep", "second order from two predictions", {"order": 2}),
         "multistep3": Name("proxflow.samplers:Multistep", "third order from three predictions", {"order": 3}),

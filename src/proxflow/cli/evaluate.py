@@ -135,7 +135,7 @@ class Evaluate:
         ),
     ] = None
     steps: Annotated[
-        Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 20; 1 of a student of one evaluation)")
+        Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 20; 1 for a one-evaluation student)")
     ] = None
     classes: Annotated[
         tuple[str, ...],

@@ -15,7 +15,6 @@ from proxflow.cli._common import (
     File,
     GuidanceOptions,
     Number,
-    SamplerChoice,
     Text,
     check_counts,
     check_sampler,
@@ -24,6 +23,7 @@ from proxflow.cli._common import (
     guided,
     less_memory,
     say,
+    word,
 )
 from proxflow.config import DeviceName
 from proxflow.errors import ArgumentError, CheckpointError, OutputError
@@ -115,7 +115,7 @@ class Restore:
     guidance: tyro.conf.OmitArgPrefixes[GuidanceOptions] = field(default_factory=GuidanceOptions)
     nfe: Annotated[int, tyro.conf.arg(aliases=["--steps"])] = 50
     method: Annotated[Text, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: by the model's flow)")] = None
-    sampler: SamplerChoice = None
+    sampler: Annotated[Text, word("by the method")] = None
     degrade: bool = False
     out: Annotated[
         File, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: restored; filled.csv or filled.parquet)")

@@ -96,7 +96,7 @@ class Sample:
     ] = None
     n: int = 64
     steps: Annotated[
-        Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 20; 1 of a student of one evaluation)")
+        Number, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 20; 1 for a one-evaluation student)")
     ] = None
     classes: Annotated[
         tuple[str, ...], tyro.conf.arg(name="class", metavar="CLASS [CLASS ...]", help_behavior_hint="(default: any)")

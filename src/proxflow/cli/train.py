@@ -192,7 +192,7 @@ class Train:
     coupling: Annotated[Text, word("any with any")] = None
     network: Annotated[Text, word("the kind's")] = None
     predictor: Annotated[Text, word("the flow's, or point")] = None
-    parameterisation: Annotated[Text, word("the flow's, or x")] = None
+    parameterisation: Annotated[Text, word("the flow's, or else the data's")] = None
     init: Annotated[Text, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: none, random weights)")] = None
     conditional: bool = False
     drop: Annotated[Union[float, None], tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 0.1)")] = None  # noqa: UP007
