@@ -138,6 +138,8 @@ def test_the_site_gathers_every_page_and_leads_nowhere_wrong(tmp_path):
     pages = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*.md")}
     assert {"index.md", "contributing.md", "reference/python.md", "reference/command-line.md"} <= pages
     assert {f"studies/{path.parent.name}.md" for path in ROOT.glob("results/*/report.md")} <= pages
+    titles = [path.read_text(encoding="utf-8").split("\n", 1)[0] for path in (tmp_path / "site/studies").glob("*.md")]
+    assert len(set(titles)) == len(titles)
     reference = (tmp_path / "site/reference/python.md").read_text()
     assert all(f":: proxflow.{name}\n" in reference for _, name in public(ROOT))
     for page in pages:

@@ -14,8 +14,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 from proxflow.errors import DataError
+from proxflow.studies.presets import PresetName
 from tools import tutorials
 
 COMMANDS = ("sample", "train", "evaluate", "restore", "reproduce", "reflow", "times", "export", "page", "list")
@@ -134,8 +136,15 @@ def _reports(root: Path) -> Iterator[Path]:
 
 
 def _page(report: Path) -> str:
-    text = report.read_text(encoding="utf-8")
-    return text if text.startswith("# ") else f"# {report.parent.name}\n\n{text}"
+    """Return a report, with the preset and data of its folder in the title: several have one title."""
+    name, text = report.parent.name, report.read_text(encoding="utf-8")
+    if not text.startswith("# "):
+        return f"# {name}\n\n{text}"
+    title, rest = text[2:].split("\n", 1)
+    preset = next((preset for preset in get_args(PresetName) if f"-{preset}" in name), "")
+    data = name.partition(f"-{preset}-")[2] if preset else ""
+    told = ", ".join(filter(None, (title, preset, data if data not in title else "")))
+    return f"# {told}\n{rest}"
 
 
 def _linked(text: str, page: Path, root: Path, out: Path) -> str:
