@@ -201,7 +201,7 @@ def test_every_system_runs_on_emoji_by_one_command(tmp_path, monkeypatch):
         found["hardware"]["processor"] = "Abacus"
         text = peers.emoji_block([found])
         assert "1 training steps of 64 images" in text
-        assert "At 10 evaluations proxflow" in text
+        assert "| best here over best peer |" in text
         assert "12 samples an entry against 379 test images of emoji; features emoji-classifier" in text
         assert "perceptron" not in text
 
@@ -303,12 +303,8 @@ def test_the_tables_name_winners_and_losses():
     text = peers.full_block(fake_results())
     assert "| proxflow gpfn-w2 | **10.0 better** | **4.00 better** | 2.00 better |" in text
     assert "| peer | 11.0 better | 4.40 better | **1.00 better** |" in text
-    seeds = ", 0.91 to 1.00 times its distance over 2 seeds."  # 11 over 12.1 and 9.9 over 9.9
-    assert (
-        f"At 4 evaluations proxflow gpfn-w2 (better, 10.0) is no worse than the best peer, peer (better, 11.0){seeds}"
-        in text
-    )
-    assert "At 20 evaluations proxflow gpfn-w2 (better, 2.00) is worse than the best peer, peer (better, 1.00)" in text
+    # By seeds: 11 over 12.1 and 9.9 over 9.9 at 4.
+    assert "| best here over best peer | 0.91 (0.91–1.00) | 0.91 (0.91–1.00) | 2.00 (0.91–1.00) |" in text
     said = "is slower than peer, 0.830 (0.830–0.830); against itself it measures 1.000 (1.000–1.000)."
     assert f"Training the U-Net {said} Training the perceptron {said}" in text
     assert "costs +1.0% over its network calls" in text
@@ -316,7 +312,8 @@ def test_the_tables_name_winners_and_losses():
         assert condition in text
     assert "| peer | 0.830 (0.830–0.830) | 1.010–1.010 | 0.90 |" in text
     short = peers.summary_block(fake_results())
-    assert "is worse than the best peer" in short
+    assert "| best here over best peer | 0.91" in short
+    assert "Training the U-Net is slower than peer" in short
     assert "| peer | 11.0 better |" in short
 
 
