@@ -15,6 +15,7 @@ from torch import Tensor
 
 from proxflow import (
     GPFN,
+    AdamsBashforth,
     CategoricalEndpoints,
     Deterministic,
     DiagonalGaussian,
@@ -226,6 +227,22 @@ def test_the_multistep_is_the_exponential_adams_bashforth_of_azula(sampler, orde
     expected = theirs(noise(1)[0])
     agree(last, expected, 1e-10)
     agree(events, data(expected, 1 - 1 / STEPS), 1e-10)
+
+
+def test_adams_bashforth_in_the_velocity_is_that_of_azula():
+    peer = pytest.importorskip("azula.noise").Schedule
+
+    class Rectified(peer):
+        def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+            return 1 - t, t
+
+    theirs = pytest.importorskip("azula.sample").vABSampler(
+        azula_denoiser(Rectified()), order=2, steps=STEPS, silent=True, dtype=torch.float64
+    )
+    even = [k / STEPS for k in range(STEPS)]
+    draws = Recorded(*noise(1))
+    ours = AdamsBashforth()(predict, RECTIFIED, SHAPE, STEPS, draws, dtype=torch.float64, times=even).events
+    agree(ours, theirs(noise(1)[0]), 1e-10)
 
 
 def test_the_third_order_update_of_diffusers_has_half_of_the_last_term():

@@ -114,7 +114,9 @@ def test_path_samplers_reach_the_data_distribution(sampler, flow):
 
 
 @pytest.mark.parametrize("times", [[0.0, 0.4, 1.0], [0.0, 0.4, 0.8, 1.0]], ids=len)
-@pytest.mark.parametrize("sampler", [s for s in SAMPLERS.values() if isinstance(s, PathSampler)], ids=str)
+@pytest.mark.parametrize(
+    "sampler", [s for n, s in SAMPLERS.items() if isinstance(s, PathSampler) and n != "adams-bashforth2"], ids=str
+)
 @pytest.mark.parametrize("flow", [GPFN(), Diffusion()], ids=str)
 def test_a_step_that_lands_on_its_target_lands_on_the_newest_prediction(flow, sampler, times):
     # The paths end without noise at t = 1, where the step in −ln(1 − τ) is infinite.

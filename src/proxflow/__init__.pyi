@@ -94,6 +94,7 @@ from proxflow.predictors.exact import ExactClasses as ExactClasses
 from proxflow.predictors.exact import ExactDraw as ExactDraw
 from proxflow.predictors.exact import ExactMean as ExactMean
 from proxflow.proximal import Proximal as Proximal
+from proxflow.samplers import AdamsBashforth as AdamsBashforth
 from proxflow.samplers import BFNSolver as BFNSolver
 from proxflow.samplers import Deterministic as Deterministic
 from proxflow.samplers import Marginal as Marginal

@@ -2,8 +2,8 @@
 
 There is one loop, in :meth:`Sampler.__call__`. A sampler implements two operations: ``init`` makes its state from the
 prior, ``step`` moves belief and state from one time to the next with the newest prediction. ``plan`` computes what
-steps need of the schedule before the loop. The last prediction is the sample, so no step divides by the distance to t =
-1.
+steps need of the schedule before the loop. The sample is the last prediction, or what ``end`` makes of it, so no step
+divides by the distance to t = 1.
 
 Two kinds:
 
@@ -14,6 +14,7 @@ Two kinds:
   BFN and diffusion.
 """
 
+from proxflow.samplers.adams_bashforth import AdamsBashforth as AdamsBashforth
 from proxflow.samplers.base import Sampler as Sampler
 from proxflow.samplers.base import Samples as Samples
 from proxflow.samplers.base import Watch as Watch

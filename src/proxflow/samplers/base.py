@@ -63,6 +63,17 @@ class Sampler(ABC):
         """
         return on_device(times, device).unbind()
 
+    def end(self, flow: Flow[Any], target: Any, t: Any, state: Any) -> Any:
+        """Return the target whose mode is the sample, from the last one, predicted at time ``t``: that itself by default.
+
+        Args:
+            flow: The flow.
+            target: The last prediction.
+            t: Its time, as for :meth:`step`.
+            state: The state that the last step left.
+        """
+        return target
+
     def times(self, flow: Flow[Any], nfe: int) -> list[float]:
         """Return the times of ``nfe`` evaluations, increasing from 0: the flow's own, unless a sampler has others."""
         return flow.times(nfe)
@@ -150,4 +161,5 @@ class Sampler(ABC):
                 watch(times[k], belief, target)
             if k + 1 < nfe:
                 belief, state = self.step(flow, belief, target, plan[k], plan[k + 1], generator, state)
+        target = self.end(flow, target, plan[-1], state)
         return Samples(flow.finish(belief, target, generator), sum(map(evaluations, predicts)))
