@@ -109,7 +109,7 @@ class Emoji(Pictures):
 
     name = dataset = "emoji"
     shape, sigma1 = (3, 32, 32), 0.1
-    nfes = (4, 10, 20)
+    nfes = (1, 2, 4, 10, 20)
 
 
 class Perceptron(nn.Module):

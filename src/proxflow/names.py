@@ -260,7 +260,7 @@ BUILT_IN: dict[str, dict[str, Name]] = {
         "multistep3": Name("proxflow.samplers:Multistep", "third order from three predictions", {"order": 3}),
         "unipc": Name("proxflow.samplers:Multistep", "second order with a corrector", {"order": 2, "corrected": True}),
         "adams-bashforth2": Name(
-            "proxflow.samplers:AdamsBashforth", "second order in the velocity, to the end: best from 2 to 5 evaluations"
+            "proxflow.samplers:AdamsBashforth", "second order in the velocity, to the end; for 2 to 4 evaluations"
         ),
         "midpoint": Name("proxflow.samplers:Midpoint", "second order, two evaluations a step"),
         "bfn-solver1": Name("proxflow.samplers:BFNSolver", "BFN-Solver of first order", {"order": 1}),
