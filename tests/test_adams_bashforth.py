@@ -7,8 +7,20 @@ from numpy.polynomial import Polynomial
 from test_flows import seeded
 from test_sampler_errors import measured_order, trajectory_ends
 
-from proxflow import BFN, GPFN, AdamsBashforth, Diffusion, DiscretisedBFN, Linear, Marginal
+from proxflow import (
+    BFN,
+    GPFN,
+    AdamsBashforth,
+    Diffusion,
+    DiscretisedBFN,
+    Guided,
+    Linear,
+    Marginal,
+    PointPredictor,
+)
 from proxflow.beliefs import Binned, DiagonalGaussian
+from proxflow.cli.sample import Sample
+from proxflow.errors import ArgumentError
 
 
 def integrated(x_hat, y, taus):
@@ -23,6 +35,13 @@ def integrated(x_hat, y, taus):
             moved.append(value + line.integ()(end) - line.integ()(tau))
         y = np.array(moved)
     return y
+
+
+class Bent(torch.nn.Module):
+    """A network whose prediction is far from linear."""
+
+    def forward(self, x, t):
+        return torch.sin(4 * x + t.view(-1, 1))
 
 
 FLOWS = pytest.mark.parametrize("flow", [GPFN(), GPFN(schedule=Linear(0.7)), Diffusion()], ids=["w2", "early", "vp"])
@@ -83,6 +102,33 @@ def test_one_evaluation_is_the_prediction_itself_and_more_are_at_squared_times()
     end = AdamsBashforth()(predict, BFN(0.05), (1, 1), 3, seeded())
     assert seen[5:] == [0, 0.5, 1, 0, 0.25, 1]
     assert bool(end.events.isfinite().all())
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "guided, with a condition"])
+def test_samples_keep_to_the_range_that_the_predictor_clips_to(wrapped):
+    flow, network = GPFN(), Bent()
+    predictor = PointPredictor(network, flow, clip=(-0.5, 0.5), parameterisation="x").eval()
+    asked = Guided(predictor, weight=2.0, weak=predictor) if wrapped else predictor
+    free = PointPredictor(network, flow, parameterisation="x").eval()
+    drawn = {p: AdamsBashforth()(p, flow, (64, 2), 3, seeded()).events for p in (asked, free)}
+    assert float(drawn[free].abs().max()) > 0.6
+    assert float(drawn[asked].abs().max()) == 0.5
+
+
+@pytest.mark.parametrize(("end", "found"), [(lambda target: target.mean, "Tensor"), (lambda target: None, "NoneType")])
+def test_an_end_that_is_no_belief_is_refused(end, found):
+    class Own(AdamsBashforth):
+        def end(self, flow, target, t, state):
+            return end(target)
+
+    with pytest.raises(ArgumentError, match=f"Own.end must return a belief, .*got {found}"):
+        Own()(lambda belief, t: belief, GPFN(), (2, 3), 2, seeded())
+
+
+def test_two_evaluations_by_name_take_the_model_that_was_not_trained_for_one():
+    assert Sample(steps=2).named == "mnist-few"
+    assert Sample(steps=2, sampler="adams-bashforth2").named == "mnist"
+    assert Sample(steps=1, sampler="adams-bashforth2", classes=("3",)).named == "mnist-classes-few"
 
 
 def test_predictions_that_are_not_gaussian_are_the_samples():

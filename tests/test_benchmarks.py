@@ -188,7 +188,9 @@ def test_every_system_runs_on_emoji_by_one_command(tmp_path, monkeypatch):
         "emoji-classifier",
     )
     assert found["reference"] == "379 test images of emoji"
-    assert {(row["system"], row["nfe"]) for row in found["rows"]} == {(s, n) for s in systems for n in (1, 2, 4, 10, 20)}
+    assert {(row["system"], row["nfe"]) for row in found["rows"]} == {
+        (s, n) for s in systems for n in (1, 2, 4, 10, 20)
+    }
     assert found["left_out"] == [name for name in SYSTEMS if name not in systems]
     for row in found["rows"]:
         assert row["runs"]["seeds"] == [0, 1]

@@ -502,6 +502,17 @@ def reads(predict: Predict) -> frozenset[str]:
     return frozenset(asks or ())
 
 
+def data_range(predict: Predict) -> tuple[float, float] | None:
+    """Return the range (lowest, highest) to which a predictor, or the one that it wraps, clips predicted data, if any."""
+    inner: Any = predict
+    while inner is not None:
+        if isinstance(clip := getattr(inner, "clip", None), tuple | list) and len(clip) == 2:
+            return clip[0], clip[1]
+        names = ("predict", "predictor", "module", "model")
+        inner = next((held for name in names if (held := getattr(inner, name, None)) is not None), None)
+    return None
+
+
 class Given:
     """A predictor with a fixed condition.
 

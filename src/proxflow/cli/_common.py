@@ -36,7 +36,7 @@ SamplerChoice = Annotated[
     Text,
     tyro.conf.arg(
         metavar="WORD",
-        help_behavior_hint="(default: the best that the model can take at few evaluations, multistep2 for most)",
+        help_behavior_hint="(default: multistep2, or the one that the model needs)",
     ),
 ]
 

@@ -61,7 +61,7 @@ class Sample:
     Args:
         model: Name of a model that comes with the package, or a model folder as train and reproduce write it. Without
             it, mnist is used, or mnist-classes if --class is given; with one or two evaluations mnist-few or
-            mnist-classes-few, which were trained for one.
+            mnist-classes-few, which were trained for one, unless --sampler is adams-bashforth2, which suits the others.
         n: Number of samples; if --class names several classes, of each.
         steps: Predictions per sample: fewer is faster, more is better. Each is one network evaluation (NFE), or two
             with guidance.
@@ -70,10 +70,10 @@ class Sample:
             .npz file has the class of each image.
         guidance: How predictions are guided.
         sampler: How to sample; "proxflow list samplers" shows the choices, among them deterministic: the proximal step
-            toward the prediction; stochastic: toward a noisy draw around it; multistep2: second order, the best with
-            few evaluations. Most of the others need a flow with Gaussian paths: gpfn-w2, gpfn-kl, bfn or diffusion. A
-            model trained with --predictor long-step takes only deterministic, one with --predictor draw those that use
-            no earlier predictions. Settings follow the name: marginal:kappa=0.5.
+            toward the prediction; stochastic: toward a noisy draw around it; multistep2: second order;
+            adams-bashforth2: the best with 2 to 4 evaluations. Most of the others need a flow with Gaussian paths:
+            gpfn-w2, gpfn-kl, bfn or diffusion. A model trained with --predictor long-step takes only deterministic, one
+            with --predictor draw those that use no earlier predictions. Settings follow the name: marginal:kappa=0.5.
         seed: Random seed: sample i depends only on the seed and i, not on --n or --batch-size.
         out: Where to write; the suffix chooses the format. Images: .png, a grid; .npz, key "images", uint8, N x H x W x
             C; without a suffix, a folder of PNG files, 00000.png and so on. Rows of numbers: .npy, .npz, .csv, or .png
@@ -122,7 +122,8 @@ class Sample:
         """The model that is named, or else the package's model that fits the options."""
         if self.model is not None:
             return self.model
-        few = self.steps is not None and self.steps <= FEW
+        # Of two evaluations this sampler makes more of a model that was not trained for one.
+        few = self.steps is not None and self.steps <= (1 if self.sampler == "adams-bashforth2" else FEW)
         return ("mnist-classes" if self.classes else "mnist") + ("-few" if few else "")
 
     @property

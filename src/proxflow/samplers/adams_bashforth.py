@@ -19,14 +19,14 @@ class AdamsBashforth(PathSampler):
 
     A step of length h in τ adds h v + h²/2 · (v − v₋)/(τ − τ₋), with v₋ the velocity one step before; the first adds
     h v. The last step, from the last evaluation to τ = 1, is such a step, too. Other samplers end there on the last
-    prediction, a mean over all data that the belief still allows, which is too smooth after few evaluations. Values
-    may lie slightly beyond the data's range.
+    prediction, a mean over all data that the belief still allows, which is too smooth after few evaluations. The sample
+    is clipped to the range of the data if the predictor has one; without a range it may lie far beyond the data.
+    Predictions that are not Gaussian, such as classes or bins, are samples as they are, without that last step.
 
-    Times are the squares of the flow's own: close together at first, where predictions change fastest.
+    Times are the squares of the flow's own, so that the first prediction, made of pure noise, is soon corrected.
 
-    Known elsewhere, with predicted noise instead of the velocity, as tAB-DEIS with quadratic timesteps: "Fast Sampling
-    of Diffusion Models with Exponential Integrator" (Zhang & Chen, 2022), arXiv 2204.13902. Predictions that are not
-    Gaussian, such as classes or bins, are samples as they are, without that last step.
+    Known elsewhere as azula's vABSampler of order 2, there with other times; with noise instead of the velocity as
+    ρAB-DEIS: "Fast Sampling of Diffusion Models with Exponential Integrator" (Zhang & Chen, 2022), arXiv 2204.13902.
     """
 
     @property

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from proxflow._math import on_device
-from proxflow.beliefs import Belief
+from proxflow.beliefs import Belief, DiagonalGaussian
 from proxflow.errors import ArgumentError, whole_number
-from proxflow.examples import Predict, evaluations, planned, reads
+from proxflow.examples import Predict, data_range, evaluations, planned, reads
 from proxflow.flows import Flow
 from proxflow.random import Generator
 
@@ -66,6 +66,8 @@ class Sampler(ABC):
     def end(self, flow: Flow[Any], target: Any, t: Any, state: Any) -> Any:
         """Return the target whose mode is the sample, from the last one, predicted at time ``t``: that itself by default.
 
+        Of Gaussian targets the loop clips what this returns as the predictor clips its predictions.
+
         Args:
             flow: The flow.
             target: The last prediction.
@@ -110,8 +112,8 @@ class Sampler(ABC):
 
         Raises:
             ArgumentError: ``nfe`` < 1; an empty shape; times that do not increase from 0 within [0, 1]; a predictor that
-                reads ends of steps, with a sampler that does not keep to its target; or a predictor that draws, with a
-                sampler that combines predictions.
+                reads ends of steps, with a sampler that does not keep to its target; a predictor that draws, with a
+                sampler that combines predictions; or an :meth:`end` that returns no belief.
         """
         nfe = whole_number(nfe, "the number of network evaluations", 1)
         if not shape or min(shape) < 1:
@@ -161,5 +163,18 @@ class Sampler(ABC):
                 watch(times[k], belief, target)
             if k + 1 < nfe:
                 belief, state = self.step(flow, belief, target, plan[k], plan[k + 1], generator, state)
-        target = self.end(flow, target, plan[-1], state)
-        return Samples(flow.finish(belief, target, generator), sum(map(evaluations, predicts)))
+        ended = self.end(flow, target, plan[-1], state)
+        if ended is not target:
+            ended = self._in_range(ended, predict)
+        return Samples(flow.finish(belief, ended, generator), sum(map(evaluations, predicts)))
+
+    def _in_range(self, ended: Any, predict: Predict) -> Any:
+        """Return what :meth:`end` made, clipped as the predictor clips."""
+        if not isinstance(ended, Belief):
+            raise ArgumentError(
+                f"{type(self).__name__}.end must return a belief, such as the target that it is given, got "
+                f"{type(ended).__name__}"
+            )
+        if isinstance(ended, DiagonalGaussian) and (limits := data_range(predict)) is not None:
+            return DiagonalGaussian(ended.mean.clamp(*limits), ended.given_std)
+        return ended
