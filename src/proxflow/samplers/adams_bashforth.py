@@ -23,7 +23,8 @@ class AdamsBashforth(PathSampler):
     is clipped to the range of the data if the predictor has one; without a range it may lie far beyond the data.
     Predictions that are not Gaussian, such as classes or bins, are samples as they are, without that last step.
 
-    Times are the squares of the flow's own, so that the first prediction, made of pure noise, is soon corrected.
+    Times are (k/n)², so that the first prediction, made of pure noise, is soon corrected. For Bayesian flows, too, none is
+    at t = 1: the last step covers the noise that their beliefs still have there.
 
     Known elsewhere as azula's vABSampler of order 2, there with other times; with noise instead of the velocity as
     ρAB-DEIS: "Fast Sampling of Diffusion Models with Exponential Integrator" (Zhang & Chen, 2022), arXiv 2204.13902.
@@ -34,7 +35,7 @@ class AdamsBashforth(PathSampler):
         return False
 
     def times(self, flow: Flow[Any], nfe: int) -> list[float]:
-        return [t * t for t in flow.times(nfe)]
+        return [(k / nfe) ** 2 for k in range(nfe)]
 
     def move(self, step: Step, memory: tuple[Tensor, float] | None) -> tuple[Tensor, tuple[Tensor, float]]:
         left, new_left = step.tau[1], step.new[1]
