@@ -104,7 +104,7 @@ def test_one_evaluation_is_the_prediction_itself_and_more_are_at_squared_times()
     assert bool(end.events.isfinite().all())
 
 
-@pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "guided, with a condition"])
+@pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "guided"])
 def test_samples_keep_to_the_range_that_the_predictor_clips_to(wrapped):
     flow, network = GPFN(), Bent()
     predictor = PointPredictor(network, flow, clip=(-0.5, 0.5), parameterisation="x").eval()

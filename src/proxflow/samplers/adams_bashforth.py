@@ -23,8 +23,8 @@ class AdamsBashforth(PathSampler):
     is clipped to the range of the data if the predictor has one; without a range it may lie far beyond the data.
     Predictions that are not Gaussian, such as classes or bins, are samples as they are, without that last step.
 
-    Times are (k/n)², so that the first prediction, made of pure noise, is soon corrected. For Bayesian flows, too, none is
-    at t = 1: the last step covers the noise that their beliefs still have there.
+    The n evaluations are at t = (k/n)², so that the first prediction, of pure noise, is soon corrected. A Bayesian flow's
+    own times end at t = 1; these do not, because the last step covers the noise that its beliefs still have there.
 
     Known elsewhere as azula's vABSampler of order 2, there with other times; with noise instead of the velocity as
     ρAB-DEIS: "Fast Sampling of Diffusion Models with Exponential Integrator" (Zhang & Chen, 2022), arXiv 2204.13902.

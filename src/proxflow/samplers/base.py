@@ -64,15 +64,15 @@ class Sampler(ABC):
         return on_device(times, device).unbind()
 
     def end(self, flow: Flow[Any], target: Any, t: Any, state: Any) -> Any:
-        """Return the target whose mode is the sample, from the last one, predicted at time ``t``: that itself by default.
+        """Return the target whose mode becomes the sample; by default the last prediction itself.
 
-        Of Gaussian targets the loop clips what this returns as the predictor clips its predictions.
+        A Gaussian target made here is clipped afterwards, as the predictor clips its predictions.
 
         Args:
             flow: The flow.
             target: The last prediction.
             t: Its time, as for :meth:`step`.
-            state: The state that the last step left.
+            state: What the last step returned as state, or :meth:`init` if there was none.
         """
         return target
 
