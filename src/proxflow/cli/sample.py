@@ -71,7 +71,7 @@ class Sample:
         guidance: How predictions are guided.
         sampler: How to sample; "proxflow list samplers" shows the choices, among them deterministic: the proximal step
             toward the prediction; stochastic: toward a noisy draw around it; multistep2: second order;
-            adams-bashforth2: the best with 2 to 4 evaluations. Most of the others need a flow with Gaussian paths:
+            adams-bashforth2: for 2 to 4 evaluations. Most of the others need a flow with Gaussian paths:
             gpfn-w2, gpfn-kl, bfn or diffusion. A model trained with --predictor long-step takes only deterministic, one
             with --predictor draw those that use no earlier predictions. Settings follow the name: marginal:kappa=0.5.
         seed: Random seed: sample i depends only on the seed and i, not on --n or --batch-size.

@@ -19,8 +19,9 @@ class AdamsBashforth(PathSampler):
 
     A step of length h in τ adds h v + h²/2 · (v − v₋)/(τ − τ₋), with v₋ the velocity one step before; the first adds
     h v. The last step, from the last evaluation to τ = 1, is such a step, too. Other samplers end there on the last
-    prediction, a mean over all data that the belief still allows, which is too smooth after few evaluations. The sample
-    is clipped to the range of the data if the predictor has one; without a range it may lie far beyond the data.
+    prediction, a mean over all data that the belief still allows, which is too smooth after few evaluations. What that
+    step makes is clipped to the range of the data if the predictor has one; without a range it may lie far beyond the
+    data. Of a single evaluation the sample is the prediction as it is.
     Predictions that are not Gaussian, such as classes or bins, are samples as they are, without that last step.
 
     The n evaluations are at t = (k/n)², so that the first prediction, of pure noise, is soon corrected. A Bayesian flow's

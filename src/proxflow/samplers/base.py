@@ -66,7 +66,8 @@ class Sampler(ABC):
     def end(self, flow: Flow[Any], target: Any, t: Any, state: Any) -> Any:
         """Return the target whose mode becomes the sample; by default the last prediction itself.
 
-        A Gaussian target made here is clipped afterwards, as the predictor clips its predictions.
+        A new Gaussian target is clipped afterwards to the range that the predictor, or the one it wraps, clips to. It must
+        have the shape and the type of numbers of ``target``, which is not to be changed in place.
 
         Args:
             flow: The flow.
